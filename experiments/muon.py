@@ -1,0 +1,58 @@
+"""Muon for matrices, AdamW for the rest, behind one `step`.
+
+Muon (Jordan 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by five Newton-Schulz
+iterations; scaled as Liu et al. 2025 do (0.2 sqrt(max side)), AdamW's learning rate serves both. torch has Muon
+too, but iterates in bfloat16, which a CPU without bf16 units emulates, and it leaves convolutions out.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """The orthogonal factor of each matrix [n, rows, columns], singular values within about 0.7..1.2."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    transposed = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if transposed else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if transposed else x
+
+
+class Muon(torch.optim.Optimizer):
+    def __init__(self, parameters, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.flatten(1).shape, []).append(p)
+            for same in by_shape.values():
+                updates = []
+                for p in same:
+                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    average.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's look ahead
+                scale = 0.2 * max(updates[0].shape) ** 0.5 * group["lr"]
+                for p, update in zip(same, orthogonal(torch.stack(updates))):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(update.view_as(p), alpha=scale)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Hidden weights go to Muon; embeddings, the first and last convolution and vectors to AdamW."""
+    outer = ("embed", "position", "conv_in", "conv_out", "time")
+    return parameter.ndim >= 2 and not any(part in name for part in outer)
+
+
+def optimizers(named_parameters, lr: float) -> list[torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, parameter in named_parameters:
+        (matrices if is_matrix(name, parameter) else others).append(parameter)
+    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [Muon(matrices, lr=lr), adam]

@@ -1,0 +1,204 @@
+"""mini-unet: text encoder, U-Net and VAE joined into one text-to-image model that runs on a CPU in seconds.
+
+The design of the popular article, in small: byte-level BPE, 77 tokens, a bidirectional encoder, a latent U-Net
+with cross-attention, classifier-free guidance. Weights are trained by `python -m experiments.train_mini_unet`.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from probe.errors import ToushiError
+from probe.models.samplers import Scheduler
+from probe.models.text import Text, joined, padded_ids
+from probe.models.text_encoder import TextEncoder, TextEncoderConfig
+from probe.models.unet import UNet, UNetConfig
+from probe.models.vae import VAE, VAEConfig
+from probe.text.bpe import Tokenizer
+
+
+class PromptCut(UserWarning):
+    """A prompt had more tokens than the model reads; the message names the words that were lost."""
+
+
+@dataclass(frozen=True)
+class MiniUNetConfig:
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    shift: float = 1.5
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "MiniUNetConfig":
+        unet = UNetConfig(**{**values["unet"], "widths": tuple(values["unet"]["widths"])})
+        return cls(TextEncoderConfig(**values["text"]), unet, VAEConfig(**values["vae"]), values["shift"])
+
+
+class MiniUNet(nn.Module):
+    name = "mini-unet"
+
+    def __init__(self, config: MiniUNetConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.encoder = TextEncoder(config.text)
+        self.unet = UNet(config.unet)
+        self.vae = VAE(config.vae)
+        self.scheduler = Scheduler(config.shift)
+        self.embedding_cache: dict[str, Text] = {}
+        self.revision = "unsaved"
+        self.weights_sha256: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    # --- text ---
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """States of the prompts, read at the length of the longest; a prompt seen before is not read again."""
+        key = json.dumps([list(prompts), str(self.device), str(self.dtype)], ensure_ascii=False)
+        if key in self.embedding_cache:
+            return self.embedding_cache[key]
+        encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
+        for encoding in encodings:
+            if encoding.lost:
+                lost = "、".join(word.text for word in encoding.lost)
+                warnings.warn(PromptCut(f"the prompt is longer than {self.tokenizer.length} tokens; cut: {lost}"), stacklevel=3)
+        ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
+        text = Text(self.encoder(ids, mask), mask, tuple(encodings))
+        if len(self.embedding_cache) >= 64:
+            self.embedding_cache.pop(next(iter(self.embedding_cache)))
+        self.embedding_cache[key] = text
+        return text
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> tuple[Text, Text | None]:
+        """The texts to draw and, when guidance needs them, the texts to stay away from."""
+        return self.encode_text(prompts), None if negatives is None else self.encode_text(negatives)
+
+    # --- pictures ---
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        negative: str = "",
+        *,
+        steps: int = 20,
+        guidance: float = 3.0,
+        sampler: str = "euler",
+        size: int | tuple[int, int] = 64,
+        seed: int = 0,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Image.Image | list[Image.Image]:
+        """Draws the prompt (a picture), or several prompts in one batch (a list), each from the same seed.
+
+        `size` is pixels, or (height, width), multiples of 16. `guidance` of 1 turns the second branch off.
+        `callback(index, latents)` is called after each step.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ToushiError("expected at least one prompt, but the list is empty")
+        height, width = checked_size(size)
+        guided = guidance != 1
+        positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guided else None)
+        text = self.unet.read_text(joined(negative_text, positive) if guided else positive)
+
+        def velocity_of(latents: Tensor, time: float) -> Tensor:
+            rows = torch.cat([latents, latents]) if guided else latents
+            velocity = self.unet(rows.to(self.dtype), torch.full((len(rows),), time, device=self.device), text).float()
+            if not guided:
+                return velocity
+            uncond, cond = velocity.chunk(2)
+            return uncond + guidance * (cond - uncond)
+
+        latents = self.noise(len(prompts), height, width, seed)
+        self.scheduler.set_timesteps(steps, sampler)
+        for index in range(steps):
+            latents = self.scheduler.step(velocity_of, latents, index)
+            if callback is not None:
+                callback(index, latents)
+        pictures = to_images(self.vae.decode(latents.to(self.dtype)))
+        return pictures[0] if isinstance(prompt, str) else pictures
+
+    def noise(self, count: int, height: int, width: int, seed: int) -> Float[Tensor, "b c h w"]:
+        """Starting latents in fp32, drawn on the CPU so that a seed means the same on every device."""
+        shape = (1, self.config.vae.latent_channels, height // self.vae.factor, width // self.vae.factor)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return noise.expand(count, -1, -1, -1).contiguous().to(self.device)
+
+    @torch.no_grad()
+    def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:
+        """Velocity [b, c, h, w] from one evaluation without guidance; one prompt serves the whole batch."""
+        prompts = [prompt] * len(latents) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(latents):
+            raise ToushiError(f"expected one prompt for each of {len(latents)} latents, but {len(prompts)} came")
+        text, _ = self.encode_prompt(prompts, None)
+        times = torch.as_tensor(time, dtype=torch.float32, device=self.device).expand(len(latents))
+        return self.unet(latents.to(self.device, self.dtype), times, self.unet.read_text(text))
+
+    # --- disk ---
+
+    def save(self, folder: Path | str, dtype: torch.dtype = torch.float16) -> None:
+        """config.json, tokenizer.json and model.safetensors, the weights in `dtype`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n")
+        self.tokenizer.save(folder / "tokenizer.json")
+        save_file({k: v.to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> "MiniUNet":
+        """The model of a folder that `save` wrote, in fp32 on the CPU."""
+        folder = Path(folder)
+        config = MiniUNetConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        with torch.device("meta"):
+            model = cls(config, Tokenizer.load(folder / "tokenizer.json"))
+        weights = load_file(folder / "model.safetensors")
+        model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+        model.weights_sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        model.revision = model.weights_sha256[:12]
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> "MiniUNet":
+        """The same code, narrow and untrained: for tests, built in a moment."""
+        texts = ["左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "a red circle and a blue square", "一只猫头鹰"]
+        config = MiniUNetConfig(
+            text=TextEncoderConfig(vocab_size=300, width=32, layers=12, heads=2),
+            unet=UNetConfig(widths=(32, 32, 64), head_width=16, text_width=32, time_width=32),
+            vae=VAEConfig(encoder_width=16, width=16, fine_width=8),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(config, Tokenizer.train(texts, config.text.vocab_size))
+            # Untrained output layers are zero, and then nothing would depend on anything.
+            for parameter in model.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.1)
+        return model.eval().requires_grad_(False)
+
+
+def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 16 or width < 16 or height % 16 or width % 16:
+        raise ToushiError(f"height and width must be multiples of 16 pixels, at least 16, but {height}x{width} came")
+    return height, width
+
+
+def to_images(pictures: Float[Tensor, "b 3 H W"]) -> list[Image.Image]:
+    pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

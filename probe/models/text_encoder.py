@@ -1,0 +1,88 @@
+"""A bidirectional Transformer that turns token ids into one state per token.
+
+Twelve narrow layers, because the claims that this project tests speak of layers 1-4, 5-8 and deeper ones.
+State 0 is the output of `embed`, state i + 1 the output of `layers.{i}`; `norm` is applied after the last.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    vocab_size: int = 2048
+    length: int = 77
+    width: int = 128
+    layers: int = 12
+    heads: int = 4
+
+
+class Embedding(nn.Module):
+    """Token plus learned position embedding."""
+
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Parameter(torch.randn(config.length, config.width) * 0.02)
+        nn.init.normal_(self.token.weight, std=0.02)
+
+    def forward(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l width"]:
+        return self.token(ids) + self.position[: ids.shape[1]]
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention of a sequence to itself: text tokens here, image cells in the U-Net."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 1 n"] | None = None) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, x: Float[Tensor, "b l width"], mask: Bool[Tensor, "b 1 1 l"]) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class TextEncoder(nn.Module):
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(config)
+        self.layers = nn.ModuleList(EncoderLayer(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        # Residual branches start small, so that twelve layers begin as nearly the identity and train at once.
+        for layer in self.layers:
+            for last in (layer.attention.to_out, layer.feed_forward[-1]):
+                nn.init.normal_(last.weight, std=0.02 / (2 * config.layers) ** 0.5)
+
+    def forward(self, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l width"]:
+        """States of the tokens. `mask` is True at real tokens; what stands at pads is to be ignored."""
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x, mask[:, None, None, :])
+        return self.norm(x)
