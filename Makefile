@@ -1,0 +1,38 @@
+# Everything a fresh machine needs is set up here: a virtual environment with pinned packages, torch first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-slow lint view scores pointing
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Toushi needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/demo --overwrite
+	@echo "The picture and where each word went:  runs/demo/words.png"
+	@echo "Explore it in the browser:             make view"
+
+view: setup
+	$(BIN)/toushi view runs/demo
+
+# Debian's chromium, for the browser test; without it that test says so, and fails in CI.
+browser:
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 \
+	  || echo "No chromium and no right to install it: the browser test cannot run."
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+test: setup browser lint
+	$(BIN)/python -m pytest -q
+
+test-slow: setup browser
+	$(BIN)/python -m pytest -q -m slow

@@ -1,0 +1,216 @@
+"""Trains mini-unet on the scene world: tokenizer, VAE, then text encoder and U-Net together.
+
+    python -m experiments.train_mini_unet --minutes 100
+
+Everything lies in `runs/train_mini_unet`: checkpoints every ten minutes, a sheet of samples beside each, a log.
+Started again it goes on from the last checkpoint; where there is none, `--begin shipped` goes on from the
+weights in the repository. The averaged fp16 weights are written where `load("mini-unet")` finds them by `--ship`.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.muon import optimizers
+from experiments.train_vae import train_vae
+from experiments.training_data import Pool, language_of, make_pool
+from probe.models.load import SHIPPED, load
+from probe.models.mini_unet import MiniUNet, MiniUNetConfig
+from probe.models.text import Text, padded_ids
+from probe.text.bpe import Tokenizer
+from probe.world.captions import describe
+from probe.world.scenes import draw_scene
+
+SHOWN = (
+    "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",
+    "一只河马", "一匹斑马在草地上", "猫头鹰在左边，狗在右边", "水墨画，一只熊猫", "沙滩上有一把绿色的伞", "a yellow car on the left and a tree on the right",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained, on how much, for how long."""
+
+    out: Path = Path("runs/train_mini_unet")
+    minutes: float = 100.0
+    """Time for the denoiser in this sitting; the learning rate falls to a tenth over the last fifth of it."""
+    vae_minutes: float = 10.0
+    pool: int = 60_000
+    """Scenes whose latents are kept; later sittings draw others (`pool_first`)."""
+    pool_first: int = 0
+    vocab_size: int = 2048
+    batch: int = 32
+    lr: float = 1e-3
+    dropped: float = 0.1
+    """Share of captions that are emptied, for classifier-free guidance."""
+    average: float = 0.999
+    checkpoint_minutes: float = 10.0
+    seed: int = 0
+    begin: str = "fresh"
+    """`fresh`, or `shipped` to go on from the weights in the repository when there is no checkpoint."""
+    ship: bool = False
+    """Only write the averaged weights of the last checkpoint where load("mini-unet") finds them."""
+
+
+def captions_for_tokenizer(count: int):
+    rng = np.random.default_rng(7)
+    for seed in range(count):
+        yield describe(draw_scene(seed), language_of(rng), seed).text
+
+
+def new_model(config: Config) -> MiniUNet:
+    """An untrained denoiser around the trained tokenizer and VAE, which are made first where they are missing."""
+    folder = config.out / "base"
+    if not (folder / "model.safetensors").exists():
+        tokenizer = Tokenizer.train(captions_for_tokenizer(20_000), config.vocab_size)
+        shapes = MiniUNetConfig()
+        model = MiniUNet(replace(shapes, text=replace(shapes.text, vocab_size=tokenizer.vocab_size)), tokenizer)
+        train_vae(model.vae, config.vae_minutes, config.out / "vae.jsonl")
+        model.save(folder, torch.float32)
+    return MiniUNet.from_folder(folder)
+
+
+def velocity_loss(model: MiniUNet, latents: Tensor, captions: list[str]) -> Tensor:
+    """Mean squared error of the velocity at logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1)."""
+    encodings = [model.tokenizer.encode(caption) for caption in captions]
+    ids, mask = padded_ids(encodings, model.tokenizer.pad)
+    text = Text(model.encoder(ids, mask), mask, tuple(encodings))
+    time = torch.sigmoid(torch.randn(len(latents)) + 0.5)
+    noise = torch.randn_like(latents)
+    t = time[:, None, None, None]
+    return (model.unet((1 - t) * latents + t * noise, time, text) - (noise - latents)).square().mean()
+
+
+class Training:
+    """Weights, their running average, the optimizers' state: everything a checkpoint holds."""
+
+    def __init__(self, model: MiniUNet, config: Config):
+        self.model, self.config, self.samples = model, config, 0
+        model.vae.requires_grad_(False)
+        self.names = [n for n, p in model.named_parameters() if not n.startswith("vae.")]
+        parameters = dict(model.named_parameters())
+        self.weights = [parameters[n].requires_grad_(True) for n in self.names]
+        self.averaged = [w.detach().clone() for w in self.weights]
+        self.optimizers = optimizers(zip(self.names, self.weights), config.lr)
+
+    def step(self, latents: Tensor, captions: list[str], lr: float) -> float:
+        loss = velocity_loss(self.model, latents, captions)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        self.samples += len(captions)
+        # A young average forgets its random beginning quickly.
+        n = self.samples / len(captions)
+        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n)))
+        return loss.item()
+
+    def averaged_model(self) -> MiniUNet:
+        model = MiniUNet(self.model.config, self.model.tokenizer)
+        model.load_state_dict(self.model.state_dict() | dict(zip(self.names, self.averaged)))
+        return model.eval().requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
+        tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
+        for i, optimizer in enumerate(self.optimizers):
+            for j, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
+        temporary = folder / "checkpoint.tmp"
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(self.samples)})
+        temporary.replace(folder / "checkpoint.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        file = folder / "checkpoint.safetensors"
+        with safe_open(file, "pt") as f:
+            self.samples = int(f.metadata()["samples"])
+        tensors = load_file(file)
+        with torch.no_grad():
+            for name, weight, average in zip(self.names, self.weights, self.averaged):
+                weight.copy_(tensors[f"weights.{name}"])
+                average.copy_(tensors[f"averaged.{name}"])
+        for i, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimizer.{i}."):
+                    _, _, index, name = key.split(".", 3)
+                    state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def sheet(model: MiniUNet, file: Path) -> None:
+    """The fixed prompts, two seeds each, side by side."""
+    rows = [model.sample(SHOWN, seed=seed, steps=12) for seed in (0, 1)]
+    page = Image.new("RGB", (64 * len(SHOWN), 128))
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            page.paste(picture, (64 * x, 64 * y))
+    page.resize((page.width * 2, page.height * 2), Image.Resampling.NEAREST).save(file)
+
+
+@torch.no_grad()
+def held_out_loss(model: MiniUNet, pool: Pool) -> float:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        rng = np.random.default_rng(1)
+        return sum(velocity_loss(model, *pool.batch(64, rng, 0.0)).item() for _ in range(4)) / 4
+
+
+def train(config: Config) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    model = new_model(config)
+    if config.begin == "shipped" and not (config.out / "checkpoint.safetensors").exists():
+        model = load("mini-unet", "cpu")
+    pool = make_pool(model.vae, config.pool_first, config.pool, config.out / f"latents_{config.pool_first}_{config.pool}.safetensors")
+    held = make_pool(model.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
+    training = Training(model, config)
+    if (config.out / "checkpoint.safetensors").exists():
+        training.resume(config.out)
+    (config.out / "config.json").write_text(json.dumps(asdict(config), default=str, indent=1))
+    torch.manual_seed(config.seed + training.samples)
+    rng = np.random.default_rng(config.seed + training.samples)
+    start, total, losses, saved, step = time.monotonic(), config.minutes * 60, [], 0.0, 0
+    bar = tqdm(total=round(total), unit="s", desc="denoiser")
+    while True:
+        spent = time.monotonic() - start
+        lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - spent / total)))
+        losses.append(training.step(*pool.batch(config.batch, rng, config.dropped), lr))
+        step += 1
+        bar.update(round(spent) - bar.n)
+        finished = spent >= total
+        if finished or spent - saved >= config.checkpoint_minutes * 60:
+            saved = spent
+            training.save(config.out)
+            averaged = training.averaged_model()
+            sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
+            row = dict(samples=training.samples, seconds=round(spent), loss=float(np.mean(losses)), held_out_loss=held_out_loss(averaged, held), lr=lr)
+            with (config.out / "log.jsonl").open("a") as file:
+                print(json.dumps(row), file=file, flush=True)
+            bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
+            losses = []
+        if finished:
+            return
+
+
+def ship(config: Config) -> None:
+    training = Training(new_model(config), config)
+    training.resume(config.out)
+    training.averaged_model().save(SHIPPED / "mini-unet")
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    ship(config) if config.ship else train(config)
