@@ -1,0 +1,166 @@
+"""Byte-level BPE for Chinese and English: any text can be encoded, nothing is ever unknown.
+
+The vocabulary begins with <bos>, <eos>, <pad> and the 256 bytes. There is no normaliser, so the tokens of a
+prompt, joined, are its UTF-8 bytes; spans are worked out from that.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from probe.errors import ToushiError
+from probe.text.alignment import Span, Token, Word, readable, segment
+
+SPECIALS = ("<bos>", "<eos>", "<pad>")
+
+# Merges stay inside one of these: Han, other letters, one digit, punctuation; each takes one space before it.
+PIECES = r"'\p{L}+| ?\p{Han}+| ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+
+
+class BadTokenizer(ToushiError):
+    """A tokenizer file that cannot be used, or a vocabulary that cannot be trained."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    prompt: str
+    ids: tuple[int, ...]  # <bos> … <eos>, no padding, at most Tokenizer.length
+    tokens: tuple[Token, ...]
+    lost: tuple[Word, ...]  # words that were cut, wholly or partly
+
+
+class Tokenizer:
+    length = 77
+
+    def __init__(self, inner: tokenizers.Tokenizer):
+        missing = [name for name in SPECIALS if inner.token_to_id(name) is None]
+        missing += sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(inner.get_vocab()))
+        if missing:
+            raise BadTokenizer(
+                f"The vocabulary lacks {' '.join(missing[:8])}: not a tokenizer of this project."
+            )
+        # A user who writes "<eos>" in a prompt means these five characters.
+        inner.encode_special_tokens = True
+        self._inner = inner
+        self.vocab_size = inner.get_vocab_size()
+        self.bos, self.eos, self.pad = (inner.token_to_id(name) for name in SPECIALS)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """At most `vocab_size` entries; fewer when the texts have no more pairs to merge.
+
+        Counted on words, so that no merge learned crosses a word: templated captions would otherwise make
+        左边是 one token. In use the merges run over whole stretches of characters, as BPE does.
+        """
+        smallest = len(SPECIALS) + 256
+        if vocab_size < smallest:
+            raise BadTokenizer(
+                f"vocab_size must be at least {smallest} (bytes and specials); {vocab_size} came."
+            )
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        inner.train_from_iterator((list(_by_word(text)) for text in texts), trainer)
+        return cls(inner)
+
+    def __reduce__(self):
+        return _from_text, (self._inner.to_str(),)
+
+    def save(self, path: str | Path) -> None:
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            json.loads(text)
+            inner = tokenizers.Tokenizer.from_str(text)
+        except FileNotFoundError:
+            raise BadTokenizer(
+                f"No tokenizer at {path}; expected a tokenizer.json saved by Toushi."
+            ) from None
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise BadTokenizer(f"{path} is not a readable tokenizer.json: {error}") from None
+        return cls(inner)
+
+    def encode(self, prompt: str) -> Encoding:
+        """The prompt between <bos> and <eos>, cut at a whole character; `lost` names what did not fit."""
+        prompt = readable(prompt)
+        pieces = self._inner.encode(prompt, add_special_tokens=False)
+        spans = _character_spans(prompt, pieces.tokens)
+        kept = min(len(spans), self.length - 2)
+        while 0 < kept < len(spans) and spans[kept][0] < spans[kept - 1][1]:
+            kept -= 1
+        end = spans[kept][0] if kept < len(spans) else len(prompt)
+        ids = (self.bos, *pieces.ids[:kept], self.eos)
+        tokens = (
+            _special(self.bos, SPECIALS[0], 0),
+            *(_text_token(pieces.ids[i], prompt, spans[i], i + 1) for i in range(kept)),
+            _special(self.eos, SPECIALS[1], kept + 1),
+        )
+        lost = tuple(word for word in segment(prompt) if word.end > end) if end < len(prompt) else ()
+        return Encoding(prompt, ids, tokens, lost)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids without specials; bytes that make no whole character come out as U+FFFD."""
+        specials = {self.bos, self.eos, self.pad}
+        return self._inner.decode([id for id in ids if id not in specials], skip_special_tokens=False)
+
+
+def _from_text(text: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+
+
+def _special(id: int, text: str, position: int) -> Token:
+    return Token(id, text, None, "special", encoders=("encoder",), position=position, column=position)
+
+
+def _text_token(id: int, prompt: str, span: Span, position: int) -> Token:
+    # " red" stands for "red": were the space part of it, a quarter of its mass would belong to no word.
+    start, end = span
+    text = prompt[start:end]
+    if text.strip():
+        start, end = start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
+    return Token(id, prompt[start:end], (start, end), "text", ("encoder",), position, position)
+
+
+def _by_word(text: str) -> Iterator[str]:
+    """The text cut after each word; spaces and punctuation go with the word that follows."""
+    start = 0
+    for word in segment(text):
+        yield text[start : word.end]
+        start = word.end
+    yield text[start:]
+
+
+def _character_spans(prompt: str, pieces: Sequence[str]) -> list[Span]:
+    """The characters that each token touches. In the byte alphabet one character is one byte."""
+    owner = [index for index, character in enumerate(prompt) for _ in character.encode()]
+    if sum(map(len, pieces)) != len(owner):
+        raise BadTokenizer(
+            "The tokens do not add up to the bytes of the prompt: the tokenizer has a normaliser."
+        )
+    spans, at = [], 0
+    for piece in pieces:
+        spans.append((owner[at], owner[at + len(piece) - 1] + 1))
+        at += len(piece)
+    return spans
