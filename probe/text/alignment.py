@@ -5,6 +5,7 @@ Every position is a code point of the raw prompt, so `prompt[start:end]` is alwa
 
 import difflib
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -106,9 +107,7 @@ def _shape(character: str) -> str:
 
 
 # rjieba cuts every letter outside a-z and every emoji apart; no word begins strictly inside one of these.
-_WHOLE = re.compile(
-    r"[LDEHP](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|(?:[LDM]|(?<=[LDM])[-J](?=[LD])|(?<=D)\.(?=D))+"
-)
+_WHOLE = re.compile(r"[LDEHP](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|(?:[LDM]|(?<=[LDM])[-J](?=[LD])|(?<=D)\.(?=D))+")
 
 
 def segment(prompt: str) -> list[Word]:
@@ -127,7 +126,7 @@ def segment(prompt: str) -> list[Word]:
     edges = sorted(starts | {0, len(prompt)})
     return [
         Word(prompt[start:end], start, end)
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in itertools.pairwise(edges)
         if set(shapes[start:end]) & set("HLDER")
     ]
 

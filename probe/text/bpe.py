@@ -41,9 +41,7 @@ class Tokenizer:
         missing = [name for name in SPECIALS if inner.token_to_id(name) is None]
         missing += sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(inner.get_vocab()))
         if missing:
-            raise BadTokenizer(
-                f"The vocabulary lacks {' '.join(missing[:8])}: not a tokenizer of this project."
-            )
+            raise BadTokenizer(f"The vocabulary lacks {' '.join(missing[:8])}: not a tokenizer of this project.")
         # A user who writes "<eos>" in a prompt means these five characters.
         inner.encode_special_tokens = True
         self._inner = inner
@@ -59,9 +57,7 @@ class Tokenizer:
         """
         smallest = len(SPECIALS) + 256
         if vocab_size < smallest:
-            raise BadTokenizer(
-                f"vocab_size must be at least {smallest} (bytes and specials); {vocab_size} came."
-            )
+            raise BadTokenizer(f"vocab_size must be at least {smallest} (bytes and specials); {vocab_size} came.")
         inner = tokenizers.Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -95,9 +91,7 @@ class Tokenizer:
             json.loads(text)
             inner = tokenizers.Tokenizer.from_str(text)
         except FileNotFoundError:
-            raise BadTokenizer(
-                f"No tokenizer at {path}; expected a tokenizer.json saved by Toushi."
-            ) from None
+            raise BadTokenizer(f"No tokenizer at {path}; expected a tokenizer.json saved by Toushi.") from None
         except Exception as error:  # `tokenizers` raises plain Exception
             raise BadTokenizer(f"{path} is not a readable tokenizer.json: {error}") from None
         return cls(inner)
@@ -156,9 +150,7 @@ def _character_spans(prompt: str, pieces: Sequence[str]) -> list[Span]:
     """The characters that each token touches. In the byte alphabet one character is one byte."""
     owner = [index for index, character in enumerate(prompt) for _ in character.encode()]
     if sum(map(len, pieces)) != len(owner):
-        raise BadTokenizer(
-            "The tokens do not add up to the bytes of the prompt: the tokenizer has a normaliser."
-        )
+        raise BadTokenizer("The tokens do not add up to the bytes of the prompt: the tokenizer has a normaliser.")
     spans, at = [], 0
     for piece in pieces:
         spans.append((owner[at], owner[at + len(piece) - 1] + 1))

@@ -25,9 +25,7 @@ def test_an_encoding_is_well_formed(prompt):
     assert len(tokens) == len(encoding.ids) <= TRAINED.length
     assert tuple(token.id for token in tokens) == encoding.ids
     assert (encoding.ids[0], encoding.ids[-1]) == (TRAINED.bos, TRAINED.eos)
-    assert (
-        [token.position for token in tokens] == [token.column for token in tokens] == list(range(len(tokens)))
-    )
+    assert [token.position for token in tokens] == [token.column for token in tokens] == list(range(len(tokens)))
     assert [token.kind for token in tokens] == ["special"] + ["text"] * (len(tokens) - 2) + ["special"]
     for token in tokens[1:-1]:
         assert prompt[token.span[0] : token.span[1]] == token.text != ""
