@@ -23,12 +23,11 @@ from tqdm import tqdm
 
 from experiments.muon import optimizers
 from experiments.train_vae import train_vae
-from experiments.training_data import Pool, language_of, make_pool
+from experiments.training_data import Pool, caption, make_pool
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.models.text import Text, padded_ids
 from probe.text.bpe import Tokenizer
-from probe.world.captions import describe
 from probe.world.scenes import draw_scene
 
 SHOWN = (
@@ -45,12 +44,12 @@ class Config:
     minutes: float = 100.0
     """Time for the denoiser in this sitting; the learning rate falls to a tenth over the last fifth of it."""
     vae_minutes: float = 10.0
-    pool: int = 60_000
+    pool: int = 40_000
     """Scenes whose latents are kept; later sittings draw others (`pool_first`)."""
     pool_first: int = 0
-    vocab_size: int = 2048
+    vocab_size: int = 1200
     batch: int = 32
-    lr: float = 1e-3
+    lr: float = 3e-3
     dropped: float = 0.1
     """Share of captions that are emptied, for classifier-free guidance."""
     average: float = 0.999
@@ -63,9 +62,7 @@ class Config:
 
 
 def captions_for_tokenizer(count: int):
-    rng = np.random.default_rng(7)
-    for seed in range(count):
-        yield describe(draw_scene(seed), language_of(rng), seed).text
+    return (caption(draw_scene(seed), seed) for seed in range(count))
 
 
 def new_model(config: Config) -> MiniUNet:

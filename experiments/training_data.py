@@ -12,6 +12,7 @@ from tqdm import tqdm
 from probe.models.vae import VAE
 from probe.world.captions import describe
 from probe.world.draw import render
+from probe.world.example import language_of
 from probe.world.scenes import Scene, draw_scene
 
 
@@ -25,8 +26,9 @@ def unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def language_of(rng: np.random.Generator) -> str:
-    return "zh" if rng.random() < 0.7 else "en"
+def caption(scene: Scene, seed: int) -> str:
+    """One of the many things that can be said of a scene, mostly in Chinese."""
+    return describe(scene, language_of(scene, seed), seed).text
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Pool:
         """Latents [size, c, h, w] and a fresh caption each; the share `dropped` of the captions is empty."""
         chosen = rng.integers(len(self.scenes), size=size)
         captions = [
-            "" if rng.random() < dropped else describe(self.scenes[i], language_of(rng), int(rng.integers(2**31))).text
+            "" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31)))
             for i in chosen
         ]
         return self.latents[torch.from_numpy(chosen)].float(), captions
@@ -52,8 +54,8 @@ def make_pool(vae: VAE, first: int, count: int, cache: Path) -> Pool:
         parts = []
         for start in tqdm(range(0, count, 500), desc="latents"):
             pixels = np.stack([render(scene)[0] for scene in scenes[start : start + 500]])
-            parts.append(vae.encode(unit(torch.from_numpy(pixels).permute(0, 3, 1, 2))).half())
+            parts.append(vae.encode(unit(torch.from_numpy(pixels).permute(0, 3, 1, 2))).half().contiguous())
         temporary = cache.with_suffix(".tmp")
-        save_file({"latents": torch.cat(parts)}, temporary)
+        save_file({"latents": torch.cat(parts).contiguous()}, temporary)
         temporary.replace(cache)
     return Pool(scenes, load_file(cache)["latents"])
