@@ -38,15 +38,15 @@ class Tokenizer:
     length = 77
 
     def __init__(self, inner: tokenizers.Tokenizer):
-        missing = [name for name in SPECIALS if inner.token_to_id(name) is None]
-        missing += sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(inner.get_vocab()))
+        vocabulary = inner.get_vocab()
+        missing = [entry for entry in (*SPECIALS, *pre_tokenizers.ByteLevel.alphabet()) if entry not in vocabulary]
         if missing:
             raise BadTokenizer(f"The vocabulary lacks {' '.join(missing[:8])}: not a tokenizer of this project.")
         # A user who writes "<eos>" in a prompt means these five characters.
         inner.encode_special_tokens = True
         self._inner = inner
         self.vocab_size = inner.get_vocab_size()
-        self.bos, self.eos, self.pad = (inner.token_to_id(name) for name in SPECIALS)
+        self.bos, self.eos, self.pad = (vocabulary[name] for name in SPECIALS)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

@@ -1,0 +1,309 @@
+"""Writes a trace while the model runs: one thread, a short queue, every finished step safe on disk.
+
+A step goes to a temporary name, is fsynced, renamed and only then listed, so whatever ends the process, each
+listed step can be read. When the disk is slower than the sampler, the sampler waits; memory does not grow.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from probe.errors import ToushiError
+from probe.text.alignment import Token, Word
+from probe.trace import layout
+
+
+class WriteFailed(ToushiError):
+    """The trace cannot be written there, or could not be written further; what is finished can be read."""
+
+
+class BadRecord(ToushiError):
+    """What was handed to the writer does not fit the manifest."""
+
+
+class TraceWriter:
+    """Writes one trace. The arrays handed in belong to the writer: do not change them afterwards.
+
+    A failure of the writing thread (disk full, folder removed) is raised by the next call as WriteFailed.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Mapping[str, Any], overwrite: bool = False, queue_size: int = 2):
+        self.folder = Path(folder)
+        given = {"format": layout.FORMAT, "version": layout.VERSION, "kind": "picture", **manifest}
+        self.manifest = _checked({**given, "complete": False, "files": {}})
+        self._failure: WriteFailed | None = None
+        self._closed = False
+        self._last = -1
+        self._finished: list[int] = []
+        self._sums: dict[str, np.ndarray] = {}
+        self._counts: dict[str, int] = {}
+        self._manifest_lock = threading.Lock()
+        prepare(self.folder, overwrite)
+        try:
+            self._save_manifest()
+            self._lines = (self.folder / layout.STEPS).open("ab")
+        except OSError as error:
+            raise WriteFailed(
+                f"Cannot write a trace in {self.folder}: {_reason(error)}. Choose another folder."
+            ) from None
+        self._jobs: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue(maxsize=queue_size)
+        self._thread = threading.Thread(target=self._work, name=f"trace {self.folder.name}", daemon=True)
+        self._thread.start()
+
+    def write_step(self, index: int, tensors: Mapping[str, np.ndarray], **info: Any) -> None:
+        """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl."""
+        index = int(index)
+        if not self._last < index < self.manifest["steps"]["count"]:
+            raise BadRecord(
+                f"Steps must come in order, after {self._last} and below {self.manifest['steps']['count']} "
+                f"(steps.count of the manifest); step {index} came."
+            )
+        arrays = {key: self._fitting(key, array) for key, array in tensors.items()}
+        self._put(f"step {index}", lambda: self._step(index, arrays, info))
+        self._last = index
+
+    def write_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Queues the encoder's states and attention; names from layout.state_key and encoder_attention_key."""
+        arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+        self._put(layout.ENCODER, lambda: self._listed(layout.ENCODER, lambda path: save_file(arrays, path)))
+
+    def write_image(self, image) -> None:
+        """Queues the picture (PIL) as image.png."""
+        self._put(layout.IMAGE, lambda: self._listed(layout.IMAGE, lambda path: image.save(path, "PNG")))
+
+    def update(self, **fields: Any) -> None:
+        """Changes fields of the manifest, at once on disk too. `complete` and `files` are the writer's own."""
+        if own := {"complete", "files", "format", "version"} & set(fields):
+            raise BadRecord(f"{', '.join(sorted(own))} of the manifest cannot be set: the writer keeps them.")
+        self._raise_failure()
+        with self._manifest_lock:
+            self.manifest = _checked({**self.manifest, **fields})
+        try:
+            self._save_manifest()
+        except OSError as error:
+            self._failure = WriteFailed(self._story(layout.MANIFEST, error))
+            raise self._failure from None
+
+    def close(self, complete: bool) -> None:
+        """Waits for what is queued and says in the manifest whether the run came to its end.
+
+        With complete=True a failure of the writing thread is raised here; with False (the run has ended with
+        an error of its own) it is not, and the manifest goes on saying that the trace is incomplete.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join()
+        self._lines.close()
+        if self._failure is None:
+            self.manifest["complete"] = complete
+            try:
+                self._save_manifest()
+            except OSError as error:
+                self._failure = WriteFailed(self._story(layout.MANIFEST, error))
+        if complete:
+            self._raise_failure()
+
+    def __enter__(self) -> "TraceWriter":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.close(complete=kind is None)
+
+    # --- on the caller's thread
+
+    def _fitting(self, key: str, array: np.ndarray) -> np.ndarray:
+        allowed = layout.step_shapes(self.manifest, key)
+        if allowed is None:
+            raise BadRecord(
+                f'"{key}" names nothing that can be recorded: expected latent, preview, or '
+                f'"site/branch" of a site and a branch in the manifest, with "/rest" after it or not.'
+            )
+        array = np.asarray(array)
+        if not layout.fits(array.shape, allowed):
+            expected = " or ".join(map(str, allowed)).replace("-1", "any")
+            raise BadRecord(f'"{key}" must have the shape {expected}; {array.shape} came.')
+        kinds = (np.uint8,) if key == "preview" else (np.float16, np.float32)
+        if array.dtype not in kinds:
+            names = " or ".join(np.dtype(kind).name for kind in kinds)
+            raise BadRecord(f'"{key}" must be {names}; {array.dtype} came.')
+        return np.ascontiguousarray(array)  # safetensors would store the buffer of a strided view
+
+    def _put(self, what: str, job: Callable[[], None]) -> None:
+        if self._closed:
+            raise BadRecord(f"The trace in {self.folder} is closed; nothing more can be written.")
+        self._raise_failure()
+        self._jobs.put((what, job))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # --- on the writing thread
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            what, job = item
+            if self._failure is None:  # after a failure jobs are dropped, so that a waiting sampler wakes up
+                try:
+                    job()
+                except Exception as error:
+                    self._failure = WriteFailed(self._story(what, error))
+
+    def _step(self, index: int, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        name = layout.step_file(index, self.manifest["keep"])
+        metadata = None
+        if self.manifest["keep"] == "sum":
+            arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
+        about = self._stored(name, lambda path: save_file(arrays, path, metadata))
+        line = {**info, "step": index, "file": name, **about}
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain)
+        self._lines.write(text.encode() + b"\n")
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        if self.manifest["keep"] == "sum" and self._finished:
+            # Only now: until its successor is listed, the older sum is the one to read.
+            (self.folder / layout.step_file(self._finished[-1], "sum")).unlink(missing_ok=True)
+        self._finished.append(index)
+
+    def _summed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for key, array in arrays.items():
+            if key in ("latent", "preview"):
+                self._sums[key] = array
+            elif key in self._sums:
+                self._sums[key] += array
+            else:
+                self._sums[key] = array.astype(np.float32)
+            self._counts[key] = self._counts.get(key, 0) + 1
+        return self._sums
+
+    def _listed(self, name: str, save: Callable[[Path], None]) -> None:
+        about = self._stored(name, save)
+        with self._manifest_lock:
+            self.manifest["files"] = {**self.manifest["files"], name: about}
+        self._save_manifest()
+
+    def _stored(self, name: str, save: Callable[[Path], None]) -> dict[str, Any]:
+        path = self.folder / name
+        temporary = path.with_name(name + ".tmp")
+        try:
+            save(temporary)
+            with open(temporary, "rb+") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = file.tell()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(self.folder)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return {"bytes": size, "sha256": digest}
+
+    def _save_manifest(self) -> None:
+        with self._manifest_lock:
+            _save_json(self.folder / layout.MANIFEST, self.manifest)
+
+    def _story(self, what: str, error: Exception) -> str:
+        kept = f"{len(self._finished)} steps are finished and can be read" if self._finished else "No step is finished"
+        return (
+            f"Writing {what} in {self.folder} failed: {_reason(error)}. {kept}. "
+            "Free some space or choose another folder, keep less (mean, sum, fewer sites), and run again."
+        )
+
+
+def prepare(folder: str | Path, overwrite: bool = False) -> Path:
+    """An empty folder at this place. A trace or collection is cleared if `overwrite`; other files never are."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = any(path.suffix != ".tmp" for path in folder.iterdir())
+        if inside and not _is_trace(folder):
+            raise WriteFailed(f"{folder} exists and holds files that are no trace. Choose another folder.")
+        if inside and not overwrite:
+            raise WriteFailed(f"{folder} already holds a trace. Choose another folder, or overwrite it (--overwrite).")
+        if inside:
+            _clear(folder)
+    except (FileExistsError, NotADirectoryError):
+        raise WriteFailed(f"{folder} cannot be a folder: a file of that name is in the way.") from None
+    except OSError as error:
+        raise WriteFailed(f"Cannot write in {folder}: {_reason(error)}. Choose another folder.") from None
+    return folder
+
+
+def write_collection(folder: str | Path, members: list[str], **fields: Any) -> None:
+    """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
+    if not members or not all(map(layout.is_member, members)) or len(set(members)) != len(members):
+        raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
+    collection = {"format": layout.COLLECTION, "version": layout.VERSION, "members": members}
+    try:
+        _save_json(Path(folder) / layout.MEMBERS, {**collection, **fields, **collection})
+    except OSError as error:
+        raise WriteFailed(f"Cannot write the collection in {folder}: {_reason(error)}.") from None
+
+
+def _is_trace(folder: Path) -> bool:
+    paths = [folder / layout.MANIFEST, folder / layout.MEMBERS]
+    return any(b'"toushi-' in path.read_bytes()[:4096] for path in paths if path.is_file())
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a trace or a collection consists of, its manifest last: cut short, it can be done again."""
+    for path in list(folder.iterdir()):
+        if layout.is_member(path.name) and _is_trace(path) and not path.is_symlink():
+            _clear(path)
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif layout.is_ours(path.name) and path.name not in (layout.MANIFEST, layout.MEMBERS):
+            path.unlink()
+    for name in (layout.MEMBERS, layout.MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _checked(manifest: dict) -> dict:
+    """The manifest as it will be read again: JSON types only."""
+    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, default=_plain)
+    return layout.check_manifest(layout.parse(text.encode(), "The manifest to write"), "The manifest to write")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as JSON."""
+    if isinstance(value, Token | Word):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise BadRecord(f"A manifest holds JSON values, tokens and words; {type(value).__name__} came: {value!r:.80}.")
+
+
+def _save_json(path: Path, value: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut. Windows has no way to, and does not need one."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
