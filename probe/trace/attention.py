@@ -90,7 +90,7 @@ def mass(question: "Question") -> xr.DataArray:
 class Question:
     """One question about attention, resolved: which steps, which sites, which columns with which weight."""
 
-    def __init__(self, trace: Trace, word: Asked | None, branch: str, sites: list[str], steps: Steps):
+    def __init__(self, trace: "Trace", word: Asked | None, branch: str, sites: list[str], steps: Steps):
         self.trace, self.word, self.branch, self.sites = trace, word, trace.known_branch(branch), sites
         kinds = {trace.sites[site]["kind"] for site in sites}
         if len(kinds) > 1:
