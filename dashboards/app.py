@@ -1,0 +1,39 @@
+"""The explorer: `streamlit run dashboards/app.py -- FOLDER`, or `toushi view FOLDER`."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from dashboards import library, text
+from dashboards.library import say
+
+HERE = Path(__file__).parent
+
+st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
+st.session_state.setdefault("language", text.preferred(st.context.locale))
+
+pages = HERE / "app_pages"
+given = library.argument() is not None
+
+
+def page_of(name: str, icon: str, default: bool = False):
+    title, purpose = say(f"page_{name}"), say(f"page_{name}_help")
+    return st.Page(pages / f"{name}.py", title=title, help=purpose, icon=f":material/{icon}:", default=default)
+
+
+traces = page_of("traces", "photo_library", default=not given)
+picture = page_of("picture", "image_search", default=given)
+encoder = page_of("encoder", "translate")
+page = st.navigation([traces, picture, encoder], position="top")
+
+with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
+    if page is traces:
+        with st.container():
+            st.markdown(f"### {say('app')}")
+            st.caption(say("tagline"))
+    else:
+        library.toolbar()
+    st.segmented_control(say("language"), list(text.LANGUAGES), format_func=text.LANGUAGES.get, key="language",
+                         required=True, label_visibility="collapsed")  # fmt: skip
+
+page.run()

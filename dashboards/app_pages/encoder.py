@@ -1,0 +1,19 @@
+"""The prompt as the text encoder meets it: characters, tokens, words, and who reads from whom."""
+
+import streamlit as st
+
+from dashboards import library
+from dashboards.heat_map import component
+from dashboards.library import say
+from probe.errors import ToushiError
+
+trace, folder, version = library.opened()
+branch = library.branch(trace)
+try:
+    with st.spinner(say("reading")):
+        block = library.encoder(folder, version, branch, library.language())
+except ToushiError as error:
+    library.refuse(error)
+else:
+    component.text_map(block, key="text_map")
+    library.facts(trace)

@@ -1,0 +1,23 @@
+"""The picture with each word's heat map over it."""
+
+import streamlit as st
+
+from dashboards import library
+from dashboards.heat_map import component
+from dashboards.library import say
+from probe.errors import ToushiError
+
+trace, folder, version = library.opened()
+for note in st.session_state.pop("notes", []):
+    st.warning(note, icon=":material/content_cut:")
+branch = library.branch(trace)
+
+try:
+    with st.spinner(say("reading")):
+        block = library.picture(folder, version, branch, library.language())
+except ToushiError as error:
+    library.refuse(error)
+else:
+    component.heat_map(block, key="heat_map")
+    library.left_out(folder, version, branch)
+    library.facts(trace)

@@ -1,0 +1,90 @@
+"""The gallery: open a recorded trace, or make a new one from a prompt."""
+
+import streamlit as st
+
+from dashboards import library, worker
+from dashboards.library import say
+from probe.errors import ToushiError
+
+COLUMNS = 4
+PICTURE_PAGE = "app_pages/picture.py"
+
+
+def show(folder) -> None:
+    library.choose(folder)
+    st.switch_page(PICTURE_PAGE)
+
+
+@st.fragment(run_every=0.4)
+def watch(job: worker.Job) -> None:
+    if job.running:
+        n = job.order.steps
+        label = {"load": say("making_load"), "draw": say("making_step", i=job.step, n=n), "write": say("making_write")}
+        st.progress(job.step / n, text=label[job.state])
+        if st.button(say("stop"), icon=":material/stop_circle:", disabled=job.stop.is_set()):
+            job.stop.set()
+    else:
+        st.rerun()
+
+
+def make() -> None:
+    with st.form("make"):
+        prompt = st.text_area(say("prompt"), say("prompt_default"), height=80, help=say("prompt_help"))
+        with st.expander(say("more_settings"), icon=":material/tune:"):
+            negative = st.text_input(say("negative"))
+            left, right = st.columns(2)
+            steps = left.number_input(say("steps"), 1, 200, 20)
+            seed = right.number_input(say("seed"), 0, 2**31 - 1, 0)
+            guidance = left.number_input(say("guidance"), 1.0, 20.0, 3.0, 0.5)
+            sampler = right.selectbox(say("sampler"), ["euler", "heun"])
+        pressed = st.form_submit_button(say("make"), type="primary", icon=":material/brush:")
+    if pressed:
+        order = worker.Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler)
+        try:
+            st.session_state["job"] = worker.start(order, library.RUNS)
+        except ToushiError:
+            st.warning(say("busy"), icon=":material/hourglass_top:")
+
+
+def follow(job: worker.Job | None) -> None:
+    if job is None:
+        return
+    if job.running:
+        return watch(job)
+    del st.session_state["job"]
+    if job.state == "done":
+        st.session_state["notes"] = job.warnings
+        show(job.folder)
+    elif job.state == "stopped":
+        st.info(say("stopped", folder=job.folder), icon=":material/stop_circle:")
+    else:
+        st.error(job.error, title=say("make_failed"), icon=":material/error:")
+
+
+new, old = st.columns(2, gap="large")
+with new:
+    st.markdown(f"##### {say('make_title')}")
+    make()
+    follow(st.session_state.get("job"))
+with old:
+    st.markdown(f"##### {say('open_title')}")
+    with st.form("open"):
+        folder = st.text_input(say("open_folder"), placeholder="runs/demo", help=say("open_folder_help"))
+        if st.form_submit_button(say("open"), icon=":material/folder_open:") and folder.strip():
+            show(folder.strip())
+
+below = say("below_runs", folder=f"{library.RUNS}/")
+st.markdown(f"##### {below}")
+found = library.entries()
+if not found:
+    st.caption(say("none_below_runs", folder=f"{library.RUNS}/"))
+for start in range(0, len(found), COLUMNS):
+    for column, entry in zip(st.columns(COLUMNS), found[start : start + COLUMNS]):
+        with column.container(border=True, height="stretch"):
+            title = entry.prompt or say("empty_prompt" if entry.prompt == "" else "bad_trace")
+            if entry.image:
+                st.image(entry.image.read_bytes(), alt=say("picture_alt", prompt=title), width="stretch")
+            st.markdown(f"**{title}**")
+            st.caption(str(entry.folder))
+            if st.button(say("open"), key=f"open {entry.folder}", width="stretch"):
+                show(entry.folder)

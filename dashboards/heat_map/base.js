@@ -1,0 +1,156 @@
+// What both components share: the payload, half floats, colours, small DOM helpers.
+
+const HALF = new Float32Array(65536) // fp16 bit pattern -> number; Float16Array is too new to rely on
+for (let bits = 0; bits < 65536; bits++) {
+  const sign = bits & 0x8000 ? -1 : 1
+  const exponent = (bits >> 10) & 31
+  const fraction = bits & 1023
+  if (exponent === 0) HALF[bits] = sign * fraction * 2 ** -24
+  else if (exponent === 31) HALF[bits] = fraction ? NaN : sign * Infinity
+  else HALF[bits] = sign * (1 + fraction / 1024) * 2 ** (exponent - 15)
+}
+
+// Payload: uint32 length of the header, the header (JSON), then the arrays it lists, 4-byte aligned.
+function unpackHeader(bytes) {
+  const length = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true)
+  return JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)))
+}
+
+function unpack(bytes) {
+  const header = unpackHeader(bytes)
+  const copy = bytes.slice() // typed arrays need their offsets aligned
+  const arrays = {}
+  for (const [name, { dtype, offset, count }] of Object.entries(header.arrays)) {
+    const type = { float16: Uint16Array, float32: Float32Array, uint8: Uint8Array }[dtype]
+    arrays[name] = new type(copy.buffer, offset, count)
+  }
+  return { header, arrays }
+}
+
+// The two colour tables (256 RGBA each): one fades low values to transparent, one is opaque throughout.
+function colourTables(rgb) {
+  const even = new Uint8ClampedArray(1024)
+  const faded = new Uint8ClampedArray(1024)
+  for (let i = 0; i < 256; i++) {
+    for (const table of [even, faded]) table.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2]], 4 * i)
+    even[4 * i + 3] = 255
+    faded[4 * i + 3] = Math.round(255 * Math.min(1, i / 115))
+  }
+  return { even, faded }
+}
+
+// One canvas pixel per cell; CSS does the enlarging, so drawing a map costs microseconds.
+function paint(canvas, values, [rows, columns], [low, high], table) {
+  if (canvas.width !== columns || canvas.height !== rows) {
+    canvas.width = columns
+    canvas.height = rows
+  }
+  const context = canvas.getContext('2d', { willReadFrequently: true })
+  const pixels = context.createImageData(columns, rows)
+  const factor = high > low ? 255 / (high - low) : 0
+  for (let i = 0; i < values.length; i++) {
+    const at = 4 * Math.max(0, Math.min(255, Math.round((values[i] - low) * factor)))
+    pixels.data.set(table.subarray(at, at + 4), 4 * i)
+  }
+  context.putImageData(pixels, 0, 0)
+}
+
+function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag)
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === 'style') Object.assign(element.style, value)
+    else if (name === 'data') Object.assign(element.dataset, value)
+    else if (name.startsWith('on') || name in element) element[name] = value
+    else if (value !== undefined) element.setAttribute(name, value)
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined))
+  return element
+}
+
+function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', tag)
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
+  element.append(...children)
+  return element
+}
+
+function fill(template, values) {
+  return template.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole))
+}
+
+function probability(value) {
+  if (!Number.isFinite(value)) return '–'
+  if (value === 0) return '0'
+  return value >= 0.0001 ? value.toPrecision(3) : value.toExponential(1)
+}
+
+function percent(value) {
+  if (!Number.isFinite(value)) return '–'
+  const hundred = 100 * value
+  return (hundred >= 10 ? hundred.toFixed(0) : hundred >= 0.1 ? hundred.toFixed(1) : hundred > 0 ? '<0.1' : '0') + '%'
+}
+
+// Colour bar: canvas strip, a marker for the value under the pointer, numbers below.
+function colourBar(label) {
+  const strip = h('canvas', { className: 'strip', width: 256, height: 1 })
+  const marker = h('div', { className: 'marker', hidden: true })
+  const numbers = h('div', { className: 'numbers' })
+  const caption = h('div', { className: 'caption' })
+  const root = h('div', { className: 'colourbar', role: 'img', 'aria-label': label },
+    h('div', { className: 'bar' }, strip, marker), numbers, caption)
+  return {
+    root,
+    draw(range, table, text, clipped) {
+      paint(strip, Float32Array.from({ length: 256 }, (_, i) => i), [1, 256], [0, 255], table)
+      const [low, high] = range
+      const stops = [0, 0.25, 0.5, 0.75, 1].map((t) => low + t * (high - low))
+      numbers.replaceChildren(...stops.map((value, i) =>
+        h('span', {}, (clipped && i === 4 ? '≥ ' : '') + probability(value))))
+      caption.textContent = text
+    },
+    mark(value, [low, high]) {
+      marker.hidden = value === null || !(high > low)
+      if (!marker.hidden) marker.style.left = `${100 * Math.max(0, Math.min(1, (value - low) / (high - low)))}%`
+    },
+  }
+}
+
+// A row of small maps to pick one from. `items`: [{label, title}]; draw(i, canvas) paints one.
+function strip({ label, items, onPick, onPeek }) {
+  const buttons = items.map((item, i) => {
+    const canvas = h('canvas', { width: 1, height: 1 })
+    const button = h('button', {
+      type: 'button', className: 'thumb', title: item.title ?? item.label, data: { slot: i },
+      onclick: () => onPick(i), onpointerenter: (event) => event.pointerType === 'mouse' && onPeek(i),
+      onpointerleave: () => onPeek(null),
+    }, canvas, h('span', {}, item.label))
+    return { button, canvas }
+  })
+  const note = h('span', { className: 'note' })
+  const root = h('div', { className: 'picker', role: 'group', 'aria-label': label },
+    h('div', { className: 'label' }, label, note), h('div', { className: 'thumbs' }, ...buttons.map((b) => b.button)))
+  return {
+    root, note,
+    update(chosen, shown, draw) {
+      buttons.forEach(({ button, canvas }, i) => {
+        button.setAttribute('aria-pressed', String(i === chosen))
+        button.classList.toggle('shown', i === shown)
+        draw(i, canvas)
+      })
+    },
+  }
+}
+
+// Buttons of which exactly one is on.
+function segmented(label, options, get, set) {
+  const buttons = options.map(([value, text, title]) => h('button', {
+    type: 'button', title: title ?? '', data: { value }, onclick: () => set(value),
+  }, text))
+  const root = h('div', { className: 'segmented', role: 'group', 'aria-label': label }, ...buttons)
+  return {
+    root,
+    update() {
+      for (const button of buttons) button.setAttribute('aria-pressed', String(button.dataset.value === String(get())))
+    },
+  }
+}

@@ -1,0 +1,35 @@
+"""The two browser components, registered once: the picture with its maps, and the encoder's attention.
+
+Their JavaScript is plain and unbundled; the files are joined in the order in which they build on each other.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+
+HERE = Path(__file__).parent
+
+
+def _read(*names: str) -> str:
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+@cache
+def _component(name: str, kind: str, scripts: tuple[str, ...]):
+    return st.components.v2.component(
+        name,
+        html=f'<div class="toushi {kind}" tabindex="-1"></div>',
+        css=_read("style.css"),
+        js=_read("base.js", *scripts, "mount.js"),
+    )
+
+
+def heat_map(payload: bytes, key: str) -> None:
+    """The explorer of a picture. `payload` comes from `payload.picture`; nothing comes back to Python."""
+    _component("toushi_picture", "picture", ("stage.js", "panels.js", "picture.js"))(data=payload, key=key)
+
+
+def text_map(payload: bytes, key: str) -> None:
+    """Characters, tokens, words and the encoder's attention. `payload` comes from `payload.text`."""
+    _component("toushi_text", "text", ("text_map.js",))(data=payload, key=key)

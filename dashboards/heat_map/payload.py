@@ -1,0 +1,169 @@
+"""What travels to the browser: a JSON header and raw arrays in one block of bytes, which `unpack` in base.js reads."""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+
+import numpy as np
+
+from dashboards import text
+from dashboards.heat_map.planes import Planes
+from probe.trace.layout import prompt_of
+from probe.trace.attention import NotRecorded
+
+# Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
+HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
+GREYS = {"text": "#8a94a6", "template": "#6d7787", "special": "#a7afbd", "pad": "#c5cad3", "rest": "#555d6b"}
+
+
+def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
+    """uint32 length of the header, the header (its `arrays` says what lies where), the arrays, each 4-byte aligned."""
+    placed, offset = {}, 0
+    for name, array in arrays.items():
+        placed[name] = {"dtype": str(array.dtype), "count": array.size, "offset": offset}
+        offset += -(-array.nbytes // 4) * 4
+    # The offsets count from the start of the block, so the header's own length must settle first: it is padded.
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for array in arrays.values():
+        digest.update(array.tobytes())
+    header = {**header, "digest": digest.hexdigest()[:16]}
+    reserved = -(-len(json.dumps({**header, "arrays": placed}).encode()) // 4) * 4 + 16 * len(placed)
+    for place in placed.values():
+        place["offset"] += 4 + reserved
+    body = json.dumps({**header, "arrays": placed}).encode().ljust(reserved)
+    chunks = [reserved.to_bytes(4, "little"), body]
+    for array in arrays.values():
+        chunks.append(np.ascontiguousarray(array).tobytes().ljust(-(-array.nbytes // 4) * 4, b"\0"))
+    return b"".join(chunks)
+
+
+def colours() -> np.ndarray:
+    """uint8 [256, 3], the colour map of the heat maps."""
+    from matplotlib import colormaps
+
+    return (colormaps["inferno"](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+
+
+def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
+    """The block for `component.heat_map`."""
+    image = trace.image()
+    arrays = {"colours": colours()}
+    if image is not None:
+        arrays["image"] = np.frombuffer(_png(image), np.uint8)
+    previews = _previews(trace, planes.steps)
+    if previews is not None:
+        arrays["previews"] = previews
+    for i, layer in enumerate(planes.layers):
+        arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
+    times = dict(zip(trace.steps, trace.times))
+    size = image.shape[1::-1] if image is not None else planes.layers[0].grid[::-1]
+    rule = (trace.manifest.get("heat_map") or {}).get("rule")
+    words = [i for i, unit in enumerate(planes.units) if unit.kind == "word"] or [0]
+    # The first word to look at is the one whose map stands out most, not 的 or 是.
+    telling = sorted(words, key=lambda i: -_contrast(planes.layers[0].maps[0, 0, i]))
+    header = {
+        "id": f"{trace.folder}#{branch}",
+        "text": text.component(language),
+        "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
+        "prompt": prompt_of(trace.manifest, branch),
+        "lost": [{"span": list(word.span), "title": text.say(language, "lost")} for word in planes.lost],
+        "size": [int(n) for n in size],
+        "preview": list(previews.shape[1:3]) if previews is not None else None,
+        "units": [_unit(unit, n, language) for n, unit in enumerate(planes.units)],
+        "first": (telling * 2)[:2],
+        "steps": list(planes.steps),
+        "total": trace.manifest["steps"]["count"],
+        "averaged": len(planes.steps) or len(trace.steps),
+        "times": [None if math.isnan(times[step]) else times[step] for step in planes.steps],
+        "layers": [_layer(layer, language, rule) for layer in planes.layers],
+    }
+    return pack(header, arrays)
+
+
+def _contrast(maps: np.ndarray) -> float:
+    maps = maps.astype(np.float32)
+    return float(maps.max() - maps.mean())
+
+
+def _unit(unit, number: int, language: str) -> dict:
+    word = unit.kind == "word"
+    name = unit.label or text.say(language, f"kind_{unit.kind}")
+    return {
+        "label": f"{name}#{unit.occurrence}" if unit.occurrence else name,
+        "text": name,
+        "title": unit.label if word else text.say(language, f"kind_{unit.kind}_help"),
+        "kind": unit.kind,
+        "span": unit.span,
+        "occurrence": unit.occurrence,
+        "colour": HUES[number % len(HUES)] if word else GREYS.get(unit.kind, "#888888"),
+    }
+
+
+def _layer(layer, language: str, rule: str | None) -> dict:
+    rows, columns = layer.grid
+    cells = text.say(language, "grid", y=rows, x=columns)
+    label, title = {
+        "": (text.say(language, "card_layers"), rule) if rule else (text.say(language, "all_layers"),) * 2,
+        "*": (text.say(language, "all_layers"),) * 2,
+    }.get(layer.name, (layer.label, layer.name))
+    title = f"{title} · {cells}"
+    return {"name": layer.name, "label": label, "title": title, "grid": [rows, columns], "heads": layer.heads}
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _previews(trace, steps) -> np.ndarray | None:
+    """uint8 [step, y, x, 3], at most 128 pixels a side; None when the trace has none."""
+    frames = [trace.preview(step) for step in steps]  # in [] where only the sum of the steps was kept
+    if not frames or any(frame is None for frame in frames):
+        return None
+    frames = np.stack([np.asarray(frame) for frame in frames])
+    stride = -(-max(frames.shape[1:3]) // 128)
+    return frames[:, ::stride, ::stride]
+
+
+def encoder(trace, branch: str, language: str) -> bytes:
+    """The block for `component.text_map`: tokens, words and, where the trace has it, the encoder's attention."""
+    tokens = [token for token in trace.tokens(branch) if token.kind != "pad"]
+    positions = [token.position for token in tokens]
+    layers, arrays = [], {"colours": colours()}
+    for number, maps in enumerate(_encoder_layers(trace, branch)):
+        maps = maps[:, positions][:, :, positions]
+        heads = np.concatenate([maps.mean(0, keepdims=True), maps]) if len(maps) > 1 else maps
+        name = text.say(language, "layer_n", n=number + 1)
+        layers.append({"label": str(number + 1), "title": name, "heads": len(heads) - 1})
+        arrays[f"attention{number}"] = heads.astype(np.float16)
+    seen_text = False
+    rows = []
+    for token in tokens:
+        seen_text = seen_text or token.span is not None
+        span = list(token.span) if token.span else None
+        rows.append({"id": token.id, "text": token.text, "span": span, "kind": token.kind, "before": not seen_text})
+    if not seen_text and rows:  # an empty prompt: <bos> stands before the text that is not there
+        rows[1:] = [{**row, "before": False} for row in rows[1:]]
+    header = {
+        "id": f"{trace.folder}#{branch}#text",
+        "text": text.component(language),
+        "prompt": prompt_of(trace.manifest, branch),
+        "tokens": rows,
+        "words": [{"text": word.text, "span": [word.start, word.end]} for word in trace.words(branch)],
+        "layers": layers,
+    }
+    return pack(header, arrays)
+
+
+def _encoder_layers(trace, branch: str):
+    """float [head, query, token] of each layer that was recorded, in order."""
+    for number in itertools.count():
+        try:
+            yield trace.encoder_attention(number, branch).values
+        except NotRecorded:
+            return

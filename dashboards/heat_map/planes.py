@@ -1,0 +1,192 @@
+"""From a trace to what the picture component draws: every map of every word, in one bounded block of numbers.
+
+A *unit* is a row of the shares: a word, or what is no word (the rest of the text, <bos>, <eos>, padding).
+The maps of all units add up to what the text got in each cell. Slot 0 of step and head means "all": the mean.
+"""
+
+import fnmatch
+from dataclasses import dataclass
+
+import numpy as np
+
+from probe.analysis.maps import resample
+from probe.errors import ToushiError
+from probe.text.alignment import Token, Word, shares
+from probe.trace.layout import prompt_of
+from probe.trace.attention import NotRecorded
+
+BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
+
+
+@dataclass(frozen=True)
+class Unit:
+    label: str
+    kind: str  # word | token | text | template | special | pad
+    span: tuple[int, int] | None = None
+    occurrence: int = 0  # 1 and 2 for the first and second 猫; 0 when the word stands only once
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str  # of the site; "" for the trace's own heat map, "*" for the plain mean of all sites
+    label: str
+    maps: np.ndarray  # float16 [1 + step, 1 + head, unit, y, x]; without the single heads where there are none
+    shares: np.ndarray  # float32 [1 + step, 1 + head, unit]: the means of the maps over the cells
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.maps.shape[-2:]
+
+    @property
+    def heads(self) -> int:
+        return self.maps.shape[1] - 1
+
+
+@dataclass(frozen=True)
+class Planes:
+    units: tuple[Unit, ...]
+    lost: tuple[Word, ...]  # words of the prompt that no map tells about: cut, or not kept
+    steps: tuple[int, ...]  # the steps that can be looked at one by one
+    layers: tuple[Layer, ...]  # the first is what `trace.heat_map` gives
+    heads_left_out: bool
+    steps_left_out: bool
+
+
+def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> tuple[list[Unit], np.ndarray]:
+    """The units in reading order, and float32 [unit, token]: the part of each token that belongs to each.
+
+    `by_token` is for a run without a known prompt: each text token is then a unit of its own.
+    """
+    units, weights = [], []
+    for word in words:
+        same = [other for other in words if other.text == word.text]
+        units.append(Unit(word.text, "word", word.span, same.index(word) + 1 if len(same) > 1 else 0))
+        weights.append(shares(tokens, word.span))
+    left = 1 - np.sum(weights, axis=0, initial=0.0) if weights else np.ones(len(tokens))
+    others: dict[Unit, np.ndarray] = {}
+    for index, token in enumerate(tokens):
+        unit = Unit(token.text if token.kind == "special" else "", token.kind)
+        if by_token and token.kind == "text":
+            unit = Unit(f"{token.text}[{index}]", "token")
+        others.setdefault(unit, np.zeros(len(tokens)))[index] = left[index]
+    units += others
+    weights += others.values()
+    kept = [i for i, weight in enumerate(weights) if np.max(weight, initial=0) > 1e-6]
+    return [units[i] for i in kept], np.array([weights[i] for i in kept], np.float32).reshape(-1, len(tokens))
+
+
+def planes(trace, branch: str) -> Planes:
+    """The image-to-text attention of one branch, read step by step so that memory stays bounded."""
+    sites = {name: site for name, site in trace.sites.items() if site["kind"] == "cross"}
+    steps = [step for step in trace.steps if any(_recorded(trace, branch, site, step) for site in sites)]
+    if trace.keep == "sum":
+        steps = []
+    elif not steps:
+        raise NotRecorded(f"There is no finished step with attention of the branch {branch} to the text.")
+    first = _read(trace, branch, next(iter(sites), None), steps[0] if steps else None)
+    by_column = {token.column: token for token in trace.tokens(branch) if token.column is not None}
+    tokens = [by_column[column] for column in first["token"].values]
+    by_token = prompt_of(trace.manifest, branch) is None
+    units, weights = units_of(tokens, trace.words(branch), by_token)
+    known = {unit.span for unit in units}
+
+    heads = {name: (site["heads"] or 0) if trace.keep != "mean" else 0 for name, site in sites.items()}
+    heads, shown, heads_left_out = _fit(sites, heads, steps, len(units))
+    blocks = {}
+    for name, site in sites.items():
+        block = np.full((1 + len(shown), 1 + heads[name], len(units), *site["grid"]), np.nan, np.float32)
+        for slot, step in enumerate(shown or [None], start=1 if shown else 0):
+            try:
+                maps = _read(trace, branch, name, step)
+            except NotRecorded:  # this site was not kept at this step
+                continue
+            by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
+            by_unit = by_unit if "head" in maps.dims else by_unit[None]
+            block[slot, 0] = by_unit.mean(0)
+            if heads[name]:
+                block[slot, 1:] = by_unit
+        if shown:
+            block[0] = _mean(block[1:])
+        blocks[name] = block
+    return Planes(
+        tuple(units), tuple(word for word in trace.words(branch) if word.span not in known), tuple(shown),
+        tuple(_layers(trace, blocks)), heads_left_out, len(shown) < len(steps),
+    )  # fmt: skip
+
+
+def _layers(trace, blocks: dict[str, np.ndarray]):
+    """The trace's own heat map first, then each site; the plain mean too, where the model's card has another rule."""
+    rule = trace.manifest.get("heat_map")
+    chosen = [name for name in blocks if rule and any(fnmatch.fnmatchcase(name, glob) for glob in rule["sites"])]
+    yield _layer("", "", _together(blocks, chosen or list(blocks)))
+    if chosen and len(chosen) < len(blocks):
+        yield _layer("*", "*", _together(blocks, list(blocks)))
+    labels = short_names(list(blocks))
+    for name, block in blocks.items():
+        yield _layer(name, labels[name], block)
+
+
+def _layer(name: str, label: str, block: np.ndarray) -> Layer:
+    return Layer(name, label, block.astype(np.float16), block.mean((-2, -1)))
+
+
+def _together(blocks: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
+    """float32 [1 + step, 1, unit, y, x]: heads averaged within a site, then sites equally, on the finest grid."""
+    finest = max((blocks[name].shape[-2:] for name in names), key=np.prod)
+    return _mean(np.stack([resample(blocks[name][:, :1], finest) for name in names]))
+
+
+def _mean(arrays: np.ndarray) -> np.ndarray:
+    """Mean over the first axis, missing values left out; NaN where all are missing."""
+    there = ~np.isnan(arrays)
+    count = there.sum(0)
+    return np.where(count, np.where(there, arrays, 0).sum(0) / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _read(trace, branch: str, site: str | None, step: int | None):
+    """DataArray [step = 1, head?, token, y, x] on the site's own grid."""
+    if site is None:
+        raise NotRecorded("This trace holds no attention from the picture to the text.")
+    steps = None if step is None else [step]
+    return trace.attention(branch=branch, sites=[site], steps=steps, grid="native")[site]
+
+
+def _recorded(trace, branch: str, site: str, step: int) -> bool:
+    """Whether the branch is there at this step: it is absent once guidance stops."""
+    try:
+        _read(trace, branch, site, step)
+    except NotRecorded:
+        return False
+    return True
+
+
+def _fit(sites: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:
+    """Heads and steps cut down until the maps keep to the budget; all of them where they do."""
+
+    def size(heads: dict[str, int]) -> int:
+        return sum(2 * units * (1 + heads[n]) * site["grid"][0] * site["grid"][1] for n, site in sites.items())
+
+    left_out = (1 + len(steps)) * size(heads) > BUDGET
+    if left_out:
+        heads = dict.fromkeys(heads, 0)
+    most = BUDGET // max(1, size(heads)) - 1
+    if len(steps) > most:
+        if most < 1:
+            raise ToushiError(
+                f"The maps of one step take {size(heads) / 2**20:.0f} MB without single heads; the explorer sends "
+                f"up to {BUDGET / 2**20:.0f} MB. Record fewer words or sites, or read the maps with open_trace."
+            )
+        steps = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))]
+    return heads, steps, left_out
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """Site names without the parts that all of them share: unet.down.1.cross_attention -> down.1."""
+    parts = [name.split(".") for name in names]
+    first, last = 0, 0
+    shortest = min(map(len, parts), default=0)
+    while first < shortest - 1 and len({p[first] for p in parts}) == 1:
+        first += 1
+    while last < shortest - 1 - first and len({p[-1 - last] for p in parts}) == 1:
+        last += 1
+    return {name: ".".join(p[first : len(p) - last]) for name, p in zip(names, parts)}

@@ -1,0 +1,180 @@
+"""Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from dashboards import text
+from dashboards.heat_map import payload, planes
+from probe.errors import ToushiError
+from probe.trace.layout import MANIFEST, MEMBERS
+from probe.trace.reader import open_trace
+
+RUNS = Path("runs")
+DEEPEST = 3  # runs/cat, runs/batch/000 and one more
+MOST = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    folder: Path
+    prompt: str | None  # None when the manifest cannot be read
+    written: float
+
+    @property
+    def image(self) -> Path | None:
+        path = self.folder / "image.png"
+        return path if path.is_file() else None
+
+
+def language() -> str:
+    return st.session_state.get("language") or text.preferred(st.context.locale)
+
+
+def say(key: str, **values) -> str:
+    return text.say(language(), key, **values)
+
+
+def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
+    """The traces below `root`, the newest first."""
+    found = []
+    for depth in range(1, deepest + 1):
+        for manifest in root.glob("/".join(["*"] * depth) + "/manifest.json"):
+            try:
+                prompt = json.loads(manifest.read_text(encoding="utf-8"))["prompt"]
+            except (OSError, ValueError, KeyError, TypeError):
+                prompt = None
+            found.append(Entry(manifest.parent, prompt, manifest.stat().st_mtime))
+    return sorted(found, key=lambda entry: -entry.written)[:MOST]
+
+
+def argument() -> str | None:
+    """The folder after `--` in `streamlit run dashboards/app.py -- FOLDER`."""
+    ours = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has arguments of its own
+    return sys.argv[1] if ours and len(sys.argv) > 1 else None
+
+
+def chosen() -> str | None:
+    """The folder that is open, as text: chosen by hand, else the argument; of a collection its first trace."""
+    folder = st.session_state.get("folder") or argument()
+    if folder and (Path(folder) / MEMBERS).is_file() and not (Path(folder) / MANIFEST).is_file():
+        return str(min((entry.folder for entry in entries(Path(folder), 1)), default=folder))
+    return folder
+
+
+def choose(folder: str | os.PathLike) -> None:
+    st.session_state["folder"] = str(folder)
+
+
+def stamp(folder: str) -> tuple:
+    """Changes whenever the trace does, so that a run still being written is read anew."""
+    files = (Path(folder) / name for name in ("manifest.json", "steps.jsonl", "image.png"))
+    return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _trace(folder: str, version: tuple):
+    return open_trace(folder)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _planes(folder: str, version: tuple, branch: str):
+    return planes.planes(_trace(folder, version), branch)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def picture(folder: str, version: tuple, branch: str, language: str) -> bytes:
+    return payload.picture(_trace(folder, version), _planes(folder, version, branch), branch, language)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def encoder(folder: str, version: tuple, branch: str, language: str) -> bytes:
+    return payload.encoder(_trace(folder, version), branch, language)
+
+
+def opened():
+    """(trace, folder, version) of the open trace; stops the page with a message when there is none."""
+    folder = chosen()
+    if folder is None:
+        st.info(say("nothing_open_hint"), title=say("nothing_open"), icon=":material/folder_open:")
+        st.stop()
+    version = stamp(folder)
+    try:
+        return _trace(folder, version), folder, version
+    except ToushiError as error:
+        refuse(error)
+
+
+def refuse(error: Exception) -> None:
+    st.error(f"{error}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:")
+    st.stop()
+
+
+def toolbar() -> None:
+    """Changes the open trace and the branch on any page."""
+    folder = chosen()
+    known = entries()
+    if folder and (Path(folder).parent / MEMBERS).is_file():
+        known = sorted(entries(Path(folder).parent, 1), key=lambda entry: entry.folder) + known
+    prompts = {folder: None} if folder else {}
+    prompts |= {str(entry.folder): entry.prompt for entry in known}
+
+    def label(name: str) -> str:
+        prompt = prompts[name]
+        return name if prompt is None else f"{prompt or say('empty_prompt')} · {name}"
+
+    names = list(prompts)
+    picked = st.selectbox(
+        say("trace"), names, index=names.index(folder) if folder else None, format_func=label,
+        label_visibility="collapsed", placeholder=say("trace"),
+    )  # fmt: skip
+    if picked != folder:
+        choose(picked)
+        st.rerun()
+    try:
+        branches = list(_trace(folder, stamp(folder)).branches) if folder else []
+    except ToushiError:
+        return  # the page itself says what is wrong
+    if len(branches) > 1:
+        st.segmented_control(
+            say("branch"), branches, default=branches[0], required=True, key="branch",
+            format_func=lambda name: say(f"branch_{name}"), label_visibility="collapsed",
+        )  # fmt: skip
+
+
+def branch(trace) -> str:
+    """The branch to look at: the chosen one where this trace has it."""
+    branches = list(trace.branches)
+    wanted = st.session_state.get("branch")
+    return wanted if wanted in branches else branches[0]
+
+
+def facts(trace) -> None:
+    """How the picture was made, in one line, and what is missing from the trace."""
+    manifest = trace.manifest
+    if not trace.complete:
+        st.warning(say("incomplete", n=len(trace.steps)), icon=":material/incomplete_circle:")
+    model, size = manifest.get("model") or {}, manifest.get("size")
+    line = [
+        model.get("name"),
+        say("fact_steps", n=manifest["steps"]["count"]),
+        manifest.get("sampler"),
+        manifest.get("guidance") is not None and say("fact_guidance", g=f"{manifest['guidance']:g}"),
+        manifest.get("seed") is not None and say("fact_seed", s=manifest["seed"]),
+        size and say("fact_size", w=size[1], h=size[0]),
+        str(trace.folder),
+    ]
+    st.caption(" · ".join(str(fact) for fact in line if fact))
+
+
+def left_out(folder: str, version: tuple, branch: str) -> None:
+    """Says what the picture page had to leave out to keep its block small."""
+    shown = _planes(folder, version, branch)
+    if shown.heads_left_out:
+        st.caption(say("heads_left_out"))
+    if shown.steps_left_out:
+        st.caption(say("steps_left_out", n=len(shown.steps), all=len(_trace(folder, version).steps)))
