@@ -1,0 +1,203 @@
+"""Reading attention at named modules, wherever they call `scaled_dot_product_attention`.
+
+While any `Watch` is open, `torch.nn.functional.scaled_dot_product_attention` is replaced, once for the process and
+reference-counted. Hooks on the watched modules say, for each thread, which of them is running; a call from anywhere
+else goes through untouched. The watched module needs to know nothing: neither our models nor anybody else's do.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hooks.errors import WireError
+from hooks.kernels import Attended, Columns, Row, attend, autocasted, elsewhere, log_sum_exp, probabilities
+
+
+class Call:
+    """One attention call at one site, just after it ran. Nothing is computed until it is asked for."""
+
+    __slots__ = ("bias", "causal", "kernel", "key", "lse", "output", "query", "scale", "site")
+
+    def __init__(self, site: str, query: Tensor, key: Tensor, causal: bool, scale: float | None, attended: Attended):
+        self.site = site
+        self.query = query.detach()  # [row, head, query, d]
+        self.key = key.detach()  # [row, head, key, d], with grouped queries fewer heads
+        self.causal = causal
+        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self.output, self.lse, self.bias, self.kernel = attended
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows of the batch, heads, queries, keys."""
+        return (*self.query.shape[:3], self.key.shape[2])
+
+    def row(self, index: int) -> Row:
+        """Query, key and mask of one row of the batch, the keys' heads repeated to match the queries'."""
+        key = self.key[index if self.key.shape[0] > 1 else 0]
+        if key.shape[0] != self.query.shape[1]:
+            key = key.repeat_interleave(self.query.shape[1] // key.shape[0], dim=0)
+        bias = self.bias
+        if bias is not None:
+            bias = bias[(None,) * (4 - bias.dim())]
+            bias = bias[index if bias.shape[0] > 1 else 0]
+            bias = bias.expand(*bias.shape[:2], key.shape[1]).detach()
+        return Row(self.query[index], key, self.scale, bias, self.causal)
+
+    def probabilities(self, index: int, columns: Columns = slice(None)) -> Tensor:
+        """Where row `index` of the batch looked: probabilities [head, column, query], at least fp32.
+
+        Before dropout, if there is any. Queries that may look nowhere have zeros.
+        """
+        return self._read(probabilities, index, columns)
+
+    def elsewhere(self, index: int, columns: Columns) -> Tensor:
+        """Mass on all keys but `columns`: [head, query]. Costs one more pass over those keys, in chunks."""
+        return self._read(elsewhere, index, columns)
+
+    def _read(self, function, index: int, columns: Columns) -> Tensor:
+        device = self.query.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._read(function, index, columns)
+        row = self.row(index)
+        return function(row, log_sum_exp(row) if self.lse is None else self.lse[index].detach(), columns)
+
+
+class Watch:
+    """`with Watch({name: module}, see):` calls `see(Call)` after each attention call inside those modules.
+
+    The innermost watched module gives the call its name; several watches may share modules. What `see` raises
+    stops the model. `ran` and `seen` count the runs of each module and the attention calls in it.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[Call], None]):
+        self.modules, self.see = dict(modules), see
+        self.ran = dict.fromkeys(self.modules, 0)
+        self.seen = dict.fromkeys(self.modules, 0)
+        self.handles: list = []
+
+    def __enter__(self) -> "Watch":
+        for name, module in self.modules.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise WireError(
+                    f"{name} is a scripted module, whose attention runs below Python: load the plain module"
+                )
+        _replace()
+        for name, module in self.modules.items():
+            self.handles.append(module.register_forward_pre_hook(self._entering(name)))
+            self.handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        _stack()[:] = [entry for entry in _stack() if entry[0] is not self]
+        _restore()
+
+    def blind(self) -> dict[str, str]:
+        """The modules whose attention has not been read, each with the reason."""
+        reasons = {}
+        for name in self.modules:
+            if not self.ran[name]:
+                reasons[name] = "did not run"
+            elif not self.seen[name]:
+                reasons[name] = (
+                    "ran, but did not call torch.nn.functional.scaled_dot_product_attention: choose the native "
+                    "attention backend (no xformers, flash-attn, sage, flex or sliced attention) for it"
+                )
+        return reasons
+
+    def _entering(self, name: str):
+        entry = (self, name)
+
+        def enter(module, arguments):
+            stack = _stack()
+            if entry in stack:  # left there by a KeyboardInterrupt, which skips forward hooks
+                del stack[stack.index(entry) :]
+            stack.append(entry)
+            self.ran[name] += 1
+
+        return enter
+
+    def _leaving(self, name: str):
+        entry = (self, name)
+
+        def leave(module, arguments, output):
+            stack = _stack()
+            if entry in stack:
+                del stack[stack.index(entry) :]
+
+        return leave
+
+
+# --- the one replacement ---
+
+_thread = threading.local()  # .stack: the watched modules that are running, (watch, name), outermost first
+_lock = threading.Lock()
+_open = 0
+_replacement: Callable | None = None
+_original: Callable | None = None
+_stance = None
+
+
+def _stack() -> list[tuple[Watch, str]]:
+    try:
+        return _thread.stack
+    except AttributeError:
+        _thread.stack = []
+        return _thread.stack
+
+
+def _replacing(original: Callable) -> Callable:
+    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        stack = _stack()
+        # Somebody may have kept this function beyond its time: then it is only the original.
+        if not stack or _replacement is not attention:
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if query.is_nested or query.dim() != 4:
+            came = "a nested tensor" if query.is_nested else str(tuple(query.shape))
+            raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
+        query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
+        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        told: list[Watch] = []
+        for watch, name in reversed(stack):
+            if watch.handles and watch not in told:  # another thread may have closed it meanwhile
+                told.append(watch)
+                watch.seen[name] += 1
+                watch.see(Call(name, query, key, is_causal, scale, attended))
+        return attended.output
+
+    attention.__doc__ = original.__doc__
+    return attention
+
+
+def _replace() -> None:
+    global _open, _replacement, _original, _stance
+    with _lock:
+        if _open == 0:
+            _original = F.scaled_dot_product_attention
+            _replacement = F.scaled_dot_product_attention = _replacing(_original)
+            # A compiled region neither runs hooks added later nor looks the function up again. Importing dynamo
+            # takes a second, and without it nothing can be compiled.
+            if "torch._dynamo" in sys.modules:
+                _stance = torch.compiler.set_stance("force_eager")
+        _open += 1
+
+
+def _restore() -> None:
+    global _open, _replacement, _stance
+    with _lock:
+        _open -= 1
+        if _open == 0:
+            # Whoever replaced it after us keeps his; ours behind it passes calls through.
+            if F.scaled_dot_product_attention is _replacement:
+                F.scaled_dot_product_attention = _original
+            _replacement = None
+            if _stance is not None:
+                _stance.__exit__(None, None, None)
+                _stance = None

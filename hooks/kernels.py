@@ -1,0 +1,201 @@
+"""Attention probabilities from q, k and the log-sum-exp of the kernel that ran.
+
+softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse), so a few columns of an attention matrix are exact
+at the cost of those columns alone, and the output is untouched because the very same kernel computed it. A fused
+kernel computes lse (Dao et al. 2022, section 3.1) and PyTorch then drops it; `attend` asks for it. Where no
+kernel gives one, `log_sum_exp` computes it over chunks of rows. q k^T is never taken in half precision: that alone
+would cost 1e-2.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
+
+
+class Attended(NamedTuple):
+    output: Tensor
+    lse: Tensor | None  # [row, head, query], fp32 or wider; None where the kernel gives none
+    bias: Tensor | None  # the mask as numbers added to the scores
+    kernel: str
+
+
+# --- kernels that give their log-sum-exp ---
+
+
+def flash_cpu(query, key, value, bias, causal, scale):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+    )
+
+
+def flash(query, key, value, bias, causal, scale):
+    """CUDA. Takes no mask, and heads in multiples of 8, which PyTorch pads outside of the kernel as we do here."""
+    width = query.shape[-1]
+    query, key, value = (F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value))
+    scale = width**-0.5 if scale is None else scale
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention.default(
+        query, key, value, 0.0, causal, False, scale=scale
+    )
+    return output[..., :width], lse[..., : query.shape[2]]
+
+
+def efficient(query, key, value, bias, causal, scale):
+    """CUDA. The mask's rows must be aligned, and lse comes padded to a multiple of 32 queries."""
+    if bias is not None:
+        keys = key.shape[2]
+        full = (query.shape[0], query.shape[1], query.shape[2], keys)
+        bias = F.pad(bias.expand(*bias.shape[:-1], keys), (0, -keys % 8))[..., :keys].expand(full)
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention.default(
+        query, key, value, bias, True, 0.0, causal, scale=scale
+    )
+    lse = lse[..., : query.shape[2]]
+    return output, lse if bias is None else lse.masked_fill(lse == -torch.inf, 0.0)
+
+
+def cudnn(query, key, value, bias, causal, scale):
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention.default(
+        query, key, value, bias, True, 0.0, causal, False, scale=scale
+    )
+    return output, lse[..., 0]
+
+
+KERNELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "flash-cpu": flash_cpu,
+    "flash": flash,
+    "efficient": efficient,
+    "cudnn": cudnn,
+}
+
+
+def kernel_for(query, key, value, mask, causal, scale, enable_gqa) -> str | None:
+    """The kernel of `KERNELS` that PyTorch would choose for this call now; None if it would choose another one."""
+    choice = torch._fused_sdp_choice(
+        query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=causal, scale=scale, enable_gqa=enable_gqa
+    )
+    if query.device.type == "cpu":
+        return "flash-cpu" if choice == SDPBackend.FLASH_ATTENTION.value else None
+    if query.device.type != "cuda":
+        return None
+    if choice == SDPBackend.FLASH_ATTENTION.value:
+        return "flash" if mask is None else None
+    if choice == SDPBackend.EFFICIENT_ATTENTION.value:
+        return "efficient"
+    # PyTorch turns a boolean mask into numbers in a way of its own for cuDNN; masks are left to the original.
+    return "cudnn" if choice == SDPBackend.CUDNN_ATTENTION.value and mask is None else None
+
+
+def attend(
+    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+) -> Attended:
+    """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
+
+    Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. Calls that no kernel with a
+    log-sum-exp would serve (no keys, unequal widths, dropout, tensor subclasses) go to `original`, as does
+    everything when `original` is somebody else's replacement.
+    """
+    bias = additive(attn_mask, query.dtype)
+    plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
+    if plain and original is torch._C._nn.scaled_dot_product_attention:
+        kernel = kernel_for(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        if kernel is not None:
+            output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
+            return Attended(output, lse, bias, kernel)
+    output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return Attended(output, None, bias, "chunked")
+
+
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A boolean mask (True = look) as numbers to add to the scores; other masks as they are."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, -torch.inf).to(dtype)
+
+
+def autocasted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype that autocast gives to attention; as they are when autocast is off.
+
+    The kernels above lie below autocast, so it has to be done here for the output to stay the same.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(x.to(dtype) if x is not None and x.dtype in narrow else x for x in tensors)
+
+
+# --- probabilities of one row of the batch ---
+
+Columns = slice | Sequence[int] | Tensor
+
+
+class Row(NamedTuple):
+    """What decides the attention of one row of a batch. `causal`: query i sees keys 0..i."""
+
+    query: Tensor  # [head, query, d]
+    key: Tensor  # [head, key, d]
+    scale: float
+    bias: Tensor | None = None  # [head | 1, query | 1, key], added to the scores
+    causal: bool = False
+
+
+def working_dtype(query: Tensor) -> torch.dtype:
+    """fp32; fp64 where fp32 matrix products are allowed to be rounded to TF32 or bf16, or q is fp64 already."""
+    if query.dtype == torch.float64:
+        return torch.float64
+    backend = torch.backends.cuda.matmul if query.is_cuda else torch.backends.mkldnn.matmul
+    exact = torch.get_float32_matmul_precision() == "highest" and backend.fp32_precision in ("none", "ieee")
+    return torch.float32 if exact or query.device.type == "mps" else torch.float64
+
+
+def scores(row: Row, columns: Columns, queries: slice, lse: Tensor | None = None) -> Tensor:
+    """q k^T * scale + bias - lse at some columns and queries: [head, column, query]. `lse` is [head, query]."""
+    dtype = working_dtype(row.query)
+    query, key = row.query[:, queries].to(dtype).transpose(1, 2), row.key[:, columns].to(dtype)
+    if lse is None:
+        result = torch.bmm(key, query).mul_(row.scale)
+    else:
+        less = lse[:, queries].to(dtype).contiguous()[:, None]
+        result = torch.baddbmm(less, key, query, beta=-1, alpha=row.scale)
+    if row.bias is not None:
+        bias = row.bias if row.bias.shape[1] == 1 else row.bias[:, queries]
+        result += bias[..., columns].transpose(1, 2)
+    if row.causal:
+        key_at = torch.arange(row.key.shape[1], device=result.device)[columns]
+        query_at = torch.arange(row.query.shape[1], device=result.device)[queries]
+        result.masked_fill_(key_at[:, None] > query_at, -torch.inf)
+    return result
+
+
+def in_chunks(function: Callable[[slice], Tensor], row: Row, columns: int) -> Tensor:
+    """`function` of slices of the queries, joined again, so that at most CHUNK scores exist at once."""
+    heads, queries, _ = row.query.shape
+    size = max(1, CHUNK // max(1, heads * columns))
+    if size >= queries:
+        return function(slice(0, queries))
+    return torch.cat([function(slice(at, at + size)) for at in range(0, queries, size)], dim=-1)
+
+
+def log_sum_exp(row: Row) -> Tensor:
+    """log sum over keys of exp(score): [head, query]. A query that may look nowhere has 0, as in the CPU kernel."""
+    lse = in_chunks(lambda queries: scores(row, slice(None), queries).logsumexp(dim=1), row, row.key.shape[1])
+    return lse.masked_fill(lse == -torch.inf, 0.0)
+
+
+def probabilities(row: Row, lse: Tensor, columns: Columns) -> Tensor:
+    """Attention probabilities at some columns: [head, column, query]."""
+    return scores(row, columns, slice(None), lse).exp_()
+
+
+def elsewhere(row: Row, lse: Tensor, columns: Columns) -> Tensor:
+    """Attention mass outside of some columns: [head, query]. Summed over those others, not one minus the rest."""
+    other = torch.ones(row.key.shape[1], dtype=torch.bool, device=row.key.device)
+    other[columns] = False
+    others = other.nonzero()[:, 0]
+    return in_chunks(lambda queries: scores(row, others, queries, lse).exp_().sum(dim=1), row, len(others))

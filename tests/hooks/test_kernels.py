@@ -1,0 +1,241 @@
+"""The probabilities of `hooks.kernels` against an explicit softmax in fp64, and the output against PyTorch's own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hooks import kernels
+from hooks.kernels import Row, additive, attend, elsewhere, log_sum_exp, probabilities
+
+SDPA = F.scaled_dot_product_attention
+AVAILABLE = ["flash-cpu", "chunked"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])
+
+
+def inputs(rows=2, heads=3, queries=33, keys=21, width=32, dtype=torch.float32, seed=0, key_heads=None):
+    generator = torch.Generator().manual_seed(seed)
+    # As a model makes them: heads split from one projection, so nothing is contiguous.
+    q = torch.randn(rows, queries, heads, width, generator=generator).transpose(1, 2)
+    k, v = torch.randn(2, rows, keys, key_heads or heads, width, generator=generator).transpose(2, 3)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def masks(rows, heads, queries, keys):
+    generator = torch.Generator().manual_seed(7)
+    keep = torch.rand(rows, heads, queries, keys, generator=generator) > 0.3
+    keep[..., 0] = True
+    lengths = torch.arange(keys) < torch.tensor([keys, 5])[:rows, None]
+    return {
+        "none": None,
+        "padding": lengths[:, None, None, :],
+        "boolean": keep,
+        "queries": keep[0, 0],
+        "additive": torch.randn(rows, heads, queries, keys, generator=generator) * 3,
+        "heads": torch.randn(1, heads, queries, keys, generator=generator),
+    }
+
+
+def explicit(q, k, mask=None, causal=False, scale=None):
+    """softmax(q k^T) in fp64, [row, head, key, query]; zeros where a query may look nowhere."""
+    q, k = q.double(), k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.mT * (scale or q.shape[-1] ** -0.5)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).nan_to_num(0.0).mT
+
+
+def read(q, k, attended, index, columns=slice(None), causal=False, scale=None):
+    """As `Call` does it, without the wires."""
+    bias = attended.bias
+    if bias is not None:
+        bias = bias[(None,) * (4 - bias.dim())]
+        bias = bias[index if bias.shape[0] > 1 else 0]
+    key = k[index].repeat_interleave(q.shape[1] // k.shape[1], dim=0)
+    row = Row(q[index], key, scale or q.shape[-1] ** -0.5, bias, causal)
+    lse = log_sum_exp(row) if attended.lse is None else attended.lse[index]
+    return probabilities(row, lse, columns), elsewhere(row, lse, columns)
+
+
+@pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-4), (torch.float64, 1e-12)])
+def test_exact_with_every_mask(mask, dtype, tolerance):
+    q, k, v = inputs(dtype=dtype)
+    mask = masks(2, 3, 33, 21)[mask]
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+    attended = attend(SDPA, q, k, v, mask)
+    assert attended.kernel == "flash-cpu"
+    assert torch.equal(attended.output, SDPA(q, k, v, attn_mask=mask))
+    truth = explicit(q, k, mask)
+    for index in range(2):
+        columns = [0, 3, 20]
+        here, rest = read(q, k, attended, index, columns)
+        torch.testing.assert_close(here.double(), truth[index][:, columns], atol=tolerance, rtol=0)
+        others = [c for c in range(21) if c not in columns]
+        torch.testing.assert_close(rest.double(), truth[index][:, others].sum(1), atol=tolerance * 10, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", AVAILABLE)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.4])
+def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch):
+    """Output as without us, and probabilities that are right, whichever kernel gave the log-sum-exp."""
+    dtype = torch.float32 if kernel in ("flash-cpu", "chunked", "efficient") else torch.float16
+    q, k, v = (x.to("cpu" if "cpu" in kernel or kernel == "chunked" else "cuda") for x in inputs(dtype=dtype))
+    wanted = {"flash-cpu": "FLASH_ATTENTION", "chunked": "MATH", "cudnn": "CUDNN_ATTENTION"}
+    backend = wanted.get(kernel, kernel.upper() + "_ATTENTION")
+    with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
+        attended = attend(SDPA, q, k, v, is_causal=causal, scale=scale)
+        assert torch.equal(attended.output, SDPA(q, k, v, is_causal=causal, scale=scale))
+    assert attended.kernel == kernel
+    truth = explicit(q, k, causal=causal, scale=scale).float()
+    for index in range(2):
+        here, _ = read(q, k, attended, index, causal=causal, scale=scale)
+        torch.testing.assert_close(here, truth[index], atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 10_000])
+def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
+    q, k, _ = inputs()
+    bias = additive(masks(2, 3, 33, 21)["boolean"], torch.float32)[0]
+    row = Row(q[0], k[0], 0.2, bias, False)
+    whole = log_sum_exp(row)
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    torch.testing.assert_close(log_sum_exp(row), whole, atol=1e-6, rtol=0)
+    causal = Row(q[0], k[0], 0.2, None, True)
+    torch.testing.assert_close(
+        probabilities(causal, log_sum_exp(causal), slice(None)).sum(1), torch.ones(3, 33), atol=1e-5, rtol=0
+    )
+
+
+def test_grouped_queries():
+    q, k, v = inputs(heads=6, key_heads=2)
+    attended = attend(SDPA, q, k, v, enable_gqa=True)
+    assert attended.kernel == "flash-cpu"
+    assert torch.equal(attended.output, SDPA(q, k, v, enable_gqa=True))
+    here, _ = read(q, k, attended, 1)
+    torch.testing.assert_close(here.double(), explicit(q, k)[1], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["unequal widths", "no keys", "dropout", "three axes", "keys not contiguous"])
+def test_what_no_kernel_serves_goes_to_the_original(case):
+    q, k, v = inputs()
+    dropout = 0.0
+    if case == "unequal widths":
+        v = v[..., :16]
+    elif case == "no keys":
+        k, v = k[:, :, :0], v[:, :, :0]
+    elif case == "dropout":
+        dropout = 0.5
+    elif case == "three axes":
+        q, k, v = q[0], k[0], v[0]
+    else:
+        k = k.mT.contiguous().mT
+    torch.manual_seed(0)
+    attended = attend(SDPA, q, k, v, dropout_p=dropout)
+    torch.manual_seed(0)
+    assert torch.equal(attended.output, SDPA(q, k, v, dropout_p=dropout))
+    assert attended.kernel == "chunked" and attended.lse is None
+    if case != "three axes":
+        here, rest = read(q, k, attended, 0)
+        torch.testing.assert_close(here.double(), explicit(q, k)[0], atol=2e-6, rtol=0)
+        assert here.shape == (3, k.shape[2], 33) and not rest.any()
+
+
+def test_somebody_elses_replacement_is_called():
+    calls = []
+
+    def theirs(*arguments, **named):
+        calls.append(1)
+        return SDPA(*arguments, **named) + 1
+
+    q, k, v = inputs()
+    attended = attend(theirs, q, k, v)
+    assert calls and attended.kernel == "chunked" and torch.equal(attended.output, SDPA(q, k, v) + 1)
+
+
+@pytest.mark.parametrize("kernel", ["flash-cpu", "chunked"])
+def test_a_query_that_may_look_nowhere_has_zeros(kernel):
+    q, k, v = inputs()
+    mask = torch.ones(2, 1, 33, 21, dtype=torch.bool)
+    mask[0, :, 4] = False
+    backend = "MATH" if kernel == "chunked" else "FLASH_ATTENTION"
+    with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
+        attended = attend(SDPA, q, k, v, mask)
+    here, _ = read(q, k, attended, 0)
+    assert not here[:, :, 4].any() and torch.isfinite(here).all()
+    torch.testing.assert_close(here.sum(1)[:, 5:], torch.ones(3, 28), atol=1e-5, rtol=0)
+
+
+def test_scores_are_never_taken_in_bf16():
+    """q k^T in bf16 is off by about 1e-2 here; through fp32 by 2e-4 at most."""
+    q, k, v = inputs(queries=200, keys=64, width=128, dtype=torch.bfloat16)
+    q, k = q * 2, k * 2
+    truth = explicit(q, k)[0]
+    here, _ = read(q, k, attend(SDPA, q, k, v), 0)
+    assert here.dtype == torch.float32
+    assert (here - truth).abs().max() < 2e-4
+    rough = (q @ k.mT * 128**-0.5).float().softmax(-1).mT[0]
+    assert (rough - truth).abs().max() > 1e-3
+
+
+def test_reduced_precision_products_are_not_used():
+    q, k, v = inputs(queries=256, keys=256, width=64)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert kernels.working_dtype(q) == torch.float64
+        here, _ = read(q, k, attend(SDPA, q, k, v), 0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(here, explicit(q, k)[0], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("queries", [32, 40, 77])
+@pytest.mark.parametrize("width", [64, 40, 37])
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_cuda_kernels_give_output_and_log_sum_exp_of_the_right_shape(kernel, queries, width):
+    """There may be no GPU here: on meta tensors PyTorch checks the arguments and says what shapes come back."""
+    q = torch.empty(2, 3, queries, width, device="meta", dtype=torch.float16)
+    k = torch.empty(2, 3, 21, width, device="meta", dtype=torch.float16)
+    bias = torch.empty(2, 1, 1, 21, device="meta", dtype=torch.float16) if kernel == "efficient" else None
+    output, lse = kernels.KERNELS[kernel](q, k, k, bias, False, None)
+    assert output.shape == (2, 3, queries, width)
+    assert lse.shape == (2, 3, queries) and lse.dtype == torch.float32
+
+
+def test_the_efficient_kernel_gets_an_aligned_mask(monkeypatch):
+    seen = {}
+
+    def record(query, key, value, bias, compute, dropout, causal, scale):
+        seen.update(shape=tuple(bias.shape), strides=bias.stride(), compute=compute)
+        return value, torch.zeros(2, 3, 64), None, None
+
+    monkeypatch.setattr(torch.ops.aten._scaled_dot_product_efficient_attention, "default", record)
+    q, k, v = inputs()
+    _, lse = kernels.efficient(q, k, v, additive(masks(2, 3, 33, 21)["queries"], q.dtype), False, None)
+    assert seen["shape"] == (2, 3, 33, 21) and seen["compute"]
+    assert all(stride % 8 == 0 for stride in seen["strides"][:-1])
+    assert lse.shape == (2, 3, 33)
+
+
+CHOICES = [
+    (1, None, "flash"),
+    (1, "mask", None),
+    (2, "mask", "efficient"),
+    (3, None, "cudnn"),
+    (3, "mask", None),
+    (0, None, None),
+    (4, None, None),
+]
+
+
+@pytest.mark.parametrize("choice, mask, expected", CHOICES)
+def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, monkeypatch):
+    class OnCuda:
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *a, **k: choice)
+    assert kernels.kernel_for(OnCuda(), None, None, mask, False, None, False) == expected
