@@ -47,7 +47,7 @@ def resample(maps, size: tuple[int, int]):
 
 
 def mass(maps):
-    """Mean over the cells [...]: for attention maps, the share of the attention that went to this token or word.
+    """Mean over the cells [...]: of attention maps, the share of the attention that this token or word got.
 
     Attention over all keys sums to 1 in each cell, so the means of all tokens and of `rest` sum to 1 too.
     """
@@ -55,7 +55,7 @@ def mass(maps):
 
 
 def centre(maps) -> tuple:
-    """Centre of mass (y, x), two arrays [...], as shares of the picture's height and width; NaN where a map is 0."""
+    """Centre of mass (y, x), two arrays [...], in shares of the picture's sides; NaN where a map is 0."""
 
     def along(axis: int, m: np.ndarray) -> np.ndarray:
         profile = m.sum(-1 if axis == -2 else -2)
@@ -66,7 +66,7 @@ def centre(maps) -> tuple:
 
 
 def peak(maps) -> tuple:
-    """Centre (y, x) of the cell with the largest value, as shares of the picture; of equals, the first in reading order."""
+    """Centre (y, x) of the cell with the largest value, two arrays [...]; of equals, the first one read."""
 
     def flat(m: np.ndarray) -> np.ndarray:
         return m.reshape(*m.shape[:-2], -1).argmax(-1)
@@ -76,7 +76,7 @@ def peak(maps) -> tuple:
 
 
 def spread(maps):
-    """Root mean square distance from the centre of mass [...], in shares of the sides: 0 one cell, 0.41 all over."""
+    """Root mean square distance from the centre of mass [...], in shares of the sides: 0.41 for flat maps."""
 
     def one(m: np.ndarray) -> np.ndarray:
         variance = np.zeros(m.shape[:-2])
@@ -90,7 +90,7 @@ def spread(maps):
 
 
 def entropy(maps):
-    """Shannon entropy of the map as a distribution over its cells, over its largest value log(cells), [...] in 0..1.
+    """Shannon entropy of the map as a distribution over its cells, divided by log(cells): [...] in 0..1.
 
     0 is one cell, 1 is all cells alike; NaN where a map is 0. Shannon, "A Mathematical Theory of
     Communication", 1948.

@@ -23,23 +23,28 @@ def register() -> None:
 def drawable(text: str) -> str:
     """`text` as the shipped fonts can draw it: one sign for each visible character.
 
-    A character that no font has becomes 〓. Joiners, variation selectors and control characters are left out
-    (an emoji sequence is drawn as its parts).
+    A character that no font has becomes 〓. Joiners, variation selectors, control characters, and marks on a character
+    of another font are left out (an emoji sequence is drawn as its parts).
     """
-    seen = "".join(" " if c.isspace() else c for c in text)
-    kept = (c for c in seen if unicodedata.category(c) not in ("Cc", "Cf") and not _selector(c))
-    return "".join(c if ord(c) in characters() else PLACEHOLDER for c in kept)
+    shown = ""
+    for character in unicodedata.normalize("NFC", text):
+        category = unicodedata.category(character)
+        if "\ufe00" <= character <= "\ufe0f":  # variation selectors: emoji or text, which is one here
+            continue
+        if character.isspace():
+            shown += " "
+        elif category[0] == "M":  # one sign with its base, so one font has to have both
+            shown += character if shown and any({ord(shown[-1]), ord(character)} <= f for f in characters()) else ""
+        elif category not in ("Cc", "Cf"):
+            shown += character if any(ord(character) in font for font in characters()) else PLACEHOLDER
+    return shown
 
 
 @cache
-def characters() -> frozenset[int]:
-    """Code points that the family can draw."""
+def characters() -> tuple[frozenset[int], ...]:
+    """Code points that each font of the family can draw."""
     from matplotlib import get_data_path
     from matplotlib.ft2font import FT2Font
 
     files = [Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", *(FOLDER / name for name in FILES)]
-    return frozenset(code for file in files for code in FT2Font(file).get_charmap())
-
-
-def _selector(character: str) -> bool:
-    return "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return tuple(frozenset(FT2Font(file).get_charmap()) for file in files)

@@ -1,0 +1,135 @@
+"""One look for every figure: fonts, colours, and files that come out byte for byte the same when made again."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+from probe.analysis.maps import resample
+from probe.figures.fonts import FAMILY, drawable, register
+
+INK, FAINT = "#222222", "#767676"
+SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind readers
+# Okabe and Ito, "Color Universal Design", 2008; their yellow is too light for a line on white.
+CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+
+RC = {
+    "font.family": FAMILY,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "text.color": INK,
+    "text.parse_math": False,  # a $ in a prompt is a $
+    "legend.frameon": False,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "toushi",
+}
+
+
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """A figure function drawn in this style, whatever the caller's matplotlib settings are."""
+
+    @wraps(function)
+    def drawn(*args, **kwargs) -> Figure:
+        register()
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(RC)
+            return function(*args, **kwargs)
+
+    return drawn
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Writes .png, .pdf or .svg (by the name's ending); the same figure gives the same bytes."""
+    register()
+    path = Path(path)
+    undated = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        ".svg": {"Date": None, "Creator": None},
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        figure.savefig(path, metadata=undated.get(path.suffix))
+    return path
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
+    """Heat over the picture in grey, uint8 [Y, X, 3].
+
+    `picture` is uint8 [Y, X, 3]; `heat` [y, x] is resampled to it; `top` is the value of the brightest colour, larger
+    ones are drawn alike. Low values let the picture through, high ones cover most of it.
+    """
+    levels = np.clip(resample(heat, picture.shape[:2]) / (top or 1), 0, 1)
+    grey = picture[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255
+    return np.round(_blend(levels, 0.12 + 0.55 * grey) * 255).astype(np.uint8)
+
+
+@cache
+def overlay_colours() -> Colormap:
+    """The colours of `overlay` over middle grey, for its colour bar."""
+    return ListedColormap(_blend(np.linspace(0, 1, 256), np.full(256, 0.4)), name="overlay")
+
+
+def _blend(levels: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    cover = (0.9 * levels**0.7)[..., None]
+    return (1 - cover) * grey[..., None] + cover * matplotlib.colormaps[SEQUENTIAL](levels)[..., :3]
+
+
+def colour_bar(figure: Figure, place: Sequence[float], top: float, label: str, colours: Colormap) -> Axes:
+    """A bar from 0 to `top` in absolute units, at `place` (left, bottom, width, height in shares of the figure)."""
+    axes = figure.add_axes(tuple(place))
+    mappable = matplotlib.cm.ScalarMappable(Normalize(0, top or 1), colours)
+    bar = figure.colorbar(mappable, cax=axes)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.set_label(drawable(label))
+    return axes
+
+
+def bare(axes: Axes) -> Axes:
+    """The axes without ticks and frame, for pictures."""
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def labels(words: Sequence) -> list[str]:
+    """What each word is called: its text, with #1, #2, … where the text comes more than once."""
+    texts = [word.text for word in words]
+    return [f"{text}#{texts[: i + 1].count(text)}" if texts.count(text) > 1 else text for i, text in enumerate(texts)]
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as people read it: 12 %, 3.4 %, 0.05 %."""
+    return f"{100 * share:.{0 if share >= 0.0995 else 1 if share >= 0.00995 else 2}f} %"
+
+
+def cells(text: str) -> int:
+    """Room that a text takes, in Latin letters: a Chinese character counts twice."""
+    return sum(2 if character > "\u2e7f" else 1 for character in text)

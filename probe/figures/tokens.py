@@ -1,0 +1,51 @@
+"""The prompt as the model gets it: every token, what it stands for, and how much attention it drew."""
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from probe.figures.fonts import drawable
+from probe.figures.style import CATEGORIES, FAINT, percent, styled
+
+ROW, BLOCK, LONGEST = 0.19, 4.6, 26  # inches, inches, rows
+HEADS = (("position", 0.55, "right"), ("id", 1.05, "right"), ("token", 1.25, "left"), ("word", 2.1, "left"))
+SHARE = 3.1  # inches to where the bars begin
+
+
+@styled
+def tokens_figure(trace, *, branch: str = "cond") -> Figure:
+    """A table with one row for each token: position, id, characters, word, and its share of the attention.
+
+    The shares of all tokens, with `rest` where there is one, sum to 1. Special tokens and pads are grey: what they draw
+    is part of the account.
+    """
+    tokens, words = trace.tokens(branch), trace.words(branch)
+    shares = trace.mass(branch)
+    drawn = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))  # by column
+    blocks = max(1, -(-len(tokens) // LONGEST))
+    rows = min(len(tokens), LONGEST)
+    width, height = blocks * BLOCK, (rows + 2) * ROW + 0.15
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    top = max([*drawn.values(), 1e-9])
+    for block in range(blocks):
+        left = block * BLOCK
+        for name, x, side in (*HEADS, ("share of the attention", SHARE, "left")):
+            axes.text(left + x, 0.22, name, ha=side, va="center", size=7, color=FAINT)
+        for row, token in enumerate(tokens[block * LONGEST : (block + 1) * LONGEST]):
+            y, colour = 0.22 + (row + 1) * ROW, "#222222" if token.kind == "text" else FAINT
+            of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
+            cells = (token.position, token.id, cut(token.text, 10) or "␣", cut("+".join(of), 10))
+            for (_, x, side), cell in zip(HEADS, cells):
+                axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)
+            share = drawn.get(token.column, 0.0)
+            fill = CATEGORIES[0] if token.kind == "text" else "#B0B0B0"
+            axes.add_patch(Rectangle((left + SHARE, y - 0.06), share / top * 0.9, 0.12, color=fill, lw=0))
+            missing = "not in the denoiser" if token.column is None else "not kept"
+            note = percent(share) if token.column in drawn else missing
+            axes.text(left + SHARE + share / top * 0.9 + 0.05, y, note, va="center", size=7, color=colour)
+    return figure
+
+
+def cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"

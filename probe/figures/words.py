@@ -1,0 +1,94 @@
+"""The overview: the picture, then where each word went, all on one scale."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from probe.analysis.maps import mass
+from probe.errors import ToushiError
+from probe.figures.fonts import drawable
+from probe.figures.style import FAINT, bare, cells, colour_bar, labels, overlay, overlay_colours, percent, styled
+from probe.text.alignment import Word, find
+from probe.trace.layout import prompt_of
+
+SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
+
+
+@styled
+def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=None, columns: int = 6) -> Figure:
+    """The picture of the trace, and one overlay for each word.
+
+    `words` as `trace.heat_map` takes them ("猫", "猫#2", Word, span); None means all words of the prompt. All overlays
+    share one scale from 0 to the largest value, in attention probability for each latent cell, so they can be
+    compared. The share under a word is the mean of its map: its part of all the attention of the image's cells.
+    """
+    asked = chosen(trace, words, branch)
+    maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]
+    picture = shown(trace)
+    height, width = picture.shape[:2]
+    top = max((float(heat.max()) for heat in maps), default=0.0)
+
+    rows = -(-(1 + len(maps)) // columns)
+    columns = -(-(1 + len(maps)) // rows)  # rows of nearly equal length
+    tall = SIDE * height / width
+    caption = caption_lines(trace, columns)
+    head = 0.2 * len(caption) + 0.12
+    size = (columns * (SIDE + GAP) + GAP + (BAR if maps else 0), head + rows * (tall + TITLE) + 0.3)
+    figure = Figure(figsize=size)
+    for i, line in enumerate(caption):
+        figure.text(GAP / size[0], 1 - (0.08 + 0.2 * i) / size[1], line, va="top", size=10)
+
+    panels = [(picture, "picture" if trace.complete else "picture so far", "")]
+    for heat, name in zip(maps, labels(asked)):
+        panels.append((overlay(picture, heat.values, top), name, percent(float(mass(heat)))))
+    for i, (image, name, note) in enumerate(panels):
+        row, column = divmod(i, columns)
+        left, under = GAP + column * (SIDE + GAP), head + row * (tall + TITLE) + TITLE + tall
+        axes = figure.add_axes((left / size[0], 1 - under / size[1], SIDE / size[0], tall / size[1]))
+        bare(axes).imshow(image, interpolation="nearest")
+        axes.text(0, 1 + 0.06 / tall, drawable(name), transform=axes.transAxes, size=11 if i else 9, va="bottom")
+        axes.text(1, 1 + 0.06 / tall, note, transform=axes.transAxes, ha="right", va="bottom", size=8, color=FAINT)
+    if maps:
+        left = columns * (SIDE + GAP) + GAP
+        place = (left / size[0], 1 - (head + TITLE + tall) / size[1], 0.11 / size[0], tall / size[1])
+        colour_bar(figure, place, top, "attention probability", overlay_colours())
+    note = rule(trace, branch, maps[0].attrs["rule"] if maps else "no words")
+    figure.text(GAP / size[0], 0.08 / size[1], note, size=7, color=FAINT, va="bottom")
+    return figure
+
+
+def chosen(trace, words, branch: str) -> list[Word]:
+    """The words to draw: all of the branch, or those asked for by text, Word or span."""
+    known = trace.words(branch)
+    if words is None:
+        return known
+    if isinstance(words, str | Word) or not isinstance(words, Iterable):
+        raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
+    prompt = prompt_of(trace.manifest, branch) or ""
+    spans = [find(prompt, known, word) for word in words]
+    return [Word(prompt[start:end], start, end) for start, end in spans]
+
+
+def shown(trace) -> np.ndarray:
+    """uint8 [Y, X, 3]: the picture, or the last preview of a run that did not finish, or grey."""
+    picture = trace.image()
+    if picture is None and trace.steps:
+        picture = trace.preview(trace.steps[-1])
+    return np.full((64, 64, 3), 200, np.uint8) if picture is None else np.asarray(picture)
+
+
+def caption_lines(trace, columns: int) -> list[str]:
+    """The prompt in lines that fit; a wide character counts twice."""
+    lines, room = [""], int(columns * 19.5)
+    for character in drawable(trace.prompt or "") or "(no prompt)":
+        if cells(lines[-1]) >= room:
+            lines.append("")
+        lines[-1] += character
+    return lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2][:-1] + "…"]
+
+
+def rule(trace, *notes: str) -> str:
+    """The model and what was done, in one faint line."""
+    model = (trace.manifest.get("model") or {}).get("name")
+    return drawable("  ·  ".join(part for part in (model, *notes) if part))

@@ -1,0 +1,125 @@
+import matplotlib
+import numpy as np
+import pytest
+
+from probe.errors import ToushiError
+from probe.figures.encoder import encoder_figure
+from probe.figures.layers import layers_figure
+from probe.figures.style import labels, overlay, overlay_colours, percent, save
+from probe.figures.timeline import timeline_figure
+from probe.figures.tokens import tokens_figure
+from probe.figures.words import words_figure
+from probe.text.alignment import Word
+from probe.trace.reader import open_trace
+from tests.text.prompts import HARD
+
+ALL = {
+    "words": words_figure,
+    "timeline": timeline_figure,
+    "layers": lambda trace: layers_figure(trace, "猫"),
+    "encoder": lambda trace: encoder_figure(trace, 0),
+    "tokens": tokens_figure,
+}
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_made_again_it_is_the_same_file(name, trace, tmp_path):
+    for ending in ("png", "pdf", "svg") if name == "timeline" else ("png",):
+        first = save(ALL[name](trace), tmp_path / f"first.{ending}").read_bytes()
+        with matplotlib.rc_context({"font.family": "serif", "figure.dpi": 50, "savefig.bbox": "tight"}):
+            again = save(ALL[name](open_trace(trace.folder)), tmp_path / f"again.{ending}").read_bytes()
+        assert first == again
+        assert not any(word in first for word in (b"Matplotlib v", b"CreationDate", b"dc:date"))
+
+
+def test_the_callers_settings_are_left_alone(trace):
+    before = dict(matplotlib.rcParams)
+    words_figure(trace)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_one_picture_and_one_overlay_for_each_word_on_one_scale(trace):
+    figure = words_figure(trace)
+    names = ["左边", "是#1", "猫", "右边", "是#2", "月亮", "夜晚"]
+    assert labels(trace.words()) == names == [text for text in texts(figure) if text in names]
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(images[0], trace.image())
+    heats = [trace.heat_map(word) for word in trace.words()]
+    top = max(float(heat.max()) for heat in heats)
+    for image, heat in zip(images[1:], heats, strict=True):
+        np.testing.assert_array_equal(image, overlay(trace.image(), heat.values, top))
+    bar = figure.axes[-1]
+    assert bar.get_ylim() == pytest.approx((0, top)) and bar.get_ylabel() == "attention probability"
+    assert trace.heat_map("猫").attrs["rule"] in "".join(texts(figure))
+
+
+def test_words_can_be_chosen(trace):
+    figure = words_figure(trace, ["猫", (0, 3), Word("月亮", 8, 10)])
+    assert {"猫", "左边是", "月亮"} <= set(texts(figure))
+    with pytest.raises(ToushiError, match="猫"):
+        words_figure(trace, ["小猫"])
+    with pytest.raises(ToushiError, match="list"):
+        words_figure(trace, "猫")
+
+
+def test_overlays_of_equal_heat_have_equal_colours_whatever_else_is_in_the_map():
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    low, high = np.full((8, 8), 0.1), np.full((8, 8), 0.1)
+    high[0, 0] = 0.4
+    np.testing.assert_array_equal(overlay(grey, low, 0.4)[4, 4], overlay(grey, high, 0.4)[4, 4])
+    assert overlay(grey, np.zeros((2, 2)), 0.0).shape == (8, 8, 3)
+    shown = overlay(np.full((1, 256, 3), round(255 * 0.28 / 0.55), np.uint8), np.linspace(0, 1, 256)[None], 1.0)
+    np.testing.assert_allclose(shown[0] / 255, overlay_colours()(np.arange(256))[:, :3], atol=0.01)
+
+
+def test_repeated_words_are_told_apart(traced):
+    trace = traced("猫、猫头鹰和猫")
+    assert labels(trace.words()) == ["猫#1", "猫头鹰", "和", "猫#2"]
+    assert {"猫#1", "猫#2", "猫头鹰"} <= set(texts(words_figure(trace)))
+
+
+@pytest.mark.parametrize("prompt", [*dict.fromkeys(HARD), "a $5 cat costs $6, 100% \\alpha_1^2"])
+def test_hard_prompts_are_drawn(prompt, traced):
+    trace = traced(prompt[:16], steps=1)
+    for draw in (words_figure, timeline_figure, tokens_figure, lambda trace: encoder_figure(trace, 0)):
+        draw(trace).draw_without_rendering()
+
+
+def test_pictures_that_are_not_square_keep_their_shape(traced):
+    wide = np.zeros((32, 96, 3), np.uint8)
+    figure = words_figure(traced("一只猫", wide))
+    width, height = figure.axes[0].get_window_extent().size
+    assert width / height == pytest.approx(3)
+
+
+def test_a_run_that_did_not_finish_is_drawn_with_its_last_preview(traced):
+    trace = traced("一只猫")
+    trace.manifest["files"].pop("image.png")
+    trace.manifest["complete"] = False
+    figure = words_figure(trace)
+    assert "picture so far" in texts(figure)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), trace.preview(1))
+
+
+def test_layers_are_rows_and_steps_are_columns(trace):
+    figure = layers_figure(trace, "猫", columns=3)
+    assert sum(bool(axes.images) for axes in figure.axes) == 3 * 3
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["0", "2", "3"]
+    assert {"down.0", "middle", "up.1", "16 × 16"} <= set(texts(figure))
+
+
+def test_the_table_accounts_for_every_token(trace):
+    shown = texts(tokens_figure(trace))
+    assert {"<bos>", "<eos>", "月", "亮", "月亮"} <= set(shown)
+    assert len([t for t in shown if t.endswith(" %")]) == len(trace.tokens())
+
+
+@pytest.mark.parametrize(
+    "share, text", [(0.123, "12 %"), (0.0994, "9.9 %"), (0.0004, "0.04 %"), (1, "100 %"), (0, "0.00 %")]
+)
+def test_shares_are_written_with_sense(share, text):
+    assert percent(share) == text
