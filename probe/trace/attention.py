@@ -44,8 +44,11 @@ def on_finest_grid(question: "Question") -> xr.DataArray:
         inner[0] = max(shape[0] for shape in shapes.values())
     whole = (len(question.steps), len(question.sites), *inner, *finest)
     _refuse_large([whole])
-    result = np.full(whole, np.nan, np.float32)
+    result = np.empty(whole, np.float32)
     places = {site: result[:, i, : shapes[site][0]] if by_head else result[:, i] for i, site in enumerate(shapes)}
+    for site, shape in shapes.items():
+        if by_head and shape[0] < inner[0]:
+            result[:, question.sites.index(site), shape[0] :] = np.nan
     same = [site for site in shapes if shapes[site][-2:] == finest]
     question.read(same, into=places)
     for site in shapes:
@@ -65,7 +68,8 @@ def heat_map(question: "Question", rule: str) -> xr.DataArray:
     means = []
     for site in question.sites:
         maps = question.read([site])[site]
-        means.append(np.nanmean(maps.mean(1) if question.by_head(site) else maps, 0))
+        maps = maps.mean(1) if question.by_head(site) else maps
+        means.append(maps.mean(0) if np.isfinite(maps[:, 0, 0]).all() else np.nanmean(maps, 0))
     finest = _finest([one.shape for one in means])
     result = xr.DataArray(np.mean([resample(one, finest) for one in means], 0), dims=("y", "x"), name="attention")
     return result.assign_attrs(question.attributes() | {"rule": rule, "sites": question.sites})
@@ -99,6 +103,8 @@ class Question:
         self.columns = layout.columns_of(trace.manifest, branch)
         self.span = None if word is None else trace.span(word, branch)
         self.weights = None if word is None else self._weights()
+        places = [0] if self.weights is None else np.flatnonzero(self.weights)
+        self.run = slice(int(places[0]), int(places[-1]) + 1)  # of columns, the shortest that holds the word
         self.steps, self.summed = self._present(steps)
 
     def _weights(self) -> np.ndarray:
@@ -176,10 +182,8 @@ class Question:
         if self.weights is None:
             found = file.read(key)
         else:
-            places = np.flatnonzero(self.weights)
-            first, last = int(places[0]), int(places[-1]) + 1
-            found = file.read(key, (slice(None),) * by_head + (slice(first, last),))
-            weights = self.weights[first:last]
+            found = file.read(key, (slice(None), self.run) if by_head else (self.run,))
+            weights = self.weights[self.run]
             if len(weights) == 1:
                 found = found[..., 0, :, :]
                 found = found if weights[0] == 1 else found * weights[0]
@@ -206,11 +210,11 @@ class Question:
     def read(self, sites: list[str], into: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """float32 [step, head?, token?, y, x] for each site; NaN at steps that lack it."""
         if into is None:
-            into = {site: np.full((len(self.steps), *self.shape(site)), np.nan, np.float32) for site in sites}
+            into = {site: np.empty((len(self.steps), *self.shape(site)), np.float32) for site in sites}
         for index, step in enumerate(self.steps):
             for site in sites:
-                if (found := self.step(site, step)) is not None:
-                    into[site][index] = found
+                found = self.step(site, step)
+                into[site][index] = np.nan if found is None else found
         return into
 
     # --- labels

@@ -75,6 +75,7 @@ class Tensors:
             self._file = safe_open(self.path, framework="np")
             self.keys = frozenset(self._file.keys())
             self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.checked: dict[str, tuple[int, ...]] = {}  # shapes found to be what the manifest says
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedTrace(f"{self.path} is not a readable safetensors file: {error}.") from None
 
@@ -125,10 +126,13 @@ class StepFiles:
 
     def shape(self, file: Tensors, key: str) -> tuple[int, ...]:
         """The shape of a tensor of a step file, if it is what the manifest says."""
+        if key in file.checked:
+            return file.checked[key]
         if key not in self._allowed:
             self._allowed[key] = layout.step_shapes(self.manifest, key)
         shape, allowed = file.shape(key), self._allowed[key]
         if allowed is None or not layout.fits(shape, allowed):
             expected = " or ".join(map(str, allowed or [])).replace("-1", "any") or "nothing of that name"
             raise DamagedTrace(f'{file.path}: "{key}" must be {expected} by the manifest; it is {shape}.')
+        file.checked[key] = shape
         return shape

@@ -66,6 +66,7 @@ class TraceWriter:
                 f"Steps must come in order, after {self._last} and below {self.manifest['steps']['count']} "
                 f"(steps.count of the manifest); step {index} came."
             )
+        info = _as_json(info, f"What is noted of step {index}")
         arrays = {key: self._fitting(key, array) for key, array in tensors.items()}
         self._put(f"step {index}", lambda: self._step(index, arrays, info))
         self._last = index
@@ -166,8 +167,7 @@ class TraceWriter:
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
         about = self._stored(name, lambda path: save_file(arrays, path, metadata))
         line = {**info, "step": index, "file": name, **about}
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain)
-        self._lines.write(text.encode() + b"\n")
+        self._lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())
         if self.manifest["keep"] == "sum" and self._finished:
@@ -270,8 +270,14 @@ def _clear(folder: Path) -> None:
 
 def _checked(manifest: dict) -> dict:
     """The manifest as it will be read again: JSON types only."""
-    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, default=_plain)
-    return layout.check_manifest(layout.parse(text.encode(), "The manifest to write"), "The manifest to write")
+    return layout.check_manifest(_as_json(manifest, "The manifest to write"), "The manifest to write")
+
+
+def _as_json(value: Any, what: str) -> Any:
+    try:
+        return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRecord(f"{what} must be JSON: finite numbers and whole characters ({error}).") from None
 
 
 def _plain(value: Any) -> Any:

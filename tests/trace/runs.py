@@ -10,7 +10,7 @@ from probe.trace import layout
 from probe.trace.writer import TraceWriter
 
 PROMPT = "左边是猫，右边是月亮，𰻝"
-TOKENIZER = Tokenizer.train([PROMPT, "左边是猫头鹰，夜晚", "a red cat on the left"] * 4, vocab_size=340)
+TOKENIZER = Tokenizer.train([PROMPT[:-1], "左边是猫头鹰，夜晚", "a red cat on the left"] * 4, vocab_size=340)
 
 SITES = {
     "unet.down.0.cross_attention": {"kind": "cross", "grid": [8, 4], "heads": 2},
