@@ -1,7 +1,9 @@
 """Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session."""
 
+import io
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import streamlit as st
 from dashboards import text
 from dashboards.heat_map import payload, planes
 from probe.errors import ToushiError
-from probe.trace.layout import MANIFEST, MEMBERS
+from probe.trace.layout import IMAGE, MANIFEST, MEMBERS
 from probe.trace.reader import open_trace
 
 RUNS = Path("runs")
@@ -25,11 +27,6 @@ class Entry:
     prompt: str | None  # None when the manifest cannot be read
     written: float
 
-    @property
-    def image(self) -> Path | None:
-        path = self.folder / "image.png"
-        return path if path.is_file() else None
-
 
 def language() -> str:
     return st.session_state.get("language") or text.preferred(st.context.locale)
@@ -39,17 +36,45 @@ def say(key: str, **values) -> str:
     return text.say(language(), key, **values)
 
 
+def escaped(words: str) -> str:
+    """A prompt as it was written: no character of it is markup."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:])", r"\\\1", words)
+
+
 def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
     """The traces below `root`, the newest first."""
     found = []
     for depth in range(1, deepest + 1):
-        for manifest in root.glob("/".join(["*"] * depth) + "/manifest.json"):
+        for manifest in root.glob("*/" * depth + MANIFEST):
             try:
                 prompt = json.loads(manifest.read_text(encoding="utf-8"))["prompt"]
             except (OSError, ValueError, KeyError, TypeError):
                 prompt = None
             found.append(Entry(manifest.parent, prompt, manifest.stat().st_mtime))
     return sorted(found, key=lambda entry: -entry.written)[:MOST]
+
+
+@st.cache_data(max_entries=MOST, show_spinner=False)
+def _thumbnail(path: str, written: float) -> bytes | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture = picture.convert("RGB")
+            picture.thumbnail((256, 256))
+            times = max(1, 256 // max(picture.size))  # small pictures keep their pixels when enlarged
+            picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def thumbnail(entry: Entry) -> bytes | None:
+    """The picture of a trace for the gallery, as PNG; None when there is none that can be read."""
+    path = entry.folder / IMAGE
+    return _thumbnail(str(path), path.stat().st_mtime) if path.is_file() else None
 
 
 def argument() -> str | None:
@@ -110,7 +135,9 @@ def opened():
 
 
 def refuse(error: Exception) -> None:
-    st.error(f"{error}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:")
+    st.error(
+        f"{escaped(str(error))}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:"
+    )
     st.stop()
 
 
@@ -153,6 +180,10 @@ def branch(trace) -> str:
     return wanted if wanted in branches else branches[0]
 
 
+def has_encoder(trace, branch: str) -> bool:
+    return next(payload.encoder_layers(trace, branch), None) is not None
+
+
 def facts(trace) -> None:
     """How the picture was made, in one line, and what is missing from the trace."""
     manifest = trace.manifest
@@ -168,7 +199,7 @@ def facts(trace) -> None:
         size and say("fact_size", w=size[1], h=size[0]),
         str(trace.folder),
     ]
-    st.caption(" · ".join(str(fact) for fact in line if fact))
+    st.caption(escaped(" · ".join(str(fact) for fact in line if fact)))
 
 
 def left_out(folder: str, version: tuple, branch: str) -> None:

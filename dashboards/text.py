@@ -44,7 +44,6 @@ PAGE = {
     "making_load": ("Loading the model…", "正在载入模型……"),
     "making_step": ("Step {i} of {n}", "第 {i} 步，共 {n} 步"),
     "making_write": ("Finishing the trace…", "正在写完记录……"),
-    "made": ("Recorded in {folder}", "已记录到 {folder}"),
     "stopped": ("Stopped. The steps that were finished are in {folder}.", "已停止。完成的步骤在 {folder}。"),
     "make_failed": ("The trace could not be made", "没能做成记录"),
     "busy": ("Another trace is being made; wait until it is finished.", "正在做另一份记录，请等它完成。"),
@@ -173,9 +172,15 @@ COMPONENT = {
     "scale_layer_help": ("One scale for all heads of this layer", "此层所有头共用一个色标"),
     "scale_layer_caption": ("attention (probability), one scale for this layer's heads",
                             "注意力（概率），此层各头共用色标"),
-    "scale_unit": ("0–1", "0–1"),
-    "scale_unit_help": ("The whole range of a probability", "概率的全部范围"),
-    "scale_unit_caption": ("attention (probability), from 0 to 1", "注意力（概率），从 0 到 1"),
+    "scale_text": ("Text", "仅文字"),
+    "scale_text_help": (
+        "One scale for this layer, up to the largest value that goes to the text; <bos> and <eos> may lie above it",
+        "此层共用一个色标，上限取落在文字上的最大值；<bos>、<eos> 可能超出",
+    ),
+    "scale_text_caption": (
+        "attention (probability), this layer, without special tokens",
+        "注意力（概率），此层共用，不计特殊词元",
+    ),
 }  # fmt: skip
 
 

@@ -16,4 +16,6 @@ except ToushiError as error:
     library.refuse(error)
 else:
     component.text_map(block, key="text_map")
+    if not library.has_encoder(trace, branch):
+        st.info(say("no_encoder"), icon=":material/info:")
     library.facts(trace)

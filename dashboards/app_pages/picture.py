@@ -9,7 +9,7 @@ from probe.errors import ToushiError
 
 trace, folder, version = library.opened()
 for note in st.session_state.pop("notes", []):
-    st.warning(note, icon=":material/content_cut:")
+    st.warning(library.escaped(note), icon=":material/content_cut:")
 branch = library.branch(trace)
 
 try:

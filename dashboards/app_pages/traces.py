@@ -3,10 +3,10 @@
 import streamlit as st
 
 from dashboards import library, worker
-from dashboards.library import say
+from dashboards.library import escaped, say
 from probe.errors import ToushiError
 
-COLUMNS = 4
+CARD = 222  # pixels
 PICTURE_PAGE = "app_pages/picture.py"
 
 
@@ -56,9 +56,9 @@ def follow(job: worker.Job | None) -> None:
         st.session_state["notes"] = job.warnings
         show(job.folder)
     elif job.state == "stopped":
-        st.info(say("stopped", folder=job.folder), icon=":material/stop_circle:")
+        st.info(escaped(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
     else:
-        st.error(job.error, title=say("make_failed"), icon=":material/error:")
+        st.error(escaped(job.error), title=say("make_failed"), icon=":material/error:")
 
 
 new, old = st.columns(2, gap="large")
@@ -78,13 +78,13 @@ st.markdown(f"##### {below}")
 found = library.entries()
 if not found:
     st.caption(say("none_below_runs", folder=f"{library.RUNS}/"))
-for start in range(0, len(found), COLUMNS):
-    for column, entry in zip(st.columns(COLUMNS), found[start : start + COLUMNS]):
-        with column.container(border=True, height="stretch"):
+with st.container(horizontal=True):
+    for entry in found:
+        with st.container(border=True, width=CARD):
             title = entry.prompt or say("empty_prompt" if entry.prompt == "" else "bad_trace")
-            if entry.image:
-                st.image(entry.image.read_bytes(), alt=say("picture_alt", prompt=title), width="stretch")
-            st.markdown(f"**{title}**")
-            st.caption(str(entry.folder))
+            if picture := library.thumbnail(entry):
+                st.image(picture, alt=say("picture_alt", prompt=title), width="stretch", output_format="PNG")
+            st.markdown(f"**{escaped(title)}**")
+            st.caption(escaped(str(entry.folder)))
             if st.button(say("open"), key=f"open {entry.folder}", width="stretch"):
                 show(entry.folder)

@@ -55,6 +55,10 @@ function paint(canvas, values, [rows, columns], [low, high], table) {
   context.putImageData(pixels, 0, 0)
 }
 
+// NaN stands for what was not kept; no comparison with it holds, so these pass over it.
+const largest = (values) => values.reduce((a, b) => (b > a ? b : a), 0)
+const smallest = (values) => values.reduce((a, b) => (b < a ? b : a), Infinity)
+
 function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag)
   for (const [name, value] of Object.entries(properties)) {

@@ -10,8 +10,8 @@ import numpy as np
 
 from dashboards import text
 from dashboards.heat_map.planes import Planes
-from probe.trace.layout import prompt_of
 from probe.trace.attention import NotRecorded
+from probe.trace.layout import prompt_of
 
 # Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
@@ -135,7 +135,7 @@ def encoder(trace, branch: str, language: str) -> bytes:
     tokens = [token for token in trace.tokens(branch) if token.kind != "pad"]
     positions = [token.position for token in tokens]
     layers, arrays = [], {"colours": colours()}
-    for number, maps in enumerate(_encoder_layers(trace, branch)):
+    for number, maps in enumerate(encoder_layers(trace, branch)):
         maps = maps[:, positions][:, :, positions]
         heads = np.concatenate([maps.mean(0, keepdims=True), maps]) if len(maps) > 1 else maps
         name = text.say(language, "layer_n", n=number + 1)
@@ -160,7 +160,7 @@ def encoder(trace, branch: str, language: str) -> bytes:
     return pack(header, arrays)
 
 
-def _encoder_layers(trace, branch: str):
+def encoder_layers(trace, branch: str):
     """float [head, query, token] of each layer that was recorded, in order."""
     for number in itertools.count():
         try:

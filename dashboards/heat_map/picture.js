@@ -51,11 +51,11 @@ function makeApp({ header, arrays }) {
   const words = units.map((unit, i) => i).filter((i) => units[i].kind === 'word')
   const ranked = words.length ? words : units.map((_, i) => i)
   const maximum = (layer, head, mean) => (highest[[layer, head, mean]] ??= Math.max(...(mean || !steps.length ? [0] : steps.map((_, s) => s + 1)).map(
-    (step) => Math.max(...ranked.map((unit) => app.plane({ step, layer, head }, unit).reduce((a, b) => Math.max(a, b), 0))))))
+    (step) => Math.max(...ranked.map((unit) => largest(app.plane({ step, layer, head }, unit)))))))
   app.range = (view, unit) => {
     if (view.scale === 'map') {
       const values = app.plane(view, unit)
-      return [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)]
+      return [smallest(values), largest(values)]
     }
     if (view.scale === 'shared') return [0, maximum(view.layer, view.head, view.step === 0)]
     return [0, Math.max(...layers.flatMap((layer, l) => Array.from({ length: layer.heads + 1 }, (_, head) => maximum(l, head, false))))]

@@ -12,8 +12,8 @@ import numpy as np
 from probe.analysis.maps import resample
 from probe.errors import ToushiError
 from probe.text.alignment import Token, Word, shares
-from probe.trace.layout import prompt_of
 from probe.trace.attention import NotRecorded
+from probe.trace.layout import prompt_of
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
 
@@ -77,41 +77,72 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
 
 def planes(trace, branch: str) -> Planes:
     """The image-to-text attention of one branch, read step by step so that memory stays bounded."""
-    sites = {name: site for name, site in trace.sites.items() if site["kind"] == "cross"}
-    steps = [step for step in trace.steps if any(_recorded(trace, branch, site, step) for site in sites)]
-    if trace.keep == "sum":
-        steps = []
-    elif not steps:
-        raise NotRecorded(f"There is no finished step with attention of the branch {branch} to the text.")
-    first = _read(trace, branch, next(iter(sites), None), steps[0] if steps else None)
-    by_column = {token.column: token for token in trace.tokens(branch) if token.column is not None}
-    tokens = [by_column[column] for column in first["token"].values]
-    by_token = prompt_of(trace.manifest, branch) is None
-    units, weights = units_of(tokens, trace.words(branch), by_token)
-    known = {unit.span for unit in units}
+    firsts = _firsts(trace, branch)
+    tokens = _tokens(trace, branch, next(iter(firsts.values()))["token"].values)
+    words = trace.words(branch)
+    units, weights = units_of(tokens, words, by_token=prompt_of(trace.manifest, branch) is None)
+    steps = [] if trace.keep == "sum" else trace.steps
+    grids = {name: maps.shape[-2:] for name, maps in firsts.items()}
+    heads = {name: maps.sizes.get("head", 0) for name, maps in firsts.items()}
+    heads, shown, heads_left_out = _fit(grids, heads, steps, len(units))
+    steps_left_out = len(shown) < len(steps)
+    blocks = {
+        name: _block(trace, branch, name, weights, steps or [None], shown, (1 + heads[name], len(units), *grid))
+        for name, grid in grids.items()
+    }
+    # A branch is absent once guidance stops: such steps have nothing to show.
+    there = [i for i in range(len(shown)) if not all(np.isnan(block[1 + i]).all() for block in blocks.values())]
+    blocks = {name: block[[0, *(1 + i for i in there)]] for name, block in blocks.items()}
+    lost = tuple(word for word in words if word.span not in {unit.span for unit in units})
+    layers = tuple(_layers(trace, blocks))
+    return Planes(tuple(units), lost, tuple(shown[i] for i in there), layers, heads_left_out, steps_left_out)
 
-    heads = {name: (site["heads"] or 0) if trace.keep != "mean" else 0 for name, site in sites.items()}
-    heads, shown, heads_left_out = _fit(sites, heads, steps, len(units))
-    blocks = {}
-    for name, site in sites.items():
-        block = np.full((1 + len(shown), 1 + heads[name], len(units), *site["grid"]), np.nan, np.float32)
-        for slot, step in enumerate(shown or [None], start=1 if shown else 0):
+
+def _firsts(trace, branch: str) -> dict:
+    """For each site that was kept its attention at the first step that has it: DataArray [1, head?, token, y, x]."""
+    firsts = {}
+    for name in (name for name, site in trace.sites.items() if site["kind"] == "cross"):
+        for step in [None] if trace.keep == "sum" else trace.steps:
             try:
-                maps = _read(trace, branch, name, step)
-            except NotRecorded:  # this site was not kept at this step
+                firsts[name] = _read(trace, branch, name, step)
+                break
+            except NotRecorded:  # guidance had not begun, or the site was kept at other steps only
                 continue
-            by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
-            by_unit = by_unit if "head" in maps.dims else by_unit[None]
-            block[slot, 0] = by_unit.mean(0)
-            if heads[name]:
-                block[slot, 1:] = by_unit
-        if shown:
-            block[0] = _mean(block[1:])
-        blocks[name] = block
-    return Planes(
-        tuple(units), tuple(word for word in trace.words(branch) if word.span not in known), tuple(shown),
-        tuple(_layers(trace, blocks)), heads_left_out, len(shown) < len(steps),
-    )  # fmt: skip
+    if not firsts:
+        raise NotRecorded(
+            f"There is no attention of the picture to the text in this trace (branch {branch}, finished steps: "
+            f"{len(trace.steps)}). Record it again with the image-to-text sites."
+        )
+    return firsts
+
+
+def _read(trace, branch: str, site: str, step: int | None):
+    """DataArray [step = 1, head?, token, y, x] on the site's own grid."""
+    return trace.attention(branch=branch, sites=[site], steps=None if step is None else [step], grid="native")[site]
+
+
+def _tokens(trace, branch: str, columns) -> list[Token]:
+    by_column = {token.column: token for token in trace.tokens(branch) if token.column is not None}
+    return [by_column[column] for column in columns]
+
+
+def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    """float32 [1 + step, 1 + head, unit, y, x] of one site; `steps` all go into the mean, `shown` have slots."""
+    block = np.full((1 + len(shown), *shape), np.nan, np.float32)
+    total, count = np.zeros(shape, np.float32), 0
+    for step in steps:
+        try:
+            maps = _read(trace, branch, site, step)
+        except NotRecorded:  # not kept at this step
+            continue
+        by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
+        by_unit = by_unit if "head" in maps.dims else by_unit[None]
+        by_head = np.concatenate([by_unit.mean(0, keepdims=True), by_unit])[: shape[0]]
+        total, count = total + by_head, count + 1
+        if step in shown:
+            block[1 + shown.index(step)] = by_head
+    block[0] = total / count
+    return block
 
 
 def _layers(trace, blocks: dict[str, np.ndarray]):
@@ -143,28 +174,11 @@ def _mean(arrays: np.ndarray) -> np.ndarray:
     return np.where(count, np.where(there, arrays, 0).sum(0) / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
-def _read(trace, branch: str, site: str | None, step: int | None):
-    """DataArray [step = 1, head?, token, y, x] on the site's own grid."""
-    if site is None:
-        raise NotRecorded("This trace holds no attention from the picture to the text.")
-    steps = None if step is None else [step]
-    return trace.attention(branch=branch, sites=[site], steps=steps, grid="native")[site]
-
-
-def _recorded(trace, branch: str, site: str, step: int) -> bool:
-    """Whether the branch is there at this step: it is absent once guidance stops."""
-    try:
-        _read(trace, branch, site, step)
-    except NotRecorded:
-        return False
-    return True
-
-
-def _fit(sites: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:
+def _fit(grids: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:
     """Heads and steps cut down until the maps keep to the budget; all of them where they do."""
 
     def size(heads: dict[str, int]) -> int:
-        return sum(2 * units * (1 + heads[n]) * site["grid"][0] * site["grid"][1] for n, site in sites.items())
+        return sum(2 * units * (1 + heads[name]) * grid[0] * grid[1] for name, grid in grids.items())
 
     left_out = (1 + len(steps)) * size(heads) > BUDGET
     if left_out:

@@ -120,10 +120,14 @@ function build(root, bytes) {
   app.where = ({ layer, head }) =>
     `${header.layers[layer].title}${header.layers[layer].heads ? ` · ${head ? app.t('head_n', { n: head }) : app.t('all_heads')}` : ''}`
   const tops = {}
+  // The largest value outside the columns of special tokens: attention likes to rest on <bos>, and dims all else.
+  const beyond = (layer) => (tops[`text${layer}`] ??= Array.from({ length: header.layers[layer].heads + 1 },
+    (_, head) => app.matrix({ layer, head }).reduce((a, b, i) => (header.tokens[i % n].kind === 'special' ? a : Math.max(a, b)), 0),
+  ).reduce((a, b) => Math.max(a, b), 0))
   app.range = (view) => {
-    if (view.scale === 'unit') return [0, 1]
-    const highest = (head) => (tops[[view.layer, head]] ??= app.matrix({ ...view, head }).reduce((a, b) => Math.max(a, b), 0))
-    if (view.scale === 'map') return [app.matrix(view).reduce((a, b) => Math.min(a, b), Infinity), highest(view.head)]
+    if (view.scale === 'text') return [0, beyond(view.layer)]
+    const highest = (head) => (tops[[view.layer, head]] ??= largest(app.matrix({ ...view, head })))
+    if (view.scale === 'map') return [smallest(app.matrix(view)), highest(view.head)]
     return [0, Math.max(...Array.from({ length: header.layers[view.layer].heads + 1 }, (_, head) => highest(head)))]
   }
   app.view = () => ({ ...app.state, ...app.peeked })
@@ -145,7 +149,7 @@ function build(root, bytes) {
   }
   const matrix = makeMatrix(app)
   const bar = colourBar(t('colour_bar'))
-  const scale = segmented(t('scale'), [['layer', t('scale_layer'), t('scale_layer_help')], ['unit', t('scale_unit'), t('scale_unit_help')],
+  const scale = segmented(t('scale'), [['layer', t('scale_layer'), t('scale_layer_help')], ['text', t('scale_text'), t('scale_text_help')],
     ['map', t('scale_map'), t('scale_map_help')]], () => app.state.scale, (value) => app.set({ scale: value }))
   const layers = strip({ label: t('layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
     onPeek: (layer) => app.peek(layer === null ? {} : { layer, head: 0 }) })
@@ -172,7 +176,7 @@ function build(root, bytes) {
     layers.note.textContent = header.layers[view.layer].title
     homes.forEach((one, layer) => { one.root.hidden = layer !== view.layer || !header.layers[layer].heads })
     homes[view.layer].update(app.state.head, view.head, thumb((head) => ({ head })))
-    bar.draw(range, app.tables.even, t(`scale_${view.scale}_caption`), false)
+    bar.draw(range, app.tables.even, t(`scale_${view.scale}_caption`), app.matrix(view).some((one) => one > range[1] * 1.001))
     bar.mark(value, range)
     scale.update()
     Object.assign(root.dataset, { ready: 'true', layer: view.layer, head: view.head, token: view.token ?? '' })

@@ -21,8 +21,11 @@ SITES = {
 CENTRES = {"左": (0.5, 0.25), "猫": (0.6, 0.28), "右": (0.5, 0.75), "月": (0.25, 0.75), "夜": (0.1, 0.5)}
 
 
-def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=None, sites=SITES, **fields):
-    """The trace of a run with two branches; `stop_after` steps it ends, as if it had been killed."""
+def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=None, sites=SITES, only=None, **fields):
+    """The trace of a run with two branches; `stop_after` steps it ends, as if it had been killed.
+
+    `only`: the columns of the prompt that are kept.
+    """
     encodings = {"cond": TOKENIZER.encode(prompt), "uncond": TOKENIZER.encode(negative)}
     manifest = {
         "model": {"name": "made-up", "revision": "0", "weights_sha256": None},
@@ -39,9 +42,13 @@ def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=
         "size": [64, 64],
         **fields,
     }
+    manifest["branches"]["cond"]["columns"] = only
     writer = TraceWriter(folder, manifest)
     for step in range(steps if stop_after is None else stop_after):
-        writer.write_step(step, _tensors(encodings, sites, step / max(1, steps - 1), keep))
+        tensors = _tensors(encodings, sites, step / max(1, steps - 1), keep)
+        if only is not None:
+            tensors = {k: v[..., only, :, :] if k.endswith("/cond") else v for k, v in tensors.items()}
+        writer.write_step(step, tensors)
     writer.write_encoder(_encoder(encodings, sites))
     if stop_after is None:
         writer.write_image(picture())
