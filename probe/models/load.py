@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from probe.errors import ToushiError
 from probe.models.mini_unet import MiniUNet
@@ -23,7 +24,11 @@ def load(name: str = "mini-unet", device: str | torch.device | None = None, dtyp
         near = get_close_matches(name, shipped, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(shipped)}; or a folder with config.json"
         raise UnknownModel(f"no model {name!r}; {hint}")
-    return MiniUNet.from_folder(folder).to(device or best_device(), dtype or torch.float32)
+    try:
+        model = MiniUNet.from_folder(folder)
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise UnknownModel(f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}") from error
+    return model.to(device or best_device(), dtype or torch.float32)
 
 
 def best_device() -> str:

@@ -1,0 +1,147 @@
+"""Laws of the default model, on random weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from probe.errors import ToushiError
+from probe.models.load import UnknownModel, load
+from probe.models.mini_unet import MiniUNet, PromptCut
+from probe.models.text import joined
+
+SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚"
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniUNet:
+    return MiniUNet.tiny()
+
+
+def pixels(picture) -> np.ndarray:
+    return np.asarray(picture, dtype=int)
+
+
+def test_a_seed_means_one_picture(model):
+    first, again, other = (model.sample(LONG, steps=2, seed=s) for s in (1, 1, 2))
+    assert (pixels(first) == pixels(again)).all()
+    assert (pixels(first) != pixels(other)).any()
+
+
+def test_the_prompt_and_the_negative_prompt_change_the_picture(model):
+    plain = pixels(model.sample(SHORT, steps=2))
+    assert (plain != pixels(model.sample("月亮", steps=2))).any()
+    assert (plain != pixels(model.sample(SHORT, "月亮", steps=2))).any()
+
+
+def test_a_batch_draws_what_each_prompt_draws_alone(model):
+    together = model.sample([SHORT, LONG], steps=3)
+    alone = [model.sample(p, steps=3) for p in (SHORT, LONG)]
+    for a, b in zip(together, alone):
+        assert abs(pixels(a) - pixels(b)).max() <= 1  # rounding to 8 bits after sums in another order
+
+
+def test_padding_is_invisible(model):
+    alone, _ = model.encode_prompt([SHORT], None)
+    padded, _ = model.encode_prompt([SHORT, LONG], None)
+    length = alone.states.shape[1]
+    torch.testing.assert_close(padded.states[:1, :length], alone.states, rtol=1e-4, atol=1e-5)
+    latents, time = torch.randn(2, 8, 16, 16), torch.tensor([0.7, 0.2])
+    long, _ = model.encode_prompt([LONG], None)
+    torch.testing.assert_close(
+        model.unet(latents, time, joined(alone, long)), model.unet(latents, time, padded), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_keys_and_values_computed_once_change_nothing(model):
+    text, _ = model.encode_prompt([LONG], None)
+    latents, time = torch.randn(1, 8, 16, 16), torch.tensor([0.5])
+    assert torch.equal(model.unet(latents, time, text), model.unet(latents, time, model.unet.read_text(text)))
+
+
+def test_guidance_of_one_is_the_conditional_branch_alone(model):
+    calls = []
+    hook = model.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    try:
+        model.sample(SHORT, steps=2, guidance=1)
+        model.sample(SHORT, steps=2, guidance=2)
+    finally:
+        hook.remove()
+    assert calls == [1, 1, 2, 2]
+
+
+def test_denoise_is_the_evaluation_that_sampling_makes(model):
+    seen = []
+    hook = model.unet.register_forward_hook(lambda _, args, out: seen.append((args[0], args[1], out)))
+    try:
+        model.sample(SHORT, steps=1, guidance=1)
+    finally:
+        hook.remove()
+    latents, time, velocity = seen[0]
+    torch.testing.assert_close(model.denoise(latents, time, SHORT), velocity)
+
+
+@pytest.mark.parametrize("size", [(32, 96), 48, (64, 16)])
+def test_any_multiple_of_sixteen_is_a_size(model, size):
+    picture = model.sample(SHORT, steps=1, size=size)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    assert picture.size == (width, height)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(dtype):
+    assert MiniUNet.tiny().to(dtype).sample(LONG, steps=1).size == (64, 64)
+
+
+def test_heun_evaluates_twice_but_for_the_last_step(model):
+    calls = []
+    hook = model.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        model.sample(SHORT, steps=3, sampler="heun")
+    finally:
+        hook.remove()
+    assert len(calls) == 5
+
+
+def test_the_cache_returns_what_the_encoder_would(model):
+    model.embedding_cache.clear()
+    first, _ = model.encode_prompt([LONG], None)
+    cached, _ = model.encode_prompt([LONG], None)
+    assert cached.states is first.states
+    for n in range(100):
+        model.encode_prompt([f"{n}只猫"], None)
+    assert len(model.embedding_cache) <= 64
+
+
+def test_a_long_prompt_warns_with_the_words_lost(model):
+    with pytest.warns(PromptCut, match="河马"):
+        model.encode_prompt(["猫和狗，" * 40 + "河马"], None)
+
+
+def test_save_and_load_is_identity(model, tmp_path):
+    model.save(tmp_path, torch.float32)
+    again = load(str(tmp_path), "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert (pixels(model.sample(LONG, steps=1)) == pixels(again.sample(LONG, steps=1))).all()
+    assert len(again.weights_sha256) == 64
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(steps=0), "at least 1"),
+        (dict(size=50), "multiples of 16"),
+        (dict(sampler="eular"), "euler"),
+        (dict(prompt=[]), "at least one prompt"),
+    ],
+)
+def test_bad_input_says_what_was_expected(model, wrong, message):
+    with pytest.raises(ToushiError, match=message):
+        model.sample(**({"prompt": SHORT} | wrong))
+
+
+def test_an_unknown_model_names_the_known(tmp_path):
+    with pytest.raises(UnknownModel, match="mini-unet|config.json"):
+        load("mini-unt")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ToushiError):
+        load(str(tmp_path))
