@@ -1,0 +1,179 @@
+"""`toushi words`, `sites`, `info` and `verify`: what a prompt becomes, what a model has, what a trace holds."""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from commands.lanes import lanes
+from commands.terminal import bytes_in_words, columns, table
+from probe.errors import ToushiError
+
+Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+
+
+@dataclass(frozen=True)
+class Words:
+    ABOUT = """Shows a prompt as characters, tokens and words, side by side.
+
+  toushi words "河边的银行在左边，树在右边"
+
+Tokens are what the model reads; words are what heat maps can be asked for. ×4 marks a character made of four tokens."""
+
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
+    """The prompt."""
+    model: str = "mini-unet"
+    """Whose tokenizer."""
+
+    def run(self) -> None:
+        from probe.text.alignment import segment
+
+        tokenizer = tokenizer_of(self.model)
+        encoding = tokenizer.encode(self.prompt)
+        words = segment(self.prompt)
+        print(lanes(self.prompt, encoding.tokens, words, columns()))
+        rows = [("position", "id", "token", "characters", "word")]
+        for token in encoding.tokens:
+            of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
+            span = f"{token.span[0]}–{token.span[1]}" if token.span else ""
+            rows.append((str(token.position), str(token.id), token.text, span, " + ".join(of)))
+        print(f"\n{table(rows, right=(0, 1))}\n")
+        counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
+        print(", ".join([*counts, f"{len(words)} words"]))
+        if encoding.lost:
+            lost = "、".join(word.text for word in encoding.lost)
+            print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Sites:
+    ABOUT = """Lists the places in a model where attention can be recorded.
+
+  toushi sites --model mini-unet
+  toushi trace "猫" --sites 'unet.up.*'       (names and globs work wherever sites are asked for)"""
+
+    model: str = "mini-unet"
+    """A shipped model, or a folder with one."""
+
+    def run(self) -> None:
+        from probe.record import record
+
+        from probe.models.load import load
+        from probe.trace.reader import open_trace
+
+        model = load(self.model)
+        with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
+            with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
+                model.sample("猫", steps=1, guidance=1.0)
+            sites = open_trace(recording.traces[0]).sites
+        print(site_table(sites))
+
+
+@dataclass(frozen=True)
+class Info:
+    ABOUT = """Tells what is in a trace, or in a folder of traces.
+
+  toushi info runs/cat"""
+
+    folder: Folder
+    """The trace."""
+
+    def run(self) -> None:
+        from probe.trace.layout import MEMBERS
+        from probe.trace.reader import open_collection, open_trace
+
+        if (self.folder / MEMBERS).exists():
+            rows = [("trace", "steps", "prompt")]
+            for trace in open_collection(self.folder):
+                rows.append((str(trace.folder), progress(trace), trace.prompt or "(not known)"))
+            print(table(rows))
+            return
+        trace = open_trace(self.folder)
+        manifest = trace.manifest
+        size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        model = manifest.get("model") or {}
+        facts = [
+            ("prompt", "(not known)" if trace.prompt is None else trace.prompt or "(empty)"),
+            ("negative", manifest.get("negative_prompt")),
+            ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
+            ("model", " ".join(str(part) for part in (model.get("name"), model.get("revision")) if part)),
+            ("steps", progress(trace)),
+            ("size", "x".join(map(str, manifest.get("size") or [])) or None),
+            *(
+                (name, manifest.get(name))
+                for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
+            ),
+            ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
+            ("kept", trace.keep),
+            ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
+            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
+            ("commit", manifest.get("git")),
+            ("on disk", bytes_in_words(size)),
+        ]
+        print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
+        print(f"\n{site_table(trace.sites)}")
+
+
+@dataclass(frozen=True)
+class Verify:
+    ABOUT = """Checks a trace: format, checksums, sums to 1, completeness.
+
+  toushi verify runs/cat
+
+The exit code is 1 if something is wrong."""
+
+    folder: Folder
+    """The trace, or a folder of traces."""
+
+    def run(self) -> int:
+        from probe.trace.layout import MEMBERS
+        from probe.trace.reader import open_collection, open_trace
+
+        traces = open_collection(self.folder) if (self.folder / MEMBERS).exists() else [open_trace(self.folder)]
+        bad = 0
+        for trace in traces:
+            problems = trace.verify()
+            bad += bool(problems)
+            for problem in problems:
+                print(f"{trace.folder}: {problem}")
+            if not problems:
+                print(f"{trace.folder}: in order, {progress(trace)}")
+        return 1 if bad else 0
+
+
+def progress(trace) -> str:
+    steps = trace.manifest["steps"]
+    wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
+    return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
+
+
+def site_table(sites: dict[str, dict]) -> str:
+    says = {"cross": "image to text", "self": "image to image", "encoder": "text to text"}
+    rows = [("site", "attention", "grid", "heads")]
+    for name, site in sites.items():
+        grid = "x".join(map(str, site.get("grid") or [])) or "–"
+        rows.append((name, says[site["kind"]], grid, str(site.get("heads") or "–")))
+    return table(rows, right=(2, 3))
+
+
+def tokenizer_of(model: str):
+    """The tokenizer of a model, without loading the model or torch where it lies in a folder as `save` writes it."""
+    import importlib.util
+
+    from probe.text.bpe import Tokenizer
+
+    models = importlib.util.find_spec("probe.models")
+    homes = [Path(place) / "weights" / model for place in (models.submodule_search_locations or [])] if models else []
+    for home in (*homes, Path(model)):
+        if (home / "tokenizer.json").is_file():
+            return Tokenizer.load(home / "tokenizer.json")
+    from probe.models.load import load
+
+    tokenizer = getattr(load(model), "tokenizer", None)
+    if tokenizer is None:
+        raise ToushiError(f"the model {model!r} has no tokenizer that can be shown")
+    return tokenizer

@@ -1,0 +1,81 @@
+"""What a trace says, in words: where each word of the prompt went."""
+
+from pathlib import Path
+
+from commands.terminal import bytes_in_words, table
+
+
+def told(folder: Path, words: list[str] | None = None) -> str:
+    """Draws words.png into the folder, and the report of the trace as text."""
+    from probe.figures.style import save
+    from probe.figures.words import chosen, words_figure
+    from probe.trace.reader import open_trace
+
+    trace = open_trace(folder)
+    asked = chosen(trace, words, "cond")
+    figure = save(words_figure(trace, asked), folder / "words.png")
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    run = ", ".join(
+        f"{name} {value}" if name else str(value)
+        for name, value in (
+            ("", trace.manifest["model"]["name"]),
+            ("", trace.manifest.get("sampler")),
+            ("steps", len(trace.steps)),
+            ("seed", trace.manifest.get("seed")),
+            ("guidance", trace.manifest.get("guidance")),
+            ("", "x".join(map(str, trace.manifest.get("size") or []))),
+        )
+        if value not in (None, "")
+    )
+    files = [("picture", str(folder / "image.png")), ("words", str(figure))]
+    files.append(("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {folder})"))
+    return "\n".join(
+        [trace.prompt or "(no prompt)", run, "", where_words_went(trace, asked), "", others(trace), "", table(files)]
+    )
+
+
+def where_words_went(trace, words) -> str:
+    """A row for each word: its share of the attention, and where that lies in the picture."""
+    from probe.analysis.maps import centre, entropy, mass, peak
+    from probe.figures.style import labels, percent
+
+    rows = [("word", "share", "looked at", "centre y, x", "peak y, x")]
+    for word, name in zip(words, labels(words)):
+        heat = trace.heat_map(word).values
+        (y, x), top = centre(heat), peak(heat)
+        place = in_words(float(y), float(x), float(entropy(heat)))
+        rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))
+    return table(rows, right=(1,)) if words else "no word of the prompt was recorded"
+
+
+def others(trace) -> str:
+    """What the attention did besides: special tokens, the text between the words, and no text at all."""
+    from probe.figures.style import percent
+
+    rule = trace.manifest.get("heat_map")
+    shares = trace.mass("cond", sites=rule["sites"] if rule else None)
+    by_column = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))
+    words = trace.words()
+    parts, between = [], 0.0
+    for token in trace.tokens():
+        if token.column not in by_column:
+            continue
+        share = by_column[token.column]
+        if token.kind != "text":
+            parts.append(f"{token.text or token.kind} {percent(share)}")
+        elif not any(word.start < token.span[1] and token.span[0] < word.end for word in words):
+            between += share
+    parts += [f"punctuation {percent(between)}"] if between else []
+    parts += [f"no text {percent(shares.attrs['rest'])}"] if shares.attrs["rest"] > 1e-4 else []
+    return "besides   " + ", ".join(parts)
+
+
+def in_words(y: float, x: float, evenness: float) -> str:
+    """A place for people: left, right, top, bottom, middle, or everywhere when the map is nearly flat."""
+    if not (y == y and x == x):
+        return "nowhere"
+    if evenness > 0.995:
+        return "everywhere"
+    vertical = "top" if y < 0.45 else "bottom" if y > 0.55 else ""
+    horizontal = "left" if x < 0.45 else "right" if x > 0.55 else ""
+    return " ".join(part for part in (vertical, horizontal) if part) or "middle"

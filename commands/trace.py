@@ -1,0 +1,241 @@
+"""`toushi trace`: a prompt in; a picture, and where each word went, out."""
+
+import math
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from commands.report import told
+from probe.errors import ToushiError
+
+Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
+Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
+
+
+@dataclass(frozen=True)
+class Trace:
+    ABOUT = """Draws a prompt and records where every word of it went.
+
+  toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/cat
+  toushi trace "a red cat" --negative "blue" --guidance 4 --sampler heun --size 64x96
+  toushi trace --prompts prompts.txt --out runs/many     (one prompt a line, one trace each)
+  toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
+
+Into the folder go image.png, words.png (the picture, then one overlay for each word,
+all on one scale) and the trace. `toushi view FOLDER` opens it in the browser,
+open_trace(FOLDER) reads it in Python."""
+
+    prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
+    """What to draw, in Chinese or English. "" draws the unconditional picture."""
+    model: str = "mini-unet"
+    """A shipped model, or a folder with one. See `toushi sites`."""
+    steps: int = 20
+    """How many sampling steps."""
+    seed: int = 0
+    """The same seed gives the same picture."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where the trace goes; runs/PROMPT-SEED if not given."""
+    negative: str = ""
+    """What to stay away from. Needs guidance."""
+    guidance: float = 3.0
+    """How strongly to follow the prompt; 1 is without guidance, and twice as fast."""
+    sampler: Literal["euler", "heun"] = "euler"
+    """heun takes two evaluations a step; the first is recorded."""
+    size: Annotated[str, tyro.conf.arg(metavar="N|HxW")] = "64"
+    """Pixels, multiples of 16: 64, or height x width such as 64x96."""
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
+    keep: Literal["heads", "mean", "sum"] = "heads"
+    """heads: everything; mean: the mean of the heads at each step; sum: one map set for the whole run."""
+    sites: Globs = ()
+    """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
+    words: Words = ()
+    """Record only these words."""
+    overwrite: bool = False
+    """Replace a trace that is already in the folder."""
+    no_record: bool = False
+    """Only draw; writes image.png."""
+    device: str | None = None
+    """cpu, cuda or mps; the best there is if not given."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """The numbers that the model computes with."""
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        prompts, size = self.checked_prompts(), checked_size(self.size)
+        self.check_numbers()
+        folder = self.out or default_folder(prompts, self.prompts, self.seed)
+        check_folder(folder, self.overwrite)
+        self.check_words(prompts)
+
+        import torch
+
+        from probe.models.load import load
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+        model = load(self.model, checked_device(self.device), dtype)
+        loaded = time.perf_counter()
+        if self.no_record:
+            files = self.draw(model, prompts, size, folder)
+            sampled = time.perf_counter()
+            print("\n".join(f"picture   {file}" for file in files))
+        else:
+            folders = self.record(model, prompts, size, folder)
+            sampled = time.perf_counter()
+            for one in folders:
+                print(told(one, self.words or None))
+        ended = time.perf_counter()
+        print(f"time      sampling {sampled - loaded:.1f} s, in all {ended - started:.1f} s")
+
+    # --- the run
+
+    def draw(self, model, prompts: list[str], size: tuple[int, int], folder: Path) -> list[Path]:
+        """The pictures alone."""
+        make_room(folder, self.overwrite)
+        files = []
+        for index, prompt in enumerate(prompts):
+            with progress(self.steps, index, len(prompts)) as tick:
+                picture = self.sample(model, prompt, size, tick)
+            home = folder if len(prompts) == 1 else folder / f"{index:03d}"
+            home.mkdir(parents=True, exist_ok=True)
+            picture.save(home / "image.png")
+            files.append(home / "image.png")
+        return files
+
+    def record(self, model, prompts: list[str], size: tuple[int, int], folder: Path) -> list[Path]:
+        """The folders of the traces."""
+        from probe.record import record
+
+        make_room(folder, self.overwrite)
+        choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
+        with record(model, folder, overwrite=self.overwrite, **choice) as recording:
+            for index, prompt in enumerate(prompts):
+                with progress(self.steps, index, len(prompts)) as tick:
+                    self.sample(model, prompt, size, tick)
+        return list(recording.traces)
+
+    def sample(self, model, prompt: str, size: tuple[int, int], tick):
+        how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
+        return model.sample(prompt, self.negative, size=size, callback=tick, **how)
+
+    # --- checks that need no model, so that a mistake costs no time
+
+    def checked_prompts(self) -> list[str]:
+        from probe.text.alignment import readable
+
+        if self.prompts is None:
+            if self.prompt is None:
+                raise ToushiError(
+                    'there is no prompt; write toushi trace "左边是猫，右边是月亮" (or use --prompts FILE)'
+                )
+            if not self.prompt.strip():
+                print("toushi: the prompt is empty, so this is the unconditional picture", file=sys.stderr)
+            return [readable(self.prompt)]
+        if self.prompt is not None:
+            raise ToushiError(
+                f"expected either a prompt or --prompts, but both came: {self.prompt!r} and {self.prompts}"
+            )
+        try:
+            lines = self.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise ToushiError(f"cannot read the prompts in {self.prompts}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise ToushiError(f"{self.prompts} is not UTF-8 (byte {error.start}); save it as UTF-8 text") from None
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ToushiError(f"{self.prompts} holds no prompt; write one a line")
+        return found
+
+    def check_numbers(self) -> None:
+        if self.steps < 1:
+            raise ToushiError(f"--steps must be 1 or more, but {self.steps} came; 20 is a good number")
+        if not 0 <= self.seed < 2**63:
+            raise ToushiError(f"--seed must be a whole number from 0 to 2^63 - 1, but {self.seed} came")
+        if not math.isfinite(self.guidance):
+            raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one, 1 turns it off")
+        if self.negative and self.guidance == 1:
+            raise ToushiError("--negative needs guidance, but --guidance 1 turns it off; leave one of them out")
+
+    def check_words(self, prompts: list[str]) -> None:
+        if not self.words:
+            return
+        from probe.text.alignment import find, segment
+
+        for prompt in prompts:
+            words = segment(prompt)
+            for word in self.words:
+                find(prompt, words, word)
+
+
+def checked_size(size: str) -> tuple[int, int]:
+    """(height, width) of "64" or "64x96"."""
+    parts = size.lower().replace("×", "x").split("x")
+    try:
+        height, width = (int(part) for part in (parts if len(parts) == 2 else parts * 2))
+    except ValueError:
+        raise ToushiError(f"--size must be like 64 or 64x96 (height x width), but {size!r} came") from None
+    if min(height, width) < 16 or height % 16 or width % 16:
+        near = "x".join(str(max(16, round(n / 16) * 16)) for n in (height, width))
+        raise ToushiError(f"--size must be multiples of 16, at least 16, but {size} came; the nearest is {near}")
+    return height, width
+
+
+def checked_device(device: str | None) -> str | None:
+    import torch
+
+    if device is None:
+        return None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.partition(":")[0], False):
+        have = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ToushiError(f"there is no device {device!r} here; there is {have}")
+    return device
+
+
+def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
+    name = file.stem if file else "".join(c for c in prompts[0] if c.isalnum() or c == " ").strip().replace(" ", "-")
+    return Path("runs") / f"{name[:24] or 'empty'}-{seed}"
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ToushiError(f"{folder} exists and is not empty; choose another --out, or replace it with --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ToushiError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
+
+
+def make_room(folder: Path, overwrite: bool) -> None:
+    """Empties the folder of what this command made before; a folder with anything else in it is refused."""
+    from probe.trace.writer import prepare
+
+    pictures = {"image.png", "words.png"}
+    members = sorted(folder.glob("[0-9][0-9][0-9]")) if overwrite else []
+    for home in [*members, folder] if overwrite else []:
+        names = {path.name for path in home.iterdir()}
+        ours = names & pictures if names <= pictures else names & {"words.png"} if "manifest.json" in names else set()
+        for name in ours:
+            (home / name).unlink()
+        if home in members and names == ours:
+            home.rmdir()
+    prepare(folder, overwrite)
+
+
+@contextmanager
+def progress(steps: int, index: int, count: int):
+    """A bar over the steps; yields the callback that moves it."""
+    from tqdm import tqdm
+
+    name = "step" if count == 1 else f"{index + 1}/{count}"
+    with tqdm(total=steps, desc=name, unit="step", leave=False) as bar:
+        yield lambda *_: bar.update()

@@ -1,0 +1,60 @@
+"""`toushi view`: the explorer in the browser."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from probe.errors import ToushiError
+
+
+@dataclass(frozen=True)
+class View:
+    ABOUT = """Opens the explorer in the browser.
+
+  toushi view runs/cat
+  toushi view                                    (all traces below runs/)
+  toushi view runs/cat --port 8600 --headless    (on a machine without a browser)
+
+Ends with Ctrl-C."""
+
+    folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FOLDER")] = None
+    """The trace to open first."""
+    port: int = 8501
+    """Where the explorer answers."""
+    headless: bool = False
+    """Only serve; do not open a browser."""
+
+    def run(self) -> int:
+        if self.folder is not None:
+            from probe.trace.reader import open_trace
+
+            open_trace(self.folder)  # a damaged trace is said here, not in the browser
+        return subprocess.call(self.command(), env={**os.environ, "PYTHONPATH": python_path()})
+
+    def command(self) -> list[str]:
+        if not 1 <= self.port <= 65535:
+            raise ToushiError(f"--port must lie in 1 to 65535, but {self.port} came")
+        app = Path(house()) / "dashboards" / "app.py"
+        options = ["--server.port", str(self.port), "--browser.gatherUsageStats", "false"]
+        options += ["--server.headless", "true"] if self.headless else []
+        opened = ["--", str(self.folder)] if self.folder else []
+        return [sys.executable, "-m", "streamlit", "run", str(app), *options, *opened]
+
+
+def house() -> str:
+    """The folder that holds the packages."""
+    found = importlib.util.find_spec("dashboards")
+    if found is None or not found.submodule_search_locations:
+        raise ToushiError("the explorer (dashboards) is not installed beside this command; install Toushi again")
+    return str(Path(next(iter(found.submodule_search_locations))).parent)
+
+
+def python_path() -> str:
+    """Streamlit puts only the app's own folder on the path."""
+    return os.pathsep.join(filter(None, [house(), os.environ.get("PYTHONPATH")]))
