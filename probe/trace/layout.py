@@ -122,7 +122,8 @@ def check_manifest(manifest: Any, where: str) -> dict:
         field = f"sites[{name!r:.60}]"
         need(bool(re.fullmatch(r"[^\s/\x00-\x1f]{1,300}", name)), field, "named by a module path", name)
         need(isinstance(site, dict) and site.get("kind") in SITE_KINDS, field, f"of kind {SITE_KINDS}", site)
-        grid, heads = site.get("grid"), site.get("heads")
+        need({"grid", "heads"} <= set(site), field, "{kind, grid, heads}", site)
+        grid, heads = site["grid"], site["heads"]
         is_grid = isinstance(grid, list) and len(grid) == 2 and all(_whole(n, 1, 65_536) for n in grid)
         need(is_grid or (grid is None and site["kind"] == "encoder"), f"{field}.grid", "[rows, columns]", grid)
         need(heads is None or _whole(heads, 1, 65_536), f"{field}.heads", "a count or null", heads)
