@@ -81,6 +81,11 @@ def encoder_attention_key(layer: int, branch: str) -> str:
     return f"attention/{layer}/{branch}"
 
 
+def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
+    match = re.fullmatch(r"(?:state|attention)/[0-9]{1,6}/(\w+)", key)
+    return match is not None and match[1] in branches
+
+
 def is_ours(name: str) -> bool:
     """A file that the writer makes, finished or not: nothing else is ever removed from a folder."""
     made = r"(manifest\.json|steps\.jsonl|collection\.json|image\.png|(encoder|(step|sum)_[0-9]{4,})\.safetensors)"

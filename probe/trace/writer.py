@@ -73,6 +73,12 @@ class TraceWriter:
 
     def write_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Queues the encoder's states and attention; names from layout.state_key and encoder_attention_key."""
+        for key, array in tensors.items():
+            if not layout.is_encoder_key(key, self.manifest["branches"]) or array.dtype not in (np.float16, np.float32):
+                raise BadRecord(
+                    f'Of an encoder "state/number/branch" and "attention/number/branch" are kept, float16 or float32; '
+                    f'"{key}", {array.dtype} came.'
+                )
         arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
         self._put(layout.ENCODER, lambda: self._listed(layout.ENCODER, lambda path: save_file(arrays, path)))
 

@@ -230,6 +230,9 @@ def test_steps_and_tensors_that_do_not_fit_are_refused_at_once(tmp_path):
         ):
             with pytest.raises(BadRecord, match=r"unet|preview"):
                 writer.write_step(0, bad)
+        for name, kind in [("state/0", "f4"), ("cond/state/0", "f4"), ("state/0/other", "f4"), ("state/0/cond", "f8")]:
+            with pytest.raises(BadRecord, match="encoder"):
+                writer.write_encoder({name: np.zeros((2, 3), kind)})
         writer.write_step(1, good)
         for step in (0, 1, 3, -1):
             with pytest.raises(BadRecord, match="in order"):
