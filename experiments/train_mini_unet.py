@@ -112,7 +112,9 @@ class Training:
         self.samples += len(captions)
         # A young average forgets its random beginning quickly.
         n = self.samples / len(captions)
-        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(
+            self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n))
+        )
         return loss.item()
 
     def averaged_model(self) -> MiniUNet:
@@ -171,7 +173,9 @@ def train(config: Config) -> None:
     model = new_model(config)
     if config.begin == "shipped" and not (config.out / "checkpoint.safetensors").exists():
         model = load("mini-unet", "cpu")
-    pool = make_pool(model.vae, config.pool_first, config.pool, config.out / f"latents_{config.pool_first}_{config.pool}.safetensors")
+    pool = make_pool(
+        model.vae, config.pool_first, config.pool, config.out / f"latents_{config.pool_first}_{config.pool}.safetensors"
+    )
     held = make_pool(model.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
     training = Training(model, config)
     if (config.out / "checkpoint.safetensors").exists():
@@ -193,7 +197,13 @@ def train(config: Config) -> None:
             training.save(config.out)
             averaged = training.averaged_model()
             sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
-            row = dict(samples=training.samples, seconds=round(spent), loss=float(np.mean(losses)), held_out_loss=held_out_loss(averaged, held), lr=lr)
+            row = dict(
+                samples=training.samples,
+                seconds=round(spent),
+                loss=float(np.mean(losses)),
+                held_out_loss=held_out_loss(averaged, held),
+                lr=lr,
+            )
             with (config.out / "log.jsonl").open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
             bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")

@@ -17,7 +17,9 @@ from probe.models.vae import VAE
 from probe.world.scenes import draw_scene
 
 
-def train_vae(vae: VAE, minutes: float, log: Path, decoder_only: bool = False, batch: int = 32, lr: float = 1.5e-3) -> None:
+def train_vae(
+    vae: VAE, minutes: float, log: Path, decoder_only: bool = False, batch: int = 32, lr: float = 1.5e-3
+) -> None:
     """Trains in place for so many minutes; then fixes the normalisation of the latents."""
     torch.manual_seed(0)
     held = unit(pictures([draw_scene(seed, split="test") for seed in range(256)]))

@@ -18,7 +18,9 @@ from probe.world.scenes import Scene, draw_scene
 
 def pictures(scenes: list[Scene]) -> Tensor:
     """uint8 [n, 3, 64, 64]"""
-    return torch.from_numpy(np.stack([render(scene)[0] for scene in tqdm(scenes, desc="drawing scenes")])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([render(scene)[0] for scene in tqdm(scenes, desc="drawing scenes")])).permute(
+        0, 3, 1, 2
+    )
 
 
 def unit(pixels: Tensor) -> Tensor:
@@ -39,10 +41,7 @@ class Pool:
     def batch(self, size: int, rng: np.random.Generator, dropped: float) -> tuple[Tensor, list[str]]:
         """Latents [size, c, h, w] and a fresh caption each; the share `dropped` of the captions is empty."""
         chosen = rng.integers(len(self.scenes), size=size)
-        captions = [
-            "" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31)))
-            for i in chosen
-        ]
+        captions = ["" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31))) for i in chosen]
         return self.latents[torch.from_numpy(chosen)].float(), captions
 
 

@@ -76,7 +76,9 @@ class MiniUNet(nn.Module):
         for encoding in encodings:
             if encoding.lost:
                 lost = "、".join(word.text for word in encoding.lost)
-                warnings.warn(PromptCut(f"the prompt is longer than {self.tokenizer.length} tokens; cut: {lost}"), stacklevel=3)
+                warnings.warn(
+                    PromptCut(f"the prompt is longer than {self.tokenizer.length} tokens; cut: {lost}"), stacklevel=3
+                )
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
         text = Text(self.encoder(ids, mask), mask, tuple(encodings))
         if len(self.embedding_cache) >= 64:
@@ -158,7 +160,9 @@ class MiniUNet(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n")
         self.tokenizer.save(folder / "tokenizer.json")
-        save_file({k: v.to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {k: v.to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
+        )
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "MiniUNet":
@@ -176,7 +180,12 @@ class MiniUNet(nn.Module):
     @classmethod
     def tiny(cls, seed: int = 0) -> "MiniUNet":
         """The same code, narrow and untrained: for tests, built in a moment."""
-        texts = ["左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "a red circle and a blue square", "一只猫头鹰"]
+        texts = [
+            "左边是猫，右边是月亮，夜晚",
+            "河边的银行在左边，树在右边",
+            "a red circle and a blue square",
+            "一只猫头鹰",
+        ]
         config = MiniUNetConfig(
             text=TextEncoderConfig(vocab_size=300, width=32, layers=12, heads=2),
             unet=UNetConfig(widths=(32, 32, 64), head_width=16, text_width=32, time_width=32),

@@ -34,7 +34,9 @@ def joined(first: Text, second: Text) -> Text:
 
     def pad(text: Text) -> tuple[Tensor, Tensor]:
         missing = length - text.states.shape[1]
-        return torch.nn.functional.pad(text.states, (0, 0, 0, missing)), torch.nn.functional.pad(text.mask, (0, missing))
+        return torch.nn.functional.pad(text.states, (0, 0, 0, missing)), torch.nn.functional.pad(
+            text.mask, (0, missing)
+        )
 
     (a, a_mask), (b, b_mask) = pad(first), pad(second)
     return Text(torch.cat([a, b]), torch.cat([a_mask, b_mask]), first.encodings + second.encodings)

@@ -107,7 +107,10 @@ class UNet(nn.Module):
         self.config = config
         fine, middle, coarse = config.widths
         self.time = nn.Sequential(
-            nn.Linear(config.time_width, config.time_width), nn.SiLU(), nn.Linear(config.time_width, config.time_width), nn.SiLU()
+            nn.Linear(config.time_width, config.time_width),
+            nn.SiLU(),
+            nn.Linear(config.time_width, config.time_width),
+            nn.SiLU(),
         )
         self.conv_in = nn.Conv2d(config.latent_channels, fine, 3, padding=1)
         self.positions = nn.ParameterList(

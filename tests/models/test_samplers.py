@@ -25,7 +25,9 @@ def test_heun_is_of_second_order():
     """dx/dt = x has x(0) = x(1) / e."""
     start = torch.ones(1, dtype=torch.float64)
     errors = {
-        (name, n): abs(run(name, n, lambda x, t: x, start).item() - torch.e**-1) for name in ("euler", "heun") for n in (20, 40)
+        (name, n): abs(run(name, n, lambda x, t: x, start).item() - torch.e**-1)
+        for name in ("euler", "heun")
+        for n in (20, 40)
     }
     assert errors["euler", 20] / errors["euler", 40] == pytest.approx(2, rel=0.15)
     # The last interval is Euler's, so its own error, of the third of a small interval, remains beside the second order.
