@@ -1,0 +1,143 @@
+"""The app's logic without a browser: what it opens, what it refuses and how it says so."""
+
+from pathlib import Path
+
+import made_trace
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import dashboards
+from dashboards import library, worker
+
+APP = Path(dashboards.__file__).parent / "app.py"
+PICTURE, ENCODER = "app_pages/picture.py", "app_pages/encoder.py"
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """The app started in an empty folder, in English."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(folder=None, page=None, locale="en-GB"):
+        test = AppTest.from_file(str(APP), default_timeout=30)
+        test.context = {"locale": locale}
+        if folder is not None:
+            test.session_state["folder"] = str(folder)
+        test.run()
+        if page is not None:
+            test.switch_page(page).run()
+        assert not test.exception
+        return test
+
+    return start
+
+
+def component(test) -> bytes:
+    (found,) = test.get("bidi_component")
+    return found.proto.bytes
+
+
+def test_an_empty_gallery_says_how_to_begin(app):
+    test = app()
+    assert any("no traces below runs" in caption.value for caption in test.caption)
+    assert test.text_area[0].value == made_trace.PROMPT
+
+
+def test_the_gallery_lists_the_traces_and_opens_them(app, tmp_path):
+    made_trace.write(tmp_path / "runs" / "cat")
+    made_trace.write(tmp_path / "runs" / "batch" / "000", prompt="猫头鹰在右边")
+    (tmp_path / "runs" / "odd").mkdir()
+    (tmp_path / "runs" / "odd" / "manifest.json").write_text("{")
+    test = app()
+    shown = [markdown.value for markdown in test.markdown]
+    assert f"**{made_trace.PROMPT}**" in shown and "**猫头鹰在右边**" in shown
+    test.button(key=f"open {Path('runs/cat')}").click().run()
+    assert not test.exception and made_trace.PROMPT.encode("unicode-escape") in component(test)
+
+
+def test_nothing_open(app):
+    for page in (PICTURE, ENCODER):
+        assert "make one there" in app(page=page).info[0].value
+
+
+@pytest.mark.parametrize("page", [PICTURE, ENCODER])
+def test_a_folder_that_is_no_trace(app, tmp_path, page):
+    (tmp_path / "here").mkdir()
+    assert "no such folder" in app(tmp_path / "nowhere_at_all", page).error[0].value
+    assert "manifest" in app(tmp_path / "here", page).error[0].value
+
+
+def test_damaged_traces_are_explained(app, tmp_path):
+    folder = made_trace.write(tmp_path / "cut")
+    step = folder / "step_0003.safetensors"
+    step.write_bytes(step.read_bytes()[:100])
+    assert "must have" in app(folder, PICTURE).error[0].value
+    folder = made_trace.write(tmp_path / "nonsense")
+    (folder / "manifest.json").write_text('{"format": "something else"}')
+    assert "no Toushi trace" in app(folder, PICTURE).error[0].value
+
+
+def test_no_step_finished(app, tmp_path):
+    folder = made_trace.write(tmp_path / "run", stop_after=0)
+    assert "no attention of the picture" in app(folder, PICTURE).error[0].value
+
+
+def test_an_incomplete_trace_is_shown_with_a_warning(app, tmp_path):
+    test = app(made_trace.write(tmp_path / "run", stop_after=4), PICTURE)
+    assert "4 steps" in test.warning[0].value and component(test)
+
+
+def test_the_empty_prompt(app, tmp_path):
+    folder = made_trace.write(tmp_path / "run", prompt="", steps=2)
+    assert component(app(folder, PICTURE)) and component(app(folder, ENCODER))
+
+
+def test_without_a_recorded_encoder_the_text_is_still_aligned(app, tmp_path):
+    sites = {name: site for name, site in made_trace.SITES.items() if site["kind"] == "cross"}
+    test = app(made_trace.write(tmp_path / "run", steps=2, sites=sites), ENCODER)
+    assert component(test) and "no attention of the text encoder" in test.info[0].value
+
+
+def test_a_collection_opens_at_its_first_trace(app, tmp_path):
+    from probe.trace.writer import write_collection
+
+    for name, prompt in (("000", made_trace.PROMPT), ("001", "猫头鹰在右边")):
+        made_trace.write(tmp_path / "batch" / name, prompt=prompt, steps=2)
+    write_collection(tmp_path / "batch", ["000", "001"])
+    test = app(tmp_path / "batch", PICTURE)
+    assert component(test)
+    assert [str(tmp_path / "batch" / name) for name in ("000", "001")] == [
+        option.rpartition(" · ")[2] for option in test.selectbox[0].options[:2]
+    ]
+
+
+def test_the_other_branch(app, tmp_path):
+    test = app(made_trace.write(tmp_path / "run", negative="模糊", steps=2), PICTURE)
+    first = component(test)
+    test.segmented_control(key="branch").set_value("uncond").run()
+    assert not test.exception and component(test) != first
+
+
+def test_the_language_follows_the_browser_and_can_be_changed(app):
+    test = app(locale="zh-CN")
+    assert test.button[0].label == "作画并记录"
+    test.segmented_control(key="language").set_value("en").run()
+    assert test.button[0].label == "Draw and record"
+
+
+def test_prompts_are_not_markup():
+    assert library.escaped("*a* <b> 猫 :smile: $x$") == r"\*a\* \<b\> 猫 \:smile\: \$x\$"
+
+
+def test_a_failure_of_the_worker_is_shown(app, monkeypatch):
+    def broken(name):
+        raise RuntimeError("no weights")
+
+    monkeypatch.setattr(worker, "_model", broken)
+    test = app()
+    test.button[0].click().run()
+    for _ in range(50):
+        if test.error:
+            break
+        test.run()
+    assert "no weights" in test.error[0].value and not test.exception

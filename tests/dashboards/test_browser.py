@@ -1,0 +1,242 @@
+"""The explorer in a real browser: the map that is drawn is the map that is stored, and nothing waits for the server."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+
+import made_trace
+import numpy as np
+import pytest
+from matplotlib import colormaps
+
+import dashboards
+from probe.trace.reader import open_trace
+
+APP = Path(dashboards.__file__).parent / "app.py"
+HALF = {"rtol": 2**-10, "atol": 1e-7}  # the maps travel as float16
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made_trace.write(tmp_path_factory.mktemp("explorer") / "runs" / "cat")
+
+
+@pytest.fixture(scope="module")
+def trace(folder):
+    return open_trace(folder)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser context in Chinese, as large as a laptop's screen; its cache serves all tests."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        message = "THE BROWSER TEST DID NOT RUN: no chromium on this machine. On Debian: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="zh-CN")
+        yield context
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(folder, chromium):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    root = APP.parent.parent
+    log = folder.parent / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", APP, f"--server.port={port}", "--", folder],
+            cwd=folder.parent.parent, env={**os.environ, "PYTHONPATH": str(root)}, stdout=output, stderr=output,
+        )  # fmt: skip
+    address = f"http://localhost:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def page(server, chromium):
+    """A page that counts what it sends to the server, and fails on any error in its scripts."""
+    page = chromium.new_page()
+    page.set_default_timeout(30_000)
+    page.sent, errors = [], []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: page.sent.append(frame)))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.address = server
+    yield page
+    page.close()
+    assert not errors
+
+
+def opened(page, path="/"):
+    page.goto(page.address + path)
+    page.wait_for_selector(".toushi[data-ready]")
+    page.wait_for_timeout(300)  # what Streamlit sends once after the first run is not the component's doing
+    page.sent.clear()
+    return page
+
+
+def drawn(page, stage=0):
+    """The values and the pixels of the overlay, as the browser has them after its next frame."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    found = (
+        page.locator("canvas.heat")
+        .nth(stage)
+        .evaluate(
+            """(canvas) => ({ ...canvas.drawn, values: [...canvas.drawn.values], data: { ...canvas.dataset },
+             pixels: [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data] })"""
+        )
+    )
+    return (
+        np.array(found["values"]).reshape(found["grid"]),
+        np.array(found["pixels"]).reshape(*found["grid"], 4),
+        found["range"],
+        found["data"],
+    )
+
+
+def coloured(values, low, high):
+    return np.round(255 * colormaps["inferno"](np.round((values - low) / (high - low) * 255).astype(int))[..., :3])
+
+
+def choose(page, **labels):
+    page.locator(".chip").get_by_text(labels["word"], exact=True).click()
+    page.mouse.move(2, 2)  # away from the chip, which is previewed while it is pointed at
+
+
+def test_the_map_drawn_is_the_map_stored(page, trace):
+    opened(page)
+    choose(page, word="猫")
+    values, _, (low, high), data = drawn(page)
+    assert data["word"] == "猫" and low == 0
+    np.testing.assert_allclose(values, trace.heat_map("猫"), **HALF)
+
+    page.get_by_role("button", name="深色").click()  # opaque throughout, so that the pixels can be compared
+    values, pixels, (low, high), _ = drawn(page)
+    assert np.abs(pixels[..., :3] - coloured(values, low, high)).max() <= 1 and (pixels[..., 3] == 255).all()
+
+    page.locator("input.step").fill("5")
+    values, pixels, (low, high), data = drawn(page)
+    assert data["step"] == "5"
+    np.testing.assert_allclose(values, trace.heat_map("猫", steps=4), **HALF)
+    assert np.abs(pixels[..., :3] - coloured(values, low, high)).max() <= 1
+
+    # One scale for all words and steps: its end is their largest value.
+    highest = max(float(trace.heat_map(w, steps=s).max()) for w in trace.words() for s in trace.steps)
+    assert high == pytest.approx(highest, rel=1e-3)
+
+    page.locator(".thumb[title^='unet.down.1']").click()
+    page.locator(".heads .thumb[data-slot='3']:visible").click()
+    page.mouse.move(2, 2)
+    values, _, _, data = drawn(page)
+    site = "unet.down.1.cross_attention"
+    kept = trace.attention("猫", sites=site, steps=4, grid="native")[site].isel(step=0, head=2)
+    assert data["head"] == "3"
+    np.testing.assert_allclose(values, kept, **HALF)
+
+    page.get_by_role("button", name="单图").click()
+    assert drawn(page)[2] == pytest.approx([float(kept.min()), float(kept.max())], rel=1e-3)
+    assert not page.sent, "scrubbing must not ask the server"
+
+
+def test_keys_play_and_the_curve(page, trace):
+    opened(page)
+    choose(page, word="月亮")
+    page.locator(".stage .frame").first.click()
+    for key, step in (("ArrowRight", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1"), ("0", "0")):
+        page.keyboard.press(key)
+        assert drawn(page)[3]["step"] == step
+    page.keyboard.press("ArrowDown")
+    assert drawn(page)[3]["layer"] == "1"
+    page.keyboard.press("p")
+    page.wait_for_timeout(1200)
+    page.keyboard.press("p")
+    assert int(drawn(page)[3]["step"]) >= 1
+    area = page.locator(".plot").bounding_box()
+    page.mouse.move(area["x"] + area["width"] - 1, area["y"] + 20)
+    assert drawn(page)[3]["step"] == str(len(trace.steps)), "pointing at the curve shows that step"
+    assert not page.sent
+
+
+def test_hover_and_box_tell_the_numbers(page, trace):
+    opened(page)
+    choose(page, word="猫")
+    area = page.locator(".stage .frame").first.bounding_box()
+
+    def at(y, x):
+        return area["x"] + area["width"] * (x + 0.5) / 16, area["y"] + area["height"] * (y + 0.5) / 16
+
+    page.mouse.move(*at(9, 4))
+    values = drawn(page)[0]
+    tip = page.locator(".stage .tip").first
+    assert float(tip.get_attribute("data-value")) == pytest.approx(values[9, 4])
+    assert "y 9，x 4" in tip.inner_text()
+
+    page.mouse.move(*at(7, 2))
+    page.mouse.down()
+    page.mouse.move(*at(8, 3))
+    page.mouse.move(*at(11, 6))
+    page.mouse.up()
+    page.mouse.move(2, 2)
+    drawn(page)
+    box = trace.heat_map("猫").values[7:12, 2:7].mean()
+    row = page.locator(".row.word").first
+    assert row.locator(".name").inner_text() == "猫", "the word that fed the box most comes first"
+    assert float(row.get_attribute("data-share")) == pytest.approx(box, rel=2e-3)
+    shares = [float(row.get_attribute("data-share")) for row in page.locator(".row").all()]
+    assert sum(shares) == pytest.approx(1, abs=5e-3), "words, punctuation and special tokens are the whole"
+
+
+def test_two_words_side_by_side_and_the_other_language(page, trace):
+    opened(page)
+    choose(page, word="猫")
+    page.get_by_role("button", name="两词对比").click()
+    choose(page, word="月亮")
+    for stage, word in enumerate(("猫", "月亮")):
+        values, _, scale, data = drawn(page, stage)
+        assert data["word"] == word
+        np.testing.assert_allclose(values, trace.heat_map(word), **HALF)
+    assert scale == drawn(page, 0)[2], "both on one scale"
+    page.get_by_text("English", exact=True).click()
+    page.get_by_role("button", name="Compare two words").wait_for()
+    assert drawn(page, 1)[3]["word"] == "月亮", "a change of language keeps what was chosen"
+    assert page.locator(".frame img").first.get_attribute("alt") == f"Picture made from the prompt: {trace.prompt}"
+
+
+def test_the_text_page(page, trace):
+    opened(page, "/encoder")
+    page.locator(".thumb[title='第 3 层']").click()
+    page.mouse.move(2, 2)
+    page.locator(".token[title^='猫 ']").click()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    values = page.locator(".matrix canvas").evaluate("(canvas) => [...canvas.drawn.values]")
+    kept = trace.encoder_attention(2).mean("head")
+    np.testing.assert_allclose(np.reshape(values, kept.shape), kept, **HALF)
+    names = page.locator(".left-names span").all_inner_texts()
+    assert names == [token.text for token in trace.tokens()]
+    assert not page.sent
