@@ -60,9 +60,8 @@ class Sites:
     """A shipped model, or a folder with one."""
 
     def run(self) -> None:
-        from probe.record import record
-
         from probe.models.load import load
+        from probe.record import record
         from probe.trace.reader import open_trace
 
         model = load(self.model)

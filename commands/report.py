@@ -1,5 +1,7 @@
 """What a trace says, in words: where each word of the prompt went."""
 
+import math
+import shlex
 from pathlib import Path
 
 from commands.terminal import bytes_in_words, table
@@ -28,21 +30,26 @@ def told(folder: Path, words: list[str] | None = None) -> str:
         if value not in (None, "")
     )
     files = [("picture", str(folder / "image.png")), ("words", str(figure))]
-    files.append(("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {folder})"))
+    files.append(
+        ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
+    )
     return "\n".join(
         [trace.prompt or "(no prompt)", run, "", where_words_went(trace, asked), "", others(trace), "", table(files)]
     )
 
 
 def where_words_went(trace, words) -> str:
-    """A row for each word: its share of the attention, and where that lies in the picture."""
-    from probe.analysis.maps import centre, entropy, mass, peak
+    """A row for each word: its share of the attention, and where in the picture it stands out.
+
+    The centre is that of the part above the map's mean; (0, 0) is the top left corner, (1, 1) the bottom right one.
+    """
+    from probe.analysis.maps import above_mean, centre, entropy, mass, peak
     from probe.figures.style import labels, percent
 
     rows = [("word", "share", "looked at", "centre y, x", "peak y, x")]
-    for word, name in zip(words, labels(words)):
+    for word, name in zip(words, labels(words, trace.words())):
         heat = trace.heat_map(word).values
-        (y, x), top = centre(heat), peak(heat)
+        (y, x), top = centre(above_mean(heat)), peak(heat)
         place = in_words(float(y), float(x), float(entropy(heat)))
         rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))
     return table(rows, right=(1,)) if words else "no word of the prompt was recorded"
@@ -72,10 +79,8 @@ def others(trace) -> str:
 
 def in_words(y: float, x: float, evenness: float) -> str:
     """A place for people: left, right, top, bottom, middle, or everywhere when the map is nearly flat."""
-    if not (y == y and x == x):
-        return "nowhere"
-    if evenness > 0.995:
+    if math.isnan(y) or math.isnan(x) or evenness > 0.995:
         return "everywhere"
-    vertical = "top" if y < 0.45 else "bottom" if y > 0.55 else ""
-    horizontal = "left" if x < 0.45 else "right" if x > 0.55 else ""
+    vertical = "top" if y < 0.42 else "bottom" if y > 0.58 else ""
+    horizontal = "left" if x < 0.42 else "right" if x > 0.58 else ""
     return " ".join(part for part in (vertical, horizontal) if part) or "middle"

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from difflib import get_close_matches
-from itertools import pairwise, takewhile
+from itertools import dropwhile, pairwise, takewhile
 from typing import Annotated
 
 import tyro
@@ -93,7 +93,11 @@ def _spoken(box: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [re.sub(r"^[│╭╰╮╯\s]+|[│╭╰╮╯\s]+$", "", line) for line in plain.splitlines()]
     title, *rest = [line for line in lines if line] or ["wrong arguments"]
-    body = list(takewhile(lambda line: not line.startswith("──"), rest))
+
+    def is_rule(line: str) -> bool:
+        return set(line) <= set("─-")
+
+    body = list(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, rest)))
     near = next((after for line, after in pairwise(rest) if line.startswith("Perhaps you meant")), "")
     return " ".join(body[:2]) + (f"; did you mean {near}?" if near else "") if body else title
 
@@ -106,4 +110,6 @@ def _fail(text: str, code: int, debug: bool) -> int:
 
 
 def _warn(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"toushi: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    from tqdm import tqdm
+
+    tqdm.write(f"toushi: warning: {' '.join(str(message).split())}", file=sys.stderr)  # not into a bar's line

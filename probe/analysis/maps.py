@@ -75,6 +75,18 @@ def peak(maps) -> tuple:
     return y, _each(lambda m: (flat(m) % m.shape[-1] + 0.5) / m.shape[-1], maps)
 
 
+def above_mean(maps):
+    """Maps [..., y, x], what exceeds each map's own mean and 0 elsewhere, in the unit of the maps.
+
+    Attention lies thinly over the whole picture, which draws every centre of mass to the middle; the centre of this
+    is where the word stands out.
+    """
+    if not _labelled(maps):
+        maps = _maps(maps)
+        return np.maximum(maps - maps.mean((-2, -1), keepdims=True), 0)
+    return (maps - maps.mean(["y", "x"])).clip(0).assign_attrs(maps.attrs)
+
+
 def spread(maps):
     """Root mean square distance from the centre of mass [...], in shares of the sides: 0.41 for flat maps."""
 
@@ -194,9 +206,7 @@ def _labelled(maps) -> bool:
 def _maps(maps) -> np.ndarray:
     maps = np.asarray(maps)
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
-        raise ToushiError(
-            f"expected maps [..., y, x] with at least one cell, but an array of shape {maps.shape} came"
-        )
+        raise ToushiError(f"expected maps [..., y, x] with at least one cell, but an array of shape {maps.shape} came")
     return maps if maps.dtype == np.float64 else maps.astype(np.float32)
 
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from probe.errors import ToushiError
 from probe.figures.fonts import drawable
-from probe.figures.style import FAINT, bare, colour_bar, overlay, overlay_colours, styled
+from probe.figures.style import FAINT, bare, colour_bar, labels, overlay, overlay_colours, styled
 from probe.figures.words import chosen, shown
 
 NAMES, HEAD, BAR, SIDE, GAP = 1.5, 0.5, 0.95, 0.85, 0.05  # inches
@@ -34,7 +34,7 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     width = NAMES + len(steps) * (SIDE + GAP) + BAR
     height = HEAD + len(layers) * (tall + GAP) + 0.1
     figure = Figure(figsize=(width, height))
-    figure.text(0.1 / width, 1 - 0.08 / height, drawable(asked.text), size=12, va="top")
+    figure.text(0.1 / width, 1 - 0.08 / height, drawable(labels([asked], trace.words(branch))[0]), size=12, va="top")
     figure.text((NAMES - 0.1) / width, 1 - (HEAD - 0.01) / height, "step", size=8, ha="right", va="bottom")
     for row, (name, maps) in enumerate(layers.items()):
         under = HEAD + (row + 1) * (tall + GAP) - GAP

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from probe.analysis.maps import resample
 from probe.figures.fonts import FAMILY, drawable, register
+from probe.text.alignment import Word
 
 INK, FAINT = "#222222", "#767676"
 SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind readers
@@ -119,10 +120,17 @@ def bare(axes: Axes) -> Axes:
     return axes
 
 
-def labels(words: Sequence) -> list[str]:
-    """What each word is called: its text, with #1, #2, … where the text comes more than once."""
-    texts = [word.text for word in words]
-    return [f"{text}#{texts[: i + 1].count(text)}" if texts.count(text) > 1 else text for i, text in enumerate(texts)]
+def labels(words: Sequence[Word], among: Sequence[Word]) -> list[str]:
+    """What each word is called: its text, with #1, #2, … where the text is more than one of the words `among`."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for word in among:
+        places.setdefault(word.text, []).append(word.span)
+    named = []
+    for word in words:
+        spans = places.get(word.text, [])
+        number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
+        named.append(word.text + number)
+    return named
 
 
 def percent(share: float) -> str:

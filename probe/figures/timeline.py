@@ -18,7 +18,7 @@ def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None) -> F
     asked = chosen(trace, words, branch)
     figure = Figure(figsize=(5.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
-    for i, (word, name) in enumerate(zip(asked, labels(asked))):
+    for i, (word, name) in enumerate(zip(asked, labels(asked, trace.words(branch)))):
         shares = timeline(trace.attention(word, branch=branch, sites=sites, grid="native"))
         line = LINES[i // len(CATEGORIES) % len(LINES)]
         colour = CATEGORIES[i % len(CATEGORIES)]

@@ -9,8 +9,8 @@ from probe.analysis.maps import mass
 from probe.errors import ToushiError
 from probe.figures.fonts import drawable
 from probe.figures.style import FAINT, bare, cells, colour_bar, labels, overlay, overlay_colours, percent, styled
-from probe.text.alignment import Word, find
-from probe.trace.layout import prompt_of
+from probe.text.alignment import Word, find, shares
+from probe.trace.layout import columns_of, prompt_of
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
@@ -19,9 +19,10 @@ SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=None, columns: int = 6) -> Figure:
     """The picture of the trace, and one overlay for each word.
 
-    `words` as `trace.heat_map` takes them ("猫", "猫#2", Word, span); None means all words of the prompt. All overlays
-    share one scale from 0 to the largest value, in attention probability for each latent cell, so they can be
-    compared. The share under a word is the mean of its map: its part of all the attention of the image's cells.
+    `words` as `trace.heat_map` takes them ("猫", "猫#2", Word, span); None means all words of the prompt, save those
+    that were cut from it or not recorded. All overlays share one scale from 0 to the largest value, in attention
+    probability for each latent cell, so they can be compared. The share beside a word is the mean of its map: its
+    part of all the attention of the image's cells.
     """
     asked = chosen(trace, words, branch)
     maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]
@@ -40,7 +41,7 @@ def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=N
         figure.text(GAP / size[0], 1 - (0.08 + 0.2 * i) / size[1], line, va="top", size=10)
 
     panels = [(picture, "picture" if trace.complete else "picture so far", "")]
-    for heat, name in zip(maps, labels(asked)):
+    for heat, name in zip(maps, labels(asked, trace.words(branch))):
         panels.append((overlay(picture, heat.values, top), name, percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
@@ -59,10 +60,12 @@ def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=N
 
 
 def chosen(trace, words, branch: str) -> list[Word]:
-    """The words to draw: all of the branch, or those asked for by text, Word or span."""
+    """The words to draw: all of which the trace holds some attention, or those asked for by text, Word or span."""
     known = trace.words(branch)
     if words is None:
-        return known
+        kept = set(columns_of(trace.manifest, branch))
+        tokens = [token for token in trace.tokens(branch) if token.column in kept]
+        return [word for word in known if shares(tokens, word.span).any()]
     if isinstance(words, str | Word) or not isinstance(words, Iterable):
         raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
     prompt = prompt_of(trace.manifest, branch) or ""

@@ -28,9 +28,7 @@ def test_enlarging_by_a_whole_factor_is_torchs_bilinear(source, factor):
     torch = pytest.importorskip("torch")
     values = RANDOM.random((2, 3, *source)).astype(np.float32)
     size = (source[0] * factor, source[1] * factor)
-    expected = torch.nn.functional.interpolate(
-        torch.tensor(values), size, mode="bilinear", align_corners=False
-    )
+    expected = torch.nn.functional.interpolate(torch.tensor(values), size, mode="bilinear", align_corners=False)
     np.testing.assert_allclose(maps.resample(values, size), expected.numpy(), atol=1e-6)
 
 
@@ -82,6 +80,17 @@ def test_a_flat_map_is_everywhere():
     assert maps.inside(flat, np.eye(40, 60)) == pytest.approx(40 / 2400)
 
 
+def test_what_stands_out_is_found_over_any_background():
+    heat = np.full((16, 16), 0.4)
+    heat[2:4, 12:14] += 0.1
+    assert maps.centre(maps.above_mean(heat)) == pytest.approx((3 / 16, 13 / 16))
+    assert maps.centre(heat) != pytest.approx((3 / 16, 13 / 16), abs=0.2)
+    labelled = xr.DataArray(heat, dims=("y", "x"), attrs={"unit": "probability"})
+    np.testing.assert_allclose(maps.above_mean(labelled).values, maps.above_mean(heat))
+    assert maps.above_mean(labelled).attrs == labelled.attrs
+    assert not maps.above_mean(np.ones((4, 4))).any()
+
+
 def test_a_map_of_zeros_has_no_place():
     nothing = np.zeros((2, 4, 4))
     assert np.isnan(maps.centre(nothing)).all() and np.isnan(maps.entropy(nothing)).all()
@@ -102,9 +111,7 @@ class TestPointingGame:
     mask = np.zeros((64, 64), bool)
     mask[8:24, 40:56] = True  # cells 2..5 and 10..13 of a 16 x 16 grid
 
-    @pytest.mark.parametrize(
-        "cell, hit", [((2, 10), True), ((5, 13), True), ((6, 12), False), ((3, 9), False)]
-    )
+    @pytest.mark.parametrize("cell, hit", [((2, 10), True), ((5, 13), True), ((6, 12), False), ((3, 9), False)])
     def test_known_peaks(self, cell, hit):
         heat = RANDOM.random((16, 16))
         heat[cell] = 2

@@ -8,7 +8,7 @@ from probe.figures.layers import layers_figure
 from probe.figures.style import labels, overlay, overlay_colours, percent, save
 from probe.figures.timeline import timeline_figure
 from probe.figures.tokens import tokens_figure
-from probe.figures.words import words_figure
+from probe.figures.words import chosen, words_figure
 from probe.text.alignment import Word
 from probe.trace.reader import open_trace
 from tests.text.prompts import HARD
@@ -45,7 +45,7 @@ def test_the_callers_settings_are_left_alone(trace):
 def test_one_picture_and_one_overlay_for_each_word_on_one_scale(trace):
     figure = words_figure(trace)
     names = ["左边", "是#1", "猫", "右边", "是#2", "月亮", "夜晚"]
-    assert labels(trace.words()) == names == [text for text in texts(figure) if text in names]
+    assert labels(trace.words(), trace.words()) == names == [text for text in texts(figure) if text in names]
     images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(images[0], trace.image())
     heats = [trace.heat_map(word) for word in trace.words()]
@@ -66,6 +66,13 @@ def test_words_can_be_chosen(trace):
         words_figure(trace, "猫")
 
 
+def test_words_that_were_cut_or_not_kept_are_left_out(traced):
+    trace = traced("一只猫，月亮")
+    tokens = trace.manifest["branches"]["cond"]["tokens"]
+    trace.manifest["branches"]["cond"]["columns"] = [token["column"] for token in tokens if token["text"] in "月亮"]
+    assert [word.text for word in chosen(trace, None, "cond")] == ["月亮"]
+
+
 def test_overlays_of_equal_heat_have_equal_colours_whatever_else_is_in_the_map():
     grey = np.full((8, 8, 3), 100, np.uint8)
     low, high = np.full((8, 8), 0.1), np.full((8, 8), 0.1)
@@ -78,8 +85,9 @@ def test_overlays_of_equal_heat_have_equal_colours_whatever_else_is_in_the_map()
 
 def test_repeated_words_are_told_apart(traced):
     trace = traced("猫、猫头鹰和猫")
-    assert labels(trace.words()) == ["猫#1", "猫头鹰", "和", "猫#2"]
+    assert labels(trace.words(), trace.words()) == ["猫#1", "猫头鹰", "和", "猫#2"]
     assert {"猫#1", "猫#2", "猫头鹰"} <= set(texts(words_figure(trace)))
+    assert "猫#2" in texts(words_figure(trace, ["猫#2"])) and "猫#2" in texts(layers_figure(trace, "猫#2"))
 
 
 @pytest.mark.parametrize("prompt", [*dict.fromkeys(HARD), "a $5 cat costs $6, 100% \\alpha_1^2"])

@@ -1,0 +1,330 @@
+"""The `toushi` command as a stranger uses it. Most cases run in this process; a few start the real one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import toushi
+from commands.lanes import lanes
+from commands.report import in_words
+from commands.terminal import bytes_in_words, cells, table
+from commands.trace import checked_size, default_folder
+from probe.text.alignment import Token, Word
+from probe.trace.reader import open_collection, open_trace
+from toushi import main
+
+HOUSE = Path(toushi.__file__).parent
+PROMPT = "左边是猫，右边是月亮，夜晚"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    from probe.models.mini_unet import MiniUNet
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    MiniUNet.tiny().save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(*arguments) -> the error, which is one line on stderr that begins with `toushi: `; exit code 2."""
+
+    def run(*arguments) -> str:
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        errors = [line for line in said.err.splitlines() if not line.startswith("toushi: warning")]
+        assert code == 2 and len(errors) == 1 and errors[0].startswith("toushi: "), said
+        assert "Traceback" not in said.err
+        return errors[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def recorded(tiny, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A trace that the real command made in a process of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "猫 1"
+    arguments = ["trace", PROMPT, "--model", tiny, "--steps", "3", "--size", "32x64", "--out", str(folder)]
+    return folder, command(*arguments)
+
+
+def command(*arguments: str, **environment) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(HOUSE), os.environ.get("PYTHONPATH", "")])
+    told = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "toushi", *arguments], capture_output=True, env=told, encoding="utf-8", timeout=120
+    )
+
+
+# --- trace ---
+
+
+def test_trace_draws_records_and_tells(recorded):
+    folder, done = recorded
+    assert done.returncode == 0, done.stderr
+    assert "/3" in done.stderr  # the progress bar
+    assert all(word in done.stdout for word in ("左边", "猫", "月亮", "夜晚", "<bos>", "centre", "sampling"))
+    assert str(folder / "words.png") in done.stdout and f"toushi view '{folder}'" in done.stdout
+    assert Image.open(folder / "image.png").size == (64, 32)
+    assert Image.open(folder / "words.png").width > 500
+    trace = open_trace(folder)
+    assert trace.complete and trace.prompt == PROMPT and trace.steps == [0, 1, 2]
+    assert trace.manifest["argv"][-1] == str(folder)
+
+
+def test_words_and_special_tokens_together_are_all_of_the_attention(recorded):
+    shares = re.findall(r"(\d+\.?\d*) %", recorded[1].stdout)
+    assert sum(map(float, shares)) == pytest.approx(100, abs=2)
+
+
+def test_the_same_without_recording_draws_the_same_picture(recorded, tiny, tmp_path, capsys):
+    arguments = ["trace", PROMPT, "--model", tiny, "--steps", "3", "--size", "32x64", "--no-record"]
+    assert main([*arguments, "--out", str(tmp_path / "bare")]) == 0
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["image.png"]
+    assert (tmp_path / "bare" / "image.png").read_bytes() == (recorded[0] / "image.png").read_bytes()
+    assert "image.png" in capsys.readouterr().out
+
+
+def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\ufeff一只猫\r\n\r\na red cat\r\n", encoding="utf-8")
+    options = ["--model", tiny, "--steps", "1", "--size", "16", "--keep", "mean", "--out", str(tmp_path / "many")]
+    assert main(["trace", "--prompts", str(tmp_path / "prompts.txt"), *options]) == 0
+    assert [trace.prompt for trace in open_collection(tmp_path / "many")] == ["一只猫", "a red cat"]
+    assert (tmp_path / "many" / "001" / "words.png").exists()
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "many")]) == 0 and "a red cat" in capsys.readouterr().out
+    assert main(["trace", "--prompts", str(tmp_path / "prompts.txt"), *options, "--overwrite", "--no-record"]) == 0
+    made = sorted(str(path.relative_to(tmp_path / "many")) for path in (tmp_path / "many").rglob("*.*"))
+    assert made == ["000/image.png", "001/image.png"]
+    assert main(["trace", "猫", *options, "--overwrite"]) == 0 and open_trace(tmp_path / "many").prompt == "猫"
+
+
+def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
+    options = ["--steps", "2", "--sampler", "heun", "--guidance", "1", "--seed", "7", "--dtype", "bf16"]
+    options += ["--sites", "unet.middle.*", "--words", "猫", "--out", str(tmp_path / "run")]
+    assert main(["trace", PROMPT, "--model", tiny, "--size", "16", *options]) == 0
+    trace = open_trace(tmp_path / "run")
+    assert all(name.startswith("unet.middle.") for name in trace.sites)
+    assert (trace.manifest["seed"], trace.manifest["sampler"], trace.manifest["size"]) == (7, "heun", [16, 16])
+    assert trace.branches == ["cond"]
+    assert "猫" in capsys.readouterr().out
+
+
+def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
+    assert main(["trace", "", "--model", tiny, "--steps", "1", "--size", "16", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "unconditional" in said.err and "no word" in said.out
+
+
+def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
+    prompt = "左边是猫，右边是月亮，" * 20 + "最后是恐龙"
+    out = str(tmp_path / "run")
+    assert main(["trace", prompt, "--model", tiny, "--steps", "1", "--size", "16", "--out", out]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("toushi: warning")]
+    assert len(warnings) == 1 and "恐龙" in warnings[0] and "77" in warnings[0]
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize(
+    "arguments, hint",
+    [
+        (["trace"], 'toushi trace "'),
+        (["trace", "猫", "--model", "mini-unt"], "mini-unet"),
+        (["trace", "猫", "--steps", "0"], "1 or more"),
+        (["trace", "猫", "--steps", "-3"], "1 or more"),
+        (["trace", "猫", "--steps", "many"], "--steps"),
+        (["trace", "猫", "--stepz", "3"], "--steps"),
+        (["trace", "猫", "--size", "60"], "64x64"),
+        (["trace", "猫", "--size", "64x70"], "64x64"),
+        (["trace", "猫", "--size", "64x64x3"], "height x width"),
+        (["trace", "猫", "--size", "0"], "16x16"),
+        (["trace", "猫", "--seed", "-1"], "--seed"),
+        (["trace", "猫", "--guidance", "nan"], "--guidance"),
+        (["trace", "猫", "--guidance", "1", "--negative", "狗"], "--negative"),
+        (["trace", "猫", "--sampler", "eulr"], "euler"),
+        (["trace", "猫", "--words", "狗"], "猫"),
+        (["trace", "猫头鹰", "--words", "猫"], "猫头鹰"),
+        (["trace", "猫", "--device", "gpu"], "cpu"),
+        (["trace", "猫", "--prompts", "p.txt"], "either"),
+        (["trace", "--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["trace", "half a character \ud83d"], "surrogate"),
+        (["tracee", "猫"], "'trace'"),
+        (["words"], "PROMPT"),
+        (["words", "猫", "--model", "nothing"], "nothing"),
+        (["info", "/nowhere"], "/nowhere"),
+        (["verify", "/nowhere"], "/nowhere"),
+        (["view", "/nowhere"], "/nowhere"),
+        (["view", "--port", "0"], "65535"),
+    ],
+)
+def test_mistakes_get_one_line_that_helps(arguments, hint, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hint in fails(*arguments)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_folder_that_exists_is_kept(recorded, tiny, fails, tmp_path):
+    before = {path: path.read_bytes() for path in recorded[0].iterdir()}
+    assert "--overwrite" in fails("trace", "狗", "--model", tiny, "--out", recorded[0])
+    assert "狗" not in fails("trace", "猫", "--words", "狗", "--out", recorded[0], "--overwrite")[:7]
+    assert "no model" in fails("trace", "狗", "--model", "none", "--out", recorded[0], "--overwrite")
+    assert before == {path: path.read_bytes() for path in recorded[0].iterdir()}
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for more in ([], ["--no-record"]):
+        error = fails("trace", "狗", "--model", tiny, "--steps", "1", "--out", tmp_path, "--overwrite", *more)
+        assert "no trace" in error
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_that_cannot_be_written(tiny, fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails("trace", "猫", "--model", tiny, "--out", tmp_path / "file" / "run")
+    if Path("/proc/self").is_dir():
+        assert "cannot write" in fails("trace", "猫", "--model", tiny, "--out", "/proc/self/run")
+
+
+@pytest.mark.parametrize("content, hint", [(b"", "no prompt"), (b"\n \n", "no prompt"), (b"\xff\xfe\x00", "UTF-8")])
+def test_prompt_files_that_hold_no_prompts(content, hint, fails, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    assert hint in fails("trace", "--prompts", tmp_path / "prompts.txt")
+
+
+def test_a_damaged_trace(recorded, fails, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for path in recorded[0].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    step = folder / "step_0001.safetensors"
+    step.write_bytes(step.read_bytes()[:-1] + b"\xff")
+    assert main(["verify", str(folder)]) == 1 and "step_0001" in capsys.readouterr().out
+    (folder / "manifest.json").write_text('{"format": ')
+    for name in ("info", "verify", "view"):
+        assert "manifest.json" in fails(name, folder)
+
+
+def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
+    def broken(self):
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr("commands.look.Words.run", broken)
+    assert main(["words", "猫"]) == 1
+    assert capsys.readouterr().err == (
+        "toushi: ZeroDivisionError: deep inside (a fault of Toushi; with --debug it shows where)\n"
+    )
+    assert main(["words", "--debug", "猫"]) == 1 and "Traceback" in capsys.readouterr().err
+
+
+def test_interrupting_is_no_fault(monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("commands.look.Words.run", interrupted)
+    assert main(["words", "猫"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+# --- the others ---
+
+
+def test_info_tells_what_is_there(recorded, capsys):
+    assert main(["info", str(recorded[0])]) == 0
+    said = capsys.readouterr().out
+    assert all(text in said for text in (PROMPT, "3 of 3", "32x64", "euler", "image to text", "unet.", "月亮"))
+    assert main(["verify", str(recorded[0])]) == 0 and "in order" in capsys.readouterr().out
+
+
+def test_sites_lists_every_attention_with_its_grid(tiny, capsys):
+    assert main(["sites", "--model", tiny]) == 0
+    said = capsys.readouterr().out
+    kinds = {kind: said.count(kind) for kind in ("text to text", "image to text", "image to image")}
+    assert kinds["text to text"] == 12 and all(kinds.values())
+    assert re.search(r"unet\.down\.0\.cross_attention +image to text +16x16", said)
+
+
+def test_words_stand_under_their_characters(tiny, capsys):
+    assert main(["words", "河边的银行，𰻝a cat", "--model", tiny]) == 0
+    characters, tokens, words = capsys.readouterr().out.splitlines()[:3]
+    assert (characters[:10], tokens[:6], words[:5]) == ("characters", "tokens", "words")
+
+    def cell(line: str, text: str) -> int:
+        return cells(line[: line.index(text)])
+
+    for word, character in (("银行", "银"), ("𰻝", "𰻝")):
+        assert cell(words, word) == cell(characters, character)
+    assert cell(tokens, "，") == cell(characters, "，")
+    assert words.rstrip().endswith("│cat")
+
+
+def test_lanes_break_where_nothing_is_cut():
+    prompt = "左边是猫头鹰"
+    tokens = [Token(i, c, (i, i + 1), "text", (), i, i) for i, c in enumerate(prompt)]
+    words = [Word("左边", 0, 2), Word("是", 2, 3), Word("猫头鹰", 3, 6)]
+    lines = lanes(prompt, tokens, words, room=28).splitlines()
+    assert (
+        "".join(line.split("words")[1] for line in lines if line.startswith("words")).replace(" ", "")
+        == "│左边│是│猫头鹰"
+    )
+    assert len(lines) == 7 and all(cells(line) <= 28 for line in lines)
+
+
+def test_help_teaches(capsys):
+    assert main([]) == 0 and main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert 'toushi trace "左边是猫，右边是月亮，夜晚"' in said
+    for name in ("trace", "view", "words", "sites", "info", "verify"):
+        assert main([name, "--help"]) == 0
+        assert f"  toushi {name} " in capsys.readouterr().out and name in said
+
+
+def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
+    calls = []
+    monkeypatch.setattr("subprocess.call", lambda command, env: calls.append((command, env)) or 0)
+    assert main(["view", str(recorded[0]), "--port", "8765", "--headless"]) == 0
+    ((said, environment),) = calls
+    assert said[-2:] == ["--", str(recorded[0])] and "8765" in said and Path(said[4]).is_file()
+    assert str(HOUSE) in environment["PYTHONPATH"]
+
+
+# --- the front door ---
+
+
+def test_the_front_door_needs_no_torch():
+    code = "import sys, toushi; toushi.open_trace; toushi.words_figure; print('torch' in sys.modules)"
+    told = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=told, encoding="utf-8")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_public_names():
+    for name in toushi.__all__:
+        assert getattr(toushi, name) is not None
+    assert set(toushi.__all__) <= set(dir(toushi))
+    with pytest.raises(AttributeError, match="open_trace"):
+        _ = toushi.open_traces
+
+
+def test_a_terminal_that_cannot_show_chinese_does_not_break_it(recorded):
+    done = command("info", str(recorded[0]), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0 and "3 of 3" in done.stdout
+
+
+# --- small things ---
+
+
+def test_small_things():
+    assert [cells(t) for t in ("猫", "cat", "ｃ", "e\u0301", "𰻝", "é", "🐱")] == [2, 3, 2, 1, 2, 1, 2]
+    assert table([("猫", "1"), ("ab", "10")], right=(1,)) == "猫   1\nab  10"
+    assert [bytes_in_words(n) for n in (12, 1234, 999_600, 123_456_789)] == ["12 B", "1.2 kB", "1.0 MB", "123 MB"]
+    assert checked_size("64") == (64, 64) and checked_size("32×96") == (32, 96)
+    assert default_folder([PROMPT], None, 3) == Path("runs/左边是猫右边是月亮夜晚-3")
+    assert default_folder(["../a b"], None, 0) == Path("runs/a-b-0") and default_folder([""], None, 0).name == "empty-0"
+    assert in_words(0.3, 0.3, 0.9) == "top left" and in_words(0.5, 0.5, 0.9) == "middle"
+    assert in_words(0.5, 0.7, 0.9) == "right" and in_words(0.3, 0.3, 1.0) == "everywhere"
+    assert in_words(float("nan"), 0.5, 0.5) == "everywhere"
