@@ -35,7 +35,11 @@ Ends with Ctrl-C."""
             from probe.trace.reader import open_trace
 
             open_trace(self.folder)  # a damaged trace is said here, not in the browser
-        return subprocess.call(self.command(), env={**os.environ, "PYTHONPATH": python_path()})
+        command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
+        if os.name != "posix":
+            return subprocess.call(command, env=environment)
+        sys.stdout.flush()
+        os.execve(command[0], command, environment)  # this very process, so that whoever ends it ends the explorer
 
     def command(self) -> list[str]:
         if not 1 <= self.port <= 65535:

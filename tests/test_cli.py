@@ -285,7 +285,7 @@ def test_help_teaches(capsys):
 
 def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
     calls = []
-    monkeypatch.setattr("subprocess.call", lambda command, env: calls.append((command, env)) or 0)
+    monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append((command, environment)))
     assert main(["view", str(recorded[0]), "--port", "8765", "--headless"]) == 0
     ((said, environment),) = calls
     assert said[-2:] == ["--", str(recorded[0])] and "8765" in said and Path(said[4]).is_file()
