@@ -2,12 +2,13 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from commands.terminal import bytes_in_words, table
 
 
-def told(folder: Path, words: list[str] | None = None) -> str:
+def told(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from probe.figures.style import save
     from probe.figures.words import chosen, words_figure

@@ -9,7 +9,6 @@ import traceback
 import warnings
 from difflib import get_close_matches
 from itertools import dropwhile, pairwise, takewhile
-from typing import Annotated
 
 import tyro
 
@@ -28,7 +27,7 @@ HELP = """Each command teaches itself: toushi trace --help
 With --debug anywhere, an error also shows where it came from."""
 
 COMMANDS = {"trace": Trace, "view": View, "words": Words, "sites": Sites, "info": Info, "verify": Verify}
-CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -65,22 +64,19 @@ def parse(arguments: list[str]):
     if not arguments or arguments[0] in ("-h", "--help"):
         print(front_page())
         raise SystemExit(0)
-    if arguments[0] not in COMMANDS:
-        near = get_close_matches(arguments[0], COMMANDS, n=1)
+    name, *options = arguments
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ToushiError(f"there is no command {arguments[0]!r}; {hint}there are: {', '.join(COMMANDS)}")
-    union = None
-    for name, kind in COMMANDS.items():
-        told = tyro.conf.subcommand(name, description=kind.ABOUT)
-        union = Annotated[kind, told] if union is None else union | Annotated[kind, told]
-    said = io.StringIO()
+        raise ToushiError(f"there is no command {name!r}; {hint}there are: {', '.join(COMMANDS)}")
+    kind, said = COMMANDS[name], io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(union, prog="toushi", args=arguments, config=CONFIG)
+            return tyro.cli(kind, prog=f"toushi {name}", description=kind.ABOUT, args=options, config=CONFIG)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ToushiError(f"{_spoken(said.getvalue())} (see toushi {arguments[0]} --help)") from None
+        raise ToushiError(f"{_spoken(said.getvalue())} (see toushi {name} --help)") from None
 
 
 def front_page() -> str:

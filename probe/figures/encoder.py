@@ -22,8 +22,8 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
     names = [drawable(token.text) or "␣" for token in tokens]
     side = max(len(names) * CELL, 1.2)
     left = 0.25 + 0.085 * max((cells(name) for name in names), default=0)
-    head = left + 0.3
-    wide, tall = left + side + 1.0, head + side + 0.1
+    above = left + 0.3
+    wide, tall = left + side + 1.0, above + side + 0.1
     figure = Figure(figsize=(max(wide, 2.6), tall))
     wide = figure.get_figwidth()
     axes = figure.add_axes((left / wide, 0.1 / tall, side / wide, side / tall))

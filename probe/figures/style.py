@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
@@ -20,7 +22,7 @@ SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind reader
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": FAMILY,
     "font.size": 9,
     "axes.titlesize": 10,
@@ -102,10 +104,12 @@ def _blend(levels: np.ndarray, grey: np.ndarray) -> np.ndarray:
     return (1 - cover) * grey[..., None] + cover * matplotlib.colormaps[SEQUENTIAL](levels)[..., :3]
 
 
-def colour_bar(figure: Figure, place: Sequence[float], top: float, label: str, colours: Colormap) -> Axes:
+def colour_bar(
+    figure: Figure, place: tuple[float, float, float, float], top: float, label: str, colours: Colormap
+) -> Axes:
     """A bar from 0 to `top` in absolute units, at `place` (left, bottom, width, height in shares of the figure)."""
-    axes = figure.add_axes(tuple(place))
-    mappable = matplotlib.cm.ScalarMappable(Normalize(0, top or 1), colours)
+    axes = figure.add_axes(place)
+    mappable = ScalarMappable(Normalize(0, top or 1), colours)
     bar = figure.colorbar(mappable, cax=axes)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_label(drawable(label))

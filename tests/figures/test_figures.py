@@ -120,6 +120,16 @@ def test_layers_are_rows_and_steps_are_columns(trace):
     assert {"down.0", "middle", "up.1", "16 × 16"} <= set(texts(figure))
 
 
+def test_the_encoders_attention_is_drawn_as_it_is(trace):
+    attention = trace.encoder_attention(0)
+    for head, values, name in ((None, attention.mean("head"), "mean of heads"), (1, attention.sel(head=1), "head 1")):
+        figure = encoder_figure(trace, 0, head=head)
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), values)
+        assert f"encoder layer 0, {name}" in texts(figure)
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert labels == [token.text for token in trace.tokens()]
+
+
 def test_the_table_accounts_for_every_token(trace):
     shown = texts(tokens_figure(trace))
     assert {"<bos>", "<eos>", "月", "亮", "月亮"} <= set(shown)
