@@ -33,7 +33,7 @@ with st.container(horizontal=True, vertical_alignment="center", horizontal_align
             st.caption(say("tagline"))
     else:
         library.toolbar()
-    st.segmented_control(say("language"), list(text.LANGUAGES), format_func=text.LANGUAGES.get, key="language",
+    st.segmented_control(say("language"), list(text.LANGUAGES), format_func=lambda name: text.LANGUAGES[name], key="language",
                          required=True, label_visibility="collapsed")  # fmt: skip
 
 page.run()

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
@@ -134,7 +135,7 @@ def opened():
         refuse(error)
 
 
-def refuse(error: Exception) -> None:
+def refuse(error: Exception) -> NoReturn:
     st.error(
         f"{escaped(str(error))}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:"
     )
@@ -159,7 +160,7 @@ def toolbar() -> None:
         say("trace"), names, index=names.index(folder) if folder else None, format_func=label,
         label_visibility="collapsed", placeholder=say("trace"),
     )  # fmt: skip
-    if picked != folder:
+    if picked is not None and picked != folder:
         choose(picked)
         st.rerun()
     try:
@@ -169,14 +170,17 @@ def toolbar() -> None:
     if len(branches) > 1:
         st.segmented_control(
             say("branch"), branches, default=branches[0], required=True, key="branch",
-            format_func=lambda name: say(f"branch_{name}"), label_visibility="collapsed",
+            format_func=lambda name: say(f"branch_{name}") if name in ("cond", "uncond") else name,
+            label_visibility="collapsed",
         )  # fmt: skip
 
 
 def branch(trace) -> str:
     """The branch to look at: the chosen one where this trace has it."""
     branches = list(trace.branches)
-    wanted = st.session_state.get("branch")
+    if not branches:
+        refuse(ToushiError("This trace has no branch: nothing was encoded in it."))
+    wanted = st.session_state.get("branch", branches[0])
     return wanted if wanted in branches else branches[0]
 
 
@@ -189,12 +193,12 @@ def facts(trace) -> None:
     manifest = trace.manifest
     if not trace.complete:
         st.warning(say("incomplete", n=len(trace.steps)), icon=":material/incomplete_circle:")
-    model, size = manifest.get("model") or {}, manifest.get("size")
+    model, size = manifest.get("model"), manifest.get("size")
     line = [
-        model.get("name"),
+        model.get("name") if isinstance(model, dict) else None,
         say("fact_steps", n=manifest["steps"]["count"]),
         manifest.get("sampler"),
-        manifest.get("guidance") is not None and say("fact_guidance", g=f"{manifest['guidance']:g}"),
+        manifest.get("guidance") is not None and say("fact_guidance", g=manifest["guidance"]),
         manifest.get("seed") is not None and say("fact_seed", s=manifest["seed"]),
         size and say("fact_size", w=size[1], h=size[0]),
         str(trace.folder),

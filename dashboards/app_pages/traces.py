@@ -15,7 +15,7 @@ def show(folder) -> None:
     st.switch_page(PICTURE_PAGE)
 
 
-@st.fragment(run_every=0.4)
+@st.fragment(run_every=1.0)  # each look makes Streamlit collect garbage; more often, and the model waits for it
 def watch(job: worker.Job) -> None:
     if job.running:
         n = job.order.steps

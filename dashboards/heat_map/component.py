@@ -6,7 +6,7 @@ Their JavaScript is plain and unbundled; the files are joined in the order in wh
 from functools import cache
 from pathlib import Path
 
-import streamlit as st
+from streamlit.components.v2 import component
 
 HERE = Path(__file__).parent
 
@@ -17,7 +17,7 @@ def _read(*names: str) -> str:
 
 @cache
 def _component(name: str, kind: str, scripts: tuple[str, ...]):
-    return st.components.v2.component(
+    return component(
         name,
         html=f'<div class="toushi {kind}" tabindex="-1"></div>',
         css=_read("style.css"),

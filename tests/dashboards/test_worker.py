@@ -1,0 +1,60 @@
+"""The thread that makes a new trace, with a model of random weights."""
+
+import time
+
+import pytest
+
+from dashboards import worker
+from probe.models.mini_unet import MiniUNet
+from probe.trace.reader import open_trace
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return MiniUNet.tiny()
+
+
+@pytest.fixture(autouse=True)
+def no_weights_from_disk(tiny, monkeypatch):
+    monkeypatch.setattr(worker, "_model", lambda name: tiny)
+
+
+def finished(job):
+    for _ in range(600):
+        if not job.running:
+            return job
+        time.sleep(0.05)
+    raise AssertionError(f"still at {job.state}, step {job.step}")
+
+
+def test_a_new_trace_is_what_was_ordered(tmp_path):
+    order = worker.Order("左边是猫", negative="模糊", steps=3, guidance=2.0, seed=7, sampler="heun")
+    job = finished(worker.start(order, tmp_path))
+    assert (job.state, job.step, job.error, job.warnings) == ("done", 3, "", [])
+    trace = open_trace(job.folder)
+    assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
+    kept = [trace.manifest[name] for name in ("negative_prompt", "guidance", "seed", "sampler")]
+    assert kept == ["模糊", 2.0, 7, "heun"]
+
+
+def test_words_that_were_cut_are_named(tmp_path):
+    job = finished(worker.start(worker.Order("一只猫和" * 40, steps=1), tmp_path))
+    assert job.state == "done" and len(job.warnings) == 1 and "猫" in job.warnings[0]
+
+
+def test_stopping_leaves_the_finished_steps(tmp_path):
+    job = worker.start(worker.Order("猫", steps=200), tmp_path)
+    while job.step < 2 and job.running:
+        time.sleep(0.01)
+    with pytest.raises(worker.Busy):
+        worker.start(worker.Order("狗"), tmp_path)
+    job.stop.set()
+    assert finished(job).state == "stopped"
+    trace = open_trace(job.folder)
+    assert not trace.complete and len(trace.steps) >= 2
+    assert finished(worker.start(worker.Order("狗", steps=1), tmp_path)).state == "done"
+
+
+def test_what_goes_wrong_is_told(tmp_path):
+    job = finished(worker.start(worker.Order("猫", sampler="nonsense"), tmp_path))
+    assert job.state == "failed" and "nonsense" in job.error
