@@ -9,8 +9,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from probe.record import record
-
     from probe.errors import ToushiError
     from probe.figures.encoder import encoder_figure
     from probe.figures.layers import layers_figure
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from probe.figures.tokens import tokens_figure
     from probe.figures.words import words_figure
     from probe.models.load import load
+    from probe.record import record
     from probe.text.alignment import segment
     from probe.trace.reader import Trace, open_collection, open_trace
 

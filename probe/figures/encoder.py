@@ -31,9 +31,9 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
     axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
     axes.xaxis.tick_top()
     ticks = range(len(names))
-    axes.set_xticks(ticks, names)
-    for label in axes.get_xticklabels():  # one character stands upright
-        label.set_rotation(90 if len(label.get_text()) > 1 else 0)
+    axes.set_xticks(ticks, ["\n".join(name) if stands(name) else name for name in names], linespacing=1)
+    for label, name in zip(axes.get_xticklabels(), names):
+        label.set_rotation(0 if stands(name) else 90)
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -43,3 +43,8 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
     place = ((left + side + 0.12) / wide, 0.1 / tall, 0.11 / wide, min(side, 2.2) / tall)
     colour_bar(figure, place, top, "attention probability", matplotlib.colormaps[SEQUENTIAL])
     return figure
+
+
+def stands(name: str) -> bool:
+    """Whether a label is set upright, sign under sign: one character, or Chinese."""
+    return len(name) == 1 or cells(name) == 2 * len(name)

@@ -145,3 +145,12 @@ def percent(share: float) -> str:
 def cells(text: str) -> int:
     """Room that a text takes, in Latin letters: a Chinese character counts twice."""
     return sum(2 if character > "\u2e7f" else 1 for character in text)
+
+
+def shortened(text: str, room: int) -> str:
+    """`text`, or as much of its beginning as fits into `room` with an ellipsis."""
+    if cells(text) <= room:
+        return text
+    while cells(text) > room - 1:
+        text = text[:-1]
+    return text + "…"

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from probe.figures.fonts import drawable
-from probe.figures.style import CATEGORIES, FAINT, percent, styled
+from probe.figures.style import CATEGORIES, FAINT, percent, shortened, styled
 
 ROW, BLOCK, LONGEST = 0.19, 4.6, 26  # inches, inches, rows
 HEADS = (("position", 0.55, "right"), ("id", 1.05, "right"), ("token", 1.25, "left"), ("word", 2.1, "left"))
@@ -35,7 +35,7 @@ def tokens_figure(trace, *, branch: str = "cond") -> Figure:
         for row, token in enumerate(tokens[block * LONGEST : (block + 1) * LONGEST]):
             y, colour = 0.22 + (row + 1) * ROW, "#222222" if token.kind == "text" else FAINT
             of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
-            cells = (token.position, token.id, cut(token.text, 10) or "␣", cut("+".join(of), 10))
+            cells = (token.position, token.id, shortened(token.text, 10) or "␣", shortened("+".join(of), 12))
             for (_, x, side), cell in zip(HEADS, cells):
                 axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)
             share = drawn.get(token.column, 0.0)
@@ -45,7 +45,3 @@ def tokens_figure(trace, *, branch: str = "cond") -> Figure:
             note = percent(share) if token.column in drawn else missing
             axes.text(left + SHARE + share / top * 0.9 + 0.05, y, note, va="center", size=7, color=colour)
     return figure
-
-
-def cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -8,7 +8,18 @@ from matplotlib.figure import Figure
 from probe.analysis.maps import mass
 from probe.errors import ToushiError
 from probe.figures.fonts import drawable
-from probe.figures.style import FAINT, bare, cells, colour_bar, labels, overlay, overlay_colours, percent, styled
+from probe.figures.style import (
+    FAINT,
+    bare,
+    cells,
+    colour_bar,
+    labels,
+    overlay,
+    overlay_colours,
+    percent,
+    shortened,
+    styled,
+)
 from probe.text.alignment import Word, find, shares
 from probe.trace.layout import columns_of, prompt_of
 
@@ -42,7 +53,7 @@ def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=N
 
     panels = [(picture, "picture" if trace.complete else "picture so far", "")]
     for heat, name in zip(maps, labels(asked, trace.words(branch))):
-        panels.append((overlay(picture, heat.values, top), name, percent(float(mass(heat)))))
+        panels.append((overlay(picture, heat.values, top), shortened(name, 11), percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
         left, under = GAP + column * (SIDE + GAP), head + row * (tall + TITLE) + TITLE + tall

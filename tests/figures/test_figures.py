@@ -5,7 +5,7 @@ import pytest
 from probe.errors import ToushiError
 from probe.figures.encoder import encoder_figure
 from probe.figures.layers import layers_figure
-from probe.figures.style import labels, overlay, overlay_colours, percent, save
+from probe.figures.style import cells, labels, overlay, overlay_colours, percent, save, shortened
 from probe.figures.timeline import timeline_figure
 from probe.figures.tokens import tokens_figure
 from probe.figures.words import chosen, words_figure
@@ -141,3 +141,13 @@ def test_the_table_accounts_for_every_token(trace):
 )
 def test_shares_are_written_with_sense(share, text):
     assert percent(share) == text
+
+
+def test_long_words_are_shortened_by_their_width():
+    assert [shortened(text, 6) for text in ("猫头鹰", "猫头鹰们", "kitten", "kittens")] == [
+        "猫头鹰",
+        "猫头…",
+        "kitten",
+        "kitte…",
+    ]
+    assert cells("猫cat") == 5
