@@ -22,10 +22,8 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """The picture, uint8 [64, 64, 3], and the visible pixels of each object, bool [objects, 64, 64].
 
     A later object lies over an earlier one; a pixel belongs to at most one object."""
-    dark = scene.time == "night" or scene.place == "space"
-    around, upon = _CONTRAST.get((scene.style, dark), ((1, 0), (1, 0)))
+    around, gain, offset = tones(scene.place, scene.time, scene.style)
     canvas = background(scene.place, scene.time) * around[0] + np.float32(around[1])
-    gain, offset = _TINTS[scene.time] * np.float32(upon[0]), np.float32(upon[1])
     masks = np.zeros((len(scene.objects), SIDE, SIDE), dtype=bool)
     for index, thing in enumerate(scene.objects):
         left, top, right, bottom = thing.box
@@ -39,7 +37,17 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         masks[(slice(None), *here)] &= ~solid
         masks[(index, *here)] |= solid
     picture = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-    return (picture if scene.style == "flat" else _toned(picture, scene.style)), masks
+    return toned(picture, scene.style), masks
+
+
+def is_dark(place: str, time: str) -> bool:
+    return time == "night" or place == "space"
+
+
+def tones(place: str, time: str, style: str) -> tuple[tuple[float, float], np.ndarray, np.float32]:
+    """Gain and offset of the background's brightness, then the gain [3] and the offset of the objects' colours."""
+    around, upon = _CONTRAST.get((style, is_dark(place, time)), ((1, 0), (1, 0)))
+    return around, _TINTS[time] * np.float32(upon[0]), np.float32(upon[1])
 
 
 # Objects are tinted less than their surroundings, so that their colours keep their names.
@@ -78,16 +86,22 @@ def icon(name: str) -> np.ndarray:
 @cache
 def sprite(kind: str, colour: str | None, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Colour float32 [pixels, pixels, 3] and alpha float32 [pixels, pixels, 1] of a kind, at this side in pixels."""
+    rgba = _premultiplied(kind, colour)
+    planes = [Image.fromarray(rgba[..., c]).resize((pixels, pixels), Image.Resampling.BOX) for c in range(4)]
+    small = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    alpha = np.clip(small[..., 3:], 0, 1)
+    return small[..., :3] / np.maximum(alpha, 1e-4), alpha
+
+
+@cache
+def _premultiplied(kind: str, colour: str | None) -> np.ndarray:
     rgba = icon(KINDS[kind].icon)
     if kind == "bird" and colour is None:
         colour = "blue"  # the icon is crimson, and so near the flower that 杜鹃 also means
     if colour is not None:
         rgba[..., :3] = recolour(rgba, COLOURS[colour])
     rgba[..., :3] *= rgba[..., 3:]
-    planes = [Image.fromarray(rgba[..., c]).resize((pixels, pixels), Image.Resampling.BOX) for c in range(4)]
-    small = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    alpha = np.clip(small[..., 3:], 0, 1)
-    return small[..., :3] / np.maximum(alpha, 1e-4), alpha
+    return rgba
 
 
 def recolour(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -237,6 +251,9 @@ def _ramp(style: str) -> np.ndarray:
     return (dark + (light - dark) * share + 0.5).astype(np.uint8)
 
 
-def _toned(picture: np.ndarray, style: str) -> np.ndarray:
+def toned(picture: np.ndarray, style: str) -> np.ndarray:
+    """Colours uint8 [..., 3] as the style shows them."""
+    if style == "flat":
+        return picture
     brightness = (picture @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8)
     return _ramp(style)[brightness]

@@ -92,12 +92,12 @@ class _Pick:
 
 
 # Centres and sides of the objects' squares, by how many there are.
-_SIDES = {1: {"small": 26, "medium": 38, "large": 50}, 2: {"small": 20, "medium": 27, "large": 34},
+SIDES = {1: {"small": 26, "medium": 38, "large": 50}, 2: {"small": 20, "medium": 27, "large": 34},
           "aside": {"small": 24, "medium": 34, "large": 42}, 3: {"small": 14, "medium": 19, "large": 24}}  # fmt: skip
-_CENTRES = {"middle": ((32, 33),), "left": ((19, 33),), "right": ((45, 33),), "top": ((32, 19),),
+CENTRES = {"middle": ((32, 33),), "left": ((19, 33),), "right": ((45, 33),), "top": ((32, 19),),
             "bottom": ((32, 45),), "row": ((17, 36), (47, 36)), "column": ((32, 16), (32, 48))}  # fmt: skip
-_THREE = ((11, 36), (32, 36), (53, 36))
-_SKY = 20  # where the sun, the moon and clouds hang when they stand in a row
+THREE = ((11, 36), (32, 36), (53, 36))
+SKY = 20  # where the sun, the moon and clouds hang when they stand in a row
 
 _ZH_SENSES = tuple(name for name, sense in SENSES.items() if sense.language == "zh")
 _EN_SENSES = tuple(name for name, sense in SENSES.items() if sense.language == "en")
@@ -177,21 +177,21 @@ def _put(pick: _Pick, wanted: list, index: int, layout: str, place: str, time: s
     kind, sense, colour = wanted[index]
     is_shape = kind in SHAPES
     if colour is not None:
-        while _is_lost(colour, place, time):
+        while is_lost(colour, place, time):
             colour = pick.one(_COLOUR_NAMES)
         # A style leaves no colours to see. Shapes still need one that can be told from the background.
         colour = colour if style == "flat" else "blue" if is_shape else None
     draw = pick.random()
     size = "medium" if draw < 0.74 else "large" if draw < 0.87 else "small"
-    x, y = _THREE[index] if len(wanted) == 3 else _CENTRES[layout][index]
+    x, y = THREE[index] if len(wanted) == 3 else CENTRES[layout][index]
     if layout == "row" and KINDS[kind].group == "sky":
-        y = _SKY
+        y = SKY
     aside = len(wanted) == 1 and layout != "middle"
-    pixels = _SIDES["aside" if aside else len(wanted)][size]
+    pixels = SIDES["aside" if aside else len(wanted)][size]
     return Object(kind, sense, colour, size, x + pick.integer(-2, 2), y + pick.integer(-2, 2), pixels)
 
 
-def _is_lost(colour: str, place: str, time: str) -> bool:
+def is_lost(colour: str, place: str, time: str) -> bool:
     """Whether an object of this colour could not be seen there."""
     dark = place == "space" or time == "night"
     return (colour == "white" and not dark) or (colour == "black" and dark)

@@ -1,0 +1,85 @@
+"""Every sprite as it looks in one light: what the recogniser lays over a picture.
+
+A light is a time, a style and whether the place is dark; it fixes how sprites are tinted and toned (draw.render).
+"""
+
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from probe.world.draw import is_dark, render, sprite, toned, tones
+from probe.world.objects import COLOURS, KINDS, SHAPES
+from probe.world.scenes import PLACES, SIDES, STYLES, TIMES, Scene, is_lost
+
+PIXELS = tuple(sorted({pixels for sides in SIDES.values() for pixels in sides.values()}))
+
+
+class Light(NamedTuple):
+    time: str
+    style: str
+    dark: bool
+
+
+class Background(NamedTuple):
+    place: str
+    time: str
+    style: str
+
+    @property
+    def light(self) -> Light:
+        return Light(self.time, self.style, is_dark(self.place, self.time))
+
+
+BACKGROUNDS = tuple(
+    Background(place, time, style)
+    for place in PLACES for time in TIMES for style in STYLES if place != "space" or time == "day"
+)  # fmt: skip
+
+
+@cache
+def backgrounds() -> np.ndarray:
+    """The empty scenes, float32 [backgrounds, 64, 64, 3]."""
+    return np.stack([render(Scene((), *each, layout="middle"))[0] for each in BACKGROUNDS]).astype(np.float32)
+
+
+@cache
+def variants(style: str, dark: bool) -> tuple[tuple[str, str | None], ...]:
+    """(kind, colour) of every object that the world draws in such a light."""
+    seen = [colour for colour in COLOURS if not is_lost(colour, "space" if dark else "plain", "day")]
+    pairs = []
+    for kind in KINDS.values():
+        own = [] if kind.name in SHAPES else [None]
+        if style != "flat":
+            pairs += [(kind.name, colour) for colour in own or ["blue"]]
+        else:
+            pairs += [(kind.name, colour) for colour in own + (seen if kind.colourable else [])]
+    return tuple(pairs)
+
+
+@lru_cache(maxsize=200)
+def templates(light: Light, pixels: int) -> np.ndarray:
+    """Premultiplied colours and alpha of every variant, softened: float32 [variants, side, side, 4].
+
+    `side` is even: the sprite with a margin of one pixel, which the softening needs (and a row and a column of
+    nothing below and right when `pixels` is odd)."""
+    gain, offset = tones("space" if light.dark and light.time == "day" else "plain", light.time, light.style)[1:]
+    margin = (1, 1 + pixels % 2)
+    sheets = []
+    for kind, colour in variants(light.style, light.dark):
+        rgb, alpha = sprite(kind, colour, pixels)
+        lit = toned(np.clip(rgb * gain + offset + 0.5, 0, 255).astype(np.uint8), light.style)
+        sheets.append(np.pad(np.concatenate([lit * alpha, alpha], axis=-1), (margin, margin, (0, 0))))
+    return soften(np.stack(sheets))
+
+
+def soften(planes: np.ndarray) -> np.ndarray:
+    """[..., y, x, c] smoothed by (1 2 1)/4 both ways; nothing lies beyond the edge."""
+    for axis in (-3, -2):
+        smooth = planes / 2
+        ahead, behind = [slice(None)] * planes.ndim, [slice(None)] * planes.ndim
+        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
+        smooth[tuple(ahead)] += planes[tuple(behind)] / 4
+        smooth[tuple(behind)] += planes[tuple(ahead)] / 4
+        planes = smooth
+    return planes
