@@ -14,57 +14,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hooks.errors import WireError
-from hooks.kernels import Attended, Columns, Row, attend, autocasted, elsewhere, log_sum_exp, probabilities
+from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhere, log_sum_exp, probabilities
 
 
 class Call:
     """One attention call at one site, just after it ran. Nothing is computed until it is asked for."""
 
-    __slots__ = ("bias", "causal", "kernel", "key", "lse", "output", "query", "scale", "site")
+    __slots__ = ("kernel", "lse", "output", "site", "what")
 
-    def __init__(self, site: str, query: Tensor, key: Tensor, causal: bool, scale: float | None, attended: Attended):
-        self.site = site
-        self.query = query.detach()  # [row, head, query, d]
-        self.key = key.detach()  # [row, head, key, d], with grouped queries fewer heads
-        self.causal = causal
-        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self.output, self.lse, self.bias, self.kernel = attended
+    def __init__(self, site: str, what: Scored, attended: Attended):
+        self.site, self.what = site, what
+        self.output, self.lse, _, self.kernel = attended
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Rows of the batch, heads, queries, keys."""
-        return (*self.query.shape[:3], self.key.shape[2])
+        return (*self.what.query.shape[:3], self.what.key.shape[2])
 
-    def row(self, index: int) -> Row:
-        """Query, key and mask of one row of the batch, the keys' heads repeated to match the queries'."""
-        key = self.key[index if self.key.shape[0] > 1 else 0]
-        if key.shape[0] != self.query.shape[1]:
-            key = key.repeat_interleave(self.query.shape[1] // key.shape[0], dim=0)
-        bias = self.bias
-        if bias is not None:
-            bias = bias[(None,) * (4 - bias.dim())]
-            bias = bias[index if bias.shape[0] > 1 else 0]
-            bias = bias.expand(*bias.shape[:2], key.shape[1]).detach()
-        return Row(self.query[index], key, self.scale, bias, self.causal)
-
-    def probabilities(self, index: int, columns: Columns = slice(None)) -> Tensor:
-        """Where row `index` of the batch looked: probabilities [head, column, query], at least fp32.
+    def probabilities(self, columns: Columns = slice(None), rows: slice | list[int] | None = None) -> Tensor:
+        """Where the queries looked: probabilities [row, head, column, query], at least fp32.
 
         Before dropout, if there is any. Queries that may look nowhere have zeros.
         """
-        return self._read(probabilities, index, columns)
+        return self._read(probabilities, columns, rows)
 
-    def elsewhere(self, index: int, columns: Columns) -> Tensor:
-        """Mass on all keys but `columns`: [head, query]. Costs one more pass over those keys, in chunks."""
-        return self._read(elsewhere, index, columns)
+    def elsewhere(self, columns: Columns, rows: slice | list[int] | None = None) -> Tensor:
+        """Mass on all keys but `columns`: [row, head, query]. Costs one more pass over those keys, in chunks."""
+        return self._read(elsewhere, columns, rows)
 
-    def _read(self, function, index: int, columns: Columns) -> Tensor:
-        device = self.query.device.type
+    def _read(self, function, columns: Columns, rows: slice | list[int] | None) -> Tensor:
+        device = self.what.query.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._read(function, index, columns)
-        row = self.row(index)
-        return function(row, log_sum_exp(row) if self.lse is None else self.lse[index].detach(), columns)
+                return self._read(function, columns, rows)
+        what = self.what if rows is None else self.what.rows(rows)
+        if self.lse is None:
+            return function(what, log_sum_exp(what), columns)
+        return function(what, self.lse if rows is None else self.lse[rows], columns)
 
 
 class Watch:
@@ -76,9 +62,13 @@ class Watch:
 
     def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[Call], None]):
         self.modules, self.see = dict(modules), see
+        self.handles: list = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Counts from zero again."""
         self.ran = dict.fromkeys(self.modules, 0)
         self.seen = dict.fromkeys(self.modules, 0)
-        self.handles: list = []
 
     def __enter__(self) -> "Watch":
         for name, module in self.modules.items():
@@ -164,12 +154,17 @@ def _replacing(original: Callable) -> Callable:
             raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
         query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
         attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        # What is read is data: no gradient goes through it.
+        attended = attended._replace(lse=None if attended.lse is None else attended.lse.detach())
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        bias = None if attended.bias is None else attended.bias.detach()
+        what = Scored(query.detach(), key.detach(), scale, bias, is_causal)
         told: list[Watch] = []
         for watch, name in reversed(stack):
             if watch.handles and watch not in told:  # another thread may have closed it meanwhile
                 told.append(watch)
                 watch.seen[name] += 1
-                watch.see(Call(name, query, key, is_causal, scale, attended))
+                watch.see(Call(name, what, attended))
         return attended.output
 
     attention.__doc__ = original.__doc__

@@ -130,19 +130,27 @@ def autocasted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(x.to(dtype) if x is not None and x.dtype in narrow else x for x in tensors)
 
 
-# --- probabilities of one row of the batch ---
+# --- probabilities ---
 
 Columns = slice | Sequence[int] | Tensor
 
 
-class Row(NamedTuple):
-    """What decides the attention of one row of a batch. `causal`: query i sees keys 0..i."""
+class Scored(NamedTuple):
+    """What decides an attention. `causal`: query i sees keys 0..i."""
 
-    query: Tensor  # [head, query, d]
-    key: Tensor  # [head, key, d]
+    query: Tensor  # [row, head, query, d]
+    key: Tensor  # [row | 1, head, key, d]; with grouped queries fewer heads
     scale: float
-    bias: Tensor | None = None  # [head | 1, query | 1, key], added to the scores
+    bias: Tensor | None = None  # added to the scores; broadcasts to [row, head, query, key]
     causal: bool = False
+
+    def rows(self, rows: slice | list[int]) -> "Scored":
+        """Some rows of the batch."""
+        key = self.key if self.key.shape[0] == 1 else self.key[rows]
+        bias = self.bias
+        if bias is not None and bias.dim() == 4 and bias.shape[0] > 1:
+            bias = bias[rows]
+        return self._replace(query=self.query[rows], key=key, bias=bias)
 
 
 def working_dtype(query: Tensor) -> torch.dtype:
@@ -154,48 +162,60 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float32 if exact or query.device.type == "mps" else torch.float64
 
 
-def scores(row: Row, columns: Columns, queries: slice, lse: Tensor | None = None) -> Tensor:
-    """q k^T * scale + bias - lse at some columns and queries: [head, column, query]. `lse` is [head, query]."""
-    dtype = working_dtype(row.query)
-    query, key = row.query[:, queries].to(dtype).transpose(1, 2), row.key[:, columns].to(dtype)
-    if lse is None:
-        result = torch.bmm(key, query).mul_(row.scale)
-    else:
-        less = lse[:, queries].to(dtype).contiguous()[:, None]
-        result = torch.baddbmm(less, key, query, beta=-1, alpha=row.scale)
-    if row.bias is not None:
-        bias = row.bias if row.bias.shape[1] == 1 else row.bias[:, queries]
-        result += bias[..., columns].transpose(1, 2)
-    if row.causal:
-        key_at = torch.arange(row.key.shape[1], device=result.device)[columns]
-        query_at = torch.arange(row.query.shape[1], device=result.device)[queries]
+def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tensor:
+    """q k^T * scale + bias at some columns and queries: [row, head, column, query]."""
+    dtype = working_dtype(what.query)
+    query = what.query if queries is None else what.query[:, :, queries]
+    key = what.key[:, :, columns].to(dtype) * what.scale
+    query = query.to(dtype)
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    rows, heads, length, _ = query.shape
+    result = query.new_empty(rows, heads, key.shape[2], length)
+    # Row by row, because the heads of one row can be multiplied without a copy; those of all rows together cannot.
+    keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
+    for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
+        torch.bmm(one_key, one_query, out=one)
+    if what.bias is not None:
+        bias = what.bias if what.bias.shape[-1] > 1 else what.bias.expand(*what.bias.shape[:-1], what.key.shape[2])
+        if queries is not None and bias.shape[-2] > 1:
+            bias = bias[..., queries, :]
+        result += bias[..., columns].transpose(-1, -2)
+    if what.causal:
+        key_at = torch.arange(what.key.shape[2], device=result.device)[columns]
+        query_at = torch.arange(what.query.shape[2], device=result.device)[queries or slice(None)]
         result.masked_fill_(key_at[:, None] > query_at, -torch.inf)
     return result
 
 
-def in_chunks(function: Callable[[slice], Tensor], row: Row, columns: int) -> Tensor:
+def in_chunks(function: Callable[[slice | None], Tensor], what: Scored, columns: int) -> Tensor:
     """`function` of slices of the queries, joined again, so that at most CHUNK scores exist at once."""
-    heads, queries, _ = row.query.shape
-    size = max(1, CHUNK // max(1, heads * columns))
+    rows, heads, queries, _ = what.query.shape
+    size = max(1, CHUNK // max(1, rows * heads * columns))
     if size >= queries:
-        return function(slice(0, queries))
+        return function(None)
     return torch.cat([function(slice(at, at + size)) for at in range(0, queries, size)], dim=-1)
 
 
-def log_sum_exp(row: Row) -> Tensor:
-    """log sum over keys of exp(score): [head, query]. A query that may look nowhere has 0, as in the CPU kernel."""
-    lse = in_chunks(lambda queries: scores(row, slice(None), queries).logsumexp(dim=1), row, row.key.shape[1])
+def log_sum_exp(what: Scored) -> Tensor:
+    """log sum over keys of exp(score): [row, head, query]; 0 for a query that may look nowhere, as in the kernels."""
+    lse = in_chunks(lambda queries: scores(what, slice(None), queries).logsumexp(dim=2), what, what.key.shape[2])
     return lse.masked_fill(lse == -torch.inf, 0.0)
 
 
-def probabilities(row: Row, lse: Tensor, columns: Columns) -> Tensor:
-    """Attention probabilities at some columns: [head, column, query]."""
-    return scores(row, columns, slice(None), lse).exp_()
+def probabilities(what: Scored, lse: Tensor, columns: Columns) -> Tensor:
+    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query]."""
+    return scores(what, columns).sub_(lse[:, :, None]).exp_()
 
 
-def elsewhere(row: Row, lse: Tensor, columns: Columns) -> Tensor:
-    """Attention mass outside of some columns: [head, query]. Summed over those others, not one minus the rest."""
-    other = torch.ones(row.key.shape[1], dtype=torch.bool, device=row.key.device)
+def elsewhere(what: Scored, lse: Tensor, columns: Columns) -> Tensor:
+    """Attention mass outside of some columns: [row, head, query]. Summed over those others, not one minus the rest."""
+    other = torch.ones(what.key.shape[2], dtype=torch.bool, device=what.key.device)
     other[columns] = False
     others = other.nonzero()[:, 0]
-    return in_chunks(lambda queries: scores(row, others, queries, lse).exp_().sum(dim=1), row, len(others))
+
+    def chunk(queries: slice | None) -> Tensor:
+        here = lse if queries is None else lse[:, :, queries]
+        return scores(what, others, queries).sub_(here[:, :, None]).exp_().sum(dim=2)
+
+    return in_chunks(chunk, what, len(others))

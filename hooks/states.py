@@ -1,6 +1,7 @@
-"""Reading what named modules return: hidden states, velocities."""
+"""Reading what goes into named modules and what they return: hidden states, texts, velocities."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -38,3 +39,34 @@ class States:
             self.see(name, state.detach())
 
         return after
+
+
+class Arguments:
+    """`with Arguments({name: (module, parameters)}, see):` calls `see(name, *values)` before each run of a module.
+
+    `parameters` are names of its `forward`; a value is None where the call leaves it out.
+    """
+
+    def __init__(self, modules: Mapping[str, tuple[nn.Module, Sequence[str]]], see: Callable[..., None]):
+        self.modules, self.see = dict(modules), see
+        self.handles: list = []
+
+    def __enter__(self) -> "Arguments":
+        for name, (module, parameters) in self.modules.items():
+            known = list(inspect.signature(module.forward).parameters)
+            if missing := [p for p in parameters if p not in known]:
+                raise WireError(f"{name}: forward has no parameter {missing[0]!r}; it has {', '.join(known)}")
+            places = [(p, known.index(p)) for p in parameters]
+            self.handles.append(module.register_forward_pre_hook(self._before(name, places), with_kwargs=True))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def _before(self, name: str, places: list[tuple[str, int]]):
+        def before(module, arguments, named):
+            self.see(name, *(arguments[i] if i < len(arguments) else named.get(p) for p, i in places))
+
+        return before

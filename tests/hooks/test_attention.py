@@ -81,13 +81,11 @@ def test_a_watched_model_computes_the_same_and_is_seen(model, x):
 def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype):
     model, x = model.to(dtype), x.to(dtype)
     found = []
-    with Watch({"first": model.first}, lambda call: found.append([call.probabilities(i) for i in range(2)])):
+    with Watch({"first": model.first}, lambda call: found.append(call.probabilities())):
         model(x)
     q, k, _ = model.first.project(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).double()
     truth = (q @ k.mT * 8**-0.5).softmax(-1).mT
-    torch.testing.assert_close(
-        torch.stack(found[0]).double(), truth, atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0
-    )
+    torch.testing.assert_close(found[0].double(), truth, atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0)
 
 
 def test_text_columns_and_the_rest_sum_to_one(model, x):
@@ -95,7 +93,7 @@ def test_text_columns_and_the_rest_sum_to_one(model, x):
     sums = []
 
     def see(call):
-        sums.append(call.probabilities(0, text).sum(1) + call.elsewhere(0, text))
+        sums.append(call.probabilities(text).sum(2) + call.elsewhere(text))
 
     with Watch(sites(model), see):
         model(x)
@@ -246,18 +244,18 @@ def test_autocast_changes_nothing(model, x):
         found = []
         mask = torch.zeros(7, 7)
         masked = model.first(x, mask)
-        with Watch(sites(model), lambda call: found.append(call.probabilities(0))):
+        with Watch(sites(model), lambda call: found.append(call.probabilities())):
             assert torch.equal(model(x), plain)
             assert torch.equal(model.first(x, mask), masked)
     assert all(one.dtype == torch.float32 for one in found)
-    torch.testing.assert_close(found[0].sum(1), torch.ones(2, 7), atol=2e-4, rtol=0)
+    torch.testing.assert_close(found[0].sum(2), torch.ones(2, 2, 7), atol=2e-4, rtol=0)
 
 
 def test_gradients_flow_as_without_a_watch(x):
     def gradient(watched):
         model = Model().requires_grad_(True)
         if watched:
-            with Watch(sites(model), lambda call: call.probabilities(0)):
+            with Watch(sites(model), lambda call: call.probabilities()):
                 model(x).square().sum().backward()
         else:
             model(x).square().sum().backward()

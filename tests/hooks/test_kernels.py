@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hooks import kernels
-from hooks.kernels import Row, additive, attend, elsewhere, log_sum_exp, probabilities
+from hooks.kernels import Scored, additive, attend, elsewhere, log_sum_exp, probabilities
 
 SDPA = F.scaled_dot_product_attention
 AVAILABLE = ["flash-cpu", "chunked"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])
@@ -47,16 +47,11 @@ def explicit(q, k, mask=None, causal=False, scale=None):
     return scores.softmax(-1).nan_to_num(0.0).mT
 
 
-def read(q, k, attended, index, columns=slice(None), causal=False, scale=None):
+def read(q, k, attended, columns=slice(None), causal=False, scale=None):
     """As `Call` does it, without the wires."""
-    bias = attended.bias
-    if bias is not None:
-        bias = bias[(None,) * (4 - bias.dim())]
-        bias = bias[index if bias.shape[0] > 1 else 0]
-    key = k[index].repeat_interleave(q.shape[1] // k.shape[1], dim=0)
-    row = Row(q[index], key, scale or q.shape[-1] ** -0.5, bias, causal)
-    lse = log_sum_exp(row) if attended.lse is None else attended.lse[index]
-    return probabilities(row, lse, columns), elsewhere(row, lse, columns)
+    what = Scored(q, k, scale or q.shape[-1] ** -0.5, attended.bias, causal)
+    lse = log_sum_exp(what) if attended.lse is None else attended.lse
+    return probabilities(what, lse, columns), elsewhere(what, lse, columns)
 
 
 @pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
@@ -69,12 +64,11 @@ def test_exact_with_every_mask(mask, dtype, tolerance):
     assert attended.kernel == "flash-cpu"
     assert torch.equal(attended.output, SDPA(q, k, v, attn_mask=mask))
     truth = explicit(q, k, mask)
-    for index in range(2):
-        columns = [0, 3, 20]
-        here, rest = read(q, k, attended, index, columns)
-        torch.testing.assert_close(here.double(), truth[index][:, columns], atol=tolerance, rtol=0)
-        others = [c for c in range(21) if c not in columns]
-        torch.testing.assert_close(rest.double(), truth[index][:, others].sum(1), atol=tolerance * 10, rtol=0)
+    columns = [0, 3, 20]
+    here, rest = read(q, k, attended, columns)
+    torch.testing.assert_close(here.double(), truth[:, :, columns], atol=tolerance, rtol=0)
+    others = [c for c in range(21) if c not in columns]
+    torch.testing.assert_close(rest.double(), truth[:, :, others].sum(2), atol=tolerance * 10, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", AVAILABLE)
@@ -91,23 +85,22 @@ def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch
         assert torch.equal(attended.output, SDPA(q, k, v, is_causal=causal, scale=scale))
     assert attended.kernel == kernel
     truth = explicit(q, k, causal=causal, scale=scale).float()
-    for index in range(2):
-        here, _ = read(q, k, attended, index, causal=causal, scale=scale)
-        torch.testing.assert_close(here, truth[index], atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0)
+    here, _ = read(q, k, attended, causal=causal, scale=scale)
+    torch.testing.assert_close(here, truth, atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 10_000])
 def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
     q, k, _ = inputs()
-    bias = additive(masks(2, 3, 33, 21)["boolean"], torch.float32)[0]
-    row = Row(q[0], k[0], 0.2, bias, False)
-    whole = log_sum_exp(row)
+    bias = additive(masks(2, 3, 33, 21)["boolean"], torch.float32)
+    what = Scored(q, k, 0.2, bias)
+    whole = log_sum_exp(what)
     monkeypatch.setattr(kernels, "CHUNK", chunk)
-    torch.testing.assert_close(log_sum_exp(row), whole, atol=1e-6, rtol=0)
-    causal = Row(q[0], k[0], 0.2, None, True)
-    torch.testing.assert_close(
-        probabilities(causal, log_sum_exp(causal), slice(None)).sum(1), torch.ones(3, 33), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(log_sum_exp(what), whole, atol=1e-6, rtol=0)
+    causal = Scored(q, k, 0.2, causal=True)
+    lse = log_sum_exp(causal)
+    torch.testing.assert_close(probabilities(causal, lse, slice(None)).sum(2), torch.ones(2, 3, 33), atol=1e-5, rtol=0)
+    torch.testing.assert_close(elsewhere(causal, lse, []), torch.ones(2, 3, 33), atol=1e-5, rtol=0)
 
 
 def test_grouped_queries():
@@ -115,8 +108,8 @@ def test_grouped_queries():
     attended = attend(SDPA, q, k, v, enable_gqa=True)
     assert attended.kernel == "flash-cpu"
     assert torch.equal(attended.output, SDPA(q, k, v, enable_gqa=True))
-    here, _ = read(q, k, attended, 1)
-    torch.testing.assert_close(here.double(), explicit(q, k)[1], atol=2e-6, rtol=0)
+    here, _ = read(q, k, attended)
+    torch.testing.assert_close(here.double(), explicit(q, k), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["unequal widths", "no keys", "dropout", "three axes", "keys not contiguous"])
@@ -139,9 +132,9 @@ def test_what_no_kernel_serves_goes_to_the_original(case):
     assert torch.equal(attended.output, SDPA(q, k, v, dropout_p=dropout))
     assert attended.kernel == "chunked" and attended.lse is None
     if case != "three axes":
-        here, rest = read(q, k, attended, 0)
-        torch.testing.assert_close(here.double(), explicit(q, k)[0], atol=2e-6, rtol=0)
-        assert here.shape == (3, k.shape[2], 33) and not rest.any()
+        here, rest = read(q, k, attended)
+        torch.testing.assert_close(here.double(), explicit(q, k), atol=2e-6, rtol=0)
+        assert here.shape == (2, 3, k.shape[2], 33) and not rest.any()
 
 
 def test_somebody_elses_replacement_is_called():
@@ -164,20 +157,20 @@ def test_a_query_that_may_look_nowhere_has_zeros(kernel):
     backend = "MATH" if kernel == "chunked" else "FLASH_ATTENTION"
     with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
         attended = attend(SDPA, q, k, v, mask)
-    here, _ = read(q, k, attended, 0)
-    assert not here[:, :, 4].any() and torch.isfinite(here).all()
-    torch.testing.assert_close(here.sum(1)[:, 5:], torch.ones(3, 28), atol=1e-5, rtol=0)
+    here, _ = read(q, k, attended)
+    assert not here[0, :, :, 4].any() and torch.isfinite(here).all()
+    torch.testing.assert_close(here.sum(2)[:, :, 5:], torch.ones(2, 3, 28), atol=1e-5, rtol=0)
 
 
 def test_scores_are_never_taken_in_bf16():
     """q k^T in bf16 is off by about 1e-2 here; through fp32 by 2e-4 at most."""
     q, k, v = inputs(queries=200, keys=64, width=128, dtype=torch.bfloat16)
     q, k = q * 2, k * 2
-    truth = explicit(q, k)[0]
-    here, _ = read(q, k, attend(SDPA, q, k, v), 0)
+    truth = explicit(q, k)
+    here, _ = read(q, k, attend(SDPA, q, k, v))
     assert here.dtype == torch.float32
     assert (here - truth).abs().max() < 2e-4
-    rough = (q @ k.mT * 128**-0.5).float().softmax(-1).mT[0]
+    rough = (q @ k.mT * 128**-0.5).float().softmax(-1).mT
     assert (rough - truth).abs().max() > 1e-3
 
 
@@ -187,10 +180,10 @@ def test_reduced_precision_products_are_not_used():
     torch.set_float32_matmul_precision("medium")
     try:
         assert kernels.working_dtype(q) == torch.float64
-        here, _ = read(q, k, attend(SDPA, q, k, v), 0)
+        here, _ = read(q, k, attend(SDPA, q, k, v))
     finally:
         torch.set_float32_matmul_precision(before)
-    torch.testing.assert_close(here, explicit(q, k)[0], atol=2e-6, rtol=0)
+    torch.testing.assert_close(here, explicit(q, k).to(here), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("queries", [32, 40, 77])
@@ -239,3 +232,23 @@ def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, mo
 
     monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *a, **k: choice)
     assert kernels.kernel_for(OnCuda(), None, None, mask, False, None, False) == expected
+
+
+@pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
+@pytest.mark.parametrize("rows", [slice(1, 2), [1, 0]])
+def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
+    q, k, v = inputs()
+    attended = attend(SDPA, q, k, v, masks(2, 3, 33, 21)[mask])
+    what = Scored(q, k, 32**-0.5, attended.bias)
+    some = probabilities(what.rows(rows), attended.lse[rows], [2, 5])
+    torch.testing.assert_close(some, read(q, k, attended, [2, 5])[0][rows], atol=0, rtol=0)
+
+
+def test_one_text_for_all_rows():
+    q, k, v = inputs()
+    attended = attend(SDPA, q, k[:1].expand_as(k), v)
+    one = Scored(q, k[:1], 32**-0.5)
+    torch.testing.assert_close(
+        probabilities(one, attended.lse, slice(None)).double(), explicit(q, k[:1]), atol=2e-6, rtol=0
+    )
+    assert one.rows([1]).key.shape[0] == 1

@@ -1,0 +1,279 @@
+"""`with record(model, folder):` writes a trace of whatever the model draws inside.
+
+Joins the wires (hooks), the family table and the trace writer. Which step is running is known from the scheduler:
+its `set_timesteps` begins a run, and everything until its `step` returns belongs to that step. Both are wrapped on
+that one instance, as are `encode_prompt` and `sample`; all of it is undone at the end, whatever happens.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hooks.attention import Call, Watch
+from hooks.errors import WireError
+from hooks.states import Arguments
+from probe.errors import ToushiError
+from probe.models.families import family_of, plain
+from probe.recording.encoder import EncoderCapture
+from probe.recording.policy import DISK, Policy
+from probe.recording.provenance import git_commit
+from probe.recording.run import Run, Texts, Unrecordable
+from probe.text.alignment import Word
+from probe.trace import layout
+from probe.trace.writer import prepare, write_collection
+
+_recorded: dict[int, Path] = {}  # id of each model being recorded -> where to
+_nothing = object()
+
+
+def record(
+    model,
+    folder: str | Path,
+    keep: str = "heads",
+    words: str | Iterable | None = None,
+    sites: str | Iterable[str] | None = None,
+    steps: int | slice | Iterable[int] | None = None,
+    branches: str | Iterable[str] | None = None,
+    overwrite: bool = False,
+    *,
+    dtype: str = "float16",
+    budget: int = DISK,
+) -> "Recording":
+    """A context manager: what `model` draws inside is recorded in `folder`.
+
+    One picture makes the folder a trace; a batch or several runs make it a collection of 000, 001, ….
+
+    keep      "heads": every head at every step; "mean": the mean over heads at every step; "sum": that, summed
+              over the steps in one file
+    words     words of the prompt ("猫", "猫#2", a Word, a span): only their tokens' columns of `cond` are kept
+    sites     globs of attention modules; by default all of the text encoder's and all image-to-text ones. Image
+              self-attention, which is large, only where it is named
+    steps     index, indices or slice of the steps to keep
+    branches  "cond", "uncond"; by default both
+    dtype     of the stored maps, float16 or float32 (sums are always float32)
+    budget    bytes on disk; a run that would need more is refused before its first map
+
+    What is drawn is, bit for bit, what would be drawn without it. Raises ToushiError types: a site that matches
+    nothing, an attention that cannot be read, a folder that holds something else.
+    """
+    steps = steps if steps is None or isinstance(steps, int | slice) else tuple(steps)
+    policy = Policy(keep, _listed(words), steps, _listed(branches), dtype, budget)
+    return Recording(model, Path(folder), policy, sites, overwrite)
+
+
+class Recording:
+    """Made by `record`. `traces`: the folders of the traces written so far."""
+
+    def __init__(self, model, folder: Path, policy: Policy, sites: str | Iterable[str] | None, overwrite: bool):
+        self.model, self.folder, self.policy, self.overwrite = plain(model), folder, policy, overwrite
+        self.family = family_of(self.model)
+        self.sites = self.family.chosen(self.model, sites)
+        self.traces: list[Path] = []
+        self.run: Run | None = None
+        self.texts: Texts | None = None
+        self.arguments: dict[str, Any] | None = None  # of the `sample` that is running
+        self.wires = ExitStack()
+        layers = f"{self.family.layers}."
+        self.encoder_layers = [
+            int(name.removeprefix(layers).split(".")[0]) for name, site in self.sites.items() if site.kind == "encoder"
+        ]
+
+    def __enter__(self) -> "Recording":
+        if id(self.model) in _recorded:
+            raise ToushiError(
+                f"this model is being recorded in {_recorded[id(self.model)]} already: "
+                "end that recording first, or record once and read the trace twice"
+            )
+        prepare(self.folder, self.overwrite)
+        # Asking git takes longer than a step; its answer is wanted when the first step is finished.
+        threading.Thread(target=git_commit, daemon=True).start()
+        model, family = self.model, self.family
+        denoiser = plain(model.get_submodule(family.denoiser))
+        watched = {name: site.module for name, site in self.sites.items() if site.kind != "encoder"}
+        scheduler = getattr(model, family.scheduler)
+        with ExitStack() as wires:
+            _recorded[id(model)] = self.folder
+            wires.callback(_recorded.pop, id(model))
+            self.watch = wires.enter_context(Watch(watched, self._take))
+            parameters = {family.denoiser: (denoiser, [family.latents, family.text])}
+            wires.enter_context(Arguments(parameters, self._evaluate))
+            wires.enter_context(_wrapped(model, family.encode_prompt, self._encoding))
+            wires.enter_context(_wrapped(model, family.sample, self._sampling))
+            wires.enter_context(_wrapped(model, family.evaluate, self._evaluating))
+            wires.enter_context(_wrapped(scheduler, "set_timesteps", self._beginning))
+            wires.enter_context(_wrapped(scheduler, "step", self._stepping))
+            self.wires = wires.pop_all()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.wires.close()
+        self._end_run(error=error)
+        if isinstance(error, WireError):
+            raise Unrecordable(str(error)) from error
+        if error is None and not self.traces:
+            raise ToushiError(f"nothing was drawn inside the recording, so {self.folder} holds no trace")
+
+    # --- from the wires
+
+    def _take(self, call: Call) -> None:
+        if self.run is not None:
+            self.run.take(call)
+
+    def _evaluate(self, name: str, latents, text) -> None:
+        if self.run is not None:
+            self.run.evaluate(latents, text)
+
+    # --- around the model's methods
+
+    def _encoding(self, encode_prompt: Callable) -> Callable:
+        def wrapper(*arguments, **named):
+            cache = getattr(self.model, "embedding_cache", None)
+            kept = dict(cache) if cache else {}
+            capture = EncoderCapture(self.family, self.model, self.encoder_layers)
+            try:
+                if kept:
+                    cache.clear()
+                with capture:
+                    result = encode_prompt(*arguments, **named)
+            finally:
+                if kept:
+                    cache.update(kept)
+            if blind := capture.blind():
+                listed = "; ".join(f"{name} {why}" for name, why in blind.items())
+                raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
+            if kept:  # the model goes on with what it would have used
+                result = encode_prompt(*arguments, **named)
+            texts = self.family.texts(result)
+            self.texts = Texts(texts, {branch: [capture.of(text) for text in some] for branch, some in texts.items()})
+            return result
+
+        return wrapper
+
+    def _sampling(self, sample: Callable) -> Callable:
+        signature = inspect.signature(sample)
+
+        def wrapper(*arguments, **named):
+            bound = signature.bind(*arguments, **named)
+            bound.apply_defaults()
+            self.arguments = bound.arguments
+            try:
+                result = sample(*arguments, **named)
+            except BaseException as error:
+                self._end_run(error=error)
+                raise
+            finally:
+                self.arguments = None
+            self._end_run(self.family.pictures(result))
+            return result
+
+        return wrapper
+
+    def _evaluating(self, evaluate: Callable) -> Callable:
+        signature = inspect.signature(evaluate)
+
+        def wrapper(*arguments, **named):
+            if self.run is not None:
+                return evaluate(*arguments, **named)
+            bound = signature.bind(*arguments, **named)
+            bound.apply_defaults()
+            times = torch.as_tensor(bound.arguments["time"], dtype=torch.float64).flatten().tolist()
+            self._begin_run(1, lambda item: [times[item % len(times)]])
+            try:
+                result = evaluate(*arguments, **named)
+                self.run.finish_step(self.family.evaluated(result, bound.arguments), self.watch.blind())
+            except BaseException as error:
+                self._end_run(error=error)
+                raise
+            self._end_run()
+            return result
+
+        return wrapper
+
+    def _beginning(self, set_timesteps: Callable) -> Callable:
+        def wrapper(*arguments, **named):
+            result = set_timesteps(*arguments, **named)
+            self._end_run()
+            times = self.family.times(getattr(self.model, self.family.scheduler))
+            self._begin_run(len(times) - 1, lambda item: times)
+            return result
+
+        return wrapper
+
+    def _stepping(self, step: Callable) -> Callable:
+        signature = inspect.signature(step)
+
+        def wrapper(*arguments, **named):
+            if self.run is None:
+                return step(*arguments, **named)
+            bound = signature.bind(*arguments, **named)
+            bound.apply_defaults()
+            stepped = self.family.step(step, bound.arguments)
+            self.run.finish_step(stepped, self.watch.blind())
+            return stepped.result
+
+        return wrapper
+
+    # --- runs and folders
+
+    def _begin_run(self, count: int, times: Callable[[int], list[float]]) -> None:
+        given = self.arguments or {}
+        about = {name: given.get(name) for name in ("guidance", "sampler", "seed")}
+        self.watch.forget()
+        self.run = Run(
+            self.model, self.family, self.policy, self.sites, lambda: self.texts, self._places, count, times, about
+        )
+
+    def _end_run(self, pictures: list | None = None, error: BaseException | None = None) -> None:
+        run, self.run = self.run, None
+        if run is not None:
+            run.end(pictures) if error is None else run.abort(error)
+
+    def _places(self, count: int) -> list[Path]:
+        """Folders for so many new traces. A folder that turns out to hold several becomes a collection."""
+        if count == 1 and not self.traces:
+            self.traces = [self.folder]
+            return self.traces
+        if self.traces == [self.folder]:
+            self.traces = [_moved_inside(self.folder)]
+        first = len(self.traces)
+        new = [self.folder / f"{number:03d}" for number in range(first, first + count)]
+        self.traces = self.traces + new
+        write_collection(self.folder, [path.name for path in self.traces])
+        return new
+
+
+def _moved_inside(folder: Path) -> Path:
+    """Moves the trace in the folder to its member 000; the manifest goes last, so that it is never half there."""
+    member = folder / "000"
+    member.mkdir()
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda p: p.name == layout.MANIFEST)
+    for path in files:
+        path.rename(member / path.name)
+    return member
+
+
+@contextmanager
+def _wrapped(instance, name: str, wrap: Callable[[Callable], Callable]):
+    """Replaces a method of one instance, and puts back what was there."""
+    before = vars(instance).get(name, _nothing)
+    setattr(instance, name, wrap(getattr(instance, name)))
+    try:
+        yield
+    finally:
+        if before is _nothing:
+            delattr(instance, name)
+        else:
+            setattr(instance, name, before)
+
+
+def _listed(values) -> tuple | None:
+    if values is None:
+        return None
+    # A span is a tuple too, and one word may be given as it is.
+    alone = isinstance(values, str | Word) or (isinstance(values, tuple) and all(isinstance(v, int) for v in values))
+    return (values,) if alone and values != () else tuple(values)

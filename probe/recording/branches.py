@@ -1,0 +1,58 @@
+"""Which row of the denoiser's batch is which text: found by value, never by the order of rows.
+
+Pipelines differ in the order ([negative, positive] or the reverse), change it, or drop guidance part-way. What does
+not change is that each row carries a text that the encoding returned.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from probe.errors import ToushiError
+
+Place = tuple[str, int]  # branch, and which picture of the batch
+
+
+class BranchMismatch(ToushiError):
+    """The denoiser was given a text that the encoding did not return."""
+
+
+def places(rows: Sequence[Tensor], texts: Mapping[str, Sequence[Tensor]], order: Sequence[str]) -> list[Place]:
+    """Branch and picture of each row. Rows and texts are [column, feature], without padding.
+
+    Texts that are equal (an empty prompt beside an empty negative one) cannot be told apart by value: among them
+    `order`, the family's order of branches in a batch, decides, and where there are fewer rows than texts, `cond`.
+    """
+    every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
+    equals = [tuple(place for place in every if _equal(row, texts[place[0]][place[1]])) for row in rows]
+    for index, (row, places) in enumerate(zip(rows, equals)):
+        if not places:
+            known = ", ".join(f"{branch} {tuple(texts[branch][item].shape)}" for branch, item in every)
+            raise BranchMismatch(
+                f"row {index} of the denoiser's text, {tuple(row.shape)}, equals no text that was encoded: "
+                f"{known or 'none was'}. Encode the prompts inside `with record(...)`, and pass them on unchanged."
+            )
+    result: list[Place | None] = [None] * len(rows)
+    for group in dict.fromkeys(equals):
+        members = [index for index, places in enumerate(equals) if places == group]
+        for index, place in zip(members, _shared_out(group, len(members), order)):
+            result[index] = place
+    return [place for place in result if place is not None]
+
+
+def _shared_out(group: Sequence[Place], count: int, order: Sequence[str]) -> list[Place]:
+    """The places of `count` rows, in their order, among texts that are all equal."""
+    if count > len(group):
+        raise BranchMismatch(
+            f"{count} rows of the denoiser's batch carry one text that was encoded {len(group)} times: "
+            "several pictures of one prompt in one batch. Pass the prompt once for each picture."
+        )
+    if count < len(group):
+        group = sorted(group, key=lambda place: place[0] != "cond")[:count]
+    rank = {branch: number for number, branch in enumerate(order)}
+    return sorted(group, key=lambda place: (rank.get(place[0], len(rank)), place[1]))
+
+
+def _equal(row: Tensor, text: Tensor) -> bool:
+    return row.shape == text.shape and torch.equal(row, text.to(row))

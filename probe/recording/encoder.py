@@ -1,0 +1,84 @@
+"""What every layer of the text encoder did while the prompts were encoded."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from hooks.attention import Call, Watch
+from hooks.states import Arguments, States
+from probe.models.families import Encoded, Family, plain
+
+
+@dataclass
+class Batch:
+    """One run of the encoder."""
+
+    ids: list[list[int]]  # [row][position], with padding
+    states: dict[int, Tensor] = field(default_factory=dict)  # [row, position, feature]; 0 is the embeddings
+    calls: dict[int, Call] = field(default_factory=dict)
+
+    def row(self, ids: Iterable[int]) -> int | None:
+        """The row that begins with these ids."""
+        ids = list(ids)
+        return next((index for index, row in enumerate(self.ids) if row[: len(ids)] == ids), None)
+
+
+class EncoderCapture:
+    """`with EncoderCapture(...) as captured:` keeps what the encoder computes inside; `captured.of(text)` gives it.
+
+    `layers`: numbers of the layers to keep. Nothing is kept if there are none.
+    """
+
+    def __init__(self, family: Family, model, layers: Iterable[int]):
+        self.family, self.model = family, model
+        self.layers = sorted(layers)
+        self.batches: list[Batch] = []
+        self.wires = ExitStack()
+
+    def __enter__(self) -> "EncoderCapture":
+        if not self.layers:
+            return self
+        family, modules = self.family, self.family.encoder_layers(self.model)
+        states = {"0": plain(self.model.get_submodule(family.embeddings))}
+        states |= {str(i + 1): plain(modules[i]) for i in self.layers}
+        attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
+        encoder = plain(self.model.get_submodule(family.encoder))
+        self.wires.enter_context(Arguments({family.encoder: (encoder, [family.ids])}, self._begin))
+        self.wires.enter_context(States(states, self._keep))
+        self.watch = self.wires.enter_context(Watch(attention, self._see))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.wires.close()
+
+    def of(self, text: Encoded) -> dict[str, np.ndarray]:
+        """`state/{i}` [token, feature] and `attention/{i}` [head, query, token], fp32; {} if it did not run."""
+        for batch in reversed(self.batches):
+            row, length = batch.row(text.ids), len(text.ids)
+            if row is None:
+                continue
+            found = {f"state/{i}": state[row, :length].float() for i, state in batch.states.items()}
+            for i, call in batch.calls.items():
+                (probabilities,) = call.probabilities(slice(0, length), [row])[..., :length]
+                found[f"attention/{i}"] = probabilities.transpose(1, 2).float().contiguous()
+            return {key: value.cpu().numpy() for key, value in found.items()}
+        return {}
+
+    def blind(self) -> dict[str, str]:
+        """Layers that ran without their attention being seen."""
+        if not self.batches:
+            return {}
+        return {f"{self.family.layers}.{i}.{self.family.attention}": why for i, why in self.watch.blind().items()}
+
+    def _begin(self, name: str, ids: Tensor) -> None:
+        self.batches.append(Batch(ids.tolist()))
+
+    def _keep(self, number: str, state: Tensor) -> None:
+        if self.batches:  # the embeddings may be used without the encoder
+            self.batches[-1].states[int(number)] = state.clone()
+
+    def _see(self, call: Call) -> None:
+        self.batches[-1].calls[int(call.site)] = call

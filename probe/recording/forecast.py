@@ -1,0 +1,118 @@
+"""How large a trace will be, before it is written."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hooks.attention import Call, Watch
+from probe.errors import ToushiError
+from probe.models.families import family_of
+from probe.recording.policy import Policy
+
+EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
+QUEUED = 4  # steps in memory at once: two wait for the disk, one is written, one is being made
+
+
+class OverBudget(ToushiError):
+    """The trace would be larger than allowed; the message says what cheaper choices would take."""
+
+
+class Maps(NamedTuple):
+    """The maps of one site and branch in one step."""
+
+    heads: int
+    columns: int
+    cells: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes of one picture's trace, for each way to keep it: {"heads": …, "mean": …, "sum": …}."""
+
+    disk: dict[str, int]
+    memory: dict[str, int]
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{k}: {readable(self.disk[k])} on disk, {readable(self.memory[k])} in memory" for k in self.disk
+        )
+
+
+def forecast(
+    model,
+    prompt: str,
+    negative: str = "",
+    *,
+    steps: int = 20,
+    size: int | tuple[int, int] = 64,
+    guidance: float = 3.0,
+    sites: str | Iterable[str] | None = None,
+    policy: Policy | None = None,
+) -> Forecast:
+    """Bytes of the trace that recording `model.sample` with these arguments would make. Runs the denoiser once."""
+    family, policy = family_of(model), policy or Policy()
+    texts = family.texts(getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None))
+    columns = {branch: len(policy.columns(some[0], branch)) for branch, some in texts.items()}
+    if policy.branches is not None:
+        columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
+    modules = {name: site for name, site in family.chosen(model, sites).items() if site.kind != "encoder"}
+    maps: list[Maps] = []
+
+    def see(call: Call) -> None:
+        _, heads, cells, keys = call.shape
+        maps.extend(Maps(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
+
+    blank = family.blank(model, size)
+    with Watch({name: site.module for name, site in modules.items()}, see):
+        getattr(model, family.evaluate)(blank, 1.0, prompt)
+    return forecast_of(maps, policy, len(policy.recorded(steps)), tuple(blank.shape[-2:]))
+
+
+def forecast_of(maps: Iterable[Maps], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
+    """From the maps of one step, the number of recorded steps and the latent's grid."""
+    maps, number = list(maps), 4 if policy.dtype == "float32" else 2
+    heads = sum(m.heads * m.columns * m.cells for m in maps)
+    mean = sum(m.columns * m.cells for m in maps)
+    extra = latent[0] * latent[1] * EXTRA
+    step = {"heads": heads * number + extra, "mean": mean * number + extra, "sum": mean * 4 + extra}
+    disk = {keep: bytes * (1 if keep == "sum" else steps) for keep, bytes in step.items()}
+    return Forecast(disk, {keep: bytes * QUEUED for keep, bytes in step.items()})
+
+
+def check(forecast: Forecast, policy: Policy, pictures: int) -> None:
+    """Raises OverBudget if so many pictures need more disk than the policy allows, or a tenth of free memory."""
+    keep, free = policy.keep, free_memory()
+    disk, memory = forecast.disk[keep] * pictures, forecast.memory[keep] * pictures
+    if disk <= policy.budget and (free is None or memory <= free / 10):
+        return
+    cheaper = [k for k in forecast.disk if forecast.disk[k] < forecast.disk[keep]]
+    listed = ", ".join(f'keep="{k}" {readable(forecast.disk[k] * pictures)}' for k in cheaper)
+    allowed = f"the budget is {readable(policy.budget)}"
+    if disk <= policy.budget:
+        allowed = (
+            f"it would hold {readable(memory)} in memory, more than a tenth of the {readable(free or 0)} that are free"
+        )
+    raise OverBudget(
+        f'keep="{keep}" would take {readable(disk)} on disk; {allowed}. '
+        f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words; or raise the budget."
+    )
+
+
+def free_memory() -> int | None:
+    """Bytes that the machine can still give, where it says so."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
+        known = getattr(os, "sysconf_names", {})
+        return os.sysconf(names[0]) * os.sysconf(names[1]) if all(n in known for n in names) else None
+
+
+def readable(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,55 @@
+"""What to keep of a run."""
+
+from dataclasses import dataclass
+
+from probe.errors import ToushiError
+from probe.models.families import Encoded
+from probe.text.alignment import find, segment, shares
+from probe.trace.layout import KEEPS
+
+BRANCHES = ("cond", "uncond")
+DTYPES = ("float16", "float32")
+DISK = 8 * 10**9
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What `record` was asked to keep."""
+
+    keep: str = "heads"
+    words: tuple | None = None
+    steps: int | slice | tuple[int, ...] | None = None
+    branches: tuple[str, ...] | None = None
+    dtype: str = "float16"  # of the stored maps; sums are float32
+    budget: int = DISK  # bytes on disk for one run
+
+    def recorded(self, count: int) -> list[int]:
+        """The steps of a run of `count` that are kept."""
+        if self.steps is None:
+            return list(range(count))
+        if isinstance(self.steps, slice):
+            return list(range(*self.steps.indices(count)))
+        asked = [self.steps] if isinstance(self.steps, int) else self.steps
+        if outside := [step for step in asked if not -count <= step < count]:
+            raise ToushiError(f"steps: there is no step {outside[0]} in a run of {count} steps (0 to {count - 1})")
+        return sorted({step % count for step in asked})
+
+    def columns(self, text: Encoded, branch: str) -> list[int]:
+        """The text columns that are kept, ascending. `words` are words of the prompt, so uncond keeps all."""
+        tokens = text.tokens
+        if self.words is not None and branch == "cond" and text.prompt is not None:
+            words = segment(text.prompt)
+            mass = sum(shares(tokens, find(text.prompt, words, word)) for word in self.words)
+            tokens = [token for token, share in zip(tokens, mass) if share > 0]
+        return sorted(token.column for token in tokens if token.column is not None)
+
+    def __post_init__(self):
+        if self.keep not in KEEPS:
+            raise ToushiError(f"keep must be one of {', '.join(KEEPS)}; {self.keep!r} came")
+        if self.dtype not in DTYPES:
+            raise ToushiError(f"dtype must be one of {', '.join(DTYPES)}; {self.dtype!r} came")
+        if unknown := [branch for branch in self.branches or () if branch not in BRANCHES]:
+            raise ToushiError(f"branches are {' and '.join(BRANCHES)}; {unknown[0]!r} came")
+        for name in ("words", "steps", "branches"):
+            if getattr(self, name) == ():
+                raise ToushiError(f"{name} is empty, so nothing would be kept; leave it out to keep all of them")

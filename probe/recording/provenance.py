@@ -1,0 +1,61 @@
+"""Where a trace comes from: what a person needs to make the same picture again."""
+
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from probe.text.alignment import segmenter
+
+PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "diffusers", "transformers")
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache
+def git_commit() -> str | None:
+    """The commit of this checkout, with `+` if tracked files were changed since; None outside of a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def surroundings(model) -> dict:
+    """Fields of the manifest that do not depend on the prompt."""
+    about = next(iter(model.parameters()), torch.empty(0))
+    return {
+        "model": {
+            "name": getattr(model, "name", type(model).__name__),
+            "revision": getattr(model, "revision", None),
+            "weights_sha256": getattr(model, "weights_sha256", None),
+        },
+        "device": str(getattr(model, "device", about.device)),
+        "dtype": str(getattr(model, "dtype", about.dtype)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "segmenter": segmenter(),
+        "versions": versions(),
+        "git": git_commit(),
+        "argv": sys.argv,
+        "edits": [],
+    }

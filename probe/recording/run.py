@@ -1,0 +1,295 @@
+"""One run of a model under `record`: its texts, its current step, one trace for each picture of the batch."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hooks.attention import Call
+from hooks.errors import WireError
+from probe.errors import ToushiError
+from probe.models.families import Encoded, Family, Site, Stepped
+from probe.models.preview import preview
+from probe.recording.branches import Place, places
+from probe.recording.forecast import Maps, OverBudget, check, forecast_of
+from probe.recording.policy import Policy
+from probe.recording.provenance import surroundings
+from probe.text.alignment import segment
+from probe.trace import layout
+from probe.trace.writer import TraceWriter
+
+
+class Unrecordable(ToushiError):
+    """The model attends in a way that cannot be read or placed."""
+
+
+@dataclass
+class Texts:
+    """What one call of encode_prompt gave: for each branch its prompts, and what the encoder did with them."""
+
+    branches: dict[str, list[Encoded]]
+    encoder: dict[str, list[dict[str, np.ndarray]]]
+
+
+def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
+    """Rows and columns of a map with so many cells: the latent's own grid, or that grid 2, 3, 4 … times coarser."""
+    for coarser in range(1, max(latent) + 1):
+        grid = (-(-latent[0] // coarser), -(-latent[1] // coarser))
+        if grid[0] * grid[1] == cells:
+            return grid
+    raise Unrecordable(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
+
+
+class Run:
+    """Filled from the wires: `evaluate` before the denoiser runs, `take` at each attention, `finish_step` after."""
+
+    def __init__(
+        self,
+        model,
+        family: Family,
+        policy: Policy,
+        sites: Mapping[str, Site],
+        texts: Callable[[], Texts | None],
+        folders: Callable[[int], list[Path]],
+        count: int,
+        times: Callable[[int], list[float] | None],
+        about: Mapping[str, Any],
+    ):
+        self.model, self.family, self.policy, self.sites = model, family, policy, sites
+        self.texts, self.folders, self.about = texts, folders, about
+        self.count, self.times = count, times
+        self.recorded = policy.recorded(count)
+        self.thread = threading.get_ident()
+        self.index = 0
+        self.writers: list[TraceWriter] = []
+        self.columns: dict[Place, list[int]] = {}
+        self.seen: dict[str, dict] = {}  # site -> its entry in the manifest
+        self.sizes: dict[str, Maps] = {}  # key -> size, of the first picture
+        self.kernels: set[str] = set()
+        self.latent: tuple[int, int] = (0, 0)
+        self.text_of_rows: tuple[Tensor, int] | None = None
+        self.rows: list[Place] = []
+        self.spanned: list[tuple[int, Place]] = []
+        self.span: tuple[slice, list[list[int] | slice]] = (slice(0, 0), [])
+        self.refusal: OverBudget | None = None
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self.evaluations: Counter[Place] = Counter()
+        self.fresh: list[tuple[int, Place]] = []
+        self.maps: dict[Place, dict[str, Tensor]] = {}
+        self.started = time.perf_counter()
+
+    @property
+    def recording(self) -> bool:
+        return self.index in self.recorded
+
+    # --- from the wires
+
+    def evaluate(self, latents: Tensor, text: Any) -> None:
+        """The denoiser is about to run: finds out which rows are whose."""
+        if threading.get_ident() != self.thread:
+            raise Unrecordable(
+                "the model was run from a second thread while a run was recorded: "
+                "give each thread a model and a recording of its own"
+            )
+        if not self.recording:
+            return
+        self.latent = tuple(latents.shape[-2:])
+        key = self.family.text_key(text)
+        version = 0 if key.is_inference() else key._version
+        if self.text_of_rows is None or self.text_of_rows[0] is not key or self.text_of_rows[1] != version:
+            known = self.texts()
+            states = {b: [e.states for e in some] for b, some in known.branches.items()} if known else {}
+            self.rows = places(self.family.text_rows(text), states, self.family.rows)
+            self.text_of_rows = (key, version)
+            for place in self.rows:
+                if place not in self.columns:
+                    self._choose_columns(place, known.branches[place[0]][place[1]])
+        wanted = self.policy.branches
+        self.fresh = []
+        for row, place in enumerate(self.rows):
+            self.evaluations[place] += 1
+            # Of several evaluations in one step the first is kept (Heun's second one looks from another place).
+            if self.evaluations[place] == 1 and (wanted is None or place[0] in wanted):
+                self.fresh.append((row, place))
+                self.maps[place] = {}
+        if self.fresh != self.spanned:
+            self.spanned, self.span = self.fresh, self._span()
+
+    def _choose_columns(self, place: Place, text: Encoded) -> None:
+        self.columns[place] = self.policy.columns(text, place[0])
+
+    def _span(self) -> tuple[slice, list[list[int] | slice]]:
+        """The stretch of columns that the fresh rows need together, and where in it each row's own ones are."""
+        every = [self.columns[place] for _, place in self.fresh]
+        first = min((columns[0] for columns in every if columns), default=0)
+        last = max((columns[-1] + 1 for columns in every if columns), default=0)
+        own: list[list[int] | slice] = []
+        for columns in every:
+            at = [column - first for column in columns]
+            whole = bool(at) and at == list(range(at[0], at[-1] + 1))
+            own.append(slice(at[0], at[-1] + 1) if whole else at)
+        return slice(first, last), own
+
+    def take(self, call: Call) -> None:
+        """One attention call at one site: keeps its maps if this is the first evaluation of the step."""
+        if not self.recording or not self.fresh:
+            return
+        rows, heads, cells, keys = call.shape
+        site = self.sites[call.site]
+        if rows != len(self.rows):
+            raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
+        if call.site not in self.seen:
+            self.seen[call.site] = {"kind": site.kind, "grid": list(grid_of(self.latent, cells)), "heads": heads}
+            self._measure(call.site, heads, cells, keys)
+        if self.refusal is not None:
+            return
+        self.kernels.add(call.kernel)
+        if call.site in self.maps[self.fresh[0][1]]:
+            raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
+        some = None if len(self.fresh) == rows else [row for row, _ in self.fresh]
+        columns, own = (slice(0, keys), None) if site.kind == "self" else self.span
+        if columns.stop > keys:
+            raise Unrecordable(f"{call.site}: expected {columns.stop} text columns, but it looks at {keys} keys")
+        found = call.probabilities(columns, some)
+        if self.policy.keep != "heads":
+            found = found.mean(1)
+        stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
+        found = found.to(stored)
+        found = found.view(*found.shape[:-1], *self.seen[call.site]["grid"])
+        for number, ((_, place), one) in enumerate(zip(self.fresh, found.unbind())):
+            self.maps[place][call.site] = one if own is None else one[..., own[number], :, :]
+
+    def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
+        """Adds a site to the forecast. Once that is over the budget no more maps are made, only measured."""
+        for _, place in self.fresh:
+            if place[1] == 0:
+                kept = keys if self.sites[name].kind == "self" else len(self.columns[place])
+                self.sizes[layout.map_key(name, place[0])] = Maps(heads, kept, cells)
+        forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded), self.latent)
+        try:
+            check(forecast, self.policy, pictures=1 + max(item for _, item in self.rows))
+        except OverBudget as refusal:
+            self.refusal = refusal
+            self.maps = {place: {} for place in self.maps}
+
+    def finish_step(self, stepped: Stepped, blind: Mapping[str, str]) -> None:
+        """The scheduler moved on: writes what was seen since the last step."""
+        if self.recording:
+            if self.refusal is not None:
+                raise self.refusal
+            if blind:
+                listed = "; ".join(f"{name} {why}" for name, why in blind.items())
+                raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
+            if not self.writers:
+                self._open()
+            evaluations = max(self.evaluations.values(), default=0)
+            info = {
+                "seconds": round(time.perf_counter() - self.started, 6),
+                "evaluations": evaluations,
+            }
+            latents = stepped.latents.detach().float().cpu()
+            seen = None
+            if stepped.foreseen is not None and hasattr(self.model, "vae"):
+                seen = preview(self.model.vae, self.family.factor(self.model), stepped.foreseen.float()).cpu()
+            for item, writer in enumerate(self.writers):
+                tensors = {
+                    layout.map_key(name, branch): found.cpu().numpy()
+                    for (branch, number), maps in self.maps.items()
+                    for name, found in maps.items()
+                    if number == item
+                }
+                tensors["latent"] = latents[item].numpy()
+                if seen is not None:
+                    tensors["preview"] = seen[item].numpy()
+                times = self.times(item)
+                writer.write_step(self.index, tensors, time=times[self.index] if times else None, **info)
+        self.index += 1
+        self._begin_step()
+
+    # --- the traces
+
+    def _open(self) -> None:
+        texts = self.texts()
+        count = 1 + max((item for _, item in self.rows), default=0)
+        for item, folder in enumerate(self.folders(count)):
+            writer = TraceWriter(folder, self._manifest(texts, item))
+            self.writers.append(writer)
+            encoder = {}
+            for branch, some in (texts.encoder if texts else {}).items():
+                if branch in writer.manifest["branches"]:
+                    encoder |= {f"{key}/{branch}": array for key, array in some[item].items()}
+            if encoder:
+                writer.write_encoder(encoder)
+
+    def _manifest(self, texts: Texts | None, item: int) -> dict[str, Any]:
+        prompts = {branch: some[item].prompt for branch, some in texts.branches.items()} if texts else {}
+        kept = self.policy.branches
+        branches = {}
+        for branch, number in self.columns:
+            if number == item and (kept is None or branch in kept):
+                text = texts.branches[branch][item]
+                branches[branch] = {
+                    "tokens": text.tokens,
+                    "words": segment(text.prompt) if text.prompt is not None else [],
+                    "columns": None if self.policy.words is None else self.columns[branch, number],
+                }
+        encoder = {name: site for name, site in self.sites.items() if site.kind == "encoder"}
+        factor = self.family.factor(self.model)
+        return {
+            **surroundings(self.model),
+            "prompt": prompts.get("cond"),
+            "negative_prompt": prompts.get("uncond"),
+            "branches": {branch: branches[branch] for branch in ("cond", "uncond") if branch in branches},
+            "sites": {
+                **{
+                    n: {"kind": "encoder", "grid": None, "heads": getattr(s.module, "heads", None)}
+                    for n, s in encoder.items()
+                },
+                **self.seen,
+            },
+            "keep": self.policy.keep,
+            "steps": {
+                "count": self.count,
+                "times": self.times(item),
+                "recorded": None if len(self.recorded) == self.count else self.recorded,
+            },
+            "evaluations": max(self.evaluations.values(), default=None),
+            "kept_evaluation": "first",
+            "size": [self.latent[0] * factor, self.latent[1] * factor] if self.latent[0] else None,
+            "kernel": ", ".join(sorted(self.kernels)) or None,
+            "heat_map": getattr(self.model, "heat_map", None),
+            **self.about,
+        }
+
+    def end(self, pictures: Iterable | None) -> None:
+        """The run came to its end; `pictures` are what it drew, if that is known."""
+        if self.writers and pictures is not None:
+            for writer, picture in zip(self.writers, pictures):
+                writer.write_image(picture)
+        self._close(complete=self.index >= self.count)
+
+    def abort(self, error: BaseException) -> None:
+        """The run was broken off: what is finished stays readable, and the manifest says that it is not complete."""
+        refused = isinstance(error, ToushiError | WireError)
+        if not self.writers and self.seen and not refused:
+            self._open()
+        self._close(complete=False)
+
+    def _close(self, complete: bool) -> None:
+        failure = None
+        for writer in self.writers:
+            try:
+                writer.close(complete)
+            except ToushiError as error:
+                failure = error
+        if failure is not None:
+            raise failure
