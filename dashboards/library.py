@@ -176,7 +176,9 @@ def toolbar() -> None:
 
 
 def branch(trace) -> str:
-    """The branch to look at: the chosen one where this trace has it."""
+    """The branch to look at: the chosen one where this trace has it. Says so when the trace is not complete."""
+    if not trace.complete:
+        st.warning(say("incomplete", n=len(trace.steps)), icon=":material/incomplete_circle:")
     branches = list(trace.branches)
     if not branches:
         refuse(ToushiError("This trace has no branch: nothing was encoded in it."))
@@ -189,10 +191,8 @@ def has_encoder(trace, branch: str) -> bool:
 
 
 def facts(trace) -> None:
-    """How the picture was made, in one line, and what is missing from the trace."""
+    """How the picture was made, in one line."""
     manifest = trace.manifest
-    if not trace.complete:
-        st.warning(say("incomplete", n=len(trace.steps)), icon=":material/incomplete_circle:")
     model, size = manifest.get("model"), manifest.get("size")
     line = [
         model.get("name") if isinstance(model, dict) else None,

@@ -3,6 +3,7 @@
 This is the only part of the app that needs torch, and it imports it when the first job starts.
 """
 
+import itertools
 import threading
 import warnings
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ def start(order: Order, runs: Path) -> Job:
     """A job that has begun, in a new folder of `runs`. Raises Busy while another one runs."""
     if not _one_at_a_time.acquire(blocking=False):
         raise Busy("one trace is made at a time, but another is being made; wait for it, or stop it")
-    job = Job(order, runs / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}")
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}"
+    names = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))  # two within one second
+    job = Job(order, next(runs / name for name in names if not (runs / name).exists()))
     threading.Thread(target=_work, args=(job,), daemon=True).start()
     return job
 

@@ -15,7 +15,7 @@ from probe.trace.layout import prompt_of
 
 # Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
-GREYS = {"text": "#8a94a6", "template": "#6d7787", "special": "#a7afbd", "pad": "#c5cad3", "rest": "#555d6b"}
+GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8"}
 
 
 def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:

@@ -188,6 +188,7 @@ function build(root, bytes) {
     layerStrip.note.textContent = header.layers[view.layer].title
     headStrips.forEach((one, layer) => { one.root.hidden = layer !== view.layer || header.layers[layer].heads === 0 })
     const single = header.layers[view.layer].heads > 0
+    headHome.hidden = header.layers.every((layer) => layer.heads === 0)
     headHome.firstChild.hidden = headHint.hidden = single
     headStrips[view.layer].update(app.state.head, view.head, thumb((head) => ({ head })))
     shares.update(view, over)

@@ -84,14 +84,16 @@ function makeStage(app, index) {
     },
     background(view) {
       const frames = app.previews
-      preview.hidden = !(frames && view.background === 'step' && view.step > 0)
-      if (preview.hidden || preview.shown === view.step) return
-      preview.shown = view.step
+      // Without a finished picture the last preview stands in for it.
+      const step = view.background === 'step' && view.step ? view.step : app.imageUrl ? 0 : header.steps.length
+      preview.hidden = !frames || step === 0
+      if (preview.hidden || preview.shown === step) return
+      preview.shown = step
       const [height, width] = header.preview
       preview.width = width
       preview.height = height
       const pixels = new ImageData(width, height)
-      const start = (view.step - 1) * height * width * 3
+      const start = (step - 1) * height * width * 3
       for (let i = 0; i < height * width; i++) {
         for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = frames[start + 3 * i + c]
         pixels.data[4 * i + 3] = 255
