@@ -86,8 +86,6 @@ PAGE = {
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
-    "kind_rest": ("no text", "非文字"),
-    "kind_rest_help": ("Attention that goes to no text at all", "不落在任何文字上的注意力"),
 }  # fmt: skip
 
 COMPONENT = {
