@@ -4,8 +4,10 @@ import math
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,7 +75,13 @@ open_trace(FOLDER) reads it in Python."""
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
         self.check_words(prompts)
+        with ProcessPoolExecutor(1, get_context("spawn")) as drawer:
+            if not self.no_record:
+                drawer.submit(_import_figures)
+            self.run_checked(prompts, size, folder, drawer, started)
 
+    def run_checked(self, prompts: list[str], size: tuple[int, int], folder: Path, drawer, started: float) -> None:
+        """`drawer` is another process: it imports what figures need while this one imports torch."""
         import torch
 
         from probe.models.load import load
@@ -88,8 +96,8 @@ open_trace(FOLDER) reads it in Python."""
         else:
             folders = self.record(model, prompts, size, folder)
             sampled = time.perf_counter()
-            for one in folders:
-                print(told(one, self.words or None))
+            for report in drawer.map(told, folders, [self.words or None] * len(folders)):
+                print(report)
         ended = time.perf_counter()
         print(f"time      sampling {sampled - loaded:.1f} s, in all {ended - started:.1f} s")
 
@@ -171,6 +179,11 @@ open_trace(FOLDER) reads it in Python."""
             words = segment(prompt)
             for word in self.words:
                 find(prompt, words, word)
+
+
+def _import_figures() -> None:
+    import probe.figures.words
+    import probe.trace.reader  # noqa: F401
 
 
 def checked_size(size: str) -> tuple[int, int]:
