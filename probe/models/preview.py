@@ -31,7 +31,7 @@ def preview(vae: nn.Module, factor: int, latents: Float[Tensor, "b c h w"]) -> U
     return pictures.clamp_(-1, 1).add_(1).mul_(127.5).round_().byte().permute(0, 2, 3, 1).contiguous()
 
 
-def fit(vae: nn.Module, factor: int, pixels: int, count: int = 6) -> tuple[Tensor, Tensor]:
+def fit(vae: nn.Module, factor: int, pixels: int, count: int = 3) -> tuple[Tensor, Tensor]:
     """Weight [3*pixels*pixels, c, 3, 3] and bias of the convolution: ridge regression from latents to pictures."""
     about = next(vae.parameters())
     pictures = made_up(count, 16 * factor)

@@ -9,7 +9,7 @@ from torch import nn
 
 from hooks.attention import Watch, _stack
 from hooks.errors import WireError
-from hooks.states import States
+from hooks.states import Arguments, States
 
 SDPA = F.scaled_dot_product_attention
 
@@ -305,3 +305,19 @@ def test_states_of_something_else_are_refused():
 
     with pytest.raises(WireError, match="dict came"), States({"words": (words := Words())}, lambda name, state: None):
         words()
+
+
+def test_arguments_are_what_the_module_was_called_with(model, x):
+    seen = []
+    with Arguments({"first": (model.first, ["x", "mask"])}, lambda name, *values: seen.append((name, *values))):
+        model.first(x)
+        model.first(mask=None, x=x)
+        model(x)
+    assert [name for name, *_ in seen] == ["first"] * 3 and not hooks_of(model)
+    assert all(given is x and mask is None for _, given, mask in seen)
+
+
+def test_a_parameter_that_does_not_exist_is_refused(model):
+    with pytest.raises(WireError, match="no parameter 'text'; it has x, mask"):
+        Arguments({"first": (model.first, ["text"])}, lambda *values: None).__enter__()
+    assert not hooks_of(model)
