@@ -20,7 +20,7 @@ from tqdm import tqdm
 from experiments.statistics import wilson
 from probe.models.load import load
 from probe.world.example import example
-from probe.world.recogniser import judge, recognise
+from probe.world.recogniser import judge
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
         )
         pictures += drawn
         for index, (e, picture) in enumerate(zip(some, drawn)):
-            verdict = judge(e.scene, recognise(np.asarray(picture)))
+            verdict = judge(e.scene, np.asarray(picture), e.caption.language)
             asked = dict(
                 object=verdict.objects, position=verdict.positions, colour=verdict.colours, sense=verdict.senses,
                 place=(verdict.place,), time=(verdict.time,), style=(verdict.style,),
