@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+BUILTIN = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
 
 
@@ -101,7 +102,7 @@ def attend(
     """
     bias = additive(attn_mask, query.dtype)
     plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
-    if plain and original is torch._C._nn.scaled_dot_product_attention:
+    if plain and original is BUILTIN:
         kernel = kernel_for(query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if kernel is not None:
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
@@ -117,12 +118,12 @@ def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return torch.where(mask, 0.0, -torch.inf).to(dtype)
 
 
-def autocasted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocasted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
     """The tensors in the dtype that autocast gives to attention; as they are when autocast is off.
 
     The kernels above lie below autocast, so it has to be done here for the output to stay the same.
     """
-    device = tensors[0].device.type
+    tensors, device = (query, key, value, mask), query.device.type
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)

@@ -75,7 +75,7 @@ class Recording:
         self.sites = self.family.chosen(self.model, sites)
         self.traces: list[Path] = []
         self.run: Run | None = None
-        self.texts: Texts | None = None
+        self.texts = Texts({}, {})
         self.arguments: dict[str, Any] | None = None  # of the `sample` that is running
         self.wires = ExitStack()
         layers = f"{self.family.layers}."
@@ -132,8 +132,8 @@ class Recording:
 
     def _encoding(self, encode_prompt: Callable) -> Callable:
         def wrapper(*arguments, **named):
-            cache = getattr(self.model, "embedding_cache", None)
-            kept = dict(cache) if cache else {}
+            cache: dict = getattr(self.model, "embedding_cache", {})
+            kept = dict(cache)
             capture = EncoderCapture(self.family, self.model, self.encoder_layers)
             try:
                 if kept:
@@ -182,10 +182,10 @@ class Recording:
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
             times = torch.as_tensor(bound.arguments["time"], dtype=torch.float64).flatten().tolist()
-            self._begin_run(1, lambda item: [times[item % len(times)]])
+            run = self._begin_run(1, lambda item: [times[item % len(times)]])
             try:
                 result = evaluate(*arguments, **named)
-                self.run.finish_step(self.family.evaluated(result, bound.arguments), self.watch.blind())
+                run.finish_step(self.family.evaluated(result, bound.arguments), self.watch.blind())
             except BaseException as error:
                 self._end_run(error=error)
                 raise
@@ -220,13 +220,14 @@ class Recording:
 
     # --- runs and folders
 
-    def _begin_run(self, count: int, times: Callable[[int], list[float]]) -> None:
+    def _begin_run(self, count: int, times: Callable[[int], list[float]]) -> Run:
         given = self.arguments or {}
         about = {name: given.get(name) for name in ("guidance", "sampler", "seed")}
         self.watch.forget()
         self.run = Run(
             self.model, self.family, self.policy, self.sites, lambda: self.texts, self._places, count, times, about
         )
+        return self.run
 
     def _end_run(self, pictures: list | None = None, error: BaseException | None = None) -> None:
         run, self.run = self.run, None

@@ -42,11 +42,14 @@ class Stepped(NamedTuple):
     foreseen: Tensor | None
 
 
+Kind = Literal["cross", "self", "encoder"]
+
+
 class Site(NamedTuple):
     """A module that attends. `cross`: image cells to text; `self`: image cells to image cells."""
 
     module: nn.Module
-    kind: Literal["cross", "self", "encoder"]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,15 @@ class Family:
     pictures: Callable[[Any], list]  # PIL pictures of what `sample` returns
 
     def encoder_layers(self, model) -> list[nn.Module]:
-        return list(plain(model.get_submodule(self.layers)))
+        return list(plain(model.get_submodule(self.layers)).children())
 
     def sites(self, model) -> dict[str, Site]:
         """Every attention of the model by name, in the order of its modules."""
-        globs = {"encoder": (f"{self.layers}.*.{self.attention}",), "cross": self.cross_sites, "self": self.self_sites}
+        globs: dict[Kind, tuple[str, ...]] = {
+            "encoder": (f"{self.layers}.*.{self.attention}",),
+            "cross": self.cross_sites,
+            "self": self.self_sites,
+        }
         found = {}
         for name, module in model.named_modules():
             name = name.replace("_orig_mod.", "")  # torch.compile puts the module into another one

@@ -66,7 +66,7 @@ def forecast(
     blank = family.blank(model, size)
     with Watch({name: site.module for name, site in modules.items()}, see):
         getattr(model, family.evaluate)(blank, 1.0, prompt)
-    return forecast_of(maps, policy, len(policy.recorded(steps)), tuple(blank.shape[-2:]))
+    return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))
 
 
 def forecast_of(maps: Iterable[Maps], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from probe.errors import ToushiError
 from probe.models.families import Encoded
 from probe.text.alignment import find, segment, shares
@@ -39,7 +41,8 @@ class Policy:
         tokens = text.tokens
         if self.words is not None and branch == "cond" and text.prompt is not None:
             words = segment(text.prompt)
-            mass = sum(shares(tokens, find(text.prompt, words, word)) for word in self.words)
+            spans = [find(text.prompt, words, word) for word in self.words]
+            mass = sum((shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         return sorted(token.column for token in tokens if token.column is not None)
 

@@ -56,7 +56,7 @@ class Run:
         family: Family,
         policy: Policy,
         sites: Mapping[str, Site],
-        texts: Callable[[], Texts | None],
+        texts: Callable[[], Texts],
         folders: Callable[[int], list[Path]],
         count: int,
         times: Callable[[int], list[float] | None],
@@ -102,12 +102,12 @@ class Run:
             )
         if not self.recording:
             return
-        self.latent = tuple(latents.shape[-2:])
+        self.latent = (latents.shape[-2], latents.shape[-1])
         key = self.family.text_key(text)
         version = 0 if key.is_inference() else key._version
         if self.text_of_rows is None or self.text_of_rows[0] is not key or self.text_of_rows[1] != version:
             known = self.texts()
-            states = {b: [e.states for e in some] for b, some in known.branches.items()} if known else {}
+            states = {branch: [text.states for text in some] for branch, some in known.branches.items()}
             self.rows = places(self.family.text_rows(text), states, self.family.rows)
             self.text_of_rows = (key, version)
             for place in self.rows:
@@ -224,14 +224,14 @@ class Run:
             writer = TraceWriter(folder, self._manifest(texts, item))
             self.writers.append(writer)
             encoder = {}
-            for branch, some in (texts.encoder if texts else {}).items():
+            for branch, some in texts.encoder.items():
                 if branch in writer.manifest["branches"]:
                     encoder |= {f"{key}/{branch}": array for key, array in some[item].items()}
             if encoder:
                 writer.write_encoder(encoder)
 
-    def _manifest(self, texts: Texts | None, item: int) -> dict[str, Any]:
-        prompts = {branch: some[item].prompt for branch, some in texts.branches.items()} if texts else {}
+    def _manifest(self, texts: Texts, item: int) -> dict[str, Any]:
+        prompts = {branch: some[item].prompt for branch, some in texts.branches.items()}
         kept = self.policy.branches
         branches = {}
         for branch, number in self.columns:
