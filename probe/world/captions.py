@@ -90,9 +90,7 @@ def _choose_template(pick: _Pick, scene: Scene, language: str) -> tuple[str, lis
     if count == 3:
         group = "THREE"
     elif count == 2:
-        fixed = pick.chance(
-            0.3 if scene.layout == "row" else 0.15
-        )  # positions unsaid, or said by order alone
+        fixed = pick.chance(0.3 if scene.layout == "row" else 0.15)  # positions unsaid, or said by order alone
         group = ("ROW" if scene.layout == "row" else "COLUMN") if fixed else "PAIR"
     else:
         group = "MIDDLE" if scene.layout == "middle" else "ASIDE"
@@ -130,9 +128,7 @@ class _Sentence:
         self.senses = [sense_of(thing, language) for thing in scene.objects]
         self.context = [self._contexts(i) for i in range(len(scene.objects))]
         names = [KINDS[thing.kind] for thing in scene.objects]
-        self.nouns = [
-            self._noun(i, names[i].zh if language == "zh" else names[i].en) for i in range(len(names))
-        ]
+        self.nouns = [self._noun(i, names[i].zh if language == "zh" else names[i].en) for i in range(len(names))]
         # A style paints in its own tones: nobody would call its circle blue.
         self.colours = [thing.colour if scene.style == "flat" else None for thing in scene.objects]
         self.words: dict[str, str] = {}  # a position keeps its word within a sentence
@@ -213,7 +209,7 @@ class _Sentence:
             word = word.removeprefix("画成").removeprefix("as a ")
             out.say(tail[: len(tail) - len(word)])
             out.say(word, "style")
-        if pick.chance(0.25) and zh or (not zh and pick.chance(0.2)):
+        if (pick.chance(0.25) and zh) or (not zh and pick.chance(0.2)):
             out.say("。" if zh else ".")
         return Caption(out.text, tuple(out.parts), self.language, self.template)
 

@@ -27,9 +27,7 @@ class Kind:
 def _kind(row: str) -> Kind:
     name, zh, en, measure, group, icon, *flags = row.split("|")
     flags = flags[0] if flags else ""
-    return Kind(
-        name, tuple(zh.split("/")), tuple(en.split("/")), measure, group, icon, "c" in flags, "p" not in flags
-    )
+    return Kind(name, tuple(zh.split("/")), tuple(en.split("/")), measure, group, icon, "c" in flags, "p" not in flags)
 
 
 # name|中文|English|classifier|group|icon|flags (c: may be recoloured, p: only by a polysemous word)

@@ -144,9 +144,7 @@ def _sample(pick: _Pick) -> Scene:
 
     count = len(wanted)
     if count == 1:
-        layout = (
-            "middle" if pick.chance(0.72) else pick.one(("left", "left", "right", "right", "top", "bottom"))
-        )
+        layout = "middle" if pick.chance(0.72) else pick.one(("left", "left", "right", "right", "top", "bottom"))
     else:
         layout = "column" if count == 2 and pick.chance(0.3) else "row"
     objects = tuple(_put(pick, wanted, i, layout, place, time, style) for i in range(count))

@@ -1,8 +1,9 @@
 """A contact sheet of scenes with their captions: python -m probe.world.sheet OUT.png
 
-The captions also go to OUT.txt; on the sheet itself they stand only where a font with Chinese is at hand.
+The captions also go to OUT.txt, whole.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from probe.figures import fonts
 from probe.world.example import Example, example
 
-_FONTS = Path(__file__).parents[1] / "figures" / "fonts"
+_TINTS = np.array([(230, 40, 40), (40, 90, 240), (30, 170, 60)], dtype=np.uint8)
+_GAP, _LINE, _LINES = 4, 15, 2  # pixels between cells, height of a line of text, lines of text
 
 
 @dataclass(frozen=True)
@@ -28,47 +31,45 @@ class Sheet:
     """Show each object's mask beside the picture."""
 
 
-def cell(shown: Example, masks: bool, scale: int = 2) -> np.ndarray:
-    """The picture, and with `masks` one tinted copy for all objects, uint8 [64 scale, 64 scale or twice, 3]."""
-    panels = [shown.picture]
-    if masks:
-        tints = np.array([(230, 40, 40), (40, 90, 240), (30, 170, 60)], dtype=np.uint8)
-        tinted = shown.picture // 3
-        for mask, tint in zip(shown.masks, tints, strict=False):
-            tinted[mask] = tinted[mask] + tint // 2
-        panels.append(tinted)
-    return np.concatenate(panels, axis=1).repeat(scale, axis=0).repeat(scale, axis=1)
+def panels(shown: Example, masks: bool) -> list[np.ndarray]:
+    """The picture, and with `masks` the same darkened with the objects tinted: uint8 [64, 64, 3]."""
+    if not masks:
+        return [shown.picture]
+    tinted = shown.picture // 3
+    for mask, tint in zip(shown.masks, _TINTS):
+        tinted[mask] += tint // 2
+    return [shown.picture, tinted]
 
 
-def contact_sheet(examples: list[Example], columns: int, masks: bool = False) -> Image.Image:
-    font = next(iter(sorted([*_FONTS.glob("*.ttf"), *_FONTS.glob("*.otf")])), None)
-    font = ImageFont.truetype(str(font), 12) if font else None
-    cells = [cell(shown, masks) for shown in examples]
-    height, width = cells[0].shape[:2]
-    row = height + (34 if font else 4)
-    sheet = Image.new("RGB", (columns * (width + 4), -(-len(cells) // columns) * row), "white")
+def contact_sheet(cells: list[tuple[list[np.ndarray], str]], columns: int, scale: int = 2) -> Image.Image:
+    """Cells of pictures side by side, with the beginning of their text below."""
+    font = ImageFont.truetype(str(fonts.FOLDER / fonts.FILES[0]), 12)
+    pictures = [np.concatenate(side_by_side, axis=1) for side_by_side, _ in cells]
+    height, width = (side * scale for side in pictures[0].shape[:2])
+    row, column = height + _LINES * _LINE + _GAP, width + _GAP
+    sheet = Image.new("RGB", (columns * column, -(-len(cells) // columns) * row), "white")
     pen = ImageDraw.Draw(sheet)
-    for index, (pixels, shown) in enumerate(zip(cells, examples, strict=True)):
-        x, y = index % columns * (width + 4), index // columns * row
-        sheet.paste(Image.fromarray(pixels), (x, y))
-        if font:
-            lines = _wrapped(shown.caption.text, font, width)[:2]
-            pen.multiline_text((x, y + height + 1), "\n".join(lines), fill="black", font=font, spacing=2)
+    for index, (picture, (_, text)) in enumerate(zip(pictures, cells)):
+        x, y = index % columns * column, index // columns * row
+        sheet.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        for line, words in enumerate(_wrapped(fonts.drawable(text), font, width)[:_LINES]):
+            pen.text((x, y + height + line * _LINE), words, fill="black", font=font)
     return sheet
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
-    for character in text:
-        if font.getlength(lines[-1] + character) > width:
+    for piece in re.findall(r"[\w'.,-]+ ?|.", text, re.ASCII):  # a Latin word, or a character
+        if font.getlength((lines[-1] + piece).rstrip()) > width:
             lines.append("")
-        lines[-1] += character
+        lines[-1] += piece
     return lines
 
 
 def main(sheet: Sheet) -> None:
     examples = [example(sheet.first_seed + i, sheet.split) for i in range(sheet.count)]
-    contact_sheet(examples, sheet.columns, sheet.masks).save(sheet.out)
+    cells = [(panels(shown, sheet.masks), shown.caption.text) for shown in examples]
+    contact_sheet(cells, sheet.columns).save(sheet.out)
     captions = "\n".join(f"{i:3d}  {shown.caption.text}" for i, shown in enumerate(examples))
     sheet.out.with_suffix(".txt").write_text(captions + "\n", encoding="utf-8")
     print(f"{sheet.out} and {sheet.out.with_suffix('.txt')}")

@@ -62,9 +62,7 @@ def test_spans_say_what_their_role_says():
     for shown in MANY:
         caption, scene = shown.caption, shown.scene
         ends = [part.end for part in caption.parts]
-        assert all(part.start >= end for part, end in zip(caption.parts[1:], ends, strict=False)), (
-            "in order, apart"
-        )
+        assert all(part.start >= end for part, end in zip(caption.parts[1:], ends, strict=False)), "in order, apart"
         for part in caption.parts:
             word = caption.text[part.start : part.end]
             assert word == word.strip() and word and part.role in ROLES
@@ -165,9 +163,7 @@ def test_the_two_readme_prompts_can_be_said():
         return Object(kind, sense, None, "medium", x, 36, 27)
 
     assert said((thing("cat", 17), thing("moon", 47)), "night", "左边是猫，右边是月亮，夜晚")
-    assert said(
-        (thing("riverbank", 17, "银行/riverbank"), thing("tree", 47)), "day", "河边的银行在左边，树在右边"
-    )
+    assert said((thing("riverbank", 17, "银行/riverbank"), thing("tree", 47)), "day", "河边的银行在左边，树在右边")
 
 
 def test_an_unknown_language_is_refused():
