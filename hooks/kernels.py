@@ -101,6 +101,8 @@ def attend(
     everything when `original` is somebody else's replacement.
     """
     bias = additive(attn_mask, query.dtype)
+    if bias is not None and bias.dim() == 1:
+        bias = bias[None]
     plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
     if plain and original is BUILTIN:
         kernel = kernel_for(query, key, value, attn_mask, is_causal, scale, enable_gqa)
@@ -166,9 +168,8 @@ def working_dtype(query: Tensor) -> torch.dtype:
 def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tensor:
     """q k^T * scale + bias at some columns and queries: [row, head, column, query]."""
     dtype = working_dtype(what.query)
-    query = what.query if queries is None else what.query[:, :, queries]
+    query = (what.query if queries is None else what.query[:, :, queries]).to(dtype)
     key = what.key[:, :, columns].to(dtype) * what.scale
-    query = query.to(dtype)
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     rows, heads, length, _ = query.shape

@@ -18,7 +18,7 @@ class OverBudget(ToushiError):
     """The trace would be larger than allowed; the message says what cheaper choices would take."""
 
 
-class Maps(NamedTuple):
+class Size(NamedTuple):
     """The maps of one site and branch in one step."""
 
     heads: int
@@ -57,11 +57,11 @@ def forecast(
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
     modules = {name: site for name, site in family.chosen(model, sites).items() if site.kind != "encoder"}
-    maps: list[Maps] = []
+    maps: list[Size] = []
 
     def see(call: Call) -> None:
         _, heads, cells, keys = call.shape
-        maps.extend(Maps(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
+        maps.extend(Size(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
 
     blank = family.blank(model, size)
     with Watch({name: site.module for name, site in modules.items()}, see):
@@ -69,7 +69,7 @@ def forecast(
     return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))
 
 
-def forecast_of(maps: Iterable[Maps], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
+def forecast_of(maps: Iterable[Size], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
     """From the maps of one step, the number of recorded steps and the latent's grid."""
     maps, number = list(maps), 4 if policy.dtype == "float32" else 2
     heads = sum(m.heads * m.columns * m.cells for m in maps)

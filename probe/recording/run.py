@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from probe.errors import ToushiError
 from probe.models.families import Encoded, Family, Site, Stepped
 from probe.models.preview import preview
 from probe.recording.branches import Place, places
-from probe.recording.forecast import Maps, OverBudget, check, forecast_of
+from probe.recording.forecast import OverBudget, Size, check, forecast_of
 from probe.recording.policy import Policy
 from probe.recording.provenance import surroundings
 from probe.text.alignment import segment
@@ -28,6 +28,15 @@ from probe.trace.writer import TraceWriter
 
 class Unrecordable(ToushiError):
     """The model attends in a way that cannot be read or placed."""
+
+
+class Maps(NamedTuple):
+    """What one site gave in one evaluation."""
+
+    site: str
+    fresh: list[tuple[int, Place]]
+    own: list[list[int] | slice] | None  # where in the columns those of each fresh row are; None: all
+    values: Tensor  # [fresh row, head?, column, cell]
 
 
 @dataclass
@@ -71,7 +80,7 @@ class Run:
         self.writers: list[TraceWriter] = []
         self.columns: dict[Place, list[int]] = {}
         self.seen: dict[str, dict] = {}  # site -> its entry in the manifest
-        self.sizes: dict[str, Maps] = {}  # key -> size, of the first picture
+        self.sizes: dict[str, Size] = {}  # key -> size, of the first picture
         self.kernels: set[str] = set()
         self.latent: tuple[int, int] = (0, 0)
         self.text_of_rows: tuple[Tensor, int] | None = None
@@ -84,7 +93,7 @@ class Run:
     def _begin_step(self) -> None:
         self.evaluations: Counter[Place] = Counter()
         self.fresh: list[tuple[int, Place]] = []
-        self.maps: dict[Place, dict[str, Tensor]] = {}
+        self.maps: list[Maps] = []
         self.started = time.perf_counter()
 
     @property
@@ -120,7 +129,6 @@ class Run:
             # Of several evaluations in one step the first is kept (Heun's second one looks from another place).
             if self.evaluations[place] == 1 and (wanted is None or place[0] in wanted):
                 self.fresh.append((row, place))
-                self.maps[place] = {}
         if self.fresh != self.spanned:
             self.spanned, self.span = self.fresh, self._span()
 
@@ -153,7 +161,7 @@ class Run:
         if self.refusal is not None:
             return
         self.kernels.add(call.kernel)
-        if call.site in self.maps[self.fresh[0][1]]:
+        if any(maps.site == call.site and maps.fresh is self.fresh for maps in self.maps):
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
         some = None if len(self.fresh) == rows else [row for row, _ in self.fresh]
         columns, own = (slice(0, keys), None) if site.kind == "self" else self.span
@@ -163,23 +171,20 @@ class Run:
         if self.policy.keep != "heads":
             found = found.mean(1)
         stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
-        found = found.to(stored)
-        found = found.view(*found.shape[:-1], *self.seen[call.site]["grid"])
-        for number, ((_, place), one) in enumerate(zip(self.fresh, found.unbind())):
-            self.maps[place][call.site] = one if own is None else one[..., own[number], :, :]
+        self.maps.append(Maps(call.site, self.fresh, own, found.to(stored)))
 
     def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
         """Adds a site to the forecast. Once that is over the budget no more maps are made, only measured."""
         for _, place in self.fresh:
             if place[1] == 0:
                 kept = keys if self.sites[name].kind == "self" else len(self.columns[place])
-                self.sizes[layout.map_key(name, place[0])] = Maps(heads, kept, cells)
+                self.sizes[layout.map_key(name, place[0])] = Size(heads, kept, cells)
         forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded), self.latent)
         try:
             check(forecast, self.policy, pictures=1 + max(item for _, item in self.rows))
         except OverBudget as refusal:
             self.refusal = refusal
-            self.maps = {place: {} for place in self.maps}
+            self.maps = []
 
     def finish_step(self, stepped: Stepped, blind: Mapping[str, str]) -> None:
         """The scheduler moved on: writes what was seen since the last step."""
@@ -200,13 +205,9 @@ class Run:
             seen = None
             if stepped.foreseen is not None and hasattr(self.model, "vae"):
                 seen = preview(self.model.vae, self.family.factor(self.model), stepped.foreseen.float()).cpu()
+            found = self._arrays()
             for item, writer in enumerate(self.writers):
-                tensors = {
-                    layout.map_key(name, branch): found.cpu().numpy()
-                    for (branch, number), maps in self.maps.items()
-                    for name, found in maps.items()
-                    if number == item
-                }
+                tensors = found[item]
                 tensors["latent"] = latents[item].numpy()
                 if seen is not None:
                     tensors["preview"] = seen[item].numpy()
@@ -214,6 +215,17 @@ class Run:
                 writer.write_step(self.index, tensors, time=times[self.index] if times else None, **info)
         self.index += 1
         self._begin_step()
+
+    def _arrays(self) -> list[dict[str, np.ndarray]]:
+        """The maps of this step by name, for each picture."""
+        found: list[dict[str, np.ndarray]] = [{} for _ in self.writers]
+        for maps in self.maps:
+            arrays = maps.values.cpu().numpy()
+            arrays = arrays.reshape(*arrays.shape[:-1], *self.seen[maps.site]["grid"])
+            for number, (_, (branch, item)) in enumerate(maps.fresh):
+                own = slice(None) if maps.own is None else maps.own[number]
+                found[item][layout.map_key(maps.site, branch)] = arrays[number][..., own, :, :]
+        return found
 
     # --- the traces
 
