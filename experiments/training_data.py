@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -37,12 +38,14 @@ def caption(scene: Scene, seed: int) -> str:
 class Pool:
     scenes: list[Scene]
     latents: Tensor  # fp16 [n, c, h, w], normalised
+    covered: Tensor  # fp16 [n, 1, h, w], the share of each cell that objects cover
 
-    def batch(self, size: int, rng: np.random.Generator, dropped: float) -> tuple[Tensor, list[str]]:
-        """Latents [size, c, h, w] and a fresh caption each; the share `dropped` of the captions is empty."""
+    def batch(self, size: int, rng: np.random.Generator, dropped: float) -> tuple[Tensor, Tensor, list[str]]:
+        """Latents [size, c, h, w], what objects cover of them, and a fresh caption each, `dropped` of them empty."""
         chosen = rng.integers(len(self.scenes), size=size)
         captions = ["" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31))) for i in chosen]
-        return self.latents[torch.from_numpy(chosen)].float(), captions
+        rows = torch.from_numpy(chosen)
+        return self.latents[rows].float(), self.covered[rows].float(), captions
 
 
 @torch.no_grad()
@@ -50,11 +53,15 @@ def make_pool(vae: VAE, first: int, count: int, cache: Path) -> Pool:
     """Scenes first .. first + count - 1 of the training split; latents are kept in the file `cache`."""
     scenes = [draw_scene(seed, split="train") for seed in tqdm(range(first, first + count), desc="scenes")]
     if not cache.exists():
-        parts = []
+        latents, covered = [], []
         for start in tqdm(range(0, count, 500), desc="latents"):
-            pixels = np.stack([render(scene)[0] for scene in scenes[start : start + 500]])
-            parts.append(vae.encode(unit(torch.from_numpy(pixels).permute(0, 3, 1, 2))).half().contiguous())
+            drawn = [render(scene) for scene in scenes[start : start + 500]]
+            pixels = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
+            latents.append(vae.encode(unit(pixels)).half().contiguous())
+            masks = torch.from_numpy(np.stack([masks.any(axis=0) for _, masks in drawn]))
+            covered.append(F.avg_pool2d(masks[:, None].float(), vae.factor).half())
         temporary = cache.with_suffix(".tmp")
-        save_file({"latents": torch.cat(parts).contiguous()}, temporary)
+        save_file({"latents": torch.cat(latents), "covered": torch.cat(covered)}, temporary)
         temporary.replace(cache)
-    return Pool(scenes, load_file(cache)["latents"])
+    kept = load_file(cache)
+    return Pool(scenes, kept["latents"], kept["covered"])
