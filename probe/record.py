@@ -77,6 +77,7 @@ class Recording:
         self.run: Run | None = None
         self.texts = Texts({}, {})
         self.arguments: dict[str, Any] | None = None  # of the `sample` that is running
+        self.stepping = False  # inside scheduler.step
         self.wires = ExitStack()
         layers = f"{self.family.layers}."
         self.encoder_layers = [
@@ -177,8 +178,14 @@ class Recording:
         signature = inspect.signature(evaluate)
 
         def wrapper(*arguments, **named):
-            if self.run is not None:
+            if self.stepping:
                 return evaluate(*arguments, **named)
+            if self.run is not None:  # somebody looks aside between two steps, which is no part of the run
+                aside, self.run, texts = self.run, None, self.texts
+                try:
+                    return evaluate(*arguments, **named)
+                finally:
+                    self.run, self.texts = aside, texts
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
             times = torch.as_tensor(bound.arguments["time"], dtype=torch.float64).flatten().tolist()
@@ -212,7 +219,11 @@ class Recording:
                 return step(*arguments, **named)
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
-            stepped = self.family.step(step, bound.arguments)
+            self.stepping = True
+            try:
+                stepped = self.family.step(step, bound.arguments)
+            finally:
+                self.stepping = False
             self.run.finish_step(stepped, self.watch.blind())
             return stepped.result
 

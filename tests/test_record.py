@@ -481,6 +481,26 @@ def test_what_runs_outside_of_the_recording_is_not_in_it(model, tmp_path):
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir()) == before
 
 
+def test_an_evaluation_between_two_steps_is_no_part_of_the_run(model, tmp_path):
+    def callback(index, latents):
+        model.denoise(latents, 0.3, "夜晚")
+
+    plain = draw(model)
+    _, alone = recorded(model, tmp_path / "alone")
+    picture, trace = recorded(model, tmp_path / "run", callback=callback)
+    assert np.array_equal(picture, plain) and same(trace.attention(), alone.attention())
+    assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1, 1] and trace.prompt == PROMPT
+
+
+def test_latents_that_are_changed_afterwards(model, tmp_path):
+    latents = model.noise(1, 64, 64, 0)
+    before = latents.clone()
+    with record(model, tmp_path / "run"):
+        model.denoise(latents, 0.5, PROMPT)
+        latents.zero_()
+    assert np.array_equal(open_trace(tmp_path / "run").latent(0).values, before[0])
+
+
 # --- trouble ---
 
 
@@ -567,6 +587,11 @@ def test_a_word_that_is_not_in_the_prompt(model, tmp_path):
 def test_wrong_arguments(model, tmp_path, wrong):
     with pytest.raises(ToushiError):
         record(model, tmp_path / "run", **wrong)
+
+
+def test_a_branch_that_the_run_does_not_have(model, tmp_path):
+    with pytest.raises(Unrecordable, match="uncond.*has cond"), record(model, tmp_path / "run", branches="uncond"):
+        draw(model, guidance=1.0)
 
 
 def test_a_step_that_the_run_does_not_have(model, tmp_path):

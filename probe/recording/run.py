@@ -121,7 +121,7 @@ class Run:
             self.text_of_rows = (key, version)
             for place in self.rows:
                 if place not in self.columns:
-                    self._choose_columns(place, known.branches[place[0]][place[1]])
+                    self.columns[place] = self.policy.columns(known.branches[place[0]][place[1]], place[0])
         wanted = self.policy.branches
         self.fresh = []
         for row, place in enumerate(self.rows):
@@ -131,9 +131,6 @@ class Run:
                 self.fresh.append((row, place))
         if self.fresh != self.spanned:
             self.spanned, self.span = self.fresh, self._span()
-
-    def _choose_columns(self, place: Place, text: Encoded) -> None:
-        self.columns[place] = self.policy.columns(text, place[0])
 
     def _span(self) -> tuple[slice, list[list[int] | slice]]:
         """The stretch of columns that the fresh rows need together, and where in it each row's own ones are."""
@@ -196,12 +193,12 @@ class Run:
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
             if not self.writers:
                 self._open()
-            evaluations = max(self.evaluations.values(), default=0)
             info = {
                 "seconds": round(time.perf_counter() - self.started, 6),
-                "evaluations": evaluations,
+                "evaluations": max(self.evaluations.values(), default=0),
             }
-            latents = stepped.latents.detach().float().cpu()
+            # A copy: the sampler, or its caller, may change its latents while they wait for the disk.
+            latents = stepped.latents.detach().to("cpu", torch.float32, copy=True)
             seen = None
             if stepped.foreseen is not None and hasattr(self.model, "vae"):
                 seen = preview(self.model.vae, self.family.factor(self.model), stepped.foreseen.float()).cpu()
@@ -254,6 +251,9 @@ class Run:
                     "words": segment(text.prompt) if text.prompt is not None else [],
                     "columns": None if self.policy.words is None else self.columns[branch, number],
                 }
+        if not branches:
+            had = ", ".join(dict.fromkeys(branch for branch, _ in self.columns)) or "none"
+            raise Unrecordable(f"expected a branch {' or '.join(kept or ())}, but this run has {had} (guidance of 1?)")
         encoder = {name: site for name, site in self.sites.items() if site.kind == "encoder"}
         factor = self.family.factor(self.model)
         return {
