@@ -20,16 +20,30 @@ from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhe
 class Call:
     """One attention call at one site, just after it ran. Nothing is computed until it is asked for."""
 
-    __slots__ = ("kernel", "lse", "output", "site", "what")
+    __slots__ = ("kernel", "lse", "output", "site", "versions", "what")
 
     def __init__(self, site: str, what: Scored, attended: Attended):
         self.site, self.what = site, what
         self.output, self.lse, _, self.kernel = attended
+        self.versions = self._versions()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Rows of the batch, heads, queries, keys."""
         return (*self.what.query.shape[:3], self.what.key.shape[2])
+
+    @property
+    def bytes(self) -> int:
+        """What is held in memory for this call beyond its end: the queries."""
+        return self.what.query.numel() * self.what.query.element_size()
+
+    @property
+    def stale(self) -> bool:
+        """Whether queries or keys were changed in place since; then nothing true can be read any more."""
+        return self._versions() != self.versions
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(0 if x.is_inference() else x._version for x in (self.what.query, self.what.key))
 
     def probabilities(self, columns: Columns = slice(None), rows: slice | list[int] | None = None) -> Tensor:
         """Where the queries looked: probabilities [row, head, column, query], at least fp32.

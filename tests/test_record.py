@@ -616,6 +616,32 @@ def test_a_folder_with_other_files_is_left_alone(model, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_queries_that_are_changed_in_place_are_refused(model, tmp_path, monkeypatch):
+    import probe.models.unet as unet
+
+    class Namespace:
+        def __getattr__(self, name):
+            return getattr(F, name)
+
+        @staticmethod
+        def scaled_dot_product_attention(q, k, v, attn_mask=None):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+            q.zero_()
+            return out
+
+    monkeypatch.setattr(unet, "F", Namespace())
+    with pytest.raises(Unrecordable, match="changed in place"), record(model, tmp_path / "run"):
+        draw(model)
+
+
+@pytest.mark.parametrize("held", [0, 20_000])
+def test_reading_at_once_or_at_the_end_is_the_same(model, tmp_path, monkeypatch, held):
+    _, late = recorded(model, tmp_path / "late")
+    monkeypatch.setattr("probe.recording.run.HELD", held)
+    _, early = recorded(model, tmp_path / "early")
+    assert same(early.attention(), late.attention()) and list(early.sites) == list(late.sites)
+
+
 def test_attention_that_cannot_be_read_is_refused(model, tmp_path, monkeypatch):
     import probe.models.unet as unet
 

@@ -25,6 +25,10 @@ from probe.text.alignment import segment
 from probe.trace import layout
 from probe.trace.writer import TraceWriter
 
+# Calls are read together at the end of an evaluation, which is twice as fast as one by one in the midst of the
+# model; until then their queries must be held. This many bytes of them at most.
+HELD = 32 << 20
+
 
 class Unrecordable(ToushiError):
     """The model attends in a way that cannot be read or placed."""
@@ -85,6 +89,7 @@ class Run:
         self.latent: tuple[int, int] = (0, 0)
         self.text_of_rows: tuple[Tensor, int] | None = None
         self.rows: list[Place] = []
+        self.taken: set[str] = set()
         self.spanned: list[tuple[int, Place]] = []
         self.span: tuple[slice, list[list[int] | slice]] = (slice(0, 0), [])
         self.refusal: OverBudget | None = None
@@ -93,6 +98,8 @@ class Run:
     def _begin_step(self) -> None:
         self.evaluations: Counter[Place] = Counter()
         self.fresh: list[tuple[int, Place]] = []
+        self.waiting: list[Call] = []
+        self.held = 0
         self.maps: list[Maps] = []
         self.started = time.perf_counter()
 
@@ -122,8 +129,9 @@ class Run:
             for place in self.rows:
                 if place not in self.columns:
                     self.columns[place] = self.policy.columns(known.branches[place[0]][place[1]], place[0])
+        self._read()
         wanted = self.policy.branches
-        self.fresh = []
+        self.fresh, self.taken = [], set()
         for row, place in enumerate(self.rows):
             self.evaluations[place] += 1
             # Of several evaluations in one step the first is kept (Heun's second one looks from another place).
@@ -145,30 +153,41 @@ class Run:
         return slice(first, last), own
 
     def take(self, call: Call) -> None:
-        """One attention call at one site: keeps its maps if this is the first evaluation of the step."""
+        """One attention call at one site: its maps are wanted if this is the first evaluation of the step."""
         if not self.recording or not self.fresh:
             return
         rows, heads, cells, keys = call.shape
         site = self.sites[call.site]
         if rows != len(self.rows):
             raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
+        if site.kind == "cross" and keys < self.span[0].stop:
+            raise Unrecordable(f"{call.site}: expected {self.span[0].stop} text columns, but it looks at {keys} keys")
+        if call.site in self.taken:
+            raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
+        self.taken.add(call.site)
         if call.site not in self.seen:
             self.seen[call.site] = {"kind": site.kind, "grid": list(grid_of(self.latent, cells)), "heads": heads}
             self._measure(call.site, heads, cells, keys)
-        if self.refusal is not None:
-            return
-        self.kernels.add(call.kernel)
-        if any(maps.site == call.site and maps.fresh is self.fresh for maps in self.maps):
-            raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
-        some = None if len(self.fresh) == rows else [row for row, _ in self.fresh]
-        columns, own = (slice(0, keys), None) if site.kind == "self" else self.span
-        if columns.stop > keys:
-            raise Unrecordable(f"{call.site}: expected {columns.stop} text columns, but it looks at {keys} keys")
-        found = call.probabilities(columns, some)
-        if self.policy.keep != "heads":
-            found = found.mean(1)
+        if self.refusal is None:
+            self.waiting.append(call)
+            self.held += call.bytes
+            if self.held > HELD or call.what.query.is_inference():  # such tensors do not tell of changes
+                self._read()
+
+    def _read(self) -> None:
+        """Makes the maps of the calls that wait."""
+        calls, self.waiting, self.held = self.waiting, [], 0
+        some = None if len(self.fresh) == len(self.rows) else [row for row, _ in self.fresh]
         stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
-        self.maps.append(Maps(call.site, self.fresh, own, found.to(stored)))
+        for call in calls:
+            if call.stale:
+                raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
+            whole = self.sites[call.site].kind == "self"
+            found = call.probabilities(slice(None) if whole else self.span[0], some)
+            if self.policy.keep != "heads":
+                found = found.mean(1)
+            self.kernels.add(call.kernel)
+            self.maps.append(Maps(call.site, self.fresh, None if whole else self.span[1], found.to(stored)))
 
     def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
         """Adds a site to the forecast. Once that is over the budget no more maps are made, only measured."""
@@ -181,7 +200,7 @@ class Run:
             check(forecast, self.policy, pictures=1 + max(item for _, item in self.rows))
         except OverBudget as refusal:
             self.refusal = refusal
-            self.maps = []
+            self.maps, self.waiting = [], []
 
     def finish_step(self, stepped: Stepped, blind: Mapping[str, str]) -> None:
         """The scheduler moved on: writes what was seen since the last step."""
@@ -191,6 +210,7 @@ class Run:
             if blind:
                 listed = "; ".join(f"{name} {why}" for name, why in blind.items())
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
+            self._read()
             if not self.writers:
                 self._open()
             info = {

@@ -321,3 +321,13 @@ def test_a_parameter_that_does_not_exist_is_refused(model):
     with pytest.raises(WireError, match="no parameter 'text'; it has x, mask"):
         Arguments({"first": (model.first, ["text"])}, lambda *values: None).__enter__()
     assert not hooks_of(model)
+
+
+def test_a_call_knows_when_it_is_too_late(model, x):
+    calls = []
+    with Watch(sites(model), calls.append):
+        model(x)
+    early = calls[0].probabilities()
+    assert not calls[0].stale and torch.equal(calls[0].probabilities(), early)
+    calls[0].what.query.add_(1)
+    assert calls[0].stale and not calls[1].stale
