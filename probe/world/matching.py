@@ -110,14 +110,14 @@ def worth(gain, energy):
 def shortlist(canvas: Canvas, kinds: int = 8, each: int = 3) -> list[Fit]:
     """The best variants and sizes of the best kinds, at their rough places."""
     light = canvas.ground.light
-    names = np.array([kind for kind, _ in variants(light.style, light.dark)])
+    kinds_of = [kind for kind, _ in variants(light.style, light.dark)]
     searched = [_searched(canvas, pixels) for pixels in PIXELS]
     worths = np.stack([worth for worth, _, _ in searched])  # [sizes, variants]
     order = np.argsort(worths, axis=None)[::-1]
     taken: dict[str, int] = {}
     fits = []
     for size, variant in zip(*np.unravel_index(order, worths.shape)):
-        kind = names[variant]
+        kind = kinds_of[int(variant)]
         if worths[size, variant] <= 0 or len(fits) == kinds * each:
             break
         if taken.get(kind, 0) < each and (kind in taken or len(taken) < kinds):
@@ -131,27 +131,27 @@ def _searched(canvas: Canvas, pixels: int) -> tuple[np.ndarray, np.ndarray, np.n
     """Each variant's greatest worth at this size, and the corner x, y of its sheet there: [variants] each."""
     weights, _ = _half_weights(canvas.ground.light, pixels)
     rest = _halved(canvas.rest)
-    windows, first, step = _windows(_fields(rest, _halved(canvas.empty)), pixels)
+    windows, first = _windows(_fields(rest, _halved(canvas.empty)), pixels)
     across, side = windows.shape[1], windows.shape[-1]
     sums = np.pad(_dot(rest, rest)[..., 0], (1, 0)).cumsum(0).cumsum(1)
     energy = sums[side:, side:] - sums[side:, :-side] - sums[:-side, side:] + sums[:-side, :-side]
-    every = slice(first, first + across * step, step)
-    energy = energy[every, every].ravel()
+    energy = energy[first : first + across, first : first + across].ravel()
     # No gain is greater than the energy, so that quiet places need no search (or a later one).
-    loud = np.flatnonzero(energy > max(_FAINT * side**2, energy.max() / 3))
+    loud = np.flatnonzero(energy > max(_FAINT * side**2, energy.max() / 6))
     if not len(loud):
-        return (np.zeros(len(weights), np.float32), *np.zeros((2, len(weights)), int))
+        return np.zeros(len(weights), np.float32), np.zeros(len(weights), int), np.zeros(len(weights), int)
     y, x = np.divmod(loud, across)
     product = windows[y, x].reshape(len(loud), -1) @ weights.T
     gain, _ = gains(product, _half_norms(canvas.ground, pixels)[loud])
     value = worth(gain, energy[loud, None] + _NOISE * side**2)
     best = value.argmax(axis=0)
-    return value[best, np.arange(len(weights))], 2 * (x[best] * step + first), 2 * (y[best] * step + first)
+    return value[best, np.arange(len(weights))], 2 * (x[best] + first), 2 * (y[best] + first)
 
 
 def _around(fit: Fit, margin: int) -> tuple[slice, slice]:
     side = fit.pixels + 2 + fit.pixels % 2
-    return tuple(slice(max(at - margin, 0), at + side + margin) for at in (fit.y, fit.x))
+    y, x = (slice(max(at - margin, 0), at + side + margin) for at in (fit.y, fit.x))
+    return y, x
 
 
 def _framed(planes: np.ndarray) -> np.ndarray:
@@ -196,26 +196,24 @@ def _halved(planes: np.ndarray) -> np.ndarray:
     return (rows[..., ::2, :] + rows[..., 1::2, :]) / 4
 
 
-def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int, int]:
-    """Every place [y, x, c, side, side] at half resolution where a sheet may lie, the first of them, and the step from
-    one to the next: large sprites need not be tried everywhere."""
-    side, reach, step = (pixels + 3) // 2, pixels // 6, 2 if pixels > 30 else 1
+def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int]:
+    """Every place [y, x, c, side, side] at half resolution where a sheet may lie, and the first of them."""
+    side, reach = (pixels + 3) // 2, pixels // 6
     first, last = (PAD - reach) // 2, (PAD + SIDE - pixels + reach - 1) // 2
-    every = slice(first, last + 1, step)
-    return sliding_window_view(fields, (side, side), (0, 1))[every, every], first, step
+    return sliding_window_view(fields, (side, side), (0, 1))[first : last + 1, first : last + 1], first
 
 
 @lru_cache(maxsize=200)
 def _half_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Every variant's sheet and its norm weights, flat: [variants, c side side] each."""
     sheets = _halved(templates(light, pixels))
-    flat = (np.ascontiguousarray(np.moveaxis(w, -1, 1)) for w in (sheets, _norm_weights(sheets)))
-    return tuple(w.reshape(len(w), -1) for w in flat)
+    colours, norms = (np.moveaxis(w, -1, 1).reshape(len(w), -1) for w in (sheets, _norm_weights(sheets)))
+    return colours, norms
 
 
 @lru_cache(maxsize=200)
 def _half_norms(ground: Background, pixels: int) -> np.ndarray:
     """M.M of every variant at every place: [places, variants]."""
     empty, inside = _scene(ground)
-    windows, _, _ = _windows(_norm_fields(_halved(empty), _halved(inside)), pixels)
+    windows, _ = _windows(_norm_fields(_halved(empty), _halved(inside)), pixels)
     return windows.reshape(windows.shape[0] ** 2, -1) @ _half_weights(ground.light, pixels)[1].T

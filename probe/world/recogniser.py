@@ -71,14 +71,14 @@ def recognise(picture: np.ndarray, count: int | None = None, threshold: float = 
     """What is seen in a picture uint8 [64, 64, 3]; at most `count` objects, each with at least this score."""
     if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
         raise ValueError(f"expected a picture uint8 [64, 64, 3], but {picture.dtype} {list(picture.shape)} came")
-    pixels = picture.astype(np.float32)
-    ground, found, again = None, [], nearest_background(pixels, [])
-    for _ in range(3):  # what objects hide may be taken for another background
+    pixels, most = picture.astype(np.float32), _MOST if count is None else count
+    ground = nearest_background(pixels, [])
+    found = _objects(pixels, ground, most, threshold)
+    for _ in range(2):  # large objects may have hidden what tells two backgrounds apart
+        again = nearest_background(pixels, found)
         if again == ground:
             break
-        ground = again
-        found = _objects(pixels, ground, _MOST if count is None else count, threshold)
-        again = nearest_background(pixels, found)
+        ground, found = again, _objects(pixels, again, most, threshold)
     return Seen(*ground, tuple(found))
 
 
@@ -202,7 +202,7 @@ def _own_colour(kind: str) -> str | None:
     """What a person would call the icon's own colour, where one of the names fits: a car is red."""
     own, alpha = sprite(kind, None, 38)
     far = {name: (np.square(sprite(kind, name, 38)[0] - own) * alpha).sum() / alpha.sum() for name in COLOURS}
-    name = min(far, key=far.get)
+    name = min(far, key=lambda name: far[name])
     return name if far[name] < _ALIKE**2 else None
 
 

@@ -50,7 +50,7 @@ def noise(count: int, pixels: float, seed: int = 0) -> Pictures:
     return np.clip(128 + 60 * grains / grains.std(), 0, 255).astype(np.uint8)
 
 
-def through_vae(name: str) -> Callable[[Pictures, float], Pictures]:
+def through_vae(name: str) -> Callable[..., Pictures]:
     """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
     import torch
 
