@@ -67,14 +67,17 @@ def captions_for_tokenizer(count: int):
     return (caption(draw_scene(seed), seed) for seed in range(count))
 
 
-def new_model(config: Config) -> MiniUNet:
-    """An untrained denoiser around the trained tokenizer and VAE, which are made first where they are missing."""
+def first_model(config: Config) -> MiniUNet:
+    """What training begins with: a fresh denoiser around a tokenizer and a VAE trained first, or the shipped model."""
     folder = config.out / "base"
     if not (folder / "model.safetensors").exists():
-        tokenizer = Tokenizer.train(captions_for_tokenizer(20_000), config.vocab_size)
-        shapes = MiniUNetConfig()
-        model = MiniUNet(replace(shapes, text=replace(shapes.text, vocab_size=tokenizer.vocab_size)), tokenizer)
-        train_vae(model.vae, config.vae_minutes, config.out / "vae.jsonl")
+        if config.begin == "shipped":
+            model = load("mini-unet", "cpu")
+        else:
+            tokenizer = Tokenizer.train(captions_for_tokenizer(20_000), config.vocab_size)
+            shapes = MiniUNetConfig()
+            model = MiniUNet(replace(shapes, text=replace(shapes.text, vocab_size=tokenizer.vocab_size)), tokenizer)
+            train_vae(model.vae, config.vae_minutes, config.out / "vae.jsonl")
         model.save(folder, torch.float32)
     return MiniUNet.from_folder(folder)
 
@@ -180,9 +183,7 @@ def held_out_loss(model: MiniUNet, pool: Pool) -> float:
 
 def train(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
-    model = new_model(config)
-    if config.begin == "shipped" and not (config.out / "checkpoint.safetensors").exists():
-        model = load("mini-unet", "cpu")
+    model = first_model(config)
     pool = make_pool(
         model.vae, config.pool_first, config.pool, config.out / f"latents_{config.pool_first}_{config.pool}.safetensors"
     )
@@ -223,7 +224,7 @@ def train(config: Config) -> None:
 
 
 def ship(config: Config) -> None:
-    training = Training(new_model(config), config)
+    training = Training(first_model(config), config)
     training.resume(config.out)
     training.averaged_model().save(SHIPPED / "mini-unet")
 
