@@ -4,6 +4,7 @@ A row is data and a few small functions; everything that is the same for all fam
 """
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -94,17 +95,18 @@ class Family:
 
     def sites(self, model) -> dict[str, Site]:
         """Every attention of the model by name, in the order of its modules."""
-        globs: dict[Kind, tuple[str, ...]] = {
-            "encoder": (f"{self.layers}.*.{self.attention}",),
-            "cross": self.cross_sites,
-            "self": self.self_sites,
+        kinds: dict[Kind, re.Pattern] = {
+            "encoder": any_of([f"{self.layers}.*.{self.attention}"]),
+            "cross": any_of(self.cross_sites),
+            "self": any_of(self.self_sites),
         }
         found = {}
         for name, module in model.named_modules():
             name = name.replace("_orig_mod.", "")  # torch.compile puts the module into another one
-            kind = next((k for k, some in globs.items() if any(fnmatch.fnmatchcase(name, g) for g in some)), None)
-            if kind is not None:
-                found[name] = Site(plain(module), kind)
+            for kind, pattern in kinds.items():
+                if pattern.match(name):
+                    found[name] = Site(plain(module), kind)
+                    break
         return found
 
     def chosen(self, model, globs: str | Iterable[str] | None) -> dict[str, Site]:
@@ -122,6 +124,11 @@ class Family:
         if not names:
             raise UnknownSite(f"no site was asked for; there are for example {', '.join(list(sites)[:3])}")
         return {name: site for name, site in sites.items() if name in names}
+
+
+def any_of(globs: Iterable[str]) -> re.Pattern:
+    """A pattern for names that match one of the globs."""
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs))
 
 
 def plain(module: nn.Module) -> nn.Module:
