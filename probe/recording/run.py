@@ -118,6 +118,7 @@ class Run:
             )
         if not self.recording:
             return
+        self._read()  # what waits belongs to the rows of the evaluation before this one
         self.latent = (latents.shape[-2], latents.shape[-1])
         key = self.family.text_key(text)
         version = 0 if key.is_inference() else key._version
@@ -129,7 +130,6 @@ class Run:
             for place in self.rows:
                 if place not in self.columns:
                     self.columns[place] = self.policy.columns(known.branches[place[0]][place[1]], place[0])
-        self._read()
         wanted = self.policy.branches
         self.fresh, self.taken = [], set()
         for row, place in enumerate(self.rows):
