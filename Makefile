@@ -1,15 +1,17 @@
 # Everything a fresh machine needs is set up here: a virtual environment with pinned packages, torch first.
 PYTHON ?= python3
 BIN := .venv/bin
+# On Linux PyPI's torch brings CUDA along. For the small CPU build: make demo TORCH_FROM="--index-url <its address>"
+TORCH_FROM ?=
 
-.PHONY: setup demo test test-slow lint view scores pointing
+.PHONY: setup demo view browser lint test test-slow scores
 
 setup: .venv/ready
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Toushi needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_FROM) torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
@@ -24,8 +26,8 @@ view: setup
 
 # Debian's chromium, for the browser test; without it that test says so, and fails in CI.
 browser:
-	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 \
-	  || echo "No chromium and no right to install it: the browser test cannot run."
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "chromium is not here and could not be installed: the browser test cannot run."
 
 lint: setup
 	$(BIN)/ruff check .
@@ -36,3 +38,9 @@ test: setup browser lint
 
 test-slow: setup browser
 	$(BIN)/python -m pytest -q -m slow
+
+# The model card's scores: what it draws, judged by the recogniser, and whether its heat maps point at objects.
+scores: setup
+	$(BIN)/python -m experiments.score_mini_unet
+	$(BIN)/python -m experiments.score_mini_unet --split test
+	$(BIN)/python -m experiments.pointing

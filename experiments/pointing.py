@@ -4,11 +4,14 @@
 
 Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and looked at once by the
 denoiser. *Drawn*: pictures that the model drew itself, whose masks are those of the sprites that the recogniser
-finds there; words whose object is not found are counted as not drawn, never as hits or misses.
+finds there; an object that it does not find has no mask and cannot be scored, so the share that was found stands
+beside each rate: they are the objects drawn best.
 
 A word hits when its map has its peak inside the mask of its object. Each layer is scored, and the plain mean over
-layers, all of it from recorded traces. The best layer is chosen on the first half of the scenes and scored on the
-other half, since the best of several scores is luck in part. `chance` is the hit rate of a random peak.
+layers, all of it from recorded traces. `other` is the control: how often the map of another word (the other object,
+or, in a scene of one object, <eos>) has its peak in that same mask. A map that finds whatever object there is scores
+as high there. `chance` is the mask's share of the picture. Intervals resample scenes. The best layer is chosen on
+even scenes and scored on odd ones, since the best of several scores is luck in part.
 """
 
 import json
@@ -24,9 +27,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from experiments.statistics import wilson
+from experiments.statistics import share
 from experiments.training_data import unit
-from probe.analysis.maps import auc, pointing_game
+from probe.analysis.maps import auc, pointing_game, resample
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
 from probe.record import record
@@ -59,18 +62,33 @@ class Config:
 
 
 def scored(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
-    """One row for each object word and layer: whether the peak hits, the AUC, and the mask's share of the picture."""
-    for part in example.caption.parts:
-        if part.role != "object" or masks[part.object] is None or not masks[part.object].any():
+    """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
+    word's does, AUC and chance. Objects without a mask give one row that says so."""
+    named = {part.object: (part.start, part.end) for part in reversed(example.caption.parts) if part.role == "object"}
+    maps = {item: layer_maps(trace, span) for item, span in named.items()}
+    last = trace.tokens()[-1].column
+    for item, span in named.items():
+        about = dict(word=example.caption.text[slice(*span)], objects=len(example.scene.objects))
+        mask = masks[item]
+        if mask is None or not mask.any():
+            yield about | dict(found=False)
             continue
-        word, mask = (part.start, part.end), masks[part.object]
-        maps = {site: m.mean("step") for site, m in trace.attention(word, grid="native").items()}
-        maps["plain mean"] = trace.heat_map(word)
-        for layer, found in maps.items():
-            yield dict(
-                layer=layer, word=example.caption.text[slice(*word)],
-                hit=bool(pointing_game(found.values, mask)), auc=float(auc(found.values, mask)), chance=float(mask.mean()),
-            )  # fmt: skip
+        others = [maps[k] for k in named if k != item] or [layer_maps(trace, None, last)]
+        for layer, map in maps[item].items():
+            hit, other = (bool(pointing_game(m, mask)) for m in (map, others[0][layer]))
+            area = dict(auc=float(auc(map, mask)), chance=float(mask.mean()))
+            yield about | dict(found=True, layer=layer, hit=hit, other=other) | area
+
+
+def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = None) -> dict[str, np.ndarray]:
+    """Mean over steps [y, x] of each layer, and of all layers alike, for a word or for the token of a column."""
+
+    def one(maps):
+        return (maps if column is None else maps.sel(token=column)).mean("step").values
+
+    maps = {site: one(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
+    finest = max(m.shape for m in maps.values())
+    return maps | {"plain mean": np.mean([resample(m, finest) for m in maps.values()], axis=0)}
 
 
 def noised(model: MiniUNet, config: Config) -> Iterator[dict]:
@@ -97,35 +115,37 @@ def drawn(model: MiniUNet, config: Config) -> Iterator[dict]:
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
                 pictures = model.sample(
-                    [e.caption.text for e in examples], steps=config.steps, seed=config.seed + some[0]
+                    [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
                 )
             for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
                 masks = found_masks(e.scene, np.asarray(picture))
-                rows = list(scored(trace, e, masks))
-                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in rows)
+                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in scored(trace, e, masks))
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Hit rate with its 95% Wilson interval, mean AUC and chance, for each kind, time and layer."""
+    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and how many objects
+    could be scored."""
     rows = []
-    for (kind, time, layer), part in table.groupby(["kind", "time", "layer"], dropna=False, sort=False):
-        low, high = wilson(int(part.hit.sum()), len(part))
-        rows.append(
-            dict(kind=kind, time=time, layer=layer, hit=part.hit.mean(), low=low, high=high, auc=part.auc.mean(),
-                 chance=part.chance.mean(), words=len(part))
-        )  # fmt: skip
+    for (kind, time), part in table.groupby(["kind", "time"], dropna=False, sort=False):
+        found = part[part.found].drop_duplicates(["scene", "word"]).shape[0]
+        for layer, some in part[part.found].groupby("layer", sort=False):
+            hit, low, high = share(some.hit, some.scene)
+            means = dict(other=some.other.mean(), auc=some.auc.mean(), chance=some.chance.mean())
+            counts = dict(words=len(some), found=found / (found + int((~part.found).sum())))
+            rows.append(dict(kind=kind, time=time, layer=layer, hit=hit, low=low, high=high) | means | counts)
     return pd.DataFrame(rows)
 
 
 def best_layers(table: pd.DataFrame) -> pd.DataFrame:
     """For each kind: the layer with the most hits on even scenes (over all times), and its rate on odd ones."""
     rows = []
-    for kind, part in table[table.layer != "plain mean"].groupby("kind"):
+    for kind, part in table[table.found & (table.layer != "plain mean")].groupby("kind"):
         choosing, judging = part[part.scene % 2 == 0], part[part.scene % 2 == 1]
         layer = choosing.groupby("layer").hit.mean().idxmax()
         judged = judging[judging.layer == layer]
-        low, high = wilson(int(judged.hit.sum()), len(judged))
-        rows.append(dict(kind=kind, best_layer=layer, hit=judged.hit.mean(), low=low, high=high, words=len(judged)))
+        hit, low, high = share(judged.hit, judged.scene)
+        other = judged.other.mean()
+        rows.append(dict(kind=kind, best_layer=layer, hit=hit, low=low, high=high, other=other, words=len(judged)))
     return pd.DataFrame(rows)
 
 

@@ -3,11 +3,12 @@
     python -m experiments.score_mini_unet                # 500 held-out prompts, 20 steps
     python -m experiments.score_mini_unet --split test   # training's own distribution, other seeds
 
-Rates with 95% Wilson intervals go to the screen and, with every single verdict, to the folder `out`.
+Rates with 95% intervals (bootstrap over scenes) go to the screen and, with every single verdict, to the folder
+`out`. `everything` is right when all that was asked of a picture is, and `nothing more` when it shows no object that
+nobody asked for. `usual` is the rate of always answering the commonest place, time and style.
 """
 
 import json
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.statistics import wilson
+from experiments.statistics import share
+from experiments.training_data import grid
 from probe.models.load import load
-from probe.world.example import example
-from probe.world.recogniser import judge
+from probe.world.example import Example, example
+from probe.world.recogniser import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -42,56 +44,56 @@ class Config:
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
     """One row for each thing that a prompt asked for: scene, language, what, right; and the pictures."""
     model = load(config.model)
-    examples = [example(seed, config.split) for seed in range(config.count)]
     rows, pictures = [], []
-    for start in tqdm(range(0, config.count, config.batch), desc="pictures", unit="batch"):
-        some = examples[start : start + config.batch]
+    starts = range(0, config.count, config.batch)
+    for start in tqdm(starts, desc="pictures", unit="batch"):
+        seeds = range(start, min(start + config.batch, config.count))
+        examples = [example(seed, config.split) for seed in seeds]
         drawn = model.sample(
-            [e.caption.text for e in some],
+            [e.caption.text for e in examples],
             steps=config.steps,
             guidance=config.guidance,
             sampler=config.sampler,
-            seed=config.seed + start,
+            seed=[config.seed + seed for seed in seeds],
         )
         pictures += drawn
-        for index, (e, picture) in enumerate(zip(some, drawn)):
-            verdict = judge(e.scene, np.asarray(picture), e.caption.language)
-            asked = dict(
-                object=verdict.objects, position=verdict.positions, colour=verdict.colours, sense=verdict.senses,
-                place=(verdict.place,), time=(verdict.time,), style=(verdict.style,),
-            )  # fmt: skip
-            for what, answers in asked.items():
-                rows += [
-                    dict(
-                        scene=start + index, prompt=e.caption.text, language=e.caption.language, what=what, right=right
-                    )
-                    for right in answers
-                    if right is not None
-                ]
+        for seed, e, picture in zip(seeds, examples, drawn):
+            rows += answers(seed, e, judge(e.scene, np.asarray(picture), e.caption.language))
     return pd.DataFrame(rows), pictures
+
+
+def answers(seed: int, e: Example, verdict: Verdict) -> list[dict]:
+    """The verdict on one picture, an answer a row."""
+    asked = {
+        "object": verdict.objects,
+        "position": verdict.positions,
+        "colour": verdict.colours,
+        "sense": verdict.senses,
+        "place": (verdict.place,),
+        "time": (verdict.time,),
+        "style": (verdict.style,),
+    }
+    usual = {"place": e.scene.place == "plain", "time": e.scene.time == "day", "style": e.scene.style == "flat"}
+    given = {what: [right for right in some if right is not None] for what, some in asked.items()}
+    given["nothing more"] = [verdict.extra == 0]
+    given["everything"] = [all(right for some in given.values() for right in some)]
+    about = dict(scene=seed, prompt=e.caption.text, language=e.caption.language)
+    return [
+        dict(**about, what=what, right=right, usual=usual.get(what)) for what, some in given.items() for right in some
+    ]
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
     """Share right with its interval and the number of cases, for each thing asked, in all and by language."""
-    groups = defaultdict(list)
+    rows = []
     for what, part in table.groupby("what", sort=False):
         for language, some in [("all", part), *part.groupby("language")]:
-            low, high = wilson(int(some.right.sum()), len(some))
-            groups["what"].append(what)
-            groups["language"].append(language)
-            groups["right"].append(some.right.mean())
-            groups["low"].append(low)
-            groups["high"].append(high)
-            groups["cases"].append(len(some))
-    return pd.DataFrame(groups)
-
-
-def contact_sheet(pictures: list[Image.Image], columns: int = 20) -> Image.Image:
-    side = pictures[0].width
-    page = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side))
-    for i, picture in enumerate(pictures):
-        page.paste(picture, (i % columns * side, i // columns * side))
-    return page
+            right, low, high = share(some.right, some.scene)
+            usual = some.usual.astype(float).mean()
+            rows.append(
+                dict(what=what, language=language, right=right, low=low, high=high, cases=len(some), usual=usual)
+            )
+    return pd.DataFrame(rows)
 
 
 def main(config: Config) -> None:
@@ -100,7 +102,7 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / f"{config.split}_verdicts.csv", index=False)
     found.to_csv(config.out / f"{config.split}_rates.csv", index=False)
-    contact_sheet(pictures[:200]).save(config.out / f"{config.split}_pictures.png")
+    grid(pictures[:200]).save(config.out / f"{config.split}_pictures.png")
     (config.out / f"{config.split}_config.json").write_text(json.dumps(asdict(config), default=str, indent=1))
     print(found.to_string(index=False, float_format="{:.3f}".format))
 

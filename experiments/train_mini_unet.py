@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments.muon import optimizers
 from experiments.train_vae import train_vae
-from experiments.training_data import Pool, caption, make_pool
+from experiments.training_data import Pool, caption, grid, make_pool
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.models.text import Text, padded_ids
@@ -42,10 +42,10 @@ class Config:
 
     out: Path = Path("runs/train_mini_unet")
     minutes: float = 100.0
-    """Time for the denoiser in this sitting; the learning rate falls to a tenth over the last fifth of it."""
+    """Time for the denoiser in this run; the learning rate falls to a tenth over the last fifth of it."""
     vae_minutes: float = 10.0
     pool: int = 40_000
-    """Scenes whose latents are kept; later sittings draw others (`pool_first`)."""
+    """Scenes whose latents are kept; later runs draw others (`pool_first`)."""
     pool_first: int = 0
     vocab_size: int = 1200
     batch: int = 32
@@ -53,7 +53,7 @@ class Config:
     dropped: float = 0.1
     """Share of captions that are emptied, for classifier-free guidance."""
     object_weight: float = 4.0
-    """How much more the loss counts cells that objects cover; 0 for a last sitting on the plain loss."""
+    """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
     average: float = 0.999
     checkpoint_minutes: float = 10.0
     seed: int = 0
@@ -164,12 +164,8 @@ class Training:
 
 
 def sheet(model: MiniUNet, file: Path) -> None:
-    """The fixed prompts, two seeds each, side by side."""
-    rows = [model.sample(SHOWN, seed=seed, steps=12) for seed in (0, 1)]
-    page = Image.new("RGB", (64 * len(SHOWN), 128))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            page.paste(picture, (64 * x, 64 * y))
+    """The fixed prompts, two seeds each, one above the other."""
+    page = grid([picture for seed in (0, 1) for picture in model.sample(SHOWN, seed=seed, steps=12)], len(SHOWN))
     page.resize((page.width * 2, page.height * 2), Image.Resampling.NEAREST).save(file)
 
 
@@ -191,7 +187,8 @@ def train(config: Config) -> None:
     training = Training(model, config)
     if (config.out / "checkpoint.safetensors").exists():
         training.resume(config.out)
-    (config.out / "config.json").write_text(json.dumps(asdict(config), default=str, indent=1))
+    with (config.out / "configs.jsonl").open("a") as file:
+        print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
     torch.manual_seed(config.seed + training.samples)
     rng = np.random.default_rng(config.seed + training.samples)
     start, total, losses, saved, step = time.monotonic(), config.minutes * 60, [], 0.0, 0

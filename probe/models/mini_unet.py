@@ -54,6 +54,7 @@ class MiniUNet(nn.Module):
         self.vae = VAE(config.vae)
         self.scheduler = Scheduler(config.shift)
         self.embedding_cache: dict[str, Text] = {}
+        self.register_load_state_dict_post_hook(lambda model, _: model.embedding_cache.clear())
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
 
@@ -70,8 +71,6 @@ class MiniUNet(nn.Module):
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """States of the prompts, read at the length of the longest; a prompt seen before is not read again."""
         key = json.dumps([list(prompts), str(self.device), str(self.dtype)], ensure_ascii=False)
-        if key in self.embedding_cache:
-            return self.embedding_cache[key]
         encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
         for encoding in encodings:
             if encoding.lost:
@@ -79,12 +78,18 @@ class MiniUNet(nn.Module):
                 warnings.warn(
                     PromptCut(f"the prompt is longer than {self.tokenizer.length} tokens; cut: {lost}"), stacklevel=3
                 )
+        if key in self.embedding_cache and not self.encoder_is_hooked():
+            return self.embedding_cache[key]
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
         text = Text(self.encoder(ids, mask), mask, tuple(encodings))
         if len(self.embedding_cache) >= 64:
             self.embedding_cache.pop(next(iter(self.embedding_cache)))
         self.embedding_cache[key] = text
         return text
+
+    def encoder_is_hooked(self) -> bool:
+        """Whether somebody reads or edits the encoder, so that it has to run again."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.encoder.modules())
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> tuple[Text, Text | None]:
@@ -103,11 +108,12 @@ class MiniUNet(nn.Module):
         guidance: float = 3.0,
         sampler: str = "euler",
         size: int | tuple[int, int] = 64,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Image.Image | list[Image.Image]:
-        """Draws the prompt (a picture), or several prompts in one batch (a list), each from the same seed.
+        """Draws the prompt (a picture), or several prompts in one batch (a list).
 
+        `seed` is the one that every picture begins from, or one for each prompt.
         `size` is pixels, or (height, width), multiples of 16. `guidance` of 1 turns the second branch off.
         `callback(index, latents)` is called after each step.
         """
@@ -136,11 +142,14 @@ class MiniUNet(nn.Module):
         pictures = to_images(self.vae.decode(latents.to(self.dtype)))
         return pictures[0] if isinstance(prompt, str) else pictures
 
-    def noise(self, count: int, height: int, width: int, seed: int) -> Float[Tensor, "b c h w"]:
+    def noise(self, count: int, height: int, width: int, seed: int | Sequence[int]) -> Float[Tensor, "b c h w"]:
         """Starting latents in fp32, drawn on the CPU so that a seed means the same on every device."""
-        shape = (1, self.config.vae.latent_channels, height // self.vae.factor, width // self.vae.factor)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        return noise.expand(count, -1, -1, -1).contiguous().to(self.device)
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        if len(seeds) != count:
+            raise ToushiError(f"expected one seed, or one for each of {count} prompts, but {len(seeds)} came")
+        shape = (self.config.vae.latent_channels, height // self.vae.factor, width // self.vae.factor)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
+        return torch.stack(noise).to(self.device)
 
     @torch.no_grad()
     def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:

@@ -299,7 +299,7 @@ class Run:
             "size": [self.latent[0] * factor, self.latent[1] * factor] if self.latent[0] else None,
             "kernel": ", ".join(sorted(self.kernels)) or None,
             "heat_map": getattr(self.model, "heat_map", None),
-            **self.about,
+            **{name: value[item] if isinstance(value, list | tuple) else value for name, value in self.about.items()},
         }
 
     def end(self, pictures: Iterable | None) -> None:

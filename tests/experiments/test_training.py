@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from experiments.muon import orthogonal
-from experiments.statistics import wilson
 from experiments.train_mini_unet import Config, Training, velocity_loss
 from probe.models.mini_unet import MiniUNet
 
@@ -68,9 +67,3 @@ def test_weights_of_the_loss_count_objects_more():
 def test_newton_schulz_flattens_the_singular_values(shape):
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
     assert values.min() > 0.3 and values.max() < 1.3
-
-
-def test_wilson_intervals():
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(9, 10)
-    assert low == pytest.approx(0.5958, abs=1e-3) and high == pytest.approx(0.9821, abs=1e-3)

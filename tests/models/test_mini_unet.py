@@ -145,3 +145,25 @@ def test_an_unknown_model_names_the_known(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ToushiError):
         load(str(tmp_path))
+
+
+def test_each_prompt_may_have_a_seed_of_its_own(model):
+    together = model.sample([SHORT, SHORT], steps=1, seed=[1, 2])
+    for picture, seed in zip(together, (1, 2)):
+        assert abs(pixels(picture) - pixels(model.sample(SHORT, steps=1, seed=seed))).max() <= 1
+    with pytest.raises(ToushiError, match="2 prompts, but 3"):
+        model.sample([SHORT, SHORT], steps=1, seed=[1, 2, 3])
+
+
+def test_the_cache_outlives_neither_new_weights_nor_an_edit(model):
+    model = MiniUNet.tiny()
+    before, _ = model.encode_prompt([SHORT], None)
+    model.load_state_dict(MiniUNet.tiny(seed=1).state_dict())
+    after, _ = model.encode_prompt([SHORT], None)
+    assert not torch.equal(before.states, after.states)
+    hook = model.encoder.layers[3].register_forward_hook(lambda module, args, output: output * 0)
+    try:
+        edited, _ = model.encode_prompt([SHORT], None)
+    finally:
+        hook.remove()
+    assert not torch.equal(after.states, edited.states)
