@@ -35,6 +35,8 @@ SHOWN = (
     "一只河马", "一匹斑马在草地上", "猫头鹰在左边，狗在右边", "水墨画，一只熊猫", "沙滩上有一把绿色的伞", "a yellow car on the left and a tree on the right",
 )  # fmt: skip
 
+LOG = "log.jsonl"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -187,6 +189,8 @@ def train(config: Config) -> None:
     training = Training(model, config)
     if (config.out / "checkpoint.safetensors").exists():
         training.resume(config.out)
+    elif config.begin == "shipped":
+        training.samples = max(logged(SHIPPED / "mini-unet" / LOG), default=0)
     with (config.out / "configs.jsonl").open("a") as file:
         print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
     torch.manual_seed(config.seed + training.samples)
@@ -212,7 +216,7 @@ def train(config: Config) -> None:
                 held_out_loss=held_out_loss(averaged, held),
                 lr=lr,
             )
-            with (config.out / "log.jsonl").open("a") as file:
+            with (config.out / LOG).open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
             bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
             losses = []
@@ -221,9 +225,18 @@ def train(config: Config) -> None:
 
 
 def ship(config: Config) -> None:
+    """The averaged weights, and the log of how they came about, to where `load` finds them."""
     training = Training(first_model(config), config)
     training.resume(config.out)
     training.averaged_model().save(SHIPPED / "mini-unet")
+    rows = {**logged(SHIPPED / "mini-unet" / LOG), **logged(config.out / LOG)}
+    (SHIPPED / "mini-unet" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def logged(file: Path) -> dict[int, dict]:
+    """The rows of a training log by the samples seen."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {row["samples"]: row for row in rows}
 
 
 if __name__ == "__main__":
