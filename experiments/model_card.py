@@ -89,13 +89,6 @@ def table(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in rows)
 
 
-def hours(rows: list[dict]) -> float:
-    """A run's seconds begin at 0 again."""
-    seconds = [row["seconds"] for row in rows]
-    ends = [now for now, after in zip(seconds, [*seconds[1:], 0]) if after <= now]
-    return sum(ends) / 3600
-
-
 def main(config: Config) -> None:
     folder = SHIPPED / config.model
     model = load(config.model, "cpu")
@@ -109,7 +102,7 @@ def main(config: Config) -> None:
         mark=" (preview)" if min(rates["object"], rates["position"]) < PREVIEW else "",
         sha=model.weights_sha256,
         samples=log[-1]["samples"],
-        hours=hours(log),
+        hours=log[-1]["hours"],
         loss=log[-1]["held_out_loss"],
         held_out=table(held_out),
         test=table(test),

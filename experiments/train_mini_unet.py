@@ -191,6 +191,8 @@ def train(config: Config) -> None:
         training.resume(config.out)
     elif config.begin == "shipped":
         training.samples = max(logged(SHIPPED / "mini-unet" / LOG), default=0)
+    before = logged(SHIPPED / "mini-unet" / LOG) | logged(config.out / LOG)
+    hours = max((row["hours"] for row in before.values()), default=0.0)
     with (config.out / "configs.jsonl").open("a") as file:
         print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
     torch.manual_seed(config.seed + training.samples)
@@ -211,7 +213,7 @@ def train(config: Config) -> None:
             sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
             row = dict(
                 samples=training.samples,
-                seconds=round(spent),
+                hours=round(hours + spent / 3600, 3),
                 loss=float(np.mean(losses)),
                 held_out_loss=held_out_loss(averaged, held),
                 lr=lr,
