@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hooks.errors import WireError
-from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhere, log_sum_exp, probabilities
+from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhere, probabilities
+
+FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
 
 
 class Call:
@@ -24,7 +26,8 @@ class Call:
 
     def __init__(self, site: str, what: Scored, attended: Attended):
         self.site, self.what = site, what
-        self.output, self.lse, _, self.kernel = attended
+        self.output, lse, self.kernel = attended
+        self.lse = None if lse is None else lse.detach()  # what is read is data: no gradient goes through it
         self.versions = self._versions()
 
     @property
@@ -43,7 +46,9 @@ class Call:
         return self._versions() != self.versions
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple(0 if x.is_inference() else x._version for x in (self.what.query, self.what.key))
+        return tuple(
+            0 if x is None or x.is_inference() else x._version for x in (self.what.query, self.what.key, self.what.mask)
+        )
 
     def probabilities(self, columns: Columns = slice(None), rows: slice | list[int] | None = None) -> Tensor:
         """Where the queries looked: probabilities [row, head, column, query], at least fp32.
@@ -62,9 +67,7 @@ class Call:
             with torch.autocast(device, enabled=False):
                 return self._read(function, columns, rows)
         what = self.what if rows is None else self.what.rows(rows)
-        if self.lse is None:
-            return function(what, log_sum_exp(what), columns)
-        return function(what, self.lse if rows is None else self.lse[rows], columns)
+        return function(what, self.lse if rows is None or self.lse is None else self.lse[rows], columns)
 
 
 class Watch:
@@ -167,12 +170,10 @@ def _replacing(original: Callable) -> Callable:
             came = "a nested tensor" if query.is_nested else str(tuple(query.shape))
             raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
         query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
-        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        # What is read is data: no gradient goes through it.
-        attended = attended._replace(lse=None if attended.lse is None else attended.lse.detach())
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        bias = None if attended.bias is None else attended.bias.detach()
-        what = Scored(query.detach(), key.detach(), scale, bias, is_causal)
+        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, FEW)
+        what = Scored(
+            query.detach(), key.detach(), query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, is_causal
+        )
         told: list[Watch] = []
         for watch, name in reversed(stack):
             if watch.handles and watch not in told:  # another thread may have closed it meanwhile

@@ -3,8 +3,9 @@
 softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse), so a few columns of an attention matrix are exact
 at the cost of those columns alone, and the output is untouched because the very same kernel computed it. A fused
 kernel computes lse (Dao et al. 2022, section 3.1) and PyTorch then drops it; `attend` asks for it. Where no
-kernel gives one, `log_sum_exp` computes it over chunks of rows. q k^T is never taken in half precision: that alone
-would cost 1e-2.
+kernel gives one, it is computed over chunks of rows; where there are few keys, as in cross-attention to a text, the
+whole softmax is computed again, which costs no more. q k^T is never taken in half precision: that alone would cost
+1e-2.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +23,7 @@ CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
 class Attended(NamedTuple):
     output: Tensor
     lse: Tensor | None  # [row, head, query], fp32 or wider; None where the kernel gives none
-    bias: Tensor | None  # the mask as numbers added to the scores
-    kernel: str
+    kernel: str  # what computed the output
 
 
 # --- kernels that give their log-sum-exp ---
@@ -74,43 +74,44 @@ KERNELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-def kernel_for(query, key, value, mask, causal, scale, enable_gqa) -> str | None:
-    """The kernel of `KERNELS` that PyTorch would choose for this call now; None if it would choose another one."""
+NAMES = {
+    SDPBackend.MATH.value: "math",
+    SDPBackend.FLASH_ATTENTION.value: "flash",
+    SDPBackend.EFFICIENT_ATTENTION.value: "efficient",
+    SDPBackend.CUDNN_ATTENTION.value: "cudnn",
+}
+
+
+def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
+    """The kernel that PyTorch would choose for this call now."""
     choice = torch._fused_sdp_choice(
-        query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=causal, scale=scale, enable_gqa=enable_gqa
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=enable_gqa
     )
-    if query.device.type == "cpu":
-        return "flash-cpu" if choice == SDPBackend.FLASH_ATTENTION.value else None
-    if query.device.type != "cuda":
-        return None
-    if choice == SDPBackend.FLASH_ATTENTION.value:
-        return "flash" if mask is None else None
-    if choice == SDPBackend.EFFICIENT_ATTENTION.value:
-        return "efficient"
-    # PyTorch turns a boolean mask into numbers in a way of its own for cuDNN; masks are left to the original.
-    return "cudnn" if choice == SDPBackend.CUDNN_ATTENTION.value and mask is None else None
+    name = NAMES.get(choice, "other")
+    return "flash-cpu" if name == "flash" and query.device.type == "cpu" else name
 
 
 def attend(
-    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, few=0
 ) -> Attended:
     """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
 
     Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. Calls that no kernel with a
     log-sum-exp would serve (no keys, unequal widths, dropout, tensor subclasses) go to `original`, as does
-    everything when `original` is somebody else's replacement.
+    everything when `original` is somebody else's replacement, and calls with at most `few` keys.
     """
-    bias = additive(attn_mask, query.dtype)
-    if bias is not None and bias.dim() == 1:
-        bias = bias[None]
-    plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
-    if plain and original is BUILTIN:
-        kernel = kernel_for(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-        if kernel is not None:
+    kernel = "replaced"
+    if original is BUILTIN:
+        kernel = chosen(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
+        # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
+        takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
+        if plain and takes_mask and kernel in KERNELS and key.shape[-2] > few:
+            bias = additive(attn_mask, query.dtype)
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
-            return Attended(output, lse, bias, kernel)
+            return Attended(output, lse, kernel)
     output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return Attended(output, None, bias, "chunked")
+    return Attended(output, None, kernel)
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -144,16 +145,16 @@ class Scored(NamedTuple):
     query: Tensor  # [row, head, query, d]
     key: Tensor  # [row | 1, head, key, d]; with grouped queries fewer heads
     scale: float
-    bias: Tensor | None = None  # added to the scores; broadcasts to [row, head, query, key]
+    mask: Tensor | None = None  # True = look, or numbers added to the scores; broadcasts to [row, head, query, key]
     causal: bool = False
 
     def rows(self, rows: slice | list[int]) -> "Scored":
         """Some rows of the batch."""
         key = self.key if self.key.shape[0] == 1 else self.key[rows]
-        bias = self.bias
-        if bias is not None and bias.dim() == 4 and bias.shape[0] > 1:
-            bias = bias[rows]
-        return self._replace(query=self.query[rows], key=key, bias=bias)
+        mask = self.mask
+        if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
+            mask = mask[rows]
+        return self._replace(query=self.query[rows], key=key, mask=mask)
 
 
 def working_dtype(query: Tensor) -> torch.dtype:
@@ -166,7 +167,7 @@ def working_dtype(query: Tensor) -> torch.dtype:
 
 
 def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tensor:
-    """q k^T * scale + bias at some columns and queries: [row, head, column, query]."""
+    """q k^T * scale + mask at some columns and queries: [row, head, column, query]."""
     dtype = working_dtype(what.query)
     query = (what.query if queries is None else what.query[:, :, queries]).to(dtype)
     key = what.key[:, :, columns].to(dtype) * what.scale
@@ -178,11 +179,13 @@ def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tens
     keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
     for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
         torch.bmm(one_key, one_query, out=one)
-    if what.bias is not None:
-        bias = what.bias if what.bias.shape[-1] > 1 else what.bias.expand(*what.bias.shape[:-1], what.key.shape[2])
-        if queries is not None and bias.shape[-2] > 1:
-            bias = bias[..., queries, :]
-        result += bias[..., columns].transpose(-1, -2)
+    if what.mask is not None:
+        mask = what.mask if what.mask.shape[-1] > 1 else what.mask.expand(*what.mask.shape[:-1], what.key.shape[2])
+        mask = mask if mask.dim() > 1 else mask[None]
+        if queries is not None and mask.shape[-2] > 1:
+            mask = mask[..., queries, :]
+        mask = mask[..., columns].transpose(-1, -2)
+        result = result.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else result.add_(mask)
     if what.causal:
         key_at = torch.arange(what.key.shape[2], device=result.device)[columns]
         query_at = torch.arange(what.query.shape[2], device=result.device)[queries or slice(None)]
@@ -205,19 +208,31 @@ def log_sum_exp(what: Scored) -> Tensor:
     return lse.masked_fill(lse == -torch.inf, 0.0)
 
 
-def probabilities(what: Scored, lse: Tensor, columns: Columns) -> Tensor:
-    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query]."""
-    return scores(what, columns).sub_(lse[:, :, None]).exp_()
+def probabilities(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:
+    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known."""
+    if lse is None and what.query[..., 0].numel() * what.key.shape[2] <= CHUNK:
+        found = scores(what, slice(None)).softmax(dim=2)
+        if what.mask is not None:
+            found.masked_fill_(nowhere(what.mask), 0.0)
+        return found[:, :, columns]
+    return scores(what, columns).sub_((log_sum_exp(what) if lse is None else lse)[:, :, None]).exp_()
 
 
-def elsewhere(what: Scored, lse: Tensor, columns: Columns) -> Tensor:
+def nowhere(mask: Tensor) -> Tensor:
+    """Which queries the mask lets look nowhere: bool, broadcasts to [row, head, key, query]."""
+    blocked = ~mask if mask.dtype == torch.bool else mask == -torch.inf
+    return blocked.all(dim=-1)[..., None, :] if mask.dim() > 1 else blocked.all()
+
+
+def elsewhere(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:
     """Attention mass outside of some columns: [row, head, query]. Summed over those others, not one minus the rest."""
+    known = log_sum_exp(what) if lse is None else lse
     other = torch.ones(what.key.shape[2], dtype=torch.bool, device=what.key.device)
     other[columns] = False
     others = other.nonzero()[:, 0]
 
     def chunk(queries: slice | None) -> Tensor:
-        here = lse if queries is None else lse[:, :, queries]
+        here = known if queries is None else known[:, :, queries]
         return scores(what, others, queries).sub_(here[:, :, None]).exp_().sum(dim=2)
 
     return in_chunks(chunk, what, len(others))

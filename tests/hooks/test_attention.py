@@ -77,12 +77,16 @@ def test_a_watched_model_computes_the_same_and_is_seen(model, x):
     assert not hooks_of(model)
 
 
+@pytest.mark.parametrize("few", [0, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype):
+def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype, few, monkeypatch):
+    """Both with the kernel's log-sum-exp and, as for few keys, without."""
+    monkeypatch.setattr("hooks.attention.FEW", few)
+    plain = model.to(dtype)(x.to(dtype))
     model, x = model.to(dtype), x.to(dtype)
     found = []
     with Watch({"first": model.first}, lambda call: found.append(call.probabilities())):
-        model(x)
+        assert torch.equal(model(x), plain)
     q, k, _ = model.first.project(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).double()
     truth = (q @ k.mT * 8**-0.5).softmax(-1).mT
     torch.testing.assert_close(found[0].double(), truth, atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0)
@@ -206,7 +210,7 @@ def test_another_replacement_beneath_ours(model, x, monkeypatch):
     plain, kernels = model(x), []
     with Watch(sites(model), lambda call: kernels.append(call.kernel)):
         assert torch.equal(model(x), plain)
-    assert F.scaled_dot_product_attention is theirs and set(kernels) == {"chunked"}
+    assert F.scaled_dot_product_attention is theirs and set(kernels) == {"replaced"}
     monkeypatch.undo()
 
 

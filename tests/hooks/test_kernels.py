@@ -10,7 +10,7 @@ from hooks import kernels
 from hooks.kernels import Scored, additive, attend, elsewhere, log_sum_exp, probabilities
 
 SDPA = F.scaled_dot_product_attention
-AVAILABLE = ["flash-cpu", "chunked"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])
+AVAILABLE = ["flash-cpu", "math"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])
 
 
 def inputs(rows=2, heads=3, queries=33, keys=21, width=32, dtype=torch.float32, seed=0, key_heads=None):
@@ -47,11 +47,10 @@ def explicit(q, k, mask=None, causal=False, scale=None):
     return scores.softmax(-1).nan_to_num(0.0).mT
 
 
-def read(q, k, attended, columns=slice(None), causal=False, scale=None):
+def read(q, k, attended, columns=slice(None), mask=None, causal=False, scale=None):
     """As `Call` does it, without the wires."""
-    what = Scored(q, k, scale or q.shape[-1] ** -0.5, attended.bias, causal)
-    lse = log_sum_exp(what) if attended.lse is None else attended.lse
-    return probabilities(what, lse, columns), elsewhere(what, lse, columns)
+    what = Scored(q, k, scale or q.shape[-1] ** -0.5, mask, causal)
+    return probabilities(what, attended.lse, columns), elsewhere(what, attended.lse, columns)
 
 
 @pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
@@ -65,7 +64,7 @@ def test_exact_with_every_mask(mask, dtype, tolerance):
     assert torch.equal(attended.output, SDPA(q, k, v, attn_mask=mask))
     truth = explicit(q, k, mask)
     columns = [0, 3, 20]
-    here, rest = read(q, k, attended, columns)
+    here, rest = read(q, k, attended, columns, mask)
     torch.testing.assert_close(here.double(), truth[:, :, columns], atol=tolerance, rtol=0)
     others = [c for c in range(21) if c not in columns]
     torch.testing.assert_close(rest.double(), truth[:, :, others].sum(2), atol=tolerance * 10, rtol=0)
@@ -76,9 +75,9 @@ def test_exact_with_every_mask(mask, dtype, tolerance):
 @pytest.mark.parametrize("scale", [None, 0.4])
 def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch):
     """Output as without us, and probabilities that are right, whichever kernel gave the log-sum-exp."""
-    dtype = torch.float32 if kernel in ("flash-cpu", "chunked", "efficient") else torch.float16
-    q, k, v = (x.to("cpu" if "cpu" in kernel or kernel == "chunked" else "cuda") for x in inputs(dtype=dtype))
-    wanted = {"flash-cpu": "FLASH_ATTENTION", "chunked": "MATH", "cudnn": "CUDNN_ATTENTION"}
+    dtype = torch.float32 if kernel in ("flash-cpu", "math", "efficient") else torch.float16
+    q, k, v = (x.to("cpu" if "cpu" in kernel or kernel == "math" else "cuda") for x in inputs(dtype=dtype))
+    wanted = {"flash-cpu": "FLASH_ATTENTION", "math": "MATH", "cudnn": "CUDNN_ATTENTION"}
     backend = wanted.get(kernel, kernel.upper() + "_ATTENTION")
     with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
         attended = attend(SDPA, q, k, v, is_causal=causal, scale=scale)
@@ -89,11 +88,26 @@ def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch
     torch.testing.assert_close(here, truth, atol=2e-6 if dtype == torch.float32 else 2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
+@pytest.mark.parametrize("chunk", [1, 5000, 1 << 22])
+def test_without_a_log_sum_exp_from_the_kernel(mask, chunk, monkeypatch):
+    """By a softmax of everything, or in chunks where that would be too large."""
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    q, k, v = inputs()
+    mask = masks(2, 3, 33, 21)[mask]
+    attended = attend(SDPA, q, k, v, mask, few=21)
+    assert attended.kernel == "flash-cpu" and attended.lse is None
+    assert torch.equal(attended.output, SDPA(q, k, v, attn_mask=mask))
+    truth = explicit(q, k, mask)
+    here, rest = read(q, k, attended, slice(2, 6), mask)
+    torch.testing.assert_close(here.double(), truth[:, :, 2:6], atol=2e-6, rtol=0)
+    torch.testing.assert_close((here.sum(2) + rest).double(), torch.ones(2, 3, 33).double(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("chunk", [1, 100, 10_000])
 def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
     q, k, _ = inputs()
-    bias = additive(masks(2, 3, 33, 21)["boolean"], torch.float32)
-    what = Scored(q, k, 0.2, bias)
+    what = Scored(q, k, 0.2, masks(2, 3, 33, 21)["boolean"])
     whole = log_sum_exp(what)
     monkeypatch.setattr(kernels, "CHUNK", chunk)
     torch.testing.assert_close(log_sum_exp(what), whole, atol=1e-6, rtol=0)
@@ -130,7 +144,7 @@ def test_what_no_kernel_serves_goes_to_the_original(case):
     attended = attend(SDPA, q, k, v, dropout_p=dropout)
     torch.manual_seed(0)
     assert torch.equal(attended.output, SDPA(q, k, v, dropout_p=dropout))
-    assert attended.kernel == "chunked" and attended.lse is None
+    assert attended.kernel == "math" and attended.lse is None
     if case != "three axes":
         here, rest = read(q, k, attended)
         torch.testing.assert_close(here.double(), explicit(q, k), atol=2e-6, rtol=0)
@@ -146,18 +160,18 @@ def test_somebody_elses_replacement_is_called():
 
     q, k, v = inputs()
     attended = attend(theirs, q, k, v)
-    assert calls and attended.kernel == "chunked" and torch.equal(attended.output, SDPA(q, k, v) + 1)
+    assert calls and attended.kernel == "replaced" and torch.equal(attended.output, SDPA(q, k, v) + 1)
 
 
-@pytest.mark.parametrize("kernel", ["flash-cpu", "chunked"])
+@pytest.mark.parametrize("kernel", ["flash-cpu", "math"])
 def test_a_query_that_may_look_nowhere_has_zeros(kernel):
     q, k, v = inputs()
     mask = torch.ones(2, 1, 33, 21, dtype=torch.bool)
     mask[0, :, 4] = False
-    backend = "MATH" if kernel == "chunked" else "FLASH_ATTENTION"
+    backend = "MATH" if kernel == "math" else "FLASH_ATTENTION"
     with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
         attended = attend(SDPA, q, k, v, mask)
-    here, _ = read(q, k, attended)
+    here, _ = read(q, k, attended, mask=mask)
     assert not here[0, :, :, 4].any() and torch.isfinite(here).all()
     torch.testing.assert_close(here.sum(2)[:, :, 5:], torch.ones(2, 3, 28), atol=1e-5, rtol=0)
 
@@ -217,6 +231,7 @@ def test_the_efficient_kernel_gets_an_aligned_mask(monkeypatch):
 CHOICES = [
     (1, None, "flash"),
     (1, "mask", None),
+    (2, None, "efficient"),
     (2, "mask", "efficient"),
     (3, None, "cudnn"),
     (3, "mask", None),
@@ -227,11 +242,17 @@ CHOICES = [
 
 @pytest.mark.parametrize("choice, mask, expected", CHOICES)
 def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, monkeypatch):
-    class OnCuda:
-        device = torch.device("cuda")
-
+    """As on a GPU: the kernels are stand-ins that only say that they were called."""
+    q, k, v = inputs()
+    mask = masks(2, 3, 33, 21)["padding"] if mask else None
     monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *a, **k: choice)
-    assert kernels.kernel_for(OnCuda(), None, None, mask, False, None, False) == expected
+    name = kernels.chosen(q.to("meta"), k, v, mask, 0.0, False, None, False)
+    assert name == {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "other"}[choice]
+    monkeypatch.setattr(kernels, "chosen", lambda *a: name)
+    for kernel in kernels.KERNELS:
+        monkeypatch.setitem(kernels.KERNELS, kernel, lambda *a, kernel=kernel: (kernel, "lse"))
+    attended = attend(SDPA, q, k, v, mask)
+    assert (attended.output if attended.lse is not None else None) == expected and attended.kernel == name
 
 
 @pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
@@ -239,9 +260,10 @@ def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, mo
 def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
     q, k, v = inputs()
     attended = attend(SDPA, q, k, v, masks(2, 3, 33, 21)[mask])
-    what = Scored(q, k, 32**-0.5, attended.bias)
+    mask = masks(2, 3, 33, 21)[mask]
+    what = Scored(q, k, 32**-0.5, mask)
     some = probabilities(what.rows(rows), attended.lse[rows], [2, 5])
-    torch.testing.assert_close(some, read(q, k, attended, [2, 5])[0][rows], atol=0, rtol=0)
+    torch.testing.assert_close(some, read(q, k, attended, [2, 5], mask)[0][rows], atol=0, rtol=0)
 
 
 def test_one_text_for_all_rows():
