@@ -13,10 +13,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from probe.world.scenes import SIDE
-from probe.world.templates import BACKGROUNDS, PIXELS, Background, Light, backgrounds, soften, templates, variants
+from probe.world.templates import BACKGROUNDS, PIXELS, SOFT, Background, Light, backgrounds, soften, template, variants
 
-PAD = 12  # pixels of nothing around the picture, so that sprites may reach over its edge
-_SHIFT = 2  # pixels by which a place found at half resolution may be off
+PAD = 16  # pixels of nothing around the picture, so that sprites may reach over its edge
+_SHIFT = 1  # pixels by which a place found at half resolution may be off
+_RESIZE = 2  # and by which its size may be
 _LEAST_CONTRAST = 0.6  # a decoder fades what is faint, a white cloud in a pale sky
 _NOISE = 5.0  # squared error of a pixel, over three channels, that is put down to the decoder
 _FAINT = 15.0  # the same of a sprite's whole square, below which nothing is looked for
@@ -38,7 +39,7 @@ class Fit:
     @property
     def centre(self) -> tuple[int, int]:
         """x, y in the picture, as scenes.Object has them."""
-        return self.x + 1 - PAD + self.pixels // 2, self.y + 1 - PAD + self.pixels // 2
+        return self.x + SOFT - PAD + self.pixels // 2, self.y + SOFT - PAD + self.pixels // 2
 
 
 class Canvas:
@@ -57,7 +58,7 @@ class Canvas:
 
     def layer(self, fit: Fit) -> np.ndarray:
         """What the sprite adds to the empty scene: [y, x, 3], nothing elsewhere."""
-        sheet = templates(self.ground.light, fit.pixels)[fit.variant]
+        sheet = template(self.ground.light, fit.variant, fit.pixels)
         here = slice(fit.y, fit.y + len(sheet)), slice(fit.x, fit.x + len(sheet))
         layer = np.zeros_like(self.rest)
         layer[here] = fit.contrast * (sheet[..., :3] - sheet[..., 3:] * self.empty[here]) * self.inside[here]
@@ -65,7 +66,7 @@ class Canvas:
 
     def refined(self, fit: Fit) -> Fit:
         """The fit at the best place near by."""
-        sheet = templates(self.ground.light, fit.pixels)[fit.variant]
+        sheet = template(self.ground.light, fit.variant, fit.pixels)
         side = len(sheet)
         area = slice(fit.y - _SHIFT, fit.y + _SHIFT + side), slice(fit.x - _SHIFT, fit.x + _SHIFT + side)
         product = _slid(_fields(self.rest[area], self.empty[area]), sheet)
@@ -73,17 +74,24 @@ class Canvas:
         gain, contrast = gains(product, norm)
         dy, dx = np.unravel_index(gain.argmax(), gain.shape)
         moved = replace(fit, x=fit.x + int(dx) - _SHIFT, y=fit.y + int(dy) - _SHIFT, contrast=float(contrast[dy, dx]))
-        ring = _around(moved, 1 + fit.pixels // 10)
+        ring = _around(moved, fit.pixels // 10)
         energy = float(np.square(self.rest[ring]).sum() + _NOISE * self.inside[ring].sum())
         gain = float(gain[dy, dx])
         return replace(moved, worth=float(worth(gain, energy)), share=gain / energy)
+
+    def resized(self, fit: Fit) -> Fit:
+        """The fit at the best size near by, and its best place."""
+        x, y = fit.centre
+        sizes = (size for size in range(fit.pixels - _RESIZE, fit.pixels + _RESIZE + 1) if size != fit.pixels)
+        others = (replace(fit, pixels=size, x=x - SOFT + PAD - size // 2, y=y - SOFT + PAD - size // 2) for size in sizes)
+        return max(fit, *map(self.refined, others), key=lambda fit: fit.worth)
 
     def likeness(self, fit: Fit) -> float:
         """The share of the differences between neighbouring pixels that the sprite explains, around it: 1 is all, 0
         or less is nothing. Unlike the share of the colours it is low for a plain sprite inside a large plain blot. Softened
         again, since the outlines of generated pictures are."""
-        ring = _around(fit, 2 + fit.pixels // 8)
-        rest, layer = (soften(soften(field))[ring] for field in (self.rest, self.layer(fit)))
+        ring = _around(fit, fit.pixels // 8)
+        rest, layer = (soften(field, 2)[ring] for field in (self.rest, self.layer(fit)))
         whole, left = 0.0, 0.0
         for axis in (0, 1):
             within = np.diff(self.inside[ring], axis=axis) == 0
@@ -149,7 +157,7 @@ def _searched(canvas: Canvas, pixels: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _around(fit: Fit, margin: int) -> tuple[slice, slice]:
-    side = fit.pixels + 2 + fit.pixels % 2
+    side = fit.pixels + 2 * SOFT + fit.pixels % 2
     y, x = (slice(max(at - margin, 0), at + side + margin) for at in (fit.y, fit.x))
     return y, x
 
@@ -161,8 +169,8 @@ def _framed(planes: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=112)
 def _scene(ground: Background) -> tuple[np.ndarray, np.ndarray]:
     """The softened empty scene [y, x, 3], and 1 inside the picture [y, x, 1]."""
-    edge = np.pad(backgrounds()[BACKGROUNDS.index(ground)], ((1, 1), (1, 1), (0, 0)), "edge")
-    return _framed(soften(edge)[1:-1, 1:-1]), _framed(np.ones((SIDE, SIDE, 1), np.float32))
+    edge = np.pad(backgrounds()[BACKGROUNDS.index(ground)], ((SOFT, SOFT), (SOFT, SOFT), (0, 0)), "edge")
+    return _framed(soften(edge)[SOFT:-SOFT, SOFT:-SOFT]), _framed(np.ones((SIDE, SIDE, 1), np.float32))
 
 
 def _fields(rest: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -198,15 +206,16 @@ def _halved(planes: np.ndarray) -> np.ndarray:
 
 def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int]:
     """Every place [y, x, c, side, side] at half resolution where a sheet may lie, and the first of them."""
-    side, reach = (pixels + 3) // 2, pixels // 6
-    first, last = (PAD - reach) // 2, (PAD + SIDE - pixels + reach - 1) // 2
+    side, reach = (pixels + 2 * SOFT + 1) // 2, pixels // 6
+    first, last = (PAD - SOFT - reach + 1) // 2, (PAD - SOFT + SIDE - pixels + reach) // 2
     return sliding_window_view(fields, (side, side), (0, 1))[first : last + 1, first : last + 1], first
 
 
 @lru_cache(maxsize=200)
 def _half_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Every variant's sheet and its norm weights, flat: [variants, c side side] each."""
-    sheets = _halved(templates(light, pixels))
+    every = range(len(variants(light.style, light.dark)))
+    sheets = _halved(np.stack([template(light, variant, pixels) for variant in every]))
     colours, norms = (np.moveaxis(w, -1, 1).reshape(len(w), -1) for w in (sheets, _norm_weights(sheets)))
     return colours, norms
 

@@ -104,12 +104,13 @@ def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: floa
         likely = [fit for fit in map(canvas.refined, shortlist(canvas)) if fit.share > 0.3]
         if not likely:
             break
-        fits.append(max(likely, key=lambda fit: fit.worth))
+        likely.sort(key=lambda fit: fit.worth, reverse=True)
+        fits.append(max(map(canvas.resized, likely[:3]), key=lambda fit: fit.worth))
         canvas.take(fits[-1])
     found = []
     for fit in fits:  # once more, now that its neighbours are gone
         canvas.give(fit)
-        fit = canvas.refined(fit)
+        fit = canvas.resized(canvas.refined(fit))
         kind, colour = variants(ground.style, ground.light.dark)[fit.variant]
         found.append(Found(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3)))
         canvas.take(fit)

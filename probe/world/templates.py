@@ -10,9 +10,14 @@ import numpy as np
 
 from probe.world.draw import is_dark, render, sprite, toned, tones
 from probe.world.objects import COLOURS, KINDS, SHAPES
-from probe.world.scenes import PLACES, SIDES, STYLES, TIMES, Scene, is_lost
+from probe.world.scenes import PLACES, STYLES, TIMES, Scene, is_lost
 
-PIXELS = tuple(sorted({pixels for sides in SIDES.values() for pixels in sides.values()}))
+# Sides to be searched, a tenth apart: those in which the world draws, and more where they leave a gap.
+PIXELS = (14, 16, 19, 21, 24, 27, 30, 34, 38, 42, 46, 50)
+
+
+# How often sprites and pictures are softened before they are compared: what is drawn a pixel off still agrees.
+SOFT = 3
 
 
 class Light(NamedTuple):
@@ -57,25 +62,23 @@ def variants(style: str, dark: bool) -> tuple[tuple[str, str | None], ...]:
     return tuple(pairs)
 
 
-@lru_cache(maxsize=200)
-def templates(light: Light, pixels: int) -> np.ndarray:
-    """Premultiplied colours and alpha of every variant, softened: float32 [variants, side, side, 4].
+@lru_cache(maxsize=20_000)
+def template(light: Light, variant: int, pixels: int) -> np.ndarray:
+    """Premultiplied colour and alpha of a variant (its index), softened: float32 [side, side, 4].
 
-    `side` is even: the sprite with a margin of one pixel, which the softening needs (and a row and a column of
+    `side` is even: the sprite with a margin of SOFT pixels, which the softening needs (and a row and a column of
     nothing below and right when `pixels` is odd)."""
-    gain, offset = tones("space" if light.dark and light.time == "day" else "plain", light.time, light.style)[1:]
-    margin = (1, 1 + pixels % 2)
-    sheets = []
-    for kind, colour in variants(light.style, light.dark):
-        rgb, alpha = sprite(kind, colour, pixels)
-        lit = toned(np.clip(rgb * gain + offset + 0.5, 0, 255).astype(np.uint8), light.style)
-        sheets.append(np.pad(np.concatenate([lit * alpha, alpha], axis=-1), (margin, margin, (0, 0))))
-    return soften(np.stack(sheets))
+    place = "space" if light.dark and light.time == "day" else "plain"
+    _, gain, offset = tones(place, light.time, light.style)
+    rgb, alpha = sprite(*variants(light.style, light.dark)[variant], pixels)
+    lit = toned(np.clip(rgb * gain + offset + 0.5, 0, 255).astype(np.uint8), light.style)
+    margin = (SOFT, SOFT + pixels % 2)
+    return soften(np.pad(np.concatenate([lit * alpha, alpha], axis=-1), (margin, margin, (0, 0))))
 
 
-def soften(planes: np.ndarray) -> np.ndarray:
-    """[..., y, x, c] smoothed by (1 2 1)/4 both ways; nothing lies beyond the edge."""
-    for axis in (-3, -2):
+def soften(planes: np.ndarray, times: int = SOFT) -> np.ndarray:
+    """[..., y, x, c] smoothed by (1 2 1)/4 both ways, so many times; nothing lies beyond the edge."""
+    for axis in (-3, -2) * times:
         smooth = planes / 2
         ahead, behind = [slice(None)] * planes.ndim, [slice(None)] * planes.ndim
         ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
