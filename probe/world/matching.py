@@ -2,7 +2,7 @@
 
 With D the picture minus the empty scene B, and M = alpha (sprite - B) what a sprite adds there, the squared error
 that the sprite takes away at contrast k is |D|^2 - |D - kM|^2 = 2k D.M - k^2 M.M: its gain. Every variant, size and
-place is tried at half resolution, the best again at full resolution. Both products are linear in fields of the
+place is tried at a half or a quarter of the resolution, the best again at the whole. Both products are linear in fields of the
 picture and of the sprite, so that a size is one matrix product.
 """
 
@@ -15,9 +15,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from probe.world.scenes import SIDE
 from probe.world.templates import BACKGROUNDS, PIXELS, SOFT, Background, Light, backgrounds, soften, template, variants
 
-PAD = 16  # pixels of nothing around the picture, so that sprites may reach over its edge
-_SHIFT = 1  # pixels by which a place found at half resolution may be off
-_RESIZE = 2  # and by which its size may be
+PAD = 20  # pixels of nothing around the picture, so that sprites may reach over its edge
+_RESIZE = 2  # pixels by which a size that was searched may be off
 _LEAST_CONTRAST = 0.6  # a decoder fades what is faint, a white cloud in a pale sky
 _NOISE = 5.0  # squared error of a pixel, over three channels, that is put down to the decoder
 _FAINT = 15.0  # the same of a sprite's whole square, below which nothing is looked for
@@ -67,13 +66,15 @@ class Canvas:
     def refined(self, fit: Fit) -> Fit:
         """The fit at the best place near by."""
         sheet = template(self.ground.light, fit.variant, fit.pixels)
-        side = len(sheet)
-        area = slice(fit.y - _SHIFT, fit.y + _SHIFT + side), slice(fit.x - _SHIFT, fit.x + _SHIFT + side)
+        side, off = len(sheet), _cell(fit.pixels) // 2
+        last = len(self.rest) - side - off
+        fit = replace(fit, x=min(max(fit.x, off), last), y=min(max(fit.y, off), last))
+        area = slice(fit.y - off, fit.y + off + side), slice(fit.x - off, fit.x + off + side)
         product = _slid(_fields(self.rest[area], self.empty[area]), sheet)
         norm = _slid(_norm_fields(self.empty[area], self.inside[area]), _norm_weights(sheet))
         gain, contrast = gains(product, norm)
         dy, dx = np.unravel_index(gain.argmax(), gain.shape)
-        moved = replace(fit, x=fit.x + int(dx) - _SHIFT, y=fit.y + int(dy) - _SHIFT, contrast=float(contrast[dy, dx]))
+        moved = replace(fit, x=fit.x + int(dx) - off, y=fit.y + int(dy) - off, contrast=float(contrast[dy, dx]))
         ring = _around(moved, fit.pixels // 10)
         energy = float(np.square(self.rest[ring]).sum() + _NOISE * self.inside[ring].sum())
         gain = float(gain[dy, dx])
@@ -83,7 +84,9 @@ class Canvas:
         """The fit at the best size near by, and its best place."""
         x, y = fit.centre
         sizes = (size for size in range(fit.pixels - _RESIZE, fit.pixels + _RESIZE + 1) if size != fit.pixels)
-        others = (replace(fit, pixels=size, x=x - SOFT + PAD - size // 2, y=y - SOFT + PAD - size // 2) for size in sizes)
+        others = (
+            replace(fit, pixels=size, x=x - SOFT + PAD - size // 2, y=y - SOFT + PAD - size // 2) for size in sizes
+        )
         return max(fit, *map(self.refined, others), key=lambda fit: fit.worth)
 
     def likeness(self, fit: Fit) -> float:
@@ -119,7 +122,9 @@ def shortlist(canvas: Canvas, kinds: int = 8, each: int = 3) -> list[Fit]:
     """The best variants and sizes of the best kinds, at their rough places."""
     light = canvas.ground.light
     kinds_of = [kind for kind, _ in variants(light.style, light.dark)]
-    searched = [_searched(canvas, pixels) for pixels in PIXELS]
+    rests = {cell: _shrunk(canvas.rest, cell) for cell in (2, 4)}
+    fields = {cell: _fields(rest, _shrunk(canvas.empty, cell)) for cell, rest in rests.items()}
+    searched = [_searched(canvas.ground, pixels, rests[_cell(pixels)], fields[_cell(pixels)]) for pixels in PIXELS]
     worths = np.stack([worth for worth, _, _ in searched])  # [sizes, variants]
     order = np.argsort(worths, axis=None)[::-1]
     taken: dict[str, int] = {}
@@ -135,11 +140,12 @@ def shortlist(canvas: Canvas, kinds: int = 8, each: int = 3) -> list[Fit]:
     return fits
 
 
-def _searched(canvas: Canvas, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _searched(
+    ground: Background, pixels: int, rest: np.ndarray, fields: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each variant's greatest worth at this size, and the corner x, y of its sheet there: [variants] each."""
-    weights, _ = _half_weights(canvas.ground.light, pixels)
-    rest = _halved(canvas.rest)
-    windows, first = _windows(_fields(rest, _halved(canvas.empty)), pixels)
+    weights, _ = _coarse_weights(ground.light, pixels)
+    windows, first = _windows(fields, pixels)
     across, side = windows.shape[1], windows.shape[-1]
     sums = np.pad(_dot(rest, rest)[..., 0], (1, 0)).cumsum(0).cumsum(1)
     energy = sums[side:, side:] - sums[side:, :-side] - sums[:-side, side:] + sums[:-side, :-side]
@@ -150,10 +156,11 @@ def _searched(canvas: Canvas, pixels: int) -> tuple[np.ndarray, np.ndarray, np.n
         return np.zeros(len(weights), np.float32), np.zeros(len(weights), int), np.zeros(len(weights), int)
     y, x = np.divmod(loud, across)
     product = windows[y, x].reshape(len(loud), -1) @ weights.T
-    gain, _ = gains(product, _half_norms(canvas.ground, pixels)[loud])
+    gain, _ = gains(product, _coarse_norms(ground, pixels)[loud])
     value = worth(gain, energy[loud, None] + _NOISE * side**2)
     best = value.argmax(axis=0)
-    return value[best, np.arange(len(weights))], 2 * (x[best] + first), 2 * (y[best] + first)
+    cell = _cell(pixels)
+    return cell**2 * value[best, np.arange(len(weights))], cell * (x[best] + first), cell * (y[best] + first)
 
 
 def _around(fit: Fit, margin: int) -> tuple[slice, slice]:
@@ -198,31 +205,41 @@ def _slid(fields: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.tensordot(sliding_window_view(fields, weights.shape[:2], (0, 1)), weights.transpose(2, 0, 1), 3)
 
 
-def _halved(planes: np.ndarray) -> np.ndarray:
-    """[..., y, x, c] at half resolution."""
-    rows = planes[..., ::2, :, :] + planes[..., 1::2, :, :]
-    return (rows[..., ::2, :] + rows[..., 1::2, :]) / 4
+def _cell(pixels: int) -> int:
+    """Pixels each way that are searched as one; large sprites are known by less."""
+    return 4 if pixels > 28 else 2
+
+
+def _shrunk(planes: np.ndarray, cell: int) -> np.ndarray:
+    """[..., y, x, c] with each cell x cell pixels averaged; cells may reach over the lower and the right edge."""
+    height, width = planes.shape[-3] % cell, planes.shape[-2] % cell
+    if height or width:
+        whole = ((0, 0),) * (planes.ndim - 3)
+        planes = np.pad(planes, (*whole, (0, -height % cell), (0, -width % cell), (0, 0)))
+    rows = np.mean([planes[..., y::cell, :, :] for y in range(cell)], axis=0)
+    return np.mean([rows[..., x::cell, :] for x in range(cell)], axis=0)
 
 
 def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int]:
-    """Every place [y, x, c, side, side] at half resolution where a sheet may lie, and the first of them."""
-    side, reach = (pixels + 2 * SOFT + 1) // 2, pixels // 6
-    first, last = (PAD - SOFT - reach + 1) // 2, (PAD - SOFT + SIDE - pixels + reach) // 2
+    """Every place [y, x, c, side, side] in cells where a sheet may lie, and the first of them."""
+    cell, start, reach = _cell(pixels), PAD - SOFT, pixels // 6
+    side = -(-(pixels + 2 * SOFT) // cell)
+    first, last = -(-(start - reach) // cell), (start + SIDE - pixels + reach) // cell
     return sliding_window_view(fields, (side, side), (0, 1))[first : last + 1, first : last + 1], first
 
 
 @lru_cache(maxsize=200)
-def _half_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every variant's sheet and its norm weights, flat: [variants, c side side] each."""
+def _coarse_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every variant's sheet and its norm weights, in cells, flat: [variants, c side side] each."""
     every = range(len(variants(light.style, light.dark)))
-    sheets = _halved(np.stack([template(light, variant, pixels) for variant in every]))
+    sheets = _shrunk(np.stack([template(light, variant, pixels) for variant in every]), _cell(pixels))
     colours, norms = (np.moveaxis(w, -1, 1).reshape(len(w), -1) for w in (sheets, _norm_weights(sheets)))
     return colours, norms
 
 
-@lru_cache(maxsize=200)
-def _half_norms(ground: Background, pixels: int) -> np.ndarray:
+@lru_cache(maxsize=300)
+def _coarse_norms(ground: Background, pixels: int) -> np.ndarray:
     """M.M of every variant at every place: [places, variants]."""
-    empty, inside = _scene(ground)
-    windows, _ = _windows(_norm_fields(_halved(empty), _halved(inside)), pixels)
-    return windows.reshape(windows.shape[0] ** 2, -1) @ _half_weights(ground.light, pixels)[1].T
+    empty, inside = (_shrunk(plane, _cell(pixels)) for plane in _scene(ground))
+    windows, _ = _windows(_norm_fields(empty, inside), pixels)
+    return windows.reshape(windows.shape[0] ** 2, -1) @ _coarse_weights(ground.light, pixels)[1].T

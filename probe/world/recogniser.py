@@ -107,14 +107,21 @@ def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: floa
         likely.sort(key=lambda fit: fit.worth, reverse=True)
         fits.append(max(map(canvas.resized, likely[:3]), key=lambda fit: fit.worth))
         canvas.take(fits[-1])
-    found = []
+    found: list[Found] = []
     for fit in fits:  # once more, now that its neighbours are gone
         canvas.give(fit)
         fit = canvas.resized(canvas.refined(fit))
         kind, colour = variants(ground.style, ground.light.dark)[fit.variant]
-        found.append(Found(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3)))
+        thing = Found(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3))
+        if thing.score >= threshold and not any(_within(thing, other) for other in found):
+            found.append(thing)
         canvas.take(fit)
-    return [thing for thing in found if thing.score >= threshold]
+    return found
+
+
+def _within(thing: Found, other: Found) -> bool:
+    """Whether it stands in the middle of another: then it is what was left of that one."""
+    return max(abs(thing.x - other.x), abs(thing.y - other.y)) < other.pixels / 2
 
 
 def judge(scene: Scene, seen: Seen | np.ndarray, language: str | None = None) -> Verdict:

@@ -1,15 +1,15 @@
 """How far the recogniser can be trusted: real scenes, whose contents are known, as they are, through a model's VAE,
-and softer or rougher than that, as generated pictures are; and pictures with nothing in them.
+and softer, rougher or less steady than that, as generated pictures are; and pictures with nothing in them.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tyro
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import binomtest
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ class Validation:
     count: int = 500
     """Scenes, seen as they are and through the VAE."""
     soft: int = 100
-    """How many of them are also seen softer and rougher."""
+    """How many of them are also seen softer, rougher, larger, smaller and bent."""
     model: str = "mini-unet"
     """Name or folder of the model whose VAE is used; `none` leaves out all that needs one."""
     split: str = "test"
@@ -41,6 +41,23 @@ Pictures = np.ndarray  # uint8 [n, 64, 64, 3]
 def blurred(pictures: Pictures, pixels: float) -> Pictures:
     """Gaussian, of this standard deviation."""
     return gaussian_filter(pictures.astype(np.float32), (0, pixels, pixels, 0)).round().astype(np.uint8)
+
+
+def wobbled(pictures: Pictures, pixels: float, seed: int = 0) -> Pictures:
+    """Every point moved by a smooth random distance of this standard deviation, as by an unsteady hand."""
+    random = np.random.default_rng(seed)
+    out = np.empty_like(pictures)
+    for picture, bent in zip(pictures, out):
+        shift = gaussian_filter(random.normal(size=(2, SIDE, SIDE)), (0, 6, 6))
+        points = np.mgrid[:SIDE, :SIDE] + shift * pixels / shift.std()
+        for c in range(3):
+            bent[..., c] = map_coordinates(picture[..., c].astype(np.float32), points, order=1, mode="nearest").round()
+    return out
+
+
+def scaled(scene: Scene, factor: float) -> Scene:
+    """The same scene with objects of sizes that the world does not draw."""
+    return replace(scene, objects=tuple(replace(o, pixels=round(o.pixels * factor)) for o in scene.objects))
 
 
 def noise(count: int, pixels: float, seed: int = 0) -> Pictures:
@@ -99,6 +116,10 @@ def scores(scenes: list[Scene], seen: list[Seen]) -> np.ndarray:
     return np.array([found.score for scene, one in zip(scenes, seen) for found in match(scene, one) if found])
 
 
+def drawn(scenes: list[Scene]) -> Pictures:
+    return np.stack([render(scene)[0] for scene in scenes])
+
+
 def redrawn(seen: Seen) -> np.ndarray:
     """A drawing of what was seen, uint8 [64, 64, 3]."""
     objects = tuple(Object(f.kind, None, f.colour, "medium", f.x, f.y, f.pixels) for f in seen.objects)
@@ -119,26 +140,30 @@ def _told(seen: Seen) -> str:
 
 def main(config: Validation) -> None:
     scenes = [draw_scene(seed, config.split) for seed in range(config.count)]
-    raw = np.stack([render(scene)[0] for scene in scenes])
+    raw = drawn(scenes)
     empty = backgrounds().astype(np.uint8)
     real = {"as drawn": raw}
     nothing = {"empty scenes": empty} | {f"noise, grain {g} px": noise(25, g) for g in (0, 1, 2, 4)}
     if config.model != "none":
-        passed, some = through_vae(config.model), raw[: config.soft]
+        passed, few = through_vae(config.model), scenes[: config.soft]
         real["through the VAE"] = decoded = passed(raw)
         real |= {f"and blurred by {blur} px": blurred(decoded[: config.soft], blur) for blur in (0.7, 1.0)}
-        real |= {f"latents with noise {rough}": passed(some, rough) for rough in (0.2, 0.4)}
+        real |= {f"latents with noise {rough}": passed(raw[: config.soft], rough) for rough in (0.2, 0.4)}
+        real |= {f"sizes times {k}, VAE": passed(drawn([scaled(scene, k) for scene in few])) for k in (0.9, 1.1)}
+        real |= {f"bent by {bend} px, VAE": passed(wobbled(raw[: config.soft], bend)) for bend in (1.0, 1.5)}
         nothing["empty scenes, VAE"] = passed(empty)
         nothing["empty scenes, noise 0.4"] = passed(empty, 0.4)
-    cells = []
+    tables, cells = {}, []
     for name, pictures in real.items():
         seen = [recognise(picture) for picture in tqdm(pictures, desc=name)]
-        print(f"\n{name}: {len(pictures)} pictures")
-        print(accuracy(scenes, seen).to_string(index=False, float_format="{:.3f}".format))
-        found = scores(scenes, seen)
-        print("lowest, 1%, 5% and median score of a right object:", np.percentile(found, (0, 1, 5, 50)).round(2))
+        tables[name] = accuracy(scenes, seen).set_index("what")
+        if len(pictures) == len(scenes):
+            print(f"\n{name}, {len(pictures)} pictures\n{tables[name].to_string(float_format='{:.3f}'.format)}")
+        low = np.percentile(scores(scenes, seen), (0, 1, 5, 50)).round(2)
+        tables[name].loc["lowest score", "right"], tables[name].loc["1% score", "right"] = low[:2]
         wrong = [i for i, one in enumerate(seen) if failed(scenes[i], one)]
         cells += [([pictures[i], redrawn(seen[i])], f"{name} {i} {_told(seen[i])}") for i in wrong]
+    print(pd.DataFrame({name: table.right for name, table in tables.items()}).T.to_string(float_format="{:.3f}".format))
     for name, pictures in nothing.items():
         best = [recognise(picture, threshold=0.0) for picture in tqdm(pictures, desc=name)]
         highest = np.array([max((found.score for found in one.objects), default=0.0) for one in best])
