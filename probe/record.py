@@ -133,22 +133,12 @@ class Recording:
 
     def _encoding(self, encode_prompt: Callable) -> Callable:
         def wrapper(*arguments, **named):
-            cache: dict = getattr(self.model, "embedding_cache", {})
-            kept = dict(cache)
             capture = EncoderCapture(self.family, self.model, self.encoder_layers)
-            try:
-                if kept:
-                    cache.clear()
-                with capture:
-                    result = encode_prompt(*arguments, **named)
-            finally:
-                if kept:
-                    cache.update(kept)
+            with capture:  # a model that keeps its texts runs the encoder anew while the encoder has hooks
+                result = encode_prompt(*arguments, **named)
             if blind := capture.blind():
                 listed = "; ".join(f"{name} {why}" for name, why in blind.items())
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
-            if kept:  # the model goes on with what it would have used
-                result = encode_prompt(*arguments, **named)
             texts = self.family.texts(result)
             self.texts = Texts(texts, {branch: [capture.of(text) for text in some] for branch, some in texts.items()})
             return result

@@ -82,6 +82,8 @@ class MiniUNet(nn.Module):
             return self.embedding_cache[key]
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
         text = Text(self.encoder(ids, mask), mask, tuple(encodings))
+        if self.encoder_is_hooked():  # what somebody reads or edits is theirs alone
+            return text
         if len(self.embedding_cache) >= 64:
             self.embedding_cache.pop(next(iter(self.embedding_cache)))
         self.embedding_cache[key] = text
