@@ -93,7 +93,8 @@ def main(config: Config) -> None:
     folder = SHIPPED / config.model
     model = load(config.model, "cpu")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    held_out, test = (pd.read_csv(config.scores / f"{split}_rates.csv") for split in ("held_out", "test"))
+    held_out = pd.read_csv(config.scores / "held_out_rates.csv")
+    test = config.scores / "test_rates.csv"
     rates = held_out[held_out.language == "all"].set_index("what").right
     sizes = {
         name: sum(p.numel() for p in getattr(model, name).parameters()) / 1e6 for name in ("encoder", "unet", "vae")
@@ -105,7 +106,7 @@ def main(config: Config) -> None:
         hours=log[-1]["hours"],
         loss=log[-1]["held_out_loss"],
         held_out=table(held_out),
-        test=table(test),
+        test=table(pd.read_csv(test)) if test.exists() else "Not measured for these weights.",
         pointing=table(pd.read_csv(config.pointing / "rates.csv")),
         best=table(pd.read_csv(config.pointing / "best_layers.csv")),
         faults=faults(held_out),
