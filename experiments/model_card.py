@@ -74,9 +74,7 @@ def faults(held_out: pd.DataFrame) -> str:
     """What falls short of the goals, said with the numbers."""
     rates = held_out[held_out.language == "all"].set_index("what").right
     short = [f"- {what}: {rates[what]:.3f}, the goal is {goal}" for what, goal in GOALS.items() if rates[what] < goal]
-    return "\n".join(
-        [*short, "- At other sizes than 64x64 it repeats or loses objects: it was trained at that size alone."]
-    )
+    return "\n".join([*short, "- Trained at 64x64 alone; nothing was measured at other sizes."])
 
 
 def table(frame: pd.DataFrame) -> str:
