@@ -2,8 +2,9 @@
 
 With D the picture minus the empty scene B, and M = alpha (sprite - B) what a sprite adds there, the squared error
 that the sprite takes away at contrast k is |D|^2 - |D - kM|^2 = 2k D.M - k^2 M.M: its gain. Every variant, size and
-place is tried at a half or a quarter of the resolution, the best again at the whole. Both products are linear in fields of the
-picture and of the sprite, so that a size is one matrix product.
+place is tried at a half or a quarter of the resolution, the best again at the whole. Both products are linear in
+fields of the picture and of the sprite, so that a size is one matrix product. (There the sprite's softened edge is
+laid over a softened scene; what is taken away in the end is softened as a whole.)
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +14,22 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from probe.world.scenes import SIDE
-from probe.world.templates import BACKGROUNDS, PIXELS, SOFT, Background, Light, backgrounds, soften, template, variants
+from probe.world.templates import (
+    BACKGROUNDS,
+    PIXELS,
+    SOFT,
+    Background,
+    Light,
+    backgrounds,
+    soften,
+    softened,
+    template,
+    variants,
+)
 
 PAD = 20  # pixels of nothing around the picture, so that sprites may reach over its edge
 _RESIZE = 2  # pixels by which a size that was searched may be off
-_LEAST_CONTRAST = 0.6  # a decoder fades what is faint, a white cloud in a pale sky
+_LEAST_CONTRAST = 0.75  # a decoder fades what is faint, a white cloud in a pale sky
 _NOISE = 5.0  # squared error of a pixel, over three channels, that is put down to the decoder
 _FAINT = 15.0  # the same of a sprite's whole square, below which nothing is looked for
 
@@ -47,6 +59,7 @@ class Canvas:
     def __init__(self, picture: np.ndarray, ground: Background):
         self.ground = ground
         self.empty, self.inside = _scene(ground)
+        self.sharp = _framed(backgrounds()[BACKGROUNDS.index(ground)])
         self.rest = _framed(soften(picture - backgrounds()[BACKGROUNDS.index(ground)]))
 
     def take(self, fit: Fit) -> None:
@@ -59,13 +72,14 @@ class Canvas:
         """What the sprite adds to the empty scene: [y, x, 3], nothing elsewhere."""
         sheet = template(self.ground.light, fit.variant, fit.pixels)
         here = slice(fit.y, fit.y + len(sheet)), slice(fit.x, fit.x + len(sheet))
+        change = (sheet[..., :3] - sheet[..., 3:] * self.sharp[here]) * self.inside[here]
         layer = np.zeros_like(self.rest)
-        layer[here] = fit.contrast * (sheet[..., :3] - sheet[..., 3:] * self.empty[here]) * self.inside[here]
+        layer[here] = fit.contrast * soften(change) * self.inside[here]
         return layer
 
     def refined(self, fit: Fit) -> Fit:
         """The fit at the best place near by."""
-        sheet = template(self.ground.light, fit.variant, fit.pixels)
+        sheet = softened(self.ground.light, fit.variant, fit.pixels)
         side, off = len(sheet), _cell(fit.pixels) // 2
         last = len(self.rest) - side - off
         fit = replace(fit, x=min(max(fit.x, off), last), y=min(max(fit.y, off), last))
@@ -83,16 +97,15 @@ class Canvas:
     def resized(self, fit: Fit) -> Fit:
         """The fit at the best size near by, and its best place."""
         x, y = fit.centre
-        sizes = (size for size in range(fit.pixels - _RESIZE, fit.pixels + _RESIZE + 1) if size != fit.pixels)
-        others = (
-            replace(fit, pixels=size, x=x - SOFT + PAD - size // 2, y=y - SOFT + PAD - size // 2) for size in sizes
-        )
+        sizes = range(max(fit.pixels - _RESIZE, PIXELS[0]), fit.pixels + _RESIZE + 1)
+        corners = ((size, x - SOFT + PAD - size // 2, y - SOFT + PAD - size // 2) for size in sizes)
+        others = (replace(fit, pixels=size, x=left, y=top) for size, left, top in corners if size != fit.pixels)
         return max(fit, *map(self.refined, others), key=lambda fit: fit.worth)
 
     def likeness(self, fit: Fit) -> float:
         """The share of the differences between neighbouring pixels that the sprite explains, around it: 1 is all, 0
-        or less is nothing. Unlike the share of the colours it is low for a plain sprite inside a large plain blot. Softened
-        again, since the outlines of generated pictures are."""
+        or less is nothing. Unlike the share of the colours it is low for a plain sprite inside a large plain blot.
+        Softened again, since the outlines of generated pictures are."""
         ring = _around(fit, fit.pixels // 8)
         rest, layer = (soften(field, 2)[ring] for field in (self.rest, self.layer(fit)))
         whole, left = 0.0, 0.0
@@ -100,7 +113,7 @@ class Canvas:
             within = np.diff(self.inside[ring], axis=axis) == 0
             whole += float((np.square(np.diff(rest, axis=axis)) * within).sum())
             left += float((np.square(np.diff(rest - layer, axis=axis)) * within).sum())
-        return 1 - left / (whole + float(self.inside[ring].sum()))
+        return (whole - left) / (whole + float(self.inside[ring].sum()))
 
 
 def gains(product: np.ndarray, norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +245,7 @@ def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int]:
 def _coarse_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Every variant's sheet and its norm weights, in cells, flat: [variants, c side side] each."""
     every = range(len(variants(light.style, light.dark)))
-    sheets = _shrunk(np.stack([template(light, variant, pixels) for variant in every]), _cell(pixels))
+    sheets = _shrunk(np.stack([softened(light, variant, pixels) for variant in every]), _cell(pixels))
     colours, norms = (np.moveaxis(w, -1, 1).reshape(len(w), -1) for w in (sheets, _norm_weights(sheets)))
     return colours, norms
 

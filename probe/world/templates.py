@@ -64,16 +64,21 @@ def variants(style: str, dark: bool) -> tuple[tuple[str, str | None], ...]:
 
 @lru_cache(maxsize=20_000)
 def template(light: Light, variant: int, pixels: int) -> np.ndarray:
-    """Premultiplied colour and alpha of a variant (its index), softened: float32 [side, side, 4].
+    """Premultiplied colour and alpha of a variant (its index): float32 [side, side, 4].
 
-    `side` is even: the sprite with a margin of SOFT pixels, which the softening needs (and a row and a column of
-    nothing below and right when `pixels` is odd)."""
+    `side` is even: the sprite with a margin of SOFT pixels, to be softened into (and a row and a column of nothing
+    below and right when `pixels` is odd)."""
     place = "space" if light.dark and light.time == "day" else "plain"
     _, gain, offset = tones(place, light.time, light.style)
     rgb, alpha = sprite(*variants(light.style, light.dark)[variant], pixels)
     lit = toned(np.clip(rgb * gain + offset + 0.5, 0, 255).astype(np.uint8), light.style)
     margin = (SOFT, SOFT + pixels % 2)
-    return soften(np.pad(np.concatenate([lit * alpha, alpha], axis=-1), (margin, margin, (0, 0))))
+    return np.pad(np.concatenate([lit * alpha, alpha], axis=-1), (margin, margin, (0, 0)))
+
+
+@lru_cache(maxsize=20_000)
+def softened(light: Light, variant: int, pixels: int) -> np.ndarray:
+    return soften(template(light, variant, pixels))
 
 
 def soften(planes: np.ndarray, times: int = SOFT) -> np.ndarray:
