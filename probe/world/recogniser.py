@@ -22,6 +22,7 @@ from probe.world.templates import BACKGROUNDS, Background, backgrounds, variants
 
 THRESHOLD = 0.6  # of Found.score
 _MOST = 4  # objects looked for in one picture
+_GLIMPSE = 0.3  # share of the difference that a sprite must explain to be taken up at all; its score decides in the end
 _UNLIKE = 90  # grey levels, over three channels, at which a pixel is no part of the background
 _ASTRAY = 12  # pixels from where an object should be, beyond which it is nowhere
 _ALIKE = 60  # grey levels between an icon's own colour and the name that it may have
@@ -101,7 +102,7 @@ def _thinned(planes: np.ndarray) -> np.ndarray:
 def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Found]:
     canvas, fits = Canvas(pixels, ground), []
     while len(fits) < count:
-        likely = [fit for fit in map(canvas.refined, shortlist(canvas)) if fit.share > 0.3]
+        likely = [fit for fit in map(canvas.refined, shortlist(canvas)) if fit.share > _GLIMPSE]
         if not likely:
             break
         likely.sort(key=lambda fit: fit.worth, reverse=True)
