@@ -45,8 +45,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Hidden weights go to Muon; embeddings, the first and last convolution and vectors to AdamW."""
-    outer = ("embed", "position", "conv_in", "conv_out", "time")
+    """Hidden weights go to Muon; embeddings, the first and last convolution, heads and vectors to AdamW."""
+    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer")
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 

@@ -14,20 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.muon import optimizers
 from experiments.train_vae import train_vae
-from experiments.training_data import Pool, caption, grid, make_pool
+from experiments.training_data import Batch, Pool, caption, grid, make_pool
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.models.text import Text, padded_ids
 from probe.text.bpe import Tokenizer
+from probe.world.objects import KINDS
 from probe.world.scenes import draw_scene
 
 SHOWN = (
@@ -56,6 +58,8 @@ class Config:
     """Share of captions that are emptied, for classifier-free guidance."""
     object_weight: float = 4.0
     """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
+    naming_weight: float = 0.2
+    """How much the loss counts the naming of the object at each cell (see `Namer`); 0 turns it off."""
     average: float = 0.999
     checkpoint_minutes: float = 10.0
     seed: int = 0
@@ -84,22 +88,60 @@ def first_model(config: Config) -> MiniUNet:
     return MiniUNet.from_folder(folder)
 
 
-def velocity_loss(
-    model: MiniUNet, latents: Tensor, covered: Tensor, captions: list[str], object_weight: float = 0.0
-) -> Tensor:
+def read_captions(model: MiniUNet, captions: list[str], group: int = 16) -> Text:
+    """The captions' states. Read in groups of like length: padded to the longest, half of the work would be pads."""
+    encodings = [model.tokenizer.encode(caption) for caption in captions]
+    ids, mask = padded_ids(encodings, model.tokenizer.pad)
+    lengths = mask.sum(1)
+    order = lengths.argsort()
+    parts = []
+    for rows in order.split(group):
+        longest = int(lengths[rows[-1]])
+        states = model.encoder(ids[rows, :longest], mask[rows, :longest])
+        parts.append(F.pad(states, (0, 0, 0, ids.shape[1] - longest)))
+    return Text(torch.cat(parts)[order.argsort()], mask, tuple(encodings))
+
+
+class Namer(nn.Module):
+    """Names the kind of object at each cell from the features of the U-Net's way up. Used in training only.
+
+    Naming asks for the right word at the right place, where the velocity of a noisy cell asks first for its colour;
+    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). The
+    attention itself is never supervised: heat maps stay what the model found by itself.
+    """
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        fine, middle, _ = unet.config.widths
+        self.heads = nn.ModuleList([nn.Linear(middle, len(KINDS) + 1), nn.Linear(fine, len(KINDS) + 1)])
+        self.features: list[Tensor] = []
+        for stage in unet.up:
+            stage.register_forward_hook(lambda module, args, output: self.features.append(output))
+
+    def loss(self, kinds: Tensor) -> Tensor:
+        """Mean cross-entropy of the kinds [b, h, w] over both grids; bare cells count a tenth."""
+        weight = torch.ones(len(KINDS) + 1)
+        weight[0] = 0.1
+        total = kinds.new_zeros((), dtype=torch.float32)
+        for head, features in zip(self.heads, self.features):
+            logits = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            total = total + F.cross_entropy(F.interpolate(logits, kinds.shape[-2:]), kinds, weight)
+        return total / len(self.heads)
+
+
+def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0) -> Tensor:
     """Mean squared error of the velocity at logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1).
 
     Cells that objects cover count 1 + object_weight times as much: words mostly speak of objects, pixels mostly of
     backgrounds.
     """
-    encodings = [model.tokenizer.encode(caption) for caption in captions]
-    ids, mask = padded_ids(encodings, model.tokenizer.pad)
-    text = Text(model.encoder(ids, mask), mask, tuple(encodings))
-    time = torch.sigmoid(torch.randn(len(latents)) + 0.5)
-    noise = torch.randn_like(latents)
+    text = read_captions(model, batch.captions)
+    time = torch.sigmoid(torch.randn(len(batch.latents)) + 0.5)
+    noise = torch.randn_like(batch.latents)
     t = time[:, None, None, None]
-    error = (model.unet((1 - t) * latents + t * noise, time, text) - (noise - latents)).square().mean(1, keepdim=True)
-    weight = 1 + object_weight * covered
+    velocity = model.unet((1 - t) * batch.latents + t * noise, time, text)
+    error = (velocity - (noise - batch.latents)).square().mean(1, keepdim=True)
+    weight = 1 + object_weight * batch.covered
     return (weight * error).sum() / weight.sum()
 
 
@@ -109,32 +151,39 @@ class Training:
     def __init__(self, model: MiniUNet, config: Config):
         self.model, self.config, self.samples = model, config, 0
         model.vae.requires_grad_(False)
-        self.names = [n for n, p in model.named_parameters() if not n.startswith("vae.")]
-        parameters = dict(model.named_parameters())
+        self.namer = Namer(model.unet)
+        parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
+        parameters |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
+        self.names = list(parameters)
         self.weights = [parameters[n].requires_grad_(True) for n in self.names]
         self.averaged = [w.detach().clone() for w in self.weights]
         self.optimizers = optimizers(zip(self.names, self.weights), config.lr)
 
-    def step(self, latents: Tensor, covered: Tensor, captions: list[str], lr: float) -> float:
-        loss = velocity_loss(self.model, latents, covered, captions, self.config.object_weight)
-        loss.backward()
+    def step(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """The loss of the velocity and of the naming, before the step."""
+        self.namer.features.clear()
+        loss = velocity_loss(self.model, batch, self.config.object_weight)
+        naming = self.namer.loss(batch.kinds)
+        (loss + self.config.naming_weight * naming).backward()
+        self.namer.features.clear()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
-        self.samples += len(captions)
+        self.samples += len(batch.captions)
         # A young average forgets its random beginning quickly.
-        n = self.samples / len(captions)
+        n = self.samples / len(batch.captions)
         torch._foreach_lerp_(
             self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n))
         )
-        return loss.item()
+        return loss.item(), naming.item()
 
     def averaged_model(self) -> MiniUNet:
         model = MiniUNet(self.model.config, self.model.tokenizer)
-        model.load_state_dict(self.model.state_dict() | dict(zip(self.names, self.averaged)))
+        averaged = {n: w for n, w in zip(self.names, self.averaged) if not n.startswith("namer.")}
+        model.load_state_dict(self.model.state_dict() | averaged)
         return model.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> None:
@@ -176,7 +225,7 @@ def held_out_loss(model: MiniUNet, pool: Pool) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         rng = np.random.default_rng(1)
-        return sum(velocity_loss(model, *pool.batch(64, rng, 0.0)).item() for _ in range(4)) / 4
+        return sum(velocity_loss(model, pool.batch(64, rng, 0.0)).item() for _ in range(4)) / 4
 
 
 def train(config: Config) -> None:
@@ -202,7 +251,7 @@ def train(config: Config) -> None:
     while True:
         spent = time.monotonic() - start
         lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - spent / total)))
-        losses.append(training.step(*pool.batch(config.batch, rng, config.dropped), lr))
+        losses.append(training.step(pool.batch(config.batch, rng, config.dropped), lr))
         step += 1
         bar.update(round(spent) - bar.n)
         finished = spent >= total
@@ -214,7 +263,8 @@ def train(config: Config) -> None:
             row = dict(
                 samples=training.samples,
                 hours=round(hours + spent / 3600, 3),
-                loss=float(np.mean(losses)),
+                loss=round(float(np.mean(losses, axis=0)[0]), 5),
+                naming_loss=round(float(np.mean(losses, axis=0)[1]), 5),
                 held_out_loss=held_out_loss(averaged, held),
                 lr=lr,
             )

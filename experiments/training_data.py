@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from probe.models.vae import VAE
 from probe.world.captions import describe
 from probe.world.draw import render
 from probe.world.example import language_of
+from probe.world.objects import KINDS
 from probe.world.scenes import Scene, draw_scene
 
 
@@ -44,18 +46,26 @@ def caption(scene: Scene, seed: int) -> str:
     return describe(scene, language_of(scene, seed), seed).text
 
 
+class Batch(NamedTuple):
+    latents: Tensor  # [b, c, h, w]
+    covered: Tensor  # [b, 1, h, w]
+    kinds: Tensor  # int64 [b, h, w]
+    captions: list[str]
+
+
 @dataclass
 class Pool:
     scenes: list[Scene]
     latents: Tensor  # fp16 [n, c, h, w], normalised
     covered: Tensor  # fp16 [n, 1, h, w], the share of each cell that objects cover
+    kinds: Tensor  # uint8 [n, h, w], which kind covers most of the cell: its place in KINDS plus one, 0 for none
 
-    def batch(self, size: int, rng: np.random.Generator, dropped: float) -> tuple[Tensor, Tensor, list[str]]:
-        """Latents [size, c, h, w], what objects cover of them, and a fresh caption each, `dropped` of them empty."""
+    def batch(self, size: int, rng: np.random.Generator, dropped: float) -> "Batch":
+        """Scenes drawn at random with a fresh caption each, `dropped` of them empty."""
         chosen = rng.integers(len(self.scenes), size=size)
         captions = ["" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31))) for i in chosen]
         rows = torch.from_numpy(chosen)
-        return self.latents[rows].float(), self.covered[rows].float(), captions
+        return Batch(self.latents[rows].float(), self.covered[rows].float(), self.kinds[rows].long(), captions)
 
 
 @torch.no_grad()
@@ -63,15 +73,25 @@ def make_pool(vae: VAE, first: int, count: int, cache: Path) -> Pool:
     """Scenes first .. first + count - 1 of the training split; latents are kept in the file `cache`."""
     scenes = [draw_scene(seed, split="train") for seed in tqdm(range(first, first + count), desc="scenes")]
     if not cache.exists():
-        latents, covered = [], []
+        latents, covered, kinds = [], [], []
         for start in tqdm(range(0, count, 500), desc="latents"):
             drawn = [render(scene) for scene in scenes[start : start + 500]]
             pixels = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
             latents.append(vae.encode(unit(pixels)).half().contiguous())
-            masks = torch.from_numpy(np.stack([masks.any(axis=0) for _, masks in drawn]))
-            covered.append(F.avg_pool2d(masks[:, None].float(), vae.factor).half())
+            shares = [F.avg_pool2d(torch.from_numpy(masks).float(), vae.factor) for _, masks in drawn]
+            covered.append(torch.stack([share.sum(0, keepdim=True) for share in shares]).half())
+            kinds += [cell_kinds(scene, share) for scene, share in zip(scenes[start : start + 500], shares)]
         temporary = cache.with_suffix(".tmp")
-        save_file({"latents": torch.cat(latents), "covered": torch.cat(covered)}, temporary)
+        save_file(
+            {"latents": torch.cat(latents), "covered": torch.cat(covered), "kinds": torch.stack(kinds)}, temporary
+        )
         temporary.replace(cache)
     kept = load_file(cache)
-    return Pool(scenes, kept["latents"], kept["covered"])
+    return Pool(scenes, kept["latents"], kept["covered"], kept["kinds"])
+
+
+def cell_kinds(scene: Scene, shares: Tensor) -> Tensor:
+    """uint8 [h, w]: the kind that covers most of each cell, from the share [objects, h, w] each object has of it."""
+    numbers = torch.tensor([list(KINDS).index(thing.kind) + 1 for thing in scene.objects], dtype=torch.uint8)
+    share, most = shares.max(dim=0)
+    return torch.where(share > 0.3, numbers[most], 0).to(torch.uint8)

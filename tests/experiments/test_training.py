@@ -4,21 +4,25 @@ import pytest
 import torch
 
 from experiments.muon import orthogonal
-from experiments.train_mini_unet import Config, Training, velocity_loss
+from experiments.train_mini_unet import Config, Training, read_captions, velocity_loss
+from experiments.training_data import Batch, cell_kinds
 from probe.models.mini_unet import MiniUNet
+from probe.world.objects import KINDS
+from probe.world.scenes import draw_scene
 
 CAPTIONS = ["左边是猫，右边是月亮", "", "a red circle", "河边的银行"]
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+def batch() -> Batch:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(4, 8, 16, 16, generator=generator)
-    return latents, torch.rand(4, 1, 16, 16, generator=generator), CAPTIONS
+    covered = torch.rand(4, 1, 16, 16, generator=generator)
+    return Batch(latents, covered, torch.randint(len(KINDS) + 1, (4, 16, 16), generator=generator), CAPTIONS)
 
 
-def steps(training: Training, seed: int, count: int) -> list[float]:
+def steps(training: Training, seed: int, count: int) -> list[tuple[float, float]]:
     torch.manual_seed(seed)
-    return [training.step(*batch(), lr=1e-3) for _ in range(count)]
+    return [training.step(batch(), lr=1e-3) for _ in range(count)]
 
 
 def test_resuming_changes_nothing(tmp_path):
@@ -37,30 +41,49 @@ def test_resuming_changes_nothing(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_few_steps_lower_the_loss():
-    training = Training(MiniUNet.tiny(), Config())
-
-    def loss() -> float:
-        torch.manual_seed(0)
-        with torch.no_grad():
-            return velocity_loss(training.model, *batch()).item()
-
-    before = loss()
+def test_a_few_steps_lower_both_losses():
+    training = Training(MiniUNet.tiny(), Config(naming_weight=3.0))
+    before = steps(training, 0, 1)[0]
     steps(training, 1, 30)
-    assert loss() < 0.9 * before
+    after = steps(training, 0, 1)[0]
+    assert after[0] < 0.9 * before[0]
+    assert after[1] < 0.9 * before[1]
 
 
 def test_weights_of_the_loss_count_objects_more():
     model = MiniUNet.tiny()
-    latents, _, captions = batch()
     half = torch.zeros(4, 1, 16, 16)
     half[..., :8] = 1
     losses = []
     for covered, weight in ((half, 0.0), (half, 1e9), (1 - half, 1e9)):
         torch.manual_seed(0)
-        losses.append(velocity_loss(model, latents, covered, captions, weight).item())
+        losses.append(velocity_loss(model, batch()._replace(covered=covered), weight).item())
     assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-3)
     assert losses[1] != pytest.approx(losses[2], rel=1e-3)
+
+
+def test_captions_are_read_in_groups_as_they_are_alone():
+    model = MiniUNet.tiny()
+    captions = [*CAPTIONS, "猫" * 30, "一只猫头鹰"] * 3
+    text = read_captions(model, captions, group=4)
+    for row, caption in enumerate(captions):
+        alone = model.encode_text([caption])
+        assert torch.allclose(text.states[row][text.mask[row]], alone.states[0], atol=1e-5)
+
+
+def test_a_model_that_was_trained_has_no_namer():
+    training = Training(MiniUNet.tiny(), Config())
+    steps(training, 0, 2)
+    averaged = training.averaged_model()
+    assert averaged.state_dict().keys() == MiniUNet.tiny().state_dict().keys()
+    assert not any(module._forward_hooks for module in averaged.modules())
+
+
+def test_the_kind_of_a_cell_is_the_one_that_covers_most_of_it():
+    scene = next(s for s in map(draw_scene, range(100)) if len({o.kind for o in s.objects}) == 2)
+    shares = torch.tensor([[[0.9, 0.1, 0.35]], [[0.1, 0.2, 0.5]]])
+    first, second = (list(KINDS).index(thing.kind) + 1 for thing in scene.objects)
+    assert cell_kinds(scene, shares).tolist() == [[first, 0, second]]
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (1, 8, 40), (3, 40, 8)])
