@@ -60,8 +60,7 @@ def others(trace) -> str:
     """What the attention did besides: special tokens, the text between the words, and no text at all."""
     from probe.figures.style import percent
 
-    rule = trace.manifest.get("heat_map")
-    shares = trace.mass("cond", sites=rule["sites"] if rule else None)
+    shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
     by_column = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))
     words = trace.words()
     parts, between = [], 0.0

@@ -36,11 +36,14 @@ class MiniUNetConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     shift: float = 1.5
+    heat_map: dict | None = None
+    """{sites: [globs], rule: text}: which sites' maps point best, as the card measured; None is the mean of all."""
 
     @classmethod
     def from_dict(cls, values: dict) -> "MiniUNetConfig":
         unet = UNetConfig(**{**values["unet"], "widths": tuple(values["unet"]["widths"])})
-        return cls(TextEncoderConfig(**values["text"]), unet, VAEConfig(**values["vae"]), values["shift"])
+        text, vae = TextEncoderConfig(**values["text"]), VAEConfig(**values["vae"])
+        return cls(text, unet, vae, values["shift"], values.get("heat_map"))
 
 
 class MiniUNet(nn.Module):
@@ -57,6 +60,10 @@ class MiniUNet(nn.Module):
         self.register_load_state_dict_post_hook(lambda model, _: model.embedding_cache.clear())
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
+
+    @property
+    def heat_map(self) -> dict | None:
+        return self.config.heat_map
 
     @property
     def device(self) -> torch.device:

@@ -165,10 +165,16 @@ class Trace:
         Averages over heads within a site, then over steps, then over sites equally. Where the model's card
         names a better rule (manifest `heat_map`), its sites are the default; `attrs["rule"]` says which it was.
         """
-        rule, better = attention.PLAIN_MEAN, self.manifest.get("heat_map")
-        if sites is None and better is not None:
-            sites, rule = better["sites"], better["rule"]
-        return attention.heat_map(Question(self, word, branch, self.known_sites(sites), steps), rule)
+        chosen, rule = self.heat_map_rule() if sites is None else (self.known_sites(sites), attention.PLAIN_MEAN)
+        return attention.heat_map(Question(self, word, branch, chosen, steps), rule)
+
+    def heat_map_rule(self) -> tuple[list[str], str]:
+        """The sites that `heat_map` averages when none are named, and the rule in words: the card's where the trace
+        has its sites, else the mean of all."""
+        better = self.manifest.get("heat_map")
+        if better and all(fnmatch.filter(self.sites, glob) for glob in better["sites"]):
+            return self.known_sites(better["sites"]), better["rule"]
+        return self.known_sites(), attention.PLAIN_MEAN
 
     def mass(self, branch: str = "cond", *, sites: Sites = None, steps: Steps = None) -> xr.DataArray:
         """Share of the attention that each text column got: float64 [token], mean over heads, cells, steps, sites.
@@ -239,7 +245,7 @@ class Trace:
             raise NotRecorded(f"There is no branch {branch!r}; this trace has {', '.join(self.branches) or 'none'}.")
         return branch
 
-    def known_sites(self, sites: Sites) -> list[str]:
+    def known_sites(self, sites: Sites = None) -> list[str]:
         """Names in the manifest's order."""
         if sites is None:
             chosen = {name for name, site in self.sites.items() if site["kind"] == "cross"}
