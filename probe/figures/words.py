@@ -10,7 +10,6 @@ from probe.errors import ToushiError
 from probe.figures.fonts import drawable
 from probe.figures.style import (
     FAINT,
-    bare,
     cells,
     colour_bar,
     labels,
@@ -48,8 +47,12 @@ def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=N
     head = 0.2 * len(caption) + 0.12
     size = (columns * (SIDE + GAP) + GAP + (BAR if maps else 0), head + rows * (tall + TITLE) + 0.3)
     figure = Figure(figsize=size)
+    # One axes for the whole page, in inches from its top left corner: axes of its own for each picture take half of
+    # the time that the figure takes.
+    page = figure.add_axes((0, 0, 1, 1))
+    page.set_axis_off()
     for i, line in enumerate(caption):
-        figure.text(GAP / size[0], 1 - (0.08 + 0.2 * i) / size[1], line, va="top", size=10)
+        page.text(GAP, 0.08 + 0.2 * i, line, va="top", size=10)
 
     panels = [(picture, "picture" if trace.complete else "picture so far", "")]
     for heat, name in zip(maps, labels(asked, trace.words(branch))):
@@ -57,16 +60,16 @@ def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=N
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
         left, under = GAP + column * (SIDE + GAP), head + row * (tall + TITLE) + TITLE + tall
-        axes = figure.add_axes((left / size[0], 1 - under / size[1], SIDE / size[0], tall / size[1]))
-        bare(axes).imshow(image, interpolation="nearest")
-        axes.text(0, 1 + 0.06 / tall, drawable(name), transform=axes.transAxes, size=11 if i else 9, va="bottom")
-        axes.text(1, 1 + 0.06 / tall, note, transform=axes.transAxes, ha="right", va="bottom", size=8, color=FAINT)
+        page.imshow(image, interpolation="nearest", extent=(left, left + SIDE, under, under - tall), aspect="auto")
+        page.text(left, under - tall - 0.06, drawable(name), size=11 if i else 9, va="bottom")
+        page.text(left + SIDE, under - tall - 0.06, note, ha="right", va="bottom", size=8, color=FAINT)
+    page.set(xlim=(0, size[0]), ylim=(size[1], 0))  # imshow set them to its own picture
     if maps:
         left = columns * (SIDE + GAP) + GAP
         place = (left / size[0], 1 - (head + TITLE + tall) / size[1], 0.11 / size[0], tall / size[1])
         colour_bar(figure, place, top, "attention probability", overlay_colours())
     note = rule(trace, branch, maps[0].attrs["rule"] if maps else "no words")
-    figure.text(GAP / size[0], 0.08 / size[1], note, size=7, color=FAINT, va="bottom")
+    page.text(GAP, size[1] - 0.08, note, size=7, color=FAINT, va="bottom")
     return figure
 
 
