@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On Linux PyPI's torch brings CUDA along. For the small CPU build: make demo TORCH_FROM="--index-url <its address>"
 TORCH_FROM ?=
 
-.PHONY: setup demo view browser lint test test-slow scores
+.PHONY: setup demo view browser lint test test-slow scores bench
 
 setup: .venv/ready
 
@@ -44,3 +44,7 @@ scores: setup
 	$(BIN)/python -m experiments.score_mini_unet
 	$(BIN)/python -m experiments.score_mini_unet --split test
 	$(BIN)/python -m experiments.pointing
+
+# What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
+bench: setup
+	$(BIN)/python -m benchmarks

@@ -1,0 +1,29 @@
+"""The whole command, model loading and figure included, as a person at the shell waits for it."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.memory import peak
+from benchmarks.turns import ratios
+
+PROMPT = "左边是猫，右边是月亮，夜晚"
+
+
+def measure(model, rounds: int) -> list[dict]:
+    peaks: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as home:
+
+        def run(name: str, *options: str):
+            def once() -> None:
+                out = str(Path(home) / name.replace(" ", "-"))
+                command = ("-m", "toushi", "trace", PROMPT, "--steps", "20", "--out", out, "--overwrite", *options)
+                memory, code = peak(sys.executable, *command)
+                if code:
+                    raise RuntimeError(f"toushi trace ended with exit code {code}")
+                peaks[name] = max(peaks.get(name, 0.0), memory)
+
+            return once
+
+        arms = {"no record": run("no record", "--no-record"), "heads": run("heads")}
+        return [row | {"peak_MB": round(peaks[row["arm"]])} for row in ratios(arms, rounds)]
