@@ -19,10 +19,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.statistics import share
-from experiments.training_data import grid
 from probe.models.load import load
 from probe.world.example import Example, example
 from probe.world.recogniser import Verdict, judge
+from probe.world.sheet import contact_sheet
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / f"{config.split}_verdicts.csv", index=False)
     found.to_csv(config.out / f"{config.split}_rates.csv", index=False)
-    grid(pictures[:200]).save(config.out / f"{config.split}_pictures.png")
+    prompts = table.drop_duplicates("scene").prompt
+    cells = [([np.asarray(picture)], prompt) for picture, prompt in zip(pictures[:100], prompts)]
+    contact_sheet(cells, columns=10).save(config.out / f"{config.split}_pictures.png")
     (config.out / f"{config.split}_config.json").write_text(json.dumps(asdict(config), default=str, indent=1))
     print(found.to_string(index=False, float_format="{:.3f}".format))
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,13 +23,14 @@ from tqdm import tqdm
 
 from experiments.muon import optimizers
 from experiments.train_vae import train_vae
-from experiments.training_data import Batch, Pool, caption, grid, make_pool
+from experiments.training_data import Batch, Pool, caption, make_pool
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.models.text import Text, padded_ids
 from probe.text.bpe import Tokenizer
 from probe.world.objects import KINDS
 from probe.world.scenes import draw_scene
+from probe.world.sheet import contact_sheet
 
 SHOWN = (
     "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",
@@ -216,8 +216,9 @@ class Training:
 
 def sheet(model: MiniUNet, file: Path) -> None:
     """The fixed prompts, two seeds each, one above the other."""
-    page = grid([picture for seed in (0, 1) for picture in model.sample(SHOWN, seed=seed, steps=12)], len(SHOWN))
-    page.resize((page.width * 2, page.height * 2), Image.Resampling.NEAREST).save(file)
+    drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
+    cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]
+    contact_sheet(cells, len(SHOWN)).save(file)
 
 
 @torch.no_grad()

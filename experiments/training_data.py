@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -25,15 +24,6 @@ def pictures(scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([render(scene)[0] for scene in tqdm(scenes, desc="drawing scenes")])).permute(
         0, 3, 1, 2
     )
-
-
-def grid(some: list[Image.Image], columns: int = 20) -> Image.Image:
-    """Pictures of one size, row by row on one page."""
-    side = some[0].width
-    page = Image.new("RGB", (columns * side, -(-len(some) // columns) * side))
-    for i, picture in enumerate(some):
-        page.paste(picture, (i % columns * side, i // columns * side))
-    return page
 
 
 def unit(pixels: Tensor) -> Tensor:

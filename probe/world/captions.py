@@ -11,7 +11,7 @@ from functools import cache
 
 from probe.world import grammar_en, grammar_zh
 from probe.world.objects import KINDS
-from probe.world.scenes import Object, Scene, _Pick, sense_of
+from probe.world.scenes import Object, Pick, Scene, sense_of
 from probe.world.senses import DEFAULT
 
 LANGUAGES = ("zh", "en")
@@ -80,12 +80,12 @@ def describe(scene: Scene, language: str = "zh", seed: int = 0) -> Caption:
     """A caption of the scene; the seed chooses among the many that are true."""
     if language not in LANGUAGES:
         raise ValueError(f"language is one of {', '.join(LANGUAGES)}, not {language!r}")
-    pick = _Pick(seed, 20 + LANGUAGES.index(language))
+    pick = Pick(seed, 20 + LANGUAGES.index(language))
     template, order = _choose_template(pick, scene, language)
     return _Sentence(pick, scene, language, template, order).caption()
 
 
-def _choose_template(pick: _Pick, scene: Scene, language: str) -> tuple[str, list[int]]:
+def _choose_template(pick: Pick, scene: Scene, language: str) -> tuple[str, list[int]]:
     count, fixed = len(scene.objects), False
     if count == 3:
         group = "THREE"
@@ -115,7 +115,7 @@ _BARE_COLOURS = {"car", "umbrella", "flower", "balloon", "cat", "fish", "bird", 
 class _Sentence:
     """One caption in the making: the choices that hold for the whole sentence, and the writer."""
 
-    def __init__(self, pick: _Pick, scene: Scene, language: str, template: str, order: list[int]):
+    def __init__(self, pick: Pick, scene: Scene, language: str, template: str, order: list[int]):
         self.pick, self.scene, self.language, self.template, self.order = (
             pick,
             scene,

@@ -6,7 +6,7 @@ import numpy as np
 
 from probe.world.captions import Caption, Part, describe
 from probe.world.draw import render
-from probe.world.scenes import Scene, _Pick, draw_scene
+from probe.world.scenes import Pick, Scene, draw_scene
 from probe.world.senses import SENSES
 
 
@@ -40,4 +40,4 @@ def example(seed: int, split: str = "train", language: str | None = None) -> Exa
 def language_of(scene: Scene, seed: int) -> str:
     senses = [SENSES[thing.sense].language for thing in scene.objects if thing.sense]
     chinese = 0.72 if not senses else 0.88 if senses[0] == "zh" else 0.12
-    return "zh" if _Pick(seed, 30).chance(chinese) else "en"
+    return "zh" if Pick(seed, 30).chance(chinese) else "en"

@@ -1,6 +1,6 @@
 """What a picture of the scene world shows, and whether that is what its scene asked for.
 
-    python -m probe.world.recogniser --count 500 --model mini-unet     # how far it can be trusted
+    python -m probe.world.validation --count 500 --model mini-unet     # how far it can be trusted
 
 Nothing is learnt. The picture minus the nearest empty scene leaves the objects; every sprite in every colour and
 size is laid over that difference (matching.py), the one that fits best is taken away, and so on.
@@ -225,9 +225,3 @@ def _means(scene: Scene, index: int, seen: Seen, found: Found | None, language: 
     others = {s.kind for s in SENSES.values() if (s.word, s.language) == (sense.word, sense.language)}
     others -= {other.kind for other in scene.objects}
     return found is not None and not any(other.kind in others for other in seen.objects)
-
-
-if __name__ == "__main__":
-    from probe.world.validation import command
-
-    command()

@@ -74,7 +74,7 @@ def held_out(objects: tuple[Object, ...]) -> tuple[str, ...]:
     return ("pair",) * pairs + ("colour",) * colours
 
 
-class _Pick:
+class Pick:
     """Weighted choices from one generator, several times faster than Generator.choice."""
 
     def __init__(self, seed: int, stream: int):
@@ -111,7 +111,7 @@ def draw_scene(seed: int, split: str = "train") -> Scene:
     least one held-out pair of objects, colour of an object, or caption template."""
     if split not in SPLITS:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
-    pick = _Pick(seed, 10 + SPLITS.index(split))
+    pick = Pick(seed, 10 + SPLITS.index(split))
     wish = pick.one(("pair", "colour", "template", "template")) if split == "held_out" else None
     while True:
         scene = _sample(pick)
@@ -122,7 +122,7 @@ def draw_scene(seed: int, split: str = "train") -> Scene:
             return Scene(scene.objects, scene.place, scene.time, scene.style, scene.layout, rules)
 
 
-def _sample(pick: _Pick) -> Scene:
+def _sample(pick: Pick) -> Scene:
     place = "plain" if pick.chance(0.42) else pick.one(PLACES[1:])
     draw = pick.random()
     time = "day" if draw < 0.6 or place == "space" else "dusk" if draw < 0.77 else "night"
@@ -153,12 +153,12 @@ def _sample(pick: _Pick) -> Scene:
     return Scene(objects, place, time, style, layout)
 
 
-def _plain(pick: _Pick) -> tuple[str, None, str | None]:
+def _plain(pick: Pick) -> tuple[str, None, str | None]:
     kind = pick.one(PLAIN)
     return kind, None, pick.one(_COLOUR_NAMES) if KINDS[kind].colourable and pick.chance(0.5) else None
 
 
-def _coloured(pick: _Pick) -> list[tuple[str, None, str]]:
+def _coloured(pick: Pick) -> list[tuple[str, None, str]]:
     wanted = []
     for _ in range(1 if pick.chance(0.25) else 2):
         kind = pick.one(SHAPES) if pick.chance(0.6) else pick.one(COLOURABLE)
@@ -166,12 +166,12 @@ def _coloured(pick: _Pick) -> list[tuple[str, None, str]]:
     return wanted
 
 
-def _ambiguous(pick: _Pick) -> tuple[str, str, None]:
+def _ambiguous(pick: Pick) -> tuple[str, str, None]:
     sense = pick.one(_ZH_SENSES) if pick.chance(0.8) else pick.one(_EN_SENSES)
     return SENSES[sense].kind, sense, None
 
 
-def _put(pick: _Pick, wanted: list, index: int, layout: str, place: str, time: str, style: str) -> Object:
+def _put(pick: Pick, wanted: list, index: int, layout: str, place: str, time: str, style: str) -> Object:
     kind, sense, colour = wanted[index]
     is_shape = kind in SHAPES
     if colour is not None:

@@ -1,5 +1,7 @@
 """How far the recogniser can be trusted: real scenes, whose contents are known, as they are, through a model's VAE,
 and softer, rougher or less steady than that, as generated pictures are; and pictures with nothing in them.
+
+    python -m probe.world.validation --count 500 --model mini-unet
 """
 
 from collections.abc import Callable
@@ -173,5 +175,5 @@ def main(config: Validation) -> None:
         contact_sheet(cells, columns=6).save(config.failures)
 
 
-def command() -> None:
+if __name__ == "__main__":
     main(tyro.cli(Validation, description=__doc__))
