@@ -1,0 +1,12 @@
+"""The family table: sites by name and kind."""
+
+from probe.models.families import family_of
+from probe.models.mini_unet import MiniUNet
+
+
+def test_sites_by_name_and_kind():
+    model = MiniUNet.tiny()
+    sites = family_of(model).sites(model)
+    kinds = [site.kind for site in sites.values()]
+    assert kinds.count("encoder") == 12 and kinds.count("cross") == 5 and kinds.count("self") == 3
+    assert sites["unet.down.1.self_attention"].module is model.unet.down[1].self_attention

@@ -1,0 +1,27 @@
+"""A tiny model that must be left as it was found."""
+
+import pytest
+import torch.nn.functional as F
+
+from hooks.attention import _stack
+from probe.models.mini_unet import MiniUNet
+from probe.record import _recorded
+from tests.recording.made import SDPA
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return MiniUNet.tiny()
+
+
+@pytest.fixture
+def model(shared):
+    """Fresh as from a shelf, and left as it was found."""
+    shared.embedding_cache.clear()
+    yield shared
+    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _recorded
+    for module in shared.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+    assert not {"sample", "denoise", "encode_prompt"} & set(vars(shared))
+    assert not {"step", "set_timesteps"} & set(vars(shared.scheduler))

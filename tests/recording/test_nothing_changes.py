@@ -1,0 +1,65 @@
+"""Recording changes nothing: the picture, the noise, the latents are those of the unrecorded run."""
+
+import numpy as np
+import pytest
+import torch
+
+from probe.models.mini_unet import MiniUNet
+from probe.record import record
+from probe.trace.reader import open_trace
+from tests.recording.made import draw, recorded
+
+
+@pytest.mark.parametrize("keep", ["heads", "mean", "sum"])
+@pytest.mark.parametrize("how", [{}, {"guidance": 1.0}, {"sampler": "heun"}, {"size": (48, 80)}, {"negative": "夜晚"}])
+def test_the_picture_is_the_same_bit_for_bit(model, tmp_path, keep, how):
+    plain = draw(model, **how)
+    generator = torch.get_rng_state()
+    picture, trace = recorded(model, tmp_path / "run", keeping={"keep": keep}, **how)
+    assert np.array_equal(picture, plain)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert np.array_equal(trace.image(), plain)
+    assert np.array_equal(draw(model, **how), plain)
+    assert trace.complete and not trace.verify()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_same_too(tmp_path, dtype):
+    model = MiniUNet.tiny().to(dtype)
+    plain = draw(model)
+    picture, trace = recorded(model, tmp_path / "run")
+    assert np.array_equal(picture, plain) and not trace.verify()
+    assert trace.manifest["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_latents_and_noise_are_the_same(model, tmp_path):
+    after = [[], []]
+    draw(model, callback=lambda index, latents: after[0].append(latents))
+    with record(model, tmp_path / "run"):
+        draw(model, callback=lambda index, latents: after[1].append(latents))
+    trace = open_trace(tmp_path / "run")
+    for index, (one, two) in enumerate(zip(*after)):
+        assert torch.equal(one, two)
+        assert np.array_equal(trace.latent(index).values, two[0].numpy())
+
+
+def test_an_encoded_prompt_from_the_cache_is_recorded_all_the_same(model, tmp_path):
+    plain = draw(model)
+    cache = dict(model.embedding_cache)
+    assert cache
+    picture, trace = recorded(model, tmp_path / "run")
+    assert np.array_equal(picture, plain)
+    assert trace.encoder_states().shape[0] == 13
+    for key, text in cache.items():
+        assert model.embedding_cache[key] is text
+
+
+def test_a_compiled_model_is_covered(tmp_path):
+    model = MiniUNet.tiny()
+    plain = draw(model)
+    model.unet = torch.compile(model.unet, backend="eager")
+    model.encoder = torch.compile(model.encoder, backend="eager")
+    draw(model)
+    picture, trace = recorded(model, tmp_path / "run")
+    assert np.array_equal(picture, plain) and not trace.verify()
+    assert "unet.middle.cross_attention" in trace.sites and trace.encoder_attention(0).size
