@@ -1,6 +1,7 @@
 """`toushi trace`: a prompt in; a picture, and where each word went, out."""
 
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ import tyro
 
 from commands.report import told
 from probe.errors import ToushiError
+from probe.trace.room import check_room, make_room, save_picture
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -75,9 +77,11 @@ open_trace(FOLDER) reads it in Python."""
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
         self.check_words(prompts)
-        with ProcessPoolExecutor(1, get_context("spawn")) as drawer:
+        with ProcessPoolExecutor(1, get_context("spawn"), _ready_to_draw) as drawer:
             if not self.no_record:
-                drawer.submit(_import_figures)
+                told_to = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+                drawer.submit(int)  # the process starts with the first task
+                signal.signal(signal.SIGINT, told_to)
             self.run_checked(prompts, size, folder, drawer, started)
 
     def run_checked(self, prompts: list[str], size: tuple[int, int], folder: Path, drawer, started: float) -> None:
@@ -112,7 +116,7 @@ open_trace(FOLDER) reads it in Python."""
                 picture = self.sample(model, prompt, size, tick)
             home = folder if len(prompts) == 1 else folder / f"{index:03d}"
             home.mkdir(parents=True, exist_ok=True)
-            picture.save(home / "image.png")
+            save_picture(picture, home / "image.png")
             files.append(home / "image.png")
         return files
 
@@ -120,7 +124,6 @@ open_trace(FOLDER) reads it in Python."""
         """The folders of the traces."""
         from probe.record import record
 
-        make_room(folder, self.overwrite)
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
@@ -181,9 +184,13 @@ open_trace(FOLDER) reads it in Python."""
                 find(prompt, words, word)
 
 
-def _import_figures() -> None:
+def _ready_to_draw() -> None:
+    """In the drawing process: what the first figure would have to wait for."""
     import probe.figures.words
     import probe.trace.reader  # noqa: F401
+    from probe.figures.style import warm_up
+
+    warm_up()
 
 
 def checked_size(size: str) -> tuple[int, int]:
@@ -218,30 +225,13 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ToushiError(f"{folder} exists and is not empty; choose another --out, or replace it with --overwrite")
+    check_room(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ToushiError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
-
-
-def make_room(folder: Path, overwrite: bool) -> None:
-    """Empties the folder of what this command made before; a folder with anything else in it is refused."""
-    from probe.trace.writer import prepare
-
-    pictures = {"image.png", "words.png"}
-    members = sorted(folder.glob("[0-9][0-9][0-9]")) if overwrite else []
-    for home in [*members, folder] if overwrite else []:
-        names = {path.name for path in home.iterdir()}
-        ours = names & pictures if names <= pictures else names & {"words.png"} if "manifest.json" in names else set()
-        for name in ours:
-            (home / name).unlink()
-        if home in members and names == ours:
-            home.rmdir()
-    prepare(folder, overwrite)
 
 
 @contextmanager

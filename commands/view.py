@@ -24,7 +24,7 @@ class View:
 Ends with Ctrl-C."""
 
     folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FOLDER")] = None
-    """The trace to open first."""
+    """The trace, or the collection of traces, to open first."""
     port: int = 8501
     """Where the explorer answers."""
     headless: bool = False
@@ -32,9 +32,11 @@ Ends with Ctrl-C."""
 
     def run(self) -> int:
         if self.folder is not None:
-            from probe.trace.reader import open_trace
+            from probe.trace.layout import MEMBERS
+            from probe.trace.reader import open_collection, open_trace
 
-            open_trace(self.folder)  # a damaged trace is said here, not in the browser
+            # A damaged trace is said here, not in the browser.
+            (open_collection if (self.folder / MEMBERS).exists() else open_trace)(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)

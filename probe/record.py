@@ -25,7 +25,8 @@ from probe.recording.provenance import git_commit
 from probe.recording.run import Run, Texts, Unrecordable
 from probe.text.alignment import Word
 from probe.trace import layout
-from probe.trace.writer import prepare, write_collection
+from probe.trace.room import make_room
+from probe.trace.writer import write_collection
 
 _recorded: dict[int, Path] = {}  # id of each model being recorded -> where to
 _nothing = object()
@@ -90,7 +91,7 @@ class Recording:
                 f"this model is being recorded in {_recorded[id(self.model)]} already: "
                 "end that recording first, or record once and read the trace twice"
             )
-        prepare(self.folder, self.overwrite)
+        make_room(self.folder, self.overwrite)
         # Asking git takes longer than a step; its answer is wanted when the first step is finished.
         threading.Thread(target=git_commit, daemon=True).start()
         model, family = self.model, self.family

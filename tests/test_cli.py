@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from commands.terminal import bytes_in_words, cells, table
 from commands.trace import checked_size, default_folder
 from probe.text.alignment import Token, Word
 from probe.trace.reader import open_collection, open_trace
+from probe.trace.writer import write_collection
 from toushi import main
 
 HOUSE = Path(toushi.__file__).parent
@@ -89,6 +93,29 @@ def test_the_same_without_recording_draws_the_same_picture(recorded, tiny, tmp_p
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["image.png"]
     assert (tmp_path / "bare" / "image.png").read_bytes() == (recorded[0] / "image.png").read_bytes()
     assert "image.png" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
+def test_ctrl_c_ends_it_with_one_line_and_keeps_the_finished_steps(tiny, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [sys.executable, "-m", "toushi", "trace", PROMPT, "--model", tiny, "--steps", "3000", "--out", folder]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
+    # A session of its own is the foreground group that the terminal would send Ctrl-C to.
+    process = subprocess.Popen(
+        list(map(str, arguments)), env=environment, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
+    )
+    deadline = time.monotonic() + 100
+    while not (folder / "steps.jsonl").exists() or len((folder / "steps.jsonl").read_bytes().splitlines()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "step/s" not in line]
+    lines = [line for line in lines if not line.startswith("step:")]
+    assert process.returncode == 130 and lines == ["toushi: interrupted; the steps that were finished can be read"]
+    trace = open_trace(folder)
+    assert not trace.complete and len(trace.steps) >= 3
+    assert trace.verify() == [f"The run did not end: {len(trace.steps)} of 3000 steps are finished."]
 
 
 def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
@@ -171,16 +198,26 @@ def test_mistakes_get_one_line_that_helps(arguments, hint, fails, tmp_path, monk
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
+def test_a_collection_can_be_viewed(recorded, tmp_path, monkeypatch):
+    shutil.copytree(recorded[0], tmp_path / "many" / "000")
+    write_collection(tmp_path / "many", ["000"])
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *how: started.append(how))
+    assert main(["view", str(tmp_path / "many"), "--headless"]) == 0
+    assert started[0][1][-1] == str(tmp_path / "many")
+
+
 def test_a_folder_that_exists_is_kept(recorded, tiny, fails, tmp_path):
     before = {path: path.read_bytes() for path in recorded[0].iterdir()}
     assert "--overwrite" in fails("trace", "狗", "--model", tiny, "--out", recorded[0])
-    assert "狗" not in fails("trace", "猫", "--words", "狗", "--out", recorded[0], "--overwrite")[:7]
+    assert "狗" in fails("trace", "猫", "--words", "狗", "--out", recorded[0], "--overwrite")
+    assert "unet" in fails("trace", "猫", "--model", tiny, "--sites", "unet.x", "--out", recorded[0], "--overwrite")
     assert "no model" in fails("trace", "狗", "--model", "none", "--out", recorded[0], "--overwrite")
     assert before == {path: path.read_bytes() for path in recorded[0].iterdir()}
     (tmp_path / "thesis.txt").write_text("years of work")
     for more in ([], ["--no-record"]):
         error = fails("trace", "狗", "--model", tiny, "--steps", "1", "--out", tmp_path, "--overwrite", *more)
-        assert "no trace" in error
+        assert "thesis.txt" in error
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 

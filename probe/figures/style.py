@@ -1,5 +1,6 @@
 """One look for every figure: fonts, colours, and files that come out byte for byte the same when made again."""
 
+import io
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from pathlib import Path
@@ -80,6 +81,18 @@ def save(figure: Figure, path: Path | str) -> Path:
         matplotlib.rcParams.update(RC)
         figure.savefig(path, metadata=undated.get(path.suffix))
     return path
+
+
+@styled
+def warm_up() -> Figure:
+    """Loads what the first figure of a process needs (fonts, most of all), half a second's work."""
+    figure = Figure(figsize=(1, 1))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(np.zeros((2, 2)))
+    axes.text(0, 0, drawable("猫 a"))
+    colour_bar(figure, (0, 0, 1, 1), 1.0, "", overlay_colours())
+    figure.savefig(io.BytesIO())
+    return figure
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:

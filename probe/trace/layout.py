@@ -87,8 +87,10 @@ def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
 
 
 def is_ours(name: str) -> bool:
-    """A file that the writer makes, finished or not: nothing else is ever removed from a folder."""
-    made = r"(manifest\.json|steps\.jsonl|collection\.json|image\.png|(encoder|(step|sum)_[0-9]{4,})\.safetensors)"
+    """A file that belongs to a trace, finished or not: beside anything else nothing is ever removed."""
+    made = (
+        r"(manifest\.json|steps\.jsonl|collection\.json|(image|words)\.png|(encoder|(step|sum)_[0-9]{4,})\.safetensors)"
+    )
     return re.fullmatch(made + r"(\.tmp)?", name) is not None
 
 

@@ -19,10 +19,7 @@ from safetensors.numpy import save_file
 from probe.errors import ToushiError
 from probe.text.alignment import Token, Word
 from probe.trace import layout
-
-
-class WriteFailed(ToushiError):
-    """The trace cannot be written there, or could not be written further; what is finished can be read."""
+from probe.trace.room import WriteFailed, make_room, reason, save_picture
 
 
 class BadRecord(ToushiError):
@@ -46,13 +43,13 @@ class TraceWriter:
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
         self._manifest_lock = threading.Lock()
-        prepare(self.folder, overwrite)
+        make_room(self.folder, overwrite)
         try:
             self._save_manifest()
             self._lines = (self.folder / layout.STEPS).open("ab")
         except OSError as error:
             raise WriteFailed(
-                f"Cannot write a trace in {self.folder}: {_reason(error)}. Choose another folder."
+                f"Cannot write a trace in {self.folder}: {reason(error)}. Choose another folder."
             ) from None
         self._jobs: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue(maxsize=queue_size)
         self._thread = threading.Thread(target=self._work, name=f"trace {self.folder.name}", daemon=True)
@@ -84,7 +81,7 @@ class TraceWriter:
 
     def write_image(self, image) -> None:
         """Queues the picture (PIL) as image.png."""
-        self._put(layout.IMAGE, lambda: self._listed(layout.IMAGE, lambda path: image.save(path, "PNG")))
+        self._put(layout.IMAGE, lambda: self._listed(layout.IMAGE, lambda path: save_picture(image, path)))
 
     def update(self, **fields: Any) -> None:
         """Changes fields of the manifest, at once on disk too. `complete` and `files` are the writer's own."""
@@ -221,28 +218,9 @@ class TraceWriter:
     def _story(self, what: str, error: Exception) -> str:
         kept = f"{len(self._finished)} steps are finished and can be read" if self._finished else "No step is finished"
         return (
-            f"Writing {what} in {self.folder} failed: {_reason(error)}. {kept}. "
+            f"Writing {what} in {self.folder} failed: {reason(error)}. {kept}. "
             "Free some space or choose another folder, keep less (mean, sum, fewer sites), and run again."
         )
-
-
-def prepare(folder: str | Path, overwrite: bool = False) -> Path:
-    """An empty folder at this place. A trace or collection is cleared if `overwrite`; other files never are."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        inside = any(path.suffix != ".tmp" for path in folder.iterdir())
-        if inside and not _is_trace(folder):
-            raise WriteFailed(f"{folder} exists and holds files that are no trace. Choose another folder.")
-        if inside and not overwrite:
-            raise WriteFailed(f"{folder} already holds a trace. Choose another folder, or overwrite it (--overwrite).")
-        if inside:
-            _clear(folder)
-    except (FileExistsError, NotADirectoryError):
-        raise WriteFailed(f"{folder} cannot be a folder: a file of that name is in the way.") from None
-    except OSError as error:
-        raise WriteFailed(f"Cannot write in {folder}: {_reason(error)}. Choose another folder.") from None
-    return folder
 
 
 def write_collection(folder: str | Path, members: list[str], **fields: Any) -> None:
@@ -253,25 +231,7 @@ def write_collection(folder: str | Path, members: list[str], **fields: Any) -> N
     try:
         _save_json(Path(folder) / layout.MEMBERS, {**collection, **fields, **collection})
     except OSError as error:
-        raise WriteFailed(f"Cannot write the collection in {folder}: {_reason(error)}.") from None
-
-
-def _is_trace(folder: Path) -> bool:
-    paths = [folder / layout.MANIFEST, folder / layout.MEMBERS]
-    return any(b'"toushi-' in path.read_bytes()[:4096] for path in paths if path.is_file())
-
-
-def _clear(folder: Path) -> None:
-    """Removes what a trace or a collection consists of, its manifest last: cut short, it can be done again."""
-    for path in list(folder.iterdir()):
-        if layout.is_member(path.name) and _is_trace(path) and not path.is_symlink():
-            _clear(path)
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif layout.is_ours(path.name) and path.name not in (layout.MANIFEST, layout.MEMBERS):
-            path.unlink()
-    for name in (layout.MEMBERS, layout.MANIFEST):
-        (folder / name).unlink(missing_ok=True)
+        raise WriteFailed(f"Cannot write the collection in {folder}: {reason(error)}.") from None
 
 
 def _checked(manifest: dict) -> dict:
@@ -315,7 +275,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

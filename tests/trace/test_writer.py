@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from probe.errors import ToushiError
 from probe.trace import layout
 from probe.trace.layout import DamagedTrace
 from probe.trace.reader import open_collection, open_trace
-from probe.trace.writer import BadRecord, TraceWriter, WriteFailed, prepare, write_collection
+from probe.trace.room import check_room, make_room, save_picture
+from probe.trace.writer import BadRecord, TraceWriter, WriteFailed, write_collection
 from tests.trace.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +140,7 @@ def test_a_removed_folder_is_a_clear_error_also_at_close(tmp_path):
 KILLED = """
 import sys
 from tests.trace.runs import Run
+from probe.trace.room import check_room, make_room, save_picture
 from probe.trace.writer import TraceWriter
 run = Run(keep=sys.argv[2], steps=5000)
 writer = TraceWriter(sys.argv[1], run.manifest())
@@ -257,26 +260,62 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path):
     run.write(folder)
     with pytest.raises(WriteFailed, match="overwrite"):
         TraceWriter(folder, run.manifest())
-    (folder / "notes.txt").write_text("mine")
-    (folder / "model.safetensors").write_text("mine")
-    (folder / "2024").mkdir()
-    (folder / "2024" / "step_0000.safetensors").write_text("mine")
     with TraceWriter(folder, run.manifest(), overwrite=True) as writer:
         writer.write_step(0, run.tensors(0))
     assert open_trace(folder).steps == [0]
-    assert (folder / "notes.txt").exists() and (folder / "model.safetensors").exists()
-    assert (folder / "2024" / "step_0000.safetensors").exists()
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "model.safetensors", "2024/step_0000.safetensors", "timeline.png", "a.tmp"]
+)
+def test_a_trace_with_somebodys_file_in_it_stays_whole(tmp_path, name):
+    Run().write(tmp_path / "run")
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / name).write_text("mine")
+    before = everything(tmp_path)
+    for room in (check_room, make_room):
+        with pytest.raises(WriteFailed, match=name):
+            room(tmp_path / "run", overwrite=True)
+    assert everything(tmp_path) == before
+
+
+def test_the_figure_of_a_trace_goes_with_it(tmp_path):
+    Run().write(tmp_path / "run")
+    (tmp_path / "run" / "words.png").write_bytes(b"drawn by the command")
+    make_room(tmp_path / "run", overwrite=True)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_files_that_are_no_trace_are_never_overwritten(tmp_path):
-    (tmp_path / "web").mkdir()
+    picture = Image.new("RGB", (4, 4))
+    for name in ("web", "photos", "data/000", "words"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "web" / "manifest.json").write_text('{"name": "a web app"}')
-    (tmp_path / "web" / "image.png").write_text("mine")
+    picture.save(tmp_path / "photos" / "image.png")
+    picture.save(tmp_path / "data" / "000" / "image.png")
+    picture.save(tmp_path / "words" / "words.png")
     (tmp_path / "file").write_text("mine")
-    for folder in (tmp_path / "web", tmp_path / "file", tmp_path / "file" / "below"):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "000").symlink_to(tmp_path / "data" / "000")
+    before = everything(tmp_path)
+    for name in ("web", "photos", "data", "words", "linked", "file", "file/below"):
         with pytest.raises(WriteFailed):
-            prepare(folder, overwrite=True)
-    assert (tmp_path / "web" / "image.png").read_text() == "mine"
+            make_room(tmp_path / name, overwrite=True)
+    assert everything(tmp_path) == before
+
+
+def test_our_pictures_without_a_trace_may_be_overwritten(tmp_path):
+    for name in ("one", "many/000", "many/001"):
+        (tmp_path / name).mkdir(parents=True)
+        save_picture(Image.new("RGB", (4, 4)), tmp_path / name / "image.png")
+    for name in ("one", "many"):
+        with pytest.raises(WriteFailed, match="--overwrite"):
+            make_room(tmp_path / name)
+        assert list(make_room(tmp_path / name, overwrite=True).iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -303,7 +342,7 @@ def test_a_collection_opens_as_its_members(tmp_path):
         open_trace(tmp_path / "both")
     with pytest.raises(ToushiError, match="open_trace"):
         open_collection(tmp_path / "both" / "000")
-    prepare(tmp_path / "both", overwrite=True)
+    make_room(tmp_path / "both", overwrite=True)
     assert list((tmp_path / "both").iterdir()) == []
 
 
