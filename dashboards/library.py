@@ -25,8 +25,9 @@ MOST = 200
 @dataclass(frozen=True)
 class Entry:
     folder: Path
-    prompt: str | None  # None when the manifest cannot be read
+    prompt: str | None  # None when it is not known: the run was given ready-made embeddings
     written: float
+    damaged: bool = False  # the manifest cannot be read
 
 
 def language() -> str:
@@ -35,6 +36,12 @@ def language() -> str:
 
 def say(key: str, **values) -> str:
     return text.say(language(), key, **values)
+
+
+def title(entry: Entry) -> str:
+    if entry.damaged:
+        return say("bad_trace")
+    return say("unknown_prompt") if entry.prompt is None else entry.prompt or say("empty_prompt")
 
 
 def escaped(words: str) -> str:
@@ -49,9 +56,10 @@ def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
         for manifest in root.glob("*/" * depth + MANIFEST):
             try:
                 prompt = json.loads(manifest.read_text(encoding="utf-8"))["prompt"]
-            except (OSError, ValueError, KeyError, TypeError):
-                prompt = None
-            found.append(Entry(manifest.parent, prompt, manifest.stat().st_mtime))
+                damaged = not isinstance(prompt, str | None)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                damaged = True
+            found.append(Entry(manifest.parent, None if damaged else prompt, manifest.stat().st_mtime, damaged))
     return sorted(found, key=lambda entry: -entry.written)[:MOST]
 
 
@@ -148,16 +156,11 @@ def toolbar() -> None:
     known = entries()
     if folder and (Path(folder).parent / MEMBERS).is_file():
         known = sorted(entries(Path(folder).parent, 1), key=lambda entry: entry.folder) + known
-    prompts = {folder: None} if folder else {}
-    prompts |= {str(entry.folder): entry.prompt for entry in known}
-
-    def label(name: str) -> str:
-        prompt = prompts[name]
-        return name if prompt is None else f"{prompt or say('empty_prompt')} · {name}"
-
-    names = list(prompts)
+    labels = {folder: folder} if folder else {}
+    labels |= {str(entry.folder): f"{title(entry)} · {entry.folder}" for entry in known}
+    names = list(labels)
     picked = st.selectbox(
-        say("trace"), names, index=names.index(folder) if folder else None, format_func=label,
+        say("trace"), names, index=names.index(folder) if folder else None, format_func=labels.__getitem__,
         label_visibility="collapsed", placeholder=say("trace"),
     )  # fmt: skip
     if picked is not None and picked != folder:

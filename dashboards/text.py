@@ -68,6 +68,7 @@ PAGE = {
     "fact_seed": ("seed {s}", "种子 {s}"),
     "fact_size": ("{w}×{h} px", "{w}×{h} 像素"),
     "empty_prompt": ("(empty prompt)", "（空提示词）"),
+    "unknown_prompt": ("(prompt not known)", "（提示词未知）"),
     "picture_alt": ("Picture made from the prompt: {prompt}", "由提示词“{prompt}”生成的图像"),
     "all_layers": ("all", "全部"),
     "card_layers": ("default", "默认"),

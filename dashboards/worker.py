@@ -14,6 +14,7 @@ from pathlib import Path
 from probe.errors import ToushiError
 
 _one_at_a_time = threading.Lock()
+_latest: "Job | None" = None
 
 
 class Stopped(Exception):
@@ -64,8 +65,15 @@ def start(order: Order, runs: Path) -> Job:
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}"
     names = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))  # two within one second
     job = Job(order, next(runs / name for name in names if not (runs / name).exists()))
+    global _latest
+    _latest = job
     threading.Thread(target=_work, args=(job,), daemon=True).start()
     return job
+
+
+def running() -> Job | None:
+    """The job that is being worked at, whichever page began it."""
+    return _latest if _latest is not None and _latest.running else None
 
 
 def _work(job: Job) -> None:

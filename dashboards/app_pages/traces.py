@@ -65,6 +65,8 @@ new, old = st.columns(2, gap="large")
 with new:
     st.markdown(f"##### {say('make_title')}")
     make()
+    if "job" not in st.session_state and (running := worker.running()):
+        st.session_state["job"] = running  # after a reload the page is new, but the job goes on
     follow(st.session_state.get("job"))
 with old:
     st.markdown(f"##### {say('open_title')}")
@@ -81,7 +83,7 @@ if not found:
 with st.container(horizontal=True):
     for entry in found:
         with st.container(border=True, width=CARD):
-            title = entry.prompt or say("empty_prompt" if entry.prompt == "" else "bad_trace")
+            title = library.title(entry)
             if picture := library.thumbnail(entry):
                 st.image(picture, alt=say("picture_alt", prompt=title), width="stretch", output_format="PNG")
             st.markdown(f"**{escaped(title)}**")

@@ -27,8 +27,11 @@ def versions() -> dict[str, str]:
 
 @lru_cache
 def git_commit() -> str | None:
-    """The commit of this checkout, with `+` if tracked files were changed since; None outside of a checkout."""
-    folder = Path(__file__).parent
+    """The commit of this checkout, with `+` if tracked files were changed since; None outside of a checkout.
+
+    An installed package may lie inside somebody else's repository, whose commits say nothing about it.
+    """
+    folder = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -36,6 +39,8 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder:
+            return None
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

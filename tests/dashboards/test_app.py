@@ -1,5 +1,7 @@
 """The app's logic without a browser: what it opens, what it refuses and how it says so."""
 
+import json
+import time
 from pathlib import Path
 
 import made_trace
@@ -8,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 import dashboards
 from dashboards import library, worker
+from probe.models.mini_unet import MiniUNet
 
 APP = Path(dashboards.__file__).parent / "app.py"
 PICTURE, ENCODER = "app_pages/picture.py", "app_pages/encoder.py"
@@ -65,6 +68,35 @@ def test_a_folder_that_is_no_trace(app, tmp_path, page):
     (tmp_path / "here").mkdir()
     assert "no such folder" in app(tmp_path / "nowhere_at_all", page).error[0].value
     assert "manifest" in app(tmp_path / "here", page).error[0].value
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"prompt": 5}', '{"prompt": ["猫"]}', "{}", "[" * 100_000])
+def test_one_damaged_trace_leaves_the_gallery_standing(app, tmp_path, manifest):
+    made_trace.write(tmp_path / "runs" / "cat")
+    (tmp_path / "runs" / "odd").mkdir()
+    (tmp_path / "runs" / "odd" / "manifest.json").write_text(manifest)
+    shown = [markdown.value for markdown in app().markdown]
+    assert f"**{made_trace.PROMPT}**" in shown and "**This trace cannot be opened**" in shown
+
+
+def test_a_trace_whose_prompt_is_not_known_is_no_damaged_one(app, tmp_path):
+    folder = made_trace.write(tmp_path / "runs" / "cat")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "prompt": None}))
+    shown = [markdown.value.replace("\\", "") for markdown in app().markdown]
+    assert "**(prompt not known)**" in shown
+
+
+def test_a_page_loaded_anew_shows_the_job_that_runs_and_can_stop_it(app, monkeypatch):
+    monkeypatch.setattr(worker, "_model", lambda name: MiniUNet.tiny())
+    job = worker.start(worker.Order("猫", steps=2000), library.RUNS)
+    test = app()
+    (stop,) = [button for button in test.button if button.label == "Stop"]
+    stop.click().run()
+    assert job.stop.is_set()
+    while job.running:
+        time.sleep(0.01)
+    assert job.state == "stopped" and worker.running() is None
 
 
 def test_damaged_traces_are_explained(app, tmp_path):

@@ -1,0 +1,47 @@
+"""Where a trace says that it comes from."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from probe.recording import provenance
+
+
+@pytest.fixture
+def commit(monkeypatch):
+    """commit(file) -> what is said of a package that lies there."""
+
+    def told(file: Path) -> str | None:
+        monkeypatch.setattr(provenance, "__file__", str(file))
+        return provenance.git_commit.__wrapped__()
+
+    return told
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, "-C", folder, *arguments], check=True, capture_output=True)
+
+
+def test_a_checkout_gives_its_commit_and_says_when_it_was_changed(commit, tmp_path):
+    file = tmp_path / "probe" / "recording" / "provenance.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    first = commit(file)
+    assert first and len(first) == 40
+    file.write_text("# changed")
+    assert commit(file) == first + "+"
+
+
+def test_somebody_elses_repository_around_an_installed_package_is_not_ours(commit, tmp_path):
+    file = tmp_path / "venv" / "site-packages" / "probe" / "recording" / "provenance.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "theirs")
+    assert commit(file) is None
