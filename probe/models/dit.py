@@ -1,0 +1,297 @@
+"""Z-Image's denoiser as released: a single-stream diffusion Transformer (Z-Image team 2025).
+
+The latents are cut into cells of 2x2. Image cells and text tokens are first refined apart, then joined into one
+sequence, image first, in which everything attends to everything: there is no cross-attention, the image reads the
+text in the columns of one joint attention. Parameters carry the released names, so released weights load as they are.
+
+Each part is filled up to a multiple of 32 with learned pad tokens, which are attended to like any other; what fills
+a batch up to its longest caption is masked. A caption's row of the joint sequence is thus
+[image | image pads | text | text pads | masked].
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import log
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from probe.errors import ToushiError
+
+PATCH = 2  # latent cells of a token, each way
+MULTIPLE = 32  # of tokens, to which each part of the sequence is filled up
+TIME_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Names and numbers of the released config.json; `axes_lens` are how far the positions of each axis reach."""
+
+    in_channels: int = 16
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    norm_eps: float = 1e-5
+    cap_feat_dim: int = 2560
+    rope_theta: float = 256.0
+    t_scale: float = 1000.0
+    axes_dims: tuple[int, int, int] = (32, 48, 48)
+    axes_lens: tuple[int, int, int] = (1536, 512, 512)
+
+    @property
+    def time_width(self) -> int:
+        return min(self.dim, 256)
+
+    @classmethod
+    def from_released(cls, values: Mapping[str, Any]) -> "DiTConfig":
+        """The config of a released config.json; a design that this file does not have is an error."""
+        heads = values.get("n_heads", cls.n_heads)
+        expected = {
+            "all_patch_size": [PATCH],
+            "all_f_patch_size": [1],
+            "n_kv_heads": heads,
+            "qk_norm": True,
+            "siglip_feat_dim": None,
+        }
+        for name, value in expected.items():
+            came = values.get(name, value)
+            if (list(came) if isinstance(came, tuple) else came) != value:
+                raise ToushiError(f"this DiT is written for {name} = {value}, but the config says {came}")
+        known = {field.name for field in fields(cls)}
+        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**chosen)
+
+
+def filled_length(count: int) -> int:
+    """Tokens of a part of the sequence with its pads."""
+    return count + -count % MULTIPLE
+
+
+# --- where tokens are: (text order, y, x) ---
+
+
+def text_positions(length: int) -> Int[Tensor, "1 length 3"]:
+    """Text runs along the first axis from 1, its pads too."""
+    return F.pad(torch.arange(1, length + 1)[None, :, None], (0, 2))
+
+
+def image_positions(rows: int, columns: int, text_lengths: Sequence[int]) -> Int[Tensor, "b n 3"]:
+    """Cells in reading order, at one place of the first axis: next after the caption and its pads. Pads are at 0."""
+    grid = torch.cartesian_prod(torch.tensor([0]), torch.arange(rows), torch.arange(columns))
+    starts = torch.tensor([[length + 1, 0, 0] for length in text_lengths])
+    return F.pad(starts[:, None] + grid, (0, 0, 0, -len(grid) % MULTIPLE))
+
+
+def rotations(positions: Int[Tensor, "b n 3"], config: DiTConfig) -> Float[Tensor, "2 b 1 n d"]:
+    """Cosine and sine for each pair of a head's channels; every axis turns pairs of its own (Su et al. 2021).
+
+    In double precision on the CPU and rounded as the released code does it: at position 1000 an angle in single
+    precision would be off by more than the kernels are.
+    """
+    angles = []
+    for axis, width in enumerate(config.axes_dims):
+        frequencies = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles.append(positions[..., axis, None] * frequencies)
+    turned = torch.cat(angles, dim=-1).float()[:, None]
+    return torch.stack([turned.cos(), turned.sin()])
+
+
+def rotated(x: Float[Tensor, "b h n 2*d"], rotation: Float[Tensor, "2 b 1 n d"]) -> Float[Tensor, "b h n 2*d"]:
+    """Neighbouring channels as points of a plane, turned."""
+    cos, sin = rotation
+    left, right = rearrange(x.float(), "b h n (d two) -> two b h n d", two=2)
+    turned = torch.stack([left * cos - right * sin, left * sin + right * cos], dim=-1)
+    return rearrange(turned, "b h n d two -> b h n (d two)").to(x.dtype)
+
+
+# --- modules ---
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, 1024), nn.SiLU(), nn.Linear(1024, width))
+
+    def forward(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b width"]:
+        half = TIME_FEATURES // 2
+        frequencies = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+        angles = time.float()[:, None] * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+
+
+class Attention(nn.Module):
+    """Everything in the sequence attends to everything, text to image as well as image to text."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.norm_q = nn.RMSNorm(dim // heads, eps=1e-5)  # not norm_eps: the released code fixes it
+        self.norm_k = nn.RMSNorm(dim // heads, eps=1e-5)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim, bias=False))
+
+    def forward(self, x: Float[Tensor, "b n c"], rotation: Tensor, mask: Bool[Tensor, "b 1 1 n"] | None) -> Tensor:
+        q, k, v = (rearrange(to(x), "b n (h d) -> b h n d", h=self.heads) for to in (self.to_q, self.to_k, self.to_v))
+        q, k = rotated(self.norm_q(q), rotation), rotated(self.norm_k(k), rotation)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        hidden = 8 * dim // 3
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised before and after; the time scales the way in and gates it out."""
+
+    def __init__(self, config: DiTConfig, *, timed: bool):
+        super().__init__()
+        dim = config.dim
+        self.attention = Attention(dim, config.n_heads)
+        self.feed_forward = FeedForward(dim)
+        self.attention_norm1 = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.attention_norm2 = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.ffn_norm1 = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.ffn_norm2 = nn.RMSNorm(dim, eps=config.norm_eps)
+        if timed:
+            self.adaLN_modulation = nn.Sequential(nn.Linear(config.time_width, 4 * dim))
+
+    def modulation(self, time: Float[Tensor, "b t"] | None) -> tuple[Tensor | float, ...]:
+        """Scale and gate of the attention, scale and gate of the feed-forward."""
+        if time is None:
+            return 1.0, 1.0, 1.0, 1.0
+        scale, gate, ffn_scale, ffn_gate = self.adaLN_modulation(time)[:, None].chunk(4, dim=-1)
+        return 1 + scale, gate.tanh(), 1 + ffn_scale, ffn_gate.tanh()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n c"],
+        rotation: Float[Tensor, "2 b 1 n d"],
+        mask: Bool[Tensor, "b 1 1 n"] | None,
+        time: Float[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b n c"]:
+        scale, gate, ffn_scale, ffn_gate = self.modulation(time)
+        x = x + gate * self.attention_norm2(self.attention(self.attention_norm1(x) * scale, rotation, mask))
+        return x + ffn_gate * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * ffn_scale))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(config.dim, PATCH * PATCH * config.in_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.time_width, config.dim))
+
+    def forward(self, x: Float[Tensor, "b n c"], time: Float[Tensor, "b t"]) -> Float[Tensor, "b n out"]:
+        return self.linear(self.norm_final(x) * (1 + self.adaLN_modulation(time)[:, None]))
+
+
+class DiT(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        if sum(config.axes_dims) * config.n_heads != config.dim:
+            raise ToushiError(
+                f"the axes' channels {config.axes_dims} must add up to a head's, {config.dim} / {config.n_heads}"
+            )
+        self.config = config
+        patch = f"{PATCH}-1"  # the released file could hold several patch sizes, named space-time
+        self.all_x_embedder = nn.ModuleDict({patch: nn.Linear(PATCH * PATCH * config.in_channels, config.dim)})
+        self.all_final_layer = nn.ModuleDict({patch: FinalLayer(config)})
+        self.t_embedder = TimeEmbedding(config.time_width)
+        self.cap_embedder = nn.Sequential(
+            nn.RMSNorm(config.cap_feat_dim, eps=config.norm_eps), nn.Linear(config.cap_feat_dim, config.dim)
+        )
+        refiners = range(config.n_refiner_layers)
+        self.noise_refiner = nn.ModuleList(Block(config, timed=True) for _ in refiners)
+        self.context_refiner = nn.ModuleList(Block(config, timed=False) for _ in refiners)
+        self.layers = nn.ModuleList(Block(config, timed=True) for _ in range(config.n_layers))
+        self.x_pad_token = nn.Parameter(torch.randn(1, config.dim) * 0.02)
+        self.cap_pad_token = nn.Parameter(torch.randn(1, config.dim) * 0.02)
+
+    def embed_image(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n dim"]:
+        cells = rearrange(latents, "b c (y dy) (x dx) -> b (y x) (dy dx c)", dy=PATCH, dx=PATCH)
+        (embedder,) = self.all_x_embedder.values()
+        pads = self.x_pad_token.expand(len(cells), -cells.shape[1] % MULTIPLE, -1)
+        return torch.cat([embedder(cells), pads], dim=1)
+
+    def embed_text(self, texts: Sequence[Float[Tensor, "l width"]]) -> Float[Tensor, "b n dim"]:
+        """Each caption with its pads; zeros, to be masked, after the shorter ones."""
+        pads = [self.cap_pad_token.expand(-len(text) % MULTIPLE, -1) for text in texts]
+        return pad_sequence([torch.cat([self.cap_embedder(text), pad]) for text, pad in zip(texts, pads)], True)
+
+    def forward(
+        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], texts: Sequence[Float[Tensor, "l width"]]
+    ) -> Float[Tensor, "b c h w"]:
+        """Velocity at each cell: picture minus noise, in latent units.
+
+        `time` is 0 at noise and 1 at the picture, the reverse of this project's U-Net. `texts` are the encoder's
+        states of each row's prompt without padding; their lengths may differ.
+        """
+        rows, columns = latents.shape[2] // PATCH, latents.shape[3] // PATCH
+        lengths = [filled_length(len(text)) for text in texts]
+        self.check(latents, time, texts, max(lengths, default=0))
+        (final_layer,) = self.all_final_layer.values()
+        time = self.t_embedder(time * self.config.t_scale)
+
+        image = self.embed_image(latents)
+        image_rotation = rotations(image_positions(rows, columns, lengths), self.config).to(image.device)
+        for block in self.noise_refiner:
+            image = block(image, image_rotation, None, time)
+
+        text = self.embed_text(texts)
+        text_rotation = rotations(text_positions(max(lengths)), self.config).to(text.device)
+        mask = text_mask(lengths, text.device)
+        for block in self.context_refiner:
+            text = block(text, text_rotation, mask)
+
+        x = torch.cat([image, text], dim=1)
+        rotation = torch.cat([image_rotation, text_rotation.expand(-1, len(texts), -1, -1, -1)], dim=3)
+        if mask is not None:
+            mask = F.pad(mask, (image.shape[1], 0), value=True)
+        for block in self.layers:
+            x = block(x, rotation, mask, time)
+        cells = final_layer(x[:, : rows * columns], time)
+        return rearrange(cells, "b (y x) (dy dx c) -> b c (y dy) (x dx)", y=rows, dy=PATCH, dx=PATCH)
+
+    def check(self, latents: Tensor, time: Tensor, texts: Sequence[Tensor], longest: int) -> None:
+        """Tells apart what torch would report as a shape somewhere inside, or broadcast in silence."""
+        if not len(latents) == len(time) == len(texts):
+            raise ToushiError(
+                f"each picture needs a time and a text, but {len(latents)} latents, {len(time)} times and "
+                f"{len(texts)} texts came"
+            )
+        height, width = latents.shape[2:]
+        if height % PATCH or width % PATCH:
+            raise ToushiError(f"latents must be an even number of cells high and wide, but {height}x{width} came")
+        if not all(len(text) for text in texts):
+            raise ToushiError("a text has no tokens; an empty prompt still has those of the chat template")
+        needed = (longest + 2, height // PATCH, width // PATCH)
+        if any(n > most for n, most in zip(needed, self.config.axes_lens)):
+            raise ToushiError(
+                f"positions reach {self.config.axes_lens} (text, rows, columns of tokens), but {needed} are needed"
+            )
+
+
+def text_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "b 1 1 n"] | None:
+    """True at each caption and its pads. None where all are equally long: fused kernels without a mask are faster."""
+    if len(set(lengths)) == 1:
+        return None
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None, None].to(device)
