@@ -12,6 +12,7 @@ from itertools import dropwhile, pairwise, takewhile
 
 import tyro
 
+from commands.export import Export
 from commands.look import Info, Sites, Verify, Words
 from commands.trace import Trace
 from commands.view import View
@@ -26,7 +27,15 @@ A prompt goes in; a picture, and where each word of it went, comes out:
 HELP = """Each command teaches itself: toushi trace --help
 With --debug anywhere, an error also shows where it came from."""
 
-COMMANDS = {"trace": Trace, "view": View, "words": Words, "sites": Sites, "info": Info, "verify": Verify}
+COMMANDS = {
+    "trace": Trace,
+    "view": View,
+    "words": Words,
+    "sites": Sites,
+    "info": Info,
+    "verify": Verify,
+    "export": Export,
+}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -190,6 +191,9 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["verify", "/nowhere"], "/nowhere"),
         (["view", "/nowhere"], "/nowhere"),
         (["view", "--port", "0"], "65535"),
+        (["export", "/nowhere", "--to", "npz"], "/nowhere"),
+        (["export", "/nowhere"], "--to"),
+        (["export", "/nowhere", "--to", "csv"], "npz"),
     ],
 )
 def test_mistakes_get_one_line_that_helps(arguments, hint, fails, tmp_path, monkeypatch):
@@ -278,6 +282,20 @@ def test_info_tells_what_is_there(recorded, capsys):
     assert main(["verify", str(recorded[0])]) == 0 and "in order" in capsys.readouterr().out
 
 
+def test_export_writes_one_file_and_keeps_what_is_there(recorded, fails, tmp_path, capsys):
+    out = str(tmp_path / "cat.npz")
+    assert main(["export", str(recorded[0]), "--to", "npz", "--out", out, "--words", "猫", "月亮"]) == 0
+    said = capsys.readouterr()
+    assert out in said.out and "arrays" in said.out and "step" in said.err
+    with np.load(out) as data:
+        names = {name.rpartition("/")[0] for name in data.files if name != "about"}
+    assert names == {"cond/猫", "cond/月亮"}
+    assert "--overwrite" in fails("export", recorded[0], "--to", "npz", "--out", out)
+    assert "狗" in fails("export", recorded[0], "--to", "npz", "--out", out, "--overwrite", "--words", "狗")
+    assert main(["export", str(recorded[0]), "--to", "parquet", "--tokens", "--out", str(tmp_path / "cat.pq")]) == 0
+    assert "rows" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 2
+
+
 def test_sites_lists_every_attention_with_its_grid(tiny, capsys):
     assert main(["sites", "--model", tiny]) == 0
     said = capsys.readouterr().out
@@ -316,7 +334,7 @@ def test_help_teaches(capsys):
     assert main([]) == 0 and main(["--help"]) == 0
     said = capsys.readouterr().out
     assert 'toushi trace "左边是猫，右边是月亮，夜晚"' in said
-    for name in ("trace", "view", "words", "sites", "info", "verify"):
+    for name in ("trace", "view", "words", "sites", "info", "verify", "export"):
         assert main([name, "--help"]) == 0
         assert f"  toushi {name} " in capsys.readouterr().out and name in said
 
