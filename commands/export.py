@@ -43,14 +43,19 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
         from probe.trace.reader import open_trace
 
         trace = open_trace(self.folder)
-        with tqdm(desc="step", unit="step", leave=False) as bar:
+        bar = None
 
-            def tick(done: int, of: int) -> None:
-                bar.total = of
-                bar.update(done - bar.n)
+        def tick(done: int, of: int) -> None:
+            nonlocal bar
+            bar = bar or tqdm(desc="step", unit="step", total=of, leave=False)
+            bar.update(done - bar.n)
 
-            options = {"tokens": self.tokens, "overwrite": self.overwrite, "tick": tick}
+        options = {"tokens": self.tokens, "overwrite": self.overwrite, "tick": tick}
+        try:
             done = export(trace, self.to, self.out, self.words or None, **options)
+        finally:
+            if bar is not None:
+                bar.close()
         if done.left_out:
             names, why = "、".join(done.left_out), next(iter(done.left_out.values()))
             print(f"toushi: warning: not in the trace, so left out: {names}. {why}", file=sys.stderr)

@@ -286,7 +286,7 @@ def test_export_writes_one_file_and_keeps_what_is_there(recorded, fails, tmp_pat
     out = str(tmp_path / "cat.npz")
     assert main(["export", str(recorded[0]), "--to", "npz", "--out", out, "--words", "猫", "月亮"]) == 0
     said = capsys.readouterr()
-    assert out in said.out and "arrays" in said.out and "step" in said.err
+    assert out in said.out and "6 arrays" in said.out and "/18" in said.err  # two words, three grids, three steps
     with np.load(out) as data:
         names = {name.rpartition("/")[0] for name in data.files if name != "about"}
     assert names == {"cond/猫", "cond/月亮"}
