@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from probe.edits import Edit, edit, edits_of_manifest
     from probe.errors import ToushiError
     from probe.figures.encoder import encoder_figure
     from probe.figures.layers import layers_figure
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from probe.trace.reader import Trace, open_collection, open_trace
 
 __all__ = [
+    "Edit",
     "ToushiError",
     "Trace",
+    "edit",
+    "edits_of_manifest",
     "encoder_figure",
     "layers_figure",
     "load",
@@ -37,6 +41,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Edit": "probe.edits",
+    "edit": "probe.edits",
+    "edits_of_manifest": "probe.edits",
     "ToushiError": "probe.errors",
     "Trace": "probe.trace.reader",
     "encoder_figure": "probe.figures.encoder",

@@ -77,7 +77,9 @@ class Watch:
     stops the model. `ran` and `seen` count the runs of each module and the attention calls in it.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[Call], None]):
+    changes = False  # see hooks.edits.ChangeAttention
+
+    def __init__(self, modules: Mapping[str, nn.Module], see: Callable):
         self.modules, self.see = dict(modules), see
         self.handles: list = []
         self.forget()
@@ -175,12 +177,17 @@ def _replacing(original: Callable) -> Callable:
             query.detach(), key.detach(), query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, is_causal
         )
         told: list[Watch] = []
+        output = attended.output
         for watch, name in reversed(stack):
             if watch.handles and watch not in told:  # another thread may have closed it meanwhile
                 told.append(watch)
                 watch.seen[name] += 1
-                watch.see(Call(name, what, attended))
-        return attended.output
+                call = Call(name, what, attended)
+                if watch.changes:
+                    output = watch.see(call, value, output)
+                else:
+                    watch.see(call)
+        return output
 
     attention.__doc__ = original.__doc__
     return attention

@@ -1,4 +1,4 @@
-"""Reading what goes into named modules and what they return: hidden states, texts, velocities."""
+"""What goes into named modules and what they return: hidden states, texts, velocities. Read, or changed."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,12 @@ from hooks.errors import WireError
 class States:
     """`with States({name: module}, see):` calls `see(name, state)` with what each module returns.
 
-    A module that returns several values gives its first one. The state is the model's own tensor, detached: copy it
-    to keep it beyond the call.
+    A module that returns several values gives its first one. If `see` returns a tensor, that goes on in its place;
+    it sees what contexts opened before it made of the state. The state is the model's own tensor: copy it to keep
+    it beyond the call.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]):
+    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], Tensor | None]):
         self.modules, self.see = dict(modules), see
         self.handles: list = []
 
@@ -36,7 +37,13 @@ class States:
                 raise WireError(
                     f"{name}: expected a tensor or a tuple that begins with one, but {type(output).__name__} came"
                 )
-            self.see(name, state.detach())
+            changed = self.see(name, state)
+            if changed is None:
+                return None
+            if not isinstance(output, tuple | list):
+                return changed
+            make = getattr(type(output), "_make", type(output))  # a named tuple takes its fields one by one
+            return make((changed, *output[1:]))
 
         return after
 

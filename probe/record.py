@@ -8,7 +8,7 @@ that one instance, as are `encode_prompt` and `sample`; all of it is undone at t
 import inspect
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from probe.recording.encoder import EncoderCapture
 from probe.recording.policy import DISK, Policy
 from probe.recording.provenance import git_commit
 from probe.recording.run import Run, Texts, Unrecordable
+from probe.recording.wrapped import wrapped
 from probe.text.alignment import Word
 from probe.trace import layout
 from probe.trace.room import make_room
 from probe.trace.writer import write_collection
 
 _recorded: dict[int, Path] = {}  # id of each model being recorded -> where to
-_nothing = object()
 
 
 def record(
@@ -104,11 +104,11 @@ class Recording:
             self.watch = wires.enter_context(Watch(watched, self._take))
             parameters = {family.denoiser: (denoiser, [family.latents, family.text])}
             wires.enter_context(Arguments(parameters, self._evaluate))
-            wires.enter_context(_wrapped(model, family.encode_prompt, self._encoding))
-            wires.enter_context(_wrapped(model, family.sample, self._sampling))
-            wires.enter_context(_wrapped(model, family.evaluate, self._evaluating))
-            wires.enter_context(_wrapped(scheduler, "set_timesteps", self._beginning))
-            wires.enter_context(_wrapped(scheduler, "step", self._stepping))
+            wires.enter_context(wrapped(model, family.encode_prompt, self._encoding))
+            wires.enter_context(wrapped(model, family.sample, self._sampling))
+            wires.enter_context(wrapped(model, family.evaluate, self._evaluating))
+            wires.enter_context(wrapped(scheduler, "set_timesteps", self._beginning))
+            wires.enter_context(wrapped(scheduler, "step", self._stepping))
             self.wires = wires.pop_all()
         return self
 
@@ -258,20 +258,6 @@ def _moved_inside(folder: Path) -> Path:
     for path in files:
         path.rename(member / path.name)
     return member
-
-
-@contextmanager
-def _wrapped(instance, name: str, wrap: Callable[[Callable], Callable]):
-    """Replaces a method of one instance, and puts back what was there."""
-    before = vars(instance).get(name, _nothing)
-    setattr(instance, name, wrap(getattr(instance, name)))
-    try:
-        yield
-    finally:
-        if before is _nothing:
-            delattr(instance, name)
-        else:
-            setattr(instance, name, before)
 
 
 def _listed(values) -> tuple | None:

@@ -78,7 +78,7 @@ class EncoderCapture:
 
     def _keep(self, number: str, state: Tensor) -> None:
         if self.batches:  # the embeddings may be used without the encoder
-            self.batches[-1].states[int(number)] = state.clone()
+            self.batches[-1].states[int(number)] = state.detach().clone()
 
     def _see(self, call: Call) -> None:
         self.batches[-1].calls[int(call.site)] = call

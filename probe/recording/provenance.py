@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from probe.edits import edits_of
 from probe.text.alignment import segmenter
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "diffusers", "transformers")
@@ -62,5 +63,5 @@ def surroundings(model) -> dict:
         "versions": versions(),
         "git": git_commit(),
         "argv": sys.argv,
-        "edits": [],
+        "edits": edits_of(model),
     }

@@ -1,0 +1,48 @@
+"""Changing attention as it passes: after the softmax, before the values are mixed."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from hooks.attention import Call, Watch
+from hooks.kernels import Columns
+
+Rows = slice | list[int]
+
+
+class ChangeAttention(Watch):
+    """`with ChangeAttention({name: module}, change):` — what `change(call, value, output)` returns is the output.
+
+    `value` is [row, head, key, d], `output` [row, head, query, d] with the changes of contexts that were opened
+    later. The `call` itself goes on telling what the module's own softmax was.
+    """
+
+    changes = True
+
+
+def attended_anew(
+    call: Call,
+    value: Tensor,
+    output: Tensor,
+    change: Callable[[Tensor], Tensor],
+    columns: Columns = slice(None),
+    rows: Rows = slice(None),
+    renormalise: bool = False,
+) -> Tensor:
+    """The output [row, head, query, d] had these columns been attended to as `change` says.
+
+    `change` maps probabilities [row, head, column, query] to others. Only the difference is mixed in,
+    output + (changed - p) @ value, so the columns that stay cost nothing and no N x N matrix is formed; with
+    `renormalise` the result is divided by its new total mass. A query whose mass is all gone gets zeros.
+    """
+    before = call.probabilities(columns, rows)
+    delta = change(before) - before
+    mixed = value[rows][:, :, columns].to(delta.dtype)
+    mixed = mixed.repeat_interleave(delta.shape[1] // mixed.shape[1], dim=1)  # grouped queries share values
+    new = output[rows].to(delta.dtype) + delta.transpose(2, 3) @ mixed
+    if renormalise:
+        mass = 1 + delta.sum(2)[..., None]
+        new = (new / mass).where(mass > 1e-6, 0.0)
+    result = output.clone()
+    result[rows] = new.to(output.dtype)
+    return result

@@ -1,0 +1,284 @@
+"""Edits do what they say, nothing else, and are noted; a patch of a run with itself changes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from probe.edits import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from probe.models.families import UnknownSite
+from probe.record import record
+from probe.text.alignment import AmbiguousWord, UnknownWord, Word
+from probe.trace.reader import open_trace
+from tests.recording.made import PROMPT, draw, recorded, same
+
+MIDDLE = "unet.middle.cross_attention"
+CROSS = "unet.*.cross_attention"
+TIME = 0.6
+
+
+def velocity(model, prompt=PROMPT, seed=3):
+    return model.denoise(model.noise(1, 64, 64, seed=seed), TIME, prompt)
+
+
+def columns_of(model, word, prompt=PROMPT):
+    tokens = model.tokenizer.encode(prompt).tokens
+    start = prompt.index(word)
+    return [t.column for t in tokens if t.span and t.span[0] >= start and t.span[1] <= start + len(word)]
+
+
+# --- what an edit does, against the same thing done by hand
+
+
+def test_knocked_out_head_is_a_head_whose_output_weights_are_zero(model):
+    with edit(model, Edit(MIDDLE, "zero", head=1)):
+        found = velocity(model)
+    site = model.get_submodule(MIDDLE)
+    width = site.to_out.weight.shape[1] // site.heads
+    kept = site.to_out.weight.detach().clone()
+    try:
+        site.to_out.weight[:, width : 2 * width] = 0
+        expected = velocity(model)
+    finally:
+        site.to_out.weight.copy_(kept)
+    assert torch.allclose(found, expected, atol=1e-6) and not torch.allclose(found, velocity(model), atol=1e-4)
+
+
+def by_hand(model, column, renormalise):
+    """The velocity when one text column is masked (the others share its mass), or its value is nothing."""
+    text = model.unet.read_text(model.encode_text([PROMPT]))
+    if renormalise:
+        mask = text.mask.clone()
+        mask[0, column] = False
+        text = text._replace(mask=mask)
+    else:
+        silent = []
+        for k, v in text.keys_values:
+            v = v.clone()
+            v[:, :, column] = 0
+            silent.append((k, v))
+        text = text._replace(keys_values=tuple(silent))
+    return model.unet(model.noise(1, 64, 64, seed=3), torch.tensor([TIME]), text)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_knocked_out_token(model, renormalise):
+    (column, *_) = columns_of(model, "月亮")
+    with edit(model, Edit(CROSS, "zero", token=column, renormalise=renormalise)):
+        found = velocity(model)
+    assert torch.allclose(found, by_hand(model, column, renormalise), atol=1e-5)
+    assert not torch.allclose(found, velocity(model), atol=1e-4)
+
+
+def test_word_edits_are_edits_of_all_its_tokens(model):
+    columns = columns_of(model, "月亮")
+    with edit(model, Edit(CROSS, word="月亮", factor=2.5)):
+        by_word = velocity(model)
+    with edit(model, [Edit(CROSS, token=column, factor=2.5) for column in columns]):
+        by_token = velocity(model)
+    assert torch.equal(by_word, by_token)
+
+
+def test_scales_of_one_word_multiply(model):
+    with edit(model, Edit(CROSS, word="猫", factor=2.0), Edit(CROSS, word="猫", factor=3.0)):
+        twice = velocity(model)
+    with edit(model, Edit(CROSS, word="猫", factor=6.0)):
+        once = velocity(model)
+    assert torch.allclose(twice, once, atol=1e-6)
+
+
+def test_function_at_an_attention_site(model):
+    (column, *_) = columns_of(model, "猫")
+
+    def silence(p):
+        p = p.clone()
+        p[:, :, column] = 0
+        return p
+
+    with edit(model, CROSS, silence):
+        found = velocity(model)
+    assert torch.allclose(found, by_hand(model, column, renormalise=False), atol=1e-5)
+
+
+def test_patched_state_is_the_other_runs(model, tmp_path):
+    other = "左边是狗，右边是月亮，夜晚"
+    recorded(model, tmp_path / "source", prompt=other)
+    _, before = recorded(model, tmp_path / "before")
+    patch = Edit("encoder.layers.5", "patch", word="猫", source=tmp_path / "source", source_word="狗")
+    with edit(model, patch):
+        _, after = recorded(model, tmp_path / "after")
+    source, plain, patched = (
+        open_trace(tmp_path / name).encoder_states().values for name in ("source", "before", "after")
+    )
+    at = [t.position for t in after.tokens() if t.text == "猫"] or [
+        t.position for t in after.tokens() if t.span and PROMPT[slice(*t.span)] == "猫"
+    ]
+    there = [t.position for t in open_trace(tmp_path / "source").tokens() if t.span and other[slice(*t.span)] == "狗"]
+    assert np.array_equal(patched[:6], plain[:6])
+    expected = source[6, there] if len(there) == len(at) else source[6, there].mean(0)
+    assert np.allclose(patched[6, at], expected, atol=1e-6)
+    elsewhere = [i for i in range(patched.shape[1]) if i not in at]
+    assert np.array_equal(patched[6, elsewhere], plain[6, elsewhere])
+    assert not np.array_equal(patched[7, elsewhere], plain[7, elsewhere])
+    assert np.array_equal(after.encoder_states("uncond"), before.encoder_states("uncond"))
+
+
+# --- what it does not do
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        Edit(CROSS, word="猫", factor=1.0),
+        Edit(CROSS, word="猫", factor=1.0, renormalise=True),
+        Edit("encoder.layers.*", head=0, factor=1.0),
+        Edit("encoder.layers.3", word="猫", factor=1.0),
+    ],
+)
+def test_a_factor_of_one_changes_nothing(model, nothing):
+    free = draw(model)
+    with edit(model, nothing):
+        assert same(draw(model), free)
+
+
+def test_patching_a_run_with_itself_changes_nothing(model, tmp_path):
+    free, _ = recorded(model, tmp_path / "run", keeping={"dtype": "float32"})
+    with edit(model, Edit("encoder.*", "patch", word="月亮", source=tmp_path / "run")):
+        assert same(draw(model), free)
+    with edit(model, Edit(CROSS, "replace", word="月亮", source=tmp_path / "run")):
+        again = draw(model)
+    assert np.abs(np.asarray(again, int) - np.asarray(free, int)).max() <= 1
+
+
+def test_steps_before_an_edit_are_untouched(model, tmp_path):
+    _, free = recorded(model, tmp_path / "free", steps=4)
+    with edit(model, Edit(CROSS, "zero", word="猫", steps="2:")):
+        _, late = recorded(model, tmp_path / "late", steps=4)
+    for step in (0, 1):
+        assert np.array_equal(free.latent(step), late.latent(step))
+    assert not np.array_equal(free.latent(2), late.latent(2))
+
+
+def test_the_other_branch_is_untouched(model, tmp_path):
+    _, free = recorded(model, tmp_path / "free", steps=1)
+    with edit(model, Edit("unet.down.0.*", "zero", word="猫")):
+        _, edited = recorded(model, tmp_path / "edited", steps=1)
+    for branch, equal in (("uncond", True), ("cond", False)):
+        one, two = (t.attention(branch=branch, sites="unet.up.1.cross_attention").values for t in (free, edited))
+        assert np.array_equal(one, two) is equal
+
+
+def test_each_picture_of_a_batch_is_edited_at_its_own_word(model):
+    prompts = ["一只猫在左边", "右边有一只猫"]
+    with edit(model, Edit(CROSS, "zero", word="猫")):
+        together = model.sample(prompts, steps=2, seed=[0, 1])
+        alone = [model.sample(prompt, steps=2, seed=seed) for seed, prompt in enumerate(prompts)]
+    for one, other in zip(together, alone):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_wires_are_gone_afterwards(model):
+    free = draw(model)
+    with pytest.raises(RuntimeError, match="stop"), edit(model, Edit(CROSS, "zero", word="猫")):
+        draw(model)
+        raise RuntimeError("stop")
+    assert same(draw(model), free) and edits_of(model) == []
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not {"encode_prompt", "denoise"} & set(vars(model)) and "step" not in vars(model.scheduler)
+
+
+# --- with a recording
+
+
+def test_edits_and_recording_compose_in_either_order(model, tmp_path):
+    edits = [Edit(CROSS, "zero", word="猫", renormalise=True), Edit("encoder.layers.4", "zero", word="月亮")]
+    with edit(model, edits):
+        free = draw(model)
+        with record(model, tmp_path / "inner"):
+            inner = draw(model)
+    with record(model, tmp_path / "outer"), edit(model, edits):
+        outer = draw(model)
+    assert same(inner, free) and same(outer, free)
+    one, two = open_trace(tmp_path / "inner"), open_trace(tmp_path / "outer")
+    assert np.array_equal(one.attention(), two.attention(), equal_nan=True)
+    assert np.array_equal(one.encoder_states(), two.encoder_states())
+    assert one.verify() == [] and two.verify() == []
+    for trace in (one, two):
+        assert [raw["word"] for raw in trace.manifest["edits"]] == ["猫", "月亮"]
+    with edit(model, edits_of_manifest(one.manifest["edits"])):
+        assert same(draw(model), free)
+
+
+def test_edits_are_json_and_back():
+    edits = [
+        Edit("unet.*", "scale", word=Word("猫", 3, 4), head=(0, 2), steps=slice(2, None), factor=0.5, renormalise=True),
+        Edit("encoder.embed", "patch", word="银行#2", source="runs/a", source_word=(0, 2)),
+        Edit(MIDDLE, "zero", head=1, branch="uncond", steps=(0, -1)),
+    ]
+    assert edits_of_manifest(json.loads(json.dumps([one.as_json() for one in edits]))) == edits
+
+
+@pytest.mark.parametrize(
+    "steps, expected", [(None, [0, 1, 2, 3]), (1, [1]), ((0, -1), [0, 3]), ("2:", [2, 3]), (slice(0, 4, 2), [0, 2])]
+)
+def test_steps(steps, expected):
+    one = Edit(MIDDLE, "zero", head=0, steps=steps)
+    assert [step for step in range(4) if one.at(step, 4)] == expected
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(kind="boost", word="猫"), "scale, zero, replace, patch"),
+        (dict(word="猫", token=3), "not both"),
+        (dict(kind="patch", word="猫"), "source"),
+        (dict(kind="zero", word="猫", factor=2.0), "only scale"),
+        (dict(word="猫", factor=float("nan")), "factor"),
+        (dict(head=0, renormalise=True), "others"),
+        (dict(word="猫", branch="both"), "cond or uncond"),
+        (dict(head=0, steps="a:b"), "steps"),
+    ],
+)
+def test_contradictions_are_refused_when_made(wrong, said):
+    with pytest.raises(BadEdit, match=said):
+        Edit(MIDDLE, **wrong)
+
+
+def test_mistakes_about_the_model(model, tmp_path):
+    with pytest.raises(UnknownSite, match=r"unet\.middle\.cross_attention"):
+        edit(model, Edit("unet.midle.cross_attention", "zero", word="猫"))
+    with pytest.raises(BadEdit, match="before the first step"):
+        edit(model, Edit("encoder.layers.3", "zero", word="猫", steps="2:"))
+    with pytest.raises(BadEdit, match="no attention of the image to the text"):
+        edit(model, Edit("unet.middle.self_attention", "zero", word="猫"))
+    with pytest.raises(BadEdit, match="0 to 3"), edit(model, Edit(MIDDLE, "zero", head=9)):
+        velocity(model)
+    with pytest.raises(UnknownWord), edit(model, Edit(MIDDLE, "zero", word="狗")):
+        velocity(model)
+    with pytest.raises(AmbiguousWord), edit(model, Edit(MIDDLE, "zero", word="猫")):
+        velocity(model, "猫和猫")
+    with pytest.raises(BadEdit, match="last is at"), edit(model, Edit(MIDDLE, "zero", token=70)):
+        velocity(model)
+    with pytest.raises(BadEdit, match="shape"), edit(model, MIDDLE, lambda p: p[:, :1]):
+        velocity(model)
+    with edit(model, Edit(MIDDLE, "zero", head=0)), pytest.raises(BadEdit, match="already"):
+        edit(model, Edit(MIDDLE, "zero", head=1)).__enter__()
+    recorded(model, tmp_path / "mean", keeping={"keep": "mean"})
+    with (
+        pytest.raises(BadEdit, match='keep="heads"'),
+        edit(model, Edit(CROSS, "replace", word="猫", source=tmp_path / "mean")),
+    ):
+        draw(model)
+
+
+def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
+    with record(model, tmp_path / "run"), edit(model, MIDDLE, lambda p: p.clone()):
+        draw(model)
+    (raw,) = open_trace(tmp_path / "run").manifest["edits"]
+    assert raw["kind"] == "function"
+    with pytest.raises(BadEdit, match="run it from Python"):
+        edits_of_manifest([raw])
