@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from probe.errors import ToushiError
-from probe.models.dit import DiT, DiTConfig, filled_length
+from probe.models.dit import DiT, DiTConfig, filled_length, rotations
 
 transformer_z_image = pytest.importorskip("diffusers.models.transformers.transformer_z_image")
 
@@ -21,7 +21,7 @@ RELEASED = json.loads(
 )
 TINY = RELEASED | {
     "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 16,
-    "axes_dims": [8, 4, 4], "axes_lens": [256, 32, 32],
+    "axes_dims": [8, 4, 4], "axes_lens": [258, 32, 32],
 }  # fmt: skip
 
 
@@ -107,10 +107,19 @@ def test_output_is_that_of_diffusers(pair, lengths, height, width):
     assert (ours - released).abs().max() <= 1e-5
 
 
-def test_the_far_end_of_the_positions_is_that_of_diffusers(pair):
-    """Where angles are large and rounding them differently would show."""
-    ours, released = evaluated(pair, *inputs([220], 2, 64))
+def test_positions_are_taken_to_their_very_end(pair):
+    """256 tokens of text from 1 on, then the image: 258 places; 32 columns."""
+    ours, released = evaluated(pair, *inputs([250], 2, 64))
     assert (ours - released).abs().max() <= 1e-5
+
+
+def test_rotations_are_those_of_diffusers_where_angles_are_large():
+    config = DiTConfig()
+    embedder = transformer_z_image.RopeEmbedder(config.rope_theta, config.axes_dims, config.axes_lens)
+    positions = torch.tensor([[1535, 511, 511], [1000, 300, 7], [0, 0, 0]])
+    cos, sin = rotations(positions[None], config)
+    expected = embedder(positions)
+    assert (torch.complex(cos, sin)[0, 0] - expected).abs().max() <= 1e-6
 
 
 def test_a_batch_gives_what_each_row_gives_alone(pair):
@@ -122,7 +131,7 @@ def test_a_batch_gives_what_each_row_gives_alone(pair):
         assert (together[i : i + 1] - alone).abs().max() <= 1e-5
 
 
-def test_pads_are_attended(pair, monkeypatch):
+def test_pads_are_attended(pair):
     model = pair[0]
     latents, time, texts = inputs([9], 8, 8)
     before = model(latents, time, texts)
@@ -152,22 +161,18 @@ def test_each_attention_can_be_intercepted_and_joins_image_and_text(pair, monkey
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(texts=1), "2 latents, 2 times and 1 texts"),
+        (dict(texts=[torch.zeros(9, 16)]), "2 latents, 2 times and 1 texts"),
         (dict(time=torch.zeros(1)), "2 latents, 1 times"),
         (dict(latents=torch.zeros(2, 16, 7, 8)), "even number of cells"),
         (dict(latents=torch.zeros(2, 16, 2, 66)), "positions reach"),
-        (dict(texts=0), "no tokens"),
+        (dict(texts=[torch.zeros(257, 16), torch.zeros(1, 16)]), r"positions reach .* \(290, 4, 4\)"),
+        (dict(texts=[torch.zeros(9, 16), torch.zeros(0, 16)]), "no tokens"),
     ],
 )
 def test_errors_say_what_came(pair, change, message):
     latents, time, texts = inputs([9, 9], 8, 8)
-    given = dict(latents=latents, time=time, texts=texts) | change
-    if given["texts"] == 1:
-        given["texts"] = texts[:1]
-    if given["texts"] == 0:
-        given["texts"] = [texts[0], texts[1][:0]]
     with pytest.raises(ToushiError, match=message):
-        pair[0](**given)
+        pair[0](**dict(latents=latents, time=time, texts=texts) | change)
 
 
 def test_a_design_that_is_not_this_one_is_refused():

@@ -1,0 +1,287 @@
+"""Z-Image as released, from prompt to picture: Qwen3 reads, the single-stream DiT paints, a VAE opens the latents.
+
+The language model and the VAE are those of transformers and diffusers; what happens between them is here. Parts bear
+the released pipeline's names, so a site is called the same in either. Time is 1 at noise and 0 at the picture, as
+in this project's other models; the DiT counts the other way and answers with the opposite velocity.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
+
+from probe.errors import ToushiError
+from probe.models.dit import PATCH, DiT, DiTConfig
+from probe.models.mini_unet import PromptCut, to_images
+from probe.models.samplers import Scheduler
+
+LENGTH = 512  # tokens that are read, the chat template's among them
+
+
+class EncodedPrompts(NamedTuple):
+    """`ids` and `states` [token, feature] of each prompt in its chat template, cut but without padding."""
+
+    prompts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    states: tuple[Tensor, ...]
+
+
+def guided_velocity(
+    cond: Float[Tensor, "b c h w"], uncond: Float[Tensor, "b c h w"], guidance: float, normalisation: float = 0.0
+) -> Float[Tensor, "b c h w"]:
+    """The velocity led away from `uncond`. Nothing is added at 0, where classifier-free guidance is usually at 1.
+
+    A `normalisation` above 0 keeps the norm of each row within that many times the norm of its `cond`.
+    """
+    guided = cond + guidance * (cond - uncond)
+    if not normalisation:
+        return guided
+    norm, most = (torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True) for v in (guided, cond))
+    return guided * (normalisation * most / norm).clamp(max=1)
+
+
+def released_times(steps: int, shift: float) -> Float[Tensor, "steps+1"]:
+    """`shifted_times` in single precision, rounded as the released scheduler does it.
+
+    The DiT takes the cosine of 1000 times the time, so that the last bit shows: 6e-5 in the latents of five steps.
+    """
+    times = torch.linspace(1, 1 / steps, steps, dtype=torch.float32)
+    return torch.cat([shift * times / (1 + (shift - 1) * times), torch.zeros(1)])
+
+
+class ReleasedScheduler(Scheduler):
+    def set_timesteps(self, steps: int, sampler: str = "euler") -> None:
+        super().set_timesteps(steps, sampler)
+        self.times = released_times(steps, self.shift)
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Where a run that begins from a picture enters the schedule; strength 1 begins from noise."""
+    if not 0 < strength <= 1:
+        raise ToushiError(f"strength must be above 0 and at most 1, but {strength} came")
+    return int(steps - steps * strength)
+
+
+class ZImage(nn.Module):
+    name = "z-image"
+
+    def __init__(
+        self,
+        transformer: DiT,
+        text_encoder: Qwen3Model,
+        tokenizer: PreTrainedTokenizerBase,
+        vae: AutoencoderKL,
+        shift: float = 3.0,
+    ):
+        super().__init__()
+        self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
+        self.tokenizer = tokenizer
+        self.scheduler = ReleasedScheduler(shift)
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent cell, each way
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.x_pad_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.x_pad_token.dtype
+
+    # --- text ---
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> EncodedPrompts:
+        """The states before the language model's last layer, of the prompts as a user's turn of a chat."""
+        ids = []
+        for prompt in prompts:
+            turn = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+            tokens = self.tokenizer(text).input_ids
+            if len(tokens) > LENGTH:
+                lost = self.tokenizer.decode(tokens[LENGTH:])
+                warnings.warn(
+                    PromptCut(f"the prompt and its template are longer than {LENGTH} tokens; cut: {lost!r}"),
+                    stacklevel=3,
+                )
+            ids.append(tuple(tokens[:LENGTH]))
+        # The model is causal, so pads on the right change nothing; the released pipeline always pads to 512.
+        rows = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.text_encoder.device)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True).to(rows.device)
+        output = self.text_encoder(input_ids=rows, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        states = [row[: len(row_ids)] for row, row_ids in zip(output.hidden_states[-2], ids)]
+        return EncodedPrompts(tuple(prompts), tuple(ids), tuple(states))
+
+    def encode_prompt(
+        self, prompts: Sequence[str], negatives: Sequence[str] | None
+    ) -> tuple[EncodedPrompts, EncodedPrompts | None]:
+        """The texts to draw and, when guidance needs them, the texts to stay away from."""
+        return self.encode_text(prompts), None if negatives is None else self.encode_text(negatives)
+
+    # --- pictures ---
+
+    def velocity(self, latents: Tensor, time: float | Tensor, states: Sequence[Tensor]) -> Float[Tensor, "b c h w"]:
+        """Noise minus picture, in fp32; time is 1 at noise."""
+        times = torch.as_tensor(time, dtype=torch.float32, device=self.device).expand(len(latents))
+        times = (1000 - times * 1000) / 1000  # not 1 - times: see `released_times`
+        states = [one.to(self.device, self.dtype) for one in states]
+        return -self.transformer(latents.to(self.device, self.dtype), times, states).float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        negative: str = "",
+        *,
+        steps: int = 8,
+        guidance: float = 0.0,
+        normalisation: float = 0.0,
+        truncation: float = 1.0,
+        size: int | tuple[int, int] | None = None,
+        seed: int | Sequence[int] = 0,
+        image: Image.Image | None = None,
+        strength: float = 0.6,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Image.Image | list[Image.Image]:
+        """Draws the prompt (a picture), or several prompts in one batch (a list).
+
+        The defaults are those of the Turbo weights; the Base weights want 28 to 50 steps and `guidance` of 3 to 5.
+        Guidance counts as in `guided_velocity`: 0 is none. It ends where the time left is below 1 - `truncation`.
+        `size` is pixels, or (height, width); 1024 by default. From an `image` the run begins at its size, with as
+        much noise as `strength` says. `seed` is for every picture, or one for each prompt. `callback(index, latents)`
+        is called after each step.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ToushiError("expected at least one prompt, but the list is empty")
+        first = 0 if image is None else first_step(steps, strength)
+        self.scheduler.set_timesteps(steps)
+        latents = self.beginning(len(prompts), size, seed, image, self.scheduler.times[first].item())
+        positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guidance > 0 else None)
+
+        def velocity_of(latents: Tensor, time: float) -> Tensor:
+            if negative_text is None or 1 - time > truncation:
+                return self.velocity(latents, time, positive.states)
+            both = self.velocity(torch.cat([latents, latents]), time, positive.states + negative_text.states)
+            return guided_velocity(*both.chunk(2), guidance, normalisation)
+
+        for index in range(first, steps):
+            latents = self.scheduler.step(velocity_of, latents, index)
+            if callback is not None:
+                callback(index, latents)
+        pictures = to_images(self.decode(latents))
+        return pictures[0] if isinstance(prompt, str) else pictures
+
+    def beginning(
+        self,
+        count: int,
+        size: int | tuple[int, int] | None,
+        seed: int | Sequence[int],
+        image: Image.Image | None,
+        time: float,
+    ) -> Float[Tensor, "b c h w"]:
+        """Noise, or an image's latents with the noise of a time; in fp32, drawn on the CPU as the U-Net's is."""
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        if len(seeds) != count:
+            raise ToushiError(f"expected one seed, or one for each of {count} prompts, but {len(seeds)} came")
+        if image is not None and size is not None:
+            raise ToushiError("the size is the image's; resize the image instead of giving a size")
+        height, width = self.checked_size((image.height, image.width) if image is not None else size or 1024)
+        shape = (1, self.transformer.config.in_channels, height // self.factor, width // self.factor)
+        rows = []
+        for generator in (torch.Generator().manual_seed(one) for one in seeds):
+            # The released pipeline draws the sample of the VAE before the noise; in another order no seed would agree.
+            clean = self.encode(image, generator) if image is not None else None
+            noise = torch.randn(shape, generator=generator).to(self.device)
+            rows.append(noise if clean is None else time * noise + (1 - time) * clean)
+        return torch.cat(rows)
+
+    def checked_size(self, size: int | tuple[int, int]) -> tuple[int, int]:
+        height, width = (size, size) if isinstance(size, int) else size
+        unit = self.factor * PATCH
+        if height < unit or width < unit or height % unit or width % unit:
+            raise ToushiError(f"height and width must be multiples of {unit} pixels, but {height}x{width} came")
+        return height, width
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image, generator: torch.Generator | None = None) -> Float[Tensor, "1 c h w"]:
+        """Latents of a picture: a sample of the VAE's posterior, or without a generator its mean."""
+        pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return ((latents.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor).to(self.device)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in -1..1 (not clamped)."""
+        latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents + self.vae.config.shift_factor).sample
+
+    @torch.no_grad()
+    def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:
+        """Velocity [b, c, h, w] from one evaluation without guidance; one prompt serves the whole batch."""
+        prompts = [prompt] * len(latents) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(latents):
+            raise ToushiError(f"expected one prompt for each of {len(latents)} latents, but {len(prompts)} came")
+        text, _ = self.encode_prompt(prompts, None)
+        return self.velocity(latents, time, text.states)
+
+    # --- disk ---
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, dtype: torch.dtype = torch.bfloat16) -> "ZImage":
+        """The model of a folder in the released layout, on the CPU."""
+        folder = Path(folder)
+        schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        if schedule.get("use_dynamic_shifting"):
+            raise ToushiError("expected a schedule with a fixed shift, but use_dynamic_shifting is on")
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+        with torch.device("meta"):
+            transformer = DiT(DiTConfig.from_released(config))
+        load_weights(transformer, folder / "transformer", dtype)
+        model = cls(
+            transformer,
+            Qwen3Model.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
+            AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True),
+            schedule["shift"],
+        )
+        return model.eval().requires_grad_(False)
+
+
+def load_weights(module: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Fills a module that was built on the meta device, file by file and tensor by tensor.
+
+    The released files hold fp32, twice what the model takes in bf16: never is more than one tensor there in both.
+    """
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    files = {"diffusion_pytorch_model.safetensors"}
+    if index.is_file():
+        files = set(json.loads(index.read_text())["weight_map"].values())
+    missing = set(module.state_dict())
+    for file in sorted(files):
+        with safe_open(folder / file, framework="pt") as tensors:
+            weights = {name: tensors.get_tensor(name).to(dtype) for name in tensors.keys()}  # noqa: SIM118
+        unknown = set(weights) - set(module.state_dict())
+        if unknown:
+            raise ToushiError(
+                f"{folder / file} has weights that the model does not know: {', '.join(sorted(unknown)[:3])}"
+            )
+        module.load_state_dict(weights, strict=False, assign=True)
+        missing -= set(weights)
+    if missing:
+        raise ToushiError(
+            f"{folder} lacks {len(missing)} weights of the model, among them {', '.join(sorted(missing)[:3])}"
+        )
