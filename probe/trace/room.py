@@ -1,5 +1,6 @@
 """An empty folder for a trace: what is ours may be replaced when that is asked for, what is not never is."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,4 +100,8 @@ def _clear(folder: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    """What the system said: "No space left on device", also where safetensors wraps it into a sentence of its own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    wrapped = re.search(r"I/O error: (.+?) \(os error \d+\)", str(error))
+    return wrapped[1] if wrapped else str(error)

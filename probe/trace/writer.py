@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,10 @@ class TraceWriter:
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
-        self._lines.close()
+        try:
+            self._lines.close()  # writes what an earlier failure left in its buffer
+        except OSError as error:
+            self._failure = self._failure or WriteFailed(self._story(layout.STEPS, error))
         if self._failure is None:
             self.manifest["complete"] = complete
             try:
@@ -259,11 +263,16 @@ def _plain(value: Any) -> Any:
 
 def _save_json(path: Path, value: dict) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 
