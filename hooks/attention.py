@@ -50,24 +50,34 @@ class Call:
             0 if x is None or x.is_inference() else x._version for x in (self.what.query, self.what.key, self.what.mask)
         )
 
-    def probabilities(self, columns: Columns = slice(None), rows: slice | list[int] | None = None) -> Tensor:
+    def probabilities(
+        self, columns: Columns = slice(None), rows: slice | list[int] | None = None, queries: slice | None = None
+    ) -> Tensor:
         """Where the queries looked: probabilities [row, head, column, query], at least fp32.
 
         Before dropout, if there is any. Queries that may look nowhere have zeros.
         """
-        return self._read(probabilities, columns, rows)
+        return self._read(probabilities, columns, rows, queries)
 
-    def elsewhere(self, columns: Columns, rows: slice | list[int] | None = None) -> Tensor:
+    def elsewhere(
+        self, columns: Columns, rows: slice | list[int] | None = None, queries: slice | None = None
+    ) -> Tensor:
         """Mass on all keys but `columns`: [row, head, query]. Costs one more pass over those keys, in chunks."""
-        return self._read(elsewhere, columns, rows)
+        return self._read(elsewhere, columns, rows, queries)
 
-    def _read(self, function, columns: Columns, rows: slice | list[int] | None) -> Tensor:
+    def _read(self, function, columns: Columns, rows: slice | list[int] | None, queries: slice | None) -> Tensor:
         device = self.what.query.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._read(function, columns, rows)
-        what = self.what if rows is None else self.what.rows(rows)
-        return function(what, self.lse if rows is None or self.lse is None else self.lse[rows], columns)
+                return self._read(function, columns, rows, queries)
+        what, lse = self.what, self.lse
+        if rows is not None:
+            what, lse = what.rows(rows), None if lse is None else lse[rows]
+        if queries is not None:
+            if what.causal:
+                raise WireError(f"{self.site}: some queries of a causal attention cannot be read by themselves")
+            what, lse = what.queries(queries), None if lse is None else lse[:, :, queries]
+        return function(what, lse, columns)
 
 
 class Watch:

@@ -156,6 +156,13 @@ class Scored(NamedTuple):
             mask = mask[rows]
         return self._replace(query=self.query[rows], key=key, mask=mask)
 
+    def queries(self, queries: slice) -> "Scored":
+        """Some queries of an attention that is not causal."""
+        mask = self.mask
+        if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
+            mask = mask[..., queries, :]
+        return self._replace(query=self.query[:, :, queries], mask=mask)
+
 
 def working_dtype(query: Tensor) -> torch.dtype:
     """fp32; fp64 where fp32 matrix products are allowed to be rounded to TF32 or bf16, or q is fp64 already."""
