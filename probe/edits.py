@@ -189,10 +189,10 @@ def edits_of(model) -> list[dict[str, Any]]:
 
 
 class Editing:
-    """Made by `edit`."""
+    """Made by `edit`. `first_step`: with which step the runs inside begin, where they go on with older ones."""
 
-    def __init__(self, model, edits: list[Edit]):
-        self.model, self.edits = plain(model), edits
+    def __init__(self, model, edits: list[Edit], first_step: int = 0):
+        self.model, self.edits, self.first_step = plain(model), edits, first_step
         self.family = family_of(self.model)
         self.step, self.count = 0, 1
         self.texts: dict[str, list[Encoded]] = {}
@@ -282,7 +282,10 @@ class Editing:
     def _beginning(self, set_timesteps: Callable) -> Callable:
         def wrapper(*arguments, **named):
             result = set_timesteps(*arguments, **named)
-            self.step, self.count = 0, len(self.family.times(getattr(self.model, self.family.scheduler))) - 1
+            self.step, self.count = (
+                self.first_step,
+                len(self.family.times(getattr(self.model, self.family.scheduler))) - 1,
+            )
             return result
 
         return wrapper

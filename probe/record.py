@@ -70,8 +70,17 @@ def record(
 class Recording:
     """Made by `record`. `traces`: the folders of the traces written so far."""
 
-    def __init__(self, model, folder: Path, policy: Policy, sites: str | Iterable[str] | None, overwrite: bool):
+    def __init__(
+        self,
+        model,
+        folder: Path,
+        policy: Policy,
+        sites: str | Iterable[str] | None,
+        overwrite: bool = False,
+        resumed: int | None = None,
+    ):
         self.model, self.folder, self.policy, self.overwrite = plain(model), folder, policy, overwrite
+        self.resumed = resumed  # the step with which the one run of this recording goes on, see probe.resume
         self.family = family_of(self.model)
         self.sites = self.family.chosen(self.model, sites)
         self.traces: list[Path] = []
@@ -91,7 +100,8 @@ class Recording:
                 f"this model is being recorded in {_recorded[id(self.model)]} already: "
                 "end that recording first, or record once and read the trace twice"
             )
-        make_room(self.folder, self.overwrite)
+        if self.resumed is None:
+            make_room(self.folder, self.overwrite)
         # Asking git takes longer than a step; its answer is wanted when the first step is finished.
         threading.Thread(target=git_commit, daemon=True).start()
         model, family = self.model, self.family
@@ -227,7 +237,16 @@ class Recording:
         about = {name: given.get(name) for name in ("guidance", "sampler", "seed")}
         self.watch.forget()
         self.run = Run(
-            self.model, self.family, self.policy, self.sites, lambda: self.texts, self._places, count, times, about
+            self.model,
+            self.family,
+            self.policy,
+            self.sites,
+            lambda: self.texts,
+            self._places,
+            count,
+            times,
+            about,
+            self.resumed,
         )
         return self.run
 

@@ -118,18 +118,24 @@ class MiniUNet(nn.Module):
         sampler: str = "euler",
         size: int | tuple[int, int] = 64,
         seed: int | Sequence[int] = 0,
+        latents: Float[Tensor, "b c h w"] | None = None,
+        first_step: int = 0,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Draws the prompt (a picture), or several prompts in one batch (a list).
 
-        `seed` is the one that every picture begins from, or one for each prompt.
-        `size` is pixels, or (height, width), multiples of 16. `guidance` of 1 turns the second branch off.
-        `callback(index, latents)` is called after each step.
+        `seed` is the one that every picture begins from, or one for each prompt; or begin from `latents`, in place
+        of noise, at `first_step`. `size` is pixels, or (height, width), multiples of 16. `guidance` of 1 turns the
+        second branch off. `callback(index, latents)` is called after each step.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ToushiError("expected at least one prompt, but the list is empty")
-        height, width = checked_size(size)
+        if not 0 <= first_step <= steps:
+            raise ToushiError(f"first_step must lie in 0..{steps}, the number of steps, but {first_step} came")
+        noise = self.noise(len(prompts), *checked_size(size), seed)
+        if latents is not None and latents.shape != noise.shape:
+            raise ToushiError(f"expected latents of shape {tuple(noise.shape)}, but {tuple(latents.shape)} came")
         guided = guidance != 1
         positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guided else None)
         text = self.unet.read_text(joined(negative_text, positive) if guided else positive)
@@ -142,9 +148,9 @@ class MiniUNet(nn.Module):
             uncond, cond = velocity.chunk(2)
             return uncond + guidance * (cond - uncond)
 
-        latents = self.noise(len(prompts), height, width, seed)
+        latents = noise if latents is None else latents.to(noise)
         self.scheduler.set_timesteps(steps, sampler)
-        for index in range(steps):
+        for index in range(first_step, steps):
             latents = self.scheduler.step(velocity_of, latents, index)
             if callback is not None:
                 callback(index, latents)

@@ -12,7 +12,7 @@ import torch
 from probe.edits import edits_of
 from probe.text.alignment import segmenter
 
-PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "diffusers", "transformers")
+PACKAGES = ("toushi", "torch", "numpy", "safetensors", "tokenizers", "diffusers", "transformers")
 
 
 @lru_cache

@@ -74,13 +74,15 @@ class Run:
         count: int,
         times: Callable[[int], list[float] | None],
         about: Mapping[str, Any],
+        resumed: int | None = None,
     ):
         self.model, self.family, self.policy, self.sites = model, family, policy, sites
         self.texts, self.folders, self.about = texts, folders, about
         self.count, self.times = count, times
         self.recorded = policy.recorded(count)
         self.thread = threading.get_ident()
-        self.index = 0
+        self.resumed = resumed  # the step that a run in an older trace goes on with
+        self.index = resumed or 0
         self.writers: list[TraceWriter] = []
         self.columns: dict[Place, list[int]] = {}
         self.seen: dict[str, dict] = {}  # site -> its entry in the manifest
@@ -250,8 +252,10 @@ class Run:
         texts = self.texts()
         count = 1 + max((item for _, item in self.rows), default=0)
         for item, folder in enumerate(self.folders(count)):
-            writer = TraceWriter(folder, self._manifest(texts, item))
+            writer = TraceWriter(folder, self._manifest(texts, item, count), resume=self.resumed is not None)
             self.writers.append(writer)
+            if layout.ENCODER in writer.manifest["files"]:
+                continue
             encoder = {}
             for branch, some in texts.encoder.items():
                 if branch in writer.manifest["branches"]:
@@ -259,7 +263,7 @@ class Run:
             if encoder:
                 writer.write_encoder(encoder)
 
-    def _manifest(self, texts: Texts, item: int) -> dict[str, Any]:
+    def _manifest(self, texts: Texts, item: int, count: int) -> dict[str, Any]:
         prompts = {branch: some[item].prompt for branch, some in texts.branches.items()}
         kept = self.policy.branches
         branches = {}
@@ -299,6 +303,8 @@ class Run:
             "size": [self.latent[0] * factor, self.latent[1] * factor] if self.latent[0] else None,
             "kernel": ", ".join(sorted(self.kernels)) or None,
             "heat_map": getattr(self.model, "heat_map", None),
+            "batch": count,
+            "kept": {"words": self.policy.words, "dtype": self.policy.dtype},
             **{name: value[item] if isinstance(value, list | tuple) else value for name, value in self.about.items()},
         }
 

@@ -20,7 +20,23 @@ from safetensors.numpy import save_file
 from probe.errors import ToushiError
 from probe.text.alignment import Token, Word
 from probe.trace import layout
+from probe.trace.reader import open_trace
 from probe.trace.room import WriteFailed, make_room, reason, save_picture
+
+# What must be equal for a run to go on with the trace of another.
+SAME_RUN = (
+    "prompt",
+    "negative_prompt",
+    "branches",
+    "sites",
+    "keep",
+    "steps",
+    "seed",
+    "guidance",
+    "sampler",
+    "size",
+    "edits",
+)
 
 
 class BadRecord(ToushiError):
@@ -30,10 +46,18 @@ class BadRecord(ToushiError):
 class TraceWriter:
     """Writes one trace. The arrays handed in belong to the writer: do not change them afterwards.
 
-    A failure of the writing thread (disk full, folder removed) is raised by the next call as WriteFailed.
+    A failure of the writing thread (disk full, folder removed) is raised by the next call as WriteFailed. With
+    `resume` it goes on with the trace that is in the folder, which must be of the same run.
     """
 
-    def __init__(self, folder: str | Path, manifest: Mapping[str, Any], overwrite: bool = False, queue_size: int = 2):
+    def __init__(
+        self,
+        folder: str | Path,
+        manifest: Mapping[str, Any],
+        overwrite: bool = False,
+        queue_size: int = 2,
+        resume: bool = False,
+    ):
         self.folder = Path(folder)
         given = {"format": layout.FORMAT, "version": layout.VERSION, "kind": "picture", **manifest}
         self.manifest = _checked({**given, "complete": False, "files": {}})
@@ -44,7 +68,10 @@ class TraceWriter:
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
         self._manifest_lock = threading.Lock()
-        make_room(self.folder, overwrite)
+        if resume:
+            self._go_on()
+        else:
+            make_room(self.folder, overwrite)
         try:
             self._save_manifest()
             self._lines = (self.folder / layout.STEPS).open("ab")
@@ -128,6 +155,32 @@ class TraceWriter:
         self.close(complete=kind is None)
 
     # --- on the caller's thread
+
+    def _go_on(self) -> None:
+        """Takes up the finished steps of the folder; what an end by force left half done is removed."""
+        trace = open_trace(self.folder)
+        for field in SAME_RUN:
+            if trace.manifest.get(field) != self.manifest.get(field):
+                raise BadRecord(
+                    f"{self.folder} cannot be gone on with: its {field} is {trace.manifest.get(field)!r:.120}, "
+                    f"this run's is {self.manifest.get(field)!r:.120}."
+                )
+        self.manifest = {**trace.manifest, "complete": False}
+        self._finished = list(trace.steps)
+        self._last = self._finished[-1] if self._finished else -1
+        if trace.keep == "sum" and self._finished:
+            file = trace.files.step(self._last)
+            self._sums = {key: file.read(key).copy() for key in file.keys}
+            self._counts = json.loads(file.metadata["counts"])
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in trace.files.lines.values())
+        listed = {line["file"] for line in trace.files.lines.values()} | set(self.manifest.get("files", {}))
+        try:
+            _replace(self.folder / layout.STEPS, lines.encode())
+            for path in self.folder.iterdir():
+                if layout.is_ours(path.name) and path.name not in {*listed, layout.MANIFEST, layout.STEPS}:
+                    path.unlink()
+        except OSError as error:
+            raise WriteFailed(f"Cannot go on in {self.folder}: {reason(error)}.") from None
 
     def _fitting(self, key: str, array: np.ndarray) -> np.ndarray:
         allowed = layout.step_shapes(self.manifest, key)
@@ -262,10 +315,14 @@ def _plain(value: Any) -> Any:
 
 
 def _save_json(path: Path, value: dict) -> None:
+    _replace(path, json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

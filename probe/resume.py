@@ -1,0 +1,115 @@
+"""Going on with a recorded run that was broken off, so that nothing tells it from one that was not.
+
+Each finished step holds its latents in the sampler's own precision, and nothing else passes from step to step, so the
+rest of the run is the same to the last bit if the same program computes it in the same way. What could round
+differently (other weights, packages, threads, device) is refused with the reason.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from probe.edits import Editing, edits_of_manifest
+from probe.errors import ToushiError
+from probe.models.families import family_of
+from probe.record import Recording
+from probe.recording.policy import Policy
+from probe.recording.provenance import surroundings
+from probe.trace.reader import Trace, open_trace
+from probe.trace.writer import TraceWriter
+
+
+class CannotResume(ToushiError):
+    """The run cannot be gone on with so that it ends as it would have ended."""
+
+
+def resume(model, folder: str | Path, callback: Callable | None = None):
+    """Finishes the run whose trace is in the folder, and returns its picture (PIL).
+
+    The trace is then what it would have been, bit for bit in every array; only times on the clock differ.
+    `callback(index, latents)` is called after each step. Raises CannotResume.
+    """
+    trace = open_trace(folder)
+    manifest = trace.manifest
+    _check(model, trace)
+    steps, done = manifest["steps"]["count"], trace.steps
+    how = {
+        "steps": steps,
+        "guidance": manifest["guidance"],
+        "sampler": manifest["sampler"],
+        "size": tuple(manifest["size"]),
+        "seed": manifest["seed"],
+        "callback": callback,
+    }
+    if done:
+        how["latents"] = torch.from_numpy(trace.latent(done[-1]).values.copy())[None]
+        how["first_step"] = done[-1] + 1
+    draw = (manifest["prompt"], manifest["negative_prompt"] or "")
+    if done and not _missing(trace):  # only the picture
+        picture = model.sample(*draw, **{**how, "first_step": steps})
+        writer = TraceWriter(folder, manifest, resume=True)
+        writer.write_image(picture)
+        writer.close(complete=True)
+        return picture
+    kept = manifest["kept"]
+    words = None if kept["words"] is None else tuple(map(_word, kept["words"]))
+    recorded = manifest["steps"].get("recorded")
+    policy = Policy(
+        trace.keep, words, None if recorded is None else tuple(recorded), tuple(trace.branches), kept["dtype"]
+    )
+    edits = edits_of_manifest(manifest["edits"])
+    first = how.get("first_step", 0)
+    with (
+        Recording(model, Path(folder), policy, list(trace.sites), resumed=first),
+        Editing(model, edits, first) if edits else nullcontext(),
+    ):
+        return model.sample(*draw, **how)
+
+
+def _missing(trace: Trace) -> list[int]:
+    """Steps that are still to be recorded."""
+    recorded = trace.manifest["steps"].get("recorded")
+    last = trace.steps[-1]
+    return [step for step in recorded or range(trace.manifest["steps"]["count"]) if step > last]
+
+
+def _word(raw):
+    """A word as it was asked for: its text, or its span."""
+    if isinstance(raw, dict):
+        return raw["start"], raw["end"]
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+def _check(model, trace: Trace) -> None:
+    manifest, where = trace.manifest, trace.folder
+    if trace.complete:
+        raise CannotResume(f"{where} is complete: there is nothing to go on with.")
+    needed = ("prompt", "seed", "guidance", "sampler", "size", "kept", "batch", "model", "versions", "threads", "edits")
+    if unknown := [name for name in needed if manifest.get(name) is None]:
+        raise CannotResume(
+            f"{where} does not say its {' and '.join(unknown)} (it was not drawn by the model's own `sample`, or by an "
+            "older Toushi): draw it again."
+        )
+    if manifest["batch"] != 1:
+        raise CannotResume(
+            f"{where} is one of {manifest['batch']} pictures drawn in one batch, and alone it would round "
+            "differently: draw them again."
+        )
+    family = family_of(model)
+    if family.name != "mini-unet":
+        raise CannotResume(f"a {family.name} pipeline keeps state of its own between steps: draw it again.")
+    now = surroundings(model)
+    if now["model"]["weights_sha256"] is None:
+        raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")
+    pairs = [("weights", now["model"]["weights_sha256"], manifest["model"].get("weights_sha256"))]
+    pairs += [(name, now[name], manifest.get(name)) for name in ("threads", "device", "dtype")]
+    versions = {**manifest["versions"], **now["versions"]}
+    pairs += [(name, now["versions"].get(name), manifest["versions"].get(name)) for name in versions]
+    for name, here, there in pairs:
+        if here != there:
+            hint = f" Set torch.set_num_threads({there}), or draw it again." if name == "threads" else " Draw it again."
+            raise CannotResume(
+                f"{where} was begun with {name} {there}; here it is {here}, which may round differently.{hint}"
+            )

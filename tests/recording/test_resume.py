@@ -1,0 +1,176 @@
+"""A run that was broken off and gone on with ends as if nothing had happened."""
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from probe.edits import Edit, edit
+from probe.errors import ToushiError
+from probe.models.mini_unet import MiniUNet
+from probe.record import record
+from probe.resume import CannotResume, resume
+from probe.trace import layout
+from probe.trace.reader import open_trace
+from tests.recording.made import PROMPT, draw, recorded, same
+
+STEPS = 5
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A model with weights that are saved, so that they can be known again."""
+    folder = tmp_path_factory.mktemp("model")
+    MiniUNet.tiny().save(folder, torch.float32)
+    return MiniUNet.from_folder(folder)
+
+
+def broken_off(model, folder, after, *, keeping=None, edits=None, **named):
+    """Ends in the midst of the run, when `after` steps are finished."""
+
+    def callback(index, latents):
+        if index == after - 1:
+            raise Stop
+
+    with pytest.raises(Stop), record(model, folder, **(keeping or {})), edit(model, edits) if edits else nullcontext():
+        draw(model, steps=STEPS, callback=callback, **named)
+    return open_trace(folder)
+
+
+def alike(one, two):
+    """Every array of both traces."""
+    assert one.verify() == [] and two.verify() == []
+    assert one.steps == two.steps and one.complete and two.complete
+    assert same(one.image(), two.image())
+    names = sorted(path.name for path in one.folder.iterdir())
+    assert names == sorted(path.name for path in two.folder.iterdir())
+    for name in names:
+        if name.endswith((".safetensors", ".png")):
+            assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
+    ignored = {"argv", "files", "git"}
+    first, second = ({k: v for k, v in trace.manifest.items() if k not in ignored} for trace in (one, two))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "keeping, named",
+    [
+        ({}, {}),
+        ({"keep": "sum"}, {"sampler": "heun"}),
+        ({"keep": "mean", "words": ["猫", (6, 7)], "dtype": "float32"}, {"guidance": 1.0}),
+        ({"steps": [0, 1, 4], "sites": "unet.up.*.cross_attention"}, {"size": (48, 96), "negative": "狗"}),
+    ],
+)
+def test_the_end_is_the_same(model, tmp_path, keeping, named):
+    recorded(model, tmp_path / "whole", steps=STEPS, keeping=keeping, **named)
+    broken = broken_off(model, tmp_path / "broken", 2, keeping=keeping, **named)
+    assert not broken.complete and broken.steps == [0, 1]
+    picture = resume(model, tmp_path / "broken")
+    assert same(picture, open_trace(tmp_path / "whole").image())
+    alike(open_trace(tmp_path / "whole"), open_trace(tmp_path / "broken"))
+
+
+def test_edits_go_on_too(model, tmp_path):
+    edits = [
+        Edit("unet.*.cross_attention", "zero", word="猫", steps="1:4"),
+        Edit("encoder.layers.2", "zero", word="猫"),
+    ]
+    with edit(model, edits):
+        recorded(model, tmp_path / "whole", steps=STEPS)
+    broken_off(model, tmp_path / "broken", 3, edits=edits)
+    resume(model, tmp_path / "broken")
+    alike(open_trace(tmp_path / "whole"), open_trace(tmp_path / "broken"))
+
+
+def test_only_the_picture_is_missing(model, tmp_path):
+    recorded(model, tmp_path / "whole", steps=STEPS)
+    broken_off(model, tmp_path / "broken", STEPS)
+    resume(model, tmp_path / "broken")
+    alike(open_trace(tmp_path / "whole"), open_trace(tmp_path / "broken"))
+
+
+def test_what_a_kill_leaves_half_done_is_cleared_away(model, tmp_path):
+    recorded(model, tmp_path / "whole", steps=STEPS)
+    broken_off(model, tmp_path / "broken", 2)
+    folder = tmp_path / "broken"
+    (folder / "step_0002.safetensors").write_bytes(b"renamed, not listed")
+    (folder / "step_0003.safetensors.tmp").write_bytes(b"half")
+    with (folder / layout.STEPS).open("ab") as file:
+        file.write(b'{"step": 2, "file": "step_0')
+    resume(model, folder)
+    alike(open_trace(tmp_path / "whole"), open_trace(folder))
+
+
+def test_broken_off_twice(model, tmp_path):
+    recorded(model, tmp_path / "whole", steps=STEPS)
+    broken_off(model, tmp_path / "broken", 1)
+
+    def callback(index, latents):
+        if index == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        resume(model, tmp_path / "broken", callback)
+    assert open_trace(tmp_path / "broken").steps == [0, 1, 2]
+    resume(model, tmp_path / "broken")
+    alike(open_trace(tmp_path / "whole"), open_trace(tmp_path / "broken"))
+
+
+# --- what is refused
+
+
+def changed(folder, **fields):
+    path = folder / layout.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_a_complete_run(model, tmp_path):
+    recorded(model, tmp_path / "run")
+    with pytest.raises(CannotResume, match="complete"):
+        resume(model, tmp_path / "run")
+
+
+def test_another_computer(model, tmp_path):
+    folder = tmp_path / "run"
+    manifest = broken_off(model, folder, 2).manifest
+    before = (folder / layout.STEPS).read_bytes()
+    for fields, said in [
+        ({"threads": 64}, "threads 64.*set_num_threads"),
+        ({"versions": {**manifest["versions"], "torch": "1.0"}}, "torch 1.0"),
+        ({"model": {**manifest["model"], "weights_sha256": "0" * 64}}, "weights"),
+        ({"batch": 3}, "one of 3 pictures"),
+        ({"seed": None}, "does not say its seed"),
+    ]:
+        changed(folder, **{**manifest, **fields})
+        with pytest.raises(CannotResume, match=said):
+            resume(model, folder)
+    assert (folder / layout.STEPS).read_bytes() == before
+
+
+def test_weights_that_were_never_saved(model, tmp_path):
+    broken_off(model, tmp_path / "run", 2)
+    with pytest.raises(CannotResume, match="never saved"):
+        resume(MiniUNet.tiny(), tmp_path / "run")
+
+
+def test_beginning_in_the_midst(model):
+    seen = {}
+    whole = draw(model, steps=4, callback=lambda index, latents: seen.setdefault(index, latents.clone()))
+    assert same(draw(model, steps=4, latents=seen[1], first_step=2), whole)
+    with pytest.raises(ToushiError, match=r"0\.\.4"):
+        draw(model, steps=4, first_step=5)
+    with pytest.raises(ToushiError, match="expected latents of shape"):
+        draw(model, PROMPT, latents=seen[1][:, :4])
+
+
+def test_a_batch_says_so(model, tmp_path):
+    with record(model, tmp_path / "run"):
+        model.sample([PROMPT, "狗"], steps=2)
+    assert {open_trace(tmp_path / "run" / name).manifest["batch"] for name in ("000", "001")} == {2}
+    assert np.array_equal(open_trace(tmp_path / "run" / "000").steps, [0, 1])
