@@ -64,7 +64,7 @@ class DiTConfig:
             if (list(came) if isinstance(came, tuple) else came) != value:
                 raise ToushiError(f"this DiT is written for {name} = {value}, but the config says {came}")
         known = {field.name for field in fields(cls)}
-        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**chosen)
 
 
