@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +30,8 @@ class Trace:
   toushi trace "a red cat" --negative "blue" --guidance 4 --sampler heun --size 64x96
   toushi trace --prompts prompts.txt --out runs/many     (one prompt a line, one trace each)
   toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
+  toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if 猫 were not looked at?)
+  toushi trace --resume runs/cat                          (goes on with a run that was cut off)
 
 Into the folder go image.png, words.png (the picture, then one overlay for each word,
 all on one scale) and the trace. `toushi view FOLDER` opens it in the browser,
@@ -61,6 +63,13 @@ open_trace(FOLDER) reads it in Python."""
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
     """Record only these words."""
+    edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Interventions: a JSON list such as
+    [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
+    or the folder of a trace, whose edits are made again."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Finish the run that was recorded there; it ends as if it had never been cut off.
+    Everything else comes from the trace."""
     overwrite: bool = False
     """Replace a trace that is already in the folder."""
     no_record: bool = False
@@ -72,6 +81,8 @@ open_trace(FOLDER) reads it in Python."""
 
     def run(self) -> None:
         started = time.perf_counter()
+        if self.resume is not None:
+            return self.go_on(self.resume, started)
         prompts, size = self.checked_prompts(), checked_size(self.size)
         self.check_numbers()
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
@@ -90,22 +101,46 @@ open_trace(FOLDER) reads it in Python."""
 
         from probe.models.load import load
 
+        edits = edits_in(self.edits)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
         model = load(self.model, checked_device(self.device), dtype)
         loaded = time.perf_counter()
+        with edited(model, edits):
+            if self.no_record:
+                files = self.draw(model, prompts, size, folder)
+            else:
+                folders = self.record(model, prompts, size, folder)
+        sampled = time.perf_counter()
         if self.no_record:
-            files = self.draw(model, prompts, size, folder)
-            sampled = time.perf_counter()
             print("\n".join(f"picture   {file}" for file in files))
         else:
-            folders = self.record(model, prompts, size, folder)
-            sampled = time.perf_counter()
             for report in drawer.map(told, folders, [self.words or None] * len(folders)):
                 print(report)
         ended = time.perf_counter()
         print(f"time      sampling {sampled - loaded:.1f} s, in all {ended - started:.1f} s")
 
     # --- the run
+
+    def go_on(self, folder: Path, started: float) -> None:
+        """Finishes an older run."""
+        if self.prompt is not None or self.prompts is not None or self.out is not None:
+            raise ToushiError("--resume takes the prompt and the folder from the trace: leave PROMPT and --out away")
+        from probe.trace.reader import open_trace
+
+        trace = open_trace(folder)
+        dtype = str(trace.manifest.get("dtype"))
+        import torch
+
+        from probe.models.load import load
+        from probe.resume import check, resume
+
+        model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
+        check(model, trace)
+        left = trace.manifest["steps"]["count"] - len(trace.steps)
+        with progress(left, 0, 1) as tick:
+            resume(model, folder, tick)
+        print(told(folder))
+        print(f"time      {left} of {left + len(trace.steps)} steps, in all {time.perf_counter() - started:.1f} s")
 
     def draw(self, model, prompts: list[str], size: tuple[int, int], folder: Path) -> list[Path]:
         """The pictures alone."""
@@ -182,6 +217,38 @@ open_trace(FOLDER) reads it in Python."""
             words = segment(prompt)
             for word in self.words:
                 find(prompt, words, word)
+
+
+def edits_in(source: Path | None) -> list:
+    """The edits of a JSON file, or of a trace."""
+    if source is None:
+        return []
+    from probe.edits import edits_of_manifest
+    from probe.trace.layout import parse
+    from probe.trace.reader import open_trace
+    from probe.trace.stored import read_bytes
+
+    if source.is_dir():
+        edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
+    else:
+        if not source.is_file():
+            raise ToushiError(f"cannot read the edits in {source}: there is no such file")
+        raw = parse(read_bytes(source.parent, source.name), str(source))
+        if not isinstance(raw, list):
+            raise ToushiError(f'{source} must hold a JSON list of edits, [{{"site": …, "kind": …}}, …]')
+        edits = edits_of_manifest(raw)
+    if not edits:
+        raise ToushiError(f"{source} holds no edit")
+    return edits
+
+
+def edited(model, edits: list):
+    """A context in which they hold."""
+    if not edits:
+        return nullcontext()
+    from probe.edits import edit
+
+    return edit(model, edits)
 
 
 def _ready_to_draw() -> None:

@@ -33,7 +33,7 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     """
     trace = open_trace(folder)
     manifest = trace.manifest
-    _check(model, trace)
+    check(model, trace)
     steps, done = manifest["steps"]["count"], trace.steps
     how = {
         "steps": steps,
@@ -82,7 +82,8 @@ def _word(raw):
     return tuple(raw) if isinstance(raw, list) else raw
 
 
-def _check(model, trace: Trace) -> None:
+def check(model, trace: Trace) -> None:
+    """Raises CannotResume, with the reason, if this run cannot be gone on with by this model here."""
     manifest, where = trace.manifest, trace.folder
     if trace.complete:
         raise CannotResume(f"{where} is complete: there is nothing to go on with.")

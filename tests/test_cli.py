@@ -119,6 +119,45 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_the_finished_steps(tiny, tmp_pat
     assert trace.verify() == [f"The run did not end: {len(trace.steps)} of 3000 steps are finished."]
 
 
+def test_resume_finishes_what_was_cut_off(tiny, tmp_path, capsys, fails):
+    from probe.models.load import load
+    from probe.record import record
+
+    class Cut(Exception):
+        pass
+
+    def cut(index, latents):
+        if index == 1:
+            raise Cut
+
+    options = ["--model", tiny, "--steps", "4", "--size", "16x32"]
+    assert main(["trace", PROMPT, *options, "--out", str(tmp_path / "whole")]) == 0
+    with pytest.raises(Cut), record(load(tiny, "cpu"), tmp_path / "cut") as recording:
+        recording.model.sample(PROMPT, steps=4, size=(16, 32), callback=cut)
+    capsys.readouterr()
+    assert main(["trace", "--resume", str(tmp_path / "cut"), "--model", tiny]) == 0
+    assert "2 of 4 steps" in capsys.readouterr().out
+    for name in ("image.png", "words.png", "step_0003.safetensors", "encoder.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert "complete" in fails("trace", "--resume", tmp_path / "cut", "--model", tiny)
+
+
+def test_edits_from_a_file_and_from_a_trace(tiny, tmp_path, capsys, fails):
+    edits = tmp_path / "edits.json"
+    edits.write_text('[{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}]', encoding="utf-8")
+    options = ["--model", tiny, "--steps", "2", "--size", "16", "--out"]
+    assert main(["trace", PROMPT, *options, str(tmp_path / "free")]) == 0
+    assert main(["trace", PROMPT, "--edits", str(edits), *options, str(tmp_path / "edited")]) == 0
+    assert main(["trace", PROMPT, "--edits", str(tmp_path / "edited"), *options, str(tmp_path / "again")]) == 0
+    free, edited, again = (open_trace(tmp_path / name) for name in ("free", "edited", "again"))
+    assert edited.manifest["edits"][0]["word"] == "猫"
+    assert not np.array_equal(free.latent(1), edited.latent(1)) and np.array_equal(edited.latent(1), again.latent(1))
+    capsys.readouterr()
+    assert "holds no edit" in fails("trace", PROMPT, "--edits", tmp_path / "free", *options, tmp_path / "x")
+    edits.write_text('[{"sites": "unet"}]', encoding="utf-8")
+    assert "expected an edit such as" in fails("trace", PROMPT, "--edits", edits, *options, tmp_path / "y")
+
+
 def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\ufeff一只猫\r\n\r\na red cat\r\n", encoding="utf-8")
     options = ["--model", tiny, "--steps", "1", "--size", "16", "--keep", "mean", "--out", str(tmp_path / "many")]
@@ -183,6 +222,9 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["trace", "猫", "--device", "gpu"], "cpu"),
         (["trace", "猫", "--prompts", "p.txt"], "either"),
         (["trace", "--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["trace", "--resume", "/nowhere"], "/nowhere"),
+        (["trace", "猫", "--resume", "runs/cat"], "leave PROMPT"),
+        (["trace", "猫", "--edits", "nowhere.json"], "nowhere.json"),
         (["trace", "half a character \ud83d"], "surrogate"),
         (["tracee", "猫"], "'trace'"),
         (["words"], "PROMPT"),
