@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.terminal import bytes_in_words, table
+from probe.trace.room import WriteFailed, reason
 
 
 def told(folder: Path, words: Sequence[str] | None = None) -> str:
@@ -16,7 +17,13 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
 
     trace = open_trace(folder)
     asked = chosen(trace, words, "cond")
-    figure = save(words_figure(trace, asked), folder / "words.png")
+    figure = folder / "words.png"
+    try:
+        save(words_figure(trace, asked), figure)
+    except OSError as error:
+        figure.unlink(missing_ok=True)
+        why = f"{reason(error)}. The trace is finished and can be read (toushi info {shlex.quote(str(folder))})"
+        raise WriteFailed(f"Cannot draw {figure}: {why}; free some space before the next run.") from None
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     run = ", ".join(
         f"{name} {value}" if name else str(value)
