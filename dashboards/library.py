@@ -207,6 +207,9 @@ def facts(trace) -> None:
         str(trace.folder),
     ]
     st.caption(escaped(" · ".join(str(fact) for fact in line if fact)))
+    if edits := manifest.get("edits"):
+        listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
+        st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
 
 
 def left_out(folder: str, version: tuple, branch: str) -> None:

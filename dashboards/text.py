@@ -66,6 +66,8 @@ PAGE = {
     "fact_steps": ("{n} steps", "{n} 步"),
     "fact_guidance": ("guidance {g}", "引导 {g}"),
     "fact_seed": ("seed {s}", "种子 {s}"),
+    "edited": ("Drawn under interventions; each map is what its site computed before it was edited: {edits}",
+               "作画时做了干预；各处的图是该处在被改动之前算出的注意力：{edits}"),
     "fact_size": ("{w}×{h} px", "{w}×{h} 像素"),
     "empty_prompt": ("(empty prompt)", "（空提示词）"),
     "unknown_prompt": ("(prompt not known)", "（提示词未知）"),

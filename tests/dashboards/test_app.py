@@ -173,3 +173,12 @@ def test_a_failure_of_the_worker_is_shown(app, monkeypatch):
             break
         test.run()
     assert "no weights" in test.error[0].value and not test.exception
+
+
+def test_a_picture_drawn_under_edits_says_so(app, tmp_path):
+    edits = [{"site": "unet.*", "kind": "zero", "word": "猫"}]
+    made_trace.write(tmp_path / "edited", edits=edits)
+    (note,) = app(tmp_path / "edited", PICTURE).info
+    assert "猫" in note.value and "interventions" in note.value
+    made_trace.write(tmp_path / "free", edits=[])
+    assert not app(tmp_path / "free", PICTURE).info
