@@ -66,9 +66,11 @@ The best layer, chosen on even scenes and scored on odd ones. The one of `noised
 
 
 HISTORY = """They are not one clean run of
-that command: training was stopped and went on from checkpoints four times; `object_weight` went from 0 to 4 at 62
-thousand samples, the naming head (`naming_weight`) and batches of 48 in place of 32 came in at 124 thousand. The
-tokenizer and the VAE were trained by the same functions before the script joined them."""
+that command. Until 124 thousand samples training was stopped and went on from checkpoints four times, and
+`object_weight` went from 0 to 4 at 62 thousand. Then it began again from the shipped average, the optimizers' state
+lost, with the naming head (`naming_weight`), batches of 48 in place of 32, an average of 0.998 and other scenes
+(`--pool-first 40000 --pool 60000`). The tokenizer and the VAE were trained by the same functions before the script
+joined them."""
 
 
 @dataclass(frozen=True)
