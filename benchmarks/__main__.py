@@ -23,7 +23,7 @@ from benchmarks import command, exactness, memory, overhead, reading
 from probe.models.load import load
 
 PARTS = {
-    "overhead": (overhead, "Time of 20 recorded steps, as a ratio to the same without recording"),
+    "overhead": (overhead, "Time of recorded sampling, as a ratio to the same without recording"),
     "memory": (memory, "Peak memory of a process that records so many steps, MB"),
     "exactness": (exactness, "Largest difference from an explicit softmax in fp64, before storage"),
     "reading": (reading, "One word over all steps of a trace of 30 layers, 30 steps, 64 tokens, 64x64 cells"),

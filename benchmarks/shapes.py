@@ -1,0 +1,106 @@
+"""Pipelines as large as real ones, with random weights: time does not depend on what weights say.
+
+They are given ready-made prompt embeddings, so that no text encoder is needed, and stop before the VAE.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Shape(NamedTuple):
+    pipeline: object
+    draw: Callable[[], object]
+    """Draws one picture, without its VAE."""
+
+
+def small_vae(channels: int, levels: int):
+    """A VAE of which only the factor matters."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=[32] * levels,
+        latent_channels=channels,
+        norm_num_groups=8,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+
+
+def stable_diffusion(steps: int) -> Shape:
+    """A Stable Diffusion 1.5 of 96 to 384 channels: 512 px, 77 tokens, 16 cross-attentions."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=64, block_out_channels=(96, 192, 384, 384), cross_attention_dim=768, attention_head_dim=8
+        )
+        vae = small_vae(4, 4)
+        positive, negative = torch.randn(2, 1, 77, 768)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw():
+        return pipeline(
+            prompt_embeds=positive,
+            negative_prompt_embeds=negative,
+            height=512,
+            width=512,
+            num_inference_steps=steps,
+            guidance_scale=5.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+
+    return Shape(pipeline, draw)
+
+
+def z_image(steps: int) -> Shape:
+    """A Z-Image of 8 joint layers, 768 wide, 6 heads of 128: 512 px, 64 tokens."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = ZImageTransformer2DModel(
+            dim=768, n_layers=8, n_refiner_layers=2, n_heads=6, n_kv_heads=6, cap_feat_dim=768
+        )
+        vae = small_vae(16, 4)
+        positive, negative = torch.randn(2, 64, 768)
+    pipeline = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer.eval(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw():
+        return pipeline(
+            prompt_embeds=[positive],
+            negative_prompt_embeds=[negative],
+            height=512,
+            width=512,
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+
+    return Shape(pipeline, draw)
+
+
+SHAPES = {"stable-diffusion shape": stable_diffusion, "z-image shape": z_image}
