@@ -45,6 +45,7 @@ from probe.text.alignment import Token, Word
 FORMAT, COLLECTION, VERSION = "toushi-trace", "toushi-collection", 1
 MANIFEST, STEPS, MEMBERS = "manifest.json", "steps.jsonl", "collection.json"
 ENCODER, IMAGE = "encoder.safetensors", "image.png"
+LONGEST = 65_536  # of an axis that the manifest leaves open
 KEEPS = ("heads", "mean", "sum")
 SITE_KINDS = ("cross", "self", "encoder")
 TOKEN_KINDS = ("text", "template", "special", "pad")
@@ -148,11 +149,14 @@ def check_manifest(manifest: Any, where: str) -> dict:
     in_run = _all(recorded, lambda n: _whole(n, 0, steps["count"] - 1))
     need(recorded is None or in_run, "steps.recorded", "a list of step indices or null", recorded)
 
+    for field in ("model", "segmenter", "versions"):
+        came = manifest.get(field)
+        need(came is None or isinstance(came, dict), field, "an object or null", came)
     size, rule, files = manifest.get("size"), manifest.get("heat_map"), manifest.get("files", {})
     is_size = _all(size, lambda n: _whole(n, 1, 65_536)) and len(size) == 2
     need(size is None or is_size, "size", "[height, width] or null", size)
     is_rule = isinstance(rule, dict) and _all(rule.get("sites"), lambda s: isinstance(s, str))
-    is_rule = is_rule and bool(rule["sites"]) and isinstance(rule.get("rule"), str)
+    is_rule = is_rule and 1 <= len(rule["sites"]) <= 1000 and isinstance(rule.get("rule"), str)
     need(rule is None or is_rule, "heat_map", "{sites: [globs], rule: text} or null", rule)
     need(isinstance(files, dict), "files", "an object", files)
     for name, about in files.items():
@@ -250,7 +254,7 @@ def columns_of(manifest: dict, branch: str) -> list[int]:
 
 
 def step_shapes(manifest: dict, key: str) -> list[tuple[int, ...]] | None:
-    """The shapes that a tensor of this name may have in a step file; -1 is any length. None: no such name."""
+    """The shapes that a tensor of this name may have in a step file; -1 is any length from 1. None: no such name."""
     if key == "latent":
         return [(-1, -1, -1)]
     if key == "preview":
@@ -269,7 +273,10 @@ def step_shapes(manifest: dict, key: str) -> list[tuple[int, ...]] | None:
 
 def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
     shape = tuple(shape)
-    return any(len(shape) == len(one) and all(m in (n, -1) for n, m in zip(shape, one)) for one in allowed)
+    return any(
+        len(shape) == len(one) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, one))
+        for one in allowed
+    )
 
 
 # --- JSON -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from probe.text.alignment import Span, Token, Word, find
 from probe.trace import attention, layout
 from probe.trace.attention import Asked, NotRecorded, Question, Sites, Steps, on_finest_grid, on_native_grids
 from probe.trace.layout import DamagedTrace
-from probe.trace.stored import StepFiles, Tensors, read_bytes, read_lines
+from probe.trace.stored import JSON_BYTES, StepFiles, Tensors, read_bytes, read_lines
 
 
 class NoTrace(ToushiError):
@@ -38,7 +38,7 @@ def open_trace(folder: str | Path) -> "Trace":
             )
         raise NoTrace(f"No trace in {folder}: it has no {layout.MANIFEST}.")
     where = str(folder / layout.MANIFEST)
-    manifest = layout.check_manifest(layout.parse(read_bytes(folder, layout.MANIFEST), where), where)
+    manifest = layout.check_manifest(layout.parse(read_bytes(folder, layout.MANIFEST, JSON_BYTES), where), where)
     return Trace(folder, manifest, read_lines(folder, manifest["keep"]))
 
 
@@ -53,13 +53,15 @@ def open_collection(folder: str | Path) -> list["Trace"]:
 
 def _members(folder: Path) -> list[str]:
     where = str(folder / layout.MEMBERS)
-    raw = layout.parse(read_bytes(folder, layout.MEMBERS), where)
+    raw = layout.parse(read_bytes(folder, layout.MEMBERS, JSON_BYTES), where)
     if not isinstance(raw, dict) or raw.get("format") != layout.COLLECTION:
         raise DamagedTrace(f'{where} is not a Toushi collection: "format" must be "{layout.COLLECTION}".')
     layout.check_version(raw, where)
     members = raw.get("members")
     if not isinstance(members, list) or not members or not all(map(layout.is_member, members)):
         raise DamagedTrace(f'{where}: members must be a list of folders named "000", "001", …')
+    if len(set(members)) < len(members):
+        raise DamagedTrace(f"{where}: members must be different folders; some are named twice.")
     for member in members:
         if (folder / member).is_symlink():
             raise DamagedTrace(f"{folder / member} must be a folder; a link can lead out of the collection.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import stat
 from collections import OrderedDict
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from probe.trace import layout
 from probe.trace.layout import DamagedTrace
 
+JSON_BYTES = 2**26  # of a manifest or a list of steps; a quarter of a million steps are less
+EMPTY = 2**20  # values along the other axes of a tensor without any
 OPEN_FILES = 256  # mapped at once; a mapping costs address space, not memory
 
 
@@ -25,10 +28,11 @@ def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):  # fdopen would refuse a folder in its own words
+        os.close(descriptor)
+        raise DamagedTrace(f"{path} must be a regular file; something else has that name.")
     with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise DamagedTrace(f"{path} must be a regular file; something else has that name.")
         if about.st_size > limit:
             raise DamagedTrace(f"{path} has {about.st_size} bytes; more than {limit} cannot be right.")
         try:
@@ -40,7 +44,7 @@ def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
 def read_lines(folder: Path, keep: str) -> list[dict]:
     """The finished steps in order. A last line that was cut off when the process ended does not count."""
     path = folder / layout.STEPS
-    *whole, last = read_bytes(folder, layout.STEPS).split(b"\n")
+    *whole, last = read_bytes(folder, layout.STEPS, JSON_BYTES).split(b"\n", 2**20)
     lines = [layout.check_line(layout.parse(line, where), keep, where) for where, line in _numbered(whole, path)]
     if last:
         with contextlib.suppress(DamagedTrace):
@@ -80,10 +84,15 @@ class Tensors:
             raise DamagedTrace(f"{self.path} is not a readable safetensors file: {error}.") from None
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._slice(key).get_shape())
+        shape = tuple(self._slice(key).get_shape())
+        # No bytes stand behind an empty tensor, so what is computed from it could be of any size.
+        if 0 in shape and math.prod(n for n in shape if n) > EMPTY:
+            raise DamagedTrace(f'{self.path}: "{key}" is empty, yet {shape}; that cannot be right.')
+        return shape
 
     def read(self, key: str, where: tuple[slice, ...] = ()) -> np.ndarray:
         """The tensor, or the part of it that the slices (one for each axis from the first) cut out."""
+        self.shape(key)
         whole = self._slice(key)
         if whole.get_dtype() not in ("F16", "F32", "U8"):
             raise DamagedTrace(f'{self.path}: "{key}" must be F16, F32 or U8; {whole.get_dtype()} is there.')
