@@ -26,7 +26,7 @@ from hooks.attention import Call
 from hooks.edits import ChangeAttention, attended_anew
 from hooks.states import Arguments, States
 from probe.errors import ToushiError
-from probe.models.families import Encoded, UnknownSite, family_of, plain
+from probe.models.families import Encoded, Said, UnknownSite, family_of, plain
 from probe.recording.branches import Place, places
 from probe.recording.wrapped import wrapped
 from probe.text.alignment import Span, Token, Word, find, segment, shares
@@ -194,6 +194,8 @@ class Editing:
     def __init__(self, model, edits: list[Edit], first_step: int = 0):
         self.model, self.edits, self.first_step = plain(model), edits, first_step
         self.family = family_of(self.model)
+        if self.family.evaluate is None:
+            raise BadEdit(f"a {self.family.name} pipeline can be recorded but not edited yet: only our own models can")
         self.step, self.count = 0, 1
         self.texts: dict[str, list[Encoded]] = {}
         self.rows: list[Place | None] = []
@@ -270,11 +272,11 @@ class Editing:
                 result = encode_prompt(*arguments, **named)
             finally:
                 self.held = False
-            self.texts = self.family.texts(result)
+            self.texts = self.family.texts(Said(result))
             if self.states or any(self.sites[name].kind == "encoder" for name in self.attention):
                 self.unread = [(branch, item) for branch, some in self.texts.items() for item in range(len(some))]
                 result = encode_prompt(*arguments, **named)
-                self.texts = self.family.texts(result)
+                self.texts = self.family.texts(Said(result))
             return result
 
         return wrapper

@@ -18,8 +18,8 @@ from hooks.attention import Call, Watch
 from hooks.errors import WireError
 from hooks.states import Arguments
 from probe.errors import ToushiError
-from probe.models.families import family_of, plain
-from probe.recording.encoder import EncoderCapture
+from probe.models.families import Encoded, Said, family_of, plain, submodule
+from probe.recording.encoder import EncodedIds, EncoderCapture
 from probe.recording.policy import DISK, Policy
 from probe.recording.provenance import git_commit
 from probe.recording.run import Run, Texts, Unrecordable
@@ -86,6 +86,7 @@ class Recording:
         self.traces: list[Path] = []
         self.run: Run | None = None
         self.texts = Texts({}, {})
+        self.aside: list[Encoded] = []  # encoded outside of `sample`
         self.arguments: dict[str, Any] | None = None  # of the `sample` that is running
         self.stepping = False  # inside scheduler.step
         self.wires = ExitStack()
@@ -100,23 +101,24 @@ class Recording:
                 f"this model is being recorded in {_recorded[id(self.model)]} already: "
                 "end that recording first, or record once and read the trace twice"
             )
+        self.family.check(self.model, self.sites)
         if self.resumed is None:
             make_room(self.folder, self.overwrite)
         # Asking git takes longer than a step; its answer is wanted when the first step is finished.
         threading.Thread(target=git_commit, daemon=True).start()
         model, family = self.model, self.family
-        denoiser = plain(model.get_submodule(family.denoiser))
+        denoiser = submodule(model, family.denoiser)
         watched = {name: site.module for name, site in self.sites.items() if site.kind != "encoder"}
         scheduler = getattr(model, family.scheduler)
         with ExitStack() as wires:
             _recorded[id(model)] = self.folder
             wires.callback(_recorded.pop, id(model))
             self.watch = wires.enter_context(Watch(watched, self._take))
-            parameters = {family.denoiser: (denoiser, [family.latents, family.text])}
-            wires.enter_context(Arguments(parameters, self._evaluate))
+            wires.enter_context(Arguments({family.denoiser: (denoiser, family.inputs)}, self._evaluate))
             wires.enter_context(wrapped(model, family.encode_prompt, self._encoding))
             wires.enter_context(wrapped(model, family.sample, self._sampling))
-            wires.enter_context(wrapped(model, family.evaluate, self._evaluating))
+            if family.evaluate is not None:
+                wires.enter_context(wrapped(model, family.evaluate, self._evaluating))
             wires.enter_context(wrapped(scheduler, "set_timesteps", self._beginning))
             wires.enter_context(wrapped(scheduler, "step", self._stepping))
             self.wires = wires.pop_all()
@@ -136,25 +138,47 @@ class Recording:
         if self.run is not None:
             self.run.take(call)
 
-    def _evaluate(self, name: str, latents, text) -> None:
+    def _evaluate(self, name: str, *inputs) -> None:
         if self.run is not None:
-            self.run.evaluate(latents, text)
+            self.run.evaluate(dict(zip(self.family.inputs, inputs)))
 
     # --- around the model's methods
 
     def _encoding(self, encode_prompt: Callable) -> Callable:
+        signature = inspect.signature(encode_prompt)
+
         def wrapper(*arguments, **named):
+            # A copy: a pipeline may put its template around the prompts in the very list that it was given.
+            given = {
+                name: list(value) if isinstance(value, list) else value
+                for name, value in signature.bind(*arguments, **named).arguments.items()
+            }
             capture = EncoderCapture(self.family, self.model, self.encoder_layers)
-            with capture:  # a model that keeps its texts runs the encoder anew while the encoder has hooks
+            # A model that keeps its texts runs the encoder anew while the encoder has hooks.
+            with capture, EncodedIds(self.family, self.model) as ids:
                 result = encode_prompt(*arguments, **named)
             if blind := capture.blind():
                 listed = "; ".join(f"{name} {why}" for name, why in blind.items())
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
-            texts = self.family.texts(result)
-            self.texts = Texts(texts, {branch: [capture.of(text) for text in some] for branch, some in texts.items()})
+            before = self.texts if self.arguments is not None else Texts({}, {})
+            said = Said(result, self.model, given, self.arguments or {}, ids.found, before.branches)
+            texts = {branch: [self._known(text) for text in some] for branch, some in self.family.texts(said).items()}
+            self.texts = Texts(
+                {**before.branches, **texts},
+                {**before.encoder, **{branch: [capture.of(text) for text in some] for branch, some in texts.items()}},
+            )
+            if self.arguments is None and self.family.evaluate is None:  # maybe for ready-made embeddings
+                self.aside += [text for some in texts.values() for text in some]
             return result
 
         return wrapper
+
+    def _known(self, text: Encoded) -> Encoded:
+        """Of ready-made embeddings the prompt, if they were encoded inside this recording."""
+        if text.prompt is not None:
+            return text
+        equal = (other for other in self.aside if _equal(other.states, text.states))
+        return next(equal, text)
 
     def _sampling(self, sample: Callable) -> Callable:
         signature = inspect.signature(sample)
@@ -162,7 +186,7 @@ class Recording:
         def wrapper(*arguments, **named):
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
-            self.arguments = bound.arguments
+            self.arguments, self.texts = bound.arguments, Texts({}, {})
             try:
                 result = sample(*arguments, **named)
             except BaseException as error:
@@ -234,7 +258,7 @@ class Recording:
 
     def _begin_run(self, count: int, times: Callable[[int], list[float]]) -> Run:
         given = self.arguments or {}
-        about = {name: given.get(name) for name in ("guidance", "sampler", "seed")}
+        about = self.family.about(self.model, given)
         self.watch.forget()
         self.run = Run(
             self.model,
@@ -267,6 +291,10 @@ class Recording:
         self.traces = self.traces + new
         write_collection(self.folder, [path.name for path in self.traces])
         return new
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other.to(one))
 
 
 def _moved_inside(folder: Path) -> Path:

@@ -5,7 +5,7 @@ A row is data and a few small functions; everything that is the same for all fam
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -35,6 +35,41 @@ class Encoded(NamedTuple):
     states: Tensor
 
 
+class Said(NamedTuple):
+    """One call of the method that encodes prompts: what it returned, and all that is known of how it came about."""
+
+    result: Any
+    model: Any = None
+    arguments: Mapping[str, Any] = {}  # as they were before the call
+    drawing: Mapping[str, Any] = {}  # arguments of the `sample` inside which it was called
+    ids: Mapping[str, Sequence["Read"]] = {}  # text encoder -> its runs during the call
+    before: Mapping[str, Sequence[Encoded]] = {}  # what earlier calls inside the same `sample` gave
+
+
+class Read(NamedTuple):
+    """One run of a text encoder: `ids` [row][position], and `mask`, 0 at padding, if it was given one."""
+
+    ids: list[list[int]]
+    mask: list[list[int]] | None
+
+
+class Stretch(NamedTuple):
+    """Where one row of a joint attention has what, among its queries and keys alike."""
+
+    image: int  # the first image cell
+    text: int  # the first text column
+    columns: int  # how many text columns
+
+
+class Scene(NamedTuple):
+    """What the denoiser is about to be run on."""
+
+    grid: tuple[int, int]  # image cells of the finest attention: rows, columns
+    key: tuple[Tensor, ...]  # whose identity tells one text from another
+    texts: Callable[[], list[Tensor]]  # of each row the real text columns [column, feature]
+    joint: tuple[Stretch, ...] | None = None  # of each row; None: every query is an image cell, every key a text column
+
+
 class Stepped(NamedTuple):
     """One step of the scheduler: what it returned, the latents after it, the clean latents that it foresaw."""
 
@@ -58,50 +93,55 @@ class Family:
     name: str
     knows: Callable[[Any], bool]  # is this model one of the family
 
-    # Methods of the model, and its scheduler. `evaluate` runs the denoiser once, without scheduler.
+    # Methods of the model, and its scheduler. `evaluate` runs the denoiser once, without scheduler, if there is such.
     encode_prompt: str
     sample: str
-    evaluate: str
+    evaluate: str | None
     scheduler: str
 
-    # The denoiser and the parameters of its `forward` that carry latents [row, channel, y, x] and text.
+    # The denoiser, the parameters of its `forward` that tell the scene, and the one among them that carries text.
     denoiser: str
-    latents: str
+    inputs: tuple[str, ...]
     text: str
     cross_sites: tuple[str, ...]  # globs of its attention modules
     self_sites: tuple[str, ...]
-    rows: tuple[str, ...]  # the order of branches in a batch; decides only between texts that are equal
+    rows: tuple[str, ...]  # the order of branches in a batch or in calls; decides only between texts that are equal
 
     # The text encoder: the parameter of `forward` with ids [row, position], the embeddings, the list of layers, and
-    # the attention inside one layer.
+    # the attention inside one layer. Without layers (None) it is not recorded.
     encoder: str
     ids: str
     embeddings: str
-    layers: str
+    layers: str | None
     attention: str
 
-    texts: Callable[[Any], dict[str, list[Encoded]]]  # of what encode_prompt returns, for each branch
+    texts: Callable[[Said], dict[str, list[Encoded]]]  # of what encode_prompt returns, for each branch
     text_rows: Callable[[Any], list[Tensor]]  # of the denoiser's text: real columns [column, feature] of each row
-    text_key: Callable[[Any], Tensor]  # the tensor whose identity tells one text argument from another
+    scene: Callable[[Any, Mapping[str, Any]], Scene]  # of the model and the denoiser's inputs
     step: Callable[[Callable, Mapping[str, Any]], Stepped]  # calls scheduler.step with these arguments
     times: Callable[[Any], list[float]]  # of the scheduler: one for each step, and one more for the end
-    evaluated: Callable[[Any, Mapping[str, Any]], Stepped]  # the same of `evaluate`: its result and its arguments
-    factor: Callable[[Any], int]  # pixels to a latent cell
-    blank: Callable[[Any, Any], Tensor]  # latents of one picture of this size, in pixels
-    pictures: Callable[[Any], list]  # PIL pictures of what `sample` returns
+    evaluated: Callable[[Any, Mapping[str, Any]], Stepped] | None  # the same of `evaluate`: its result and arguments
+    factor: Callable[[Any], int]  # pixels to a cell of the grid
+    blank: Callable[[Any, Any], Tensor] | None  # latents of one picture of this size, in pixels
+    pictures: Callable[[Any], list | None]  # PIL pictures of what `sample` returns, if it returns any
+    about: Callable[[Any, Mapping[str, Any]], dict[str, Any]]  # guidance, sampler, seed, from the arguments of `sample`
+
+    read: tuple[str, ...] = ()  # text encoders whose ids are wanted, in the order in which they are asked
+    check: Callable[[Any, Mapping[str, Site]], None] = lambda model, sites: None  # raises if these cannot be read
+    picture: Callable[[Tensor, tuple[int, int]], Tensor] = lambda latents, grid: latents  # [row, channel, y, x]
 
     def encoder_layers(self, model) -> list[nn.Module]:
-        return list(plain(model.get_submodule(self.layers)).children())
+        return list(submodule(model, self.layers).children()) if self.layers else []
 
     def sites(self, model) -> dict[str, Site]:
         """Every attention of the model by name, in the order of its modules."""
         kinds: dict[Kind, re.Pattern] = {
-            "encoder": any_of([f"{self.layers}.*.{self.attention}"]),
+            "encoder": any_of([f"{self.layers}.*.{self.attention}"] if self.layers else []),
             "cross": any_of(self.cross_sites),
             "self": any_of(self.self_sites),
         }
         found = {}
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             name = name.replace("_orig_mod.", "")  # torch.compile puts the module into another one
             for kind, pattern in kinds.items():
                 if pattern.match(name):
@@ -128,7 +168,7 @@ class Family:
 
 def any_of(globs: Iterable[str]) -> re.Pattern:
     """A pattern for names that match one of the globs."""
-    return re.compile("|".join(fnmatch.translate(glob) for glob in globs))
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or "(?!)")
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -136,11 +176,29 @@ def plain(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
+def submodule(model, path: str) -> nn.Module:
+    """The module at this path of a model, or of a pipeline, whose components are its first names."""
+    first, _, rest = path.partition(".")
+    component = plain(getattr(model, first))
+    return plain(component.get_submodule(rest)) if rest else component
+
+
+def named_modules(model) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a model, or of a pipeline, with its path."""
+    if isinstance(model, nn.Module):
+        yield from model.named_modules()
+        return
+    for first, component in model.components.items():
+        if isinstance(component, nn.Module):
+            for rest, module in plain(component).named_modules():
+                yield f"{first}.{rest}".rstrip("."), module
+
+
 # --- mini-unet ---
 
 
-def _mini_texts(result) -> dict[str, list[Encoded]]:
-    positive, negative = result
+def _mini_texts(said: Said) -> dict[str, list[Encoded]]:
+    positive, negative = said.result
     texts = {"cond": positive} if negative is None else {"cond": positive, "uncond": negative}
     return {
         branch: [
@@ -153,6 +211,11 @@ def _mini_texts(result) -> dict[str, list[Encoded]]:
 
 def _mini_rows(text) -> list[Tensor]:
     return [states[mask] for states, mask in zip(text.states, text.mask)]
+
+
+def _mini_scene(model, inputs: Mapping[str, Any]) -> Scene:
+    latents, text = inputs["latents"], inputs["text"]
+    return Scene((latents.shape[-2], latents.shape[-1]), (text.states,), lambda: _mini_rows(text))
 
 
 def _mini_step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
@@ -183,7 +246,7 @@ MINI_UNET = Family(
     evaluate="denoise",
     scheduler="scheduler",
     denoiser="unet",
-    latents="latents",
+    inputs=("latents", "text"),
     text="text",
     cross_sites=("unet.*cross_attention",),
     self_sites=("unet.*self_attention",),
@@ -195,21 +258,28 @@ MINI_UNET = Family(
     attention="attention",
     texts=_mini_texts,
     text_rows=_mini_rows,
-    text_key=lambda text: text.states,
+    scene=_mini_scene,
     step=_mini_step,
     times=lambda scheduler: scheduler.times.tolist(),
     evaluated=_mini_evaluated,
     factor=lambda model: model.vae.factor,
     blank=lambda model, size: torch.zeros_like(model.noise(1, *checked_size(size), seed=0)),
     pictures=lambda result: result if isinstance(result, list) else [result],
+    about=lambda model, arguments: {name: arguments.get(name) for name in ("guidance", "sampler", "seed")},
 )
 
 FAMILIES = (MINI_UNET,)
 
 
 def family_of(model) -> Family:
-    for family in FAMILIES:
+    from probe.models.pipelines import PIPELINES  # rows of this table, made of what is above
+
+    families = (*FAMILIES, *PIPELINES)
+    for family in families:
         if family.knows(model):
             return family
-    known = ", ".join(family.name for family in FAMILIES)
-    raise UnknownFamily(f"cannot record a {type(model).__name__}: expected a model of one of the families {known}")
+    known = ", ".join(family.name for family in families)
+    raise UnknownFamily(
+        f"cannot record a {type(model).__name__}: expected a model of one of the families {known}. "
+        "Of diffusers these are text-to-image pipelines, whole, not their transformer alone."
+    )

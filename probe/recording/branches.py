@@ -4,7 +4,7 @@ Pipelines differ in the order ([negative, positive] or the reverse), change it, 
 not change is that each row carries a text that the encoding returned.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,11 +18,17 @@ class BranchMismatch(ToushiError):
     """The denoiser was given a text that the encoding did not return."""
 
 
-def places(rows: Sequence[Tensor], texts: Mapping[str, Sequence[Tensor]], order: Sequence[str]) -> list[Place]:
+def places(
+    rows: Sequence[Tensor],
+    texts: Mapping[str, Sequence[Tensor]],
+    order: Sequence[str],
+    seen: Collection[Place] = (),
+) -> list[Place]:
     """Branch and picture of each row. Rows and texts are [column, feature], without padding.
 
     Texts that are equal (an empty prompt beside an empty negative one) cannot be told apart by value: among them
-    `order`, the family's order of branches in a batch, decides, and where there are fewer rows than texts, `cond`.
+    `order`, the family's order of branches in a batch, decides; where there are fewer rows than texts, those come
+    first that were not `seen` in this step yet (pipelines may evaluate their branches in separate calls), then `cond`.
     """
     every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
     equals = [tuple(place for place in every if _equal(row, texts[place[0]][place[1]])) for row in rows]
@@ -36,12 +42,12 @@ def places(rows: Sequence[Tensor], texts: Mapping[str, Sequence[Tensor]], order:
     result: list[Place | None] = [None] * len(rows)
     for group in dict.fromkeys(equals):
         members = [index for index, places in enumerate(equals) if places == group]
-        for index, place in zip(members, _shared_out(group, len(members), order)):
+        for index, place in zip(members, _shared_out(group, len(members), order, seen)):
             result[index] = place
     return [place for place in result if place is not None]
 
 
-def _shared_out(group: Sequence[Place], count: int, order: Sequence[str]) -> list[Place]:
+def _shared_out(group: Sequence[Place], count: int, order: Sequence[str], seen: Collection[Place]) -> list[Place]:
     """The places of `count` rows, in their order, among texts that are all equal."""
     if count > len(group):
         raise BranchMismatch(
@@ -49,7 +55,7 @@ def _shared_out(group: Sequence[Place], count: int, order: Sequence[str]) -> lis
             "several pictures of one prompt in one batch. Pass the prompt once for each picture."
         )
     if count < len(group):
-        group = sorted(group, key=lambda place: place[0] != "cond")[:count]
+        group = sorted(group, key=lambda place: (place in seen, place[0] != "cond"))[:count]
     rank = {branch: number for number, branch in enumerate(order)}
     return sorted(group, key=lambda place: (rank.get(place[0], len(rank)), place[1]))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hooks.attention import Call, Watch
 from hooks.states import Arguments, States
-from probe.models.families import Encoded, Family, plain
+from probe.models.families import Encoded, Family, Read, plain, submodule
 
 
 @dataclass
@@ -24,6 +24,27 @@ class Batch:
         """The row that begins with these ids."""
         ids = list(ids)
         return next((index for index, row in enumerate(self.ids) if row[: len(ids)] == ids), None)
+
+
+class EncodedIds:
+    """`with EncodedIds(...) as ids:` notes what every text encoder is given; `ids.found` has its runs, in order."""
+
+    def __init__(self, family: Family, model):
+        modules = {name: getattr(model, name, None) for name in family.read}
+        given = {name: (plain(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module}
+        self.found: dict[str, list[Read]] = {name: [] for name in given}
+        self.wires = Arguments(given, self._see)
+
+    def __enter__(self) -> "EncodedIds":
+        self.wires.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.wires.__exit__(*exception)
+
+    def _see(self, name: str, ids: Tensor | None, mask: Tensor | None) -> None:
+        if ids is not None:
+            self.found[name].append(Read(ids.tolist(), None if mask is None else mask.long().tolist()))
 
 
 class EncoderCapture:
@@ -42,10 +63,10 @@ class EncoderCapture:
         if not self.layers:
             return self
         family, modules = self.family, self.family.encoder_layers(self.model)
-        states = {"0": plain(self.model.get_submodule(family.embeddings))}
+        states = {"0": submodule(self.model, family.embeddings)}
         states |= {str(i + 1): plain(modules[i]) for i in self.layers}
         attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
-        encoder = plain(self.model.get_submodule(family.encoder))
+        encoder = submodule(self.model, family.encoder)
         self.wires.enter_context(Arguments({family.encoder: (encoder, [family.ids])}, self._begin))
         self.wires.enter_context(States(states, self._keep))
         self.watch = self.wires.enter_context(Watch(attention, self._see))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hooks.attention import Call, Watch
 from probe.errors import ToushiError
-from probe.models.families import family_of
+from probe.models.families import Said, family_of
 from probe.recording.policy import Policy
 
 EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
@@ -52,7 +52,13 @@ def forecast(
 ) -> Forecast:
     """Bytes of the trace that recording `model.sample` with these arguments would make. Runs the denoiser once."""
     family, policy = family_of(model), policy or Policy()
-    texts = family.texts(getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None))
+    if family.evaluate is None or family.blank is None:
+        raise ToushiError(
+            f"the size of a {family.name} pipeline's trace is known when its first step has run: "
+            "record checks it against the budget then"
+        )
+    said = getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None)
+    texts = family.texts(Said(said))
     columns = {branch: len(policy.columns(some[0], branch)) for branch, some in texts.items()}
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}

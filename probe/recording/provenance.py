@@ -1,6 +1,7 @@
 """Where a trace comes from: what a person needs to make the same picture again."""
 
 import platform
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -8,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from probe.edits import edits_of
 from probe.text.alignment import segmenter
@@ -47,15 +49,26 @@ def git_commit() -> str | None:
         return None
 
 
+def _identity(model) -> dict[str, str | None]:
+    """Name and revision of the model: of a pipeline, where it was loaded from."""
+    name, revision = getattr(model, "name", None), getattr(model, "revision", None)
+    source = getattr(model, "name_or_path", None) or type(model).__name__
+    # A cache of the hub: models--owner--name/snapshots/commit
+    if cached := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\](\w+)", source):
+        source, revision = cached[1].replace("--", "/"), revision or cached[2]
+    return {
+        "name": name or source,
+        "revision": revision,
+        "weights_sha256": getattr(model, "weights_sha256", None),
+    }
+
+
 def surroundings(model) -> dict:
     """Fields of the manifest that do not depend on the prompt."""
-    about = next(iter(model.parameters()), torch.empty(0))
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    about = next(iter(parameters), torch.empty(0))
     return {
-        "model": {
-            "name": getattr(model, "name", type(model).__name__),
-            "revision": getattr(model, "revision", None),
-            "weights_sha256": getattr(model, "weights_sha256", None),
-        },
+        "model": _identity(model),
         "device": str(getattr(model, "device", about.device)),
         "dtype": str(getattr(model, "dtype", about.dtype)).removeprefix("torch."),
         "threads": torch.get_num_threads(),

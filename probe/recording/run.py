@@ -1,9 +1,10 @@
 """One run of a model under `record`: its texts, its current step, one trace for each picture of the batch."""
 
+import operator
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from hooks.attention import Call
 from hooks.errors import WireError
 from probe.errors import ToushiError
-from probe.models.families import Encoded, Family, Site, Stepped
+from probe.models.families import Encoded, Family, Scene, Site, Stepped, Stretch
 from probe.models.preview import preview
 from probe.recording.branches import Place, places
 from probe.recording.forecast import OverBudget, Size, check, forecast_of
@@ -41,6 +42,7 @@ class Maps(NamedTuple):
     fresh: list[tuple[int, Place]]
     own: list[list[int] | slice] | None  # where in the columns those of each fresh row are; None: all
     values: Tensor  # [fresh row, head?, column, cell]
+    rest: Tensor | None  # [fresh row, head?, cell]: mass on the image's own keys, in joint attention
 
 
 @dataclass
@@ -89,7 +91,8 @@ class Run:
         self.sizes: dict[str, Size] = {}  # key -> size, of the first picture
         self.kernels: set[str] = set()
         self.latent: tuple[int, int] = (0, 0)
-        self.text_of_rows: tuple[Tensor, int] | None = None
+        self.joint: tuple[Stretch, ...] | None = None
+        self.rows_of_text: list[tuple[tuple[Tensor, ...], tuple[int, ...], list[Place]]] = []
         self.rows: list[Place] = []
         self.taken: set[str] = set()
         self.spanned: list[tuple[int, Place]] = []
@@ -111,7 +114,7 @@ class Run:
 
     # --- from the wires
 
-    def evaluate(self, latents: Tensor, text: Any) -> None:
+    def evaluate(self, inputs: Mapping[str, Any]) -> None:
         """The denoiser is about to run: finds out which rows are whose."""
         if threading.get_ident() != self.thread:
             raise Unrecordable(
@@ -121,17 +124,9 @@ class Run:
         if not self.recording:
             return
         self._read()  # what waits belongs to the rows of the evaluation before this one
-        self.latent = (latents.shape[-2], latents.shape[-1])
-        key = self.family.text_key(text)
-        version = 0 if key.is_inference() else key._version
-        if self.text_of_rows is None or self.text_of_rows[0] is not key or self.text_of_rows[1] != version:
-            known = self.texts()
-            states = {branch: [text.states for text in some] for branch, some in known.branches.items()}
-            self.rows = places(self.family.text_rows(text), states, self.family.rows)
-            self.text_of_rows = (key, version)
-            for place in self.rows:
-                if place not in self.columns:
-                    self.columns[place] = self.policy.columns(known.branches[place[0]][place[1]], place[0])
+        scene = self.family.scene(self.model, inputs)
+        self.latent, self.joint = scene.grid, scene.joint
+        self.rows = self._whose(scene)
         wanted = self.policy.branches
         self.fresh, self.taken = [], set()
         for row, place in enumerate(self.rows):
@@ -141,6 +136,21 @@ class Run:
                 self.fresh.append((row, place))
         if self.fresh != self.spanned:
             self.spanned, self.span = self.fresh, self._span()
+
+    def _whose(self, scene: Scene) -> list[Place]:
+        """Of each row the branch and picture. Comparing texts takes time, and most come again at every step."""
+        version = tuple(0 if key.is_inference() else key._version for key in scene.key)
+        for key, known_version, rows in self.rows_of_text:
+            if known_version == version and len(key) == len(scene.key) and all(map(operator.is_, key, scene.key)):
+                return rows
+        known = self.texts()
+        states = {branch: [text.states for text in some] for branch, some in known.branches.items()}
+        rows = places(scene.texts(), states, self.family.rows, self.evaluations)
+        self.rows_of_text = [(scene.key, version, rows), *self.rows_of_text[:3]]
+        for place in rows:
+            if place not in self.columns:
+                self.columns[place] = self.policy.columns(known.branches[place[0]][place[1]], place[0])
+        return rows
 
     def _span(self) -> tuple[slice, list[list[int] | slice]]:
         """The stretch of columns that the fresh rows need together, and where in it each row's own ones are."""
@@ -162,8 +172,14 @@ class Run:
         site = self.sites[call.site]
         if rows != len(self.rows):
             raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
-        if site.kind == "cross" and keys < self.span[0].stop:
-            raise Unrecordable(f"{call.site}: expected {self.span[0].stop} text columns, but it looks at {keys} keys")
+        columns = self.span[0].stop
+        if self.joint is not None and site.kind == "cross":
+            last = max(stretch.image for stretch in self.joint) + self.latent[0] * self.latent[1]
+            if cells != keys or cells < last:
+                raise Unrecordable(f"{call.site}: expected one sequence of at least {last}, but {cells}x{keys} came")
+            cells, columns = self.latent[0] * self.latent[1], max(own.text + own.columns for own in self.joint)
+        if site.kind == "cross" and keys < columns:
+            raise Unrecordable(f"{call.site}: expected {columns} text columns, but it looks at {keys} keys")
         if call.site in self.taken:
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
         self.taken.add(call.site)
@@ -179,23 +195,43 @@ class Run:
     def _read(self) -> None:
         """Makes the maps of the calls that wait."""
         calls, self.waiting, self.held = self.waiting, [], 0
-        some = None if len(self.fresh) == len(self.rows) else [row for row, _ in self.fresh]
         stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
         for call in calls:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
-            whole = self.sites[call.site].kind == "self"
-            found = call.probabilities(slice(None) if whole else self.span[0], some)
-            if self.policy.keep != "heads":
-                found = found.mean(1)
             self.kernels.add(call.kernel)
-            self.maps.append(Maps(call.site, self.fresh, None if whole else self.span[1], found.to(stored)))
+            whole = self.sites[call.site].kind == "self"
+            for fresh, stretch in self._alike(None if whole else self.joint):
+                some = None if len(fresh) == len(self.rows) else [row for row, _ in fresh]
+                own = None if whole else [self.span[1][self.fresh.index(one)] for one in fresh]
+                rest = None
+                if stretch is None:
+                    found = call.probabilities(slice(None) if whole else self.span[0], some)
+                else:
+                    image = slice(stretch.image, stretch.image + self.latent[0] * self.latent[1])
+                    columns = slice(stretch.text + self.span[0].start, stretch.text + self.span[0].stop)
+                    found = call.probabilities(columns, some, image)
+                    rest = call.elsewhere(slice(stretch.text, stretch.text + stretch.columns), some, image)
+                if self.policy.keep != "heads":
+                    found, rest = found.mean(1), None if rest is None else rest.mean(1)
+                rest = None if rest is None else rest.to(stored)
+                self.maps.append(Maps(call.site, fresh, own, found.to(stored), rest))
+
+    def _alike(self, joint: Sequence[Stretch] | None) -> list[tuple[list[tuple[int, Place]], Stretch | None]]:
+        """The fresh rows, those together that have image and text at the same places of their sequence."""
+        if joint is None:
+            return [(self.fresh, None)]
+        groups: dict[Stretch, list[tuple[int, Place]]] = {}
+        for row, place in self.fresh:
+            groups.setdefault(joint[row], []).append((row, place))
+        return [(fresh, stretch) for stretch, fresh in groups.items()]
 
     def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
         """Adds a site to the forecast. Once that is over the budget no more maps are made, only measured."""
         for _, place in self.fresh:
             if place[1] == 0:
-                kept = keys if self.sites[name].kind == "self" else len(self.columns[place])
+                whole = self.sites[name].kind == "self"
+                kept = keys if whole else len(self.columns[place]) + (self.joint is not None)
                 self.sizes[layout.map_key(name, place[0])] = Size(heads, kept, cells)
         forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded), self.latent)
         try:
@@ -220,7 +256,8 @@ class Run:
                 "evaluations": max(self.evaluations.values(), default=0),
             }
             # A copy: the sampler, or its caller, may change its latents while they wait for the disk.
-            latents = stepped.latents.detach().to("cpu", torch.float32, copy=True)
+            latents = self.family.picture(stepped.latents.detach(), self.latent)
+            latents = latents.to("cpu", torch.float32, copy=True)
             seen = None
             if stepped.foreseen is not None and hasattr(self.model, "vae"):
                 seen = preview(self.model.vae, self.family.factor(self.model), stepped.foreseen.float()).cpu()
@@ -244,6 +281,10 @@ class Run:
             for number, (_, (branch, item)) in enumerate(maps.fresh):
                 own = slice(None) if maps.own is None else maps.own[number]
                 found[item][layout.map_key(maps.site, branch)] = arrays[number][..., own, :, :]
+                if maps.rest is not None:
+                    rest = maps.rest[number].cpu().numpy()
+                    rest = rest.reshape(*rest.shape[:-1], *self.seen[maps.site]["grid"])
+                    found[item][layout.rest_key(maps.site, branch)] = rest
         return found
 
     # --- the traces

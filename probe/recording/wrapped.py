@@ -9,7 +9,13 @@ _nothing = object()
 
 @contextmanager
 def wrapped(instance, name: str, wrap: Callable[[Callable], Callable]):
-    """Replaces a method of one instance by `wrap(method)`, and puts back what was there. The signature stays."""
+    """Replaces a method of one instance by `wrap(method)`, and puts back what was there. The signature stays.
+
+    Python looks `__call__` up in the class, so for its sake the instance is of a class of its own meanwhile.
+    """
+    if name.startswith("__"):
+        yield from _of_own_class(instance, name, wrap)
+        return
     before, method = vars(instance).get(name, _nothing), getattr(instance, name)
     setattr(instance, name, wraps(method)(wrap(method)))
     try:
@@ -19,3 +25,23 @@ def wrapped(instance, name: str, wrap: Callable[[Callable], Callable]):
             delattr(instance, name)
         else:
             setattr(instance, name, before)
+
+
+def _of_own_class(instance, name: str, wrap: Callable[[Callable], Callable]):
+    before = type(instance)
+    method = getattr(instance, name)
+    replacement = wraps(method)(wrap(method))
+
+    def called(self, *arguments, **named):
+        # Somebody may have made a second instance of this class.
+        return (
+            replacement(*arguments, **named) if self is instance else getattr(before, name)(self, *arguments, **named)
+        )
+
+    own = {name: wraps(getattr(before, name))(called), "__module__": before.__module__, "__doc__": before.__doc__}
+    own["__qualname__"] = before.__qualname__
+    object.__setattr__(instance, "__class__", type(before.__name__, (before,), own))
+    try:
+        yield
+    finally:
+        object.__setattr__(instance, "__class__", before)

@@ -1,0 +1,231 @@
+"""Which characters of a prompt the tokens of somebody else's tokenizer stand for, from the ids that were encoded.
+
+Byte-level BPE (CLIP, Qwen), SentencePiece (T5, Gemma) and WordPiece (BERT) alike: what the tokens spell is followed,
+byte by byte, through the prompt as the tokenizer normalises it. White space counts for nothing on either side, since
+every tokenizer treats it in a way of its own; a token that the vocabulary cannot spell (<unk>) stands for whatever
+lies between its neighbours.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer as Fast
+from tokenizers import decoders, pre_tokenizers
+
+from probe.text.alignment import Span, Token
+
+SPACES = b" \t\n\r\f\v"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is known of a tokenizer: its own pieces, and which ids are not to be read as text."""
+
+    fast: Fast
+    added: frozenset[int]
+    special: frozenset[int]
+    unknown: int | None
+    pad: int | None
+    eos: int | None
+
+    @classmethod
+    def of(cls, tokenizer) -> "Vocabulary":
+        """Of a tokenizer of transformers that is backed by `tokenizers`."""
+        unknown = tokenizer.unk_token_id
+        # CLIP names <|endoftext|>, its end, as the unknown token, and never needs one.
+        unknown = None if unknown == tokenizer.eos_token_id else unknown
+        special = frozenset(tokenizer.all_special_ids) - {unknown}
+        fast = tokenizer.backend_tokenizer
+        added = frozenset(fast.get_added_tokens_decoder())
+        return cls(fast, added, special, unknown, tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+    def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
+        """text, special or pad, as far as ids alone tell."""
+        pads = _padding(self, ids, mask)
+        return ["pad" if pad else "special" if id in self.special else "text" for id, pad in zip(ids, pads)]
+
+    @property
+    def byte_level(self) -> bool:
+        return isinstance(self.fast.decoder, decoders.ByteLevel)
+
+    def spelled(self, id: int) -> bytes:
+        """The bytes that the token stands for, without white space."""
+        piece = self.fast.id_to_token(id) or ""
+        if id in self.added:
+            return _without_spaces(piece.encode())
+        if self.byte_level:
+            piece = piece.removesuffix("</w>")
+            known = all(character in BYTES for character in piece)
+            return _without_spaces(bytes(BYTES[c] for c in piece) if known else piece.encode())
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return _without_spaces(bytes.fromhex(piece[3:5]))
+        if len(piece) > 2 and piece.startswith("##"):
+            piece = piece[2:]
+        return _lower(piece).encode()
+
+    def normalised(self, text: str) -> list[tuple[int, Span]]:
+        """The bytes of the text as the tokenizer reads it, each with the characters that it comes from."""
+        found = []
+        for start, end in _clusters(text):
+            cluster = text[start:end]
+            if self.fast.normalizer is not None:
+                cluster = self.fast.normalizer.normalize_str(cluster)
+            if not self.byte_level:
+                cluster = _lower(cluster)  # pipelines lower the case of their own accord, too
+            found += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
+        return found
+
+
+def spelled_out(
+    vocabulary: Vocabulary,
+    ids: Sequence[int],
+    mask: Sequence[int] | None,
+    prompt: str,
+    columns: Sequence[int | None],
+    encoders: tuple[str, ...],
+    template: tuple[str, str] = ("", ""),
+) -> tuple[list[Token], int | None]:
+    """A token for each id, and where the prompt was cut: its first character that no token stands for, or None.
+
+    `mask` is 0 at padding; `template` is what the pipeline put before and after the prompt; `columns` says for each
+    id where it stands among the denoiser's text keys. Raises Misspelled if these are not the ids of that prompt.
+    """
+    before, after = (vocabulary.normalised(text) for text in template)
+    own = vocabulary.normalised(prompt)
+    stream = bytes(byte for byte, _ in (*before, *own, *after))
+    first, last = len(before), len(before) + len(own)
+    pads = _padding(vocabulary, ids, mask)
+    real = [index for index in range(len(ids)) if not pads[index]]
+    breaks = _breaks(prompt, own, first)
+    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], stream, breaks, bool(before))))
+
+    tokens, reached = [], 0
+    for index, (id, column) in enumerate(zip(ids, columns)):
+        text, span, kind = vocabulary.fast.id_to_token(id) or "", None, "pad"
+        if not pads[index]:
+            start, end = places[index]
+            reached = max(reached, end)
+            if max(start, first) < min(end, last):
+                kind, touched = "text", [span for _, span in own[max(start, first) - first : min(end, last) - first]]
+                span = (touched[0][0], touched[-1][1])
+            elif start == end and id in vocabulary.special:
+                kind = "special"
+            elif start == end and (start > first or not template[0]) and (start < last or not template[1]):
+                kind, span = "text", _gap(prompt, own, start - first)
+            else:
+                kind = "template"
+        if kind != "text":
+            text = text if id in vocabulary.special else vocabulary.spelled(id).decode(errors="replace")
+        elif span is not None:
+            text = prompt[slice(*span)]
+        tokens.append(Token(id, text, span, kind, encoders, index, column))
+    cut = own[max(reached - first, 0)][1][0] if reached < last else None
+    return tokens, cut
+
+
+class Misspelled(ValueError):
+    """The tokens do not spell the prompt."""
+
+
+# --- following the tokens through the text ---
+
+
+def _follow(
+    vocabulary: Vocabulary, ids: Sequence[int], stream: bytes, breaks: set[int], in_template: bool
+) -> list[tuple[int, int]]:
+    """For each id the stretch of the stream that it stands for. Special tokens stand for none, or for themselves."""
+    reach: list[set[int]] = [{0}]
+    for index, id in enumerate(ids):
+        bare = id in vocabulary.special
+        spelled = vocabulary.spelled(id)
+        after: set[int] = set()
+        for at in reach[-1]:
+            if bare:
+                after.add(at)
+            if id == vocabulary.unknown:
+                after |= set(_unknown_ends(at, len(stream), breaks))
+            elif stream.startswith(spelled, at) and not (bare and index == 0 and not in_template):
+                after.add(at + len(spelled))
+        if not after:
+            raise Misspelled(f"token {index} ({vocabulary.fast.id_to_token(id)}) is not what comes next in the text")
+        reach.append(after)
+
+    at = max(reach[-1])
+    places = []
+    for index in reversed(range(len(ids))):
+        before, id = reach[index], ids[index]
+        if id in vocabulary.special and at in before:
+            start = at
+        elif id == vocabulary.unknown:
+            start = max(place for place in before if at in _unknown_ends(place, len(stream), breaks))
+        else:
+            start = at - len(vocabulary.spelled(id))
+        places.append((start, at))
+        at = start
+    return places[::-1]
+
+
+def _unknown_ends(at: int, length: int, breaks: set[int]) -> range:
+    """Where an unknown token that begins here may end: it never reaches across white space."""
+    end = min((place for place in breaks if place > at), default=length)
+    return range(min(at + 1, length), end + 1)
+
+
+def _padding(vocabulary: Vocabulary, ids: Sequence[int], mask: Sequence[int] | None) -> list[bool]:
+    """Which positions are filling. Where the end token fills, too, the first of the tail is the end itself."""
+    tail = len(ids)
+    while tail and ids[tail - 1] == vocabulary.pad:
+        tail -= 1
+    if vocabulary.pad == vocabulary.eos:
+        tail += 1
+    return [index >= tail or (mask is not None and not mask[index]) for index in range(len(ids))]
+
+
+def _breaks(prompt: str, own: list[tuple[int, Span]], first: int) -> set[int]:
+    """Places in the stream before which the prompt has white space."""
+    return {
+        first + index
+        for index in range(1, len(own))
+        if any(character.isspace() for character in prompt[own[index - 1][1][1] : own[index][1][0]])
+    }
+
+
+def _gap(prompt: str, own: list[tuple[int, Span]], at: int) -> Span | None:
+    """The white space before this place of the prompt's own bytes."""
+    start = own[at - 1][1][1] if 0 < at <= len(own) else 0
+    end = own[at][1][0] if at < len(own) else len(prompt)
+    return (start, end) if start < end else None
+
+
+# --- characters and bytes ---
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTES = _byte_alphabet()
+assert set(BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _clusters(text: str) -> list[Span]:
+    """Characters with the marks that follow them: what a normaliser may join."""
+    starts = [
+        index
+        for index, character in enumerate(text)
+        if index == 0 or not (unicodedata.combining(character) or 0x1160 <= ord(character) <= 0x11FF)
+    ]
+    return list(zip(starts, [*starts[1:], len(text)]))
+
+
+def _lower(text: str) -> str:
+    """In lower case, without white space, of which SentencePiece's ▁ is one."""
+    return "".join(character.lower() for character in text if character != "▁" and not character.isspace())
+
+
+def _without_spaces(spelled: bytes) -> bytes:
+    return spelled.translate(None, SPACES)
