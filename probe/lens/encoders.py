@@ -1,0 +1,327 @@
+"""`lens(encoder, texts)`: what every layer of a text encoder makes of texts.
+
+An encoder is ours (`load("mini-unet")` has one) or any Transformer that the transformers library loads from a folder:
+bidirectional (BERT, XLM-R), causal (CLIP's text side, Qwen3), or the encoder half of a T5. Which modules are its layers
+is found by counting, so no table of families is needed: it is the list with as many modules as the configuration has
+layers.
+"""
+
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from hooks.attention import Call, Watch
+from hooks.states import Arguments, States
+from probe.errors import ToushiError
+from probe.lens.readings import Reading, Readings
+from probe.lens.spans import tokens_of
+from probe.models.load import SHIPPED, best_device, load
+from probe.models.mini_unet import MiniUNet, PromptCut
+from probe.text.alignment import Token, Word, readable, segment, shares
+
+BATCH = 16  # texts at once
+OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
+
+
+class UnknownEncoder(ToushiError):
+    """No text encoder is to be had under this name, or it is one that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder with its tokenizer, ready to run."""
+
+    name: str
+    layers: Sequence[nn.Module] = field(repr=False)
+    forward: Callable[[Tensor], Tensor] = field(repr=False)  # ids [row, position], none of them padding -> final states
+    tokenize: Callable[[str], tuple[tuple[Token, ...], bool]] = field(
+        repr=False
+    )  # with specials; whether the text was cut
+    limit: int  # tokens that it reads at most
+    device: torch.device
+    unknown: int | None = None  # the id of <unk>
+
+
+def lens(encoder: "str | Path | MiniUNet | Encoder", texts: Sequence[str]) -> Readings:
+    """States of all layers 0..n and attention of all layers for each text, by token; `Readings` pools them to words.
+
+    `encoder`: "mini-unet", a folder, a model of `load`, or what `pretrained` and `wrapped` return. Texts with equally
+    many tokens run together, so nothing is padded. Attention is read where the encoder calls
+    scaled_dot_product_attention; where it does not, asking for it raises, and says why. Warns (PromptCut) of a
+    text that is too long. Raises ToushiError for a text without tokens.
+    """
+    if isinstance(texts, str):
+        raise ToushiError(f"expected a list of texts, but a text came; write [{texts!r:.40}]")
+    known = open_encoder(encoder)
+    tokens: list[tuple[Token, ...]] = []
+    for text in texts:
+        found, cut = known.tokenize(readable(text))
+        if not found:
+            raise ToushiError(f"the text {text!r} has no tokens for {known.name}, so there is nothing to look at")
+        tokens.append(found)
+        if cut:
+            lost = "、".join(word.text for word in _words(text, found)[1])
+            said = f"a text is longer than the {known.limit} tokens that {known.name} reads; cut: {lost}"
+            warnings.warn(PromptCut(said), stacklevel=2)
+    lengths: dict[int, list[int]] = {}
+    for index, found in enumerate(tokens):
+        lengths.setdefault(len(found), []).append(index)
+    readings: dict[int, Reading] = {}
+    for alike in lengths.values():
+        for at in range(0, len(alike), BATCH):
+            batch = alike[at : at + BATCH]
+            readings |= zip(batch, _read(known, [texts[i] for i in batch], [tokens[i] for i in batch]))
+    ordered = tuple(readings[index] for index in range(len(tokens)))
+    return Readings(known.name, ordered)
+
+
+def open_encoder(which: "str | Path | MiniUNet | Encoder", device=None, dtype: torch.dtype | None = None) -> Encoder:
+    """The encoder of a shipped model, of a model's folder, or of a folder of the transformers library."""
+    if isinstance(which, Encoder):
+        return which
+    if isinstance(which, MiniUNet):
+        return ours(which)
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    if str(which) in shipped:
+        return ours(load(str(which), device, dtype))
+    folder = Path(which)
+    if not folder.is_dir():
+        near = get_close_matches(str(which), shipped, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownEncoder(
+            f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped)}; or a folder with a text encoder of the "
+            "transformers library (config.json, tokenizer.json, model.safetensors)"
+        )
+    if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):
+        return ours(load(str(folder), device, dtype))
+    return pretrained(folder, device, dtype)
+
+
+def ours(model: MiniUNet) -> Encoder:
+    """The encoder of a mini-unet."""
+
+    def tokenize(text: str) -> tuple[tuple[Token, ...], bool]:
+        encoding = model.tokenizer.encode(text)
+        return encoding.tokens, bool(encoding.lost)
+
+    def forward(ids: Tensor) -> Tensor:
+        return model.encoder(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    layers = list(model.encoder.layers)
+    return Encoder(model.name, layers, forward, tokenize, model.tokenizer.length, model.device)
+
+
+# --- encoders of the transformers library ---------------------------------------------------------------
+
+
+def pretrained(folder: Path | str, device=None, dtype: torch.dtype | None = None) -> Encoder:
+    """The text encoder in a folder that transformers or diffusers saved; of a whole pipeline its `text_encoder`.
+
+    On CUDA, MPS or the CPU, whichever there is first, in fp32 unless `dtype` says otherwise. Nothing is downloaded
+    and no code of the folder is run.
+    """
+    folder = Path(folder)
+    home = folder / "text_encoder" if (folder / "model_index.json").is_file() else folder
+    if not (home / "config.json").is_file():
+        raise UnknownEncoder(f"{home} holds no text encoder: expected a config.json, model.safetensors and a tokenizer")
+    has_tokenizer = any(home.glob("*token*")) or any(home.glob("vocab*"))
+    tokenizer_home = home if has_tokenizer else home.parent / home.name.replace("text_encoder", "tokenizer")
+    transformers = _transformers()
+    with _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_home, **OURS_ONLY)
+            model, missing = _load(transformers, home, dtype or torch.float32)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise UnknownEncoder(f"{home} cannot be loaded as a text encoder: {error}") from error
+    lacking = sorted(name for name in missing if "pooler" not in name)
+    if lacking:
+        raise UnknownEncoder(
+            f"{home} lacks {len(lacking)} weights, {lacking[0]} for one; they would be random, so it is not a whole encoder"
+        )
+    return wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
+
+
+def wrapped(model, tokenizer, name: str | None = None) -> Encoder:
+    """An encoder made of a model and a fast tokenizer of the transformers library, both loaded already."""
+    name = name or type(model).__name__
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnknownEncoder(
+            f"the tokenizer of {name}, {type(tokenizer).__name__}, gives no offsets, so its tokens cannot be told from "
+            "characters: save it as a fast one (tokenizer.json)"
+        )
+    if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is not model:
+        model = model.get_encoder()
+    limit = min(tokenizer.model_max_length, _positions(model))
+
+    def tokenize(text: str) -> tuple[tuple[Token, ...], bool]:
+        options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        found = tokenizer(text, verbose=False, **options)
+        cut = len(found["input_ids"]) > limit
+        if cut:
+            found = tokenizer(text, truncation=True, max_length=limit, **options)
+        ids = found["input_ids"]
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        return tokens_of(text, ids, pieces, found["offset_mapping"], found["special_tokens_mask"]), cut
+
+    def forward(ids: Tensor) -> Tensor:
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, tokenizer.unk_token_id)
+
+
+def _load(transformers, home: Path, dtype: torch.dtype):
+    """The text model with the names of the weights that its file lacks."""
+    config = transformers.AutoConfig.from_pretrained(home, **OURS_ONLY)
+    kind, auto = getattr(config, "model_type", ""), transformers.AutoModel
+    if kind == "clip":
+        auto = transformers.CLIPTextModel
+    elif getattr(config, "is_encoder_decoder", False):
+        auto = transformers.AutoModelForTextEncoding
+    options = {"dtype": dtype, "output_loading_info": True, **OURS_ONLY}
+    try:
+        model, report = auto.from_pretrained(home, attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        model, report = auto.from_pretrained(home, **options)  # its attention is not readable, and `lens` says so
+    return model.eval().requires_grad_(False), report["missing_keys"]
+
+
+def _layers(model, name: str) -> list[nn.Module]:
+    config = model.config.get_text_config()
+    count = next(
+        (getattr(config, key) for key in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, key)), 0
+    )
+    lists = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and not {"visual", "vision"} & set(path.split("."))
+    }
+    if not lists:
+        raise UnknownEncoder(f"{name}, a {type(model).__name__}, has no list of {count} layers that could be read")
+    return list(next(iter(lists.values())))
+
+
+def _positions(model) -> int:
+    """Positions that the model has an embedding for; those of RoBERTa's kind begin behind its padding's."""
+    config = model.config.get_text_config()
+    count = getattr(config, "max_position_embeddings", None) or 2**31
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return count - module.padding_idx - 1
+    return count
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError:
+        raise UnknownEncoder("encoders from a folder need the transformers library: pip install transformers") from None
+    return transformers
+
+
+@contextmanager
+def _quiet(transformers):
+    """Without the bars and reports that loading prints; what of them matters is checked here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnknownEncoder(f"{path} is not readable as JSON: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+# --- running --------------------------------------------------------------------------------------------
+
+
+def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]]) -> list[Reading]:
+    """Readings of texts that have equally many tokens."""
+    ids = torch.tensor([[token.id for token in row] for row in tokens], device=encoder.device)
+    layers = {str(number): layer for number, layer in enumerate(encoder.layers, 1)}
+    first = encoder.layers[0]
+    entry = next(iter(inspect.signature(first.forward).parameters))
+    states: dict[int, np.ndarray] = {}
+    attention: dict[int, np.ndarray] = {}
+    blind: dict[int, str] = {}
+
+    def keep(number: str, state: Tensor) -> None:
+        states[int(number)] = _numpy(state)
+
+    def see(call: Call) -> None:
+        number, shape = int(call.site), (len(ids), ids.shape[1], ids.shape[1])
+        if number in attention or number in blind:
+            blind[number] = "called scaled_dot_product_attention several times, so which one is meant is not known"
+        elif (call.shape[0], *call.shape[2:]) != shape:
+            blind[number] = f"attends from {call.shape[2]} to {call.shape[3]} places, not between the {shape[1]} tokens"
+        else:
+            attention[number] = _numpy(call.probabilities().transpose(2, 3))
+
+    with torch.no_grad(), Arguments({"0": (first, [entry])}, keep), States(layers, keep), Watch(layers, see) as watch:
+        final = _numpy(encoder.forward(ids))
+    blind |= {int(number): why for number, why in watch.blind().items()}
+    stacked = np.stack([states[number] for number in range(len(layers) + 1)], axis=1)
+    seen = None if blind else np.stack([attention[number] for number in range(1, len(layers) + 1)], axis=1)
+    numbers = np.arange(len(layers) + 1)
+    readings = []
+    for row, (text, own) in enumerate(zip(texts, tokens)):
+        words, lost = _words(text, own)
+        places = {"token": np.arange(len(own)), "text": ("token", [token.text for token in own])}
+        state = xr.DataArray(stacked[row], dims=("layer", "token", "feature"), coords={"layer": numbers, **places})
+        if seen is not None:
+            coords = {"layer": numbers[1:], "query": np.arange(len(own)), **places}
+            attended = xr.DataArray(seen[row], dims=("layer", "head", "query", "token"), coords=coords)
+        readings.append(
+            Reading(
+                text=text,
+                tokens=own,
+                words=words,
+                lost=lost,
+                unknown=tuple(word for word in words if _unknown(word, own, encoder.unknown)),
+                states=state,
+                final=xr.DataArray(final[row], dims=("token", "feature"), coords=places),
+                blind=dict(sorted(blind.items())),
+                seen=None if seen is None else attended,
+            )
+        )
+    return readings
+
+
+def _words(text: str, tokens: Sequence[Token]) -> tuple[tuple[Word, ...], tuple[Word, ...]]:
+    """The words that have tokens, and those that were cut or that the tokenizer leaves out."""
+    ends = [token.span[1] for token in tokens if token.span]
+    words = segment(text)
+    read = [word for word in words if word.end <= max(ends, default=0) and shares(tokens, word.span).any()]
+    return tuple(read), tuple(word for word in words if word not in read)
+
+
+def _unknown(word: Word, tokens: Sequence[Token], unknown: int | None) -> bool:
+    own = shares(tokens, word.span)
+    return unknown is not None and all(token.id == unknown for token, share in zip(tokens, own) if share)
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
