@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from probe.errors import ToushiError
     from probe.figures.encoder import encoder_figure
     from probe.figures.layers import layers_figure
+    from probe.figures.lens import lens_figure
     from probe.figures.timeline import timeline_figure
     from probe.figures.tokens import tokens_figure
     from probe.figures.words import words_figure
+    from probe.lens.encoders import lens
     from probe.models.load import load
     from probe.record import record
     from probe.text.alignment import segment
@@ -29,6 +31,8 @@ __all__ = [
     "edits_of_manifest",
     "encoder_figure",
     "layers_figure",
+    "lens",
+    "lens_figure",
     "load",
     "main",
     "open_collection",
@@ -48,6 +52,8 @@ _HOMES = {
     "Trace": "probe.trace.reader",
     "encoder_figure": "probe.figures.encoder",
     "layers_figure": "probe.figures.layers",
+    "lens": "probe.lens.encoders",
+    "lens_figure": "probe.figures.lens",
     "load": "probe.models.load",
     "open_collection": "probe.trace.reader",
     "open_trace": "probe.trace.reader",

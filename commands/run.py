@@ -13,6 +13,7 @@ from itertools import dropwhile, pairwise, takewhile
 import tyro
 
 from commands.export import Export
+from commands.lens import Lens
 from commands.look import Info, Sites, Verify, Words
 from commands.trace import Trace
 from commands.view import View
@@ -31,6 +32,7 @@ COMMANDS = {
     "trace": Trace,
     "view": View,
     "words": Words,
+    "lens": Lens,
     "sites": Sites,
     "info": Info,
     "verify": Verify,

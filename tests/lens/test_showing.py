@@ -1,0 +1,175 @@
+"""The figure and the command of the text lens."""
+
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from commands.lens import few, number_of
+from probe.analysis.layers import cosine
+from probe.errors import ToushiError
+from probe.figures.lens import lens_figure, spread
+from probe.figures.style import save
+from probe.lens.encoders import lens, wrapped
+from probe.models.mini_unet import MiniUNet
+from tests.lens.made import made
+from tests.text.prompts import HARD
+from toushi import main
+
+BANK, MONEY = "我在河边的银行钓鱼，", "他去银行存钱了"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    MiniUNet.tiny().save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def readings(tiny):
+    return lens(tiny, [BANK, MONEY])
+
+
+@pytest.fixture(scope="module")
+def eager():
+    model, tokenizer = made("bert")
+    model.set_attn_implementation("eager")
+    return wrapped(model, tokenizer)
+
+
+def maps(figure) -> dict[str, np.ndarray]:
+    """The matrices by their titles."""
+    return {
+        axes.texts[-1].get_text(): np.asarray(axes.images[0].get_array())
+        for axes in figure.axes
+        if axes.images and axes.texts
+    }
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+# --- the figure ---
+
+
+def test_the_figure_shows_what_was_measured(readings):
+    shown = maps(lens_figure(readings, [0, 3]))
+    assert set(shown) == {
+        *("sentence 1", "sentence 2", "with 2, layer 0", "with 2, layer 3"),
+        *("sentence 1, layer 3", "sentence 2, layer 3"),
+    }
+    one, other = (reading.word_states() for reading in readings)
+    np.testing.assert_allclose(shown["with 2, layer 3"], cosine(one.sel(layer=3), other.sel(layer=3)))
+    own = shown["sentence 1"]
+    assert own.shape == (len(readings[0].words) + 1, 13)
+    np.testing.assert_allclose(own[:-1, 0], 1)
+    assert own[2, 5] == pytest.approx(cosine(one.values[5, 2:3], one.values[0, 2:3])[0, 0])
+    alike = cosine(one.values[7], one.values[7])
+    assert own[-1, 7] == pytest.approx(alike[~np.eye(len(alike), dtype=bool)].mean())
+    read = readings[1].word_attention().mean("head").sel(layer=3).values
+    np.testing.assert_allclose(shown["sentence 2, layer 3"], read[:, :-2])
+
+
+def test_what_is_read_beside_the_words_is_written(readings):
+    figure = lens_figure(readings, [5])
+    read = readings[0].word_attention().mean("head").sel(layer=5).values
+    axes = next(a for a in figure.axes if a.texts and a.texts[-1].get_text() == "sentence 1, layer 5")
+    written = [text.get_text() for text in axes.texts[:-1]]
+    assert written == [f"{100 * value:.0f}" for row in read for value in row[-2:]]
+    assert {"other %", "special %"} <= set(texts(figure))
+
+
+def test_made_again_it_is_the_same_file(readings, tmp_path):
+    for ending in ("png", "svg"):
+        first = save(lens_figure(readings), tmp_path / f"1.{ending}").read_bytes()
+        assert first == save(lens_figure(readings), tmp_path / f"2.{ending}").read_bytes()
+    picture = np.asarray(Image.open(tmp_path / "1.png").convert("L"))
+    assert (picture[:100] < 128).any()  # the sentences have ink
+
+
+@pytest.mark.filterwarnings("ignore:a text is longer")
+def test_hard_sentences_are_drawn(tiny):
+    for text in HARD:
+        lens_figure(lens(tiny, [text[:16], "猫"]), [6]).draw_without_rendering()
+
+
+def test_attention_that_cannot_be_read_leaves_the_rest_and_a_note(eager):
+    figure = lens_figure(lens(eager, [BANK, MONEY]))
+    assert not any("sentence 1, layer" in title for title in maps(figure))
+    assert any("attention is not shown" in text for text in texts(figure))
+
+
+def test_a_layer_that_is_not_there(readings, eager):
+    with pytest.raises(ToushiError, match="no layer 13.*0 .*to 12"):
+        lens_figure(readings, [13])
+    with pytest.raises(ToushiError, match="at least one"):
+        lens_figure(lens(eager, []))
+    assert spread([1, 2, 3], 4) == few([1, 2, 3], 4) == [1, 2, 3] and few(range(13), 4) == [0, 4, 8, 12]
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def fails(capsys):
+    def run(*arguments) -> str:
+        code = main(["lens", *map(str, arguments)])
+        said = capsys.readouterr().err
+        assert code == 2 and said.count("\n") == 1 and said.startswith("toushi: "), said
+        return said
+
+    return run
+
+
+def test_the_command_tells_and_draws(tiny, readings, tmp_path, capsys):
+    out = tmp_path / "new" / "银行.png"
+    assert main(["lens", BANK, MONEY, "--encoder", tiny, "--layers", "0", "3", "12", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert not said.err and str(out) in said.out and Image.open(out).width > 600
+    assert "mini-unet, 12 layers of 2 heads, 32 wide" in said.out
+    one, other = (reading.word_states(["银行"]).values[:, 0] for reading in readings)
+    both = said.out.partition("the same word in sentences 1 and 2")[2]
+    row = next(line for line in both.splitlines() if line.startswith("银行"))
+    assert row.split()[1:] == [number_of(cosine(one[k : k + 1], other[k : k + 1])[0, 0]) for k in (0, 3, 12)]
+    # What a word reads: itself, other text and specials are told as means, and none is above 100 %.
+    assert all(0 <= int(share) <= 100 for share in re.findall(r"(\d+) %", said.out))
+    assert all(name in said.out for name in ("(itself)", "(other text)", "(special tokens)", "different words"))
+
+
+@pytest.mark.parametrize("sentence", ["", "，", "猫", "龘👨‍👩‍👧 ＡＢＣ"])
+def test_short_and_strange_sentences(sentence, tiny, capsys):
+    assert main(["lens", sentence, "猫和猫", "--encoder", tiny]) == 0
+    said = capsys.readouterr()
+    assert "sentence 2" in said.out and "nan" not in said.out and not said.err
+
+
+def test_unknown_words_and_unreadable_attention_are_warned_of(capsys, monkeypatch, eager):
+    monkeypatch.setattr("probe.lens.encoders.open_encoder", lambda *_: eager)
+    assert main(["lens", "红色的龘"]) == 0
+    said = capsys.readouterr()
+    assert "does not know: 龘" in said.err and "no attention is shown: layer 1" in said.err
+    assert "reads most" not in said.out and "different words" in said.out
+
+
+def test_mistakes_are_one_line(fails, tiny, tmp_path):
+    assert "expected a sentence" in fails()
+    assert "mini-unet" in fails(BANK, "--encoder", "mini-unett")
+    assert "config.json" in fails(BANK, "--encoder", tmp_path)
+    assert "no layer 99" in fails(BANK, "--encoder", tiny, "--layers", "99")
+    assert ".png" in fails(BANK, "--encoder", tiny, "--out", tmp_path / "a.jpg")
+    assert "at most 12" in fails(*["猫"] * 13, "--encoder", tiny)
+    assert "surrogate" in fails("\ud800", "--encoder", tiny)
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails(BANK, "--encoder", tiny, "--out", tmp_path / "file" / "a.png")
+
+
+def test_help_teaches(capsys):
+    assert main(["lens", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "toushi lens" in said and "--encoder" in said and "different words" in said
+    main([])
+    assert "lens" in capsys.readouterr().out
