@@ -52,7 +52,7 @@ def git_commit() -> str | None:
 def _identity(model) -> dict[str, str | None]:
     """Name and revision of the model: of a pipeline, where it was loaded from."""
     name, revision = getattr(model, "name", None), getattr(model, "revision", None)
-    source = getattr(model, "name_or_path", None) or type(model).__name__
+    source = str(getattr(model, "name_or_path", None) or type(model).__name__)
     # A cache of the hub: models--owner--name/snapshots/commit
     if cached := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\](\w+)", source):
         source, revision = cached[1].replace("--", "/"), revision or cached[2]

@@ -26,6 +26,7 @@ class Vocabulary:
     added: frozenset[int]
     special: frozenset[int]
     unknown: int | None
+    bos: int | None
     pad: int | None
     eos: int | None
 
@@ -38,7 +39,8 @@ class Vocabulary:
         special = frozenset(tokenizer.all_special_ids) - {unknown}
         fast = tokenizer.backend_tokenizer
         added = frozenset(fast.get_added_tokens_decoder())
-        return cls(fast, added, special, unknown, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        ends = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+        return cls(fast, added, special, unknown, *ends)
 
     def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
         """text, special or pad, as far as ids alone tell."""
@@ -113,7 +115,7 @@ def spelled_out(
                 kind = "special"
             elif start == end and (start > first or not template[0]) and (start < last or not template[1]):
                 kind, span = "text", _gap(prompt, own, start - first)
-            else:
+            else:  # the template's own, or white space where it meets the prompt
                 kind = "template"
         if kind != "text":
             text = text if id in vocabulary.special else vocabulary.spelled(id).decode(errors="replace")
@@ -145,7 +147,7 @@ def _follow(
                 after.add(at)
             if id == vocabulary.unknown:
                 after |= set(_unknown_ends(at, len(stream), breaks))
-            elif stream.startswith(spelled, at) and not (bare and index == 0 and not in_template):
+            elif stream.startswith(spelled, at) and not (index == 0 and id == vocabulary.bos and not in_template):
                 after.add(at + len(spelled))
         if not after:
             raise Misspelled(f"token {index} ({vocabulary.fast.id_to_token(id)}) is not what comes next in the text")
@@ -173,13 +175,16 @@ def _unknown_ends(at: int, length: int, breaks: set[int]) -> range:
 
 
 def _padding(vocabulary: Vocabulary, ids: Sequence[int], mask: Sequence[int] | None) -> list[bool]:
-    """Which positions are filling. Where the end token fills, too, the first of the tail is the end itself."""
+    """Which positions are filling: by the mask, else by the tail of pads. Where the end token fills, too, the first
+    of the tail is the end itself."""
+    if mask is not None:
+        return [not real for real in mask]
     tail = len(ids)
     while tail and ids[tail - 1] == vocabulary.pad:
         tail -= 1
     if vocabulary.pad == vocabulary.eos:
         tail += 1
-    return [index >= tail or (mask is not None and not mask[index]) for index in range(len(ids))]
+    return [index >= tail for index in range(len(ids))]
 
 
 def _breaks(prompt: str, own: list[tuple[int, Span]], first: int) -> set[int]:

@@ -8,6 +8,8 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
+PROMPT = "一只 red cat on the left, 月亮，moon"
+NEGATIVE = "blue 猫"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 PIECES = ["red", "cat", "moon", "and", "blue", "is", "the", "on", "left", "猫", "月亮", "左边", "一只", "红色", "的"]
 
@@ -122,7 +124,7 @@ def stable_diffusion():
         text_encoder=clip(tokenizer),
         tokenizer=tokenizer,
         unet=unet(16),
-        scheduler=diffusers.DDIMScheduler(),
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -200,7 +202,7 @@ def flux():
     )
 
 
-def z_image(tokenizer=None):
+def z_image(tokenizer=None, refiners: int = 1):
     tokenizer = tokenizer or qwen_tokenizer()
     config = transformers.Qwen3Config(
         hidden_size=16,
@@ -223,7 +225,7 @@ def z_image(tokenizer=None):
             in_channels=4,
             dim=32,
             n_layers=2,
-            n_refiner_layers=1,
+            n_refiner_layers=refiners,
             n_heads=2,
             n_kv_heads=2,
             norm_eps=1e-5,
@@ -318,10 +320,10 @@ MAKERS: dict[str, Callable] = {
 }
 
 
-def made(name: str):
-    """The same weights each time; larger than fresh ones, so that attention is not flat."""
+def made(name: str, **how):
+    """The same weights each time, without dropout or progress bar."""
     torch.manual_seed(0)
-    pipeline = MAKERS[name]()
+    pipeline = MAKERS[name](**how)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
@@ -329,8 +331,8 @@ def made(name: str):
     return pipeline
 
 
-def draw(pipeline, prompt, *, size=(32, 32), seed=0, guidance=True, negative=None, **named):
-    """Two steps with what this pipeline calls guidance on or off."""
+def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=True, negative=None, **named):
+    """Pictures in few steps, with what this pipeline calls guidance on or off."""
     height, width = size
     parameters = inspect.signature(type(pipeline).__call__).parameters
     if "true_cfg_scale" in parameters:
@@ -341,10 +343,10 @@ def draw(pipeline, prompt, *, size=(32, 32), seed=0, guidance=True, negative=Non
             named |= {"negative_prompt": negative}
     if isinstance(prompt, list) and isinstance(named.get("negative_prompt"), str):
         named["negative_prompt"] = [named["negative_prompt"]] * len(prompt)
-    for name, value in (("use_resolution_binning", False), ("max_sequence_length", 48)):
+    for name, value in (("use_resolution_binning", False), ("clean_caption", False), ("max_sequence_length", 48)):
         if name in parameters:
             named.setdefault(name, value)
     if type(pipeline).__name__ == "ZImagePipeline":
         named["max_sequence_length"] = 96
     generator = torch.Generator().manual_seed(seed)
-    return pipeline(prompt, height=height, width=width, num_inference_steps=2, generator=generator, **named).images
+    return pipeline(prompt, height=height, width=width, num_inference_steps=steps, generator=generator, **named).images

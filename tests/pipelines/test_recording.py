@@ -1,0 +1,303 @@
+"""Recording diffusers' pipelines: nothing changes, every site is there, every column bears its own token's name."""
+
+import numpy as np
+import pytest
+import torch
+
+from hooks.attention import Watch
+from probe.errors import ToushiError
+from probe.models.families import UnknownFamily, family_of
+from probe.models.pipelines import UnreadableAttention
+from probe.record import record
+from probe.trace.reader import open_collection, open_trace
+from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+
+SITES = {  # of the image looking at the text
+    "stable-diffusion": 4,
+    "stable-diffusion-xl": 7,
+    "stable-diffusion-3": 2,
+    "flux": 5,
+    "z-image": 2,
+    "pixart": 2,
+    "qwen-image": 2,
+}
+UNETS = ("stable-diffusion", "stable-diffusion-xl")
+every = pytest.mark.parametrize("name", MAKERS)
+
+
+def cross(trace):
+    return [name for name, site in trace.sites.items() if site["kind"] == "cross"]
+
+
+def masses(trace, branch, step=0):
+    """Of each site the text columns and the rest together: [head, y, x]."""
+    for site in cross(trace):
+        file = trace.files.step(step)
+        found = file.read(f"{site}/{branch}").astype(np.float64).sum(1)
+        rest = f"{site}/{branch}/rest"
+        yield site, found + (file.read(rest) if rest in file.keys else 0)
+
+
+@every
+def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
+    plain = draw(pipeline, size=(32, 48), negative=NEGATIVE)[0]
+    with record(pipeline, tmp_path / "run"):
+        before = torch.get_rng_state()
+        picture = draw(pipeline, size=(32, 48), negative=NEGATIVE)[0]
+        assert torch.equal(torch.get_rng_state(), before)
+    trace = open_trace(tmp_path / "run")
+    assert np.array_equal(picture, plain) and np.array_equal(trace.image(), plain)
+    assert np.asarray(plain).std() > 5 and trace.complete and not trace.verify()
+    assert trace.prompt == PROMPT and trace.manifest["negative_prompt"] == NEGATIVE and trace.manifest["seed"] == 0
+    assert trace.manifest["size"] == [32, 48] and trace.branches == ["cond", "uncond"] and trace.steps == [0, 1]
+    assert trace.latent(0).shape == (4, 16, 24)
+    assert len(cross(trace)) == SITES[name]
+    grid = [16, 24] if name in UNETS else [8, 12]
+    assert max(trace.sites[site]["grid"] for site in cross(trace)) == grid
+    for branch in trace.branches:
+        for site, mass in masses(trace, branch):
+            assert np.abs(mass - 1).max() < 1e-3, site
+    assert trace.heat_map("cat").shape == tuple(grid) and trace.heat_map("月亮").shape == tuple(grid)
+    assert np.array_equal(draw(pipeline, size=(32, 48), negative=NEGATIVE)[0], plain)
+
+
+@every
+def test_guidance_off_and_the_negative_prompt_is_never_taken_for_the_prompt(pipeline, name, tmp_path):
+    """The maps of each branch are those of its own text, drawn alone from the same noise."""
+    with record(pipeline, tmp_path / "both", dtype="float32", steps=0):
+        draw(pipeline, negative=NEGATIVE)
+    both = open_trace(tmp_path / "both")
+    for branch, prompt in (("cond", PROMPT), ("uncond", NEGATIVE)):
+        plain = draw(pipeline, prompt, guidance=False)[0]
+        with record(pipeline, tmp_path / branch, dtype="float32", steps=0):
+            assert np.array_equal(draw(pipeline, prompt, guidance=False)[0], plain)
+        alone = open_trace(tmp_path / branch)
+        assert alone.branches == ["cond"] and alone.prompt == prompt
+        assert [t.text for t in alone.tokens() if t.kind == "text"] == [
+            t.text for t in both.tokens(branch) if t.kind == "text"
+        ]
+        for site in cross(alone):
+            found = both.attention(branch=branch, sites=site, steps=0, grid="native")[site]
+            truth = alone.attention(sites=site, steps=0, grid="native")[site]
+            assert np.abs(found.values - truth.values).max() < 1e-5
+
+
+@every
+def test_batches_of_prompts_of_different_lengths(pipeline, name, tmp_path):
+    prompts = [PROMPT, "the moon"]
+    plain = draw(pipeline, list(prompts), negative=NEGATIVE)
+    given = list(prompts)
+    with record(pipeline, tmp_path / "run", dtype="float32"):
+        pictures = draw(pipeline, given, negative=NEGATIVE)
+    traces = open_collection(tmp_path / "run")
+    assert [trace.prompt for trace in traces] == prompts
+    for trace, picture, before in zip(traces, pictures, plain):
+        assert np.array_equal(picture, before) and np.array_equal(trace.image(), before) and not trace.verify()
+        assert trace.span("moon") == (trace.prompt.index("moon"), len(trace.prompt))
+        for branch in trace.branches:
+            assert all(np.abs(mass - 1).max() < 1e-4 for _, mass in masses(trace, branch))
+
+
+@every
+def test_several_pictures_of_one_prompt(pipeline, name, tmp_path):
+    plain = draw(pipeline, num_images_per_prompt=2)
+    with record(pipeline, tmp_path / "run"):
+        pictures = draw(pipeline, num_images_per_prompt=2)
+    traces = open_collection(tmp_path / "run")
+    assert len(traces) == 2 and not np.array_equal(*plain)
+    for trace, picture, before in zip(traces, pictures, plain):
+        assert np.array_equal(picture, before) and np.array_equal(trace.image(), before)
+        assert trace.prompt == PROMPT and trace.branches == ["cond", "uncond"]
+    one, two = (trace.latent(1).values for trace in traces)
+    assert not np.array_equal(one, two)
+
+
+@every
+def test_a_prompt_that_equals_the_negative_one(pipeline, name, tmp_path):
+    with record(pipeline, tmp_path / "run"):
+        draw(pipeline, negative=PROMPT)
+    trace = open_trace(tmp_path / "run")
+    assert trace.branches == ["cond", "uncond"] and not trace.verify()
+    assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1]
+
+
+# --- labels ---
+
+
+def first_keys(pipeline, site, **how):
+    """Keys [key, head, feature] of the first call at a site, without guidance."""
+    calls = []
+    with Watch({site: family_of(pipeline).sites(pipeline)[site].module}, calls.append):
+        draw(pipeline, guidance=False, steps=1, **how)
+    return calls[0].what.key[0].transpose(0, 1)
+
+
+def disturbing(encoder, position):
+    """A hook on the encoder: something is added to what it says of one position."""
+
+    def after(module, arguments, output):
+        states = [output.get("last_hidden_state"), *(output.get("hidden_states") or ())]
+        seen = set()
+        for state in states:
+            if state is not None and id(state) not in seen:
+                seen.add(id(state))
+                state[:, position] += torch.linspace(-1, 1, state.shape[-1])
+        return output
+
+    return encoder.register_forward_hook(after)
+
+
+ENCODERS = [(name, "text_encoder_2" if name == "flux" else "text_encoder") for name in MAKERS]
+
+
+@pytest.mark.parametrize(("name", "encoder"), [*ENCODERS, ("stable-diffusion-3", "text_encoder_3")])
+def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, tmp_path):
+    # Z-Image mixes the caption among itself before its first layer; without that each key is one token's.
+    pipeline = made(name, **({"refiners": 0} if name == "z-image" else {}))
+    with record(pipeline, tmp_path / "run", steps=0):
+        draw(pipeline, guidance=False, steps=1)
+    trace = open_trace(tmp_path / "run")
+    site = cross(trace)[0]
+    family = family_of(pipeline)
+    start = 0
+    if family.name in ("stable-diffusion-3", "z-image"):  # the image, 8 x 8, comes first
+        start = 64
+    before = first_keys(pipeline, site)
+    words = [t for t in trace.tokens() if t.kind in ("text", "special") and t.column is not None]
+    words = [token for token in words if encoder in token.encoders]
+    assert {"cat", "moon"} <= {t.text for t in words} or {"cat", "n"} <= {t.text for t in words}
+    for token in [words[0], *(t for t in words if t.text in ("cat", "月亮")), words[-1]]:
+        hook = disturbing(getattr(pipeline, encoder), token.position)
+        try:
+            after = first_keys(pipeline, site)
+        finally:
+            hook.remove()
+        changed = (after - before).abs().amax((1, 2)) > 1e-6
+        assert changed.nonzero()[:, 0].tolist() == [start + token.column], token
+
+
+@every
+def test_filling_and_specials_are_no_words(pipeline, name, tmp_path):
+    with record(pipeline, tmp_path / "run", keep="mean"):
+        draw(pipeline)
+    trace = open_trace(tmp_path / "run")
+    tokens = trace.tokens()
+    assert all((token.span is None) or token.kind == "text" for token in tokens)
+    assert "cat" in [token.text for token in tokens if token.kind == "text"]
+    kinds = {token.kind for token in tokens}
+    assert "template" in kinds if name in ("z-image", "qwen-image") else "special" in kinds
+    columns = sorted(token.column for token in tokens if token.column is not None)
+    assert columns == list(range(len(columns)))
+    if name == "z-image":
+        assert len(columns) % 32 == 0 and tokens[-1].kind == "pad"
+
+
+# --- what else may come ---
+
+
+@pytest.mark.parametrize("name", ["flux", "z-image", "stable-diffusion-3"])
+def test_many_keys_are_read_from_the_fused_kernel(pipeline, name, tmp_path):
+    plain = draw(pipeline, size=(96, 96), steps=1)[0]
+    with record(pipeline, tmp_path / "run", steps=0):
+        picture = draw(pipeline, size=(96, 96), steps=1)[0]
+    trace = open_trace(tmp_path / "run")
+    assert np.array_equal(picture, plain) and trace.manifest["kernel"] == "flash-cpu"
+    for branch in trace.branches:
+        assert all(np.abs(mass - 1).max() < 1e-3 for _, mass in masses(trace, branch))
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "z-image"])
+def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
+    with record(pipeline, tmp_path / "run"):
+        draw(pipeline, negative=NEGATIVE)
+    trace = open_trace(tmp_path / "run")
+    for branch in trace.branches:
+        states, attention = trace.encoder_states(branch), trace.encoder_attention(2, branch)
+        assert states.shape[0] == 4 and attention.shape[1] == attention.shape[2] == states.shape[1]
+        assert np.abs(attention.sum("token") - 1).max() < 1e-5
+        assert np.abs(np.triu(attention.values[0], 1)).max() == 0  # causal
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "flux"])
+def test_embeddings_made_inside_the_recording_keep_their_words(pipeline, name, tmp_path):
+    with record(pipeline, tmp_path / "run"):
+        if name == "flux":
+            states, pooled, _ = pipeline.encode_prompt(PROMPT, max_sequence_length=48)
+            draw(pipeline, None, guidance=False, prompt_embeds=states, pooled_prompt_embeds=pooled)
+        else:
+            states, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
+            draw(pipeline, None, prompt_embeds=states, negative_prompt_embeds=negative)
+    assert open_trace(tmp_path / "run").prompt == PROMPT
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion"])
+def test_embeddings_from_elsewhere_have_numbers_for_words(pipeline, name, tmp_path):
+    states, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
+    with record(pipeline, tmp_path / "run"):
+        draw(pipeline, None, prompt_embeds=states, negative_prompt_embeds=negative)
+    trace = open_trace(tmp_path / "run")
+    assert trace.prompt is None and [t.text for t in trace.tokens()][:2] == ["#0", "#1"] and not trace.verify()
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-xl"])
+def test_a_negative_prompt_that_was_never_encoded(pipeline, name, tmp_path):
+    with record(pipeline, tmp_path / "run"):
+        draw(pipeline)
+    trace = open_trace(tmp_path / "run")
+    assert trace.branches == ["cond", "uncond"] and trace.manifest["negative_prompt"] is None
+
+
+@pytest.mark.parametrize("name", ["z-image"])
+def test_guidance_that_stops_part_way(pipeline, name, tmp_path):
+    plain = draw(pipeline, steps=4, negative=NEGATIVE, cfg_truncation=0.5)[0]
+    with record(pipeline, tmp_path / "run"):
+        picture = draw(pipeline, steps=4, negative=NEGATIVE, cfg_truncation=0.5)[0]
+    trace = open_trace(tmp_path / "run")
+    assert np.array_equal(picture, plain) and not trace.verify()
+    site = cross(trace)[0]
+    there = [f"{site}/uncond" in trace.files.step(step).keys for step in trace.steps]
+    assert there[0] and not there[-1]
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion"])
+def test_a_callback_that_fails_leaves_everything_as_it_was(pipeline, name, tmp_path):
+    def fail(*arguments):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), record(pipeline, tmp_path / "run"):
+        draw(pipeline, callback_on_step_end=fail)
+    trace = open_trace(tmp_path / "run")
+    assert trace.steps == [0] and not trace.complete
+
+
+# --- refusals ---
+
+
+def test_attention_that_cannot_be_read_is_refused_before_anything_is_written(tmp_path):
+    pipeline = made("stable-diffusion")
+    pipeline.enable_attention_slicing()
+    with pytest.raises(UnreadableAttention, match=r"SlicedAttnProcessor.*set_attn_processor"):
+        record(pipeline, tmp_path / "run").__enter__()
+    pipeline = made("flux")
+    pipeline.transformer.transformer_blocks[0].attn.processor._attention_backend = "flex"
+    with pytest.raises(UnreadableAttention, match=r"flex.*set_attention_backend\(\"native\"\)"):
+        record(pipeline, tmp_path / "run").__enter__()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
+    import diffusers
+
+    pipeline = made("stable-diffusion")
+    other = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.raises(UnknownFamily, match=r"StableDiffusionImg2ImgPipeline.*stable-diffusion-xl, .*z-image"):
+        record(other, tmp_path / "run")
+    with pytest.raises(UnknownFamily, match="not their transformer alone"):
+        record(made("flux").transformer, tmp_path / "run")
+
+
+def test_edits_of_a_pipeline_are_refused():
+    from probe.edits import Edit, edit
+
+    with pytest.raises(ToushiError, match="cannot be edited|not edited yet"):
+        edit(made("flux"), Edit("*", word="cat"))

@@ -1,0 +1,152 @@
+"""Which characters the tokens of other people's tokenizers stand for."""
+
+import os
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+transformers = pytest.importorskip("transformers")
+
+from probe.text.spelling import Misspelled, Vocabulary, spelled_out  # noqa: E402
+from tests.pipelines.tiny import clip_tokenizer, qwen_tokenizer, t5_tokenizer  # noqa: E402
+
+REAL = Path(os.environ.get("TOUSHI_Z_IMAGE_TOKENIZER", "nowhere"))  # a folder; the tests need no network
+HARD = [
+    "",
+    "  ",
+    "red cat",
+    "Red  CAT\n",
+    "左边是猫，右边是月亮",
+    "🦉 owl，猫 𰻝龘",
+    "e\u0301te\u0301 café",
+    "ｆｕｌｌ　width",
+    "<|endoftext|>",
+]
+
+
+def bert_tokenizer():
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdeghilnoprstw",
+        "red",
+        "cat",
+        "猫",
+        "左",
+        "边",
+        "月",
+        ",",
+    ]
+    vocabulary = {word: index for index, word in enumerate([*words, *(f"##{letter}" for letter in "abcdeghilnoprstw")])}
+    return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True)
+
+
+def spell(tokenizer, text, template=("", ""), **how):
+    found = tokenizer(template[0] + text + template[1], **how)
+    ids, mask = found.input_ids, found.attention_mask
+    return spelled_out(Vocabulary.of(tokenizer), ids, mask, text, list(range(len(ids))), ("encoder",), template)
+
+
+def covered(tokens, text):
+    """The characters that no token stands for, without white space."""
+    left = set(range(len(text))) - {i for t in tokens if t.span for i in range(*t.span)}
+    return "".join(text[index] for index in sorted(left)).strip()
+
+
+MAKERS = {"clip": clip_tokenizer, "qwen": qwen_tokenizer, "t5": t5_tokenizer, "bert": bert_tokenizer}
+
+
+@pytest.mark.parametrize("text", HARD)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_character_belongs_to_a_token(kind, text):
+    tokens, cut = spell(MAKERS[kind](), text)
+    assert cut is None and covered(tokens, text) == ""
+    for token in tokens:
+        assert (token.span is None) or token.text == text[slice(*token.span)]
+        assert token.kind in ("text", "special")
+    spans = [token.span for token in tokens if token.span]
+    assert spans == sorted(spans)
+
+
+def test_an_unknown_token_stands_for_what_lies_between_its_neighbours():
+    tokens, _ = spell(t5_tokenizer(), "猫在山 red 月 cat")
+    assert [(t.text, t.span) for t in tokens if t.span and t.text.strip()] == [
+        ("猫", (0, 1)),
+        ("在山", (1, 3)),
+        ("red", (4, 7)),
+        ("月", (8, 9)),
+        ("cat", (10, 13)),
+    ]
+
+
+def test_pieces_of_words_and_folded_case():
+    tokens, _ = spell(bert_tokenizer(), "Red-cat LEDGE 猫")
+    spans = {t.text: t.span for t in tokens if t.span}
+    assert spans["Red"] == (0, 3) and spans["cat"] == (4, 7) and spans["猫"] == (14, 15)
+    assert [t.span for t in tokens if t.span and 8 <= t.span[0] < 13] == [(i, i + 1) for i in range(8, 13)]
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_padding_and_the_first_end(kind):
+    tokens, _ = spell(MAKERS[kind](), "red cat", padding="max_length", max_length=20)
+    kinds = [token.kind for token in tokens]
+    assert kinds[-1] == "pad" and kinds.count("special") == (2 if kind == "clip" else 1)
+    assert all(token.span is None for token in tokens if token.kind != "text")
+    fast = Vocabulary.of(MAKERS[kind]())
+    # Where no mask is known, the ids alone say the same.
+    assert fast.kinds([token.id for token in tokens], None) == kinds
+
+
+def test_a_cut_prompt_says_where():
+    text = "red cat and blue moon"
+    tokens, cut = spell(clip_tokenizer(), text, truncation=True, max_length=5)
+    assert [t.text for t in tokens if t.kind == "text"] == ["red", "cat", "and"]
+    assert cut == text.index("blue")
+
+
+def test_a_template_is_no_text_even_where_it_has_the_prompts_words():
+    template = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+    for text in ("user", "assistant", "", " cat ", "<|im_end|>"):
+        tokens, cut = spell(qwen_tokenizer(), text, template)
+        assert cut is None and covered(tokens, text) == ""
+        own = [token for token in tokens if token.kind == "text"]
+        assert "".join(token.text for token in own) == text.strip()
+        assert {token.kind for token in tokens} <= {"text", "template"}
+        assert tokens[0].kind == "template" == tokens[-1].kind
+
+
+def test_ids_of_another_prompt_are_noticed():
+    tokenizer = qwen_tokenizer()
+    ids = tokenizer("blue moon").input_ids
+    with pytest.raises(Misspelled, match="token 0"):
+        spelled_out(Vocabulary.of(tokenizer), ids, None, "red cat", range(len(ids)), ("encoder",))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real tokenizer is not here")
+@pytest.mark.parametrize("text", [*HARD[:-1], "我在河边的银行钓鱼", "a cat's 3 hats…"])
+def test_the_real_tokenizer_of_z_image(text):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(REAL)
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    before, _, after = whole.partition("user\n" + text)
+    tokens, cut = spell(tokenizer, text, (before + "user\n", after))
+    assert cut is None and covered(tokens, text) == ""
+    # White space where prompt and template meet is the template's.
+    assert [token.kind for token in tokens].count("template") == 8 + (text in ("  ", "Red  CAT\n"))
+    if text.startswith("我"):
+        assert [t.text for t in tokens if t.kind == "text"] == ["我在", "河边", "的", "银行", "钓鱼"]
+
+
+def test_the_byte_alphabet_is_that_of_tokenizers():
+    encoded = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = qwen_tokenizer()
+    vocabulary = Vocabulary.of(tokenizer)
+    for character in "aé猫🦉":
+        piece = encoded.pre_tokenize_str(character)[0][0]
+        spelled = b"".join(vocabulary.spelled(tokenizer.convert_tokens_to_ids(letter)) for letter in piece)
+        assert spelled == character.encode()
