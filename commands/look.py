@@ -60,6 +60,7 @@ class Sites:
     """A shipped model, or a folder with one."""
 
     def run(self) -> None:
+        from probe.models.drawing import draw
         from probe.models.load import load
         from probe.record import record
         from probe.trace.reader import open_trace
@@ -67,7 +68,7 @@ class Sites:
         model = load(self.model)
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
-                model.sample("猫", steps=1, guidance=1.0)
+                draw(model, "猫", steps=1, guidance=1.0)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
 

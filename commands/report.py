@@ -69,17 +69,20 @@ def others(trace) -> str:
 
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
     by_column = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))
-    words = trace.words()
-    parts, between = [], 0.0
+    words, besides = trace.words(), {}
     for token in trace.tokens():
         if token.column not in by_column:
             continue
-        share = by_column[token.column]
-        if token.kind != "text":
-            parts.append(f"{token.text or token.kind} {percent(share)}")
-        elif not any(word.start < token.span[1] and token.span[0] < word.end for word in words):
-            between += share
-    parts += [f"punctuation {percent(between)}"] if between else []
+        if token.kind == "text" and token.span is None:
+            name = "text of unknown place"
+        elif token.span is not None and token.kind == "text":
+            start, end = token.span
+            name = None if any(word.start < end and start < word.end for word in words) else "punctuation"
+        else:
+            name = token.text or token.kind if token.kind == "special" else token.kind
+        if name is not None:
+            besides[name] = besides.get(name, 0.0) + by_column[token.column]
+    parts = [f"{name} {percent(share)}" for name, share in besides.items()]
     parts += [f"no text {percent(shares.attrs['rest'])}"] if shares.attrs["rest"] > 1e-4 else []
     return "besides   " + ", ".join(parts)
 

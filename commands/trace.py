@@ -40,7 +40,7 @@ open_trace(FOLDER) reads it in Python."""
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
     """What to draw, in Chinese or English. "" draws the unconditional picture."""
     model: str = "mini-unet"
-    """A shipped model, or a folder with one. See `toushi sites`."""
+    """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
     steps: int = 20
     """How many sampling steps."""
     seed: int = 0
@@ -49,12 +49,14 @@ open_trace(FOLDER) reads it in Python."""
     """Where the trace goes; runs/PROMPT-SEED if not given."""
     negative: str = ""
     """What to stay away from. Needs guidance."""
-    guidance: float = 3.0
-    """How strongly to follow the prompt; 1 is without guidance, and twice as fast."""
-    sampler: Literal["euler", "heun"] = "euler"
-    """heun takes two evaluations a step; the first is recorded."""
-    size: Annotated[str, tyro.conf.arg(metavar="N|HxW")] = "64"
-    """Pixels, multiples of 16: 64, or height x width such as 64x96."""
+    guidance: float | None = None
+    """How strongly to follow the prompt; 1 is without guidance, and twice as fast.
+    If not given what the model was made for, 3 for mini-unet."""
+    sampler: Literal["euler", "heun"] | None = None
+    """euler if not given; heun takes two evaluations a step, and the first is recorded.
+    A pipeline has its own."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
     keep: Literal["heads", "mean", "sum"] = "heads"
@@ -76,8 +78,8 @@ open_trace(FOLDER) reads it in Python."""
     """Only draw; writes image.png."""
     device: str | None = None
     """cpu, cuda or mps; the best there is if not given."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """The numbers that the model computes with."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """The numbers that the model computes with; fp32 if not given, for a pipeline on CUDA bf16."""
 
     def run(self) -> None:
         started = time.perf_counter()
@@ -95,14 +97,16 @@ open_trace(FOLDER) reads it in Python."""
                 signal.signal(signal.SIGINT, told_to)
             self.run_checked(prompts, size, folder, drawer, started)
 
-    def run_checked(self, prompts: list[str], size: tuple[int, int], folder: Path, drawer, started: float) -> None:
+    def run_checked(
+        self, prompts: list[str], size: tuple[int, int] | None, folder: Path, drawer, started: float
+    ) -> None:
         """`drawer` is another process: it imports what figures need while this one imports torch."""
         import torch
 
         from probe.models.load import load
 
         edits = edits_in(self.edits)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}[self.dtype]
         model = load(self.model, checked_device(self.device), dtype)
         loaded = time.perf_counter()
         with edited(model, edits):
@@ -142,7 +146,7 @@ open_trace(FOLDER) reads it in Python."""
         print(told(folder))
         print(f"time      {left} of {left + len(trace.steps)} steps, in all {time.perf_counter() - started:.1f} s")
 
-    def draw(self, model, prompts: list[str], size: tuple[int, int], folder: Path) -> list[Path]:
+    def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The pictures alone."""
         make_room(folder, self.overwrite)
         files = []
@@ -155,7 +159,7 @@ open_trace(FOLDER) reads it in Python."""
             files.append(home / "image.png")
         return files
 
-    def record(self, model, prompts: list[str], size: tuple[int, int], folder: Path) -> list[Path]:
+    def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The folders of the traces."""
         from probe.record import record
 
@@ -166,9 +170,11 @@ open_trace(FOLDER) reads it in Python."""
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
 
-    def sample(self, model, prompt: str, size: tuple[int, int], tick):
+    def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
+        from probe.models.drawing import draw
+
         how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
-        return model.sample(prompt, self.negative, size=size, callback=tick, **how)
+        return draw(model, prompt, self.negative, size=size, callback=tick, **how)
 
     # --- checks that need no model, so that a mistake costs no time
 
@@ -203,7 +209,7 @@ open_trace(FOLDER) reads it in Python."""
             raise ToushiError(f"--steps must be 1 or more, but {self.steps} came; 20 is a good number")
         if not 0 <= self.seed < 2**63:
             raise ToushiError(f"--seed must be a whole number from 0 to 2^63 - 1, but {self.seed} came")
-        if not math.isfinite(self.guidance):
+        if self.guidance is not None and not math.isfinite(self.guidance):
             raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one, 1 turns it off")
         if self.negative and self.guidance == 1:
             raise ToushiError("--negative needs guidance, but --guidance 1 turns it off; leave one of them out")
@@ -260,8 +266,10 @@ def _ready_to_draw() -> None:
     warm_up()
 
 
-def checked_size(size: str) -> tuple[int, int]:
-    """(height, width) of "64" or "64x96"."""
+def checked_size(size: str | None) -> tuple[int, int] | None:
+    """(height, width) of "64" or "64x96"; None of none."""
+    if size is None:
+        return None
     parts = size.lower().replace("×", "x").split("x")
     try:
         height, width = (int(part) for part in (parts if len(parts) == 2 else parts * 2))

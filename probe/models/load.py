@@ -1,7 +1,9 @@
-"""`load(name)`: a model by the name it is shipped under, or from a folder that `save` wrote."""
+"""`load(name)`: a model by the name it is shipped under, by its folder, or a diffusers pipeline by folder or hub id."""
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,25 +18,56 @@ class UnknownModel(ToushiError):
     pass
 
 
-def load(
-    name: str = "mini-unet", device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> MiniUNet:
-    """The model, ready to sample. Without `device`: CUDA, then MPS, then the CPU; without `dtype`: fp32."""
+def load(name: str = "mini-unet", device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The model, ready to draw and to be recorded.
+
+    `name` is a shipped model, a folder that `save` wrote, or a diffusers pipeline: its folder, or `owner/name` on the
+    hub. Without `device`: CUDA, then MPS, then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16.
+    """
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
     folder = SHIPPED / name if name in shipped else Path(name)
-    if not (folder / "config.json").is_file():
-        near = get_close_matches(name, shipped, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(shipped)}; or a folder with config.json"
-        )
-        raise UnknownModel(f"no model {name!r}; {hint}")
+    if (folder / "model_index.json").is_file():
+        return pipeline(folder, device or best_device(), dtype)
+    if (folder / "config.json").is_file():
+        return mini_unet(folder).to(device or best_device(), dtype or torch.float32)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return pipeline(name, device or best_device(), dtype)
+    near = get_close_matches(name, shipped, n=1)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"there are: {', '.join(shipped)}; or a folder with config.json or model_index.json, or a hub id"
+    )
+    raise UnknownModel(f"no model {name!r}; {hint}")
+
+
+def mini_unet(folder: Path) -> MiniUNet:
     try:
-        model = MiniUNet.from_folder(folder)
+        return MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"
         ) from error
-    return model.to(device or best_device(), dtype or torch.float32)
+
+
+def pipeline(name: Path | str, device: str | torch.device, dtype: torch.dtype | None):
+    """The diffusers pipeline of a folder or a hub id, of safetensors only: nothing is unpickled."""
+    from diffusers import DiffusionPipeline
+
+    from probe.models.families import family_of
+
+    here = {"local_files_only": True} if isinstance(name, Path) else {}
+    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    try:
+        found = DiffusionPipeline.from_pretrained(str(name), use_safetensors=True, torch_dtype=dtype, **here)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        where = "a folder" if isinstance(name, Path) else "a repository that can be reached"
+        raise UnknownModel(
+            f"{name} is not {where} with a diffusers pipeline: {' '.join(str(error).split())}"
+        ) from error
+    family_of(found)
+    found.set_progress_bar_config(disable=True)
+    return found.to(device)
 
 
 def best_device() -> str:

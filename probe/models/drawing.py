@@ -1,0 +1,62 @@
+"""One way to ask any model for a picture: our own by `sample`, a diffusers pipeline by its call."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+
+from probe.errors import ToushiError
+
+
+def draw(
+    model,
+    prompt: str,
+    negative: str = "",
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    size: tuple[int, int] | None = None,
+    callback: Callable | None = None,
+) -> Image.Image:
+    """The picture. What is None is left to the model. `size` is (height, width) in pixels; `callback` is called
+    after each step, with whatever the model tells."""
+    chosen = {"guidance": guidance, "sampler": sampler, "size": size}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if hasattr(model, "sample"):
+        return model.sample(prompt, negative, steps=steps, seed=seed, callback=callback, **chosen)
+    if sampler is not None:
+        kind = type(model.scheduler).__name__
+        raise ToushiError(f"this pipeline brings its own sampler, {kind}: leave the sampler out ({sampler} came)")
+    known = inspect.signature(type(model).__call__).parameters
+    # Pipelines that were distilled with guidance take it as a number of the model, and the real one by this name.
+    strength = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    wanted = {
+        "prompt": prompt,
+        "num_inference_steps": steps,
+        # Drawn on the CPU, so that a seed means the same on every device.
+        "generator": torch.Generator().manual_seed(seed),
+        "height": size and size[0],
+        "width": size and size[1],
+        strength: guidance,
+        "negative_prompt": negative if negative or strength == "true_cfg_scale" else None,
+        "use_resolution_binning": None if size is None else False,  # what was asked for, not a size near it
+        "callback_on_step_end": callback and _told(callback),
+        "callback": callback,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None and name in known}
+    if "callback_on_step_end" in given:
+        given.pop("callback", None)
+    if negative and "negative_prompt" not in given:
+        raise ToushiError(f"{type(model).__name__} takes no negative prompt; leave it out")
+    return model(**given).images[0]
+
+
+def _told(callback: Callable) -> Callable:
+    def told(pipeline, step, time, tensors):
+        callback(step, tensors.get("latents"))
+        return tensors
+
+    return told
