@@ -33,11 +33,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
+# One thread: the tests' models are tiny, and on a busy machine two threads wait for each other ten times as long.
 test: setup browser lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 test-slow: setup browser
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 # The model card's scores: what it draws, judged by the recogniser, and whether its heat maps point at objects.
 scores: setup
@@ -47,4 +48,5 @@ scores: setup
 
 # What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
 bench: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps attention-map-diffusers==1.0.0  # the peer
 	$(BIN)/python -m benchmarks
