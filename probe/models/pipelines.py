@@ -276,8 +276,10 @@ def _sd3_scene(pipeline, inputs: Mapping[str, Any]) -> Scene:
 
 
 def _flux_scene(pipeline, inputs: Mapping[str, Any]) -> Scene:
+    """Image ids are (time, y, x, …) for each cell; pictures given for reference have later times and come behind."""
     text, ids = inputs["encoder_hidden_states"], inputs["img_ids"]
-    rows, columns = (ids.reshape(-1, ids.shape[-1])[:, 1:3].amax(0).long() + 1).tolist()
+    ids = ids.reshape(-1, ids.shape[-1])
+    rows, columns = (ids[ids[:, 0] == 0, 1:3].amax(0).long() + 1).tolist()
     stretch = Stretch(text.shape[1], 0, text.shape[1])
     return Scene((rows, columns), (text,), lambda: list(text.unbind()), (stretch,) * len(text))
 
@@ -438,13 +440,32 @@ FLUX = _row(
 )
 
 
-def _chat_template(pipeline) -> tuple[str, str]:
+def _chat_template(thinking: bool) -> Callable[[Any], tuple[str, str]]:
     """What Qwen3's template puts around a user's words."""
-    message = [{"role": "user", "content": SENTINEL}]
-    before, _, after = pipeline.tokenizer.apply_chat_template(
-        message, tokenize=False, add_generation_prompt=True, enable_thinking=True
-    ).partition(SENTINEL)
-    return before, after
+
+    def template(pipeline) -> tuple[str, str]:
+        message = [{"role": "user", "content": SENTINEL}]
+        before, _, after = pipeline.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        ).partition(SENTINEL)
+        return before, after
+
+    return template
+
+
+FLUX2_KLEIN = _row(
+    "flux-2-klein",
+    "Flux2KleinPipeline",
+    inputs=("hidden_states", "encoder_hidden_states", "img_ids"),
+    rows=("cond", "uncond"),
+    texts=_in_two_calls([Part(template=_chat_template(thinking=False))], lambda said: said.result[0].unbind()),
+    cross_sites=("transformer.transformer_blocks.*.attn", "transformer.single_transformer_blocks.*.attn"),
+    scene=_flux_scene,
+    check=readable("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor"),
+    picture=unpacked,
+    embeddings="text_encoder.model.embed_tokens",
+    layers="text_encoder.model.layers",
+)
 
 
 def _z_image_states(said: Said) -> tuple:
@@ -460,7 +481,7 @@ Z_IMAGE = _row(
     inputs=("x", "cap_feats"),
     text="cap_feats",
     rows=("cond", "uncond"),
-    texts=_in_one_call([Part(kept="real", template=_chat_template)], _z_image_states, BLOCK),
+    texts=_in_one_call([Part(kept="real", template=_chat_template(thinking=True))], _z_image_states, BLOCK),
     cross_sites=("transformer.layers.*.attention",),
     scene=_z_image_scene,
     check=readable("ZSingleStreamAttnProcessor"),
@@ -514,4 +535,4 @@ QWEN_IMAGE = _row(
     picture=unpacked,
 )
 
-PIPELINES = (STABLE_DIFFUSION, SDXL, SD3, FLUX, Z_IMAGE, PIXART, QWEN_IMAGE)
+PIPELINES = (STABLE_DIFFUSION, SDXL, SD3, FLUX, Z_IMAGE, PIXART, QWEN_IMAGE, FLUX2_KLEIN)

@@ -20,8 +20,10 @@ SITES = {  # of the image looking at the text
     "z-image": 2,
     "pixart": 2,
     "qwen-image": 2,
+    "flux-2-klein": 4,
 }
 UNETS = ("stable-diffusion", "stable-diffusion-xl")
+NEGATIVES = {name: "" if name == "flux-2-klein" else NEGATIVE for name in MAKERS}  # Klein's is always the empty one
 every = pytest.mark.parametrize("name", MAKERS)
 
 
@@ -48,7 +50,9 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
     trace = open_trace(tmp_path / "run")
     assert np.array_equal(picture, plain) and np.array_equal(trace.image(), plain)
     assert np.asarray(plain).std() > 5 and trace.complete and not trace.verify()
-    assert trace.prompt == PROMPT and trace.manifest["negative_prompt"] == NEGATIVE and trace.manifest["seed"] == 0
+    assert (
+        trace.prompt == PROMPT and trace.manifest["negative_prompt"] == NEGATIVES[name] and trace.manifest["seed"] == 0
+    )
     assert trace.manifest["size"] == [32, 48] and trace.branches == ["cond", "uncond"] and trace.steps == [0, 1]
     assert trace.latent(0).shape == (4, 16, 24)
     assert len(cross(trace)) == SITES[name]
@@ -67,7 +71,7 @@ def test_guidance_off_and_the_negative_prompt_is_never_taken_for_the_prompt(pipe
     with record(pipeline, tmp_path / "both", dtype="float32", steps=0):
         draw(pipeline, negative=NEGATIVE)
     both = open_trace(tmp_path / "both")
-    for branch, prompt in (("cond", PROMPT), ("uncond", NEGATIVE)):
+    for branch, prompt in (("cond", PROMPT), ("uncond", NEGATIVES[name])):
         plain = draw(pipeline, prompt, guidance=False)[0]
         with record(pipeline, tmp_path / branch, dtype="float32", steps=0):
             assert np.array_equal(draw(pipeline, prompt, guidance=False)[0], plain)
@@ -115,7 +119,7 @@ def test_several_pictures_of_one_prompt(pipeline, name, tmp_path):
 @every
 def test_a_prompt_that_equals_the_negative_one(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run"):
-        draw(pipeline, negative=PROMPT)
+        draw(pipeline, PROMPT if NEGATIVES[name] else "", negative=PROMPT)
     trace = open_trace(tmp_path / "run")
     assert trace.branches == ["cond", "uncond"] and not trace.verify()
     assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1]
@@ -185,7 +189,7 @@ def test_filling_and_specials_are_no_words(pipeline, name, tmp_path):
     assert all((token.span is None) or token.kind == "text" for token in tokens)
     assert "cat" in [token.text for token in tokens if token.kind == "text"]
     kinds = {token.kind for token in tokens}
-    assert "template" in kinds if name in ("z-image", "qwen-image") else "special" in kinds
+    assert "template" in kinds if name in ("z-image", "qwen-image", "flux-2-klein") else "special" in kinds
     columns = sorted(token.column for token in tokens if token.column is not None)
     assert columns == list(range(len(columns)))
     if name == "z-image":
@@ -206,14 +210,17 @@ def test_many_keys_are_read_from_the_fused_kernel(pipeline, name, tmp_path):
         assert all(np.abs(mass - 1).max() < 1e-3 for _, mass in masses(trace, branch))
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "z-image"])
+@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "z-image", "flux-2-klein"])
 def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, negative=NEGATIVE)
     trace = open_trace(tmp_path / "run")
     for branch in trace.branches:
         states, attention = trace.encoder_states(branch), trace.encoder_attention(2, branch)
-        assert states.shape[0] == 4 and attention.shape[1] == attention.shape[2] == states.shape[1]
+        assert (
+            states.shape[0] == (29 if name == "flux-2-klein" else 4)
+            and attention.shape[1] == attention.shape[2] == states.shape[1]
+        )
         assert np.abs(attention.sum("token") - 1).max() < 1e-5
         assert np.abs(np.triu(attention.values[0], 1)).max() == 0  # causal
 

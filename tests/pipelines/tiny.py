@@ -239,6 +239,44 @@ def z_image(tokenizer=None, refiners: int = 1):
     )
 
 
+def flux_2_klein():
+    tokenizer = qwen_tokenizer()
+    config = transformers.Qwen3Config(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=28,  # the states of layers 9, 18 and 27 go on
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+    )
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKLFlux2(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[8, 8],
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+        ),
+        text_encoder=transformers.Qwen3ForCausalLM(config),
+        tokenizer=tokenizer,
+        transformer=diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ),
+    )
+
+
 def pixart():
     tokenizer = t5_tokenizer()
     return diffusers.PixArtSigmaPipeline(
@@ -317,6 +355,7 @@ MAKERS: dict[str, Callable] = {
     "z-image": z_image,
     "pixart": pixart,
     "qwen-image": qwen_image,
+    "flux-2-klein": flux_2_klein,
 }
 
 
@@ -339,14 +378,16 @@ def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=Tr
         named |= {"true_cfg_scale": 3.0, "negative_prompt": negative or " "} if guidance else {"true_cfg_scale": 1.0}
     else:
         named |= {"guidance_scale": 3.0 if guidance else 0.0}
-        if negative is not None:
+        if negative is not None and "negative_prompt" in parameters:
             named |= {"negative_prompt": negative}
     if isinstance(prompt, list) and isinstance(named.get("negative_prompt"), str):
         named["negative_prompt"] = [named["negative_prompt"]] * len(prompt)
     for name, value in (("use_resolution_binning", False), ("clean_caption", False), ("max_sequence_length", 48)):
         if name in parameters:
             named.setdefault(name, value)
-    if type(pipeline).__name__ == "ZImagePipeline":
+    if type(pipeline).__name__ in ("ZImagePipeline", "Flux2KleinPipeline"):
         named["max_sequence_length"] = 96
     generator = torch.Generator().manual_seed(seed)
-    return pipeline(prompt, height=height, width=width, num_inference_steps=steps, generator=generator, **named).images
+    return pipeline(
+        prompt=prompt, height=height, width=width, num_inference_steps=steps, generator=generator, **named
+    ).images
