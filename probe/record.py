@@ -186,7 +186,9 @@ class Recording:
         def wrapper(*arguments, **named):
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
-            self.arguments, self.texts = bound.arguments, Texts({}, {})
+            given = self.family.given(bound.arguments)
+            self.arguments = bound.arguments
+            self.texts = Texts({branch: [self._known(one) for one in some] for branch, some in given.items()}, {})
             try:
                 result = sample(*arguments, **named)
             except BaseException as error:

@@ -128,6 +128,9 @@ class Family:
 
     read: tuple[str, ...] = ()  # text encoders whose ids are wanted, in the order in which they are asked
     check: Callable[[Any, Mapping[str, Site]], None] = lambda model, sites: None  # raises if these cannot be read
+    given: Callable[[Mapping[str, Any]], dict[str, list[Encoded]]] = (
+        lambda arguments: {}
+    )  # texts that `sample` is given
     picture: Callable[[Tensor, tuple[int, int]], Tensor] = lambda latents, grid: latents  # [row, channel, y, x]
 
     def encoder_layers(self, model) -> list[nn.Module]:

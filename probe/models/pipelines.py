@@ -475,6 +475,17 @@ def _z_image_states(said: Said) -> tuple:
     return positive, negative
 
 
+def _z_image_given(arguments: Mapping[str, Any]) -> dict[str, list[Encoded]]:
+    """Ready-made embeddings go past `encode_prompt`."""
+    count = arguments.get("num_images_per_prompt") or 1
+    found = {"cond": arguments.get("prompt_embeds"), "uncond": arguments.get("negative_prompt_embeds")}
+    return {
+        branch: [Encoded(None, (), tuple(_numbered(0, len(one), BLOCK)), one) for one in some for _ in range(count)]
+        for branch, some in found.items()
+        if some
+    }
+
+
 Z_IMAGE = _row(
     "z-image",
     "ZImagePipeline",
@@ -484,6 +495,7 @@ Z_IMAGE = _row(
     texts=_in_one_call([Part(kept="real", template=_chat_template(thinking=True))], _z_image_states, BLOCK),
     cross_sites=("transformer.layers.*.attention",),
     scene=_z_image_scene,
+    given=_z_image_given,
     check=readable("ZSingleStreamAttnProcessor"),
     embeddings="text_encoder.embed_tokens",
     layers="text_encoder.layers",

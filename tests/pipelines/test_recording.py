@@ -225,21 +225,28 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
         assert np.abs(np.triu(attention.values[0], 1)).max() == 0  # causal
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "flux"])
+@pytest.mark.parametrize("name", ["stable-diffusion", "flux", "z-image"])
 def test_embeddings_made_inside_the_recording_keep_their_words(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run"):
         if name == "flux":
             states, pooled, _ = pipeline.encode_prompt(PROMPT, max_sequence_length=48)
             draw(pipeline, None, guidance=False, prompt_embeds=states, pooled_prompt_embeds=pooled)
         else:
-            states, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
+            more = {"num_images_per_prompt": 1} if name == "stable-diffusion" else {}
+            states, negative = pipeline.encode_prompt(
+                prompt=PROMPT, device="cpu", do_classifier_free_guidance=True, negative_prompt=NEGATIVE, **more
+            )
             draw(pipeline, None, prompt_embeds=states, negative_prompt_embeds=negative)
-    assert open_trace(tmp_path / "run").prompt == PROMPT
+    trace = open_trace(tmp_path / "run")
+    assert trace.prompt == PROMPT and trace.heat_map("cat").shape and not trace.verify()
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion"])
+@pytest.mark.parametrize("name", ["stable-diffusion", "z-image"])
 def test_embeddings_from_elsewhere_have_numbers_for_words(pipeline, name, tmp_path):
-    states, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
+    more = {"num_images_per_prompt": 1} if name == "stable-diffusion" else {}
+    states, negative = pipeline.encode_prompt(
+        prompt=PROMPT, device="cpu", do_classifier_free_guidance=True, negative_prompt=NEGATIVE, **more
+    )
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, None, prompt_embeds=states, negative_prompt_embeds=negative)
     trace = open_trace(tmp_path / "run")
