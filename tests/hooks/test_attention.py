@@ -105,6 +105,21 @@ def test_text_columns_and_the_rest_sum_to_one(model, x):
         torch.testing.assert_close(one, torch.ones_like(one), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("few", [0, 512])
+def test_some_queries_are_those_rows_of_the_whole(few, monkeypatch):
+    monkeypatch.setattr("hooks.attention.FEW", few)
+    draw = torch.Generator().manual_seed(2)
+    module, calls = Attention().requires_grad_(False), []
+    x, mask = torch.randn(2, 7, 16, generator=draw), torch.randn(2, 1, 7, 7, generator=draw)
+    with Watch({"one": module}, calls.append):
+        module(x, mask)
+    (call,) = calls
+    some, columns = slice(2, 6), [0, 3]
+    whole = call.probabilities(columns)[1:, :, :, some], call.elsewhere(columns)[1:, :, some]
+    torch.testing.assert_close(call.probabilities(columns, [1], some), whole[0])
+    torch.testing.assert_close(call.elsewhere(columns, [1], some), whole[1])
+
+
 @pytest.mark.parametrize("trouble", [ValueError("inside"), KeyboardInterrupt()])
 def test_wires_are_gone_after_an_exception_in_the_model(model, x, trouble):
     plain = model(x)
