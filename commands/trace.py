@@ -1,14 +1,16 @@
 """`toushi trace`: a prompt in; a picture, and where each word went, out."""
 
 import math
+import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -263,7 +265,16 @@ def _ready_to_draw() -> None:
     import probe.trace.reader  # noqa: F401
     from probe.figures.style import warm_up
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warm_up()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def checked_size(size: str | None) -> tuple[int, int] | None:

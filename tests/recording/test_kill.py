@@ -1,4 +1,7 @@
-"""kill -9 in the middle of `toushi trace`, at thirty moments: whatever is listed is there, reads and verifies."""
+"""kill -9 in the middle of `toushi trace`, at thirty moments: whatever is listed is there, reads and verifies.
+
+And whatever was left goes on to the end that it would have had.
+"""
 
 import os
 import random
@@ -11,7 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from probe.models.load import load
+from probe.record import record
+from probe.resume import resume
 from probe.trace import layout
 from probe.trace.reader import NoTrace, open_trace
 from probe.trace.room import check_room
@@ -78,9 +85,33 @@ def check(folder: Path, keep: str, at_least: int) -> int:
     return len(trace.steps)
 
 
+@pytest.fixture
+def model():
+    """As the killed processes have it: what rounds must be the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load("mini-unet", "cpu")
+    torch.set_num_threads(threads)
+
+
+def goes_on(model, folder: Path, whole: Path) -> None:
+    """Finished later, the run is what it would have been without the kill: every file of arrays, and the picture."""
+    if not (folder / layout.MANIFEST).exists() or open_trace(folder).complete:
+        return
+    resume(model, folder)
+    assert open_trace(folder).verify() == []
+    names = {path.name for path in whole.iterdir() if path.suffix in (".safetensors", ".png")}
+    assert names == {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".png")} - {"words.png"}
+    for name in names:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
-def test_whatever_kills_the_run_every_listed_step_can_be_read(tmp_path):
+def test_whatever_kills_the_run_every_listed_step_can_be_read(model, tmp_path):
+    for keep in layout.KEEPS:
+        with record(model, tmp_path / keep, keep=keep):
+            model.sample(PROMPT, steps=STEPS, size=32)
     draw, found = random.Random("kill -9"), []
     for moment in range(MOMENTS):
         keep, after = draw.choice(["heads", "heads", "mean", "sum"]), draw.randrange(-1, STEPS)
@@ -88,5 +119,6 @@ def test_whatever_kills_the_run_every_listed_step_can_be_read(tmp_path):
         count = killed(folder, keep, after, draw.uniform(0, 1.5))
         found.append(check(folder, keep, count))
         check_room(folder, overwrite=True)  # what is left can be recorded over
+        goes_on(model, folder, tmp_path / keep)
     print(f"steps found: {found}")
     assert len(set(found)) > 5, f"the moments were all alike: {found}"
