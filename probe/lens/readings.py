@@ -69,7 +69,10 @@ class Reading:
         for start, end in spans:
             inside[start:end] = True
         special = np.array([token.span is None or token.span[0] == token.span[1] for token in self.tokens], float)
-        free = [(~inside[slice(*token.span)]).mean() if not none else 0 for token, none in zip(self.tokens, special)]
+        free = [
+            float((~inside[slice(*token.span)]).mean()) if token.span and not none else 0.0
+            for token, none in zip(self.tokens, special)
+        ]
         columns = np.concatenate([columns, [free], [special]])
         read = self._means(spans) @ self.attention.values.astype(np.float64) @ columns.T
         names = self._names(spans)
