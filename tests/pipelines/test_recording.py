@@ -22,6 +22,7 @@ SITES = {  # of the image looking at the text
     "qwen-image": 2,
     "flux-2-klein": 4,
 }
+TEXT_FIRST = ("flux", "qwen-image", "flux-2-klein")
 UNETS = ("stable-diffusion", "stable-diffusion-xl")
 NEGATIVES = {name: "" if name == "flux-2-klein" else NEGATIVE for name in MAKERS}  # Klein's is always the empty one
 every = pytest.mark.parametrize("name", MAKERS)
@@ -63,6 +64,36 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
             assert np.abs(mass - 1).max() < 1e-3, site
     assert trace.heat_map("cat").shape == tuple(grid) and trace.heat_map("月亮").shape == tuple(grid)
     assert np.array_equal(draw(pipeline, size=(32, 48), negative=NEGATIVE)[0], plain)
+
+
+@every
+def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
+    """Added up key by key from an explicit softmax, where the recorder takes what the text columns leave."""
+    sites = {n: site.module for n, site in family_of(pipeline).sites(pipeline).items() if site.kind == "cross"}
+    calls = []
+    with Watch(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0):
+        draw(pipeline, guidance=False, steps=1)
+    trace = open_trace(tmp_path / "run")
+    file = trace.files.step(0)
+    assert {call.site for call in calls} == set(cross(trace))
+    for call in calls:
+        maps = file.read(f"{call.site}/cond")
+        heads, columns, *grid = maps.shape
+        cells, keys = grid[0] * grid[1], call.shape[3]
+        scores = call.what.query.double() @ call.what.key.double().mT * call.what.scale
+        if call.what.mask is not None:
+            masked = call.what.mask.dtype == torch.bool
+            scores = scores.masked_fill(~call.what.mask, -torch.inf) if masked else scores + call.what.mask
+        whole = scores.softmax(-1)[0]
+        first = call.shape[2] > cells and name in TEXT_FIRST
+        queries = whole[:, columns : columns + cells] if first else whole[:, :cells]
+        last = call.shape[2] > cells and not first
+        text = queries[:, :, keys - columns :] if last else queries[:, :, :columns]
+        others = queries.sum(-1) - text.sum(-1)
+        assert np.abs(maps.reshape(heads, columns, cells) - text.mT.numpy()).max() < 1e-5
+        rest = f"{call.site}/cond/rest"
+        found = file.read(rest).reshape(heads, cells) if rest in file.keys else 0.0
+        assert np.abs(found - others.numpy()).max() < 1e-5
 
 
 @every
