@@ -54,8 +54,7 @@ The share of objects in whose mask the map of their word has its peak. `other` i
 
 {pointing}
 
-The best layer, chosen on even scenes and scored on odd ones. The one of `noised`, whose masks are exact, is what
-`trace.heat_map` shows; `sites="unet.*"` gives the mean of all layers instead.
+The best layer, chosen on even scenes and scored on odd ones. `trace.heat_map` shows {shown}.
 
 {best}
 
@@ -80,9 +79,13 @@ class Config:
     model: str = "mini-unet"
 
 
-def heat_map_rule(best: pd.DataFrame) -> dict:
-    """What `trace.heat_map` shows by default: the layer that pointed best at exact masks."""
+def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
+    """What `trace.heat_map` shows by default: the layer that pointed best at exact masks, if it does so better than
+    the plain mean of all layers; else None, which is that mean."""
     layer = best.set_index("kind").best_layer["noised"]
+    hits = rates[rates.kind == "noised"].groupby("layer").hit.mean()
+    if hits["plain mean"] >= hits[layer]:
+        return None
     return {"sites": [layer], "rule": f"mean over heads and steps of {layer}, the layer that points best (model card)"}
 
 
@@ -105,7 +108,8 @@ def table(frame: pd.DataFrame) -> str:
 
 def main(config: Config) -> None:
     folder = SHIPPED / config.model
-    rule = heat_map_rule(pd.read_csv(config.pointing / "best_layers.csv"))
+    pointing, best = (pd.read_csv(config.pointing / name) for name in ("rates.csv", "best_layers.csv"))
+    rule = heat_map_rule(pointing, best)
     model = load(config.model, "cpu")
     adopted = asdict(replace(model.config, heat_map=rule))
     (folder / "config.json").write_text(json.dumps(adopted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -124,8 +128,9 @@ def main(config: Config) -> None:
         loss=log[-1]["held_out_loss"],
         held_out=table(held_out),
         test=table(pd.read_csv(test)) if test.exists() else "Not measured for these weights.",
-        pointing=table(pd.read_csv(config.pointing / "rates.csv")),
-        best=table(pd.read_csv(config.pointing / "best_layers.csv")),
+        pointing=table(pointing),
+        best=table(best),
+        shown="the plain mean of all layers, which points better" if rule is None else f"the {rule['rule']}",
         faults=faults(held_out),
         history=HISTORY,
         **sizes,
