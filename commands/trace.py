@@ -43,6 +43,8 @@ open_trace(FOLDER) reads it in Python."""
     """What to draw, in Chinese or English. "" draws the unconditional picture."""
     model: str = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
+    engine: Literal["own", "diffusers"] = "own"
+    """Z-Image runs in our own implementation, or in that of diffusers."""
     steps: int = 20
     """How many sampling steps."""
     seed: int = 0
@@ -109,7 +111,7 @@ open_trace(FOLDER) reads it in Python."""
 
         edits = edits_in(self.edits)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}[self.dtype]
-        model = load(self.model, checked_device(self.device), dtype)
+        model = load(self.model, checked_device(self.device), dtype, self.engine)
         loaded = time.perf_counter()
         with edited(model, edits):
             if self.no_record:

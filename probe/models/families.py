@@ -235,7 +235,7 @@ def _mini_step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
     return Stepped(after, after, foreseen[0])
 
 
-def _mini_evaluated(velocity, arguments: Mapping[str, Any]) -> Stepped:
+def evaluated_flow(velocity, arguments: Mapping[str, Any]) -> Stepped:
     latents, time = arguments["latents"], arguments["time"]
     time = time.reshape(-1, 1, 1, 1).to(latents) if isinstance(time, Tensor) else time
     return Stepped(velocity, latents, latents - time * velocity.to(latents))
@@ -264,7 +264,7 @@ MINI_UNET = Family(
     scene=_mini_scene,
     step=_mini_step,
     times=lambda scheduler: scheduler.times.tolist(),
-    evaluated=_mini_evaluated,
+    evaluated=evaluated_flow,
     factor=lambda model: model.vae.factor,
     blank=lambda model, size: torch.zeros_like(model.noise(1, *checked_size(size), seed=0)),
     pictures=lambda result: result if isinstance(result, list) else [result],

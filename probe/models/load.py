@@ -3,7 +3,7 @@
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -18,20 +18,29 @@ class UnknownModel(ToushiError):
     pass
 
 
-def load(name: str = "mini-unet", device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+Engine = Literal["own", "diffusers"]
+
+
+def load(
+    name: str = "mini-unet",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    engine: Engine = "own",
+) -> Any:
     """The model, ready to draw and to be recorded.
 
     `name` is a shipped model, a folder that `save` wrote, or a diffusers pipeline: its folder, or `owner/name` on the
-    hub. Without `device`: CUDA, then MPS, then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16.
+    hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
+    then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16.
     """
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
     folder = SHIPPED / name if name in shipped else Path(name)
     if (folder / "model_index.json").is_file():
-        return pipeline(folder, device or best_device(), dtype)
+        return pipeline(folder, device or best_device(), dtype, engine)
     if (folder / "config.json").is_file():
         return mini_unet(folder).to(device or best_device(), dtype or torch.float32)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return pipeline(name, device or best_device(), dtype)
+        return pipeline(name, device or best_device(), dtype, engine)
     near = get_close_matches(name, shipped, n=1)
     hint = (
         f"did you mean {near[0]!r}?"
@@ -50,16 +59,25 @@ def mini_unet(folder: Path) -> MiniUNet:
         ) from error
 
 
-def pipeline(name: Path | str, device: str | torch.device, dtype: torch.dtype | None):
-    """The diffusers pipeline of a folder or a hub id, of safetensors only: nothing is unpickled."""
+def pipeline(name: Path | str, device: str | torch.device, dtype: torch.dtype | None, engine: Engine):
+    """The pipeline of a folder or a hub id, of safetensors only: nothing is unpickled."""
     from diffusers import DiffusionPipeline
 
     from probe.models.families import family_of
 
-    here = {"local_files_only": True} if isinstance(name, Path) else {}
     dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     try:
-        found = DiffusionPipeline.from_pretrained(str(name), use_safetensors=True, torch_dtype=dtype, **here)
+        folder = str(name) if isinstance(name, Path) else DiffusionPipeline.download(name, use_safetensors=True)
+        kind = DiffusionPipeline.load_config(folder)["_class_name"]
+        if kind == "ZImagePipeline" and engine == "own":
+            from probe.models.z_image import ZImage
+
+            return ZImage.from_folder(folder, dtype).to(device)
+        found = DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+        )
+    except ToushiError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
         where = "a folder" if isinstance(name, Path) else "a repository that can be reached"
         raise UnknownModel(

@@ -6,7 +6,7 @@ arguments of its `forward`, which prompt a text belongs to by the ids that the t
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -502,6 +502,47 @@ Z_IMAGE = _row(
 )
 
 
+def _own_scene(model, inputs: Mapping[str, Any]) -> Scene:
+    return _z_image_scene(model, {"x": inputs["latents"], "cap_feats": inputs["texts"]})
+
+
+def _own_step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
+    latents = step(**arguments)
+    return Stepped(latents, latents, None)
+
+
+def _own_evaluated(velocity: Tensor, arguments: Mapping[str, Any]) -> Stepped:
+    return Stepped(velocity, arguments["latents"], None)
+
+
+OWN_Z_IMAGE = replace(
+    Z_IMAGE,
+    name="z-image, our own",
+    knows=lambda model: getattr(model, "name", None) == "z-image",
+    sample="sample",
+    evaluate="denoise",
+    inputs=("latents", "texts"),
+    text="texts",
+    text_rows=list,
+    texts=_in_one_call(
+        [Part(kept="real", template=_chat_template(thinking=True))],
+        lambda said: tuple(None if one is None else list(one.states) for one in said.result),
+        BLOCK,
+    ),
+    scene=_own_scene,
+    step=_own_step,
+    times=lambda scheduler: scheduler.times.tolist(),
+    evaluated=_own_evaluated,
+    factor=lambda model: model.factor * 2,
+    pictures=lambda result: result if isinstance(result, list) else [result],
+    check=lambda model, sites: None,
+    about=lambda model, arguments: {
+        **{name: arguments.get(name) for name in ("guidance", "seed")},
+        "sampler": type(model.scheduler).__name__,
+    },
+)
+
+
 def _pixart_states(said: Said) -> tuple:
     positive, mask, negative, negative_mask = said.result
     return masked(positive, mask), None if negative is None else masked(negative, negative_mask)
@@ -547,4 +588,4 @@ QWEN_IMAGE = _row(
     picture=unpacked,
 )
 
-PIPELINES = (STABLE_DIFFUSION, SDXL, SD3, FLUX, Z_IMAGE, PIXART, QWEN_IMAGE, FLUX2_KLEIN)
+PIPELINES = (STABLE_DIFFUSION, SDXL, SD3, FLUX, Z_IMAGE, OWN_Z_IMAGE, PIXART, QWEN_IMAGE, FLUX2_KLEIN)

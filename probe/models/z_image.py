@@ -125,10 +125,10 @@ class ZImage(nn.Module):
         return EncodedPrompts(tuple(prompts), tuple(ids), tuple(states))
 
     def encode_prompt(
-        self, prompts: Sequence[str], negatives: Sequence[str] | None
+        self, prompt: Sequence[str], negative_prompt: Sequence[str] | None
     ) -> tuple[EncodedPrompts, EncodedPrompts | None]:
         """The texts to draw and, when guidance needs them, the texts to stay away from."""
-        return self.encode_text(prompts), None if negatives is None else self.encode_text(negatives)
+        return self.encode_text(prompt), None if negative_prompt is None else self.encode_text(negative_prompt)
 
     # --- pictures ---
 

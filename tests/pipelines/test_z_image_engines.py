@@ -1,0 +1,70 @@
+"""Z-Image in our own implementation and in diffusers': one folder, the same sites, the same maps."""
+
+import numpy as np
+import pytest
+
+from probe.models.load import load
+from probe.models.z_image import ZImage
+from probe.record import record
+from probe.trace.reader import open_trace
+from tests.pipelines.tiny import PROMPT, made
+from toushi import main
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("models") / "z-image"
+    made("z-image").save_pretrained(home)
+    return home
+
+
+def drawn(folder, engine, out, guidance):
+    arguments = [
+        "trace",
+        PROMPT,
+        "--model",
+        str(folder),
+        "--engine",
+        engine,
+        "--guidance",
+        guidance,
+        "--negative",
+        "the",
+    ]
+    arguments = arguments if float(guidance) else arguments[:-2]
+    assert main([*arguments, "--steps", "2", "--size", "32x48", "--out", str(out)]) == 0
+    return open_trace(out)
+
+
+@pytest.mark.parametrize("guidance", ["0", "3"])
+def test_both_engines_are_recorded_alike(folder, tmp_path, guidance):
+    own, theirs = (drawn(folder, engine, tmp_path / engine, guidance) for engine in ("own", "diffusers"))
+    assert own.verify() == [] and theirs.verify() == []
+    assert own.sites == theirs.sites and own.branches == theirs.branches
+    for branch in own.branches:
+        assert own.tokens(branch) == theirs.tokens(branch) and own.words(branch) == theirs.words(branch)
+        assert np.allclose(own.encoder_states(branch), theirs.encoder_states(branch), atol=1e-5)
+        for step in own.steps:
+            ours, other = (t.attention(branch=branch, steps=step).values for t in (own, theirs))
+            assert np.abs(ours - other).max() < 5e-4  # both are stored in fp16
+    assert np.abs(own.latent(1) - theirs.latent(1)).max() < 1e-4
+    assert np.abs(own.image().astype(int) - theirs.image().astype(int)).max() <= 1
+
+
+def test_recording_our_own_changes_nothing(folder, tmp_path):
+    model = load(str(folder), "cpu")
+    assert isinstance(model, ZImage)
+    prompts = [PROMPT, "the moon"]
+    plain = model.sample(prompts, "blue", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
+    with record(model, tmp_path / "run") as recording:
+        pictures = model.sample(prompts, "blue", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
+        model.denoise(model.beginning(1, SIZE, 0, None, 1.0), 1.0, PROMPT)
+    assert all(np.array_equal(one, other) for one, other in zip(pictures, plain))
+    first, second, alone = (open_trace(path) for path in recording.traces)
+    assert [first.prompt, second.prompt, alone.prompt] == [*prompts, PROMPT]
+    assert first.branches == ["cond", "uncond"] and alone.branches == ["cond"]
+    assert not first.verify() and not second.verify() and not alone.verify()
+    assert first.heat_map("cat").shape == (8, 12)
+    assert not any(m._forward_pre_hooks for m in model.transformer.modules())
