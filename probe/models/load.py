@@ -1,6 +1,7 @@
 """`load(name)`: a model by the name it is shipped under, by its folder, or a diffusers pipeline by folder or hub id."""
 
 import re
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -59,11 +60,34 @@ def mini_unet(folder: Path) -> MiniUNet:
         ) from error
 
 
+@contextmanager
+def without_advice():
+    """Keeps what transformers and diffusers advise to install besides off the screen; their errors stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    said = [(kind, kind.get_verbosity()) for kind in (diffusers_logging, transformers_logging)]
+    try:
+        for kind, _ in said:
+            kind.set_verbosity_error()
+        yield
+    finally:
+        for kind, before in said:
+            kind.set_verbosity(before)
+
+
 def pipeline(name: Path | str, device: str | torch.device, dtype: torch.dtype | None, engine: Engine):
     """The pipeline of a folder or a hub id, of safetensors only: nothing is unpickled."""
-    from diffusers import DiffusionPipeline
-
     from probe.models.families import family_of
+
+    with without_advice():
+        found = loaded(name, device, dtype, engine)
+    family_of(found)
+    return found.to(device)
+
+
+def loaded(name: Path | str, device: str | torch.device, dtype: torch.dtype | None, engine: Engine):
+    from diffusers import DiffusionPipeline
 
     dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     try:
@@ -72,9 +96,9 @@ def pipeline(name: Path | str, device: str | torch.device, dtype: torch.dtype | 
         if kind == "ZImagePipeline" and engine == "own":
             from probe.models.z_image import ZImage
 
-            return ZImage.from_folder(folder, dtype).to(device)
+            return ZImage.from_folder(folder, dtype)
         found = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+            folder, use_safetensors=True, dtype=dtype, local_files_only=True
         )
     except ToushiError:
         raise
@@ -83,9 +107,8 @@ def pipeline(name: Path | str, device: str | torch.device, dtype: torch.dtype | 
         raise UnknownModel(
             f"{name} is not {where} with a diffusers pipeline: {' '.join(str(error).split())}"
         ) from error
-    family_of(found)
     found.set_progress_bar_config(disable=True)
-    return found.to(device)
+    return found
 
 
 def best_device() -> str:

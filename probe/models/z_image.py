@@ -255,7 +255,7 @@ class ZImage(nn.Module):
             transformer,
             Qwen3Model.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
             AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True),
+            AutoencoderKL.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True),
             schedule["shift"],
         )
         return model.eval().requires_grad_(False)
