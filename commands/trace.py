@@ -144,11 +144,12 @@ open_trace(FOLDER) reads it in Python."""
 
         model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
         check(model, trace)
-        left = trace.manifest["steps"]["count"] - len(trace.steps)
+        count = trace.manifest["steps"]["count"]
+        left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
         print(told(folder))
-        print(f"time      {left} of {left + len(trace.steps)} steps, in all {time.perf_counter() - started:.1f} s")
+        print(f"time      {left} of {count} steps, in all {time.perf_counter() - started:.1f} s")
 
     def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The pictures alone."""

@@ -10,6 +10,7 @@ state of the encoder, is as the edit made it.
 """
 
 import fnmatch
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -189,10 +190,10 @@ def edits_of(model) -> list[dict[str, Any]]:
 
 
 class Editing:
-    """Made by `edit`. `first_step`: with which step the runs inside begin, where they go on with older ones."""
+    """Made by `edit`."""
 
-    def __init__(self, model, edits: list[Edit], first_step: int = 0):
-        self.model, self.edits, self.first_step = plain(model), edits, first_step
+    def __init__(self, model, edits: list[Edit]):
+        self.model, self.edits = plain(model), edits
         self.family = family_of(self.model)
         if self.family.name != "mini-unet":
             raise BadEdit(f"{self.family.name} can be recorded but not edited yet: only mini-unet can")
@@ -284,19 +285,17 @@ class Editing:
     def _beginning(self, set_timesteps: Callable) -> Callable:
         def wrapper(*arguments, **named):
             result = set_timesteps(*arguments, **named)
-            self.step, self.count = (
-                self.first_step,
-                len(self.family.times(getattr(self.model, self.family.scheduler))) - 1,
-            )
+            self.step, self.count = 0, len(self.family.times(getattr(self.model, self.family.scheduler))) - 1
             return result
 
         return wrapper
 
     def _stepping(self, step: Callable) -> Callable:
+        signature = inspect.signature(step)
+
         def wrapper(*arguments, **named):
-            result = step(*arguments, **named)
-            self.step += 1
-            return result
+            self.step = signature.bind(*arguments, **named).arguments["index"]  # a run may begin in the midst
+            return step(*arguments, **named)
 
         return wrapper
 

@@ -77,10 +77,10 @@ class Recording:
         policy: Policy,
         sites: str | Iterable[str] | None,
         overwrite: bool = False,
-        resumed: int | None = None,
+        resumed: bool = False,
     ):
         self.model, self.folder, self.policy, self.overwrite = plain(model), folder, policy, overwrite
-        self.resumed = resumed  # the step with which the one run of this recording goes on, see probe.resume
+        self.resumed = resumed  # whether the one run of this recording goes on in an older trace, see probe.resume
         self.family = family_of(self.model)
         self.sites = self.family.chosen(self.model, sites)
         self.traces: list[Path] = []
@@ -102,7 +102,7 @@ class Recording:
                 "end that recording first, or record once and read the trace twice"
             )
         self.family.check(self.model, self.sites)
-        if self.resumed is None:
+        if not self.resumed:
             make_room(self.folder, self.overwrite)
         # Asking git takes longer than a step; its answer is wanted when the first step is finished.
         threading.Thread(target=git_commit, daemon=True).start()
@@ -246,6 +246,8 @@ class Recording:
                 return step(*arguments, **named)
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
+            if "index" in bound.arguments:  # our samplers say it, and may begin in the midst
+                self.run.at(bound.arguments["index"])
             self.stepping = True
             try:
                 stepped = self.family.step(step, bound.arguments)
@@ -261,6 +263,8 @@ class Recording:
     def _begin_run(self, count: int, times: Callable[[int], list[float]]) -> Run:
         given = self.arguments or {}
         about = self.family.about(self.model, given)
+        if given.get("latents") is not None and not self.resumed:
+            about["seed"] = None  # these latents, not the seed's, are where it begins
         self.watch.forget()
         self.run = Run(
             self.model,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from probe.edits import Editing, edits_of_manifest
+from probe.edits import edit, edits_of_manifest
 from probe.errors import ToushiError
 from probe.models.families import family_of
 from probe.record import Recording
@@ -47,11 +47,13 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
         how["latents"] = torch.from_numpy(trace.latent(done[-1]).values.copy())[None]
         how["first_step"] = done[-1] + 1
     draw = (manifest["prompt"], manifest["negative_prompt"] or "")
-    if done and not _missing(trace):  # only the picture
-        picture = model.sample(*draw, **{**how, "first_step": steps})
-        writer = TraceWriter(folder, manifest, resume=True)
-        writer.write_image(picture)
-        writer.close(complete=True)
+    edits = edits_of_manifest(manifest["edits"])
+    edited = edit(model, edits) if edits else nullcontext()
+    if done and not _missing(trace):  # only steps that are not kept, if any, and the picture
+        with edited:
+            picture = model.sample(*draw, **how)
+        with TraceWriter(folder, manifest, resume=True) as writer:
+            writer.write_image(picture)
         return picture
     kept = manifest["kept"]
     words = None if kept["words"] is None else tuple(map(_word, kept["words"]))
@@ -59,12 +61,7 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     policy = Policy(
         trace.keep, words, None if recorded is None else tuple(recorded), tuple(trace.branches), kept["dtype"]
     )
-    edits = edits_of_manifest(manifest["edits"])
-    first = how.get("first_step", 0)
-    with (
-        Recording(model, Path(folder), policy, list(trace.sites), resumed=first),
-        Editing(model, edits, first) if edits else nullcontext(),
-    ):
+    with Recording(model, Path(folder), policy, list(trace.sites), resumed=True), edited:
         return model.sample(*draw, **how)
 
 
@@ -110,7 +107,12 @@ def check(model, trace: Trace) -> None:
     pairs += [(name, now["versions"].get(name), manifest["versions"].get(name)) for name in versions]
     for name, here, there in pairs:
         if here != there:
-            hint = f" Set torch.set_num_threads({there}), or draw it again." if name == "threads" else " Draw it again."
+            hints = {
+                "threads": f"Set torch.set_num_threads({there}), or draw it again.",
+                "weights": f"Load the model that it was begun with, {manifest['model'].get('name')} of revision "
+                f"{manifest['model'].get('revision')} (--model), or draw it again.",
+            }
             raise CannotResume(
-                f"{where} was begun with {name} {there}; here it is {here}, which may round differently.{hint}"
+                f"{where} was begun with {name} {there}; here it is {here}, which may round differently. "
+                f"{hints.get(name, 'Draw it again.')}"
             )

@@ -76,15 +76,15 @@ class Run:
         count: int,
         times: Callable[[int], list[float] | None],
         about: Mapping[str, Any],
-        resumed: int | None = None,
+        resumed: bool = False,
     ):
         self.model, self.family, self.policy, self.sites = model, family, policy, sites
         self.texts, self.folders, self.about = texts, folders, about
         self.count, self.times = count, times
         self.recorded = policy.recorded(count)
         self.thread = threading.get_ident()
-        self.resumed = resumed  # the step that a run in an older trace goes on with
-        self.index = resumed or 0
+        self.resumed = resumed  # whether the writers go on in an older trace
+        self.index = 0
         self.writers: list[TraceWriter] = []
         self.columns: dict[Place, list[int]] = {}
         self.seen: dict[str, dict] = {}  # site -> its entry in the manifest
@@ -111,6 +111,12 @@ class Run:
     @property
     def recording(self) -> bool:
         return self.index in self.recorded
+
+    def at(self, index: int) -> None:
+        """The sampler is about to take this step. A run that begins in the midst has no steps before it."""
+        if index > self.index and not self.writers and not self.resumed:
+            self.recorded = [step for step in self.recorded if step >= index]
+        self.index = index
 
     # --- from the wires
 
@@ -295,7 +301,7 @@ class Run:
         texts = self.texts()
         count = 1 + max((item for _, item in self.rows), default=0)
         for item, folder in enumerate(self.folders(count)):
-            writer = TraceWriter(folder, self._manifest(texts, item, count), resume=self.resumed is not None)
+            writer = TraceWriter(folder, self._manifest(texts, item, count), resume=self.resumed)
             self.writers.append(writer)
             if layout.ENCODER in writer.manifest["files"]:
                 continue

@@ -173,7 +173,9 @@ class TraceWriter:
             self._sums = {key: file.read(key).copy() for key in file.keys}
             self._counts = json.loads(file.metadata["counts"])
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in trace.files.lines.values())
-        listed = {line["file"] for line in trace.files.lines.values()} | set(self.manifest.get("files", {}))
+        files = [line["file"] for line in trace.files.lines.values()]
+        # Of sums the last one is the trace; a kill may have come before the one before it was removed.
+        listed = {*(files[-1:] if trace.keep == "sum" else files), *self.manifest.get("files", {})}
         try:
             _replace(self.folder / layout.STEPS, lines.encode())
             for path in self.folder.iterdir():

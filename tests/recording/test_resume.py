@@ -65,6 +65,7 @@ def alike(one, two):
         ({"keep": "sum"}, {"sampler": "heun"}),
         ({"keep": "mean", "words": ["猫", (6, 7)], "dtype": "float32"}, {"guidance": 1.0}),
         ({"steps": [0, 1, 4], "sites": "unet.up.*.cross_attention"}, {"size": (48, 96), "negative": "狗"}),
+        ({"steps": [0, 1]}, {}),  # all that is kept is there, but the picture has steps to go
     ],
 )
 def test_the_end_is_the_same(model, tmp_path, keeping, named):
@@ -107,6 +108,14 @@ def test_what_a_kill_leaves_half_done_is_cleared_away(model, tmp_path):
     alike(open_trace(tmp_path / "whole"), open_trace(folder))
 
 
+def test_a_kill_before_the_older_sum_is_removed(model, tmp_path):
+    recorded(model, tmp_path / "whole", steps=STEPS, keeping={"keep": "sum"})
+    folder = broken_off(model, tmp_path / "broken", 2, keeping={"keep": "sum"}).folder
+    (folder / layout.step_file(0, "sum")).write_bytes((folder / layout.step_file(1, "sum")).read_bytes())
+    resume(model, folder)
+    alike(open_trace(tmp_path / "whole"), open_trace(folder))
+
+
 def test_broken_off_twice(model, tmp_path):
     recorded(model, tmp_path / "whole", steps=STEPS)
     broken_off(model, tmp_path / "broken", 1)
@@ -143,7 +152,7 @@ def test_another_computer(model, tmp_path):
     for fields, said in [
         ({"threads": 64}, "threads 64.*set_num_threads"),
         ({"versions": {**manifest["versions"], "torch": "1.0"}}, "torch 1.0"),
-        ({"model": {**manifest["model"], "weights_sha256": "0" * 64}}, "weights"),
+        ({"model": {**manifest["model"], "weights_sha256": "0" * 64}}, "weights.*Load the model.*mini-unet"),
         ({"batch": 3}, "one of 3 pictures"),
         ({"seed": None}, "does not say its seed"),
     ]:
@@ -167,6 +176,21 @@ def test_beginning_in_the_midst(model):
         draw(model, steps=4, first_step=5)
     with pytest.raises(ToushiError, match="expected latents of shape"):
         draw(model, PROMPT, latents=seen[1][:, :4])
+
+
+def test_a_recording_that_begins_in_the_midst(model, tmp_path):
+    """The steps have the numbers and times that the sampler gave them, for maps and for edits."""
+    seen = {}
+    edits = Edit("unet.*.cross_attention", "zero", word="猫", steps="2:")
+    with edit(model, edits):
+        callback = lambda index, latents: seen.setdefault(index, latents.clone())  # noqa: E731
+        _, whole = recorded(model, tmp_path / "whole", steps=4, callback=callback)
+        _, late = recorded(model, tmp_path / "late", steps=4, latents=seen[0], first_step=1)
+    assert late.steps == [1, 2, 3] and late.times == whole.times[1:] and late.complete and late.verify() == []
+    for step in late.steps:
+        assert np.array_equal(late.latent(step), whole.latent(step))
+        assert same(late.attention(steps=step), whole.attention(steps=step))
+    assert whole.manifest["seed"] == 0 and late.manifest["seed"] is None
 
 
 def test_a_batch_says_so(model, tmp_path):
