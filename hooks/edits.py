@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hooks.attention import Call, Watch
+from hooks.attention import FEW, Call, Watch
 from hooks.kernels import Columns
 
 Rows = slice | list[int]
@@ -34,15 +34,28 @@ def attended_anew(
     `change` maps probabilities [row, head, column, query] to others. Only the difference is mixed in,
     output + (changed - p) @ value, so the columns that stay cost nothing and no N x N matrix is formed; with
     `renormalise` the result is divided by its new total mass. A query whose mass is all gone gets zeros.
+
+    Dividing a difference by what little is left would magnify its rounding: of few keys (a text) all are mixed anew
+    where `renormalise` changes anything. Of many keys a query with less than 1e-6 left counts as all gone.
     """
-    before = call.probabilities(columns, rows)
-    delta = change(before) - before
-    mixed = value[rows][:, :, columns].to(delta.dtype)
-    mixed = mixed.repeat_interleave(delta.shape[1] // mixed.shape[1], dim=1)  # grouped queries share values
-    new = output[rows].to(delta.dtype) + delta.transpose(2, 3) @ mixed
-    if renormalise:
-        mass = 1 + delta.sum(2)[..., None]
-        new = (new / mass).where(mass > 1e-6, 0.0)
+    anew = renormalise and call.shape[3] <= FEW
+    mixed = slice(None) if anew else columns
+    before = call.probabilities(mixed, rows)
+    values = value[rows][:, :, mixed].to(before.dtype)
+    values = values.repeat_interleave(before.shape[1] // values.shape[1], dim=1)  # grouped queries share values
+    new = output[rows].to(before.dtype)
+    if anew:
+        after = before.clone()
+        after[:, :, columns] = change(before[:, :, columns])
+        mass = after.sum(2)[..., None]
+        changed = (after != before).any(2)[..., None]
+        new = (after.transpose(2, 3) @ values / mass).where(mass > 0, 0.0).where(changed, new)
+    else:
+        delta = change(before) - before
+        new = new + delta.transpose(2, 3) @ values
+        if renormalise:
+            mass = 1 + delta.sum(2)[..., None]
+            new = (new / mass).where(mass > 1e-6, 0.0)
     result = output.clone()
     result[rows] = new.to(output.dtype)
     return result

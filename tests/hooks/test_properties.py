@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -111,6 +112,26 @@ def test_what_is_changed_is_the_changed_softmax(call, data):
     assert not found.numel() or (found - expected).abs().max() < tolerance
     if factor == 1 and not renormalise:  # a change that changes nothing is not even rounding
         assert torch.equal(found, F.scaled_dot_product_attention(query, key, value, **named))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lead", [5.0, 12.0, 30.0])
+def test_what_is_left_shares_the_mass_however_little_it_was(dtype, lead):
+    """Knocked out and renormalised is masked, also where nearly everything went to what is knocked out."""
+    query, key, value = (torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)) for n in (16, 10, 10))
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    bias = torch.zeros(1, 1, 1, 10, dtype=dtype)
+    bias[..., 4] = lead
+    module = Attending()
+
+    def change(call, value, output):
+        return attended_anew(call, value, output, torch.zeros_like, [4], renormalise=True)
+
+    with ChangeAttention({"site": module}, change):
+        found = module(query, key, value, attn_mask=bias)
+    bias[..., 4] = -math.inf
+    expected = explicit(query, key, attn_mask=bias) @ value.double()
+    assert torch.allclose(found.double(), expected, atol=1e-5 if dtype is torch.float32 else 2e-2)
 
 
 @EXAMPLES
