@@ -12,6 +12,7 @@ state of the encoder, is as the edit made it.
 import fnmatch
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -80,6 +81,9 @@ class Edit:
             object.__setattr__(self, "steps", ":".join("" if part is None else str(part) for part in parts))
         if isinstance(self.source, Path):
             object.__setattr__(self, "source", str(self.source))
+        for name, value in (("head", self.head), ("steps", self.steps), ("token", self.token)):
+            if value is not None and not (name == "steps" and isinstance(value, str)):
+                object.__setattr__(self, name, self._indices(name, value))
 
         def need(holds: bool, what: str) -> None:
             if not holds:
@@ -96,10 +100,23 @@ class Edit:
         need(self.branch in (None, "cond", "uncond"), f"branch must be cond or uncond; {self.branch!r} came")
         need((self.kind == "function") == (self.function is not None), "a function goes to edit(model, site, function)")
         need(
+            self.function is None or (not self.of_columns and self.head is None and self.branch is None),
+            "a function gets all rows, heads and columns, and chooses among them itself: leave word, token, head "
+            "and branch out",
+        )
+        need(
             not self.renormalise or self.of_columns or self.function is not None,
             "renormalise is about words: whole heads have no others to give to",
         )
         self.at(0, 1)  # a slice that is none is a mistake now, not at the first step
+
+    def _indices(self, name: str, value: Any) -> int | tuple[int, ...]:
+        try:
+            alone = name == "token" or hasattr(value, "__index__")
+            return operator.index(value) if alone else tuple(map(operator.index, value))
+        except TypeError:
+            wanted = "a whole number" if name == "token" else "an index or several"
+            raise BadEdit(f"edit of {self.site}: {name} must be {wanted}; {value!r:.80} came") from None
 
     @property
     def of_columns(self) -> bool:
@@ -115,6 +132,8 @@ class Edit:
             return True
         if isinstance(self.steps, str):
             try:
+                if ":" not in self.steps:  # slice("3") would be the first three
+                    raise ValueError
                 parts = [int(part) if part.strip() else None for part in self.steps.split(":")]
                 return step in range(*slice(*parts).indices(count))
             except (ValueError, TypeError):
@@ -126,7 +145,7 @@ class Edit:
         asked = range(count) if self.head is None else [self.head] if isinstance(self.head, int) else self.head
         if outside := [head for head in asked if not 0 <= head < count]:
             raise BadEdit(f"edit of {self.site}: there is no head {outside[0]}; it has {count} (0 to {count - 1})")
-        return list(asked)
+        return list(dict.fromkeys(asked))
 
     def shares(self, text: Encoded) -> np.ndarray:
         """How much of each token of the text is edited, 0..1."""
@@ -286,6 +305,12 @@ class Editing:
         def wrapper(*arguments, **named):
             result = set_timesteps(*arguments, **named)
             self.step, self.count = 0, len(self.family.times(getattr(self.model, self.family.scheduler))) - 1
+            for one in self.edits:
+                if not any(one.at(step, self.count) for step in range(self.count)):
+                    raise BadEdit(
+                        f"edit of {one.site}: steps {one.steps!r} are none of this run's {self.count} "
+                        f"(0 to {self.count - 1}), so it would change nothing"
+                    )
             return result
 
         return wrapper
@@ -396,6 +421,11 @@ class Editing:
     def _recorded(self, call: Call, one: Edit, branch: str, count: int) -> Tensor:
         """[head, column, cell]: what the word got at this site and step of the other trace."""
         trace = self.sources[one.source]
+        if trace.manifest["steps"]["count"] != self.count:
+            raise BadEdit(
+                f"{one.source} was drawn in {trace.manifest['steps']['count']} steps, this run has {self.count}, so "
+                "its steps are other moments. Record that trace with as many steps."
+            )
         maps = trace.attention(branch=branch, sites=call.site, steps=self.step, grid="native")[call.site][0]
         _, heads, cells, _ = call.shape
         if "head" not in maps.dims or (maps.sizes["head"], maps.sizes["y"] * maps.sizes["x"]) != (heads, cells):
@@ -404,13 +434,21 @@ class Editing:
                 'Record that trace with keep="heads", the same model and size.'
             )
         columns = [token.column for token in self._source_tokens(one, trace, branch)]
+        if not set(columns) <= set(maps.token.values.tolist()):
+            raise BadEdit(
+                f"{one.source} kept the attention to some words only, and this edit needs that to "
+                f"{one.word if one.source_word is None else one.source_word!r}. Record that trace with this word too."
+            )
         own = torch.from_numpy(maps.sel(token=columns).values.reshape(heads, len(columns), cells))
         return own if len(columns) == count else own.sum(1, keepdim=True).expand(-1, count, -1) / count
 
     def _source_tokens(self, one: Edit, trace: Trace, branch: str) -> list[Token]:
         word = one.word if one.source_word is None else one.source_word
         tokens = trace.tokens(branch)
-        return [token for token, share in zip(tokens, shares(tokens, trace.span(word, branch))) if share]
+        found = [token for token, share in zip(tokens, shares(tokens, trace.span(word, branch))) if share]
+        if not found:
+            raise BadEdit(f"in {one.source} no token stands for {word!r}: it was cut from a prompt that is too long")
+        return found
 
     def _change(self, name: str, state: Tensor) -> Tensor | None:
         if self.held:
@@ -423,6 +461,8 @@ class Editing:
             for row, branch, text in self._edited_rows(one):
                 share = one.shares(text) if one.of_columns else np.ones(len(text.tokens))
                 at = [token.position for token, part in zip(text.tokens, share) if part]
+                if not at:
+                    raise BadEdit(f"edit of {one.site}: no token of {one.word!r} reaches {name}: it was cut")
                 if one.kind == "patch":
                     state[row, at] = self._patch(name, one, branch, len(at), state.shape[-1]).to(state)
                 else:

@@ -8,10 +8,11 @@ import torch
 
 from probe.edits import BadEdit, Edit, edit, edits_of, edits_of_manifest
 from probe.models.families import UnknownSite
+from probe.models.mini_unet import PromptCut
 from probe.record import record
 from probe.text.alignment import AmbiguousWord, UnknownWord, Word
 from probe.trace.reader import open_trace
-from tests.recording.made import PROMPT, draw, recorded, same
+from tests.recording.made import LONG, PROMPT, draw, recorded, same
 
 MIDDLE = "unet.middle.cross_attention"
 CROSS = "unet.*.cross_attention"
@@ -214,7 +215,7 @@ def test_edits_are_json_and_back():
     edits = [
         Edit("unet.*", "scale", word=Word("猫", 3, 4), head=(0, 2), steps=slice(2, None), factor=0.5, renormalise=True),
         Edit("encoder.embed", "patch", word="银行#2", source="runs/a", source_word=(0, 2)),
-        Edit(MIDDLE, "zero", head=1, branch="uncond", steps=(0, -1)),
+        Edit(MIDDLE, "zero", head=range(2), branch="uncond", steps=[0, -1]),
     ]
     assert edits_of_manifest(json.loads(json.dumps([one.as_json() for one in edits]))) == edits
 
@@ -241,6 +242,12 @@ def test_steps(steps, expected):
         (dict(head=0, renormalise=True), "others"),
         (dict(word="猫", branch="both"), "cond or uncond"),
         (dict(head=0, steps="a:b"), "steps"),
+        (dict(head=0, steps="3"), "steps must be like 3"),
+        (dict(head=0, steps=2.5), "steps must be an index"),
+        (dict(head="0"), "head must be an index"),
+        (dict(token="3"), "token must be a whole number"),
+        (dict(kind="function", function=torch.zeros_like, branch="cond"), "chooses among them itself"),
+        (dict(kind="function", function=torch.zeros_like, word="猫"), "chooses among them itself"),
     ],
 )
 def test_contradictions_are_refused_when_made(wrong, said):
@@ -273,6 +280,43 @@ def test_mistakes_about_the_model(model, tmp_path):
         edit(model, Edit(CROSS, "replace", word="猫", source=tmp_path / "mean")),
     ):
         draw(model)
+
+
+def test_an_edit_that_would_do_nothing_says_so(model):
+    end = (len(LONG) - 3, len(LONG) - 1)
+    for steps in (9, "3:", (-4, 3)):
+        with pytest.raises(BadEdit, match="none of this run's 3"), edit(model, Edit(CROSS, word="猫", steps=steps)):
+            draw(model)
+    for site in (CROSS, "encoder.layers.3"):
+        with (
+            pytest.warns(PromptCut),
+            pytest.raises(BadEdit, match="no token of"),
+            edit(model, Edit(site, "zero", word=end)),
+        ):
+            draw(model, LONG)
+
+
+def test_a_source_that_lacks_what_is_asked_says_so(model, tmp_path):
+    with pytest.warns(PromptCut):
+        recorded(model, tmp_path / "cut", prompt=LONG)
+    recorded(model, tmp_path / "words", keeping={"words": ["猫"]})
+    recorded(model, tmp_path / "long", steps=5)
+    end = (len(LONG) - 3, len(LONG) - 1)
+    for one, said in [
+        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "cut", source_word=end), "no token stands for"),
+        (Edit("encoder.layers.3", "patch", word="月亮", source=tmp_path / "cut", source_word=end), "no token stands"),
+        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "words"), "some words only"),
+        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "long"), "drawn in 5 steps, this run has 3"),
+    ]:
+        with pytest.raises(BadEdit, match=said), edit(model, one):
+            draw(model)
+
+
+def test_a_head_named_twice_is_edited_once(model):
+    with edit(model, Edit(MIDDLE, word="猫", factor=3.0, head=(0, 0))):
+        twice = velocity(model)
+    with edit(model, Edit(MIDDLE, word="猫", factor=3.0, head=0)):
+        assert torch.equal(velocity(model), twice)
 
 
 def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
