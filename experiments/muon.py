@@ -1,12 +1,16 @@
 """Muon for matrices, AdamW for the rest, behind one `step`.
 
 Muon (Jordan 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by five Newton-Schulz
-iterations; scaled as Liu et al. 2025 do (0.2 sqrt(max side)), AdamW's learning rate serves both. torch has Muon
-too, but iterates in bfloat16, which a CPU without bf16 units emulates, and it leaves convolutions out.
+iterations; scaled as Liu et al. 2025 do (0.2 sqrt(max side)), AdamW's learning rate can serve both. torch has Muon
+too, but iterates in bfloat16 everywhere, which a CPU without bf16 units emulates, and it leaves convolutions out.
 """
 
 import torch
 from torch import Tensor, nn
+
+
+def iterated_in() -> torch.dtype:
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -14,10 +18,11 @@ def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     transposed = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if transposed else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(iterated_in())
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.to(matrices)
     return x.mT if transposed else x
 
 
@@ -50,9 +55,14 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 
-def optimizers(named_parameters, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(named_parameters, lr: float, adam_share: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon with the learning rate `lr`, AdamW with a share of it; each group says its `share`."""
     matrices, others = [], []
     for name, parameter in named_parameters:
         (matrices if is_matrix(name, parameter) else others).append(parameter)
-    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    return [Muon(matrices, lr=lr), adam]
+    adam = torch.optim.AdamW(others, lr=lr * adam_share, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    found = [Muon(matrices, lr=lr), adam]
+    for optimizer, share in zip(found, (1.0, adam_share)):
+        for group in optimizer.param_groups:
+            group["share"] = share
+    return found

@@ -44,7 +44,7 @@ def test_resuming_changes_nothing(tmp_path):
 def test_a_few_steps_lower_both_losses():
     training = Training(MiniUNet.tiny(), Config(naming_weight=3.0))
     before = steps(training, 0, 1)[0]
-    steps(training, 1, 30)
+    steps(training, 1, 60)
     after = steps(training, 0, 1)[0]
     assert after[0] < 0.9 * before[0]
     assert after[1] < 0.9 * before[1]
@@ -90,3 +90,14 @@ def test_the_kind_of_a_cell_is_the_one_that_covers_most_of_it():
 def test_newton_schulz_flattens_the_singular_values(shape):
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
     assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_bf16_learns_what_fp32_does_and_keeps_its_weights_in_fp32():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        training = Training(MiniUNet.tiny(), Config(precision=precision))
+        steps(training, 1, 20)
+        losses[precision] = steps(training, 0, 1)[0]
+        assert {w.dtype for w in training.weights} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]
