@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -44,17 +45,12 @@ LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Config:
-    """What is trained, on how much, for how long."""
+class Recipe:
+    """What every training of text encoder and U-Net together is told."""
 
-    out: Path = Path("runs/train_mini_unet")
-    minutes: float = 100.0
-    """Time for the denoiser in this run; the learning rate falls to a tenth over the last fifth of it."""
-    vae_minutes: float = 10.0
     pool: int = 40_000
     """Scenes whose latents are kept; later runs draw others (`pool_first`)."""
     pool_first: int = 0
-    vocab_size: int = 1200
     batch: int = 32
     lr: float = 3e-3
     adam_share: float = 1.0
@@ -72,6 +68,17 @@ class Config:
     average: float = 0.999
     checkpoint_minutes: float = 10.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config(Recipe):
+    """What is trained, on how much, for how long."""
+
+    out: Path = Path("runs/train_mini_unet")
+    minutes: float = 100.0
+    """Time for the denoiser in this run; the learning rate falls to a tenth over the last fifth of it."""
+    vae_minutes: float = 10.0
+    vocab_size: int = 1200
     begin: str = "fresh"
     """`fresh`, or `shipped` to go on from the weights in the repository when there is no checkpoint."""
     ship: bool = False
@@ -151,24 +158,38 @@ class Namer(nn.Module):
         weight[0] = 0.1
         total = kinds.new_zeros((), dtype=torch.float32)
         for head, features in zip(self.heads, self.features):
-            logits = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
-            total = total + F.cross_entropy(F.interpolate(logits, kinds.shape[-2:]), kinds, weight)
+            logs = head(features.permute(0, 2, 3, 1)).float().log_softmax(-1)
+            fine = kinds.shape[-1] // logs.shape[2]  # a cell of a coarse grid answers for fine x fine kinds
+            named = rearrange(kinds, "b (h i) (w j) -> b h w (i j)", i=fine, j=fine)
+            weights = weight[named]
+            total = total - (weights * logs.gather(-1, named)).sum() / weights.sum()
         return total / len(self.heads)
 
 
-def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0) -> Tensor:
-    """Mean squared error of the velocity at logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1).
+class Noise(NamedTuple):
+    """What a batch is drowned in: a time for each picture, logit-normal of mean 0.5 (Esser et al. 2024, 3.1)."""
+
+    time: Tensor  # [b]
+    noise: Tensor  # [b, c, h, w]
+
+    @classmethod
+    def like(cls, latents: Tensor, generator: torch.Generator | None = None) -> "Noise":
+        time = torch.sigmoid(torch.randn(len(latents), generator=generator) + 0.5)
+        return cls(time, torch.randn(latents.shape, generator=generator))
+
+
+def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0, noise: Noise | None = None) -> Tensor:
+    """Mean squared error of the velocity, under the given noise or fresh one.
 
     Cells that objects cover count 1 + object_weight times as much: words mostly speak of objects, pixels mostly of
     backgrounds.
     """
     text = read_captions(model, batch.captions)
-    time = torch.sigmoid(torch.randn(len(batch.latents)) + 0.5)
-    noise = torch.randn_like(batch.latents)
-    t = time[:, None, None, None]
-    noisy = ((1 - t) * batch.latents + t * noise).to(model.dtype, memory_format=torch.channels_last)
-    velocity = model.unet(noisy, time, text)
-    error = (velocity.float() - (noise - batch.latents)).square().mean(1, keepdim=True)
+    noise = noise or Noise.like(batch.latents)
+    t = noise.time[:, None, None, None]
+    noisy = ((1 - t) * batch.latents + t * noise.noise).to(model.dtype, memory_format=torch.channels_last)
+    velocity = model.unet(noisy, noise.time, text)
+    error = (velocity.float() - (noise.noise - batch.latents)).square().mean(1, keepdim=True)
     weight = 1 + object_weight * batch.covered
     return (weight * error).sum() / weight.sum()
 
@@ -176,7 +197,7 @@ def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0) -> 
 class Training:
     """Weights, their running average, the optimizers' state: everything a checkpoint holds."""
 
-    def __init__(self, model: MiniUNet, config: Config):
+    def __init__(self, model: MiniUNet, config: Recipe):
         self.model, self.config, self.samples = model, config, 0
         model.vae.requires_grad_(False)
         self.worker = deepcopy(model)  # runs forward and backward, on a copy of the weights
@@ -194,13 +215,13 @@ class Training:
         self.averaged = [w.detach().clone() for w in self.weights]
         self.optimizers = optimizers(zip(self.names, self.weights), config.lr, config.adam_share)
 
-    def step(self, batch: Batch, lr: float) -> tuple[float, float]:
+    def step(self, batch: Batch, lr: float, noise: Noise | None = None) -> tuple[float, float]:
         """The loss of the velocity and of the naming, before the step."""
         self.namer.features.clear()
         with torch.no_grad():
             torch._foreach_copy_(self.copies, self.weights)
         with attention_in_fp32():
-            loss = velocity_loss(self.worker, batch, self.config.object_weight)
+            loss = velocity_loss(self.worker, batch, self.config.object_weight, noise)
             naming = self.namer.loss(batch.kinds)
             (loss + self.config.naming_weight * naming).backward()
         self.namer.features.clear()
@@ -227,21 +248,17 @@ class Training:
         model.load_state_dict(self.model.state_dict() | averaged)
         return model.eval().requires_grad_(False)
 
-    def save(self, folder: Path) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes, by name."""
         tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
         tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
         for i, optimizer in enumerate(self.optimizers):
             for j, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
-        temporary = folder / "checkpoint.tmp"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(self.samples)})
-        temporary.replace(folder / "checkpoint.safetensors")
+        return tensors
 
-    def resume(self, folder: Path) -> None:
-        file = folder / "checkpoint.safetensors"
-        with safe_open(file, "pt") as f:
-            self.samples = int(f.metadata()["samples"])
-        tensors = load_file(file)
+    def restore(self, tensors: dict[str, Tensor], samples: int) -> None:
+        self.samples = samples
         with torch.no_grad():
             for name, weight, average in zip(self.names, self.weights, self.averaged):
                 weight.copy_(tensors[f"weights.{name}"])
@@ -253,6 +270,25 @@ class Training:
                     _, _, index, name = key.split(".", 3)
                     state.setdefault(int(index), {})[name] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+    def save(self, folder: Path) -> None:
+        write_checkpoint(folder, self.tensors(), self.samples)
+
+    def resume(self, folder: Path) -> None:
+        self.restore(*read_checkpoint(folder))
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, Tensor], samples: int) -> None:
+    temporary = folder / "checkpoint.tmp"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
+    temporary.replace(folder / "checkpoint.safetensors")
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:
+    file = folder / "checkpoint.safetensors"
+    with safe_open(file, "pt") as f:
+        samples = int(f.metadata()["samples"])
+    return load_file(file), samples
 
 
 def sheet(model: MiniUNet, file: Path) -> None:

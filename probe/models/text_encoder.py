@@ -1,4 +1,4 @@
-"""A bidirectional Transformer that turns token ids into one state per token.
+"""A Transformer that turns token ids into one state per token; bidirectional, unless it is built causal.
 
 Twelve narrow layers, because the claims that this project tests speak of layers 1-4, 5-8 and deeper ones.
 State 0 is the output of `embed`, state i + 1 the output of `layers.{i}`; `norm` is applied after the last.
@@ -20,6 +20,8 @@ class TextEncoderConfig:
     width: int = 128
     layers: int = 12
     heads: int = 4
+    causal: bool = False
+    """Whether a token sees itself and what stands before it only."""
 
 
 class Embedding(nn.Module):
@@ -44,7 +46,7 @@ class SelfAttention(nn.Module):
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 1 n"] | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 q n"] | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
@@ -63,7 +65,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b l width"], mask: Bool[Tensor, "b 1 1 l"]) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l width"], mask: Bool[Tensor, "b 1 q l"]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), mask)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -83,6 +85,9 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l width"]:
         """States of the tokens. `mask` is True at real tokens; what stands at pads is to be ignored."""
         x = self.embed(ids)
+        seen = mask[:, None, None, :]
+        if self.config.causal:
+            seen = seen & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
         for layer in self.layers:
-            x = layer(x, mask[:, None, None, :])
+            x = layer(x, seen)
         return self.norm(x)
