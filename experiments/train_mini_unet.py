@@ -31,7 +31,7 @@ from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.models.text import Text, padded_ids
 from probe.text.bpe import Tokenizer
-from probe.world.objects import KINDS
+from probe.world.objects import COLOURS, KINDS
 from probe.world.scenes import draw_scene
 from probe.world.sheet import contact_sheet
 
@@ -63,6 +63,8 @@ class Config:
     """Share of captions that are emptied, for classifier-free guidance."""
     object_weight: float = 4.0
     """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
+    early: float = 0.0
+    """Share of the pictures that are drawn from times near the noise, see `velocity_loss`."""
     naming_weight: float = 0.2
     """How much the loss counts the naming of the object at each cell (see `Namer`); 0 turns it off."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -127,43 +129,50 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Text
 
 
 class Namer(nn.Module):
-    """Names the kind of object at each cell from the features of the U-Net's way up. Used in training only.
+    """Names the kind of object at each cell, and its colour, from the features of the U-Net's way up. Used in training
+    only.
 
     Naming asks for the right word at the right place, where the velocity of a noisy cell asks first for its colour;
-    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). The
-    attention itself is never supervised: heat maps stay what the model found by itself.
+    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all
+    is noise, the text alone can tell what belongs where: so sides are learnt. The attention itself is never
+    supervised: heat maps stay what the model found by itself.
     """
 
     def __init__(self, unet: nn.Module):
         super().__init__()
         fine, middle, _ = unet.config.widths
         self.heads = nn.ModuleList([nn.Linear(middle, len(KINDS) + 1), nn.Linear(fine, len(KINDS) + 1)])
-        for head in self.heads:  # so that a new head says nothing yet, and disturbs nothing
+        self.colours = nn.ModuleList([nn.Linear(middle, len(COLOURS) + 1), nn.Linear(fine, len(COLOURS) + 1)])
+        for head in (*self.heads, *self.colours):  # so that a new head says nothing yet, and disturbs nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.features: list[Tensor] = []
         for stage in unet.up:
             stage.register_forward_hook(lambda module, args, output: self.features.append(output))
 
-    def loss(self, kinds: Tensor) -> Tensor:
-        """Mean cross-entropy of the kinds [b, h, w] over both grids; bare cells count a tenth."""
-        weight = torch.ones(len(KINDS) + 1)
-        weight[0] = 0.1
+    def loss(self, kinds: Tensor, colours: Tensor) -> Tensor:
+        """Mean cross-entropy of kinds and colours [b, h, w] over both grids; bare cells count a tenth."""
+        weight = torch.where(kinds == 0, 0.1, 1.0)
         total = kinds.new_zeros((), dtype=torch.float32)
-        for head, features in zip(self.heads, self.features):
-            logits = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
-            total = total + F.cross_entropy(F.interpolate(logits, kinds.shape[-2:]), kinds, weight)
+        for head, colour, features in zip(self.heads, self.colours, self.features):
+            for linear, wanted in ((head, kinds), (colour, colours)):
+                logits = linear(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
+                loss = F.cross_entropy(F.interpolate(logits, kinds.shape[-2:]), wanted, reduction="none")
+                total = total + (weight * loss).sum() / weight.sum()
         return total / len(self.heads)
 
 
-def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0) -> Tensor:
-    """Mean squared error of the velocity at logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1).
+def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0, early: float = 0.0) -> Tensor:
+    """Mean squared error of the velocity at logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1), and for
+    the share `early` of the pictures at times from 0.85 to 1, where it is decided what goes where.
 
     Cells that objects cover count 1 + object_weight times as much: words mostly speak of objects, pixels mostly of
     backgrounds.
     """
     text = read_captions(model, batch.captions)
     time = torch.sigmoid(torch.randn(len(batch.latents)) + 0.5)
+    if early:
+        time = torch.where(torch.rand(len(time)) < early, 1 - 0.15 * torch.rand(len(time)), time)
     noise = torch.randn_like(batch.latents)
     t = time[:, None, None, None]
     noisy = ((1 - t) * batch.latents + t * noise).to(model.dtype, memory_format=torch.channels_last)
@@ -200,8 +209,8 @@ class Training:
         with torch.no_grad():
             torch._foreach_copy_(self.copies, self.weights)
         with attention_in_fp32():
-            loss = velocity_loss(self.worker, batch, self.config.object_weight)
-            naming = self.namer.loss(batch.kinds)
+            loss = velocity_loss(self.worker, batch, self.config.object_weight, self.config.early)
+            naming = self.namer.loss(batch.kinds, batch.colours)
             (loss + self.config.naming_weight * naming).backward()
         self.namer.features.clear()
         for weight, copy in zip(self.weights, self.copies):
