@@ -32,7 +32,7 @@ from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.models.text import Text, padded_ids
 from probe.text.bpe import Tokenizer
-from probe.world.objects import KINDS
+from probe.world.objects import COLOURS, KINDS
 from probe.world.scenes import draw_scene
 from probe.world.sheet import contact_sheet
 
@@ -59,6 +59,8 @@ class Recipe:
     """Share of captions that are emptied, for classifier-free guidance."""
     object_weight: float = 4.0
     """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
+    early: float = 0.0
+    """Share of the pictures that are drawn from times near the noise, see `Noise`."""
     naming_weight: float = 0.2
     """How much the loss counts the naming of the object at each cell (see `Namer`); 0 turns it off."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -134,47 +136,57 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Text
 
 
 class Namer(nn.Module):
-    """Names the kind of object at each cell from the features of the U-Net's way up. Used in training only.
+    """Names the kind of object at each cell, and its colour, from the features of the U-Net's way up. Used in training
+    only.
 
     Naming asks for the right word at the right place, where the velocity of a noisy cell asks first for its colour;
-    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). The
-    attention itself is never supervised: heat maps stay what the model found by itself.
+    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all
+    is noise, the text alone can tell what belongs where: so sides are learnt. The attention itself is never
+    supervised: heat maps stay what the model found by itself.
     """
 
     def __init__(self, unet: nn.Module):
         super().__init__()
         fine, middle, _ = unet.config.widths
         self.heads = nn.ModuleList([nn.Linear(middle, len(KINDS) + 1), nn.Linear(fine, len(KINDS) + 1)])
-        for head in self.heads:  # so that a new head says nothing yet, and disturbs nothing
+        self.colours = nn.ModuleList([nn.Linear(middle, len(COLOURS) + 1), nn.Linear(fine, len(COLOURS) + 1)])
+        for head in (*self.heads, *self.colours):  # so that a new head says nothing yet, and disturbs nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.features: list[Tensor] = []
         for stage in unet.up:
             stage.register_forward_hook(lambda module, args, output: self.features.append(output))
 
-    def loss(self, kinds: Tensor) -> Tensor:
-        """Mean cross-entropy of the kinds [b, h, w] over both grids; bare cells count a tenth."""
-        weight = torch.ones(len(KINDS) + 1)
-        weight[0] = 0.1
+    def loss(self, kinds: Tensor, colours: Tensor) -> Tensor:
+        """Mean cross-entropy of kinds and colours [b, h, w] over both grids; bare cells count a tenth."""
+        weight = torch.where(kinds == 0, 0.1, 1.0)
         total = kinds.new_zeros((), dtype=torch.float32)
-        for head, features in zip(self.heads, self.features):
-            logs = head(features.permute(0, 2, 3, 1)).float().log_softmax(-1)
-            fine = kinds.shape[-1] // logs.shape[2]  # a cell of a coarse grid answers for fine x fine kinds
-            named = rearrange(kinds, "b (h i) (w j) -> b h w (i j)", i=fine, j=fine)
-            weights = weight[named]
-            total = total - (weights * logs.gather(-1, named)).sum() / weights.sum()
+        for head, colour, features in zip(self.heads, self.colours, self.features):
+            for linear, wanted in ((head, kinds), (colour, colours)):
+                logs = linear(features.permute(0, 2, 3, 1)).float().log_softmax(-1)
+                # A cell of a coarse grid answers for several of the fine one.
+                fine = kinds.shape[-1] // logs.shape[2]
+                names, weights = (
+                    rearrange(x, "b (h i) (w j) -> b h w (i j)", i=fine, j=fine) for x in (wanted, weight)
+                )
+                total = total - (weights * logs.gather(-1, names)).sum() / weights.sum()
         return total / len(self.heads)
 
 
 class Noise(NamedTuple):
-    """What a batch is drowned in: a time for each picture, logit-normal of mean 0.5 (Esser et al. 2024, 3.1)."""
+    """What a batch is drowned in, and how deep."""
 
     time: Tensor  # [b]
     noise: Tensor  # [b, c, h, w]
 
     @classmethod
-    def like(cls, latents: Tensor, generator: torch.Generator | None = None) -> "Noise":
+    def like(cls, latents: Tensor, early: float = 0.0, generator: torch.Generator | None = None) -> "Noise":
+        """Logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1), and for the share `early` of the pictures
+        times from 0.85 to 1, where it is decided what goes where."""
         time = torch.sigmoid(torch.randn(len(latents), generator=generator) + 0.5)
+        if early:
+            near = 1 - 0.15 * torch.rand(len(time), generator=generator)
+            time = torch.where(torch.rand(len(time), generator=generator) < early, near, time)
         return cls(time, torch.randn(latents.shape, generator=generator))
 
 
@@ -221,8 +233,9 @@ class Training:
         with torch.no_grad():
             torch._foreach_copy_(self.copies, self.weights)
         with attention_in_fp32():
+            noise = noise or Noise.like(batch.latents, self.config.early)
             loss = velocity_loss(self.worker, batch, self.config.object_weight, noise)
-            naming = self.namer.loss(batch.kinds)
+            naming = self.namer.loss(batch.kinds, batch.colours)
             (loss + self.config.naming_weight * naming).backward()
         self.namer.features.clear()
         for weight, copy in zip(self.weights, self.copies):

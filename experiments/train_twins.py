@@ -53,12 +53,12 @@ class Config(Recipe):
     pool_first: int = 100_000
     batch: int = 64
     adam_share: float = 0.4
+    early: float = 0.3
+    naming_weight: float = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int | None = 1
     text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3))
-    unet: UNetConfig = field(
-        default_factory=lambda: UNetConfig(widths=(32, 96, 128), text_width=96, time_width=128)
-    )
+    unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(32, 96, 128), text_width=96, time_width=128))
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where `load` finds them."""
 
@@ -94,7 +94,7 @@ class Twins:
             rng = np.random.default_rng([self.config.seed, step])
             batch = pool.batch(self.config.batch, rng, self.config.dropped)
             generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-            yield batch, Noise.like(batch.latents, generator)
+            yield batch, Noise.like(batch.latents, self.config.early, generator)
 
     @property
     def steps(self) -> int:
@@ -109,7 +109,9 @@ class Twins:
         return {name: training.step(batch, lr, noise) for name, training in self.trainings.items()}
 
     def save(self, folder: Path) -> None:
-        both = {f"{name}.{key}": t for name, training in self.trainings.items() for key, t in training.tensors().items()}
+        both = {
+            f"{name}.{key}": t for name, training in self.trainings.items() for key, t in training.tensors().items()
+        }
         write_checkpoint(folder, both, self.samples)
 
     def resume(self, folder: Path) -> None:
