@@ -35,7 +35,7 @@ from experiments.train_mini_unet import (
 )
 from experiments.training_data import Batch, Pool, make_pool
 from probe.models.load import SHIPPED, load
-from probe.models.mini_unet import MiniUNet
+from probe.models.mini_unet import MiniUNet, digest
 from probe.models.text_encoder import TextEncoderConfig
 from probe.models.unet import UNetConfig
 
@@ -66,7 +66,9 @@ class Config(Recipe):
 def twin_models(config: Config, family: MiniUNet) -> dict[str, MiniUNet]:
     """The two, fresh and alike to the bit, with the tokenizer and VAE of `family`."""
     text = replace(config.text, vocab_size=family.tokenizer.vocab_size)
-    shapes = replace(family.config, text=text, unet=config.unet, heat_map=None)
+    vae = {name: weight.half() for name, weight in family.state_dict().items() if name.startswith("vae.")}
+    shares = {"model": "mini-unet", "vae_sha256": digest(vae)}
+    shapes = replace(family.config, text=text, unet=config.unet, heat_map=None, shares=shares)
     models = {}
     with torch.random.fork_rng(devices=[]):
         for name in TWINS:

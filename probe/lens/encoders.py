@@ -25,7 +25,7 @@ from hooks.states import Arguments, States
 from probe.errors import ToushiError
 from probe.lens.readings import Reading, Readings
 from probe.lens.spans import tokens_of
-from probe.models.load import SHIPPED, best_device, load
+from probe.models.load import best_device, load, shipped
 from probe.models.mini_unet import MiniUNet, PromptCut
 from probe.text.alignment import Token, Word, readable, segment, shares
 
@@ -91,15 +91,14 @@ def open_encoder(which: "str | Path | MiniUNet | Encoder", device=None, dtype: t
         return which
     if isinstance(which, MiniUNet):
         return ours(which)
-    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    if str(which) in shipped:
+    if str(which) in shipped():
         return ours(load(str(which), device, dtype))
     folder = Path(which)
     if not folder.is_dir():
-        near = get_close_matches(str(which), shipped, n=1)
+        near = get_close_matches(str(which), shipped(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UnknownEncoder(
-            f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped)}; or a folder with a text encoder of the "
+            f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped())}; or a folder with a text encoder of the "
             "transformers library (config.json, tokenizer.json, model.safetensors)"
         )
     if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):

@@ -1,5 +1,6 @@
 """`load(name)`: a model by the name it is shipped under, by its folder, or a diffusers pipeline by folder or hub id."""
 
+import json
 import re
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -10,9 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from probe.errors import ToushiError
-from probe.models.mini_unet import MiniUNet
-
-SHIPPED = Path(__file__).parent / "weights"
+from probe.models.mini_unet import SHIPPED, MiniUNet
 
 
 class UnknownModel(ToushiError):
@@ -20,6 +19,22 @@ class UnknownModel(ToushiError):
 
 
 Engine = Literal["own", "diffusers"]
+
+
+def shipped() -> list[str]:
+    """Names of the models in this repository: their folders under `SHIPPED`."""
+    return sorted(file.parent.relative_to(SHIPPED).as_posix() for file in SHIPPED.rglob("config.json"))
+
+
+def model_files(name: str) -> list[Path]:
+    """The files with the weights of one of our own models, by its name or folder; what it shares comes last."""
+    folder = SHIPPED / name if name in shipped() else Path(name)
+    files = [folder / "model.safetensors"]
+    try:
+        shares = json.loads((folder / "config.json").read_text()).get("shares")
+    except (OSError, ValueError) as error:
+        raise UnknownModel(f"no model {name!r} of our own: there are {', '.join(shipped())}, or a folder") from error
+    return files if shares is None else [*files, SHIPPED / shares["model"] / "model.safetensors"]
 
 
 def load(
@@ -34,19 +49,22 @@ def load(
     hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
     then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16.
     """
-    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
-    folder = SHIPPED / name if name in shipped else Path(name)
+    known = shipped()
+    folder = SHIPPED / name if name in known else Path(name)
     if (folder / "model_index.json").is_file():
         return pipeline(folder, device or best_device(), dtype, engine)
     if (folder / "config.json").is_file():
-        return mini_unet(folder).to(device or best_device(), dtype or torch.float32)
+        model = mini_unet(folder).to(device or best_device(), dtype or torch.float32)
+        if name in known:
+            model.name = name
+        return model
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return pipeline(name, device or best_device(), dtype, engine)
-    near = get_close_matches(name, shipped, n=1)
+    near = get_close_matches(name, known, n=1)
     hint = (
         f"did you mean {near[0]!r}?"
         if near
-        else f"there are: {', '.join(shipped)}; or a folder with config.json or model_index.json, or a hub id"
+        else f"there are: {', '.join(known)}; or a folder with config.json or model_index.json, or a hub id"
     )
     raise UnknownModel(f"no model {name!r}; {hint}")
 
