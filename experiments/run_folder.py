@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import pandas as pd
 from probe.errors import ToushiError
 
 FORMAT, VERSION = "toushi-run", 1
-MANIFEST, JOBS, TABLES, LOCK = "manifest.json", "jobs", "tables", ".lock"
+MANIFEST, JOBS, TABLES = "manifest.json", "jobs", "tables"
 FILE_NAME = re.compile(r"\w[\w.,+=@-]{0,99}")
 
 
@@ -76,7 +76,7 @@ def table_text(table: pd.DataFrame) -> str:
 def table_of(text: str) -> pd.DataFrame:
     """The table that `table_text` wrote."""
     try:
-        return pd.read_csv(io.StringIO(text), float_precision="round_trip", keep_default_na=False, na_values=[""])
+        return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
 
@@ -103,18 +103,18 @@ def alone_in(folder: Path) -> Iterator[None]:
     except ImportError:  # not on this system
         yield
         return
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ToushiError(
-                f"another toushi run is at work in {folder}; wait for it, or choose another --out"
-            ) from None
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                (folder / LOCK).unlink()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ToushiError(f"another toushi run is at work in {folder}; wait for it, or choose another --out") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # --- a run that is there --------------------------------------------------------------------------------

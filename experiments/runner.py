@@ -34,7 +34,6 @@ from experiments.run_folder import (
     FILE_NAME,
     FORMAT,
     JOBS,
-    LOCK,
     MANIFEST,
     TABLES,
     VERSION,
@@ -155,8 +154,12 @@ def run(
     jobs = checked(module.jobs(config))
     manifest = described(module, config, threads)
     about = {name: manifest[name] for name in ("git", "code_sha256")}
-    make_room(out, manifest, overwrite)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
     with alone_in(out):
+        make_room(out, manifest, overwrite)
         todo = [job for job in jobs if not is_done(out, job)]
         manifest |= begun_with(out, manifest, len(todo), len(jobs))
         write_json(out / MANIFEST, manifest)
@@ -313,7 +316,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
 def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
     """The folder, empty or with the same run in it; another run is refused, saying what differs."""
     try:
-        there = read_manifest(out) if out.is_dir() and any(out.iterdir()) else None
+        there = read_manifest(out) if _used(out) else None
     except NoRun as error:
         raise ToushiError(f"{error}, and it is not empty; choose another --out") from None
     if there is not None and overwrite:
@@ -324,9 +327,14 @@ def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
         raise ToushiError(f"{out} holds another run: {what}. Choose another --out, or --overwrite it")
     try:
         (out / JOBS).mkdir(parents=True, exist_ok=True)
-        (out / LOCK).touch()
     except OSError as error:
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
+
+
+def _used(out: Path) -> bool:
+    """Something is in it beside what a run leaves that was killed before its first word."""
+    begun = (MANIFEST + ".tmp", JOBS)
+    return any(one.name not in begun or (one.is_dir() and any(one.iterdir())) for one in out.iterdir())
 
 
 def differing(there: dict, here: dict) -> str:
