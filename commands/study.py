@@ -1,4 +1,4 @@
-"""`toushi run`: an experiment, from its configuration to tables and a verdict."""
+"""`toushi run` and `toushi report`: from a question to tables and a verdict, and from these to pages."""
 
 import os
 import shlex
@@ -71,6 +71,38 @@ Killed and started again, it goes on with the jobs that are missing; jobs that f
             print(failures(done), file=sys.stderr)
             return 1
         return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    ABOUT = """Makes pages of finished runs, and of traces: one HTML file, a PDF in each language, figures for a paper.
+
+  toushi report runs/layer_semantics runs/disambiguation -o report
+  toushi report runs/cat --words 猫 月亮                    (a trace: its layers drawn for these words)
+  toushi report runs/layer_semantics --figures accuracy     (only the files of this figure, no page)
+
+The page opens without a network. The same runs give the same bytes again."""
+
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER ...")]
+    """What `toushi run` and `toushi trace` left."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = Path("report")
+    """Where the report goes."""
+    figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Only the files of these figures."""
+    words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")] = ()
+    """Of a trace: draw the layers for these words; for that of the most concentrated map if not given."""
+
+    def run(self) -> None:
+        if not self.folders:
+            raise ToushiError("of what? give the folder of a run, for example: toushi report runs/layer_semantics")
+        from reports.report import report
+
+        files = report(self.folders, self.out, figures=self.figures, asked=self.words)
+        if self.figures:
+            print("\n".join(map(str, files)))
+            return
+        rows = [("page" if file.suffix == ".html" else "paper", str(file)) for file in files[:3]]
+        print(table([*rows, ("figures", f"{self.out / 'figures'}  ({len(files) - 3} files)")]))
 
 
 def questions() -> str:

@@ -152,7 +152,7 @@ def run(
     Jobs that fail are in `failed` with their reason; nothing is concluded then, and the next run tries them again.
     """
     jobs = checked(module.jobs(config))
-    manifest = described(module, config, threads)
+    manifest = described(module, config, threads) | {"jobs_in_all": len(jobs)}
     about = {name: manifest[name] for name in ("git", "code_sha256")}
     try:
         out.mkdir(parents=True, exist_ok=True)
