@@ -12,7 +12,7 @@ LANGUAGES = ("zh", "en")
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that lies beside the report, one set of files for each language: `figures/…/name.zh.svg`, `.pdf`, `.png`."""
+    """A figure that lies beside the report as .svg, .pdf and .png; the two languages may share the files."""
 
     name: str
     caption: Said

@@ -30,17 +30,15 @@ def page(chapters: Sequence[Chapter], out: Path) -> str:
 
 
 def images(picture: Picture, out: Path) -> list[dict]:
-    """One for each language, or one for both if they are the same to the last byte."""
-    files = {language: out / f"{getattr(picture.stem, language)}.svg" for language in LANGUAGES}
-    data = {language: file.read_bytes() for language, file in files.items()}
-    both = len(set(data.values())) == 1
+    """One for each language, or one for both if they share it."""
+    both = picture.stem.zh == picture.stem.en
     return [
         {
             "language": None if both else language,
             "alt": getattr(picture.caption, language),
             "pixels": round(float(getattr(picture.inches, language)) * DOTS),
             "kind": "image/svg+xml",
-            "data": base64.b64encode(data[language]).decode(),
+            "data": base64.b64encode((out / f"{getattr(picture.stem, language)}.svg").read_bytes()).decode(),
         }
         for language in (LANGUAGES[:1] if both else LANGUAGES)
     ]

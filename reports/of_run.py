@@ -1,5 +1,6 @@
 """The chapter of a run of an experiment, from its folder: the figures are drawn from its tables, nothing is computed."""
 
+import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
@@ -84,9 +85,9 @@ def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
     machine = ", ".join([hardware["processor"], hardware["system"], *hardware["gpus"]])
     cores = Said(f"{machine}，{hardware['cores']} 核", f"{machine}, {hardware['cores']} cores")
     found = {
-        "config": alike(", ".join(f"{name} = {value}" for name, value in manifest["config"].items())),
+        "config": alike(_spoken(manifest["config"])),
         "config_sha256": alike(manifest["config_sha256"]),
-        "seeds": alike(", ".join(f"{name} = {value}" for name, value in manifest["seeds"].items())),
+        "seeds": alike(_spoken(manifest["seeds"])),
         "weights": alike("; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["weights"].items())),
         "versions": alike(", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
         "git": alike(manifest["git"] or ""),
@@ -101,3 +102,7 @@ def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
         "may_differ": Said(**manifest["may_differ"]),
     }
     return [(FACTS[name], value) for name, value in found.items() if value.zh]
+
+
+def _spoken(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())

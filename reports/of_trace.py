@@ -15,7 +15,7 @@ from probe.figures.words import chosen, words_figure
 from probe.text.alignment import Word
 from probe.trace.reader import Trace
 from reports import words
-from reports.chapter import LANGUAGES, Chapter, alike
+from reports.chapter import Chapter, alike
 from reports.figure_files import Picture, picture
 from reports.words import FACTS, filled
 
@@ -43,8 +43,7 @@ def chapter_of_trace(
             command = ["toushi", "report", trace.folder.as_posix(), "--figures", name]
             command += ["--words", *asked] if asked else []
             command += ["-o", out.as_posix()]
-            figure = draw()
-            pictures.append(picture(name, dict.fromkeys(LANGUAGES, figure), caption, out, place, shlex.join(command)))
+            pictures.append(picture(name, draw(), caption, out, place, shlex.join(command)))
     title = trace.prompt if trace.prompt else trace.folder.name
     return Chapter(
         key,

@@ -2,7 +2,7 @@
 
     report/index.html              everything in one file, in both languages
     report/report.zh.pdf, .en.pdf
-    report/figures/RUN/NAME.LANGUAGE.svg, .pdf, .png
+    report/figures/RUN/NAME.zh.svg, .pdf, .png       NAME.svg where both languages share it
 
 The same folders give the same bytes: no date of today is in them.
 """
@@ -17,6 +17,7 @@ from probe.errors import ToushiError
 from probe.trace import layout
 from probe.trace.reader import Trace, open_collection, open_trace
 from reports.chapter import LANGUAGES, Chapter
+from reports.figure_files import ENDINGS
 from reports.html import page
 from reports.of_run import chapter_of_run
 from reports.of_trace import chapter_of_trace
@@ -41,13 +42,8 @@ def report(
             chapters.append(chapter_of_trace(source, key, out, figures, asked))
         else:
             chapters.append(chapter_of_run(source, key, out, figures))
-    made = [
-        out / f"{getattr(picture.stem, language)}{ending}"
-        for chapter in chapters
-        for picture in chapter.pictures
-        for language in LANGUAGES
-        for ending in (".svg", ".pdf", ".png")
-    ]
+    stems = [stem for chapter in chapters for picture in chapter.pictures for stem in dict.fromkeys(picture.stem)]
+    made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     if figures:
         there = {picture.name for chapter in chapters for picture in chapter.pictures}
         if lacking := [name for name in figures if name not in there]:

@@ -24,6 +24,7 @@ VERDICTS = {
     "measured": Said("已测得", "measured"),
 }
 
+NOT_WHOLE = Said("未完成", "not finished")
 UNFINISHED = Said(
     "此次运行尚未完成：{all} 个任务中已完成 {done} 个，因此还没有结论、图与表。再执行一次同样的命令即可继续。",
     "This run is not finished: {done} of its {all} jobs are done, so there is no finding, figure or table yet. "
