@@ -117,7 +117,8 @@ def paired(
     """Retrieval and likeness at each layer, and how often each sentence's phrases are found."""
     known, table = opened(encoder, weights, seed), phrases(data, scenes, seed)
     sides = [
-        states_at(known, list(table[side]), list(zip(table[f"{side}_start"], table[f"{side}_end"]))) for side in ("zh", "en")
+        states_at(known, list(table[side]), list(zip(table[f"{side}_start"], table[f"{side}_end"])))
+        for side in ("zh", "en")
     ]
     options = {"names": table.name, "groups": table.group, "shuffles": shuffles, "resamples": resamples, "seed": seed}
     found, plain = matching(*sides, **options), matching(*sides, **options, centred=False)

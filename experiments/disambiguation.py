@@ -132,7 +132,9 @@ def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shu
                 )
                 about = {"part": "told", "weights": weights, "data": data, "word": word, "place": place, "where": where}
                 for layer in found.layer.values.tolist():
-                    numbers = {name: float(found[name][layer]) for name in ("accuracy", "accuracy_shuffled", "separation")}
+                    numbers = {
+                        name: float(found[name][layer]) for name in ("accuracy", "accuracy_shuffled", "separation")
+                    }
                     rows.append(about | {"layer": layer} | numbers)
     return pd.DataFrame(rows)
 
@@ -234,8 +236,9 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     zh = f"{word}（{encoder}，{lead}{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
         f"高于机遇的部分，前三分之一的层已有 {numbers}。"
     )
-    en = f"{verdict} ({encoder}, {lead}{len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, " + (
-        f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third."
+    en = (
+        f"{verdict} ({encoder}, {lead}{len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, "
+        + (f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third.")
     )
     return verdict, Said(zh, en)
 
@@ -247,7 +250,8 @@ def _with_sides(said: Said, table: pd.DataFrame, data: str) -> Said:
         return said
     numbers = f"{last['decides']:.3f}", f"{last['shared']:.3f}"
     return Said(
-        said.zh + f"去掉决定词义一侧的一个词，末层该词状态平均变化 {numbers[0]}（1 − 余弦），去掉相同一侧的词 {numbers[1]}。",
+        said.zh
+        + f"去掉决定词义一侧的一个词，末层该词状态平均变化 {numbers[0]}（1 − 余弦），去掉相同一侧的词 {numbers[1]}。",
         said.en + f" Leaving out a word of the side that decides moves the word's last state by {numbers[0]} "
         f"(1 - cosine), one of the shared side by {numbers[1]}.",
     )

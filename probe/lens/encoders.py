@@ -54,17 +54,29 @@ class Encoder:
     unknown: int | None = None  # the id of <unk>
 
 
-def lens(encoder: "str | Path | MiniUNet | Encoder", texts: Sequence[str], *, attention: bool = True) -> Readings:
+def lens(
+    encoder: "str | Path | MiniUNet | Encoder",
+    texts: Sequence[str],
+    *,
+    attention: bool = True,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+) -> Readings:
     """States of all layers 0..n and attention of all layers for each text, by token; `Readings` pools them to words.
 
     `encoder`: "mini-unet", a folder, a model of `load`, or what `pretrained` and `wrapped` return. Texts with equally
     many tokens run together, so nothing is padded. Attention is read where the encoder calls
     scaled_dot_product_attention; where it does not, asking for it raises, and says why. Without `attention` it is not
-    looked at, which is faster. Warns (PromptCut) of a text that is too long. Raises ToushiError for a text without tokens.
+    looked at, which is faster. With a `folder` all goes there as one trace of kind `encoder`, which `open_trace` reads,
+    and the readings come from disk as they are asked for. Warns (PromptCut) of a text that is too long. Raises ToushiError for a text without tokens.
     """
     if isinstance(texts, str):
         raise ToushiError(f"expected a list of texts, but a text came; write [{texts!r:.40}]")
     known = open_encoder(encoder)
+    if folder is not None:
+        from probe.lens.recorded import lens_to
+
+        return lens_to(known, texts, folder, attention=attention, overwrite=overwrite)
     tokens: list[tuple[Token, ...]] = []
     for text in texts:
         found, cut = known.tokenize(readable(text))
@@ -88,7 +100,10 @@ def lens(encoder: "str | Path | MiniUNet | Encoder", texts: Sequence[str], *, at
 
 
 def open_encoder(
-    which: "str | Path | MiniUNet | Encoder", device=None, dtype: torch.dtype | None = None, untrained: int | None = None
+    which: "str | Path | MiniUNet | Encoder",
+    device=None,
+    dtype: torch.dtype | None = None,
+    untrained: int | None = None,
 ) -> Encoder:
     """The encoder of a shipped model, of a model's folder, or of a folder or hub id of the transformers library.
 
@@ -304,9 +319,7 @@ def _json(path: Path) -> dict:
 # --- running --------------------------------------------------------------------------------------------
 
 
-def _read(
-    encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]], attended: bool
-) -> list[Reading]:
+def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]], attended: bool) -> list[Reading]:
     """Readings of texts that have equally many tokens."""
     ids = torch.tensor([[token.id for token in row] for row in tokens], device=encoder.device)
     layers = {str(number): layer for number, layer in enumerate(encoder.layers, 1)}
