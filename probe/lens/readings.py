@@ -122,7 +122,7 @@ class Readings:
     """What one encoder made of several texts, in their order."""
 
     encoder: str
-    readings: tuple[Reading, ...]
+    readings: Sequence[Reading]  # in memory, or read from a trace one by one
 
     def __len__(self) -> int:
         return len(self.readings)
