@@ -12,8 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.muon import optimizers
-from experiments.train_mini_unet import Reader, Recipe, attention_in_fp32, read_captions
+from experiments.training import Recipe
 from experiments.training_data import Pool
+from experiments.training_losses import Reader, attention_in_fp32, read_captions
 from probe.models.mini_unet import MiniUNet
 
 

@@ -22,9 +22,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from experiments.train_mini_unet import (
+from experiments.training import (
     LOG,
-    Noise,
     Recipe,
     Training,
     held_out_loss,
@@ -34,6 +33,7 @@ from experiments.train_mini_unet import (
     write_checkpoint,
 )
 from experiments.training_data import Batch, Pool, make_pool
+from experiments.training_losses import Noise
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet
 from probe.models.text_encoder import TextEncoderConfig
