@@ -21,6 +21,7 @@ position: positions and colours are counted among all that were asked for.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, twins/bidirectional, a folder
     scenes: int = 100
     split: str = "test"  # training's own distribution, scenes that it has not seen
-    contexts: int = 3  # of each sense and each place of the context
+    contexts: int = 2  # of each sense and each place of the context
     steps: int = 12
     guidance: float = 3.0
     share: float = 0.8  # of the best layer's, from which a thing is there
@@ -125,7 +126,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         items = list(dict.fromkeys(some["item"]))
         picks = np.random.default_rng(config.seed).integers(len(items), size=(config.resamples, len(items)))
         layers = list(dict.fromkeys(some.layer))
-        things = [thing for thing in dict.fromkeys(some.thing)]
+        things = list(dict.fromkeys(some.thing))
         counts = by_item(some, ["thing", "layer"], items)
         means, draws = shares(counts["right"], counts["cases"], picks)
         for i, thing in enumerate(things):
@@ -164,7 +165,7 @@ def judged(onsets: pd.DataFrame, drawn: dict, config: Config) -> tuple[Verdict, 
     later = []
     if not lacking:
         begins = [onset(drawn[thing][1], config) for thing in ORDER]
-        later = [float((after > before).mean()) for before, after in zip(begins, begins[1:])]
+        later = [float((after > before).mean()) for before, after in pairwise(begins)]
     verdict: Verdict = "undecided"
     if later and min(later) >= 0.95:
         verdict = "supported"

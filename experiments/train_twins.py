@@ -2,11 +2,12 @@
 
     python -m experiments.train_twins
 
-Both begin with the same weights and see the same captions, pictures, noise and times in the same order, each step
-of one followed by the same step of the other. They use mini-unet's tokenizer and VAE. Everything lies in
-`runs/twins`: a checkpoint of both every ten minutes, a log. Started again it goes on from there, to the bit as if
-it had not been stopped. Asked for fewer samples it ends earlier, with the decay of the learning rate done, as long as
-that has not begun. `--ship` writes the averaged fp16 weights where `load("twins/causal")` and
+Both begin with the same weights. First each encoder learns what lies where from the same captions in the same order
+(`train_encoder`), then both see the same captions, pictures, noise and times, each step of one followed by the same
+step of the other. They use mini-unet's tokenizer and VAE. Everything lies in `runs/twins`: a checkpoint of both after
+the encoders' lesson and then every ten minutes, a log. Started again it goes on from there, to the bit as if it had not
+been stopped. Asked for fewer samples it ends earlier, with the decay of the learning rate done, as long as that has not
+begun. `--ship` writes the averaged fp16 weights where `load("twins/causal")` and
 `load("twins/bidirectional")` find them.
 """
 
@@ -22,9 +23,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from experiments.train_mini_unet import (
+from experiments.train_encoder import teach_encoder
+from experiments.training import (
     LOG,
-    Noise,
     Recipe,
     Training,
     held_out_loss,
@@ -34,6 +35,7 @@ from experiments.train_mini_unet import (
     write_checkpoint,
 )
 from experiments.training_data import Batch, Pool, make_pool
+from experiments.training_losses import Noise, Reader
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, digest
 from probe.models.text_encoder import TextEncoderConfig
@@ -55,9 +57,12 @@ class Config(Recipe):
     adam_share: float = 0.4
     early: float = 0.3
     naming_weight: float = 1.0
+    decay: float = 0.1
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int | None = 1
-    text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3))
+    encoder_samples: int = 100_000
+    """Captions from which each encoder learns what lies where, before its U-Net learns anything."""
+    text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3, rotary=True))
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(32, 96, 128), text_width=96, time_width=128))
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where `load` finds them."""
@@ -80,11 +85,20 @@ def twin_models(config: Config, family: MiniUNet) -> dict[str, MiniUNet]:
 
 
 class Twins:
-    """Both trainings, always at the same step."""
+    """Both trainings, always at the same step. With a pool the encoders learn from it first; a run that is resumed has
+    done so before."""
 
-    def __init__(self, config: Config, family: MiniUNet):
+    def __init__(self, config: Config, family: MiniUNet, pool: Pool | None = None):
         self.config = config
-        self.trainings = {name: Training(model, config) for name, model in twin_models(config, family).items()}
+        self.trainings: dict[str, Training] = {}
+        for name, model in twin_models(config, family).items():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)  # both readers begin alike too
+                if pool is None:
+                    reader = Reader(config.text.width)
+                else:
+                    reader = teach_encoder(model, pool, config, config.encoder_samples)
+                self.trainings[name] = Training(model, config, reader)
 
     @property
     def samples(self) -> int:
@@ -106,7 +120,7 @@ class Twins:
         step = self.samples // self.config.batch
         return self.config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - step / self.steps)))
 
-    def step(self, batch: Batch, noise: Noise) -> dict[str, tuple[float, float]]:
+    def step(self, batch: Batch, noise: Noise) -> dict[str, tuple[float, float, float]]:
         lr = self.lr()
         return {name: training.step(batch, lr, noise) for name, training in self.trainings.items()}
 
@@ -134,9 +148,12 @@ def train(config: Config) -> None:
     name = f"latents_{config.pool_first}_{config.pool}.safetensors"
     pool = make_pool(family.vae, config.pool_first, config.pool, config.out / name)
     held = make_pool(family.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
-    twins = Twins(config, family)
-    if (config.out / "checkpoint.safetensors").exists():
+    begun = (config.out / "checkpoint.safetensors").exists()
+    twins = Twins(config, family, None if begun else pool)
+    if begun:
         twins.resume(config.out)
+    else:
+        twins.save(config.out)
     hours = max((row["hours"] for row in logged(config.out / LOG).values()), default=0.0)
     with (config.out / "configs.jsonl").open("a") as file:
         print(json.dumps(asdict(config) | {"begun_at": twins.samples}, default=str), file=file)
@@ -152,12 +169,9 @@ def train(config: Config) -> None:
             twins.save(config.out)
             means = np.mean(losses, axis=0)
             row: dict = dict(samples=twins.samples, hours=round(hours + spent / 3600, 3), lr=lr)
-            for name, model, (loss, naming) in zip(TWINS, twins.averaged_models().values(), means):
-                row[name] = dict(
-                    loss=round(float(loss), 5),
-                    naming_loss=round(float(naming), 5),
-                    held_out_loss=round(held_out_loss(model, held), 5),
-                )
+            for name, model, own in zip(TWINS, twins.averaged_models().values(), means):
+                row[name] = dict(zip(("loss", "naming_loss", "reading_loss"), own.round(5).tolist()))
+                row[name]["held_out_loss"] = round(held_out_loss(model, held), 5)
                 if finished:
                     sheet(model, config.out / f"samples_{name}.png")
             with (config.out / LOG).open("a") as file:

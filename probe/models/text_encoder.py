@@ -22,6 +22,8 @@ class TextEncoderConfig:
     heads: int = 4
     causal: bool = False
     """Whether a token sees itself and what stands before it only."""
+    rotary: bool = False
+    """Rotary positions beside the learned ones, and q and k normalised: see `TokenAttention`."""
 
 
 class Embedding(nn.Module):
@@ -38,7 +40,7 @@ class Embedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention of a sequence to itself: text tokens here, image cells in the U-Net."""
+    """Softmax attention of a sequence to itself."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -52,16 +54,42 @@ class SelfAttention(nn.Module):
         return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
 
 
+class TokenAttention(SelfAttention):
+    """Self-attention of a text: queries and keys of one length, turned by their positions.
+
+    Without the first the scores grew until every head of the first layer looked at one token whatever came, and no
+    gradient passed (Henry et al. 2020, "Query-Key Normalization"); the second makes neighbours easy to find (Su et al.
+    2021, RoFormer).
+    """
+
+    SHARPNESS = 4.0  # scores lie within SHARPNESS * sqrt(width of a head)
+
+    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 q n"] | None = None) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k = (turned(F.rms_norm(part, part.shape[-1:])) for part in (q, k))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.SHARPNESS * q.shape[-1] ** -0.5)
+        return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+def turned(x: Float[Tensor, "b h n d"], base: float = 100.0) -> Float[Tensor, "b h n d"]:
+    """Each pair of features (i, i + d/2) turned by an angle of position / base^(2 i / d)."""
+    n, d = x.shape[-2:]
+    angles = torch.arange(n, device=x.device)[:, None] * base ** (-torch.arange(d // 2, device=x.device) / (d // 2))
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
 class FeedForward(nn.Sequential):
     def __init__(self, width: int):
         super().__init__(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, rotary: bool):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads)
+        self.attention = (TokenAttention if rotary else SelfAttention)(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
@@ -75,7 +103,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config)
-        self.layers = nn.ModuleList(EncoderLayer(config.width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config.width, config.heads, config.rotary) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         # Residual branches start small, so that twelve layers begin as nearly the identity and train at once.
         for layer in self.layers:

@@ -1,11 +1,15 @@
 """Training can be stopped anywhere and goes on as if it had not been."""
 
+import numpy as np
 import pytest
 import torch
 
 from experiments.muon import orthogonal
-from experiments.train_mini_unet import Config, Training, read_captions, velocity_loss
-from experiments.training_data import Batch, cell_kinds, colour_of_kind
+from experiments.train_encoder import teach_encoder
+from experiments.train_mini_unet import Config
+from experiments.training import Training
+from experiments.training_data import Batch, Pool, cell_kinds, colour_of_kind
+from experiments.training_losses import read_captions, velocity_loss
 from probe.models.mini_unet import MiniUNet
 from probe.world.objects import COLOURS, KINDS
 from probe.world.scenes import draw_scene
@@ -51,6 +55,24 @@ def test_a_few_steps_lower_both_losses():
     assert after[1] < 0.9 * before[1]
 
 
+def test_an_encoder_learns_what_lies_where_from_captions_alone():
+    model = MiniUNet.tiny()
+    scenes = [draw_scene(seed) for seed in range(4)]
+    kinds = torch.zeros(4, 16, 16, dtype=torch.uint8)
+    for i in range(4):
+        kinds[i, :, 8 * (i % 2) :] = 1 + i
+    pool = Pool(scenes, torch.zeros(4, 8, 16, 16), torch.ones(4, 1, 16, 16), kinds)
+    before = model.encoder.layers[0].attention.to_qkv.weight.clone()
+    reader = teach_encoder(model, pool, Config(), samples=16 * 110, batch=16)
+    wrong = reader.loss(
+        read_captions(model, pool.batch(64, np.random.default_rng(9), 0.0).captions),
+        kinds[:1].expand(64, -1, -1).long(),
+    )
+    batch = pool.batch(64, np.random.default_rng(9), 0.0)
+    assert reader.loss(read_captions(model, batch.captions), batch.kinds) < 0.5 * wrong
+    assert not torch.equal(before, model.encoder.layers[0].attention.to_qkv.weight)
+
+
 def test_weights_of_the_loss_count_objects_more():
     model = MiniUNet.tiny()
     half = torch.zeros(4, 1, 16, 16)
@@ -88,7 +110,9 @@ def test_the_kind_of_a_cell_is_the_one_that_covers_most_of_it():
 
 
 def test_the_colour_of_a_kind_is_the_one_it_was_asked_for_in():
-    scene = next(s for s in map(draw_scene, range(200)) if [o.colour for o in s.objects].count(None) == 1 < len(s.objects))
+    scene = next(
+        s for s in map(draw_scene, range(200)) if [o.colour for o in s.objects].count(None) == 1 < len(s.objects)
+    )
     table = colour_of_kind(scene)
     for thing in scene.objects:
         expected = 0 if thing.colour is None else list(COLOURS).index(thing.colour) + 1

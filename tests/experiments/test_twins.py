@@ -12,9 +12,10 @@ from probe.models.unet import UNetConfig
 
 CONFIG = Config(
     samples=24,
+    encoder_samples=96,
     batch=4,
     precision="fp32",
-    text=TextEncoderConfig(width=32, heads=2),
+    text=TextEncoderConfig(width=32, heads=2, rotary=True),
     unet=UNetConfig(widths=(32, 32, 64), head_width=16, text_width=32, time_width=32),
 )
 
@@ -57,6 +58,24 @@ def test_a_resumed_run_goes_on_to_the_bit_and_in_step(family, pool, tmp_path):
         assert all(map(torch.equal, through.trainings[name].averaged, resumed.trainings[name].averaged))
     one, other = expected[0].values()
     assert one != other  # the mask is a difference
+
+
+def test_the_encoders_lesson_comes_first_and_is_the_same_whenever_it_is_given(family, pool):
+    fresh, taught, again = Twins(CONFIG, family), Twins(CONFIG, family, pool), Twins(CONFIG, family, pool)
+    names = fresh.trainings["causal"].names
+    encoder = [i for i, name in enumerate(names) if name.startswith(("encoder.layers", "reader."))]
+    unet = [i for i, name in enumerate(names) if name.startswith("unet.")]
+
+    def same(one: Twins, first: str, other: Twins, second: str, which: list[int]) -> bool:
+        a, b = one.trainings[first].weights, other.trainings[second].weights
+        return all(torch.equal(a[i], b[i]) for i in which)
+
+    assert same(fresh, "causal", fresh, "bidirectional", encoder + unet)  # what names the places, too
+    for name in TWINS:
+        assert same(fresh, name, taught, name, unet)
+        assert not same(fresh, name, taught, name, encoder)
+        assert same(taught, name, again, name, encoder)
+    assert not same(taught, "causal", taught, "bidirectional", encoder)
 
 
 def test_both_see_the_same_and_a_step_sees_the_same_whenever_it_is_reached(family, pool):
