@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, shares
+from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, resampled, shares
 from experiments.study import Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import first_reaching
 from probe.figures.drawn import NAMES
@@ -73,6 +73,7 @@ class Config:
     scenes: int = 100
     split: str = "test"  # training's own distribution, scenes that it has not seen
     contexts: int = 2  # of each sense and each place of the context
+    words: int | None = None  # with two senses; only so many, for a first look
     steps: int = 12
     guidance: float = 3.0
     share: float = 0.8  # of the best layer's, from which a thing is there
@@ -89,18 +90,27 @@ def jobs(config: Config) -> list[Job]:
     about = {"model": config.model, "steps": config.steps, "guidance": config.guidance, "seed": config.seed}
     found = []
     for layer in range(len(opened(config.model).encoder.layers) + 1):
-        call = about | {"layer": layer, "split": config.split, "count": config.scenes, "contexts": config.contexts}
+        call = about | {"layer": layer, "split": config.split, "count": config.scenes}
+        call |= {"contexts": config.contexts, "words": config.words}
         found.append(Job(f"layer-{layer:02}", judged_at, call))
     return [*found, Job("shown", shown_pictures, about)]
 
 
 def judged_at(
-    model: str, layer: int, split: str, count: int, contexts: int, steps: int, guidance: float, seed: int
+    model: str,
+    layer: int,
+    split: str,
+    count: int,
+    contexts: int,
+    words: int | None,
+    steps: int,
+    guidance: float,
+    seed: int,
 ) -> pd.DataFrame:
     known = opened(model)
     with ending_at(known, layer):
         scenes = as_table(of_scenes(known, split, 0, count, steps, guidance, seed), part="scenes", layer=layer)
-        senses = as_table(of_senses(known, contexts, steps, guidance, seed), part="senses", layer=layer)
+        senses = as_table(of_senses(known, contexts, words, steps, guidance, seed), part="senses", layer=layer)
     return pd.concat([scenes, senses], ignore_index=True)
 
 
@@ -122,13 +132,10 @@ def shown_pictures(model: str, steps: int, guidance: float, seed: int) -> pd.Dat
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     curves, drawn = [], {}
     for part in ("scenes", "senses"):
-        some = rows[rows.part == part].drop_duplicates(["layer", "item", "thing"])
-        items = list(dict.fromkeys(some["item"]))
-        picks = np.random.default_rng(config.seed).integers(len(items), size=(config.resamples, len(items)))
-        layers = list(dict.fromkeys(some.layer))
-        things = list(dict.fromkeys(some.thing))
-        counts = by_item(some, ["thing", "layer"], items)
-        means, draws = shares(counts["right"], counts["cases"], picks)
+        some = rows[rows.part == part]
+        items, layers, things = (list(dict.fromkeys(some[name])) for name in ("item", "layer", "thing"))
+        counts = by_item(some, {"thing": things, "layer": layers}, items)
+        means, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
         for i, thing in enumerate(things):
             drawn[thing] = (means[i], draws[:, i])
             for j, layer in enumerate(layers):
@@ -154,7 +161,12 @@ def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
     for thing, (curve, draws) in drawn.items():
         low, high = np.quantile(onset(draws, config), (0.025, 0.975))
         most = np.nanmax(curve) if np.isfinite(curve).any() else 0.0
-        about = {"thing": thing, "onset": int(onset(curve, config)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
+        about = {
+            "thing": thing,
+            "onset": int(onset(curve, config)),
+            "low": int(np.floor(low)),
+            "high": int(np.ceil(high)),
+        }
         table.append(about | {"most": round(float(most), 5), "last": round(float(np.nan_to_num(curve)[-1]), 5)})
     return pd.DataFrame(table)
 
@@ -188,7 +200,9 @@ def sentence(verdict: Verdict, found: pd.DataFrame, lacking: list[str], later: l
         en.append(f"too few {', '.join(NAMES[thing][1] for thing in lacking)} are drawn right to tell")
     else:
         zh.append(f"颜色晚于物体的重抽样占 {later[0]:.0%}，位置晚于颜色的占 {later[1]:.0%}")
-        en.append(f"colours come after objects in {later[0]:.0%} of resamples, positions after colours in {later[1]:.0%}")
+        en.append(
+            f"colours come after objects in {later[0]:.0%} of resamples, positions after colours in {later[1]:.0%}"
+        )
     return Said(head_zh + "；".join(zh) + "。", head_en + "; ".join(en) + ".")
 
 

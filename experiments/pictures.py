@@ -5,14 +5,14 @@ a colour that is said, a place that is not plain, a position that is not the mid
 `experiments/minimal_pairs.py`, one word with two meanings in a context that stands before it or after it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from experiments.minimal_pairs import sentences
+from experiments.minimal_pairs import checked, sentences
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
 from probe.world.captions import describe
@@ -58,18 +58,26 @@ def asked(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
     }
 
 
-def sense_prompts(contexts: int) -> pd.DataFrame:
-    """Of each word, sense and place of the context so many contexts, one frame each: all columns of minimal pairs."""
-    table = sentences("scenes")
+def sense_prompts(contexts: int, words: int | None) -> pd.DataFrame:
+    """Of each word (or so many), sense and place of the context so many contexts, one frame each."""
+    table = pairs_of(words)
     frame = table.groupby(["word", "sense", "place", "pair"]).cumcount()
     number = table.pair.str.removeprefix("before").str.removeprefix("after").astype(int)
     return table[(number < contexts) & (frame == number % 3)].reset_index(drop=True)
 
 
-def of_senses(model: MiniUNet, contexts: int, steps: int, guidance: float, seed: int) -> Iterator[dict]:
+def pairs_of(words: int | None) -> pd.DataFrame:
+    """The minimal pairs of all words of the scene world, or of the first so many."""
+    table = checked(sentences("scenes"))
+    return table[table.word.isin(table.word.unique()[:words])].reset_index(drop=True)
+
+
+def of_senses(
+    model: MiniUNet, contexts: int, words: int | None, steps: int, guidance: float, seed: int
+) -> Iterator[dict]:
     """Of each word and place of its context: pictures with the right sense and nothing of the other; and of those
     with one of the two senses (`choice`) the right ones."""
-    table = sense_prompts(contexts)
+    table = sense_prompts(contexts, words)
     kinds = table.groupby("word").sense.unique()
     # The two sentences of a pair begin with the same noise: nothing but the words tells which sense to draw.
     seeds = [seed + list(dict.fromkeys(table.pair)).index(pair) for pair in table.pair]
@@ -95,21 +103,27 @@ def shares(right: np.ndarray, cases: np.ndarray, picks: np.ndarray) -> tuple[np.
 
 
 def interval(share: float, draws: np.ndarray, items: int) -> tuple[float, float]:
-    """95 %, of resamples; Wilson's, an item being a trial, where all are alike and resampling knows no doubt."""
+    """95 %, of resamples; Wilson's, an item being a trial, where all are alike and resampling knows no doubt. NaN of
+    nothing."""
     if share in (0.0, 1.0):
         found = binomtest(round(share) * items, items).proportion_ci(method="wilson")
         return found.low, found.high
-    low, high = np.nanquantile(draws, (0.025, 0.975))
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 
 
-def by_item(rows: pd.DataFrame, keys: Sequence[str], items: Sequence[str]) -> dict[str, np.ndarray]:
-    """right and cases as arrays [*keys, item], the keys in their order of appearance, 0 where an item has none."""
-    order = [list(dict.fromkeys(rows[key])) for key in keys]
-    index = pd.MultiIndex.from_product([*order, list(items)])
+def by_item(rows: pd.DataFrame, keys: Mapping[str, Sequence], items: Sequence[str]) -> dict[str, np.ndarray]:
+    """right and cases as arrays [*keys, item] over the values of each key, 0 where an item has none."""
+    index = pd.MultiIndex.from_product([*keys.values(), items])
     table = rows.set_index([*keys, "item"])[["right", "cases"]].reindex(index, fill_value=0)
-    shape = [len(values) for values in order] + [len(items)]
+    shape = [len(values) for values in keys.values()] + [len(items)]
     return {name: table[name].to_numpy(float).reshape(shape) for name in ("right", "cases")}
+
+
+def resampled(items: int, resamples: int, seed: int) -> np.ndarray:
+    """[resample, item]: which items are drawn."""
+    return np.random.default_rng(seed).integers(items, size=(resamples, items))
 
 
 def as_table(rows: Iterable[dict], **about) -> pd.DataFrame:

@@ -92,7 +92,8 @@ def pictures_figure(pictures: pd.DataFrame, language: str) -> Figure:
 @styled
 def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Embedded pictures in a table, its rows named above them, its columns at the top; as wide as a page."""
-    gap, name, head = 0.03, 0.2, 0.2
+    gap, name = 0.03, 0.2
+    head = 0.07 + 0.13 * max(text.count("\n") + 1 for text in columns)
     side = (PAGE - gap) / len(columns) - gap
     size = (PAGE, head + len(rows) * (side + name) + gap)
     figure = Figure(figsize=size)
@@ -196,7 +197,7 @@ def pairs_figure(pictures: pd.DataFrame, language: str) -> Figure:
     """
     models, prompts = list(dict.fromkeys(pictures.model)), list(dict.fromkeys(pictures.prompt))
     grid = [[_only(pictures, prompt=prompt, model=model) for prompt in prompts] for model in models]
-    heads = [drawable(shortened(prompt, 15)) for prompt in prompts]
+    heads = [drawable(shortened(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
     figure = picture_grid(grid, [said(model, language) for model in models], heads)
     figure.set_label(
         of(
