@@ -296,7 +296,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "sentence": None,
         "config": values,
         "config_sha256": digest([short_name(module), values]),
-        "command": shlex.join(["toushi", "run", short_name(module), *_set(as_words(config))]),
+        "command": shlex.join(["toushi", "run", short_name(module), *_options(config, threads)]),
         "seeds": {one.name: values[one.name] for one in fields(config) if "seed" in one.name},
         "weights": weights(module, config),
         "versions": versions(),
@@ -399,8 +399,9 @@ def _shown(values: dict, key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"
 
 
-def _set(words: list[str]) -> list[str]:
-    return ["--set", *words] if words else []
+def _options(config: Any, threads: int) -> list[str]:
+    words = as_words(config)
+    return [*(["--set", *words] if words else []), *(["--threads", str(threads)] if threads != 1 else [])]
 
 
 # --- where it comes from --------------------------------------------------------------------------------
@@ -411,7 +412,9 @@ def weights(module: ModuleType, config: Any) -> dict[str, dict]:
     for path in map(Path, module.weights(config)):
         if not path.is_file():
             raise ToushiError(f"{short_name(module)} needs the weights {path}, which are not there")
-        found["/".join(path.resolve().parts[-2:])] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        name = "/".join(path.absolute().parts[-2:])  # not where a link of the hub's cache leads
+        name = path.as_posix() if name in found else name
+        found[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     return found
 
 
