@@ -56,5 +56,5 @@ class Job:
 @dataclass(frozen=True)
 class Finding:
     verdict: Verdict
-    sentence: Said  # the verdict in a sentence, with its numbers and intervals
+    sentence: Said  # the verdict in a sentence, with its numbers and intervals; "supported" stands before it already
     tables: dict[str, pd.DataFrame]  # tidy: one observation or estimate in a row
