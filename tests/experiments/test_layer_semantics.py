@@ -27,13 +27,13 @@ def tiny(tmp_path_factory) -> str:
 def planted(begins: dict[str, int], layers: int = 12, templates: int = 30) -> pd.DataFrame:
     """Rows of probes that name nearly all from a layer of each level on, and a third before; a tenth by memory."""
     random, rows = np.random.default_rng(0), []
-    for weights in ("trained", "random"):
+    for kind in ("trained", "random"):
         for level, tasks in TASKS.items():
             for task in tasks:
                 for where in ("word", "last token") if level == "prompts" else ("word",):
-                    about = {"weights": weights, "level": level, "task": task, "where": where}
+                    about = {"weights": kind, "level": level, "task": task, "where": where}
                     for layer in range(layers + 1):
-                        there = weights == "trained" and layer >= begins[level]
+                        there = kind == "trained" and layer >= begins[level]
                         rows.append({"part": "code", **about, "layer": layer, "bits": 100.0, "compression": 2.0})
                         for number in range(templates):
                             right = random.binomial(10, 0.95 if there else 0.33)
