@@ -10,8 +10,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
-import platform
 import re
 import shlex
 import shutil
@@ -20,9 +18,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import UTC, datetime
 from difflib import get_close_matches
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +43,7 @@ from experiments.run_folder import (
 )
 from experiments.settings import as_words, configured, plain
 from experiments.study import Finding, Job, Said
+from experiments.surroundings import digest, file_hash, hardware, now, versions, weights
 from probe.errors import ToushiError
 
 NEEDED = ("STUDY", "Config", "weights", "jobs", "conclude", "figures")
@@ -296,9 +293,9 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "sentence": None,
         "config": values,
         "config_sha256": digest([short_name(module), values]),
-        "command": shlex.join(["toushi", "run", short_name(module), *_set(as_words(config))]),
+        "command": shlex.join(["toushi", "run", short_name(module), *_options(config, threads)]),
         "seeds": {one.name: values[one.name] for one in fields(config) if "seed" in one.name},
-        "weights": weights(module, config),
+        "weights": weights(module.weights(config)),
         "versions": versions(),
         "git": git_commit(),
         "code_sha256": file_hash(Path(str(module.__file__))),
@@ -399,64 +396,12 @@ def _shown(values: dict, key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"
 
 
-def _set(words: list[str]) -> list[str]:
-    return ["--set", *words] if words else []
+def _options(config: Any, threads: int) -> list[str]:
+    words = as_words(config)
+    return [*(["--set", *words] if words else []), *(["--threads", str(threads)] if threads != 1 else [])]
 
 
-# --- where it comes from --------------------------------------------------------------------------------
-
-
-def weights(module: ModuleType, config: Any) -> dict[str, dict]:
-    found = {}
-    for path in map(Path, module.weights(config)):
-        if not path.is_file():
-            raise ToushiError(f"{short_name(module)} needs the weights {path}, which are not there")
-        found["/".join(path.resolve().parts[-2:])] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-    return found
-
-
-def versions() -> dict[str, str]:
-    from probe.recording.provenance import versions as of_models
-
-    found = dict(of_models())
-    for package in ("pandas", "scipy", "scikit-learn"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    import torch
-
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "gpus": gpus,
-    }
-
-
-def digest(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+# --- progress -------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Chapter:
     sentence: Said | None = None
     method: Said | None = None
     pictures: list[Picture] = field(default_factory=list)
+    all_pictures: tuple[str, ...] = ()  # names of those that could be drawn
     sheets: list[Sheet] = field(default_factory=list)
     command: str = ""  # that makes the run or the trace again
     facts: list[tuple[Said, Said]] = field(default_factory=list)  # where it comes from

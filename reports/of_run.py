@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments import runner
 from experiments.run_folder import JOBS, TABLES, read_manifest, read_tables
 from experiments.study import Said
@@ -23,10 +25,14 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
         study = {part: Said(**manifest["study"][part]) for part in ("title", "question", "method")}
         notices = unfinished(folder, manifest)
         tables = read_tables(folder, manifest)
-        pictures = []
+        figures, pictures = {}, []
         if manifest["complete"]:
-            pictures, missing = drawn(folder, manifest, tables, key, out, wanted)
-            notices += missing
+            figures = drawn(folder, manifest, tables)
+            if figures is None:
+                notices.append(filled(words.NO_MODULE, name=manifest["experiment"]))
+            for name, pair in (figures or {}).items():
+                if not wanted or name in wanted:
+                    pictures.append(saved(name, pair, folder, key, out))
         return Chapter(
             key,
             study["title"],
@@ -36,6 +42,7 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             verdict=manifest["verdict"],
             sentence=Said(**manifest["sentence"]) if manifest["sentence"] else None,
             pictures=pictures,
+            all_pictures=tuple(figures or ()),
             sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
             command=f"{manifest['command']} --out {shlex.quote(folder.as_posix())}",
             facts=facts(manifest),
@@ -55,28 +62,24 @@ def unfinished(folder: Path, manifest: dict[str, Any]) -> list[Said]:
     return notices
 
 
-def drawn(
-    folder: Path, manifest: dict[str, Any], tables: dict, key: str, out: Path, wanted: Collection[str]
-) -> tuple[list[Picture], list[Said]]:
-    """The pictures, and what has to be said if there are none."""
-    name = manifest["experiment"]
+def drawn(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dict[str, Figure]] | None:
+    """By name and language; None if the experiment is not here."""
     try:
-        module = runner.experiment(name)
+        module = runner.experiment(manifest["experiment"])
     except ToushiError:
-        return [], [filled(words.NO_MODULE, name=name)]
+        return None
     try:
         by_language = {language: module.figures(dict(tables), language) for language in LANGUAGES}
+        return {name: {of: by_language[of][name] for of in LANGUAGES} for name in by_language[LANGUAGES[0]]}
     except Exception as error:
         raise ToushiError(f"the figures of {folder} cannot be drawn: {type(error).__name__}: {error}") from error
-    pictures = []
-    for figure in by_language[LANGUAGES[0]]:
-        if wanted and figure not in wanted:
-            continue
-        pair = {language: by_language[language][figure] for language in LANGUAGES}
-        caption = Said(*(pair[language].get_label() or figure.replace("_", " ") for language in LANGUAGES))
-        command = f"toushi report {shlex.quote(folder.as_posix())} --figures {figure} -o {shlex.quote(out.as_posix())}"
-        pictures.append(picture(figure, pair, caption, out, f"figures/{key}", command))
-    return pictures, []
+
+
+def saved(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
+    """A figure's label is its caption, and its name if it has none."""
+    caption = Said(*(str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES))
+    command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
+    return picture(name, pair, caption, out, f"figures/{key}", shlex.join(command))
 
 
 def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.study import Said
 from probe.analysis.maps import entropy
 from probe.figures.layers import layers_figure
@@ -30,13 +32,15 @@ def chapter_of_trace(
     count = trace.manifest["steps"]["count"]
     notices = [] if trace.complete else [filled(words.TRACE_UNFINISHED, all=count, done=len(trace.steps))]
     pictures: list[Picture] = []
+    found: dict[str, Any] = {}
     if not trace.steps:
         notices.append(words.NO_STEP)
     else:
         told = chosen(trace, None, "cond") if "cond" in trace.branches else []
         if not told:
             notices.append(words.NO_WORD)
-        for name, (caption, draw) in figures(trace, told, asked).items():
+        found = figures(trace, told, asked)
+        for name, (caption, draw) in found.items():
             if wanted and name not in wanted:
                 continue
             place = f"figures/{key}"
@@ -51,6 +55,7 @@ def chapter_of_trace(
         notices,
         question=words.TRACE,
         pictures=pictures,
+        all_pictures=tuple(found),
         command=command_of(trace),
         facts=facts(trace.manifest),
     )
@@ -66,7 +71,7 @@ def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[st
             shown = [(word, Said("", "")) for word in chosen(trace, asked, "cond")]
         else:
             evenness = [float(entropy(trace.heat_map(word).values)) for word in told]
-            shown = [(told[evenness.index(min(evenness))], words.NARROWEST)]
+            shown = [(told[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))], words.NARROWEST)]
         for word, why in shown:
             caption = filled(words.LAYERS, word=word.text)
             caption = Said(caption.zh + why.zh, f"{caption.en} {why.en}".strip())
@@ -95,7 +100,7 @@ def command_of(trace: Trace) -> str:
         parts += ["--edits", trace.folder.as_posix()]
     if trace.keep != "heads":
         parts += ["--keep", trace.keep]
-    return shlex.join([*parts, "--out", trace.folder.as_posix()])
+    return shlex.join([*parts, "--out", f"{trace.folder.as_posix()}-again"])
 
 
 def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:

@@ -14,7 +14,7 @@ from reports import words
 from reports.chapter import Chapter, shown
 from reports.html import is_number
 
-ROWS = 60  # of a table
+ROWS, SOME = 60, 15  # of a table: the longest that is printed, and what is of a longer one
 
 
 def pdf(chapters: Sequence[Chapter], out: Path, language: str) -> bytes:
@@ -51,14 +51,13 @@ def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) 
             pictures.append({**about, "caption": said(picture.caption), "command": drawable(picture.command)})
         sheets = []
         for sheet in chapter.sheets:
-            note = None
+            note, printed = None, sheet.table
             if len(sheet.table) > ROWS:
-                note = words.filled(words.ROWS_LEFT_OUT, all=len(sheet.table), some=ROWS, file=sheet.file.as_posix())
+                printed = sheet.table.head(SOME)
+                note = words.filled(words.ROWS_LEFT_OUT, all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
             names = sheet.table.columns
             columns = [{"name": drawable(name), "number": is_number(pd.Series(sheet.table[name]))} for name in names]
-            cells = [
-                [drawable(shown(value)) for value in row] for row in sheet.table.head(ROWS).itertuples(index=False)
-            ]
+            cells = [[drawable(shown(value)) for value in row] for row in printed.itertuples(index=False)]
             sheets.append({"name": drawable(sheet.name), "note": said(note), "columns": columns, "rows": cells})
         found["chapters"].append(
             {

@@ -45,11 +45,9 @@ def report(
     stems = [stem for chapter in chapters for picture in chapter.pictures for stem in dict.fromkeys(picture.stem)]
     made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     if figures:
-        there = {picture.name for chapter in chapters for picture in chapter.pictures}
+        there = list(dict.fromkeys(name for chapter in chapters for name in chapter.all_pictures))
         if lacking := [name for name in figures if name not in there]:
-            raise ToushiError(
-                f"there is no figure {lacking[0]!r}; leave --figures away to make all, and see their names"
-            )
+            raise ToushiError(f"there is no figure {lacking[0]!r}; there are: {', '.join(there) or 'none'}")
         return made
     try:
         write(out / "index.html", page(chapters, out))

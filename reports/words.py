@@ -49,7 +49,7 @@ WORDS = Said(
 )
 LAYERS = Said(
     "“{word}”：各层（行）在各步（列）看向何处。",
-    "“{word}”: where each layer (row) looked for it at each step (column).",
+    '"{word}": where each layer (row) looked for it at each step (column).',
 )
 NARROWEST = Said("所有词中，它的热图最集中。", "Of all words its map is the most concentrated.")
 TIMELINE = Said("每个词在每一步得到的注意力份额。", "The share of the attention that each word had at each step.")
