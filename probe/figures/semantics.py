@@ -172,7 +172,7 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
         "first of several tokens": ("生僻字的首个词元", "first token of a rare character"),
     }
     panels = list(inside.which.drop_duplicates())
-    figure = Figure(figsize=(max(3.4, 2.3 * len(panels)), 2.4))
+    figure = Figure(figsize=(min(PAGE, max(3.4, 2.3 * len(panels))), 2.4))
     for axes, which in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
             part = inside[(inside.which == which) & (inside.weights == kind)]
