@@ -177,17 +177,16 @@ def judged(one: pd.Series, encoder: str, layers: pd.DataFrame) -> tuple[Verdict,
         verdict = "supported"
     elif one.gain_high < 0.05:
         verdict = "refuted"
-    word = {"supported": "证实", "refuted": "推翻", "undecided": "未决"}[verdict]
     some = layers[(layers.weights == "trained") & (layers.data == one.data)]
     first = some[some.layer == 0].iloc[0]
     gains = f"{100 * one.gain:.0f} [{100 * one.gain_low:.0f}, {100 * one.gain_high:.0f}]"
     leads = f"{100 * one.lead:.0f} [{100 * one.lead_low:.0f}, {100 * one.lead_high:.0f}]"
     zh = (
-        f"{word}（{encoder}，{one.data}，{int(first.pairs)} 对）：词嵌入处 {first.retrieval:.0%} 能找到对应者，在另一半句子上选出的层"
+        f"{encoder}（{one.data}，{int(first.pairs)} 对）：词嵌入处 {first.retrieval:.0%} 能找到对应者，在另一半句子上选出的层"
         f"（{one.layers}）{one.retrieval:.0%}，多 {gains} 个百分点；比随机权重多 {leads}。"
     )
     en = (
-        f"{verdict} ({encoder}, {one.data}, {int(first.pairs)} pairs): {first.retrieval:.0%} find their partner at the "
+        f"{encoder} ({one.data}, {int(first.pairs)} pairs): {first.retrieval:.0%} find their partner at the "
         f"embeddings, {one.retrieval:.0%} at the layer chosen on the other half of the sentences ({one.layers}), a gain of "
         f"{gains} points; {leads} more than with random weights."
     )

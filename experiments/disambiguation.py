@@ -222,23 +222,20 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
     first = (curves.shape[1] - 1) // 3
     if first < 1:
-        return "undecided", Said(f"未决（{encoder}）：层数太少。", f"undecided ({encoder}): it has too few layers.")
+        return "undecided", Said(f"{encoder}：层数太少。", f"{encoder}: it has too few layers.")
     picks = np.random.default_rng(config.seed).integers(len(curves), size=(config.resamples, len(curves)))
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, low, high = (early / late)[0], *np.quantile((early / late)[1:], (0.025, 0.975))
     sure = np.quantile(late[1:], 0.025) + 0.5 >= 0.6
     verdict: Verdict = "undecided" if not sure or low <= 0.5 <= high else "supported" if high < 0.5 else "refuted"
-    word = {"supported": "证实", "refuted": "推翻", "undecided": "未决"}[verdict]
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
-    lead = f"{data}: " if data else ""
-    zh = f"{word}（{encoder}，{lead}{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
+    zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
         f"高于机遇的部分，前三分之一的层已有 {numbers}。"
     )
-    en = (
-        f"{verdict} ({encoder}, {lead}{len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, "
-        + (f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third.")
+    en = f"{encoder} ({data}, {len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, " + (
+        f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third."
     )
     return verdict, Said(zh, en)
 

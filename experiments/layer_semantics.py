@@ -115,7 +115,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     tables = {"tasks": tasks, "levels": levels, "onsets": onsets}
     if len(inside):
         tables["inside"] = inside.reset_index(drop=True)
-    return Finding(verdict, sentence(verdict, onsets, called(config.encoder)), tables)
+    return Finding(verdict, sentence(onsets, called(config.encoder)), tables)
 
 
 def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
@@ -191,7 +191,7 @@ def judged(onsets: pd.DataFrame, config: Config) -> Verdict:
     return "supported" if ((rule.low >= rule.claim_first) & (rule.high <= rule.claim_last)).all() else "undecided"
 
 
-def sentence(verdict: Verdict, onsets: pd.DataFrame, encoder: str) -> Said:
+def sentence(onsets: pd.DataFrame, encoder: str) -> Said:
     zh, en = [], []
     names = {"words": "词", "phrases": "短语", "prompts": "整句"}
     for level in LEVELS:
@@ -205,8 +205,7 @@ def sentence(verdict: Verdict, onsets: pd.DataFrame, encoder: str) -> Said:
     for one in last.itertuples():
         zh.append(f"在末词元处整句从第 {one.onset} 层 [{one.low}, {one.high}] 起")
         en.append(f"prompts at the last token from layer {one.onset} [{one.low}, {one.high}]")
-    said = {"supported": "证实", "refuted": "推翻", "undecided": "未决", "measured": ""}[verdict]
-    return Said(f"{said}（{encoder}）：" + "；".join(zh) + "。", f"{verdict} ({encoder}): " + "; ".join(en) + ".")
+    return Said(f"{encoder}：" + "；".join(zh) + "。", f"{encoder}: " + "; ".join(en) + ".")
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -43,7 +43,7 @@ def _words(count: int, random: np.random.Generator) -> Iterator[tuple]:
             random.shuffle(things)
             return _scene(things, random, place=_one(random, PLACES[:9]))
 
-        caption, part = _described(scene, language, random, lambda _, text: text == name)
+        caption, part = _described(scene, language, random, lambda _, text, name=name: text == name)
         yield ("object", "words", "word", caption.text, part.start, part.end, kind, name, caption.template)
 
 

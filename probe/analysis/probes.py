@@ -109,9 +109,9 @@ def code_length(states, labels: Sequence, groups: Sequence, *, components: int =
             if len(seen) > 1:
                 few = min(components, len(known) - 1, state.shape[1])
                 # Single layers of one state, such as embeddings at <s>, have no variance: then the prior speaks.
-                solver = "covariance_eigh" if state.shape[1] <= 256 else "randomized"
-                reduce = make_pipeline(StandardScaler(), PCA(few, svd_solver=solver, random_state=seed))
-                model = make_pipeline(reduce, LogisticRegression(C=PRIOR, max_iter=200))
+                solver = _solver(len(known), state.shape[1])
+                reduce = make_pipeline(StandardScaler(), PCA(few, svd_solver=solver, random_state=0))
+                model = make_pipeline(reduce, LogisticRegression(C=PRIOR, max_iter=100, tol=1e-3))
                 with _calm():
                     given[:, seen] += len(known) * model.fit(state[known], label[known]).predict_proba(state[coming])
             else:
@@ -148,9 +148,7 @@ def _hits(state, targets, size, train, test, components, strengths) -> np.ndarra
     from sklearn.preprocessing import StandardScaler
 
     room = min(max(components), len(train) - 1, state.shape[1])
-    # Of wide states a randomised decomposition finds the first components many times faster.
-    solver = "covariance_eigh" if state.shape[1] <= 256 else "randomized"
-    reduce = make_pipeline(StandardScaler(), PCA(room, svd_solver=solver, iterated_power=4, random_state=0))
+    reduce = make_pipeline(StandardScaler(), PCA(room, svd_solver=_solver(len(train), state.shape[1]), random_state=0))
     with _calm():
         known = reduce.fit_transform(state[train])
         asked = reduce.transform(state[test])
@@ -164,6 +162,13 @@ def _hits(state, targets, size, train, test, components, strengths) -> np.ndarra
             said = fitted.predict(asked[:, :count]).reshape(len(test), len(targets), size).argmax(2).T
             found[i, j] = said == truth
     return found
+
+
+def _solver(rows: int, features: int) -> str:
+    """The fastest way to the first principal components; the last one is approximate, but always the same."""
+    if features <= 256 and rows > features:
+        return "covariance_eigh"
+    return "full" if min(rows, features) <= 256 else "randomized"
 
 
 def _control(random: np.random.Generator, label: np.ndarray, kind: np.ndarray) -> np.ndarray:

@@ -126,9 +126,10 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
         axes.plot(part.layer, part.control, color=colour, linewidth=0.9, linestyle="--")
         axes.plot(floor.layer, floor.accuracy, color=INK, linewidth=0.7)
         axes.axhline(part.chance.iloc[0], color=FAINT, linewidth=0.5)
-        axes.set_title(said(task, language), fontsize=8, loc="left", pad=2)
+        name = said(task, language)
         if where != "word":
-            axes.text(0.98, 0.05, said(where, language), transform=axes.transAxes, ha="right", fontsize=7, color=FAINT)
+            name += of(language, "（末词元）", " (last token)")
+        axes.set_title(name, fontsize=8, loc="left", pad=2)
         by_layer(axes, part.layer, language)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("")
@@ -171,7 +172,7 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
         "first of several tokens": ("生僻字的首个词元", "first token of a rare character"),
     }
     panels = list(inside.which.drop_duplicates())
-    figure = Figure(figsize=(max(3.4, 2.35 * len(panels)), 2.4))
+    figure = Figure(figsize=(min(PAGE, max(3.4, 2.3 * len(panels))), 2.4))
     for axes, which in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
             part = inside[(inside.which == which) & (inside.weights == kind)]
@@ -181,8 +182,10 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
         axes.set_ylim(0, 1.03)
         by_layer(axes, inside.layer, language)
     figure.axes[0].set_ylabel(of(language, "找到自身的比例", "share that finds itself"))
-    figure.axes[0].legend(fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7)
-    figure.subplots_adjust(left=0.45 / figure.get_figwidth(), right=0.99, bottom=0.2, top=0.9, wspace=0.1)
+    figure.axes[0].legend(
+        fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7, loc="center right"
+    )
+    figure.subplots_adjust(left=0.55 / figure.get_figwidth(), right=0.99, bottom=0.2, top=0.9, wspace=0.1)
     caption = of(
         language,
         "河马的马是否仍像单独的马：词中字的状态在单字中找到自身的比例；生僻字的首个词元是否知道是哪个字。",

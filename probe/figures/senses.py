@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from probe.figures.encoder import stands
 from probe.figures.fonts import drawable
 from probe.figures.semantics import band, by_layer, finite, of
-from probe.figures.style import CATEGORIES, FAINT, SEQUENTIAL, cells, colour_bar, styled
+from probe.figures.style import CATEGORIES, FAINT, PAGE, SEQUENTIAL, cells, colour_bar, styled
 
 PLACES = {
     "both": ("全部句子", "all sentences"),
@@ -29,7 +29,7 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
         ("trained", "neighbour", of(language, "邻字", "its neighbour")),
     ]
     lines.append(("random", "word", of(language, "该词，随机权重", "the word, random weights")))
-    figure = Figure(figsize=(6.9, 2.5))
+    figure = Figure(figsize=(PAGE, 2.5))
     for axes, (place, title) in zip(figure.subplots(1, 3, sharey=True), PLACES.items()):
         for colour, (weights, where, label) in zip(CATEGORIES, lines):
             chosen = (senses.place == place) & (senses.weights == weights) & (senses["where"] == where)
@@ -91,19 +91,20 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def matrix_figure(example: pd.DataFrame, language: str, layers: int = 4) -> Figure:
+def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figure:
     """Word-by-word matrices of a sentence at some layers: rows are whose state, columns the word that is left out.
 
     `example` has sentence, layer, query, read, value. Each layer has a scale of its own, to its largest value.
     """
-    every = [layer for layer in sorted(example.layer.unique()) if layer]
-    chosen = [every[place] for place in np.linspace(0, len(every) - 1, min(layers, len(every))).round().astype(int)]
     words = list(example["query"].drop_duplicates())
     names = [drawable(word) for word in words]
-    side = max(1.0, 0.2 * len(words))
+    side = max(1.0, 0.17 * len(words))
     left = 0.2 + 0.085 * max(map(cells, names))
+    layers = max(1, min(layers, int((PAGE - left) / (side + 0.6))))
+    every = [layer for layer in sorted(example.layer.unique()) if layer]
+    chosen = [every[place] for place in np.linspace(0, len(every) - 1, min(layers, len(every))).round().astype(int)]
     above = 0.75 + max(0.13 * len(name) if stands(name) else 0.07 * cells(name) for name in names)
-    wide, tall = left + len(chosen) * (side + 0.75), above + side + 0.25
+    wide, tall = left + len(chosen) * (side + 0.6), above + side + 0.25
     figure = Figure(figsize=(wide, tall))
     figure.text(0.1 / wide, 1 - 0.08 / tall, drawable(str(example.sentence.iloc[0])), va="top", size=10)
     for index, layer in enumerate(chosen):
@@ -113,7 +114,7 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 4) -> Figu
             .reindex(index=words, columns=words)
             .to_numpy(float)
         )
-        x = left + index * (side + 0.75)
+        x = left + index * (side + 0.6)
         axes = figure.add_axes((x / wide, 0.25 / tall, side / wide, side / tall))
         top = float(finite(values).max(initial=0)) or 1.0
         axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")

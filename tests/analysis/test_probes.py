@@ -37,7 +37,7 @@ def test_what_is_only_memorised_has_a_selectivity_near_zero():
     label = random.integers(4, size=20)[kind]
     states = random.normal(size=(2, 20, WIDE))[:, kind] + 0.1 * random.normal(size=(2, UNITS, WIDE))
     found = probe(states, label, kind, group, controls=8)
-    assert (found.accuracy > 0.9).all() and (abs(found.selectivity) < 0.1).all()
+    assert (found.accuracy > 0.7).all() and (abs(found.selectivity) < 0.1).all()
 
 
 def test_a_template_that_gives_the_label_away_is_no_help(made):
