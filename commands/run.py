@@ -15,6 +15,7 @@ import tyro
 from commands.export import Export
 from commands.lens import Lens
 from commands.look import Info, Sites, Verify, Words
+from commands.study import Report, Run
 from commands.trace import Trace
 from commands.view import View
 from probe.errors import ToushiError
@@ -37,6 +38,8 @@ COMMANDS = {
     "info": Info,
     "verify": Verify,
     "export": Export,
+    "run": Run,
+    "report": Report,
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 

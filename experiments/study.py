@@ -7,7 +7,12 @@ A module `experiments/NAME.py` that `toushi run NAME` can run has a docstring (t
     def weights(config) -> list[Path]                  the files whose bytes the result depends on
     def jobs(config) -> list[Job]                      the work, cut into pieces that stand by themselves
     def conclude(config, rows) -> Finding              tables, verdict and sentence from the rows of all jobs
-    def figures(tables, language) -> dict[str, Figure] from the finished tables alone, so that a figure can be made again
+    def figures(tables, language) -> dict[str, Figure] from the finished tables alone, so that a figure can be made again;
+                                                       at most `probe.figures.style.PAGE` wide (COLUMN: one column of a
+                                                       paper); a figure's `set_label(…)` is its caption in the report
+
+A job runs in a process of its own with one thread, and its rows go through CSV: numbers, true and false, or text; None
+for what is missing, never "". Of a table in a Finding the same holds.
 
 Nothing here runs anything: `experiments/runner.py` does, `reports/` shows what came out.
 """
@@ -51,5 +56,5 @@ class Job:
 @dataclass(frozen=True)
 class Finding:
     verdict: Verdict
-    sentence: Said  # the verdict in a sentence, with its numbers and intervals
+    sentence: Said  # the verdict in a sentence, with its numbers and intervals; "supported" stands before it already
     tables: dict[str, pd.DataFrame]  # tidy: one observation or estimate in a row
