@@ -159,7 +159,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     tables["read_off"] = by_layer(rows[rows.part == "states"], config)
     tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
     verdict = judged(tables["rates"], tables["differences"])
-    return Finding(verdict, sentence(verdict, tables), tables)
+    return Finding(verdict, sentence(tables), tables)
 
 
 def by_layer(states: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -185,7 +185,7 @@ def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     return "refuted" if better.high < BEST or choice.low["causal"] > HALF else "undecided"
 
 
-def sentence(verdict: Verdict, tables: dict[str, pd.DataFrame]) -> Said:
+def sentence(tables: dict[str, pd.DataFrame]) -> Said:
     rates, differences = tables["rates"], tables["differences"].set_index("thing")
     zh, en = [], []
     for thing in ("sense, after", "sense, before"):
@@ -207,8 +207,7 @@ def sentence(verdict: Verdict, tables: dict[str, pd.DataFrame]) -> Said:
         tops = [_top(read, model, where, place) for model in TWINS]
         zh.append(f"{NAMES[where][0]}（{NAMES[place][0]}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
         en.append(f"{NAMES[where][1]} ({NAMES[place][1]}) the best layers read off {tops[0]} and {tops[1]}")
-    word = {"supported": "证实", "refuted": "推翻", "undecided": "未决"}[verdict]
-    return Said(f"{word}：" + "；".join(zh) + "。", f"{verdict}: " + "; ".join(en) + ".")
+    return Said("；".join(zh) + "。", "; ".join(en) + ".")
 
 
 def _top(read: pd.DataFrame, model: str, where: str, place: str) -> str:

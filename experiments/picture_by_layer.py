@@ -183,18 +183,16 @@ def judged(onsets: pd.DataFrame, drawn: dict, config: Config) -> tuple[Verdict, 
         verdict = "supported"
     elif later and min(later) <= 0.05:
         verdict = "refuted"
-    return verdict, sentence(verdict, found, lacking, later, config)
+    return verdict, sentence(found, lacking, later, config)
 
 
-def sentence(verdict: Verdict, found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Said:
+def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Said:
     zh, en = [], []
     for thing, (chinese, english) in NAMES.items():
         if thing in found.index and not thing.startswith("choice"):
             one = found.loc[thing]
             zh.append(f"{chinese}从第 {one.onset} 层 [{one.low}, {one.high}] 起（最佳层画对 {one.most:.0%}）")
             en.append(f"{english} from layer {one.onset} [{one.low}, {one.high}] (best layer {one.most:.0%} right)")
-    word = {"supported": "证实", "refuted": "推翻", "undecided": "未决"}[verdict]
-    head_zh, head_en = f"{word}（{config.model}）：", f"{verdict} ({config.model}): "
     if lacking:
         zh.append(f"画对的{'、'.join(NAMES[thing][0] for thing in lacking)}太少，无法判断")
         en.append(f"too few {', '.join(NAMES[thing][1] for thing in lacking)} are drawn right to tell")
@@ -203,7 +201,7 @@ def sentence(verdict: Verdict, found: pd.DataFrame, lacking: list[str], later: l
         en.append(
             f"colours come after objects in {later[0]:.0%} of resamples, positions after colours in {later[1]:.0%}"
         )
-    return Said(head_zh + "；".join(zh) + "。", head_en + "; ".join(en) + ".")
+    return Said(f"{config.model}：{'；'.join(zh)}。", f"{config.model}: {'; '.join(en)}.")
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -141,11 +141,13 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
     axes.set_yticks(range(len(things)), [said(thing, language) for thing in things])
     axes.set_ylim(len(things) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks(np.arange(0, 1.01, 0.25))
+    beside.tick_params(axis="y", left=False)
     axes.set_xlabel(of(language, "画对的比例", "share drawn right"))
     beside.set_xlabel(of(language, "双向 − 因果", "bidirectional − causal"))
     axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     tall = figure.get_figheight()
-    figure.subplots_adjust(left=0.3, right=0.98, bottom=0.45 / tall, top=1 - 0.25 / tall, wspace=0.08)
+    figure.subplots_adjust(left=0.3, right=0.98, bottom=0.45 / tall, top=1 - 0.25 / tall, wspace=0.14)
     figure.set_label(
         of(
             language,
@@ -177,7 +179,7 @@ def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
         axes.set_xlabel(of(language, "层", "layer"))
     figure.axes[0].set_ylabel(of(language, "读对的词义", "senses read off"))
     figure.axes[0].legend(fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7)
-    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.19, top=0.9, wspace=0.08)
+    figure.subplots_adjust(left=0.075, right=0.99, bottom=0.19, top=0.9, wspace=0.08)
     figure.set_label(
         of(
             language,
