@@ -35,9 +35,10 @@ from experiments.encoders import states_at
 from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, pairs_of, resampled, shares
 from experiments.study import Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
+from probe.errors import ToushiError
 from probe.figures.drawn import NAMES
 from probe.figures.embedded import embedded
-from probe.models.load import model_files
+from probe.models.load import model_files, shipped
 
 STUDY = Study(
     title=Said("双向与因果：谁能分清一词两义", "Both directions or one: which resolves ambiguity"),
@@ -79,8 +80,13 @@ class Config:
 
 
 def weights(config: Config) -> list[Path]:
-    both = [file for name in TWINS for file in model_files(getattr(config, name))]
-    return list(dict.fromkeys(both))
+    models = [getattr(config, name) for name in TWINS]
+    if lacking := [name for name in models if name not in shipped() and not Path(name).is_dir()]:
+        raise ToushiError(
+            f"{' and '.join(lacking)} are not here: train them by `python -m experiments.train_twins` and then with "
+            "--ship, or give two folders with --set bidirectional=… causal=…"
+        )
+    return list(dict.fromkeys(file for name in models for file in model_files(name)))
 
 
 AT_A_TIME = 50  # scenes in a job

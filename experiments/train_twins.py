@@ -42,6 +42,7 @@ from probe.models.text_encoder import TextEncoderConfig
 from probe.models.unet import UNetConfig
 
 TWINS = ("bidirectional", "causal")
+HELD = 512  # scenes of the held-out loss
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def train(config: Config) -> None:
     family = load("mini-unet", "cpu")
     name = f"latents_{config.pool_first}_{config.pool}.safetensors"
     pool = make_pool(family.vae, config.pool_first, config.pool, config.out / name)
-    held = make_pool(family.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
+    held = make_pool(family.vae, 10_000_000, HELD, config.out / "latents_held.safetensors")
     begun = (config.out / "checkpoint.safetensors").exists()
     twins = Twins(config, family, None if begun else pool)
     if begun:
@@ -179,14 +180,53 @@ def train(config: Config) -> None:
             losses = []
 
 
+CARD = """# The twins: mini-unet with and without sight of what comes after
+
+Two small text-to-image models for the scene world that differ in one thing: in `causal` a token of the text encoder sees
+itself and what stands before it, in `bidirectional` the whole prompt. Made for `toushi run causal_vs_bidirectional`, not
+for drawing: they are smaller than `mini-unet` and saw less. `load("twins/causal")`, `load("twins/bidirectional")`.
+
+- Both began with the same weights (seed {seed}) and saw the same captions, pictures, noise and times in the same order.
+- First the encoders alone learnt what lies where from {encoder_samples:,} captions, then each model saw {samples:,}
+  samples of a pool of {pool:,} scenes (asked for: {wanted:,}); {hours:.1f} hours for both. The learning rate {decay}.
+- {parameters:.2f} million parameters each: encoder {text}; U-Net {unet}. Tokenizer and VAE are mini-unet's and lie there.
+- Weights: running average, fp16. Losses on {held} held-out scenes: bidirectional {bidirectional}, causal {causal}.
+
+Made again by `python -m experiments.train_twins`, then `--ship`; `log.jsonl` is the log of these weights.
+"""
+
+
 def ship(config: Config) -> None:
-    """The averaged weights of both, and the log of how they came about, to where `load` finds them."""
+    """The averaged weights of both, their card, and the log of how they came about, to where `load` finds them."""
+    home = SHIPPED / "twins"
     twins = Twins(config, load("mini-unet", "cpu"))
     twins.resume(config.out)
     for name, model in twins.averaged_models().items():
-        model.save(SHIPPED / "twins" / name)
-    rows = logged(config.out / LOG).values()
-    (SHIPPED / "twins" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        model.save(home / name)
+    rows = logged(config.out / LOG)
+    (home / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    (home / "README.md").write_text(card(config, twins, rows[twins.samples]))
+
+
+def card(config: Config, twins: Twins, last: dict) -> str:
+    asked = [json.loads(line) for line in (config.out / "configs.jsonl").read_text().splitlines()]
+    own = [p for n, p in twins.trainings["causal"].model.named_parameters() if not n.startswith("vae.")]
+    fell = last["lr"] < 0.11 * config.lr
+    text, unet = config.text, config.unet
+    return CARD.format(
+        seed=config.seed,
+        encoder_samples=asked[0]["encoder_samples"],
+        samples=twins.samples,
+        wanted=asked[0]["samples"],
+        pool=asked[0]["pool"],
+        hours=last["hours"],
+        decay="fell to a tenth over the last fifth" if fell else f"had not fallen yet: {last['lr']:.1e} at the end",
+        parameters=sum(p.numel() for p in own) / 1e6,
+        text=f"{text.layers} layers, {text.width} wide, {text.heads} heads",
+        unet=f"{', '.join(map(str, unet.widths))} wide",
+        held=HELD,
+        **{name: last[name]["held_out_loss"] for name in TWINS},
+    )
 
 
 if __name__ == "__main__":

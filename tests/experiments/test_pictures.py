@@ -172,6 +172,11 @@ def test_a_run_of_two_twins(model, blind, tmp_path):
     check_figures(twins.figures(tables, "zh"), twins.figures(tables, "en"), {"rates", "read_off", "pictures"})
 
 
+def test_twins_that_are_not_trained_are_asked_for():
+    with pytest.raises(ToushiError, match=r"nowhere/else are not here: train them by .*train_twins.* --set"):
+        twins.weights(twins.Config(bidirectional="mini-unet", causal="nowhere/else"))
+
+
 def check_figures(zh: dict, en: dict, names: set[str]) -> None:
     assert set(zh) == set(en) == names
     for figure in (*zh.values(), *en.values()):

@@ -1,11 +1,16 @@
 """The twins stay twins: one beginning, one order, one difference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from experiments import train_twins
 from experiments.train_twins import TWINS, Config, Twins, twin_models
+from experiments.training import logged
 from experiments.training_data import Pool, make_pool
+from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
 from probe.models.text_encoder import TextEncoderConfig
 from probe.models.unet import UNetConfig
@@ -97,3 +102,29 @@ def test_the_rate_warms_up_and_falls_to_a_tenth_over_the_last_fifth_of_the_sampl
             training.samples = samples
         rates.append(twins.lr())
     np.testing.assert_allclose(rates, [1 / 200, 0.5, 1, 1, 0.5, 0.1])
+
+
+def test_a_training_goes_on_and_ships_two_small_models(family, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_twins, "make_pool", lambda *_: pool)
+    monkeypatch.setattr(train_twins, "sheet", lambda *_: None)
+    monkeypatch.setattr(train_twins, "held_out_loss", lambda *_: 0.5)
+    monkeypatch.setattr(train_twins, "SHIPPED", tmp_path / "weights")
+    config = replace(CONFIG, out=tmp_path / "run", samples=4, checkpoint_minutes=0.0, threads=None)
+    train_twins.train(config)
+    train_twins.train(replace(config, samples=12))
+    train_twins.ship(replace(config, samples=12))
+    assert list(logged(tmp_path / "weights/twins/log.jsonl")) == [4, 8, 12]
+    card = (tmp_path / "weights/twins/README.md").read_text()
+    assert "each model saw 12" in card and "(asked for: 4)" in card and "bidirectional 0.5, causal 0.5" in card
+    for name in TWINS:
+        folder = tmp_path / "weights/twins" / name
+        assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+        twin = load(str(folder), "cpu")
+        assert twin.config.text.causal == (name == "causal") and twin.sample("猫", steps=1).size == (64, 64)
+
+
+def test_the_shipped_pair_fits_its_room():
+    family = load("mini-unet", "cpu")
+    models = twin_models(Config(), family).values()
+    sizes = [sum(p.numel() for n, p in m.named_parameters() if not n.startswith("vae.")) * 2 for m in models]
+    assert sum(sizes) < 14_900_000  # bytes of fp16; names and shapes take some more
