@@ -10,6 +10,7 @@ from experiments import train_twins
 from experiments.train_twins import TWINS, Config, Twins, twin_models
 from experiments.training import logged
 from experiments.training_data import Pool, make_pool
+from probe.lens.encoders import lens
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
 from probe.models.text_encoder import TextEncoderConfig
@@ -128,3 +129,10 @@ def test_the_shipped_pair_fits_its_room():
     models = twin_models(Config(), family).values()
     sizes = [sum(p.numel() for n, p in m.named_parameters() if not n.startswith("vae.")) * 2 for m in models]
     assert sum(sizes) < 14_900_000  # bytes of fp16; names and shapes take some more
+
+
+def test_a_causal_twins_attention_reads_nothing_of_what_comes_after(family):
+    for name, model in twin_models(CONFIG, family).items():
+        attention = lens(model.eval().requires_grad_(False), ["左边是猫，右边是月亮"])[0].attention.values
+        np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
+        assert (np.triu(attention, 1) == 0).all() == (name == "causal")
