@@ -107,7 +107,7 @@ def jobs(config: Config) -> list[Job]:
 
 
 def drawn_scenes(twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    found = of_scenes(opened(model), "held_out", first, count, steps, guidance, seed)
+    found = of_scenes(opened(model), "held_out", range(first, first + count), steps, guidance, seed)
     return as_table(found, part="scenes", model=twin)
 
 

@@ -7,6 +7,8 @@ a colour that is said, a place that is not plain, a position that is not the mid
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import count as naturals
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -34,11 +36,20 @@ def drawn(model: MiniUNet, prompts: Sequence[str], seeds: Sequence[int], steps: 
         yield from model.sample(prompts[some], seed=list(seeds[some]), steps=steps, guidance=guidance)
 
 
+def all_asked(split: str, count: int) -> list[int]:
+    """The first scenes that ask a colour and a position of each of their objects: so that the three are of the same."""
+
+    def asks(scene: Scene) -> bool:
+        coloured = all(thing.colour is not None for thing in scene.objects)
+        return coloured and scene.style == "flat" and scene.layout != "middle"
+
+    return list(islice((number for number in naturals() if asks(draw_scene(number, split))), count))
+
+
 def of_scenes(
-    model: MiniUNet, split: str, first: int, count: int, steps: int, guidance: float, seed: int
+    model: MiniUNet, split: str, numbers: Sequence[int], steps: int, guidance: float, seed: int
 ) -> Iterator[dict]:
-    """Of each scene first .. first + count - 1 and each thing that its caption asks for: how many are right."""
-    numbers = range(first, first + count)
+    """Of each scene of the split and each thing that its caption asks for: how many are right."""
     scenes = [draw_scene(number, split) for number in numbers]
     prompts = [describe(scene, "zh", number).text for number, scene in zip(numbers, scenes)]
     pictures = drawn(model, prompts, [seed + number for number in numbers], steps, guidance)

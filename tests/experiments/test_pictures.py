@@ -13,15 +13,17 @@ from PIL import Image
 from experiments import causal_vs_bidirectional as twins
 from experiments import picture_by_layer as layers
 from experiments import pictures, runner
-from experiments.pictures import asked, interval, sense_prompts, shares
+from experiments.picture_by_layer import ORDER
+from experiments.pictures import all_asked, asked, interval, sense_prompts, shares
 from experiments.run_folder import read_manifest, read_tables
 from probe.errors import ToushiError
 from probe.figures.embedded import embedded, picture_in
 from probe.figures.style import PAGE
 from probe.lens.early import ending_at
 from probe.models.mini_unet import MiniUNet
+from probe.world.captions import describe
 from probe.world.recogniser import Found, Seen, Verdict
-from probe.world.scenes import Object, Scene
+from probe.world.scenes import Object, Scene, draw_scene
 from tests.experiments.test_runner import Here
 
 PROMPTS = ["左边是猫，右边是月亮", "河边的银行"]
@@ -90,6 +92,18 @@ def test_a_thing_counts_where_it_is_asked_for():
     beach = Scene((replace(cat, colour="red"),), "beach", "day", "flat", "left")
     verdict = replace(right, colours=(False,))
     assert asked(beach, verdict) == {"object": [True], "colour": [False], "position": [True], "place": [True]}
+
+
+def test_scenes_that_ask_all_ask_it_of_each_object():
+    numbers = all_asked("test", 20)
+    assert numbers == sorted(set(numbers)) and numbers[:5] == all_asked("test", 5)
+    right = Verdict((True, True), (True, True), (True, True), (None, None), True, True, True, 0)
+    for number in numbers:
+        scene = draw_scene(number, "test")
+        answers = asked(scene, right)
+        assert all(answers[thing] for thing in ORDER)
+        parts = describe(scene, "zh", number).parts
+        assert len({part.object for part in parts if part.role == "colour"}) == len(scene.objects)
 
 
 def test_pairs_differ_in_the_context_alone_and_begin_with_one_noise(model, blind, monkeypatch):
