@@ -39,24 +39,26 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
 
     `curves` has thing, layer, right, low, high; `onsets` thing, onset, low, high.
     """
-    things = [thing for thing in NAMES if thing in set(curves.thing)]
-    figure = Figure(figsize=(PAGE * 0.72, 3.9))
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
-    for index, (thing, colour) in enumerate(zip(things, CATEGORIES)):
-        look = {"linestyle": "--" if thing.startswith("sense") else "-", "label": said(thing, language)}
-        band(axes, curves[curves.thing == thing], "right", "low", "high", colour, **look)
-        for one in onsets[onsets.thing == thing].itertuples():
-            below.plot([one.low, one.high], [index, index], color=colour, linewidth=2, solid_capstyle="butt")
-            below.plot([one.onset], [index], "o", color=colour, markersize=4)
-    axes.set_ylim(0, 1.03)
-    axes.set_ylabel(of(language, "画对的比例", "share drawn right"))
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    below.set_yticks(range(len(things)), [said(thing, language) for thing in things], fontsize=7)
-    below.set_ylim(len(things) - 0.4, -0.6)
+    sense = curves.thing.str.startswith("sense")
+    panels = [part for part in (curves[~sense], curves[sense]) if len(part)]
+    figure = Figure(figsize=(PAGE, 3.9))
+    grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
+    for part, axes, below in zip(panels, *grid):
+        things = [thing for thing in NAMES if thing in set(part.thing)]
+        for index, (thing, colour) in enumerate(zip(things, CATEGORIES)):
+            band(axes, part[part.thing == thing], "right", "low", "high", colour, label=said(thing, language))
+            for one in onsets[onsets.thing == thing].itertuples():
+                below.plot([one.low, one.high], [index, index], color=colour, linewidth=2, solid_capstyle="butt")
+                below.plot([one.onset], [index], "o", color=colour, markersize=4)
+        axes.set_ylim(0, 1.03)
+        axes.legend(fontsize=7, loc="upper left")
+        below.set_yticks([])
+        below.set_ylim(3.6, -0.6)
+        by_layer(below, part.layer, language)
+    grid[0, 0].set_ylabel(of(language, "画对的比例", "share drawn right"))
     title = of(language, "达到最佳层 80% 的首层及区间", "first layer with 80 % of the best one's share")
-    below.set_title(title, loc="left", fontsize=8)
-    by_layer(below, curves.layer, language)
-    figure.subplots_adjust(left=0.24, right=0.72, bottom=0.12, top=0.97, hspace=0.22)
+    grid[1, 0].set_title(title, loc="left", fontsize=8)
+    figure.subplots_adjust(left=0.075, right=0.99, bottom=0.12, top=0.97, hspace=0.22, wspace=0.06)
     figure.set_label(
         of(
             language,
