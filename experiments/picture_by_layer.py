@@ -25,6 +25,7 @@ position: positions and colours are counted among all that were asked for.
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ SHOWN = (
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, twins/bidirectional, a folder
     scenes: int = 100
-    split: str = "test"  # training's own distribution, scenes that it has not seen
+    split: Literal["train", "test", "held_out"] = "test"  # training's own distribution, scenes that it has not seen
     contexts: int = 2  # of each sense and each place of the context
     words: int | None = None  # with two senses; only so many, for a first look
     steps: int = 12
@@ -195,11 +196,10 @@ def judged(onsets: pd.DataFrame, drawn: dict, config: Config) -> tuple[Verdict, 
 def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Said:
     zh, en = [], []
     for thing, (chinese, english) in NAMES.items():
-        if thing in found.index:
-            most = found.most[thing]
-            onset, low, high = found.loc[thing, ["onset", "low", "high"]].astype(int)
-            zh.append(f"{chinese}从第 {onset} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
-            en.append(f"{english} from layer {onset} [{low}, {high}] (best layer {most:.0%} right)")
+        if thing in found.index and (most := found.most[thing]) > 0:
+            first, low, high = found.loc[thing, ["onset", "low", "high"]].astype(int)
+            zh.append(f"{chinese}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
+            en.append(f"{english} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
     if lacking:
         zh.append(f"画对的{'、'.join(NAMES[thing][0] for thing in lacking)}太少，无法判断")
         en.append(f"too few {', '.join(NAMES[thing][1] for thing in lacking)} are drawn right to tell")

@@ -47,7 +47,7 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
         things = [thing for thing in NAMES if thing in set(part.thing)]
         for index, (thing, colour) in enumerate(zip(things, CATEGORIES)):
             band(axes, part[part.thing == thing], "right", "low", "high", colour, label=said(thing, language))
-            for one in onsets[onsets.thing == thing].itertuples():
+            for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
                 below.plot([one.low, one.high], [index, index], color=colour, linewidth=2, solid_capstyle="butt")
                 below.plot([one.onset], [index], "o", color=colour, markersize=4)
         axes.set_ylim(0, 1.03)
