@@ -17,8 +17,8 @@ The rule, set before the twins were trained. It asks of contexts after the word,
 bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
 causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words.
 Supported: D lies above 0 and C below 75 %, half way from chance to always. Refuted: D lies below 10 points, or C above
-75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures: too few
-to tell what it understood.
+75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
+tell what it understood, or fewer than 6 words are asked.
 
 It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
 another (it is the same for both). It speaks of small models of this world, with their training's contexts.
@@ -61,7 +61,8 @@ STUDY = Study(
     ),
 )
 TWINS = ("bidirectional", "causal")
-BEST, HALF, SEEN = 0.1, 0.75, 0.3  # of the rule: points of difference, causal choices right, pictures with a sense
+# Of the rule: difference that counts, causal choices right, pictures with a sense, words to resample.
+BEST, HALF, SEEN, WORDS = 0.1, 0.75, 0.3, 6
 SHOWN = ("银行", "苹果", "宝马", "杜鹃")
 
 
@@ -156,7 +157,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
                 cases = counts["cases"][i, j]
                 low, high = interval(means[i, j], draws[:, i, j], int((cases > 0).sum()))
                 about = {"model": model, "thing": thing, "right": means[i, j], "low": low, "high": high}
-                rates.append(about | {"cases": int(cases.sum())})
+                rates.append(about | {"cases": int(cases.sum()), "items": len(items)})
             gaps = draws[:, i, 0] - draws[:, i, 1]  # the same items in every draw: paired
             known = gaps[np.isfinite(gaps)]
             low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
@@ -183,8 +184,8 @@ def by_layer(states: pd.DataFrame, config: Config) -> pd.DataFrame:
 def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     better = differences.set_index("thing").loc["sense, after"]
     choice = rates[rates.thing == "choice, after"].set_index("model")
-    asked = rates[rates.thing == "sense, after"].set_index("model").cases
-    if (choice.cases < SEEN * asked).any():
+    asked = rates[rates.thing == "sense, after"].set_index("model")
+    if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < WORDS:
         return "undecided"
     if better.low > 0 and choice.high["causal"] < HALF:
         return "supported"
