@@ -16,8 +16,8 @@ state, with the context before it (fair) and after it (chance for the causal one
 The rule, set before the twins were trained. It asks of contexts after the word, in pictures. D is by how much the
 bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
 causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words.
-Supported: D lies above 0 and C below 75 %, half way from chance to always. Refuted: D lies below 10 points, or C above
-75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
+Refuted: D lies below 10 points, or C above 75 %, half way from chance to always. Supported: not so, D lies above 0, and
+C below 75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
 tell what it understood, or fewer than 6 words are asked.
 
 It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
@@ -62,7 +62,7 @@ STUDY = Study(
 )
 TWINS = ("bidirectional", "causal")
 # Of the rule: difference that counts, causal choices right, pictures with a sense, words to resample.
-BEST, HALF, SEEN, WORDS = 0.1, 0.75, 0.3, 6
+MATTERS, HALF, SEEN, WORDS = 0.1, 0.75, 0.3, 6
 SHOWN = ("银行", "苹果", "宝马", "杜鹃")
 
 
@@ -187,9 +187,9 @@ def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     asked = rates[rates.thing == "sense, after"].set_index("model")
     if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < WORDS:
         return "undecided"
-    if better.low > 0 and choice.high["causal"] < HALF:
-        return "supported"
-    return "refuted" if better.high < BEST or choice.low["causal"] > HALF else "undecided"
+    if better.high < MATTERS or choice.low["causal"] > HALF:
+        return "refuted"
+    return "supported" if better.low > 0 and choice.high["causal"] < HALF else "undecided"
 
 
 def sentence(tables: dict[str, pd.DataFrame]) -> Said:

@@ -256,6 +256,7 @@ def twin_rows(right: dict[str, float], seen: dict[str, float]) -> pd.DataFrame:
         (dict(bidirectional=0.5, causal=0.5), dict(bidirectional=1.0, causal=1.0), "refuted"),
         (dict(bidirectional=1.0, causal=0.8), dict(bidirectional=1.0, causal=1.0), "refuted"),  # it is mostly right
         (dict(bidirectional=1.0, causal=0.5), dict(bidirectional=0.2, causal=0.2), "undecided"),
+        (dict(bidirectional=0.7, causal=0.6), dict(bidirectional=0.5, causal=0.5), "refuted"),  # better by a little
     ],
 )
 def test_verdicts_on_the_twins(right, seen, verdict):
