@@ -26,7 +26,6 @@ from probe.models.vae import VAE, VAEConfig
 from probe.text.alignment import listed
 from probe.text.bpe import Tokenizer
 
-
 MOST_PIXELS = 1024 * 1024  # beyond it one evaluation takes minutes and gigabytes
 
 
