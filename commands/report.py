@@ -42,7 +42,16 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
         ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
     return "\n".join(
-        [shortened(shown(trace.prompt or "(no prompt)")), run, "", where_words_went(trace, asked), "", others(trace), "", table(files)]
+        [
+            shortened(shown(trace.prompt or "(no prompt)")),
+            run,
+            "",
+            where_words_went(trace, asked),
+            "",
+            others(trace),
+            "",
+            table(files),
+        ]
     )
 
 

@@ -34,7 +34,9 @@ with st.container(horizontal=True, vertical_alignment="center", horizontal_align
             st.markdown(f"### {say('app')}")
             st.caption(say("tagline"))
     elif page is lens:
-        st.markdown(f"### {say('page_lens')}")
+        with st.container():
+            st.markdown(f"### {say('page_lens')}")
+            st.caption(say("lens_intro"))
     else:
         library.toolbar()
     st.segmented_control(say("language"), list(text.LANGUAGES), format_func=lambda name: text.LANGUAGES[name], key="language",

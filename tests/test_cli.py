@@ -374,7 +374,9 @@ def test_export_writes_one_file_and_keeps_what_is_there(recorded, fails, tmp_pat
         names = {name.rpartition("/")[0] for name in data.files if name != "about"}
     assert names == {"cond/猫", "cond/月亮"}
     assert "--overwrite" in fails("export", recorded[0], "--to", "npz", "--out", out)
-    assert "not in the prompt" in fails("export", recorded[0], "--to", "npz", "--out", out, "--overwrite", "--words", "狗")
+    assert "not in the prompt" in fails(
+        "export", recorded[0], "--to", "npz", "--out", out, "--overwrite", "--words", "狗"
+    )
     assert main(["export", str(recorded[0]), "--to", "parquet", "--tokens", "--out", str(tmp_path / "cat.pq")]) == 0
     assert "rows" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 2
 

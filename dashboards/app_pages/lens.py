@@ -9,6 +9,7 @@ from dashboards.library import escaped, say
 from probe.errors import ToushiError
 
 LONGEST = 200  # characters; the page is for a look, `toushi lens` and lens() take more
+INCH = 88  # pixels on the page
 BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
 
@@ -31,22 +32,25 @@ def read(encoder: str, texts: tuple[str, ...]) -> tuple:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def figure(encoder: str, texts: tuple[str, ...], layers: tuple[int, ...]) -> bytes:
+def figure(encoder: str, texts: tuple[str, ...], layers: tuple[int, ...]) -> tuple[bytes, int]:
+    """PNG, and how many pixels wide it is shown: twice as fine as that, for good screens."""
     from probe.figures.lens import lens_figure
 
-    buffer = io.BytesIO()
-    lens_figure(read(encoder, texts)[0], layers or None).savefig(buffer, format="png", dpi=160)
-    return buffer.getvalue()
+    drawn, buffer = lens_figure(read(encoder, texts)[0], layers or None), io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=2 * INCH)
+    return buffer.getvalue(), round(INCH * drawn.get_figwidth())
 
 
-st.caption(say("lens_intro"))
 with st.form("lens"):
     left, right = st.columns(2)
     first = left.text_input(say("lens_first"), BANK[0])
     second = right.text_input(say("lens_second"), BANK[1])
     encoder = st.text_input(say("lens_encoder"), "mini-unet", help=say("lens_encoder_help"))
     if st.form_submit_button(say("lens_look"), type="primary", icon=":material/layers:"):
-        st.session_state["sentences"] = (encoder.strip(), tuple(text.strip() for text in (first, second) if text.strip()))
+        st.session_state["sentences"] = (
+            encoder.strip(),
+            tuple(text.strip() for text in (first, second) if text.strip()),
+        )
 
 if "sentences" in st.session_state:
     name, texts = st.session_state["sentences"]
@@ -61,11 +65,11 @@ if "sentences" in st.session_state:
             readings, notes = read(name, texts)
             every = [int(number) for number in readings[0].states["layer"].values]
             chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{len(every)}")
-            drawn = figure(name, texts, tuple(sorted(chosen)))
+            drawn, width = figure(name, texts, tuple(sorted(chosen)))
     except ToushiError as error:
         st.error(escaped(str(error)), title=say("lens_failed"), icon=":material/error:")
     else:
         for note in notes:
             st.warning(escaped(note), icon=":material/content_cut:")
-        st.image(drawn, alt=say("lens_alt", encoder=name, texts=" / ".join(texts)), width="content")
+        st.image(drawn, alt=say("lens_alt", encoder=name, texts=" / ".join(texts)), width=width)
         st.caption(say("lens_how"))

@@ -150,7 +150,9 @@ def differences(first, second, language: str) -> list[str]:
         return {name: str(fact) for name, fact in named.items() if fact}
 
     both = facts(first), facts(second)
-    return [" · ".join(fact for name, fact in one.items() if both[1 - i].get(name) != fact) for i, one in enumerate(both)]
+    return [
+        " · ".join(fact for name, fact in one.items() if both[1 - i].get(name) != fact) for i, one in enumerate(both)
+    ]
 
 
 def _edit(edit: dict) -> str:
