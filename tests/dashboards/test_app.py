@@ -253,7 +253,7 @@ def lens_page(app, monkeypatch, *values):
 
 def test_the_lens_shows_two_sentences(app, monkeypatch):
     test = lens_page(app, monkeypatch, "河边的银行", "他去银行")
-    (picture,) = test.get("imgs")
+    (picture,) = test.get("image")
     assert "河边的银行 / 他去银行" in picture.proto.imgs[0].alt
     assert not test.error and not test.warning
 
@@ -267,4 +267,4 @@ def test_the_lens_says_what_it_cannot_show(app, monkeypatch, values, said):
 
 def test_an_encoder_that_is_not_there(app, monkeypatch):
     test = lens_page(app, monkeypatch, "猫", "", "nowhere/at/all")
-    assert "no encoder" in test.error[0].value and not test.get("imgs")
+    assert "no encoder" in test.error[0].value and not test.get("image")
