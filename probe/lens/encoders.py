@@ -27,7 +27,7 @@ from probe.lens.readings import Reading, Readings
 from probe.lens.spans import tokens_of
 from probe.models.load import SHIPPED, best_device, load
 from probe.models.mini_unet import MiniUNet, PromptCut
-from probe.text.alignment import Token, Word, listed, readable, segment, shares
+from probe.text.alignment import Token, Word, readable, segment, shares
 
 BATCH = 16  # texts at once
 OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
@@ -70,7 +70,7 @@ def lens(encoder: "str | Path | MiniUNet | Encoder", texts: Sequence[str]) -> Re
             raise ToushiError(f"the text {text!r} has no tokens for {known.name}, so there is nothing to look at")
         tokens.append(found)
         if cut:
-            lost = listed(_words(text, found)[1])
+            lost = "、".join(word.text for word in _words(text, found)[1])
             said = f"a text is longer than the {known.limit} tokens that {known.name} reads; cut: {lost}"
             warnings.warn(PromptCut(said), stacklevel=2)
     lengths: dict[int, list[int]] = {}

@@ -231,7 +231,9 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     if height < 16 or width < 16 or height % 16 or width % 16:
         raise ToushiError(f"height and width must be multiples of 16 pixels, at least 16, but {height}x{width} came")
     if height * width > MOST_PIXELS:
-        raise ToushiError(f"this model draws up to 1024x1024 pixels, but {height}x{width} came; it was trained at 64x64")
+        raise ToushiError(
+            f"this model draws up to 1024x1024 pixels, but {height}x{width} came; it was trained at 64x64"
+        )
     return height, width
 
 
