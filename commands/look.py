@@ -114,6 +114,8 @@ class Info:
             ),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
+            ("safety checker", manifest.get("safety")),
             ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
             ("commit", manifest.get("git")),
@@ -148,6 +150,10 @@ The exit code is 1 if something is wrong."""
             if not problems:
                 print(f"{trace.folder}: in order, {progress(trace)}")
         return 1 if bad else 0
+
+
+def lora_line(lora: dict) -> str:
+    return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
 
 
 def progress(trace) -> str:
