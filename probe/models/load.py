@@ -122,15 +122,15 @@ def pipeline(name: Path | str, loading: Loading):
     with without_advice():
         found = opened(name, torch_dtype(dtype), loading)
         family = family_of(found)
+        if loading.embedding_cache is not None:
+            from probe.models.embedding_cache import keep_texts
+
+            keep_texts(found, family, loading.embedding_cache)  # first: it looks at the weights as they were loaded
         if loading.lora:
             from probe.models.lora import put_in
 
             put_in(found, loading.loras())
     found.loading = loading.resolved(str(device), dtype)
-    if loading.embedding_cache is not None:
-        from probe.models.embedding_cache import keep_texts
-
-        keep_texts(found, family, loading.embedding_cache)
     if loading.vae_tiling:
         tile(found)
     if loading.compile:
