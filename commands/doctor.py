@@ -298,7 +298,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
 
     small = found.kind == "MiniUNet"
     room = 0 if small else int(ROOM * size[0] * size[1] / 2**20)
-    dtypes = list(dict.fromkeys([dtype, "fp32", "bf16", *(() if small else ("4bit",))]))
+    dtypes = list(dict.fromkeys([dtype, "bf16", "fp32", *(() if small else ("4bit",))]))
     ways = ("none",) if small else WAYS
     rows, best, least = [(tell("offload"), *dtypes)], None, None
     for way in ways:
@@ -309,7 +309,8 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
                 row.append(tell("not_told"))
                 continue
             # On a CPU all weights lie in main memory whatever the offload.
-            if (device.type == "cpu" and way != "none") or (kind == "4bit" and find_spec("bitsandbytes") is None):
+            four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
+            if four or (device.type == "cpu" and way != "none"):
                 row.append(memory(need))
                 continue
             fits = free is None or need + room <= free

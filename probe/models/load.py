@@ -78,7 +78,7 @@ def folder_of(name: str) -> Path | None:
 def small(folder: Path, loading: Loading) -> MiniUNet:
     """A mini-unet. Most options are for models that are large."""
     fits = "it is a few megabytes and draws in seconds as it is; leave it out"
-    never = dict.fromkeys(("offload", "vae_tiling", "compile", "quantize"), fits)
+    never: dict[str, str] = dict.fromkeys(("offload", "vae_tiling", "compile", "quantize"), fits)
     never["lora"] = "LoRA files are for diffusers pipelines; leave it out"
     never["embedding_cache"] = "it remembers its prompts by itself; leave it out"
     never["engine"] = "it has one engine, our own; leave it out"
@@ -119,6 +119,10 @@ def pipeline(name: Path | str, loading: Loading):
 
     device = torch.device(loading.device or best_device())
     dtype = loading.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    if loading.quantize is not None and device.type != "cuda":
+        raise BadOption(
+            f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: take --dtype bf16, and leave quantize out"
+        )
     with without_advice():
         found = opened(name, torch_dtype(dtype), loading)
         family = family_of(found)

@@ -15,7 +15,7 @@ import probe.models.loading as loading_module
 from commands.trace import Trace
 from probe.errors import ToushiError
 from probe.models.drawing import draw as drawn
-from probe.models.load import NoGain, UnknownModel, load
+from probe.models.load import NoGain, UnknownModel, in_four_bits, load
 from probe.models.loading import BadOption, Loading
 from probe.models.lora import BadLora
 from probe.models.memory import OutOfMemory
@@ -349,10 +349,26 @@ def test_a_library_that_is_not_here(library, option, monkeypatch):
         Loading(**option)
 
 
-@pytest.mark.skipif(loading_module.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
-def test_four_bits_without_the_library(saved):
+def test_four_bits_without_the_library_or_without_a_gpu(saved, monkeypatch):
+    find = loading_module.find_spec
+    there = set()
+    monkeypatch.setattr(
+        loading_module, "find_spec", lambda name: (name in there or None) if name == "bitsandbytes" else find(name)
+    )
     with pytest.raises(BadOption, match="pip install bitsandbytes"):
         load(str(saved("flux")), "cpu", quantize="4bit")
+    there.add("bitsandbytes")
+    with pytest.raises(BadOption, match="on a CUDA GPU only, and this is cpu"):
+        load(str(saved("flux")), "cpu", quantize="4bit")
+
+
+def test_four_bits_are_for_the_large_parts(saved, monkeypatch):
+    asked = []
+    monkeypatch.setattr("diffusers.quantizers.PipelineQuantizationConfig", lambda *a, **k: asked.append((a, k)))
+    in_four_bits(str(saved("flux")), torch.bfloat16)
+    ((kind, how), named) = asked[0]
+    assert kind == "bitsandbytes_4bit" and how["load_in_4bit"] and how["bnb_4bit_compute_dtype"] == torch.bfloat16
+    assert set(named["components_to_quantize"]) == {"text_encoder", "text_encoder_2", "transformer"}
 
 
 def test_folders_that_are_no_pipeline(tmp_path):
