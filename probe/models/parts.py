@@ -110,10 +110,10 @@ def skeleton(folder: Path, library: str, kind: str) -> Any:
     if hasattr(made, "load_config"):
         config = made.load_config(folder, local_files_only=True)
         with torch.device("meta"):
-            return made.from_config(config).eval()
+            return made.from_config(config).to("meta").eval()
     config = made.config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        return made(config).eval()
+        return made(config).to("meta").eval()  # some make tensors of their own, elsewhere
 
 
 def part(folder: Path, name: str, kind: str, module: Any) -> Part:

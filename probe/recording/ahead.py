@@ -66,7 +66,7 @@ def branches(pipeline) -> int:
 REAL: dict[str, Callable[[int], int]] = {
     "pixart": lambda tokens: tokens,
     "qwen-image": lambda tokens: tokens + 5,
-    "lumina2": lambda tokens: tokens + 40,
+    "lumina-2": lambda tokens: tokens + 40,
     "z-image": lambda tokens: -(-(tokens + 8) // 32) * 32,
 }
 BEFORE = {"stable-diffusion-3": CLIP, "hunyuan-dit": CLIP}  # columns of another encoder that come before

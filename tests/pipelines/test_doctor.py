@@ -64,7 +64,7 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     joint = not next(iter(sites)).endswith("attn2")
     monkeypatch.setattr("probe.recording.ahead.columns", lambda *_: cond[0].columns - joint)
     monkeypatch.setattr("probe.recording.ahead.branches", lambda _: 1)
-    told = foreseen(family, found.pipeline, (32, 48), 1, 4)
+    told = foreseen(family, found.pipeline, tuple(trace.manifest["size"]), 1, 4)
     monkeypatch.undo()
     assert told.disk["heads"] == sum(2 * s.heads * s.columns * s.cells for s in cond) + 80 * finest[0] * finest[1]
 
