@@ -275,7 +275,7 @@ FAMILIES = (MINI_UNET,)
 
 
 def family_of(model) -> Family:
-    from probe.models.pipelines import PIPELINES  # rows of this table, made of what is above
+    from probe.models.pipelines.table import PIPELINES  # rows of this table, made of what is above
 
     families = (*FAMILIES, *PIPELINES)
     for family in families:

@@ -7,7 +7,7 @@ import torch
 from hooks.attention import Watch
 from probe.errors import ToushiError
 from probe.models.families import UnknownFamily, family_of
-from probe.models.pipelines import UnreadableAttention
+from probe.models.pipelines.readable import UnreadableAttention
 from probe.record import record
 from probe.trace.reader import open_collection, open_trace
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
