@@ -17,6 +17,15 @@ def step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
     return Stepped(result, result[0] if isinstance(result, tuple) else result.prev_sample, None)
 
 
+def place(scheduler, arguments: Mapping[str, Any], next: int) -> int:
+    """The index of this step: the next one if it has the time that comes next, else the first that has its time."""
+    times, time = scheduler.timesteps, arguments["timestep"]
+    if next < len(times) and bool(times[next] == time):
+        return next
+    same = [index for index, other in enumerate(times.tolist()) if other == float(time)]
+    return next if not same else min(same, key=lambda index: (index < next, index))
+
+
 def pictures(result) -> list | None:
     """PIL pictures of what a pipeline returns; None if it was asked for latents."""
     images = result[0] if isinstance(result, tuple) else result.images
@@ -37,6 +46,8 @@ def about(pipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
     if arguments.get("true_cfg_scale") is not None:
         about["true_guidance"] = arguments["true_cfg_scale"]
+    if arguments.get("strength") is not None:
+        about["strength"] = arguments["strength"]
     return about
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from probe.models.families import Scene, Stretch
-from probe.models.pipelines.texts import BLOCK, masked
+from probe.models.pipelines.texts import BLOCK, joined, masked
 
 
 def unet(pipeline, inputs: Mapping[str, Any]) -> Scene:
@@ -57,6 +57,19 @@ def z_image(pipeline, inputs: Mapping[str, Any]) -> Scene:
     filled = -(-rows * columns // BLOCK) * BLOCK
     joint = tuple(Stretch(0, filled, -(-len(one) // BLOCK) * BLOCK) for one in text)
     return Scene((rows, columns), tuple(text), lambda: list(text), joint)
+
+
+def hunyuan(pipeline, inputs: Mapping[str, Any]) -> Scene:
+    """Two texts, one behind the other; what their masks leave out is replaced, and attended to."""
+    texts = inputs["encoder_hidden_states"], inputs["encoder_hidden_states_t5"]
+    return Scene(_patches(pipeline, inputs["hidden_states"]), texts, lambda: [joined(*pair) for pair in zip(*texts)])
+
+
+def lumina(pipeline, inputs: Mapping[str, Any]) -> Scene:
+    """Of each row the real text columns, then the image."""
+    text, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
+    joint = tuple(Stretch(length, 0, length) for length in mask.sum(1).tolist())
+    return Scene(_patches(pipeline, inputs["hidden_states"]), (text, mask), lambda: masked(text, mask), joint)
 
 
 def own(model, inputs: Mapping[str, Any]) -> Scene:

@@ -5,12 +5,14 @@ Which prompt a text belongs to is known from the ids that the text encoders real
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from probe.errors import ToushiError
 from probe.models.families import Encoded, Said
 from probe.models.mini_unet import PromptCut
 from probe.text.alignment import Token
@@ -30,16 +32,16 @@ class Part:
 
     encoders   of those that there are the first one's ids label the columns (SDXL joins two states in each)
     prompts    the arguments of `encode_prompt` that may carry its prompt; the first that is given counts
-    kept       which positions become columns: "all", or "real", those that the encoder's mask keeps
-    dropped    so many real ones at the beginning do not become columns
-    template   what the pipeline puts before and after the prompt
+    chosen     positions, of so many, that become columns, in this order
+    kept       which of these really do: "all", or "real", those that the encoder's mask keeps
+    template   what the pipeline puts before and after the prompt, and before and after the negative one
     """
 
     encoders: tuple[str, ...] = ("text_encoder",)
     prompts: tuple[str, ...] = ("prompt",)
+    chosen: Callable[[Said, int], Sequence[int]] = lambda said, count: range(count)
     kept: str = "all"
-    dropped: Callable[[Any], int] = lambda pipeline: 0
-    template: Callable[[Any], tuple[str, str]] = lambda pipeline: ("", "")
+    template: Callable[[Said, bool], tuple[str, str]] = lambda said, negative: ("", "")
 
 
 def encoded(
@@ -65,7 +67,7 @@ def encoded(
     for prompt in range(count):
         text, ids, tokens = _one(said, parts, run or 0, prompt, count, negative)
         for one in states[prompt * (len(states) // count) : (prompt + 1) * (len(states) // count)]:
-            known = [token if (token.column or 0) < len(one) else _without_column(token) for token in tokens]
+            known = [token if (token.column or 0) < len(one) else replace(token, column=None) for token in tokens]
             width = sum(token.column is not None for token in known)
             texts.append(Encoded(text, ids, (*known, *_numbered(width, len(one), block)), one))
     return texts
@@ -85,14 +87,13 @@ def _one(said: Said, parts: Sequence[Part], run: int, number: int, count: int, n
         prompt = text if prompt is None else prompt
         read = said.ids[name][run]
         ids, mask = read.ids[number], None if read.mask is None else read.mask[number]
-        columns: list[int | None] = list(range(width, width + len(ids)))
-        if part.kept == "real":
-            places = np.cumsum(mask or [1] * len(ids)) - 1 - part.dropped(said.model)
-            kept = [mask is None or bool(mask[i]) for i in range(len(ids))]
-            columns = [width + int(p) if keep and p >= 0 else None for p, keep in zip(places, kept)]
+        chosen = [i for i in part.chosen(said, len(ids)) if part.kept == "all" or mask is None or mask[i]]
+        columns: list[int | None] = [None] * len(ids)
+        for column, position in enumerate(chosen, start=width):
+            columns[position] = column
         encoders = tuple(name for name in part.encoders if getattr(said.model, name, None) is not None)
         vocabulary = Vocabulary.of(getattr(said.model, name.replace("text_encoder", "tokenizer")))
-        found = _spelled(vocabulary, ids, mask, prompt, text, columns, encoders, part.template(said.model))
+        found = _spelled(vocabulary, ids, mask, prompt, text, columns, encoders, part.template(said, negative))
         tokens += [token for token in found if token.kind != "pad" or token.column is not None]
         if first_ids is None:
             first_ids = tuple(token.id for token in found if token.kind != "pad")
@@ -122,7 +123,7 @@ def _spelled(
             stacklevel=2,
         )
         tokens = [
-            Token(id, vocabulary.fast.id_to_token(id) or "", None, kind, encoders, index, column)
+            Token(id, vocabulary.piece(id), None, kind, encoders, index, column)
             for index, (id, kind, column) in enumerate(zip(ids, vocabulary.kinds(ids, mask), columns))
         ]
         return tokens
@@ -131,7 +132,7 @@ def _spelled(
             PromptCut(f"the prompt is longer than {encoders[0]} reads; cut: {(text or '')[cut:]}"), stacklevel=2
         )
     if text != prompt:
-        tokens = [Token(t.id, t.text, None, t.kind, t.encoders, t.position, t.column) for t in tokens]
+        tokens = [replace(token, span=None) for token in tokens]
     return tokens
 
 
@@ -149,10 +150,6 @@ def _numbered(start: int, end: int, block: int) -> list[Token]:
         Token(None, f"#{column}" if column < end else "", None, "text" if column < end else "pad", (), column, column)  # pyright: ignore[reportArgumentType]
         for column in range(start, max(start, last))
     ]
-
-
-def _without_column(token: Token) -> Token:
-    return Token(token.id, token.text, token.span, token.kind, token.encoders, token.position, None)
 
 
 def in_one_call(parts: Sequence[Part], of: Callable[[Said], tuple], block: int = 1):
@@ -187,18 +184,46 @@ def unbound(said: Said) -> tuple:
 
 
 def masked(states: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """The real columns of each row."""
+    """The real columns of each row, which come first in it."""
     if mask is None:
         return list(states.unbind())
-    return [row[keep] for row, keep in zip(states, mask.bool())]
+    lengths = mask.long().sum(1).tolist()
+    if not all(bool(row[:length].all()) for row, length in zip(mask, lengths)):
+        raise ToushiError("a text has padding before its tokens, where the model has it behind: set padding_side=right")
+    return [row[:length] for row, length in zip(states, lengths)]
 
 
 # --- states of each branch, as the families return them ---
 
 
-def pixart_states(said: Said) -> tuple:
+def with_masks(said: Said) -> tuple:
+    """Of (prompt, its mask, negative prompt, its mask)."""
     positive, mask, negative, negative_mask = said.result
     return masked(positive, mask), None if negative is None else masked(negative, negative_mask)
+
+
+def hunyuan(said: Said) -> dict[str, list[Encoded]]:
+    """`encode_prompt` is called for BERT, then for T5, whose columns come behind."""
+    if said.arguments.get("text_encoder_index", 0) == 0:
+        return in_one_call([Part()], unbound)(said)
+    found = in_one_call([Part(("text_encoder_2",))], unbound)(said)
+    return {
+        branch: [joined_texts(*pair) for pair in zip(said.before[branch], some)] if branch in said.before else some
+        for branch, some in found.items()
+    }
+
+
+def joined_texts(one: Encoded, other: Encoded) -> Encoded:
+    """The columns of one text and then those of the other."""
+    width = sum(token.column is not None for token in one.tokens)
+    behind = [token if token.column is None else replace(token, column=token.column + width) for token in other.tokens]
+    return Encoded(one.prompt, one.ids, (*one.tokens, *behind), joined(one.states, other.states))
+
+
+def joined(one: Tensor, other: Tensor) -> Tensor:
+    """States [column, feature] of two encoders, one after the other, the narrower ones filled up with zeros."""
+    width = max(one.shape[-1], other.shape[-1])
+    return torch.cat([F.pad(states, (0, width - states.shape[-1])) for states in (one, other.to(one))])
 
 
 def z_image_states(said: Said) -> tuple:
@@ -222,19 +247,51 @@ def z_image_given(arguments: Mapping[str, Any]) -> dict[str, list[Encoded]]:
 # --- templates ---
 
 
-def chat_template(thinking: bool) -> Callable[[Any], tuple[str, str]]:
+def chat_template(thinking: bool) -> Callable[[Said, bool], tuple[str, str]]:
     """What Qwen3's template puts around a user's words."""
 
-    def template(pipeline) -> tuple[str, str]:
+    def template(said: Said, negative: bool) -> tuple[str, str]:
         message = [{"role": "user", "content": SENTINEL}]
-        before, _, after = pipeline.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        ).partition(SENTINEL)
-        return before, after
+        return _around(
+            said.model.tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+        )
 
     return template
 
 
-def qwen_image_template(pipeline) -> tuple[str, str]:
-    before, _, after = pipeline.prompt_template_encode.format(SENTINEL).partition(SENTINEL)
+def mistral_template(said: Said, negative: bool) -> tuple[str, str]:
+    """FLUX.2's system message, and the user's words."""
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("system", said.model.system_message), ("user", SENTINEL))
+    ]
+    return _around(said.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+
+
+def sana_template(said: Said, negative: bool) -> tuple[str, str]:
+    """Instructions for a person, given to the encoder with the prompt alone."""
+    instruction = said.arguments.get("complex_human_instruction")
+    return ("\n".join(instruction) if instruction and not negative else "", "")
+
+
+def sana_chosen(said: Said, count: int) -> list[int]:
+    """The first, and so many of the last that there are `max_sequence_length`."""
+    length = said.arguments.get("max_sequence_length", 300)
+    return [0, *range(count - length + 1, count)]
+
+
+def lumina_template(said: Said, negative: bool) -> tuple[str, str]:
+    system = said.arguments.get("system_prompt")
+    system = said.model.system_prompt if system is None else system
+    return ("" if negative else f"{system} <Prompt Start> ", "")
+
+
+def _around(filled: str) -> tuple[str, str]:
+    before, _, after = filled.partition(SENTINEL)
     return before, after
+
+
+def qwen_image_template(said: Said, negative: bool) -> tuple[str, str]:
+    return _around(said.model.prompt_template_encode.format(SENTINEL))
