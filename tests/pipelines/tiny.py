@@ -128,24 +128,24 @@ def stable_diffusion_xl():
     )
 
 
-def stable_diffusion_3():
+def stable_diffusion_3(channels: int = 4):
     first, second, third = clip_tokenizer(), clip_tokenizer(pad="!"), t5_tokenizer()
     return diffusers.StableDiffusion3Pipeline(
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=16,
             patch_size=2,
-            in_channels=4,
+            in_channels=channels,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
             joint_attention_dim=32,
             caption_projection_dim=16,
             pooled_projection_dim=32,
-            out_channels=4,
+            out_channels=channels,
             pos_embed_max_size=32,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(**FLOW),
+        vae=vae(channels, **FLOW),
         text_encoder=clip(first, 16, projection=16),
         tokenizer=first,
         text_encoder_2=clip(second, 16, projection=16),
@@ -492,12 +492,12 @@ MAKERS: dict[str, Callable] = {
     "qwen-image": qwen_image,
 }
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
-PIXELS = {"SanaPipeline": 2, "HunyuanDiTPipeline": 4, "Lumina2Pipeline": 4}
+PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
 
 
 def scaled(pipeline, size: tuple[int, int]) -> tuple[int, int]:
     """So many pixels that the latents have half of `size`."""
-    times = PIXELS.get(type(pipeline).__name__, 1)
+    times = next((times for name, times in PIXELS.items() if type(pipeline).__name__.startswith(name)), 1)
     return size[0] * times, size[1] * times
 
 
@@ -512,7 +512,7 @@ def made(name: str, **how):
     return pipeline
 
 
-LENGTHS = {"ZImagePipeline": 96, "Flux2KleinPipeline": 96, "Flux2Pipeline": 352, "Lumina2Pipeline": 288}
+LENGTHS = {"ZImage": 96, "Flux2Klein": 96, "Flux2Pipeline": 352, "Lumina2": 288}
 
 
 def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=True, negative=None, **named):
@@ -530,8 +530,9 @@ def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=Tr
     for name, value in (("use_resolution_binning", False), ("clean_caption", False), ("max_sequence_length", 48)):
         if name in parameters:
             named.setdefault(name, value)
-    named |= {"max_sequence_length": length} if (length := LENGTHS.get(type(pipeline).__name__)) else {}
+    for name, length in LENGTHS.items():
+        if type(pipeline).__name__.startswith(name):
+            named["max_sequence_length"] = length
+    named |= {"height": height, "width": width} if "height" in parameters else {}
     generator = torch.Generator().manual_seed(seed)
-    return pipeline(
-        prompt=prompt, height=height, width=width, num_inference_steps=steps, generator=generator, **named
-    ).images
+    return pipeline(prompt=prompt, num_inference_steps=steps, generator=generator, **named).images
