@@ -129,7 +129,8 @@ class Trace:
         prompt = layout.prompt_of(self.manifest, branch)
         if prompt is None:
             raise NotRecorded(
-                f"The {branch} prompt is not known (the run was given ready-made embeddings), so there are no words. "
+                f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
+                "pipeline is no row of the family table), so there are no words. "
                 "Ask without a word: the maps are then by token index."
             )
         return find(prompt, self.words(branch), word)
