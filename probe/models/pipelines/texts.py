@@ -69,7 +69,8 @@ def encoded(
         for one in states[prompt * (len(states) // count) : (prompt + 1) * (len(states) // count)]:
             known = [token if (token.column or 0) < len(one) else replace(token, column=None) for token in tokens]
             width = sum(token.column is not None for token in known)
-            texts.append(Encoded(text, ids, (*known, *numbered(width, len(one), block)), one))
+            # Columns beyond the tokens are filling, which some models attend to.
+            texts.append(Encoded(text, ids, (*known, *numbered(width, width, block, at_least=len(one))), one))
     return texts
 
 
@@ -143,9 +144,9 @@ def _of_number(given: Any, number: int, count: int) -> str:
     return given[number] if len(given) == count else given[0]
 
 
-def numbered(start: int, end: int, block: int) -> list[Token]:
+def numbered(start: int, end: int, block: int, at_least: int = 0) -> list[Token]:
     """Tokens of which nothing is known but the column; beyond `end`, up to a multiple of `block`, filling."""
-    last = -(-end // block) * block
+    last = -(-max(end, at_least) // block) * block
     return [
         Token(None, f"#{column}" if column < end else "", None, "text" if column < end else "pad", (), column, column)  # pyright: ignore[reportArgumentType]
         for column in range(start, max(start, last))
