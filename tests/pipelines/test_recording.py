@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import (
 from hooks.attention import Watch
 from probe.errors import ToushiError
 from probe.models.families import UnknownFamily, family_of, named_modules
+from probe.models.mini_unet import PromptCut
 from probe.models.pipelines.readable import UnreadableAttention
 from probe.record import HiddenStatesOnly, record
 from probe.trace.reader import open_collection, open_trace
@@ -272,6 +273,26 @@ def test_filling_and_specials_are_no_words(pipeline, name, tmp_path):
     assert columns == list(range(len(columns)))
     if name == "z-image":
         assert len(columns) % 32 == 0 and tokens[-1].kind == "pad"
+
+
+@every
+def test_a_long_prompt_of_hard_characters(pipeline, name, tmp_path):
+    """Rare characters, emoji, full-width punctuation, repeated words, and an end that is cut off."""
+    prompt = "龘𰻝，🦉 cat！猫 cat。" * 60
+    with pytest.warns(PromptCut, match=r"longer than text_encoder\w* reads; cut: .*cat。$"):
+        plain = draw_recorded(pipeline, tmp_path / "run", prompt)
+    trace = open_trace(tmp_path / "run")
+    assert np.array_equal(trace.image(), plain) and trace.verify() == [] and trace.prompt == prompt
+    first, second = trace.heat_map("cat#1"), trace.heat_map("cat#2")
+    assert first.max() > 0 and second.max() > 0 and not np.array_equal(first, second)
+    assert trace.heat_map("龘#1").max() > 0 and trace.heat_map("𰻝#1").max() > 0
+    with pytest.raises(ToushiError, match="it was cut from the prompt"):
+        trace.heat_map("cat#120")
+
+
+def draw_recorded(pipeline, folder, prompt):
+    with record(pipeline, folder, keep="mean", steps=0):
+        return draw(pipeline, prompt, steps=1, guidance=False)[0]
 
 
 # --- what else may come ---
