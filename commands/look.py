@@ -99,6 +99,9 @@ class Info:
             return
         trace = open_trace(self.folder)
         manifest = trace.manifest
+        if manifest["kind"] == "encoder":
+            print(of_texts(trace))
+            return
         size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
         model = manifest.get("model") or {}
         facts = [
@@ -152,11 +155,32 @@ The exit code is 1 if something is wrong."""
         return 1 if bad else 0
 
 
+def of_texts(trace) -> str:
+    """What a trace of kind encoder holds."""
+    manifest = trace.manifest
+    heads = f" of {manifest['heads']} heads" if manifest["heads"] else ", attention not kept"
+    size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
+    facts = [
+        ("encoder", (manifest.get("model") or {}).get("name")),
+        ("texts", progress(trace)),
+        ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
+        ("commit", manifest.get("git")),
+        ("on disk", bytes_in_words(size)),
+    ]
+    rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
+    few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
+    facts = table([(name, str(value)) for name, value in facts if value is not None])
+    return f"{facts}\n\n{table(few, right=(0, 1))}"
+
+
 def lora_line(lora: dict) -> str:
     return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
 
 
 def progress(trace) -> str:
+    if trace.manifest["kind"] == "encoder":
+        return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
     steps = trace.manifest["steps"]
     wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
     return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
