@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from commands.lanes import lanes
+from commands.loading import Loads
 from commands.terminal import bytes_in_words, columns, table
 from probe.errors import ToushiError
 
@@ -30,7 +31,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
     """Whose tokenizer."""
 
     def run(self) -> None:
-        from probe.text.alignment import segment
+        from probe.text.alignment import listed, segment
 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
@@ -45,30 +46,34 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
         print(", ".join([*counts, f"{len(words)} words"]))
         if encoding.lost:
-            lost = "、".join(word.text for word in encoding.lost)
+            lost = listed(encoding.lost)
             print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
-class Sites:
+class Sites(Loads):
     ABOUT = """Lists the places in a model where attention can be recorded.
 
   toushi sites --model mini-unet
   toushi trace "猫" --sites 'unet.up.*'       (names and globs work wherever sites are asked for)"""
 
     model: str = "mini-unet"
-    """A shipped model, or a folder with one."""
+    """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Pixels; grids depend on it. The model's own size if not given."""
 
     def run(self) -> None:
+        from commands.trace import checked_size
         from probe.models.drawing import draw
-        from probe.models.load import load
+        from probe.models.load import loaded
         from probe.record import record
         from probe.trace.reader import open_trace
 
-        model = load(self.model)
+        size = checked_size(self.size)
+        model = loaded(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
-                draw(model, "猫", steps=1, guidance=1.0)
+                draw(model, "猫", steps=1, guidance=1.0, size=size)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
 
@@ -112,6 +117,8 @@ class Info:
             ),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
+            ("safety checker", manifest.get("safety")),
             ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
             ("commit", manifest.get("git")),
@@ -165,6 +172,10 @@ def of_texts(trace) -> str:
     few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
     facts = table([(name, str(value)) for name, value in facts if value is not None])
     return f"{facts}\n\n{table(few, right=(0, 1))}"
+
+
+def lora_line(lora: dict) -> str:
+    return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
 
 
 def progress(trace) -> str:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.terminal import bytes_in_words, table
+from commands.terminal import bytes_in_words, shortened, shown, table
 from probe.trace.room import WriteFailed, reason
 
 
@@ -37,12 +37,23 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
         )
         if value not in (None, "")
     )
-    files = [("picture", str(folder / "image.png")), ("words", str(figure))]
+    blocked = trace.manifest.get("safety") == "blocked"
+    picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
+    files = [("picture", picture), ("words", str(figure))]
     files.append(
         ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
     return "\n".join(
-        [trace.prompt or "(no prompt)", run, "", where_words_went(trace, asked), "", others(trace), "", table(files)]
+        [
+            shortened(shown(trace.prompt or "(no prompt)")),
+            run,
+            "",
+            where_words_went(trace, asked),
+            "",
+            others(trace),
+            "",
+            table(files),
+        ]
     )
 
 

@@ -12,6 +12,7 @@ from itertools import dropwhile, pairwise, takewhile
 
 import tyro
 
+from commands.doctor import Doctor
 from commands.export import Export
 from commands.lens import Lens
 from commands.look import Info, Sites, Verify, Words
@@ -35,6 +36,7 @@ COMMANDS = {
     "words": Words,
     "lens": Lens,
     "sites": Sites,
+    "doctor": Doctor,
     "info": Info,
     "verify": Verify,
     "export": Export,
@@ -68,9 +70,17 @@ def run(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            return _fault(error, debug)
+        return _fail(f"{error.filename}: {error.strerror or error}; look at its permissions and its disk", 2, debug)
     except Exception as error:
-        text = f"{type(error).__name__}: {error} (a fault of Toushi; with --debug it shows where)"
-        return _fail(text, 1, debug)
+        return _fault(error, debug)
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    text = f"{type(error).__name__}: {error} (a fault of Toushi; with --debug it shows where)"
+    return _fail(text, 1, debug)
 
 
 def parse(arguments: list[str]):

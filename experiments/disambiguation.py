@@ -12,8 +12,9 @@ ordinary Chinese for encoders that can read it; for ours, which knows only the s
 where each sense has a picture. At each layer the word's own state is read out by nearest centroids, each pair judged
 by the others (`probe.analysis.layers`). Beside it the same with senses shuffled; the same design with random weights;
 the context before and after the word apart; and the state of the *neighbour* on the shared side: what can be read off
-there as well is the topic of the sentence, not the sense of the word. Then each other word is left out in turn: does
-the word's state change more for words on the side that decides?
+there as well is the topic of the sentence, not the sense of the word. Then each other word is blanked
+in turn (its embedding exchanged for the mean, so that nothing moves): does the word's state change more for words on
+the side that decides?
 
 The rule, as set before: with the best layer of the first third and the best of the deeper ones (of the mean over words,
 chosen anew in every draw), s is the share of what is read off above chance that is there in the first third. Supported:

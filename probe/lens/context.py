@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,37 +23,25 @@ from probe.lens.readings import Reading
 from probe.text.alignment import Span, shares
 
 
-def without_each_word(encoder, texts: Sequence[str], queries: Sequence[Sequence] | None = None) -> list[xr.DataArray]:
+def without_each_word(
+    encoder, texts: Sequence[str], queries: Sequence[Sequence] | None = None, *, how: Literal["blank", "cut"] = "blank"
+) -> list[xr.DataArray]:
     """For each text, how much each word's state changes when another word is left out: 1 - cosine, 0..2.
 
-    [layer, query, word]. The text is encoded once whole and once without each of its words; the words that are left
-    move up, so a little change is due to their places. `queries`: for each text the words whose states are asked for
-    (all by default; one suffices to ask what a word's meaning hangs on). NaN where a word is left out itself.
+    [layer, query, word]. `blank`: the embeddings of the word's tokens are exchanged for the mean of the text's, so that
+    nothing moves. `cut`: the text is encoded anew without the word; what comes after it moves up, and that alone changes
+    states, often more than the word did. `queries`: for each text the words whose states are asked for (all by default;
+    one suffices to ask what a word's meaning hangs on). NaN where a word is left out itself.
     """
     known = open_encoder(encoder)
-    whole = lens(known, texts)
-    asked = [reading.spans(None if queries is None else queries[i]) for i, reading in enumerate(whole)]
-    jobs, shorter, kept = [], [], []  # (text, column), the text without it, spans in it
-    for index, reading in enumerate(whole):
-        for column, word in enumerate(reading.words):
-            text, moved = cut(reading.text, word.span)
-            rows = [i for i, span in enumerate(asked[index]) if not _overlap(span, word.span)]
-            if text.strip() and rows:
-                jobs.append((index, column, rows))
-                shorter.append(text)
-                kept.append([moved(asked[index][row]) for row in rows])
     found = []
-    for index, reading in enumerate(whole):
-        names = reading.names(asked[index])
-        shape = (reading.states.sizes["layer"], len(names), len(reading.words))
-        coords = {"layer": reading.states["layer"].values, "query": names, "word": reading.names(reading.spans())}
-        found.append(xr.DataArray(np.full(shape, np.nan), dims=("layer", "query", "word"), coords=coords))
-    for start in range(0, len(jobs), 8 * BATCH):  # attention of all of them at once would not fit
-        for (index, column, rows), spans, reading in zip(
-            jobs[start:], kept[start:], lens(known, shorter[start : start + 8 * BATCH])
-        ):
-            before = whole[index].word_states([asked[index][row] for row in rows]).values
-            found[index].values[:, rows, column] = shift(before, reading.word_states(spans).values)
+    for start in range(0, len(texts), 8 * BATCH):
+        some = texts[start : start + 8 * BATCH]
+        whole = lens(known, some, attention=False)
+        asked = [reading.spans(None if queries is None else queries[start + i]) for i, reading in enumerate(whole)]
+        matrices = [_empty(reading, spans) for reading, spans in zip(whole, asked)]
+        (_blanked if how == "blank" else _cut)(known, list(whole), asked, matrices)
+        found += matrices
     return found
 
 
@@ -86,7 +75,7 @@ def patched(encoder, text: str, source: str) -> xr.DataArray:
     for layer in range(len(known.layers)):
         for start in range(0, len(words), BATCH):
             chosen = range(start, min(start + BATCH, len(words)))
-            after = _run_with(known, own, layer, [(places[i], taken[i][layer]) for i in chosen])
+            after = _run_with(known, own, layer, [(places[i], taken[i][layer]) for i in chosen])[-1]
             for row, word in enumerate(chosen):
                 effect[layer, :, word] = shift((means @ last)[None], (means @ after[row])[None])[0]
     coords = {"layer": np.arange(len(known.layers)), "query": words, "word": words}
@@ -128,6 +117,43 @@ def cut(text: str, span: Span):
 # --- inside ---------------------------------------------------------------------------------------------
 
 
+def _empty(reading: Reading, asked: list[Span]) -> xr.DataArray:
+    names = reading.names(asked)
+    shape = (reading.states.sizes["layer"], len(names), len(reading.words))
+    coords = {"layer": reading.states["layer"].values, "query": names, "word": reading.names(reading.spans())}
+    return xr.DataArray(np.full(shape, np.nan), dims=("layer", "query", "word"), coords=coords)
+
+
+def _blanked(known: Encoder, whole: list[Reading], asked: list[list[Span]], matrices: list[xr.DataArray]) -> None:
+    for reading, spans, matrix in zip(whole, asked, matrices):
+        means, before = reading.means(spans), reading.states.values
+        blank = before[0].mean(0)
+        for start in range(0, len(reading.words), BATCH):
+            words = reading.words[start : start + BATCH]
+            patches = [(places := _places(reading, word.span), np.tile(blank, (len(places), 1))) for word in words]
+            after = _run_with(known, reading, 0, patches)  # [layer from 1, row, token, feature]
+            for row, word in enumerate(words):
+                others = [i for i, span in enumerate(spans) if not _overlap(span, word.span)]
+                matrix.values[0, others, start + row] = 0.0
+                changed = shift(means[others] @ before[1:], means[others] @ after[:, row])
+                matrix.values[1:, others, start + row] = changed
+
+
+def _cut(known: Encoder, whole: list[Reading], asked: list[list[Span]], matrices: list[xr.DataArray]) -> None:
+    jobs, shorter, kept = [], [], []  # (text, column, rows), the text without the word, spans in it
+    for index, reading in enumerate(whole):
+        for column, word in enumerate(reading.words):
+            text, moved = cut(reading.text, word.span)
+            rows = [i for i, span in enumerate(asked[index]) if not _overlap(span, word.span)]
+            if text.strip() and rows:
+                jobs.append((index, column, rows))
+                shorter.append(text)
+                kept.append([moved(asked[index][row]) for row in rows])
+    for (index, column, rows), spans, reading in zip(jobs, kept, lens(known, shorter, attention=False)):
+        before = whole[index].word_states([asked[index][row] for row in rows]).values
+        matrices[index].values[:, rows, column] = shift(before, reading.word_states(spans).values)
+
+
 def _overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
@@ -138,9 +164,9 @@ def _places(reading: Reading, span: Span) -> np.ndarray:
 
 
 def _run_with(encoder: Encoder, reading: Reading, layer: int, patches) -> np.ndarray:
-    """The last states [row, token, feature], each row with one patch (places, states) put in at this layer."""
+    """States after layers 1.. [layer, row, token, feature], each row with one patch (places, states) put in at `layer`."""
     ids = torch.tensor([[token.id for token in reading.tokens]] * len(patches), device=encoder.device)
-    kept: list[np.ndarray] = []
+    kept: dict[str, np.ndarray] = {}
 
     def change(state: Tensor) -> Tensor:
         state = state.clone()
@@ -151,13 +177,14 @@ def _run_with(encoder: Encoder, reading: Reading, layer: int, patches) -> np.nda
     def put(_: str, state: Tensor) -> Tensor:
         return change(state)
 
-    def keep(_: str, state: Tensor) -> None:
-        kept.append(state.float().cpu().numpy())
+    def keep(name: str, state: Tensor) -> None:
+        kept[name] = state.float().cpu().numpy()
 
     first = encoder.layers[0]
     entry = next(iter(inspect.signature(first.forward).parameters))
     given = Given(first, entry, change) if layer == 0 else nullcontext()
     middle = States({"patched": encoder.layers[layer - 1]}, put) if layer else nullcontext()
-    with torch.no_grad(), given, middle, States({"last": encoder.layers[-1]}, keep):
+    every = {str(number): module for number, module in enumerate(encoder.layers, 1)}
+    with torch.no_grad(), given, middle, States(every, keep):
         encoder.forward(ids)
-    return kept[-1]
+    return np.stack([kept[number] for number in every])

@@ -92,6 +92,7 @@ class Run:
         self.kernels: set[str] = set()
         self.latent: tuple[int, int] = (0, 0)
         self.joint: tuple[Stretch, ...] | None = None
+        self.keys: int | None = None
         self.rows_of_text: list[tuple[tuple[Tensor, ...], tuple[int, ...], list[Place]]] = []
         self.rows: list[Place] = []
         self.taken: set[str] = set()
@@ -101,6 +102,7 @@ class Run:
         self._begin_step()
 
     def _begin_step(self) -> None:
+        self.ran = False  # whether the denoiser was run in this step
         self.evaluations: Counter[Place] = Counter()
         self.fresh: list[tuple[int, Place]] = []
         self.waiting: list[Call] = []
@@ -114,6 +116,11 @@ class Run:
 
     def at(self, index: int) -> None:
         """The sampler is about to take this step. A run that begins in the midst has no steps before it."""
+        if index != self.index and self.ran and self.policy.steps is not None:
+            raise Unrecordable(
+                f"this run began at step {index} without saying so, so that the wrong steps would be kept: "
+                "record all of them (leave out steps=…)"
+            )
         if index > self.index and not self.writers and not self.resumed:
             self.recorded = [step for step in self.recorded if step >= index]
         self.index = index
@@ -127,11 +134,12 @@ class Run:
                 "the model was run from a second thread while a run was recorded: "
                 "give each thread a model and a recording of its own"
             )
+        self.ran = True
         if not self.recording:
             return
         self._read()  # what waits belongs to the rows of the evaluation before this one
         scene = self.family.scene(self.model, inputs)
-        self.latent, self.joint = scene.grid, scene.joint
+        self.latent, self.joint, self.keys = scene.grid, scene.joint, scene.keys
         self.rows = self._whose(scene)
         wanted = self.policy.branches
         self.fresh, self.taken = [], set()
@@ -186,6 +194,11 @@ class Run:
             cells, columns = self.latent[0] * self.latent[1], max(own.text + own.columns for own in self.joint)
         if site.kind == "cross" and keys < columns:
             raise Unrecordable(f"{call.site}: expected {columns} text columns, but it looks at {keys} keys")
+        if site.kind == "cross" and self.keys not in (None, keys):
+            raise Unrecordable(
+                f"{call.site}: looks at {keys} keys, and the text has {self.keys} columns: which keys are the text's "
+                f"is not known for {self.family.name}. Leave it out with sites=…"
+            )
         if call.site in self.taken:
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
         self.taken.add(call.site)
@@ -341,6 +354,8 @@ class Run:
                 },
                 **self.seen,
             },
+            "family": self.family.name,
+            "not_recorded": self.family.not_recorded(self.model),
             "keep": self.policy.keep,
             "steps": {
                 "count": self.count,
@@ -353,12 +368,15 @@ class Run:
             "kernel": ", ".join(sorted(self.kernels)) or None,
             "heat_map": getattr(self.model, "heat_map", None),
             "batch": count,
+            "safety": None if getattr(self.model, "safety_checker", None) is None else "not run",
             "kept": {"words": self.policy.words, "dtype": self.policy.dtype},
             **{name: value[item] if isinstance(value, list | tuple) else value for name, value in self.about.items()},
         }
 
-    def end(self, pictures: Iterable | None) -> None:
-        """The run came to its end; `pictures` are what it drew, if that is known."""
+    def end(self, pictures: Iterable | None, safety: Sequence[str] | None = None) -> None:
+        """The run came to its end; `pictures` are what it drew, if that is known, `safety` what a checker said."""
+        for writer, verdict in zip(self.writers, safety or ()):
+            writer.update(safety=verdict)
         if self.writers and pictures is not None:
             for writer, picture in zip(self.writers, pictures):
                 writer.write_image(picture)

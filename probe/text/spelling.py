@@ -1,16 +1,15 @@
 """Which characters of a prompt the tokens of somebody else's tokenizer stand for, from the ids that were encoded.
 
-Byte-level BPE (CLIP, Qwen), SentencePiece (T5, Gemma) and WordPiece (BERT) alike: what the tokens spell is followed,
+Byte-level BPE (CLIP, Qwen, Mistral), SentencePiece (T5, Gemma, ChatGLM) and WordPiece (BERT) alike: what the tokens spell is followed,
 byte by byte, through the prompt as the tokenizer normalises it. White space counts for nothing on either side, since
-every tokenizer treats it in a way of its own; a token that the vocabulary cannot spell (<unk>) stands for whatever
-lies between its neighbours.
+every tokenizer treats it in a way of its own, unless it is spelled out in bytes, as 　 is; a token that the vocabulary
+cannot spell (<unk>) stands for whatever lies between its neighbours.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, pre_tokenizers
 
 from probe.text.alignment import Span, Token
@@ -22,7 +21,9 @@ SPACES = b" \t\n\r\f\v"
 class Vocabulary:
     """What is known of a tokenizer: its own pieces, and which ids are not to be read as text."""
 
-    fast: Fast
+    piece: Callable[[int], str]
+    normalise: Callable[[str], str]
+    byte_level: bool
     added: frozenset[int]
     special: frozenset[int]
     unknown: int | None
@@ -32,28 +33,34 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer) -> "Vocabulary":
-        """Of a tokenizer of transformers that is backed by `tokenizers`."""
+        """Of a tokenizer of transformers backed by `tokenizers`, of diffusers' ChatGLM one, or of a processor's."""
+        if not hasattr(tokenizer, "all_special_ids"):
+            tokenizer = tokenizer.tokenizer
         unknown = tokenizer.unk_token_id
         # CLIP names <|endoftext|>, its end, as the unknown token, and never needs one.
         unknown = None if unknown == tokenizer.eos_token_id else unknown
         special = frozenset(tokenizer.all_special_ids) - {unknown}
-        fast = tokenizer.backend_tokenizer
-        added = frozenset(fast.get_added_tokens_decoder())
         ends = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-        return cls(fast, added, special, unknown, *ends)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            pieces = tokenizer.tokenizer  # around a SentencePiece model
+            special |= frozenset(pieces.index_special_tokens)
+            return cls(
+                pieces.convert_id_to_token, pieces.sp_model.normalize, False, frozenset(), special, unknown, *ends
+            )
+        byte_level = isinstance(fast.decoder, decoders.ByteLevel)
+        normalise = str if fast.normalizer is None else fast.normalizer.normalize_str
+        added = frozenset(fast.get_added_tokens_decoder())
+        return cls(lambda id: fast.id_to_token(id) or "", normalise, byte_level, added, special, unknown, *ends)
 
     def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
         """text, special or pad, as far as ids alone tell."""
         pads = _padding(self, ids, mask)
         return ["pad" if pad else "special" if id in self.special else "text" for id, pad in zip(ids, pads)]
 
-    @property
-    def byte_level(self) -> bool:
-        return isinstance(self.fast.decoder, decoders.ByteLevel)
-
-    def spelled(self, id: int) -> bytes:
-        """The bytes that the token stands for, without white space."""
-        piece = self.fast.id_to_token(id) or ""
+    def spelled(self, id: int, spaces: bool = False) -> bytes:
+        """The bytes that the token stands for, without white space; with `spaces` only without that of ASCII."""
+        piece = self.piece(id)
         if id in self.added:
             return _without_spaces(piece.encode())
         if self.byte_level:
@@ -64,17 +71,16 @@ class Vocabulary:
             return _without_spaces(bytes.fromhex(piece[3:5]))
         if len(piece) > 2 and piece.startswith("##"):
             piece = piece[2:]
-        return _lower(piece).encode()
+        return _without_spaces(_bare(piece, spaces).encode())
 
-    def normalised(self, text: str) -> list[tuple[int, Span]]:
+    def normalised(self, text: str, lower: bool = False, spaces: bool = False) -> list[tuple[int, Span]]:
         """The bytes of the text as the tokenizer reads it, each with the characters that it comes from."""
         found = []
         for start, end in _clusters(text):
-            cluster = text[start:end]
-            if self.fast.normalizer is not None:
-                cluster = self.fast.normalizer.normalize_str(cluster)
+            cluster = text[start:end].lower() if lower else text[start:end]
+            cluster = self.normalise(cluster)
             if not self.byte_level:
-                cluster = _lower(cluster)  # pipelines lower the case of their own accord, too
+                cluster = _bare(cluster, spaces)
             found += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
         return found
 
@@ -92,19 +98,34 @@ def spelled_out(
 
     `mask` is 0 at padding; `template` is what the pipeline put before and after the prompt; `columns` says for each
     id where it stands among the denoiser's text keys. Raises Misspelled if these are not the ids of that prompt.
+    Positions count from the first token that is no padding; padding on the left comes last.
     """
-    before, after = (vocabulary.normalised(text) for text in template)
-    own = vocabulary.normalised(prompt)
+    # A pipeline may lower the case of the prompt of its own accord.
+    ways = [(lower, spaces) for lower in (False, True) for spaces in (False, True)]
+    for way in ways:
+        try:
+            return _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, *way)
+        except Misspelled as error:
+            if way == ways[0]:
+                first = error
+    raise first
+
+
+def _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, lower: bool, spaces: bool):
+    before, after = (vocabulary.normalised(text, False, spaces) for text in template)
+    own = vocabulary.normalised(prompt, lower, spaces)
     stream = bytes(byte for byte, _ in (*before, *own, *after))
     first, last = len(before), len(before) + len(own)
     pads = _padding(vocabulary, ids, mask)
     real = [index for index in range(len(ids)) if not pads[index]]
+    lead = real[0] if real else 0
     breaks = _breaks(prompt, own, first)
-    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], stream, breaks, bool(before))))
+    spelled = {ids[i]: vocabulary.spelled(ids[i], spaces) for i in real}
+    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], spelled, stream, breaks, bool(before))))
 
     tokens, reached = [], 0
     for index, (id, column) in enumerate(zip(ids, columns)):
-        text, span, kind = vocabulary.fast.id_to_token(id) or "", None, "pad"
+        text, span, kind = vocabulary.piece(id), None, "pad"
         if not pads[index]:
             start, end = places[index]
             reached = max(reached, end)
@@ -121,7 +142,7 @@ def spelled_out(
             text = text if id in vocabulary.special else vocabulary.spelled(id).decode(errors="replace")
         elif span is not None:
             text = prompt[slice(*span)]
-        tokens.append(Token(id, text, span, kind, encoders, index, column))
+        tokens.append(Token(id, text, span, kind, encoders, (index - lead) % len(ids), column))
     cut = own[max(reached - first, 0)][1][0] if reached < last else None
     return tokens, cut
 
@@ -134,23 +155,27 @@ class Misspelled(ValueError):
 
 
 def _follow(
-    vocabulary: Vocabulary, ids: Sequence[int], stream: bytes, breaks: set[int], in_template: bool
+    vocabulary: Vocabulary,
+    ids: Sequence[int],
+    spelled: Mapping[int, bytes],
+    stream: bytes,
+    breaks: set[int],
+    in_template: bool,
 ) -> list[tuple[int, int]]:
     """For each id the stretch of the stream that it stands for. Special tokens stand for none, or for themselves."""
     reach: list[set[int]] = [{0}]
     for index, id in enumerate(ids):
         bare = id in vocabulary.special
-        spelled = vocabulary.spelled(id)
         after: set[int] = set()
         for at in reach[-1]:
             if bare:
                 after.add(at)
             if id == vocabulary.unknown:
                 after |= set(_unknown_ends(at, len(stream), breaks))
-            elif stream.startswith(spelled, at) and not (index == 0 and id == vocabulary.bos and not in_template):
-                after.add(at + len(spelled))
+            elif stream.startswith(spelled[id], at) and not (index == 0 and id == vocabulary.bos and not in_template):
+                after.add(at + len(spelled[id]))
         if not after:
-            raise Misspelled(f"token {index} ({vocabulary.fast.id_to_token(id)}) is not what comes next in the text")
+            raise Misspelled(f"token {index} ({vocabulary.piece(id)}) is not what comes next in the text")
         reach.append(after)
 
     at = max(reach[-1])
@@ -162,7 +187,7 @@ def _follow(
         elif id == vocabulary.unknown:
             start = max(place for place in before if at in _unknown_ends(place, len(stream), breaks))
         else:
-            start = at - len(vocabulary.spelled(id))
+            start = at - len(spelled[id])
         places.append((start, at))
         at = start
     return places[::-1]
@@ -227,9 +252,9 @@ def _clusters(text: str) -> list[Span]:
     return list(zip(starts, [*starts[1:], len(text)]))
 
 
-def _lower(text: str) -> str:
-    """In lower case, without white space, of which SentencePiece's ▁ is one."""
-    return "".join(character.lower() for character in text if character != "▁" and not character.isspace())
+def _bare(text: str, spaces: bool) -> str:
+    """Without SentencePiece's ▁, and unless `spaces` without white space."""
+    return "".join(character for character in text if character != "▁" and (spaces or not character.isspace()))
 
 
 def _without_spaces(spelled: bytes) -> bytes:

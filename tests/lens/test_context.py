@@ -26,7 +26,7 @@ def encoder():
 
 
 def test_what_is_left_out_changes_the_others_as_encoding_without_it_does(encoder):
-    (found,) = without_each_word(encoder, [PAIR])
+    (found,) = without_each_word(encoder, [PAIR], how="cut")
     whole, without = lens(encoder, [PAIR, PAIR.replace("红色", "")])
     words = [word.text for word in whole.words]
     assert found.dims == ("layer", "query", "word") and found["word"].values.tolist() == found["query"].values.tolist()
@@ -37,10 +37,18 @@ def test_what_is_left_out_changes_the_others_as_encoding_without_it_does(encoder
     assert found.shape == (len(encoder.layers) + 1, len(words), len(words)) and float(found.max()) > 1e-3
 
 
-def test_only_the_words_that_are_asked_for(encoder):
+def test_blanked_a_word_moves_nothing_and_changes_the_others(encoder):
+    (found,) = without_each_word(encoder, [PAIR])
+    off = ~np.eye(found.shape[1], dtype=bool)
+    assert (found.values[0][off] == 0).all() and np.isnan(found.values[0][~off]).all()
+    assert found.values[-1][off].min() > 1e-9 and found.values[-1][off].max() < 2
+
+
+@pytest.mark.parametrize("how", ["blank", "cut"])
+def test_only_the_words_that_are_asked_for(encoder, how):
     texts = [PAIR, "猫在左边"]
-    every = without_each_word(encoder, texts)
-    for one, all_, word in zip(without_each_word(encoder, texts, [["狗"], ["猫"]]), every, "狗猫"):
+    every = without_each_word(encoder, texts, how=how)
+    for one, all_, word in zip(without_each_word(encoder, texts, [["狗"], ["猫"]], how=how), every, "狗猫"):
         np.testing.assert_allclose(one.sel(query=word), all_.sel(query=word), atol=1e-6)
     with pytest.raises(UnknownWord):
         without_each_word(encoder, ["猫在左边"], [["狗"]])
@@ -49,9 +57,10 @@ def test_only_the_words_that_are_asked_for(encoder):
 def test_a_causal_encoder_does_not_see_what_comes_later():
     causal = wrapped(*made("qwen3"))
     text, source = "some red cats sit here", "many old dogs run home"  # Chinese tokens may span two words
-    (found,) = without_each_word(causal, [text])
-    ahead = np.triu(np.ones(found.shape[1:], bool), 1)  # the word comes after the query
-    np.testing.assert_allclose(found.values[:, ahead], 0, atol=1e-6)
+    for how in ("blank", "cut"):
+        (found,) = without_each_word(causal, [text], how=how)
+        ahead = np.triu(np.ones(found.shape[1:], bool), 1)  # the word comes after the query
+        np.testing.assert_allclose(found.values[:, ahead], 0, atol=1e-6)
     effect = patched(causal, text, source)
     ahead = np.triu(np.ones(effect.shape[1:], bool), 1)
     np.testing.assert_allclose(effect.values[:, ahead], 0, atol=1e-6)
