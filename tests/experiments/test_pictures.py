@@ -231,13 +231,13 @@ def test_planted_layers_are_found(onsets, most, verdict):
 
 
 def twin_rows(right: dict[str, float], seen: dict[str, float]) -> pd.DataFrame:
-    """12 words, 10 pictures each: of each twin the share with one of the senses, and of those the share right."""
+    """12 words, 100 pictures each: of each twin the share with one of the senses, and of those the share right."""
     rows = []
     for model, word, place in product(twins.TWINS, range(12), ("before", "after")):
-        count = round(10 * seen[model])
+        count = round(100 * seen[model])
         good = round(count * right[model])
         about = dict(part="senses", model=model, item=f"word {word}")
-        rows.append(about | dict(thing=f"sense, {place}", right=good, cases=10))
+        rows.append(about | dict(thing=f"sense, {place}", right=good, cases=100))
         rows.append(about | dict(thing=f"choice, {place}", right=good, cases=count))
     for model, scene in product(twins.TWINS, range(5)):
         rows.append(dict(part="scenes", model=model, item=f"scene {scene}", thing="object", right=scene % 2, cases=1))
@@ -256,7 +256,7 @@ def twin_rows(right: dict[str, float], seen: dict[str, float]) -> pd.DataFrame:
         (dict(bidirectional=0.5, causal=0.5), dict(bidirectional=1.0, causal=1.0), "refuted"),
         (dict(bidirectional=1.0, causal=0.8), dict(bidirectional=1.0, causal=1.0), "refuted"),  # it is mostly right
         (dict(bidirectional=1.0, causal=0.5), dict(bidirectional=0.2, causal=0.2), "undecided"),
-        (dict(bidirectional=0.7, causal=0.6), dict(bidirectional=0.5, causal=0.5), "refuted"),  # better by a little
+        (dict(bidirectional=0.65, causal=0.6), dict(bidirectional=0.5, causal=0.5), "refuted"),  # better by a little
     ],
 )
 def test_verdicts_on_the_twins(right, seen, verdict):
@@ -264,4 +264,4 @@ def test_verdicts_on_the_twins(right, seen, verdict):
     assert found.verdict == verdict
     gap = found.tables["differences"].set_index("thing").difference["sense, after"]
     expected = right["bidirectional"] * seen["bidirectional"] - right["causal"] * seen["causal"]
-    assert gap == pytest.approx(expected, abs=0.051)
+    assert gap == pytest.approx(expected, abs=0.006)
