@@ -24,6 +24,7 @@ from probe.models.mini_unet import MiniUNet
 from probe.world.captions import describe
 from probe.world.recogniser import Found, Seen, Verdict
 from probe.world.scenes import Object, Scene, draw_scene
+from reports.chapter import shown
 from tests.experiments.test_runner import Here
 
 PROMPTS = ["左边是猫，右边是月亮", "河边的银行"]
@@ -146,6 +147,7 @@ def test_a_picture_in_a_table_comes_back():
     pixels[10:20, 5:30] = (226, 44, 52)
     text = embedded(Image.fromarray(pixels))
     assert np.abs(picture_in(text).astype(int) - pixels).max() <= 8 and "\n" not in text
+    assert shown(text) == "PNG"  # in the tables of a report
 
 
 # --- whole runs -----------------------------------------------------------------------------------------
