@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from hooks.errors import WireError
 from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhere, probabilities
 
-FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
-
 
 class Call:
     """One attention call at one site, just after it ran. Nothing is computed until it is asked for."""
@@ -51,13 +49,19 @@ class Call:
         )
 
     def probabilities(
-        self, columns: Columns = slice(None), rows: slice | list[int] | None = None, queries: slice | None = None
+        self,
+        columns: Columns = slice(None),
+        rows: slice | list[int] | None = None,
+        queries: slice | None = None,
+        mean: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Where the queries looked: probabilities [row, head, column, query], at least fp32.
+        """Where the queries looked: probabilities [row, head, column, query], at least fp32 unless `dtype` is given.
 
-        Before dropout, if there is any. Queries that may look nowhere have zeros.
+        With `mean` over the heads, [row, column, query]. Before dropout, if there is any. Queries that may look
+        nowhere have zeros.
         """
-        return self._read(probabilities, columns, rows, queries)
+        return self._read(probabilities, columns, rows, queries, mean, dtype)
 
     def elsewhere(
         self, columns: Columns, rows: slice | list[int] | None = None, queries: slice | None = None
@@ -65,11 +69,13 @@ class Call:
         """Mass on all keys but `columns`: [row, head, query]. Costs one more pass over those keys, in chunks."""
         return self._read(elsewhere, columns, rows, queries)
 
-    def _read(self, function, columns: Columns, rows: slice | list[int] | None, queries: slice | None) -> Tensor:
+    def _read(
+        self, function, columns: Columns, rows: slice | list[int] | None, queries: slice | None, *how
+    ) -> Tensor:
         device = self.what.query.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._read(function, columns, rows, queries)
+                return self._read(function, columns, rows, queries, *how)
         what, lse = self.what, self.lse
         if rows is not None:
             what, lse = what.rows(rows), None if lse is None else lse[rows]
@@ -77,7 +83,7 @@ class Call:
             if what.causal:
                 raise WireError(f"{self.site}: some queries of a causal attention cannot be read by themselves")
             what, lse = what.queries(queries), None if lse is None else lse[:, :, queries]
-        return function(what, lse, columns)
+        return function(what, lse, columns, *how)
 
 
 class Watch:
@@ -182,7 +188,7 @@ def _replacing(original: Callable) -> Callable:
             came = "a nested tensor" if query.is_nested else str(tuple(query.shape))
             raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
         query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
-        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, FEW)
+        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         what = Scored(
             query.detach(), key.detach(), query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, is_causal
         )

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hooks.attention import FEW, Call, Watch
+from hooks.attention import Call, Watch
 from hooks.kernels import Columns
 
 Rows = slice | list[int]
+FEW = 512  # keys: of so many all are mixed anew
 
 
 class ChangeAttention(Watch):

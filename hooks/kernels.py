@@ -3,9 +3,9 @@
 softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse), so a few columns of an attention matrix are exact
 at the cost of those columns alone, and the output is untouched because the very same kernel computed it. A fused
 kernel computes lse (Dao et al. 2022, section 3.1) and PyTorch then drops it; `attend` asks for it. Where no
-kernel gives one, it is computed over chunks of rows; where there are few keys, as in cross-attention to a text, the
-whole softmax is computed again, which costs no more. q k^T is never taken in half precision: that alone would cost
-1e-2.
+kernel gives one, the softmax is computed again, over chunks of queries where there are many keys. q k^T is never
+taken in half precision: that alone would cost 1e-2. On a CPU what takes the time is memory, not arithmetic, so scores
+are made, exponentiated and averaged a cache's worth at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend
 
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
+CACHED = 1 << 19  # and on a CPU, where they had better stay in its cache
 
 
 class Attended(NamedTuple):
@@ -92,21 +93,22 @@ def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
 
 
 def attend(
-    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, few=0
+    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Attended:
     """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
 
     Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. Calls that no kernel with a
     log-sum-exp would serve (no keys, unequal widths, dropout, tensor subclasses) go to `original`, as does
-    everything when `original` is somebody else's replacement, and calls with at most `few` keys.
+    everything when `original` is somebody else's replacement.
     """
     kernel = "replaced"
     if original is BUILTIN:
         kernel = chosen(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
+        plain = plain and not (query.dtype == torch.float32 and rounded(query))  # so would its log-sum-exp be
         # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
         takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
-        if plain and takes_mask and kernel in KERNELS and key.shape[-2] > few:
+        if plain and takes_mask and kernel in KERNELS:
             bias = additive(attn_mask, query.dtype)
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
             return Attended(output, lse, kernel)
@@ -164,13 +166,16 @@ class Scored(NamedTuple):
         return self._replace(query=self.query[:, :, queries], mask=mask)
 
 
-def working_dtype(query: Tensor) -> torch.dtype:
-    """fp32; fp64 where fp32 matrix products are allowed to be rounded to TF32 or bf16, or q is fp64 already."""
-    if query.dtype == torch.float64:
-        return torch.float64
+def rounded(query: Tensor) -> bool:
+    """Whether fp32 matrix products may be rounded to TF32 or bf16 here."""
     backend = torch.backends.cuda.matmul if query.is_cuda else torch.backends.mkldnn.matmul
-    exact = torch.get_float32_matmul_precision() == "highest" and backend.fp32_precision in ("none", "ieee")
-    return torch.float32 if exact or query.device.type == "mps" else torch.float64
+    return torch.get_float32_matmul_precision() != "highest" or backend.fp32_precision not in ("none", "ieee")
+
+
+def working_dtype(query: Tensor) -> torch.dtype:
+    """fp32; fp64 where fp32 products are rounded, or q is fp64 already."""
+    wide = query.dtype == torch.float64 or (query.device.type != "mps" and rounded(query))
+    return torch.float64 if wide else torch.float32
 
 
 def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tensor:
@@ -201,9 +206,10 @@ def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tens
 
 
 def in_chunks(function: Callable[[slice | None], Tensor], what: Scored, columns: int) -> Tensor:
-    """`function` of slices of the queries, joined again, so that at most CHUNK scores exist at once."""
+    """`function` of slices of the queries, joined again, so that only so many scores exist at once."""
     rows, heads, queries, _ = what.query.shape
-    size = max(1, CHUNK // max(1, rows * heads * columns))
+    most = min(CHUNK, CACHED) if what.query.device.type == "cpu" else CHUNK
+    size = max(1, most // max(1, rows * heads * columns))
     if size >= queries:
         return function(None)
     return torch.cat([function(slice(at, at + size)) for at in range(0, queries, size)], dim=-1)
@@ -215,20 +221,23 @@ def log_sum_exp(what: Scored) -> Tensor:
     return lse.masked_fill(lse == -torch.inf, 0.0)
 
 
-def probabilities(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:
-    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known."""
-    if lse is None and what.query[..., 0].numel() * what.key.shape[2] <= CHUNK:
-        found = scores(what, slice(None)).softmax(dim=2)
-        if what.mask is not None:
-            found.masked_fill_(nowhere(what.mask), 0.0)
-        return found[:, :, columns]
-    return scores(what, columns).sub_((log_sum_exp(what) if lse is None else lse)[:, :, None]).exp_()
+def probabilities(
+    what: Scored, lse: Tensor | None, columns: Columns, mean: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known.
 
+    With `mean` averaged over the heads, [row, column, query]; rounded to `dtype`, if given, at the very end.
+    """
+    known = log_sum_exp(what) if lse is None else lse
 
-def nowhere(mask: Tensor) -> Tensor:
-    """Which queries the mask lets look nowhere: bool, broadcasts to [row, head, key, query]."""
-    blocked = ~mask if mask.dtype == torch.bool else mask == -torch.inf
-    return blocked.all(dim=-1)[..., None, :] if mask.dim() > 1 else blocked.all()
+    def chunk(queries: slice | None) -> Tensor:
+        here = known if queries is None else known[:, :, queries]
+        found = scores(what, columns, queries).sub_(here[:, :, None]).exp_()
+        found = found.mean(1) if mean else found
+        return found if dtype is None else found.to(dtype)
+
+    taken = columns.indices(what.key.shape[2]) if isinstance(columns, slice) else (0, len(columns), 1)
+    return in_chunks(chunk, what, len(range(*taken)))
 
 
 def elsewhere(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:

@@ -95,13 +95,28 @@ def test_without_a_log_sum_exp_from_the_kernel(mask, chunk, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", chunk)
     q, k, v = inputs()
     mask = masks(2, 3, 33, 21)[mask]
-    attended = attend(SDPA, q, k, v, mask, few=21)
-    assert attended.kernel == "flash-cpu" and attended.lse is None
-    assert torch.equal(attended.output, SDPA(q, k, v, attn_mask=mask))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        attended = attend(SDPA, q, k, v, mask)
+        assert torch.equal(attended.output, SDPA(q, k, v, attn_mask=mask))
+    assert attended.kernel == "math" and attended.lse is None
     truth = explicit(q, k, mask)
     here, rest = read(q, k, attended, slice(2, 6), mask)
     torch.testing.assert_close(here.double(), truth[:, :, 2:6], atol=2e-6, rtol=0)
     torch.testing.assert_close((here.sum(2) + rest).double(), torch.ones(2, 3, 33).double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
+@pytest.mark.parametrize("chunk", [1, 5000, 1 << 22])
+def test_the_mean_over_heads_is_that_of_the_whole(mask, chunk, monkeypatch):
+    """Averaged and rounded chunk by chunk."""
+    q, k, v = inputs()
+    mask = masks(2, 3, 33, 21)[mask]
+    attended, what = attend(SDPA, q, k, v, mask), Scored(q, k, 32**-0.5, mask)
+    whole = probabilities(what, attended.lse, [2, 5, 6])
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    averaged = probabilities(what, attended.lse, [2, 5, 6], mean=True)
+    torch.testing.assert_close(averaged, whole.mean(1), atol=2e-7, rtol=0)
+    assert torch.equal(probabilities(what, attended.lse, [2, 5, 6], True, torch.float16), averaged.half())
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 10_000])
