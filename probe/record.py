@@ -7,6 +7,7 @@ that one instance, as are `encode_prompt` and `sample`; all of it is undone at t
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +29,11 @@ from probe.text.alignment import Word
 from probe.trace import layout
 from probe.trace.room import make_room
 from probe.trace.writer import write_collection
+
+
+class HiddenStatesOnly(UserWarning):
+    """The text encoder attends where it cannot be read. Its kernel is not changed for that."""
+
 
 _recorded: dict[int, Path] = {}  # id of each model being recorded -> where to
 
@@ -102,6 +108,8 @@ class Recording:
                 "end that recording first, or record once and read the trace twice"
             )
         self.family.check(self.model, self.sites)
+        if self.encoder_layers and (why := self.family.unseen(self.model)) is not None:
+            warnings.warn(HiddenStatesOnly(why), stacklevel=2)
         if not self.resumed:
             make_room(self.folder, self.overwrite)
         # Asking git takes longer than a step; its answer is wanted when the first step is finished.
@@ -121,6 +129,8 @@ class Recording:
                 wires.enter_context(wrapped(model, family.evaluate, self._evaluating))
             wires.enter_context(wrapped(scheduler, "set_timesteps", self._beginning))
             wires.enter_context(wrapped(scheduler, "step", self._stepping))
+            if family.begins is not None and hasattr(model, family.begins):
+                wires.enter_context(wrapped(model, family.begins, self._starting))
             self.wires = wires.pop_all()
         return self
 
@@ -163,10 +173,10 @@ class Recording:
             before = self.texts if self.arguments is not None else Texts({}, {})
             said = Said(result, self.model, given, self.arguments or {}, ids.found, before.branches)
             texts = {branch: [self._known(text) for text in some] for branch, some in self.family.texts(said).items()}
-            self.texts = Texts(
-                {**before.branches, **texts},
-                {**before.encoder, **{branch: [capture.of(text) for text in some] for branch, some in texts.items()}},
-            )
+            encoder = {branch: [capture.of(text) for text in some] for branch, some in texts.items()}
+            # A later call, for another encoder, does not run this one again.
+            encoder = {branch: some for branch, some in encoder.items() if any(some) or branch not in before.encoder}
+            self.texts = Texts({**before.branches, **texts}, {**before.encoder, **encoder})
             if self.arguments is None and self.family.evaluate is None:  # maybe for ready-made embeddings
                 self.aside += [text for some in texts.values() for text in some]
             return result
@@ -238,6 +248,17 @@ class Recording:
 
         return wrapper
 
+    def _starting(self, get_timesteps: Callable) -> Callable:
+        """An image to begin with stands for the first steps, which are not drawn."""
+
+        def wrapper(*arguments, **named):
+            result = get_timesteps(*arguments, **named)
+            if self.run is not None:
+                self.run.at(len(getattr(self.model, self.family.scheduler).timesteps) - len(result[0]))
+            return result
+
+        return wrapper
+
     def _stepping(self, step: Callable) -> Callable:
         signature = inspect.signature(step)
 
@@ -246,8 +267,10 @@ class Recording:
                 return step(*arguments, **named)
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
-            if "index" in bound.arguments:  # our samplers say it, and may begin in the midst
-                self.run.at(bound.arguments["index"])
+            scheduler = getattr(self.model, self.family.scheduler)
+            index = self.family.place(scheduler, bound.arguments, self.run.index)
+            if index is not None:  # a run may begin in the midst
+                self.run.at(index)
             self.stepping = True
             try:
                 stepped = self.family.step(step, bound.arguments)

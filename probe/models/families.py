@@ -6,7 +6,7 @@ A row is data and a few small functions; everything that is the same for all fam
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
@@ -127,6 +127,12 @@ class Family:
     about: Callable[[Any, Mapping[str, Any]], dict[str, Any]]  # guidance, sampler, seed, from the arguments of `sample`
 
     read: tuple[str, ...] = ()  # text encoders whose ids are wanted, in the order in which they are asked
+    sequence_first: bool = False  # whether the encoder's states are [position, row, feature]
+    beyond: Mapping[str, str] = field(default_factory=dict)  # globs of attention that is not recorded, and why
+    begins: str | None = None  # the method that says at which of the scheduler's steps a run begins
+    place: Callable[[Any, Mapping[str, Any], int], int | None] = (  # which step this one is, of the scheduler, the
+        lambda scheduler, arguments, next: arguments.get("index")  # arguments of its `step`, and the step after the last
+    )
     check: Callable[[Any, Mapping[str, Site]], None] = lambda model, sites: None  # raises if these cannot be read
     given: Callable[[Mapping[str, Any]], dict[str, list[Encoded]]] = (
         lambda arguments: {}
@@ -134,12 +140,38 @@ class Family:
     picture: Callable[[Tensor, tuple[int, int]], Tensor] = lambda latents, grid: latents  # [row, channel, y, x]
 
     def encoder_layers(self, model) -> list[nn.Module]:
-        return list(submodule(model, self.layers).children()) if self.layers else []
+        if not self.layers or getattr(model, self.layers.partition(".")[0], None) is None:
+            return []
+        return list(submodule(model, self.layers).children())
+
+    def unseen(self, model) -> str | None:
+        """Why the encoder's attention cannot be read, so that of its layers only the states are kept; None if it can."""
+        layers = self.encoder_layers(model)
+        if not layers:
+            return None
+        attention = plain(plain(layers[0]).get_submodule(self.attention))
+        kernel = getattr(getattr(attention, "config", None), "_attn_implementation", "sdpa")
+        if kernel == "sdpa":
+            return None
+        kind = type(plain(getattr(model, self.encoder.partition(".")[0]))).__name__
+        return f"{kind} attends in {kernel}, not in scaled_dot_product_attention: its hidden states are kept, no attention"
+
+    def not_recorded(self, model) -> dict[str, str]:
+        """Globs of the attention that no site stands for, each with the reason."""
+        reasons = dict(self.beyond)
+        if (why := self.unseen(model)) is not None:
+            reasons[f"{self.layers}.*.{self.attention}"] = why
+        names = [name for name, _ in named_modules(model)]
+        return {glob: why for glob, why in reasons.items() if fnmatch.filter(names, glob)}
 
     def sites(self, model) -> dict[str, Site]:
-        """Every attention of the model by name, in the order of its modules."""
+        """Every attention of the model by name, in the order of its modules. Of an encoder whose attention cannot be
+        read its layers stand here."""
+        encoder = any_of([f"{self.layers}.*.{self.attention}"] if self.layers else [])
+        if self.layers and self.unseen(model) is not None:
+            encoder = re.compile(re.escape(self.layers) + r"\.[0-9]+\Z")
         kinds: dict[Kind, re.Pattern] = {
-            "encoder": any_of([f"{self.layers}.*.{self.attention}"] if self.layers else []),
+            "encoder": encoder,
             "cross": any_of(self.cross_sites),
             "self": any_of(self.self_sites),
         }
@@ -161,12 +193,20 @@ class Family:
         for glob in globs:
             matching = {name for name in sites if fnmatch.fnmatchcase(name, glob)}
             if not matching:
+                self._refuse_beyond(model, glob)
                 near = get_close_matches(glob, sites, n=3, cutoff=0.3) or list(sites)[:3]
                 raise UnknownSite(f"no site of {self.name} matches {glob!r}; near it: {', '.join(near)}")
             names |= matching
         if not names:
             raise UnknownSite(f"no site was asked for; there are for example {', '.join(list(sites)[:3])}")
         return {name: site for name, site in sites.items() if name in names}
+
+    def _refuse_beyond(self, model, glob: str) -> None:
+        """Raises UnknownSite with the reason, if the glob means attention that is known, but not recordable."""
+        meant = [name for name, _ in named_modules(model) if fnmatch.fnmatchcase(name, glob)]
+        for beyond, why in self.not_recorded(model).items():
+            if fnmatch.filter(meant, beyond):
+                raise UnknownSite(f"{glob!r} cannot be recorded: {why}")
 
 
 def any_of(globs: Iterable[str]) -> re.Pattern:
@@ -275,7 +315,7 @@ FAMILIES = (MINI_UNET,)
 
 
 def family_of(model) -> Family:
-    from probe.models.pipelines import PIPELINES  # rows of this table, made of what is above
+    from probe.models.pipelines.table import PIPELINES  # rows of this table, made of what is above
 
     families = (*FAMILIES, *PIPELINES)
     for family in families:

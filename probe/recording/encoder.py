@@ -20,10 +20,14 @@ class Batch:
     states: dict[int, Tensor] = field(default_factory=dict)  # [row, position, feature]; 0 is the embeddings
     calls: dict[int, Call] = field(default_factory=dict)
 
-    def row(self, ids: Iterable[int]) -> int | None:
-        """The row that begins with these ids."""
+    def row(self, ids: Iterable[int]) -> tuple[int, slice] | None:
+        """The row that is these ids and padding, and where in it they are: at the beginning, or at the end."""
         ids = list(ids)
-        return next((index for index, row in enumerate(self.ids) if row[: len(ids)] == ids), None)
+        for index, row in enumerate(self.ids):
+            for start in (0, len(row) - len(ids)):
+                if row[start : start + len(ids)] == ids:
+                    return index, slice(start, start + len(ids))
+        return None
 
 
 class EncodedIds:
@@ -56,6 +60,7 @@ class EncoderCapture:
     def __init__(self, family: Family, model, layers: Iterable[int]):
         self.family, self.model = family, model
         self.layers = sorted(layers)
+        self.attends = family.unseen(model) is None
         self.batches: list[Batch] = []
         self.wires = ExitStack()
 
@@ -65,7 +70,9 @@ class EncoderCapture:
         family, modules = self.family, self.family.encoder_layers(self.model)
         states = {"0": submodule(self.model, family.embeddings)}
         states |= {str(i + 1): plain(modules[i]) for i in self.layers}
-        attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
+        attention = {}
+        if self.attends:
+            attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
         encoder = submodule(self.model, family.encoder)
         self.wires.enter_context(Arguments({family.encoder: (encoder, [family.ids])}, self._begin))
         self.wires.enter_context(States(states, self._keep))
@@ -78,12 +85,13 @@ class EncoderCapture:
     def of(self, text: Encoded) -> dict[str, np.ndarray]:
         """`state/{i}` [token, feature] and `attention/{i}` [head, query, token], fp32; {} if it did not run."""
         for batch in reversed(self.batches):
-            row, length = batch.row(text.ids), len(text.ids)
-            if row is None:
+            place = batch.row(text.ids)
+            if place is None:
                 continue
-            found = {f"state/{i}": state[row, :length].float() for i, state in batch.states.items()}
+            row, own = place
+            found = {f"state/{i}": state[row, own].float() for i, state in batch.states.items()}
             for i, call in batch.calls.items():
-                (probabilities,) = call.probabilities(slice(0, length), [row])[..., :length]
+                (probabilities,) = call.probabilities(own, [row])[..., own]
                 found[f"attention/{i}"] = probabilities.transpose(1, 2).float().contiguous()
             return {key: value.cpu().numpy() for key, value in found.items()}
         return {}
@@ -99,6 +107,7 @@ class EncoderCapture:
 
     def _keep(self, number: str, state: Tensor) -> None:
         if self.batches:  # the embeddings may be used without the encoder
+            state = state.transpose(0, 1) if self.family.sequence_first else state
             self.batches[-1].states[int(number)] = state.detach().clone()
 
     def _see(self, call: Call) -> None:

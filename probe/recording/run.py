@@ -102,6 +102,7 @@ class Run:
         self._begin_step()
 
     def _begin_step(self) -> None:
+        self.ran = False  # whether the denoiser was run in this step
         self.evaluations: Counter[Place] = Counter()
         self.fresh: list[tuple[int, Place]] = []
         self.waiting: list[Call] = []
@@ -115,6 +116,11 @@ class Run:
 
     def at(self, index: int) -> None:
         """The sampler is about to take this step. A run that begins in the midst has no steps before it."""
+        if index != self.index and self.ran and self.policy.steps is not None:
+            raise Unrecordable(
+                f"this run began at step {index} without saying so, so that the wrong steps would be kept: "
+                "record all of them (leave out steps=…)"
+            )
         if index > self.index and not self.writers and not self.resumed:
             self.recorded = [step for step in self.recorded if step >= index]
         self.index = index
@@ -128,6 +134,7 @@ class Run:
                 "the model was run from a second thread while a run was recorded: "
                 "give each thread a model and a recording of its own"
             )
+        self.ran = True
         if not self.recording:
             return
         self._read()  # what waits belongs to the rows of the evaluation before this one
@@ -349,6 +356,7 @@ class Run:
                 },
                 **self.seen,
             },
+            "not_recorded": self.family.not_recorded(self.model),
             "keep": self.policy.keep,
             "steps": {
                 "count": self.count,

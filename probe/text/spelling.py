@@ -1,16 +1,15 @@
 """Which characters of a prompt the tokens of somebody else's tokenizer stand for, from the ids that were encoded.
 
-Byte-level BPE (CLIP, Qwen), SentencePiece (T5, Gemma) and WordPiece (BERT) alike: what the tokens spell is followed,
+Byte-level BPE (CLIP, Qwen, Mistral), SentencePiece (T5, Gemma, ChatGLM) and WordPiece (BERT) alike: what the tokens spell is followed,
 byte by byte, through the prompt as the tokenizer normalises it. White space counts for nothing on either side, since
 every tokenizer treats it in a way of its own; a token that the vocabulary cannot spell (<unk>) stands for whatever
 lies between its neighbours.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, pre_tokenizers
 
 from probe.text.alignment import Span, Token
@@ -22,7 +21,9 @@ SPACES = b" \t\n\r\f\v"
 class Vocabulary:
     """What is known of a tokenizer: its own pieces, and which ids are not to be read as text."""
 
-    fast: Fast
+    piece: Callable[[int], str]
+    normalise: Callable[[str], str]
+    byte_level: bool
     added: frozenset[int]
     special: frozenset[int]
     unknown: int | None
@@ -32,28 +33,32 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer) -> "Vocabulary":
-        """Of a tokenizer of transformers that is backed by `tokenizers`."""
+        """Of a tokenizer of transformers backed by `tokenizers`, of diffusers' ChatGLM one, or of a processor's."""
+        if not hasattr(tokenizer, "all_special_ids"):
+            tokenizer = tokenizer.tokenizer
         unknown = tokenizer.unk_token_id
         # CLIP names <|endoftext|>, its end, as the unknown token, and never needs one.
         unknown = None if unknown == tokenizer.eos_token_id else unknown
         special = frozenset(tokenizer.all_special_ids) - {unknown}
-        fast = tokenizer.backend_tokenizer
-        added = frozenset(fast.get_added_tokens_decoder())
         ends = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-        return cls(fast, added, special, unknown, *ends)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            pieces = tokenizer.tokenizer  # around a SentencePiece model
+            special |= frozenset(pieces.index_special_tokens)
+            return cls(pieces.convert_id_to_token, pieces.sp_model.normalize, False, frozenset(), special, unknown, *ends)
+        byte_level = isinstance(fast.decoder, decoders.ByteLevel)
+        normalise = str if fast.normalizer is None else fast.normalizer.normalize_str
+        added = frozenset(fast.get_added_tokens_decoder())
+        return cls(lambda id: fast.id_to_token(id) or "", normalise, byte_level, added, special, unknown, *ends)
 
     def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
         """text, special or pad, as far as ids alone tell."""
         pads = _padding(self, ids, mask)
         return ["pad" if pad else "special" if id in self.special else "text" for id, pad in zip(ids, pads)]
 
-    @property
-    def byte_level(self) -> bool:
-        return isinstance(self.fast.decoder, decoders.ByteLevel)
-
     def spelled(self, id: int) -> bytes:
         """The bytes that the token stands for, without white space."""
-        piece = self.fast.id_to_token(id) or ""
+        piece = self.piece(id)
         if id in self.added:
             return _without_spaces(piece.encode())
         if self.byte_level:
@@ -70,9 +75,7 @@ class Vocabulary:
         """The bytes of the text as the tokenizer reads it, each with the characters that it comes from."""
         found = []
         for start, end in _clusters(text):
-            cluster = text[start:end]
-            if self.fast.normalizer is not None:
-                cluster = self.fast.normalizer.normalize_str(cluster)
+            cluster = self.normalise(text[start:end])
             if not self.byte_level:
                 cluster = _lower(cluster)  # pipelines lower the case of their own accord, too
             found += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
@@ -92,6 +95,7 @@ def spelled_out(
 
     `mask` is 0 at padding; `template` is what the pipeline put before and after the prompt; `columns` says for each
     id where it stands among the denoiser's text keys. Raises Misspelled if these are not the ids of that prompt.
+    Positions count from the first token that is no padding; padding on the left comes last.
     """
     before, after = (vocabulary.normalised(text) for text in template)
     own = vocabulary.normalised(prompt)
@@ -99,12 +103,13 @@ def spelled_out(
     first, last = len(before), len(before) + len(own)
     pads = _padding(vocabulary, ids, mask)
     real = [index for index in range(len(ids)) if not pads[index]]
+    lead = real[0] if real else 0
     breaks = _breaks(prompt, own, first)
     places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], stream, breaks, bool(before))))
 
     tokens, reached = [], 0
     for index, (id, column) in enumerate(zip(ids, columns)):
-        text, span, kind = vocabulary.fast.id_to_token(id) or "", None, "pad"
+        text, span, kind = vocabulary.piece(id), None, "pad"
         if not pads[index]:
             start, end = places[index]
             reached = max(reached, end)
@@ -121,7 +126,7 @@ def spelled_out(
             text = text if id in vocabulary.special else vocabulary.spelled(id).decode(errors="replace")
         elif span is not None:
             text = prompt[slice(*span)]
-        tokens.append(Token(id, text, span, kind, encoders, index, column))
+        tokens.append(Token(id, text, span, kind, encoders, (index - lead) % len(ids), column))
     cut = own[max(reached - first, 0)][1][0] if reached < last else None
     return tokens, cut
 
@@ -150,7 +155,7 @@ def _follow(
             elif stream.startswith(spelled, at) and not (index == 0 and id == vocabulary.bos and not in_template):
                 after.add(at + len(spelled))
         if not after:
-            raise Misspelled(f"token {index} ({vocabulary.fast.id_to_token(id)}) is not what comes next in the text")
+            raise Misspelled(f"token {index} ({vocabulary.piece(id)}) is not what comes next in the text")
         reach.append(after)
 
     at = max(reach[-1])

@@ -316,5 +316,8 @@ class Trace:
         return {number: f"{kind}/{number}/{branch}" for number in numbers}
 
     def _positions(self, branch: str, length: int) -> dict[str, Any]:
-        texts = {token.position: token.text for token in self.tokens(branch)}
+        """Of the encoder that was recorded: another one's tokens have positions of their own."""
+        names = {name.partition(".")[0] for name, site in self.sites.items() if site["kind"] == "encoder"}
+        own = [token for token in self.tokens(branch) if names & set(token.encoders) or not token.encoders]
+        texts = {token.position: token.text for token in own or self.tokens(branch)}
         return {"token": np.arange(length), "text": ("token", [texts.get(i, "") for i in range(length)])}

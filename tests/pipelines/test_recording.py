@@ -1,35 +1,53 @@
 """Recording diffusers' pipelines: nothing changes, every site is there, every column bears its own token's name."""
 
+import fnmatch
+import warnings
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hooks.attention import Watch
 from probe.errors import ToushiError
-from probe.models.families import UnknownFamily, family_of
-from probe.models.pipelines import UnreadableAttention
-from probe.record import record
+from probe.models.families import UnknownFamily, family_of, named_modules
+from probe.models.pipelines.readable import UnreadableAttention
+from probe.record import HiddenStatesOnly, record
 from probe.trace.reader import open_collection, open_trace
-from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made, scaled
 
-SITES = {  # of the image looking at the text
-    "stable-diffusion": 4,
-    "stable-diffusion-xl": 7,
-    "stable-diffusion-3": 2,
-    "flux": 5,
-    "z-image": 2,
-    "pixart": 2,
-    "qwen-image": 2,
-    "flux-2-klein": 4,
+SITES = {  # of the image looking at the text, of it looking at itself, and of the text encoder
+    "stable-diffusion": (4, 4, 3),
+    "stable-diffusion-xl": (7, 7, 3),
+    "kolors": (4, 4, 3),
+    "pixart": (2, 2, 2),
+    "sana": (2, 0, 3),
+    "hunyuan-dit": (4, 4, 3),
+    "stable-diffusion-3": (2, 0, 3),
+    "z-image": (2, 0, 3),
+    "lumina-2": (2, 0, 3),
+    "flux": (5, 0, 2),
+    "flux-2": (4, 0, 31),
+    "flux-2-klein": (4, 0, 28),
+    "qwen-image": (2, 0, 2),
 }
-TEXT_FIRST = ("flux", "qwen-image", "flux-2-klein")
-UNETS = ("stable-diffusion", "stable-diffusion-xl")
-NEGATIVES = {name: "" if name == "flux-2-klein" else NEGATIVE for name in MAKERS}  # Klein's is always the empty one
+GEMMA = ("sana", "lumina-2")
+LEFT = ("kolors", "flux-2")  # padding comes before the text
+TEXT_FIRST = ("lumina-2", "flux", "flux-2", "flux-2-klein", "qwen-image")
+FINE = ("stable-diffusion", "stable-diffusion-xl", "kolors", "sana")  # a cell of the grid is one of the latent
+TEMPLATES = ("z-image", "qwen-image", "flux-2", "flux-2-klein", "sana", "lumina-2")
+NEGATIVES = dict.fromkeys(MAKERS, NEGATIVE) | {"flux-2-klein": ""}  # Klein's is always the empty one
+del NEGATIVES["flux-2"]  # has none: guidance is a number that the model was taught
 every = pytest.mark.parametrize("name", MAKERS)
 
 
 def cross(trace):
     return [name for name, site in trace.sites.items() if site["kind"] == "cross"]
+
+
+def branches(name):
+    return ["cond", "uncond"] if name in NEGATIVES else ["cond"]
 
 
 def masses(trace, branch, step=0):
@@ -51,13 +69,12 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
     trace = open_trace(tmp_path / "run")
     assert np.array_equal(picture, plain) and np.array_equal(trace.image(), plain)
     assert np.asarray(plain).std() > 5 and trace.complete and not trace.verify()
-    assert (
-        trace.prompt == PROMPT and trace.manifest["negative_prompt"] == NEGATIVES[name] and trace.manifest["seed"] == 0
-    )
-    assert trace.manifest["size"] == [32, 48] and trace.branches == ["cond", "uncond"] and trace.steps == [0, 1]
+    assert trace.prompt == PROMPT and trace.manifest["seed"] == 0
+    assert trace.manifest["negative_prompt"] == NEGATIVES.get(name) and trace.branches == branches(name)
+    assert trace.manifest["size"] == list(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
     assert trace.latent(0).shape == (4, 16, 24)
-    assert len(cross(trace)) == SITES[name]
-    grid = [16, 24] if name in UNETS else [8, 12]
+    assert len(cross(trace)) == SITES[name][0]
+    grid = [16, 24] if name in FINE else [8, 12]
     assert max(trace.sites[site]["grid"] for site in cross(trace)) == grid
     for branch in trace.branches:
         for site, mass in masses(trace, branch):
@@ -96,19 +113,25 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
         assert np.abs(found - others.numpy()).max() < 1e-5
 
 
-@every
+@pytest.mark.parametrize("name", NEGATIVES)
 def test_guidance_off_and_the_negative_prompt_is_never_taken_for_the_prompt(pipeline, name, tmp_path):
     """The maps of each branch are those of its own text, drawn alone from the same noise."""
     with record(pipeline, tmp_path / "both", dtype="float32", steps=0):
         draw(pipeline, negative=NEGATIVE)
     both = open_trace(tmp_path / "both")
     for branch, prompt in (("cond", PROMPT), ("uncond", NEGATIVES[name])):
-        plain = draw(pipeline, prompt, guidance=False)[0]
+        how = {"prompt": prompt}
+        if name == "sana" and branch == "uncond":
+            how["complex_human_instruction"] = []
+        if name == "lumina-2" and branch == "uncond":  # whose prompt never comes without its template
+            states, mask = pipeline._get_gemma_prompt_embeds(prompt, max_sequence_length=288)
+            how = {"prompt": None, "prompt_embeds": states, "prompt_attention_mask": mask}
+        plain = draw(pipeline, **how, guidance=False)[0]
         with record(pipeline, tmp_path / branch, dtype="float32", steps=0):
-            assert np.array_equal(draw(pipeline, prompt, guidance=False)[0], plain)
+            assert np.array_equal(draw(pipeline, **how, guidance=False)[0], plain)
         alone = open_trace(tmp_path / branch)
-        assert alone.branches == ["cond"] and alone.prompt == prompt
-        assert [t.text for t in alone.tokens() if t.kind == "text"] == [
+        assert alone.branches == ["cond"] and alone.prompt == how["prompt"]
+        assert how["prompt"] is None or [t.text for t in alone.tokens() if t.kind == "text"] == [
             t.text for t in both.tokens(branch) if t.kind == "text"
         ]
         for site in cross(alone):
@@ -142,7 +165,7 @@ def test_several_pictures_of_one_prompt(pipeline, name, tmp_path):
     assert len(traces) == 2 and not np.array_equal(*plain)
     for trace, picture, before in zip(traces, pictures, plain):
         assert np.array_equal(picture, before) and np.array_equal(trace.image(), before)
-        assert trace.prompt == PROMPT and trace.branches == ["cond", "uncond"]
+        assert trace.prompt == PROMPT and trace.branches == branches(name)
     one, two = (trace.latent(1).values for trace in traces)
     assert not np.array_equal(one, two)
 
@@ -150,9 +173,9 @@ def test_several_pictures_of_one_prompt(pipeline, name, tmp_path):
 @every
 def test_a_prompt_that_equals_the_negative_one(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run"):
-        draw(pipeline, PROMPT if NEGATIVES[name] else "", negative=PROMPT)
+        draw(pipeline, PROMPT if NEGATIVES.get(name) else "", negative=PROMPT)
     trace = open_trace(tmp_path / "run")
-    assert trace.branches == ["cond", "uncond"] and not trace.verify()
+    assert trace.branches == branches(name) and not trace.verify()
     assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1]
 
 
@@ -167,7 +190,7 @@ def first_keys(pipeline, site, **how):
     return calls[0].what.key[0].transpose(0, 1)
 
 
-def disturbing(encoder, position):
+def disturbing(encoder, position, sequence_first):
     """A hook on the encoder: something is added to what it says of one position."""
 
     def after(module, arguments, output):
@@ -176,6 +199,7 @@ def disturbing(encoder, position):
         for state in states:
             if state is not None and id(state) not in seen:
                 seen.add(id(state))
+                state = state.transpose(0, 1) if sequence_first else state
                 state[:, position] += torch.linspace(-1, 1, state.shape[-1])
         return output
 
@@ -185,10 +209,13 @@ def disturbing(encoder, position):
 ENCODERS = [(name, "text_encoder_2" if name == "flux" else "text_encoder") for name in MAKERS]
 
 
-@pytest.mark.parametrize(("name", "encoder"), [*ENCODERS, ("stable-diffusion-3", "text_encoder_3")])
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [*ENCODERS, ("stable-diffusion-3", "text_encoder_3"), ("hunyuan-dit", "text_encoder_2")],
+)
 def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, tmp_path):
-    # Z-Image mixes the caption among itself before its first layer; without that each key is one token's.
-    pipeline = made(name, **({"refiners": 0} if name == "z-image" else {}))
+    # These mix the caption among itself before their first layer; without that each key is one token's.
+    pipeline = made(name, **({"refiners": 0} if name in ("z-image", "lumina-2") else {}))
     with record(pipeline, tmp_path / "run", steps=0):
         draw(pipeline, guidance=False, steps=1)
     trace = open_trace(tmp_path / "run")
@@ -202,7 +229,8 @@ def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, 
     words = [token for token in words if encoder in token.encoders]
     assert {"cat", "moon"} <= {t.text for t in words} or {"cat", "n"} <= {t.text for t in words}
     for token in [words[0], *(t for t in words if t.text in ("cat", "月亮")), words[-1]]:
-        hook = disturbing(getattr(pipeline, encoder), token.position)
+        position = token.column if name in LEFT else token.position
+        hook = disturbing(getattr(pipeline, encoder), position, family.sequence_first)
         try:
             after = first_keys(pipeline, site)
         finally:
@@ -220,7 +248,7 @@ def test_filling_and_specials_are_no_words(pipeline, name, tmp_path):
     assert all((token.span is None) or token.kind == "text" for token in tokens)
     assert "cat" in [token.text for token in tokens if token.kind == "text"]
     kinds = {token.kind for token in tokens}
-    assert "template" in kinds if name in ("z-image", "qwen-image", "flux-2-klein") else "special" in kinds
+    assert "template" in kinds if name in TEMPLATES else "special" in kinds
     columns = sorted(token.column for token in tokens if token.column is not None)
     assert columns == list(range(len(columns)))
     if name == "z-image":
@@ -241,19 +269,95 @@ def test_many_keys_are_read_from_the_fused_kernel(pipeline, name, tmp_path):
         assert all(np.abs(mass - 1).max() < 1e-3 for _, mass in masses(trace, branch))
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "z-image", "flux-2-klein"])
+@every
 def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
-    with record(pipeline, tmp_path / "run"):
+    with warnings.catch_warnings(record=True) as said, record(pipeline, tmp_path / "run", steps=0):
         draw(pipeline, negative=NEGATIVE)
-    trace = open_trace(tmp_path / "run")
+    assert [str(one.message) for one in said if one.category is HiddenStatesOnly] == [
+        "Gemma2Model attends in eager, not in scaled_dot_product_attention: its hidden states are kept, no attention"
+    ] * (name in GEMMA)
+    trace, layers = open_trace(tmp_path / "run"), SITES[name][2]
     for branch in trace.branches:
-        states, attention = trace.encoder_states(branch), trace.encoder_attention(2, branch)
-        assert (
-            states.shape[0] == (29 if name == "flux-2-klein" else 4)
-            and attention.shape[1] == attention.shape[2] == states.shape[1]
-        )
-        assert np.abs(attention.sum("token") - 1).max() < 1e-5
-        assert np.abs(np.triu(attention.values[0], 1)).max() == 0  # causal
+        states = trace.encoder_states(branch)
+        assert states.shape[0] == layers + 1 and np.isfinite(states).all()
+        texts = [str(text) for text in states["text"].values]
+        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).encoder in t.encoders]
+        assert texts == [token.text for token in own]
+        if name in GEMMA:
+            with pytest.raises(ToushiError, match="No attention"):
+                trace.encoder_attention(0, branch)
+            continue
+        attention = trace.encoder_attention(layers - 1, branch)
+        assert attention.shape[1] == attention.shape[2] == states.shape[1]
+        masked = name != "flux"  # whose T5 looks at the padding, too, which is not kept
+        assert (np.abs(attention.sum("token") - 1).max() < 1e-5) == masked and attention.sum("token").max() < 1 + 1e-5
+        causal = np.abs(np.triu(attention.values[0], 1)).max() == 0
+        assert causal == (name not in ("pixart", "hunyuan-dit", "flux"))
+
+
+# --- coverage ---
+
+
+@contextmanager
+def softmaxes(pipeline):
+    """The modules, by name, in which a softmax over keys is taken: found without knowing any of them."""
+    names = {module: name for name, module in named_modules(pipeline)}
+    running, found = [], set()
+
+    def counting(function):
+        def softmax(*arguments, **named):
+            if running:
+                found.add(running[-1])
+            return function(*arguments, **named)
+
+        return softmax
+
+    def enter(module, arguments):
+        running.append(names.get(module, ""))
+
+    def leave(module, arguments, output):
+        running.pop()
+
+    hooks = [
+        torch.nn.modules.module.register_module_forward_pre_hook(enter),
+        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for home, name in ((F, "scaled_dot_product_attention"), (F, "softmax"), (torch, "softmax")):
+            patch.setattr(home, name, counting(getattr(home, name)))
+        patch.setattr(torch.Tensor, "softmax", counting(torch.Tensor.softmax))
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@every
+def test_every_softmax_is_recorded_or_named_with_the_reason(pipeline, name, tmp_path):
+    with softmaxes(pipeline) as attending:
+        draw(pipeline, negative=NEGATIVE, steps=1)
+    with record(pipeline, tmp_path / "run", sites="*", keep="mean"):
+        draw(pipeline, negative=NEGATIVE, steps=1)
+    trace = open_trace(tmp_path / "run")
+    kinds = [site["kind"] for site in trace.sites.values()]
+    assert tuple(map(kinds.count, ("cross", "self", "encoder"))) == SITES[name] and not trace.verify()
+    named = trace.manifest["not_recorded"]
+    for site in attending:
+        recorded = any(site == one or site.startswith(f"{one}.") for one in trace.sites)
+        assert recorded or any(fnmatch.fnmatchcase(site, glob) for glob in named), site
+    assert len(attending) >= sum(SITES[name]) and all(named.values())
+    for site in trace.sites:  # nothing is called a site that does not attend
+        assert any(one == site or one.startswith(f"{site}.") for one in attending), site
+
+
+def test_what_cannot_be_recorded_is_refused_with_the_reason(tmp_path):
+    pipeline = made("sana")
+    reasons = family_of(pipeline).not_recorded(pipeline)
+    assert "linear attention" in reasons["transformer.*.attn1"]
+    assert "hidden states" in reasons["text_encoder.layers.*.self_attn"]
+    with pytest.raises(ToushiError, match=r"attn1' cannot be recorded: linear attention"):
+        record(pipeline, tmp_path / "run", sites="transformer.transformer_blocks.0.attn1")
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "flux", "z-image"])
@@ -334,8 +438,8 @@ def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
     import diffusers
 
     pipeline = made("stable-diffusion")
-    other = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-    with pytest.raises(UnknownFamily, match=r"StableDiffusionImg2ImgPipeline.*stable-diffusion-xl, .*z-image"):
+    other = diffusers.StableDiffusionInstructPix2PixPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.raises(UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*stable-diffusion-xl, .*z-image"):
         record(other, tmp_path / "run")
     with pytest.raises(UnknownFamily, match="not their transformer alone"):
         record(made("flux").transformer, tmp_path / "run")

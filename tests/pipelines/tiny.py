@@ -6,59 +6,20 @@ from collections.abc import Callable
 import diffusers
 import torch
 import transformers
-from tokenizers import pre_tokenizers
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+from tests.pipelines.vocabularies import (
+    bert_tokenizer,
+    chatglm_tokenizer,
+    clip_tokenizer,
+    gemma_tokenizer,
+    mistral_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+)
 
 PROMPT = "一只 red cat on the left, 月亮，moon"
 NEGATIVE = "blue 猫"
-ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-PIECES = ["red", "cat", "moon", "and", "blue", "is", "the", "on", "left", "猫", "月亮", "左边", "一只", "红色", "的"]
-
-
-def merged(words: list[str], ends: bool) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-level vocabulary that spells everything, and merges that join these words from left to right."""
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    vocabulary = [*ALPHABET, *(letter + "</w>" for letter in ALPHABET)] if ends else [*ALPHABET]
-    merges = []
-    for word in words:
-        pieces = list(letters.pre_tokenize_str(word)[0][0])
-        if ends:
-            pieces[-1] += "</w>"
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces[:2] = [pieces[0] + pieces[1]]
-            vocabulary.append(pieces[0])
-    merges = list(dict.fromkeys(merges))
-    return {piece: index for index, piece in enumerate(dict.fromkeys(vocabulary))}, merges
-
-
-def clip_tokenizer(pad: str = "<|endoftext|>"):
-    vocabulary, merges = merged(PIECES, ends=True)
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocabulary[special] = len(vocabulary)
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=77)
-
-
-def t5_tokenizer(length: int = 512):
-    """Knows no 月: it is <unk>, as every Chinese character is for the real one."""
-    letters = [*map(chr, range(33, 127)), *"猫左边是右一只，。"]
-    words = [f"▁{piece}" for piece in PIECES if piece.isascii()]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
-    vocabulary += [(letter, -5.0) for letter in letters] + [(word, -1.0) for word in words]
-    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=3, model_max_length=length)
-
-
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def qwen_tokenizer():
-    vocabulary, merges = merged(PIECES, ends=False)
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    made = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges, additional_special_tokens=specials[1:])
-    made.chat_template = CHAT
-    return made
 
 
 def clip(tokenizer, width: int = 16, projection: int | None = None):
@@ -83,13 +44,28 @@ def t5(tokenizer, width: int = 16):
     return transformers.T5EncoderModel(config)
 
 
-def vae(channels: int = 4, **more):
+def gemma(tokenizer):
+    config = transformers.Gemma2Config(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return transformers.Gemma2Model(config)
+
+
+def vae(channels: int = 4, levels: int = 2, **more):
     return diffusers.AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 8],
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=[8] * levels,
         layers_per_block=1,
         latent_channels=channels,
         norm_num_groups=4,
@@ -152,24 +128,24 @@ def stable_diffusion_xl():
     )
 
 
-def stable_diffusion_3():
+def stable_diffusion_3(channels: int = 4):
     first, second, third = clip_tokenizer(), clip_tokenizer(pad="!"), t5_tokenizer()
     return diffusers.StableDiffusion3Pipeline(
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=16,
             patch_size=2,
-            in_channels=4,
+            in_channels=channels,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
             joint_attention_dim=32,
             caption_projection_dim=16,
             pooled_projection_dim=32,
-            out_channels=4,
+            out_channels=channels,
             pos_embed_max_size=32,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(**FLOW),
+        vae=vae(channels, **FLOW),
         text_encoder=clip(first, 16, projection=16),
         tokenizer=first,
         text_encoder_2=clip(second, 16, projection=16),
@@ -347,16 +323,182 @@ def _template_length(tokenizer, template: str) -> int:
     return len(tokenizer(template.partition("{}")[0]).input_ids)
 
 
+def kolors():
+    tokenizer = chatglm_tokenizer()
+    config = ChatGLMConfig(
+        num_layers=3,
+        padded_vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        ffn_hidden_size=16,
+        kv_channels=8,
+        num_attention_heads=2,
+        seq_length=256,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        multi_query_group_num=1,
+        bias_dropout_fusion=False,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(config, empty_init=False)
+    for name, weight in encoder.named_parameters():
+        if "norm" in name:  # left as the memory was
+            torch.nn.init.ones_(weight)
+    return diffusers.KolorsPipeline(
+        vae=vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet(
+            16,
+            encoder_hid_dim=16,
+            encoder_hid_dim_type="text_proj",
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 6 * 8,
+            use_linear_projection=True,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(),
+    )
+
+
+def sana():
+    tokenizer = gemma_tokenizer()
+    return diffusers.SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=gemma(tokenizer),
+        vae=diffusers.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), ()),
+            decoder_qkv_multiscales=((), (), ()),
+            scaling_factor=0.41,
+        ),
+        transformer=diffusers.SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=32,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def hunyuan_dit():
+    first, second = bert_tokenizer(), t5_tokenizer()
+    bert = transformers.BertConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        vocab_size=len(first),
+        max_position_embeddings=80,
+    )
+    return diffusers.HunyuanDiTPipeline(
+        vae=vae(levels=4),
+        text_encoder=transformers.BertModel(bert),
+        tokenizer=first,
+        text_encoder_2=t5(second, 24),
+        tokenizer_2=second,
+        transformer=diffusers.HunyuanDiT2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            patch_size=2,
+            sample_size=16,
+            hidden_size=16,
+            num_layers=4,
+            cross_attention_dim=16,
+            cross_attention_dim_t5=24,
+            pooled_projection_dim=16,
+            mlp_ratio=2.0,
+        ),
+        scheduler=diffusers.DDPMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def lumina_2(refiners: int = 1):
+    tokenizer = gemma_tokenizer()
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=16,
+            in_channels=4,
+            hidden_size=16,
+            num_layers=2,
+            num_refiner_layers=refiners,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(512, 64, 64),
+            cap_feat_dim=16,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(levels=4, **FLOW),
+        text_encoder=gemma(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def flux_2():
+    tokenizer = mistral_tokenizer()
+    text = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=31,  # the states of layers 10, 20 and 30 go on
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+    )
+    vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28)
+    klein = flux_2_klein()
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}
+    )
+    return diffusers.Flux2Pipeline(
+        scheduler=klein.scheduler,
+        vae=klein.vae,
+        text_encoder=transformers.Mistral3ForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        transformer=diffusers.Flux2Transformer2DModel(**{**klein.transformer.config, "guidance_embeds": True}),
+    )
+
+
 MAKERS: dict[str, Callable] = {
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-xl": stable_diffusion_xl,
-    "stable-diffusion-3": stable_diffusion_3,
-    "flux": flux,
-    "z-image": z_image,
+    "kolors": kolors,
     "pixart": pixart,
-    "qwen-image": qwen_image,
+    "sana": sana,
+    "hunyuan-dit": hunyuan_dit,
+    "stable-diffusion-3": stable_diffusion_3,
+    "z-image": z_image,
+    "lumina-2": lumina_2,
+    "flux": flux,
+    "flux-2": flux_2,
     "flux-2-klein": flux_2_klein,
+    "qwen-image": qwen_image,
 }
+# Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
+PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
+
+
+def scaled(pipeline, size: tuple[int, int]) -> tuple[int, int]:
+    """So many pixels that the latents have half of `size`."""
+    times = next((times for name, times in PIXELS.items() if type(pipeline).__name__.startswith(name)), 1)
+    return size[0] * times, size[1] * times
 
 
 def made(name: str, **how):
@@ -370,9 +512,12 @@ def made(name: str, **how):
     return pipeline
 
 
+LENGTHS = {"ZImage": 96, "Flux2Klein": 96, "Flux2Pipeline": 352, "Lumina2": 288}
+
+
 def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=True, negative=None, **named):
     """Pictures in few steps, with what this pipeline calls guidance on or off."""
-    height, width = size
+    height, width = scaled(pipeline, size)
     parameters = inspect.signature(type(pipeline).__call__).parameters
     if "true_cfg_scale" in parameters:
         named |= {"true_cfg_scale": 3.0, "negative_prompt": negative or " "} if guidance else {"true_cfg_scale": 1.0}
@@ -385,9 +530,9 @@ def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=Tr
     for name, value in (("use_resolution_binning", False), ("clean_caption", False), ("max_sequence_length", 48)):
         if name in parameters:
             named.setdefault(name, value)
-    if type(pipeline).__name__ in ("ZImagePipeline", "Flux2KleinPipeline"):
-        named["max_sequence_length"] = 96
+    for name, length in LENGTHS.items():
+        if type(pipeline).__name__.startswith(name):
+            named["max_sequence_length"] = length
+    named |= {"height": height, "width": width} if "height" in parameters else {}
     generator = torch.Generator().manual_seed(seed)
-    return pipeline(
-        prompt=prompt, height=height, width=width, num_inference_steps=steps, generator=generator, **named
-    ).images
+    return pipeline(prompt=prompt, num_inference_steps=steps, generator=generator, **named).images

@@ -9,7 +9,7 @@ import tokenizers
 transformers = pytest.importorskip("transformers")
 
 from probe.text.spelling import Misspelled, Vocabulary, spelled_out  # noqa: E402
-from tests.pipelines.tiny import clip_tokenizer, qwen_tokenizer, t5_tokenizer  # noqa: E402
+from tests.pipelines.vocabularies import clip_tokenizer, qwen_tokenizer, t5_tokenizer  # noqa: E402
 
 REAL = Path(os.environ.get("TOUSHI_Z_IMAGE_TOKENIZER", "nowhere"))  # a folder; the tests need no network
 HARD = [

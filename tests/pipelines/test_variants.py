@@ -1,0 +1,36 @@
+"""Drawing from an image, into a hole, along a control image: the same maps, under the right numbers of steps."""
+
+import numpy as np
+import pytest
+
+from probe.record import record
+from probe.trace.reader import open_trace
+from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
+from tests.pipelines.variants import FROM, INTO, VARIANTS, given, variant
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_picture_is_the_same_and_the_steps_have_their_own_numbers(name, tmp_path):
+    pipeline = variant(name)
+    images = given(name, pipeline, (32, 48))
+    again = {"size": (32, 48), "steps": 4, "negative": NEGATIVE, **images}
+    plain = draw(pipeline, **again)[0]
+    with record(pipeline, tmp_path / "run"):
+        assert np.array_equal(draw(pipeline, **again)[0], plain)
+    trace = open_trace(tmp_path / "run")
+    begins = 2 if VARIANTS[name][1] in (FROM, INTO) else 0
+    assert trace.steps == list(range(begins, 4)) and trace.complete and trace.verify() == []
+    assert trace.times == pipeline.scheduler.timesteps.tolist()[begins:] and trace.manifest["steps"]["count"] == 4
+    assert trace.prompt == PROMPT and trace.manifest["strength" if begins else "seed"] == (0.5 if begins else 0)
+    assert trace.heat_map("cat").max() > 0 and trace.image().shape == np.asarray(plain).shape
+    other = [glob for glob in trace.manifest["not_recorded"] if glob.startswith("controlnet")]
+    assert bool(other) == hasattr(pipeline, "controlnet")
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "FluxImg2ImgPipeline"])
+def test_steps_can_be_chosen_by_their_own_numbers(name, tmp_path):
+    pipeline = variant(name)
+    images = given(name, pipeline, (32, 32))
+    with record(pipeline, tmp_path / "run", steps=[1, 3]):
+        draw(pipeline, steps=4, **images)
+    assert open_trace(tmp_path / "run").steps == [3]
