@@ -6,6 +6,7 @@ The names are fetched when they are first used, so `import toushi` needs no torc
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -78,8 +79,11 @@ def __dir__() -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `toushi …` and gives back the exit code: 0 done, 2 something that you can put right, 1 a fault of ours."""
-    from commands.run import run
-
+    try:
+        from commands.run import run
+    except KeyboardInterrupt:  # Ctrl-C in the half second before a command knows what it is
+        print("toushi: interrupted", file=sys.stderr)
+        return 130
     return run(argv)
 
 

@@ -30,7 +30,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
     """Whose tokenizer."""
 
     def run(self) -> None:
-        from probe.text.alignment import segment
+        from probe.text.alignment import listed, segment
 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
@@ -45,7 +45,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
         print(", ".join([*counts, f"{len(words)} words"]))
         if encoding.lost:
-            lost = "、".join(word.text for word in encoding.lost)
+            lost = listed(encoding.lost)
             print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
 
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.terminal import bytes_in_words, table
+from commands.terminal import bytes_in_words, shortened, shown, table
 from probe.trace.room import WriteFailed, reason
 
 
@@ -42,7 +42,16 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
         ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
     return "\n".join(
-        [trace.prompt or "(no prompt)", run, "", where_words_went(trace, asked), "", others(trace), "", table(files)]
+        [
+            shortened(shown(trace.prompt or "(no prompt)")),
+            run,
+            "",
+            where_words_went(trace, asked),
+            "",
+            others(trace),
+            "",
+            table(files),
+        ]
     )
 
 

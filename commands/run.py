@@ -15,6 +15,7 @@ import tyro
 from commands.export import Export
 from commands.lens import Lens
 from commands.look import Info, Sites, Verify, Words
+from commands.study import Report, Run
 from commands.trace import Trace
 from commands.view import View
 from probe.errors import ToushiError
@@ -37,6 +38,8 @@ COMMANDS = {
     "info": Info,
     "verify": Verify,
     "export": Export,
+    "run": Run,
+    "report": Report,
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
@@ -65,9 +68,17 @@ def run(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            return _fault(error, debug)
+        return _fail(f"{error.filename}: {error.strerror or error}; look at its permissions and its disk", 2, debug)
     except Exception as error:
-        text = f"{type(error).__name__}: {error} (a fault of Toushi; with --debug it shows where)"
-        return _fail(text, 1, debug)
+        return _fault(error, debug)
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    text = f"{type(error).__name__}: {error} (a fault of Toushi; with --debug it shows where)"
+    return _fail(text, 1, debug)
 
 
 def parse(arguments: list[str]):

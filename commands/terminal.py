@@ -31,6 +31,10 @@ def shown(text: str) -> str:
     return "".join(repr(c)[1:-1] if not c.isprintable() or (alone and not cells(c)) else c for c in text)
 
 
+def shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows under each other, columns two cells apart; the columns in `right` are flush right."""
     rows = [[shown(cell) for cell in row] for row in rows]

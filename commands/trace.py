@@ -193,6 +193,7 @@ open_trace(FOLDER) reads it in Python."""
                 )
             if not self.prompt.strip():
                 print("toushi: the prompt is empty, so this is the unconditional picture", file=sys.stderr)
+                return [""]
             return [readable(self.prompt)]
         if self.prompt is not None:
             raise ToushiError(
@@ -292,6 +293,8 @@ def checked_size(size: str | None) -> tuple[int, int] | None:
     if min(height, width) < 16 or height % 16 or width % 16:
         near = "x".join(str(max(16, round(n / 16) * 16)) for n in (height, width))
         raise ToushiError(f"--size must be multiples of 16, at least 16, but {size} came; the nearest is {near}")
+    if max(height, width) > 8192:
+        raise ToushiError(f"--size may be 8192 pixels a side at most, but {size} came")
     return height, width
 
 

@@ -23,14 +23,20 @@ def page_of(name: str, icon: str, default: bool = False):
 
 traces = page_of("traces", "photo_library", default=not given)
 picture = page_of("picture", "image_search", default=given)
+compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
-page = st.navigation([traces, picture, encoder], position="top")
+lens = page_of("lens", "layers")
+page = st.navigation([traces, picture, compare, encoder, lens], position="top")
 
 with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
     if page is traces:
         with st.container():
             st.markdown(f"### {say('app')}")
             st.caption(say("tagline"))
+    elif page is lens:
+        with st.container():
+            st.markdown(f"### {say('page_lens')}")
+            st.caption(say("lens_intro"))
     else:
         library.toolbar()
     st.segmented_control(say("language"), list(text.LANGUAGES), format_func=lambda name: text.LANGUAGES[name], key="language",

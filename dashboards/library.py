@@ -12,7 +12,7 @@ from typing import NoReturn
 import streamlit as st
 
 from dashboards import text
-from dashboards.heat_map import payload, planes
+from dashboards.heat_map import pairs, payload, planes
 from probe.errors import ToushiError
 from probe.trace.layout import IMAGE, MANIFEST, MEMBERS
 from probe.trace.reader import open_trace
@@ -51,16 +51,19 @@ def escaped(words: str) -> str:
 
 def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
     """The traces below `root`, the newest first."""
-    found = []
-    for depth in range(1, deepest + 1):
-        for manifest in root.glob("*/" * depth + MANIFEST):
-            try:
-                prompt = json.loads(manifest.read_text(encoding="utf-8"))["prompt"]
-                damaged = not isinstance(prompt, str | None)
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                damaged = True
-            found.append(Entry(manifest.parent, None if damaged else prompt, manifest.stat().st_mtime, damaged))
+    found = [entry(path.parent) for depth in range(1, deepest + 1) for path in root.glob("*/" * depth + MANIFEST)]
     return sorted(found, key=lambda entry: -entry.written)[:MOST]
+
+
+def entry(folder: Path) -> Entry:
+    manifest = folder / MANIFEST
+    try:
+        prompt = json.loads(manifest.read_text(encoding="utf-8"))["prompt"]
+        damaged = not isinstance(prompt, str | None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        damaged = True
+    written = manifest.stat().st_mtime if manifest.is_file() else 0.0
+    return Entry(folder, None if damaged else prompt, written, damaged)
 
 
 @st.cache_data(max_entries=MOST, show_spinner=False)
@@ -126,6 +129,13 @@ def picture(folder: str, version: tuple, branch: str, language: str) -> bytes:
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
+def pair(folders: tuple[str, str], versions: tuple, branch: str, language: str) -> bytes:
+    both = list(zip(folders, versions))
+    common = pairs.pair(*(_planes(folder, version, branch) for folder, version in both))
+    return payload.pair([_trace(folder, version) for folder, version in both], common, branch, language)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
 def encoder(folder: str, version: tuple, branch: str, language: str) -> bytes:
     return payload.encoder(_trace(folder, version), branch, language)
 
@@ -136,6 +146,11 @@ def opened():
     if folder is None:
         st.info(say("nothing_open_hint"), title=say("nothing_open"), icon=":material/folder_open:")
         st.stop()
+    return read(folder)
+
+
+def read(folder: str):
+    """(trace, folder, version); stops the page with a message when it is no trace."""
     version = stamp(folder)
     try:
         return _trace(folder, version), folder, version
@@ -156,8 +171,11 @@ def toolbar() -> None:
     known = entries()
     if folder and (Path(folder).parent / MEMBERS).is_file():
         known = sorted(entries(Path(folder).parent, 1), key=lambda entry: entry.folder) + known
-    labels = {folder: folder} if folder else {}
-    labels |= {str(entry.folder): f"{title(entry)} · {entry.folder}" for entry in known}
+    if folder:
+        here = Path(folder)
+        known = [entry(here), *(one for one in known if one.folder.resolve() != here.resolve())]
+        folder = str(here)
+    labels = {str(one.folder): f"{title(one)} · {one.folder}" for one in known}
     names = list(labels)
     picked = st.selectbox(
         say("trace"), names, index=names.index(folder) if folder else None, format_func=labels.__getitem__,

@@ -1,9 +1,10 @@
-"""Makes a trace in a thread of its own. The thread never touches Streamlit; pages look at the job's fields.
+"""Makes traces in a thread of its own, one after the other. It never touches Streamlit; pages look at the job's fields.
 
 This is the only part of the app that needs torch, and it imports it when the first job starts.
 """
 
 import itertools
+import queue
 import threading
 import warnings
 from dataclasses import dataclass, field
@@ -13,8 +14,11 @@ from pathlib import Path
 
 from probe.errors import ToushiError
 
-_one_at_a_time = threading.Lock()
-_latest: "Job | None" = None
+MOST_WAITING = 8
+
+_living: "list[Job]" = []  # in the order in which they were asked for
+_orders: "queue.Queue[Job]" = queue.Queue()
+_changing = threading.Lock()
 
 
 class Stopped(Exception):
@@ -22,7 +26,7 @@ class Stopped(Exception):
 
 
 class Busy(ToushiError):
-    """A second trace was asked for while one is being made."""
+    """More traces wait than a reader would wait for."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Order:
 class Job:
     order: Order
     folder: Path
-    state: str = "load"  # load, draw, write; then done, stopped or failed
+    state: str = "wait"  # wait, load, draw, write; then done, stopped or failed
     step: int = 0
     error: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -48,7 +52,14 @@ class Job:
 
     @property
     def running(self) -> bool:
-        return self.state in ("load", "draw", "write")
+        return self.state in ("wait", "load", "draw", "write")
+
+    def cancel(self) -> None:
+        """Ends it before its turn, or after the step that is being drawn."""
+        self.stop.set()
+        with _changing:
+            if self.state == "wait":
+                self.state = "stopped"
 
 
 @cache
@@ -59,21 +70,42 @@ def _model(name: str):
 
 
 def start(order: Order, runs: Path) -> Job:
-    """A job that has begun, in a new folder of `runs`. Raises Busy while another one runs."""
-    if not _one_at_a_time.acquire(blocking=False):
-        raise Busy("one trace is made at a time, but another is being made; wait for it, or stop it")
+    """A job in a new folder of `runs`, which begins when those before it have ended. Raises Busy when many wait."""
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}"
     names = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))  # two within one second
-    job = Job(order, next(runs / name for name in names if not (runs / name).exists()))
-    global _latest
-    _latest = job
-    threading.Thread(target=_work, args=(job,), daemon=True).start()
+    with _changing:
+        _living[:] = [job for job in _living if job.running]
+        if len(_living) > MOST_WAITING:
+            raise Busy(f"{len(_living)} traces are being made or wait already; stop one, or wait")
+        taken = {job.folder for job in _living}
+        job = Job(order, next(runs / name for name in names if runs / name not in taken and not (runs / name).exists()))
+        _living.append(job)
+        _orders.put(job)
+        _worker()
     return job
 
 
 def running() -> Job | None:
-    """The job that is being worked at, whichever page began it."""
-    return _latest if _latest is not None and _latest.running else None
+    """The job that is being worked at, whichever page asked for it."""
+    return next((job for job in list(_living) if job.running), None)
+
+
+@cache
+def _worker() -> threading.Thread:
+    """The one thread that draws: two at once would only make each other wait."""
+
+    def serve() -> None:
+        while True:
+            job = _orders.get()
+            with _changing:
+                if job.state != "wait":
+                    continue
+                job.state = "load"
+            _work(job)
+
+    thread = threading.Thread(target=serve, daemon=True, name="traces")
+    thread.start()
+    return thread
 
 
 def _work(job: Job) -> None:
@@ -104,5 +136,3 @@ def _work(job: Job) -> None:
     except Exception as error:  # whatever went wrong belongs on the page, not in a dead thread
         job.error = str(error) if isinstance(error, ToushiError) else f"{type(error).__name__}: {error}"
         job.state = "failed"
-    finally:
-        _one_at_a_time.release()

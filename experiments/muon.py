@@ -51,17 +51,19 @@ class Muon(torch.optim.Optimizer):
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Hidden weights go to Muon; embeddings, the first and last convolution, heads and vectors to AdamW."""
-    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer")
+    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out")
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 
-def optimizers(named_parameters, lr: float, adam_share: float = 1.0) -> list[torch.optim.Optimizer]:
+def optimizers(
+    named_parameters, lr: float, adam_share: float = 1.0, decay: float = 0.01
+) -> list[torch.optim.Optimizer]:
     """Muon with the learning rate `lr`, AdamW with a share of it; each group says its `share`."""
     matrices, others = [], []
     for name, parameter in named_parameters:
         (matrices if is_matrix(name, parameter) else others).append(parameter)
     adam = torch.optim.AdamW(others, lr=lr * adam_share, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    found = [Muon(matrices, lr=lr), adam]
+    found = [Muon(matrices, lr=lr, weight_decay=decay), adam]
     for optimizer, share in zip(found, (1.0, adam_share)):
         for group in optimizer.param_groups:
             group["share"] = share

@@ -1,4 +1,4 @@
-"""Trains mini-unet on the scene world: tokenizer, VAE, then text encoder and U-Net together.
+"""Trains mini-unet on the scene world: tokenizer, VAE, text encoder, then text encoder and U-Net together.
 
     python -m experiments.train_mini_unet --minutes 100
 
@@ -9,69 +9,35 @@ weights in the repository. The averaged fp16 weights are written where `load("mi
 
 import json
 import time
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.muon import optimizers
+from experiments.train_encoder import teach_encoder
 from experiments.train_vae import train_vae
-from experiments.training_data import Batch, Pool, caption, make_pool
+from experiments.training import LOG, Recipe, Training, held_out_loss, logged, sheet
+from experiments.training_data import caption, make_pool
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
-from probe.models.text import Text, padded_ids
 from probe.text.bpe import Tokenizer
-from probe.world.objects import KINDS
 from probe.world.scenes import draw_scene
-from probe.world.sheet import contact_sheet
-
-SHOWN = (
-    "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",
-    "一只河马", "一匹斑马在草地上", "猫头鹰在左边，狗在右边", "水墨画，一只熊猫", "沙滩上有一把绿色的伞", "a yellow car on the left and a tree on the right",
-)  # fmt: skip
-
-LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Recipe):
     """What is trained, on how much, for how long."""
 
     out: Path = Path("runs/train_mini_unet")
     minutes: float = 100.0
     """Time for the denoiser in this run; the learning rate falls to a tenth over the last fifth of it."""
     vae_minutes: float = 10.0
-    pool: int = 40_000
-    """Scenes whose latents are kept; later runs draw others (`pool_first`)."""
-    pool_first: int = 0
+    encoder_samples: int = 100_000
+    """Captions from which the text encoder learns what lies where, before the U-Net learns anything."""
     vocab_size: int = 1200
-    batch: int = 32
-    lr: float = 3e-3
-    adam_share: float = 1.0
-    """AdamW's learning rate, for embeddings and all that is no hidden matrix, as a share of Muon's."""
-    dropped: float = 0.1
-    """Share of captions that are emptied, for classifier-free guidance."""
-    object_weight: float = 4.0
-    """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
-    naming_weight: float = 0.2
-    """How much the loss counts the naming of the object at each cell (see `Namer`); 0 turns it off."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: forward and backward on a copy of the weights in bf16, the weights themselves in fp32. Twice as fast on a
-    CPU with AMX; on others slower."""
-    threads: int | None = None
-    average: float = 0.999
-    checkpoint_minutes: float = 10.0
-    seed: int = 0
     begin: str = "fresh"
     """`fresh`, or `shipped` to go on from the weights in the repository when there is no checkpoint."""
     ship: bool = False
@@ -97,179 +63,6 @@ def first_model(config: Config) -> MiniUNet:
     return MiniUNet.from_folder(folder)
 
 
-@contextmanager
-def attention_in_fp32():
-    """In bf16 the backward pass of attention takes ten times as long on a CPU (torch 2.13)."""
-    original = F.scaled_dot_product_attention
-
-    def attention(query, key, value, attn_mask=None):
-        return original(query.float(), key.float(), value.float(), attn_mask).to(query.dtype)
-
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = original
-
-
-def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Text:
-    """The captions' states. Read in groups of like length: padded to the longest, half of the work would be pads."""
-    encodings = [model.tokenizer.encode(caption) for caption in captions]
-    ids, mask = padded_ids(encodings, model.tokenizer.pad)
-    lengths = mask.sum(1)
-    order = lengths.argsort()
-    parts = []
-    for rows in order.split(group):
-        longest = int(lengths[rows[-1]])
-        states = model.encoder(ids[rows, :longest], mask[rows, :longest])
-        parts.append(F.pad(states, (0, 0, 0, ids.shape[1] - longest)))
-    return Text(torch.cat(parts)[order.argsort()], mask, tuple(encodings))
-
-
-class Namer(nn.Module):
-    """Names the kind of object at each cell from the features of the U-Net's way up. Used in training only.
-
-    Naming asks for the right word at the right place, where the velocity of a noisy cell asks first for its colour;
-    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). The
-    attention itself is never supervised: heat maps stay what the model found by itself.
-    """
-
-    def __init__(self, unet: nn.Module):
-        super().__init__()
-        fine, middle, _ = unet.config.widths
-        self.heads = nn.ModuleList([nn.Linear(middle, len(KINDS) + 1), nn.Linear(fine, len(KINDS) + 1)])
-        for head in self.heads:  # so that a new head says nothing yet, and disturbs nothing
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        self.features: list[Tensor] = []
-        for stage in unet.up:
-            stage.register_forward_hook(lambda module, args, output: self.features.append(output))
-
-    def loss(self, kinds: Tensor) -> Tensor:
-        """Mean cross-entropy of the kinds [b, h, w] over both grids; bare cells count a tenth."""
-        weight = torch.ones(len(KINDS) + 1)
-        weight[0] = 0.1
-        total = kinds.new_zeros((), dtype=torch.float32)
-        for head, features in zip(self.heads, self.features):
-            logits = head(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
-            total = total + F.cross_entropy(F.interpolate(logits, kinds.shape[-2:]), kinds, weight)
-        return total / len(self.heads)
-
-
-def velocity_loss(model: MiniUNet, batch: Batch, object_weight: float = 0.0) -> Tensor:
-    """Mean squared error of the velocity at logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1).
-
-    Cells that objects cover count 1 + object_weight times as much: words mostly speak of objects, pixels mostly of
-    backgrounds.
-    """
-    text = read_captions(model, batch.captions)
-    time = torch.sigmoid(torch.randn(len(batch.latents)) + 0.5)
-    noise = torch.randn_like(batch.latents)
-    t = time[:, None, None, None]
-    noisy = ((1 - t) * batch.latents + t * noise).to(model.dtype, memory_format=torch.channels_last)
-    velocity = model.unet(noisy, time, text)
-    error = (velocity.float() - (noise - batch.latents)).square().mean(1, keepdim=True)
-    weight = 1 + object_weight * batch.covered
-    return (weight * error).sum() / weight.sum()
-
-
-class Training:
-    """Weights, their running average, the optimizers' state: everything a checkpoint holds."""
-
-    def __init__(self, model: MiniUNet, config: Config):
-        self.model, self.config, self.samples = model, config, 0
-        model.vae.requires_grad_(False)
-        self.worker = deepcopy(model)  # runs forward and backward, on a copy of the weights
-        self.namer = Namer(self.worker.unet)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        for part in (self.worker.encoder, self.worker.unet, self.namer):
-            part.to(dtype, memory_format=torch.channels_last)
-        parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
-        copies = {n: p for n, p in self.worker.named_parameters() if not n.startswith("vae.")}
-        copies |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
-        parameters |= {n: nn.Parameter(p.detach().float()) for n, p in copies.items() if n not in parameters}
-        self.names = list(parameters)
-        self.weights = [parameters[n].requires_grad_(True) for n in self.names]
-        self.copies = [copies[n].requires_grad_(True) for n in self.names]
-        self.averaged = [w.detach().clone() for w in self.weights]
-        self.optimizers = optimizers(zip(self.names, self.weights), config.lr, config.adam_share)
-
-    def step(self, batch: Batch, lr: float) -> tuple[float, float]:
-        """The loss of the velocity and of the naming, before the step."""
-        self.namer.features.clear()
-        with torch.no_grad():
-            torch._foreach_copy_(self.copies, self.weights)
-        with attention_in_fp32():
-            loss = velocity_loss(self.worker, batch, self.config.object_weight)
-            naming = self.namer.loss(batch.kinds)
-            (loss + self.config.naming_weight * naming).backward()
-        self.namer.features.clear()
-        for weight, copy in zip(self.weights, self.copies):
-            weight.grad = copy.grad.to(torch.float32, memory_format=torch.contiguous_format)
-            copy.grad = None
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["share"]
-            optimizer.step()
-            optimizer.zero_grad()
-        self.samples += len(batch.captions)
-        # A young average forgets its random beginning quickly.
-        n = self.samples / len(batch.captions)
-        torch._foreach_lerp_(
-            self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n))
-        )
-        return loss.item(), naming.item()
-
-    def averaged_model(self) -> MiniUNet:
-        model = MiniUNet(self.model.config, self.model.tokenizer)
-        averaged = {n: w for n, w in zip(self.names, self.averaged) if not n.startswith("namer.")}
-        model.load_state_dict(self.model.state_dict() | averaged)
-        return model.eval().requires_grad_(False)
-
-    def save(self, folder: Path) -> None:
-        tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
-        tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
-        for i, optimizer in enumerate(self.optimizers):
-            for j, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
-        temporary = folder / "checkpoint.tmp"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(self.samples)})
-        temporary.replace(folder / "checkpoint.safetensors")
-
-    def resume(self, folder: Path) -> None:
-        file = folder / "checkpoint.safetensors"
-        with safe_open(file, "pt") as f:
-            self.samples = int(f.metadata()["samples"])
-        tensors = load_file(file)
-        with torch.no_grad():
-            for name, weight, average in zip(self.names, self.weights, self.averaged):
-                weight.copy_(tensors[f"weights.{name}"])
-                average.copy_(tensors[f"averaged.{name}"])
-        for i, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimizer.{i}."):
-                    _, _, index, name = key.split(".", 3)
-                    state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def sheet(model: MiniUNet, file: Path) -> None:
-    """The fixed prompts, two seeds each, one above the other."""
-    drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
-    cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]
-    contact_sheet(cells, len(SHOWN)).save(file)
-
-
-@torch.no_grad()
-def held_out_loss(model: MiniUNet, pool: Pool) -> float:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        rng = np.random.default_rng(1)
-        return sum(velocity_loss(model, pool.batch(64, rng, 0.0)).item() for _ in range(4)) / 4
-
-
 def train(config: Config) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -279,8 +72,10 @@ def train(config: Config) -> None:
         model.vae, config.pool_first, config.pool, config.out / f"latents_{config.pool_first}_{config.pool}.safetensors"
     )
     held = make_pool(model.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
-    training = Training(model, config)
-    if (config.out / "checkpoint.safetensors").exists():
+    begun = (config.out / "checkpoint.safetensors").exists()
+    reader = None if begun or config.begin == "shipped" else teach_encoder(model, pool, config, config.encoder_samples)
+    training = Training(model, config, reader)
+    if begun:
         training.resume(config.out)
     elif config.begin == "shipped":
         training.samples = max(logged(SHIPPED / "mini-unet" / LOG), default=0)
@@ -309,6 +104,7 @@ def train(config: Config) -> None:
                 hours=round(hours + spent / 3600, 3),
                 loss=round(float(np.mean(losses, axis=0)[0]), 5),
                 naming_loss=round(float(np.mean(losses, axis=0)[1]), 5),
+                reading_loss=round(float(np.mean(losses, axis=0)[2]), 5),
                 held_out_loss=held_out_loss(averaged, held),
                 lr=lr,
             )
@@ -327,12 +123,6 @@ def ship(config: Config) -> None:
     training.averaged_model().save(SHIPPED / "mini-unet")
     rows = {**logged(SHIPPED / "mini-unet" / LOG), **logged(config.out / LOG)}
     (SHIPPED / "mini-unet" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-
-
-def logged(file: Path) -> dict[int, dict]:
-    """The rows of a training log by the samples seen."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {row["samples"]: row for row in rows}
 
 
 if __name__ == "__main__":

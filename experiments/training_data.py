@@ -15,7 +15,7 @@ from probe.models.vae import VAE
 from probe.world.captions import describe
 from probe.world.draw import render
 from probe.world.example import language_of
-from probe.world.objects import KINDS
+from probe.world.objects import COLOURS, KINDS
 from probe.world.scenes import Scene, draw_scene
 
 
@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     latents: Tensor  # [b, c, h, w]
     covered: Tensor  # [b, 1, h, w]
     kinds: Tensor  # int64 [b, h, w]
+    colours: Tensor  # int64 [b, h, w]
     captions: list[str]
 
 
@@ -50,12 +51,17 @@ class Pool:
     covered: Tensor  # fp16 [n, 1, h, w], the share of each cell that objects cover
     kinds: Tensor  # uint8 [n, h, w], which kind covers most of the cell: its place in KINDS plus one, 0 for none
 
+    def __post_init__(self):
+        self.tables = torch.stack([colour_of_kind(scene) for scene in self.scenes])  # uint8 [n, kinds + 1]
+
     def batch(self, size: int, rng: np.random.Generator, dropped: float) -> "Batch":
         """Scenes drawn at random with a fresh caption each, `dropped` of them empty."""
         chosen = rng.integers(len(self.scenes), size=size)
         captions = ["" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31))) for i in chosen]
         rows = torch.from_numpy(chosen)
-        return Batch(self.latents[rows].float(), self.covered[rows].float(), self.kinds[rows].long(), captions)
+        kinds = self.kinds[rows].long()
+        colours = self.tables[rows].long().gather(1, kinds.flatten(1)).view_as(kinds)
+        return Batch(self.latents[rows].float(), self.covered[rows].float(), kinds, colours, captions)
 
 
 @torch.no_grad()
@@ -78,6 +84,18 @@ def make_pool(vae: VAE, first: int, count: int, cache: Path) -> Pool:
         temporary.replace(cache)
     kept = load_file(cache)
     return Pool(scenes, kept["latents"], kept["covered"], kept["kinds"])
+
+
+def colour_of_kind(scene: Scene) -> Tensor:
+    """uint8 [kinds + 1]: the colour in which a kind was asked for, its place in COLOURS plus one, 0 for none.
+
+    Of two objects of one kind in two colours the second one's counts; they are rare.
+    """
+    table = torch.zeros(len(KINDS) + 1, dtype=torch.uint8)
+    for thing in scene.objects:
+        if thing.colour is not None:
+            table[list(KINDS).index(thing.kind) + 1] = list(COLOURS).index(thing.colour) + 1
+    return table
 
 
 def cell_kinds(scene: Scene, shares: Tensor) -> Tensor:

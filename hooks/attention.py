@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hooks.errors import WireError
-from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhere, probabilities
+from hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, elsewhere, probabilities
 
 
 class Call:
@@ -188,7 +188,7 @@ def _replacing(original: Callable) -> Callable:
             came = "a nested tensor" if query.is_nested else str(tuple(query.shape))
             raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
         query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
-        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, FEW)
         what = Scored(
             query.detach(), key.detach(), query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, is_causal
         )

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from hooks.attention import Call, Watch
-from hooks.kernels import Columns
+from hooks.kernels import FEW, Columns
 
 Rows = slice | list[int]
-FEW = 512  # keys: of so many all are mixed anew
 
 
 class ChangeAttention(Watch):

@@ -3,9 +3,11 @@
 softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse), so a few columns of an attention matrix are exact
 at the cost of those columns alone, and the output is untouched because the very same kernel computed it. A fused
 kernel computes lse (Dao et al. 2022, section 3.1) and PyTorch then drops it; `attend` asks for it. Where no
-kernel gives one, the softmax is computed again, over chunks of queries where there are many keys. q k^T is never
-taken in half precision: that alone would cost 1e-2. On a CPU what takes the time is memory, not arithmetic, so scores
-are made, exponentiated and averaged a cache's worth at a time.
+kernel gives one, it is computed over chunks of queries; where there are few keys, as in cross-attention to a text,
+the whole softmax is computed again, which costs no more, and where scores are large is more exact than a difference
+of two that were rounded in different ways. q k^T is never taken in half precision: that alone would cost 1e-2. On a
+CPU what takes the time is memory, not arithmetic, so scores are made, normalised and averaged a cache's worth at a
+time.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +20,8 @@ from torch.nn.attention import SDPBackend
 
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
-CACHED = 1 << 19  # and on a CPU, where they had better stay in its cache
+CACHED = 1 << 18  # and on a CPU, where they had better stay in its cache
+FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
 
 
 class Attended(NamedTuple):
@@ -93,13 +96,13 @@ def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
 
 
 def attend(
-    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, few=0
 ) -> Attended:
     """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
 
     Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. Calls that no kernel with a
     log-sum-exp would serve (no keys, unequal widths, dropout, tensor subclasses) go to `original`, as does
-    everything when `original` is somebody else's replacement.
+    everything when `original` is somebody else's replacement, and calls with at most `few` keys.
     """
     kernel = "replaced"
     if original is BUILTIN:
@@ -108,7 +111,7 @@ def attend(
         plain = plain and not (query.dtype == torch.float32 and rounded(query))  # so would its log-sum-exp be
         # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
         takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
-        if plain and takes_mask and kernel in KERNELS:
+        if plain and takes_mask and kernel in KERNELS and key.shape[-2] > few:
             bias = additive(attn_mask, query.dtype)
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
             return Attended(output, lse, kernel)
@@ -228,16 +231,32 @@ def probabilities(
 
     With `mean` averaged over the heads, [row, column, query]; rounded to `dtype`, if given, at the very end.
     """
-    known = log_sum_exp(what) if lse is None else lse
+    keys = what.key.shape[2]
+    again = lse is None and keys <= FEW
+    known = log_sum_exp(what) if lse is None and not again else lse
 
     def chunk(queries: slice | None) -> Tensor:
-        here = known if queries is None else known[:, :, queries]
-        found = scores(what, columns, queries).sub_(here[:, :, None]).exp_()
+        found = scores(what, slice(None) if again else columns, queries)
+        if again:
+            found = found.softmax(dim=2)
+            if what.mask is not None:
+                found.masked_fill_(nowhere(what.mask, queries), 0.0)
+            found = found[:, :, columns]
+        else:
+            found = found.sub_((known if queries is None else known[:, :, queries])[:, :, None]).exp_()
         found = found.mean(1) if mean else found
         return found if dtype is None else found.to(dtype)
 
-    taken = columns.indices(what.key.shape[2]) if isinstance(columns, slice) else (0, len(columns), 1)
-    return in_chunks(chunk, what, len(range(*taken)))
+    taken = columns.indices(keys) if isinstance(columns, slice) else (0, len(columns), 1)
+    return in_chunks(chunk, what, keys if again else len(range(*taken)))
+
+
+def nowhere(mask: Tensor, queries: slice | None = None) -> Tensor:
+    """Which queries the mask lets look nowhere: bool, broadcasts to [row, head, key, query]."""
+    if queries is not None and mask.dim() > 1 and mask.shape[-2] > 1:
+        mask = mask[..., queries, :]
+    blocked = ~mask if mask.dtype == torch.bool else mask == -torch.inf
+    return blocked.all(dim=-1)[..., None, :] if mask.dim() > 1 else blocked.all()
 
 
 def elsewhere(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:

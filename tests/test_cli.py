@@ -189,12 +189,31 @@ def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
     assert "unconditional" in said.err and "no word" in said.out
 
 
+def test_a_blank_prompt_is_the_empty_one_and_a_line_break_stays_on_its_line(tiny, tmp_path, capsys):
+    options = ["--model", tiny, "--steps", "1", "--size", "16", "--out"]
+    assert main(["trace", " \t ", *options, str(tmp_path / "blank")]) == 0
+    assert "unconditional" in capsys.readouterr().err and open_trace(tmp_path / "blank").prompt == ""
+    assert main(["trace", "a cat\na moon", *options, str(tmp_path / "lines")]) == 0
+    assert capsys.readouterr().out.startswith("a cat\\na moon\n")
+
+
+def test_a_picture_that_is_too_large_is_refused(tiny, tmp_path, capsys):
+    arguments = ["trace", "猫", "--model", tiny, "--size", "2048", "--no-record", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "up to 1024x1024" in error and "2048x2048" in error
+
+
 def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
     prompt = "左边是猫，右边是月亮，" * 20 + "最后是恐龙"
     out = str(tmp_path / "run")
     assert main(["trace", prompt, "--model", tiny, "--steps", "1", "--size", "16", "--out", out]) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("toushi: warning")]
     assert len(warnings) == 1 and "恐龙" in warnings[0] and "77" in warnings[0]
+    many = " ".join(f"x{number}" for number in range(3000))
+    assert main(["words", many, "--model", tiny]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"x\d+、x\d+.* and \d{4} more$", said) and len(said) < 200, "thousands are counted, not listed"
 
 
 # --- wrong input ---
@@ -213,12 +232,13 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["trace", "猫", "--size", "64x70"], "64x64"),
         (["trace", "猫", "--size", "64x64x3"], "height x width"),
         (["trace", "猫", "--size", "0"], "16x16"),
+        (["trace", "猫", "--size", "100000"], "8192"),
         (["trace", "猫", "--seed", "-1"], "--seed"),
         (["trace", "猫", "--guidance", "nan"], "--guidance"),
         (["trace", "猫", "--guidance", "1", "--negative", "狗"], "--negative"),
         (["trace", "猫", "--sampler", "eulr"], "euler"),
-        (["trace", "猫", "--words", "狗"], "猫"),
-        (["trace", "猫头鹰", "--words", "猫"], "猫头鹰"),
+        (["trace", "猫", "--words", "狗"], "Its words: 猫"),
+        (["trace", "猫头鹰", "--words", "猫"], "part of 猫头鹰"),
         (["trace", "猫", "--device", "gpu"], "cpu"),
         (["trace", "猫", "--prompts", "p.txt"], "either"),
         (["trace", "--prompts", "nowhere.txt"], "nowhere.txt"),
@@ -256,7 +276,7 @@ def test_a_collection_can_be_viewed(recorded, tmp_path, monkeypatch):
 def test_a_folder_that_exists_is_kept(recorded, tiny, fails, tmp_path):
     before = {path: path.read_bytes() for path in recorded[0].iterdir()}
     assert "--overwrite" in fails("trace", "狗", "--model", tiny, "--out", recorded[0])
-    assert "狗" in fails("trace", "猫", "--words", "狗", "--out", recorded[0], "--overwrite")
+    assert "Its words" in fails("trace", "猫", "--words", "狗", "--out", recorded[0], "--overwrite")
     assert "unet" in fails("trace", "猫", "--model", tiny, "--sites", "unet.x", "--out", recorded[0], "--overwrite")
     assert "no model" in fails("trace", "狗", "--model", "none", "--out", recorded[0], "--overwrite")
     assert before == {path: path.read_bytes() for path in recorded[0].iterdir()}
@@ -306,6 +326,27 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     assert main(["words", "--debug", "猫"]) == 1 and "Traceback" in capsys.readouterr().err
 
 
+def test_what_may_not_be_read_says_so(monkeypatch, fails, tmp_path):
+    def refused(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    for name in ("info", "verify", "view"):
+        error = fails(name, tmp_path)
+        assert "Permission denied" in error and str(tmp_path) in error
+
+
+def test_interrupting_while_it_is_loaded_is_no_fault(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == "commands.run":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "commands.run")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert main(["words", "猫"]) == 130 and capsys.readouterr().err == "toushi: interrupted\n"
+
+
 def test_interrupting_is_no_fault(monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
@@ -333,7 +374,9 @@ def test_export_writes_one_file_and_keeps_what_is_there(recorded, fails, tmp_pat
         names = {name.rpartition("/")[0] for name in data.files if name != "about"}
     assert names == {"cond/猫", "cond/月亮"}
     assert "--overwrite" in fails("export", recorded[0], "--to", "npz", "--out", out)
-    assert "狗" in fails("export", recorded[0], "--to", "npz", "--out", out, "--overwrite", "--words", "狗")
+    assert "not in the prompt" in fails(
+        "export", recorded[0], "--to", "npz", "--out", out, "--overwrite", "--words", "狗"
+    )
     assert main(["export", str(recorded[0]), "--to", "parquet", "--tokens", "--out", str(tmp_path / "cat.pq")]) == 0
     assert "rows" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 2
 

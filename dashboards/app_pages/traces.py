@@ -2,9 +2,8 @@
 
 import streamlit as st
 
-from dashboards import library, worker
+from dashboards import library, making, worker
 from dashboards.library import escaped, say
-from probe.errors import ToushiError
 
 CARD = 222  # pixels
 PICTURE_PAGE = "app_pages/picture.py"
@@ -13,18 +12,6 @@ PICTURE_PAGE = "app_pages/picture.py"
 def show(folder) -> None:
     library.choose(folder)
     st.switch_page(PICTURE_PAGE)
-
-
-@st.fragment(run_every=1.0)  # each look makes Streamlit collect garbage; more often, and the model waits for it
-def watch(job: worker.Job) -> None:
-    if job.running:
-        n = job.order.steps
-        label = {"load": say("making_load"), "draw": say("making_step", i=job.step, n=n), "write": say("making_write")}
-        st.progress(job.step / n, text=label[job.state])
-        if st.button(say("stop"), icon=":material/stop_circle:", disabled=job.stop.is_set()):
-            job.stop.set()
-    else:
-        st.rerun()
 
 
 def make() -> None:
@@ -39,35 +26,14 @@ def make() -> None:
             sampler = right.selectbox(say("sampler"), ["euler", "heun"])
         pressed = st.form_submit_button(say("make"), type="primary", icon=":material/brush:")
     if pressed:
-        order = worker.Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler)
-        try:
-            st.session_state["job"] = worker.start(order, library.RUNS)
-        except ToushiError:
-            st.warning(say("busy"), icon=":material/hourglass_top:")
-
-
-def follow(job: worker.Job | None) -> None:
-    if job is None:
-        return
-    if job.running:
-        return watch(job)
-    del st.session_state["job"]
-    if job.state == "done":
-        st.session_state["notes"] = job.warnings
-        show(job.folder)
-    elif job.state == "stopped":
-        st.info(escaped(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
-    else:
-        st.error(escaped(job.error), title=say("make_failed"), icon=":material/error:")
+        making.order(worker.Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler))
 
 
 new, old = st.columns(2, gap="large")
 with new:
     st.markdown(f"##### {say('make_title')}")
     make()
-    if "job" not in st.session_state and (running := worker.running()):
-        st.session_state["job"] = running  # after a reload the page is new, but the job goes on
-    follow(st.session_state.get("job"))
+    making.follow(show)
 with old:
     st.markdown(f"##### {say('open_title')}")
     with st.form("open"):

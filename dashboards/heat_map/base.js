@@ -59,6 +59,20 @@ function paint(canvas, values, [rows, columns], [low, high], table) {
 const largest = (values) => values.reduce((a, b) => (b > a ? b : a), 0)
 const smallest = (values) => values.reduce((a, b) => (b < a ? b : a), Infinity)
 
+// Mean of a map inside a box (shares of the sides); a cell counts when its centre lies inside.
+function meanIn(values, [rows, columns], [top, left, bottom, right]) {
+  let sum = 0
+  let count = 0
+  for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
+    const [cy, cx] = [(y + 0.5) / rows, (x + 0.5) / columns]
+    if (cy >= top && cy < bottom && cx >= left && cx < right) {
+      sum += values[y * columns + x]
+      count++
+    }
+  }
+  return sum / count
+}
+
 function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag)
   for (const [name, value] of Object.entries(properties)) {
@@ -85,7 +99,7 @@ function fill(template, values) {
 function probability(value) {
   if (!Number.isFinite(value)) return '–'
   if (value === 0) return '0'
-  return value >= 0.0001 ? value.toPrecision(3) : value.toExponential(1)
+  return Math.abs(value) >= 0.0001 ? value.toPrecision(3) : value.toExponential(1)
 }
 
 function percent(value) {
@@ -157,4 +171,60 @@ function segmented(label, options, get, set) {
       for (const button of buttons) button.setAttribute('aria-pressed', String(button.dataset.value === String(get())))
     },
   }
+}
+
+// Gives `app` its state: what is chosen, kept for this trace while the browser tab lives, and over it what is only
+// pointed at. `passing` is what is not kept; `clamp` bounds a state; expects app.header.id and app.render.
+function enliven(app, { fresh, passing, clamp, steps }) {
+  const memory = `toushi:${app.header.id}`
+  Object.assign(app, { state: { ...fresh }, peeked: {}, hovered: null })
+  try {
+    const kept = JSON.parse(sessionStorage.getItem(memory))
+    if (kept) Object.assign(app.state, kept, passing)
+  } catch { /* storage may be forbidden; the session then starts fresh */ }
+  clamp(app.state)
+  app.set = (patch) => {
+    Object.assign(app.state, patch)
+    clamp(app.state)
+    try { sessionStorage.setItem(memory, JSON.stringify(app.state)) } catch { /* as above */ }
+    app.changed()
+  }
+  app.peek = (patch) => { app.peeked = patch; app.changed() }
+  app.hover = (pointer) => { app.hovered = pointer; app.changed() }
+  let frame = 0
+  app.changed = () => { frame ||= requestAnimationFrame(() => { frame = 0; app.render() }) }
+  let timer = null
+  app.playing = () => timer !== null
+  app.pause = () => { clearInterval(timer); timer = null; app.changed() }
+  app.play = () => {
+    if (!steps) return
+    if (timer) return app.pause()
+    const next = () => app.set({ step: (app.state.step % steps) + 1 })
+    timer = setInterval(next, Math.max(80, Math.min(400, 4000 / steps)))
+    next()
+  }
+  app.stop = () => { clearInterval(timer); cancelAnimationFrame(frame) }
+}
+
+// Keys -> what they do. A slider keeps its own arrows.
+function onKeys(root, actions) {
+  root.onkeydown = (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.type === 'range' && event.key.startsWith('Arrow')) return
+    if (!actions[event.key]) return
+    event.preventDefault()
+    actions[event.key]()
+  }
+}
+
+// One frame of `frames` (uint8 RGB), counted from 1.
+function paintFrame(canvas, frames, [height, width], number) {
+  canvas.width = width
+  canvas.height = height
+  const pixels = new ImageData(width, height)
+  const start = (number - 1) * height * width * 3
+  for (let i = 0; i < height * width; i++) {
+    for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = frames[start + 3 * i + c]
+    pixels.data[4 * i + 3] = 255
+  }
+  canvas.getContext('2d').putImageData(pixels, 0, 0)
 }

@@ -1,4 +1,4 @@
-"""The two browser components, registered once: the picture with its maps, and the encoder's attention.
+"""The browser components, registered once: the picture with its maps, two of them, and the encoder's attention.
 
 Their JavaScript is plain and unbundled; the files are joined in the order in which they build on each other.
 """
@@ -30,6 +30,11 @@ def heat_map(payload: bytes, key: str) -> None:
     _component("toushi_picture", "picture", ("stage.js", "panels.js", "picture.js"))(data=payload, key=key)
 
 
+def pair_map(payload: bytes, key: str) -> None:
+    """Two traces and the difference of their maps. `payload` comes from `payload.pair`."""
+    _component("toushi_pair", "pair", ("stage.js", "panels.js", "pair.js"))(data=payload, key=key)
+
+
 def text_map(payload: bytes, key: str) -> None:
-    """Characters, tokens, words and the encoder's attention. `payload` comes from `payload.text`."""
+    """Characters, tokens, words and the encoder's attention. `payload` comes from `payload.encoder`."""
     _component("toushi_text", "text", ("text_map.js",))(data=payload, key=key)

@@ -53,10 +53,29 @@ function makeChips(app) {
   }
 }
 
+// What the model expected the picture to become, step by step, in a row under the curve.
+function makeFilm({ frames, size, label }, count) {
+  const shown = Math.min(count, 24) // of many steps an even choice
+  const steps = Array.from({ length: shown }, (_, i) => 1 + Math.floor(((i + 0.5) * count) / shown))
+  const cells = steps.map((step) => {
+    const canvas = h('canvas', { data: { step } })
+    paintFrame(canvas, frames, size, step)
+    return canvas
+  })
+  return {
+    root: h('div', { className: 'film', role: 'img', 'aria-label': label, title: label }, ...cells),
+    update(step) {
+      const nearest = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a), steps[0])
+      cells.forEach((cell, i) => cell.classList.toggle('on', step > 0 && steps[i] === nearest))
+    },
+  }
+}
+
 const PLAY = 'M4 2.5v11l9-5.5z'
 const PAUSE = 'M4 3h3v10H4zM9 3h3v10H9z'
 
-// Play, the slider, "all steps", and above them each word's share over the steps on the same axis.
+// Play, the slider, "all steps", and above them curves over the steps and films on the same axis. Expects app.curves
+// (a list of {values, colour, chosen, dashed}), app.readout and app.films.
 function makeTimeline(app) {
   const { header, t } = app
   const count = header.steps.length
@@ -75,20 +94,24 @@ function makeTimeline(app) {
   const bottom = h('span', { className: 'bottom' }, '0')
   const readout = h('span', { className: 'note' })
   const plot = h('div', { className: 'plot' }, chart, top, bottom)
+  const films = app.films.map((one) => makeFilm(one, count))
   const root = h('div', { className: 'timeline' },
-    h('div', { className: 'label' }, t('curve'), readout, all), plot,
+    h('div', { className: 'label' }, t('curve'), readout, all), plot, ...films.map((film) => film.root),
     h('div', { className: 'transport' }, play, slider),
     h('div', { className: 'ends' }, h('span', {}, t('noise')), h('span', {}, t('picture'))))
-  const x = (slot) => (count > 1 ? (100 * (slot - 1)) / (count - 1) : 50)
+  root.style.setProperty('--steps', count)
+  // Each step has a column of its own: the curve, the film and the slider's thumb meet at its middle.
+  const x = (slot) => (100 * (slot - 0.5)) / count
   const nearest = (event) => {
     const area = plot.getBoundingClientRect()
-    return 1 + Math.max(0, Math.min(count - 1, Math.round(((event.clientX - area.left) / area.width) * (count - 1))))
+    return 1 + Math.max(0, Math.min(count - 1, Math.floor(((event.clientX - area.left) / area.width) * count)))
   }
-  plot.onpointermove = (event) => (event.buttons ? app.set({ step: nearest(event) }) : app.peek({ step: nearest(event) }))
-  plot.onpointerdown = (event) => app.set({ step: nearest(event) })
-  plot.onpointerleave = () => app.peek({})
+  for (const axis of [plot, ...films.map((film) => film.root)]) {
+    axis.onpointermove = (event) => (event.buttons ? app.set({ step: nearest(event) }) : app.peek({ step: nearest(event) }))
+    axis.onpointerdown = (event) => app.set({ step: nearest(event) })
+    axis.onpointerleave = () => app.peek({})
+  }
 
-  let drawn = ''
   return {
     root, slider,
     update(view, playing) {
@@ -102,20 +125,15 @@ function makeTimeline(app) {
       line.setAttribute('x1', x(view.step))
       line.setAttribute('x2', x(view.step))
       line.style.display = view.step ? '' : 'none'
-      const unit = view.units[view.compare ? view.active : 0]
-      readout.textContent = `${app.stepName(view.step)} · ${header.units[unit].label} ${percent(app.share(view, unit))}`
-      const key = [view.layer, view.head, view.units, view.compare].join()
-      if (key === drawn) return
-      drawn = key
-      const chosen = app.shown(view)
-      const lines = header.units.map((u, i) => i).filter((i) => header.units[i].kind === 'word' || chosen.includes(i))
-      const series = lines.map((i) => header.steps.map((_, s) => app.share({ ...view, step: s + 1 }, i)))
-      const highest = Math.max(1e-9, ...series.flat())
+      for (const film of films) film.update(view.step)
+      readout.textContent = `${app.stepName(view.step)} · ${app.readout(view)}`
+      const curves = app.curves(view)
+      const highest = Math.max(1e-9, ...curves.flatMap(({ values }) => values.filter(Number.isFinite)))
       top.textContent = percent(highest)
-      chart.replaceChildren(...lines.map((i, n) => svg('polyline', {
-        points: series[n].map((v, s) => `${x(s + 1)},${97 - (94 * v) / highest}`).join(' '),
-        class: chosen.includes(i) ? 'chosen' : '', stroke: header.units[i].colour, 'vector-effect': 'non-scaling-stroke',
-      })).sort((a, b) => a.classList.length - b.classList.length), line)
+      chart.replaceChildren(...curves.map(({ values, colour, chosen, dashed }) => svg('polyline', {
+        points: values.map((v, s) => `${x(s + 1)},${97 - (94 * v) / highest}`).join(' '), stroke: colour,
+        class: `${chosen ? 'chosen' : ''} ${dashed ? 'dashed' : ''}`.trim(), 'vector-effect': 'non-scaling-stroke',
+      })).sort((a, b) => a.classList.contains('chosen') - b.classList.contains('chosen')), line)
     },
   }
 }
@@ -138,7 +156,10 @@ function makeShares(app) {
     h('span', { className: 'name' }, unit.label), h('span', { className: 'track' }, bar), value, times)
     return { root, bar, value, times, i }
   })
-  const list = h('div', { className: 'rows' }, ...rows.map((row) => row.root))
+  const rest = h('span', { className: 'value' })
+  const restRow = h('div', { className: 'row rest', title: t('rest_help') }, h('span', { className: 'name' }, t('rest')),
+    h('span', { className: 'track' }), rest)
+  const list = h('div', { className: 'rows' }, ...rows.map((row) => row.root), restRow)
   const root = h('div', { className: 'shares' }, h('div', { className: 'label' }, title, clear), stack, list,
     h('div', { className: 'hint' }, t('shares_hint')))
   let order = ''
@@ -166,12 +187,17 @@ function makeShares(app) {
         row.dataset.share = here[i]
         parts[i].style.width = `${100 * here[i]}%`
       })
+      // What went to no text that was kept: in joint attention the picture's own cells.
+      const left = 1 - here.reduce((sum, one) => sum + one, 0)
+      restRow.hidden = !(left > 0.005)
+      restRow.dataset.share = left
+      rest.textContent = percent(left)
       stack.setAttribute('aria-label', header.units.map((u, i) => `${u.label} ${percent(here[i])}`).join(', '))
       // Only a box reorders the list: under a moving pointer the rows must stand still.
       const sorted = view.box ? [...rows].sort((a, b) =>
         (header.units[a.i].kind !== 'word') - (header.units[b.i].kind !== 'word') || here[b.i] - here[a.i]) : rows
       const key = sorted.map((row) => row.i).join()
-      if (key !== order) list.append(...sorted.map((row) => row.root))
+      if (key !== order) list.append(...sorted.map((row) => row.root), restRow)
       order = key
     },
   }

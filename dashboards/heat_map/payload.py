@@ -39,11 +39,11 @@ def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
     return b"".join(chunks)
 
 
-def colours() -> np.ndarray:
-    """uint8 [256, 3], the colour map of the heat maps."""
+def colours(name: str = "inferno") -> np.ndarray:
+    """uint8 [256, 3], the colour map of the heat maps, or another."""
     from matplotlib import colormaps
 
-    return (colormaps["inferno"](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
@@ -60,9 +60,7 @@ def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
     times = dict(zip(trace.steps, trace.times))
     size = image.shape[1::-1] if image is not None else planes.layers[0].grid[::-1]
     rule = (trace.manifest.get("heat_map") or {}).get("rule")
-    words = [i for i, unit in enumerate(planes.units) if unit.kind == "word"] or [0]
-    # The first word to look at is the one whose map stands out most, not 的 or 是.
-    telling = sorted(words, key=lambda i: -_contrast(planes.layers[0].maps[0, 0, i]))
+    telling = _telling(planes.units, planes.layers[0].maps[0, 0])
     header = {
         "id": f"{trace.folder}#{branch}",
         "text": text.component(language),
@@ -82,9 +80,84 @@ def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
     return pack(header, arrays)
 
 
+def _telling(units, maps: np.ndarray) -> list[int]:
+    """The words [unit, y, x], first the one whose map stands out most: that is looked at first, not 的 or 是."""
+    words = [i for i, unit in enumerate(units) if unit.kind == "word"] or [0]
+    return sorted(words, key=lambda i: -_contrast(maps[i]))
+
+
 def _contrast(maps: np.ndarray) -> float:
     maps = maps.astype(np.float32)
     return float(maps.max() - maps.mean())
+
+
+def pair(traces, common, branch: str, language: str) -> bytes:
+    """The block for `component.pair_map`: two traces on the axes of `pairs.pair`."""
+    arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
+    for side, trace in enumerate(traces):
+        image = trace.image()
+        if image is not None:
+            arrays[f"image{side}"] = np.frombuffer(_png(image), np.uint8)
+        previews = _previews(trace, [steps[side] for steps in common.steps])
+        if previews is not None:
+            arrays[f"previews{side}"] = previews
+        sides.append({
+            "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
+            "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
+            "preview": list(previews.shape[1:3]) if previews is not None else None,
+            "about": differences(*traces, language)[side],
+            "total": trace.manifest["steps"]["count"],
+        })  # fmt: skip
+    for i, layer in enumerate(common.layers):
+        arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
+    spans = {unit.span for unit in common.units}
+    header = {
+        "id": "#".join([*(str(trace.folder) for trace in traces), branch]),
+        "text": text.component(language),
+        "prompt": prompt_of(traces[0].manifest, branch),
+        "lost": [
+            {"span": list(word.span), "title": text.say(language, "lost_pair")}
+            for word in traces[0].words(branch)
+            if word.span not in spans
+        ],
+        "sides": sides,
+        "units": [_unit(unit, n, language) for n, unit in enumerate(common.units)],
+        "first": _telling(common.units, common.layers[0].maps[0, 0])[0],
+        "steps": [list(steps) for steps in common.steps],
+        "layers": [_layer(layer, language, None) for layer in common.layers],
+    }
+    return pack(header, arrays)
+
+
+def differences(first, second, language: str) -> list[str]:
+    """For each of two traces in what its run differs from the other: "seed 1 · 20 steps"."""
+
+    def facts(trace) -> dict[str, str]:
+        manifest = trace.manifest
+        model, size = manifest.get("model"), manifest.get("size")
+        named = {
+            "model": model.get("name") if isinstance(model, dict) else None,
+            "revision": model.get("revision") if isinstance(model, dict) else None,
+            "prompt": trace.prompt,
+            "negative": manifest.get("negative_prompt") and text.say(language, "fact_negative", n=manifest["negative_prompt"]),
+            "seed": manifest.get("seed") is not None and text.say(language, "fact_seed", s=manifest["seed"]),
+            "steps": text.say(language, "fact_steps", n=manifest["steps"]["count"]),
+            "guidance": manifest.get("guidance") is not None and text.say(language, "fact_guidance", g=manifest["guidance"]),
+            "sampler": manifest.get("sampler"),
+            "size": size and text.say(language, "fact_size", w=size[1], h=size[0]),
+            "edits": "; ".join(_edit(one) for one in manifest.get("edits") or []) or text.say(language, "fact_no_edit"),
+        }  # fmt: skip
+        return {name: str(fact) for name, fact in named.items() if fact}
+
+    both = facts(first), facts(second)
+    return [
+        " · ".join(fact for name, fact in one.items() if both[1 - i].get(name) != fact) for i, one in enumerate(both)
+    ]
+
+
+def _edit(edit: dict) -> str:
+    """An edit in a few words: zero 猫 at unet.*.cross_attention."""
+    return " ".join(str(part) for part in (edit.get("kind"), edit.get("word"), "@", edit.get("site")) if part)
 
 
 def _unit(unit, number: int, language: str) -> dict:

@@ -2,10 +2,10 @@
 // every map, share and preview came with the payload, so scrubbing and hovering are table look-ups.
 
 const FRESH = { units: [0, 1], active: 0, compare: false, step: 0, layer: 0, head: 0, opacity: 0.8,
-  scale: 'shared', fade: true, smooth: false, background: 'step', box: null }
+  scale: 'shared', fade: true, smooth: false, background: 'step', bare: false, box: null }
 
 function makeApp({ header, arrays }) {
-  const app = { header, tables: colourTables(arrays.colours), previews: arrays.previews, hovered: null, peeked: {} }
+  const app = { header, tables: colourTables(arrays.colours), previews: arrays.previews }
   const { units, steps, layers } = header
   app.t = (key, values = {}) => fill(header.text[key] ?? key, values)
   app.imageUrl = arrays.image ? URL.createObjectURL(new Blob([arrays.image], { type: 'image/png' })) : null
@@ -26,19 +26,7 @@ function makeApp({ header, arrays }) {
   }
   app.share = ({ step, layer, head }, unit) =>
     arrays[`shares${layer}`][(step * (layers[layer].heads + 1) + head) * units.length + unit]
-  app.shareIn = (view, unit, [top, left, bottom, right]) => {
-    const [rows, columns] = app.grid(view.layer)
-    let sum = 0
-    let count = 0
-    for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
-      const [cy, cx] = [(y + 0.5) / rows, (x + 0.5) / columns] // a cell counts when its centre lies inside
-      if (cy >= top && cy < bottom && cx >= left && cx < right) {
-        sum += app.value(view, unit, y * columns + x)
-        count++
-      }
-    }
-    return sum / count
-  }
+  app.shareIn = (view, unit, box) => meanIn(app.plane(view, unit), app.grid(view.layer), box)
   app.cellAt = (view, { at }) => {
     const grid = app.grid(view.layer)
     const [y, x] = [0, 1].map((axis) => Math.floor(at[axis] * grid[axis]))
@@ -69,13 +57,10 @@ function makeApp({ header, arrays }) {
     return `${app.stepName(view.step)} · ${layer.label}${head}`
   }
 
-  // State: what is chosen, kept for this trace while the browser tab lives; over it what is only pointed at.
-  const memory = `toushi:${header.id}`
-  app.state = { ...FRESH, units: [...header.first] }
-  try {
-    const kept = JSON.parse(sessionStorage.getItem(memory))
-    if (kept) Object.assign(app.state, kept, { box: null })
-  } catch { /* storage may be forbidden; the session then starts fresh */ }
+  app.title = (unit) => units[unit].label
+  app.details = (view) => app.where(view)
+  app.number = probability
+  app.shown = (view) => (view.compare ? view.units : view.units.slice(0, 1))
   const clamp = (state) => {
     const bound = (v, n) => Math.max(0, Math.min(n, Number.isInteger(v) ? v : 0))
     state.units = [0, 1].map((i) => bound(state.units[i], units.length - 1))
@@ -84,36 +69,27 @@ function makeApp({ header, arrays }) {
     state.head = bound(state.head, layers[state.layer].heads)
     return state
   }
-  clamp(app.state)
+  enliven(app, { fresh: { ...FRESH, units: [...header.first] }, passing: { box: null }, clamp, steps: steps.length })
   app.view = () => {
     const view = { ...app.state, ...app.peeked }
     if ('unit' in app.peeked) view.units = app.state.units.map((u, i) => (i === app.state.active ? app.peeked.unit : u))
     return clamp(view)
   }
-  app.shown = (view) => (view.compare ? view.units : view.units.slice(0, 1))
-  app.set = (patch) => {
-    Object.assign(app.state, patch)
-    clamp(app.state)
-    try { sessionStorage.setItem(memory, JSON.stringify(app.state)) } catch { /* as above */ }
-    app.changed()
-  }
-  app.peek = (patch) => { app.peeked = patch; app.changed() }
-  app.hover = (pointer) => { app.hovered = pointer; app.changed() }
   app.choose = (unit) => app.set({ units: app.state.units.map((u, i) => (i === app.state.active ? unit : u)) })
   app.activate = (active) => { if (app.state.compare && app.state.active !== active) app.set({ active }) }
-  let frame = 0
-  app.changed = () => { frame ||= requestAnimationFrame(() => { frame = 0; app.render() }) }
-  let timer = null
-  app.playing = () => timer !== null
-  app.pause = () => { clearInterval(timer); timer = null; app.changed() }
-  app.play = () => {
-    if (!steps.length) return
-    if (timer) return app.pause()
-    const next = () => app.set({ step: (app.state.step % steps.length) + 1 })
-    timer = setInterval(next, Math.max(80, Math.min(400, 4000 / steps.length)))
-    next()
+  // The curves over the steps: the chosen words strong, the other words faint.
+  app.curves = (view) => {
+    const chosen = app.shown(view)
+    return units.map((unit, i) => i).filter((i) => units[i].kind === 'word' || chosen.includes(i)).map((i) => ({
+      colour: units[i].colour, chosen: chosen.includes(i), values: steps.map((_, s) => app.share({ ...view, step: s + 1 }, i)) }))
   }
-  app.stop = () => { clearInterval(timer); cancelAnimationFrame(frame); if (app.imageUrl) URL.revokeObjectURL(app.imageUrl) }
+  app.readout = (view) => {
+    const unit = view.units[view.compare ? view.active : 0]
+    return `${units[unit].label} ${percent(app.share(view, unit))}`
+  }
+  app.films = app.previews && steps.length ? [{ frames: app.previews, size: header.preview, label: app.t('film') }] : []
+  const release = app.stop
+  app.stop = () => { release(); if (app.imageUrl) URL.revokeObjectURL(app.imageUrl) }
   return app
 }
 
@@ -150,15 +126,18 @@ function build(root, bytes) {
     onclick: () => app.set({ compare: !app.state.compare, active: app.state.compare ? 0 : 1 }) }, t('compare'))
   const field = (label, control) => h('label', { className: 'field' }, h('span', { className: 'label' }, label), control)
   const group = (label, control) => h('div', { className: 'field' }, h('span', { className: 'label' }, label), control)
-  const settings = h('div', { className: 'settings' }, field(t('opacity'), opacity), group(t('low_values'), veil.root),
+  chips.root.append(compare)
+  const bare = h('button', { type: 'button', className: 'toggle bare', title: t('bare_help'),
+    onclick: () => app.set({ bare: !app.state.bare }) }, t('bare'))
+  const settings = h('div', { className: 'settings' }, field(t('opacity'), opacity), group(t('map'), bare), group(t('low_values'), veil.root),
     group(t('cells'), cells.root), app.previews ? group(t('background'), ground.root) : null)
 
   root.style.setProperty('--fit', app.fit)
   root.replaceChildren(chips.root, h('div', { className: 'columns' },
     h('div', { className: 'left' },
       h('div', { className: 'stages' }, stages[0].root, stages[1].root),
-      h('div', { className: 'scalerow' }, bar.root, h('div', { className: 'scalechoice' }, scale.root, compare)), settings),
-    h('div', { className: 'right' }, timeline.root, layerStrip.root, headHome, shares.root,
+      h('div', { className: 'scalerow' }, bar.root, scale.root), settings),
+    h('div', { className: 'right' }, timeline.root, h('div', { className: 'pickers' }, layerStrip.root, headHome), shares.root,
       h('div', { className: 'hint keys' }, t('keys')))))
 
   app.render = () => {
@@ -195,26 +174,22 @@ function build(root, bytes) {
     opacity.value = view.opacity
     for (const one of [scale, cells, veil, ground]) one.update()
     compare.setAttribute('aria-pressed', String(view.compare))
+    bare.setAttribute('aria-pressed', String(view.bare))
     root.classList.toggle('comparing', view.compare)
     Object.assign(root.dataset, { ready: 'true', word: header.units[unit].label, step: view.step, layer: view.layer, head: view.head })
   }
-  root.onkeydown = (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.target.type === 'range' && event.key.startsWith('Arrow')) return
-    const { state } = app
-    const turn = (value, by, count) => (value + by + count) % count
-    const actions = {
-      ArrowLeft: () => app.set({ step: Math.max(Math.min(1, header.steps.length), state.step - 1) }),
-      ArrowRight: () => app.set({ step: Math.min(header.steps.length, state.step + 1) }),
-      ArrowUp: () => app.set({ layer: turn(state.layer, -1, header.layers.length), head: 0 }),
-      ArrowDown: () => app.set({ layer: turn(state.layer, 1, header.layers.length), head: 0 }),
-      '[': () => app.set({ head: turn(state.head, -1, header.layers[state.layer].heads + 1) }),
-      ']': () => app.set({ head: turn(state.head, 1, header.layers[state.layer].heads + 1) }),
-      0: () => app.set({ step: 0 }), Escape: () => app.set({ box: null }), p: () => app.play(),
-    }
-    if (!actions[event.key]) return
-    event.preventDefault()
-    actions[event.key]()
-  }
+  const turn = (value, by, count) => (value + by + count) % count
+  const heads = () => header.layers[app.state.layer].heads + 1
+  onKeys(root, {
+    ArrowLeft: () => app.set({ step: Math.max(Math.min(1, header.steps.length), app.state.step - 1) }),
+    ArrowRight: () => app.set({ step: Math.min(header.steps.length, app.state.step + 1) }),
+    ArrowUp: () => app.set({ layer: turn(app.state.layer, -1, header.layers.length), head: 0 }),
+    ArrowDown: () => app.set({ layer: turn(app.state.layer, 1, header.layers.length), head: 0 }),
+    '[': () => app.set({ head: turn(app.state.head, -1, heads()) }),
+    ']': () => app.set({ head: turn(app.state.head, 1, heads()) }),
+    0: () => app.set({ step: 0 }), Escape: () => app.set({ box: null }), p: () => app.play(),
+    m: () => app.set({ bare: !app.state.bare }),
+  })
   app.render()
   return app
 }

@@ -62,12 +62,12 @@ function makeStage(app, index) {
       const grid = app.grid(view.layer)
       const values = app.plane(view, unit)
       paint(heat, values, grid, range, view.fade ? app.tables.faded : app.tables.even)
-      heat.style.opacity = view.opacity
+      heat.style.opacity = view.bare ? 0 : view.opacity
       heat.style.imageRendering = view.smooth ? 'auto' : 'pixelated'
       const name = header.units[unit]
-      title.textContent = name.label
+      title.textContent = app.title(unit)
       title.style.setProperty('--unit', name.colour)
-      details.textContent = app.where(view)
+      details.textContent = app.details(view)
       let peak = 0
       for (let i = 1; i < values.length; i++) if (values[i] > values[peak]) peak = i
       heat.setAttribute('aria-label', t('map_alt', {
@@ -89,16 +89,7 @@ function makeStage(app, index) {
       preview.hidden = !frames || step === 0
       if (preview.hidden || preview.shown === step) return
       preview.shown = step
-      const [height, width] = header.preview
-      preview.width = width
-      preview.height = height
-      const pixels = new ImageData(width, height)
-      const start = (step - 1) * height * width * 3
-      for (let i = 0; i < height * width; i++) {
-        for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = frames[start + 3 * i + c]
-        pixels.data[4 * i + 3] = 255
-      }
-      preview.getContext('2d').putImageData(pixels, 0, 0)
+      paintFrame(preview, frames, header.preview, step)
     },
     point(view, unit, pointer) {
       cell.hidden = tip.hidden = !pointer
@@ -108,7 +99,7 @@ function makeStage(app, index) {
       place(cell, [y / grid[0], x / grid[1], (y + 1) / grid[0], (x + 1) / grid[1]])
       const value = app.value(view, unit, y * grid[1] + x)
       tip.replaceChildren(
-        h('b', {}, probability(value)),
+        h('b', {}, app.number(value)),
         h('span', {}, `${header.units[unit].label} · ${t('cell', { y, x })}`))
       tip.classList.toggle('left', pointer.at[1] > 0.6)
       tip.classList.toggle('up', pointer.at[0] > 0.8)

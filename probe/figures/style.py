@@ -18,6 +18,7 @@ from probe.figures.fonts import FAMILY, drawable, register
 from probe.text.alignment import Word
 
 INK, FAINT = "#222222", "#767676"
+COLUMN, PAGE = 3.35, 6.9  # inches: widths of figures for a paper, one column and the whole page
 SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind readers
 # Okabe and Ito, "Color Universal Design", 2008; their yellow is too light for a line on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -6,9 +6,9 @@ from matplotlib.patches import Rectangle
 from probe.figures.fonts import drawable
 from probe.figures.style import CATEGORIES, FAINT, percent, shortened, styled
 
-ROW, BLOCK, LONGEST = 0.19, 4.6, 26  # inches, inches, rows
-HEADS = (("position", 0.55, "right"), ("id", 1.05, "right"), ("token", 1.25, "left"), ("word", 2.1, "left"))
-SHARE = 3.1  # inches to where the bars begin
+ROW, BLOCK, LONGEST = 0.19, 3.45, 39  # inches, inches, rows: 77 tokens are as wide as a page
+HEADS = (("position", 0.5, "right"), ("id", 0.9, "right"), ("token", 1.02, "left"), ("word", 1.65, "left"))
+SHARE, BAR = 2.38, 0.62  # inches to where the bars begin, and of the longest
 
 
 @styled
@@ -40,8 +40,8 @@ def tokens_figure(trace, *, branch: str = "cond") -> Figure:
                 axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)
             share = drawn.get(token.column, 0.0)
             fill = CATEGORIES[0] if token.kind == "text" else "#B0B0B0"
-            axes.add_patch(Rectangle((left + SHARE, y - 0.06), share / top * 0.9, 0.12, color=fill, lw=0))
+            axes.add_patch(Rectangle((left + SHARE, y - 0.06), share / top * BAR, 0.12, color=fill, lw=0))
             missing = "not in the denoiser" if token.column is None else "not kept"
             note = percent(share) if token.column in drawn else missing
-            axes.text(left + SHARE + share / top * 0.9 + 0.05, y, note, va="center", size=7, color=colour)
+            axes.text(left + SHARE + share / top * BAR + 0.05, y, note, va="center", size=7, color=colour)
     return figure

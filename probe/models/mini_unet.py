@@ -23,7 +23,10 @@ from probe.models.text import Text, joined, padded_ids
 from probe.models.text_encoder import TextEncoder, TextEncoderConfig
 from probe.models.unet import UNet, UNetConfig
 from probe.models.vae import VAE, VAEConfig
+from probe.text.alignment import listed
 from probe.text.bpe import Tokenizer
+
+MOST_PIXELS = 1024 * 1024  # beyond it one evaluation takes minutes and gigabytes
 
 
 class PromptCut(UserWarning):
@@ -81,10 +84,8 @@ class MiniUNet(nn.Module):
         encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
         for encoding in encodings:
             if encoding.lost:
-                lost = "、".join(word.text for word in encoding.lost)
-                warnings.warn(
-                    PromptCut(f"the prompt is longer than {self.tokenizer.length} tokens; cut: {lost}"), stacklevel=3
-                )
+                cut = f"the prompt is longer than {self.tokenizer.length} tokens; cut: {listed(encoding.lost)}"
+                warnings.warn(PromptCut(cut), stacklevel=3)
         if key in self.embedding_cache and not self.encoder_is_hooked():
             return self.embedding_cache[key]
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
@@ -229,6 +230,10 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 16 or width < 16 or height % 16 or width % 16:
         raise ToushiError(f"height and width must be multiples of 16 pixels, at least 16, but {height}x{width} came")
+    if height * width > MOST_PIXELS:
+        raise ToushiError(
+            f"this model draws up to 1024x1024 pixels, but {height}x{width} came; it was trained at 64x64"
+        )
     return height, width
 
 

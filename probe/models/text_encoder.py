@@ -1,4 +1,4 @@
-"""A bidirectional Transformer that turns token ids into one state per token.
+"""A Transformer that turns token ids into one state per token; bidirectional, unless it is built causal.
 
 Twelve narrow layers, because the claims that this project tests speak of layers 1-4, 5-8 and deeper ones.
 State 0 is the output of `embed`, state i + 1 the output of `layers.{i}`; `norm` is applied after the last.
@@ -20,6 +20,10 @@ class TextEncoderConfig:
     width: int = 128
     layers: int = 12
     heads: int = 4
+    causal: bool = False
+    """Whether a token sees itself and what stands before it only."""
+    rotary: bool = False
+    """Rotary positions beside the learned ones, and q and k normalised: see `TokenAttention`."""
 
 
 class Embedding(nn.Module):
@@ -36,7 +40,7 @@ class Embedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention of a sequence to itself: text tokens here, image cells in the U-Net."""
+    """Softmax attention of a sequence to itself."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -44,10 +48,36 @@ class SelfAttention(nn.Module):
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 1 n"] | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 q n"] | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class TokenAttention(SelfAttention):
+    """Self-attention of a text: queries and keys of one length, turned by their positions.
+
+    Without the first the scores grew until every head of the first layer looked at one token whatever came, and no
+    gradient passed (Henry et al. 2020, "Query-Key Normalization"); the second makes neighbours easy to find (Su et al.
+    2021, RoFormer).
+    """
+
+    SHARPNESS = 4.0  # scores lie within SHARPNESS * sqrt(width of a head)
+
+    def forward(self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 q n"] | None = None) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k = (turned(F.rms_norm(part, part.shape[-1:])) for part in (q, k))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.SHARPNESS * q.shape[-1] ** -0.5)
+        return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+def turned(x: Float[Tensor, "b h n d"], base: float = 100.0) -> Float[Tensor, "b h n d"]:
+    """Each pair of features (i, i + d/2) turned by an angle of position / base^(2 i / d)."""
+    n, d = x.shape[-2:]
+    angles = torch.arange(n, device=x.device)[:, None] * base ** (-torch.arange(d // 2, device=x.device) / (d // 2))
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class FeedForward(nn.Sequential):
@@ -56,14 +86,14 @@ class FeedForward(nn.Sequential):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, rotary: bool):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads)
+        self.attention = (TokenAttention if rotary else SelfAttention)(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b l width"], mask: Bool[Tensor, "b 1 1 l"]) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l width"], mask: Bool[Tensor, "b 1 q l"]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), mask)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -73,7 +103,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config)
-        self.layers = nn.ModuleList(EncoderLayer(config.width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config.width, config.heads, config.rotary) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         # Residual branches start small, so that twelve layers begin as nearly the identity and train at once.
         for layer in self.layers:
@@ -83,6 +115,9 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l width"]:
         """States of the tokens. `mask` is True at real tokens; what stands at pads is to be ignored."""
         x = self.embed(ids)
+        seen = mask[:, None, None, :]
+        if self.config.causal:
+            seen = seen & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
         for layer in self.layers:
-            x = layer(x, mask[:, None, None, :])
+            x = layer(x, seen)
         return self.norm(x)

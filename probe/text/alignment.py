@@ -144,6 +144,12 @@ def segmenter() -> dict[str, str]:
 # --- finding a word -------------------------------------------------------------------------------------
 
 
+def listed(words: Sequence[Word], most: int = 12) -> str:
+    """The words in one line for people, each once: 猫、狗; of many the first ones and how many more there are."""
+    texts = list(dict.fromkeys(word.text for word in words))
+    return "、".join(texts[:most]) + (f" … and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def find(prompt: str, words: Sequence[Word], asked: "str | Word | Span") -> Span:
     """The span that `asked` means: a Word, a span, or text ("猫", or "猫#2" for the second 猫).
 

@@ -14,6 +14,7 @@ from probe.models.mini_unet import MiniUNet
 
 APP = Path(dashboards.__file__).parent / "app.py"
 PICTURE, ENCODER = "app_pages/picture.py", "app_pages/encoder.py"
+COMPARE, LENS = "app_pages/compare.py", "app_pages/lens.py"
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def app(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def start(folder=None, page=None, locale="en-GB"):
-        test = AppTest.from_file(str(APP), default_timeout=30)
+        test = AppTest.from_file(str(APP), default_timeout=120)
         test.context = {"locale": locale}
         if folder is not None:
             test.session_state["folder"] = str(folder)
@@ -59,11 +60,11 @@ def test_the_gallery_lists_the_traces_and_opens_them(app, tmp_path):
 
 
 def test_nothing_open(app):
-    for page in (PICTURE, ENCODER):
+    for page in (PICTURE, COMPARE, ENCODER):
         assert "make one there" in app(page=page).info[0].value
 
 
-@pytest.mark.parametrize("page", [PICTURE, ENCODER])
+@pytest.mark.parametrize("page", [PICTURE, COMPARE, ENCODER])
 def test_a_folder_that_is_no_trace(app, tmp_path, page):
     (tmp_path / "here").mkdir()
     assert "no such folder" in app(tmp_path / "nowhere_at_all", page).error[0].value
@@ -182,3 +183,88 @@ def test_a_picture_drawn_under_edits_says_so(app, tmp_path):
     assert "猫" in note.value and "interventions" in note.value
     made_trace.write(tmp_path / "free", edits=[])
     assert not app(tmp_path / "free", PICTURE).info
+
+
+# --- two traces ---
+
+
+def test_comparing_begins_with_a_trace_of_the_same_prompt(app, tmp_path):
+    made_trace.write(tmp_path / "runs" / "owl", prompt="猫头鹰在右边", steps=2)
+    folder = made_trace.write(tmp_path / "runs" / "cat", steps=2)
+    made_trace.write(tmp_path / "runs" / "again", steps=3, seed=7)
+    test = app(folder, COMPARE)
+    (other,) = [box for box in test.selectbox if box.label == "The trace to compare with"]
+    assert other.options[0] == f"same prompt · {made_trace.PROMPT} · {Path('runs/again')}" and len(other.options) == 2
+    header = component(test)
+    assert b"seed 7" in header and b"3 steps" in header and b"guidance" not in header.split(b'"sides"')[1][:600]
+    other.set_value(str(Path("runs/owl"))).run()
+    assert not test.exception and component(test) != header
+
+
+def test_comparing_needs_another_trace_and_a_common_word(app, tmp_path):
+    folder = made_trace.write(tmp_path / "runs" / "cat", steps=2)
+    assert "no other trace" in app(folder, COMPARE).info[0].value
+    made_trace.write(tmp_path / "runs" / "dog", prompt="a red dog", steps=2)
+    assert "no word in common" in app(folder, COMPARE).error[0].value
+
+
+def test_one_press_draws_the_prompt_again_with_another_seed(app, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_model", lambda name: MiniUNet.tiny())
+    model = {"name": "mini-unet", "revision": "0", "weights_sha256": None}
+    test = app(made_trace.write(tmp_path / "runs" / "cat", steps=2, seed=4, model=model), COMPARE)
+    (again,) = [button for button in test.button if button.label == "Draw again with seed 5"]
+    again.click().run()
+    while worker.running():
+        time.sleep(0.01)
+    test.run()
+    assert not test.exception and b"seed 5" in component(test)
+
+
+# --- a trace that somebody else makes ---
+
+
+def test_another_window_sees_the_job_but_is_not_carried_away(app, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_model", lambda name: MiniUNet.tiny())
+    job = worker.start(worker.Order("猫", steps=2000), library.RUNS)
+    test = app()
+    assert any(button.label == "Stop" for button in test.button)
+    job.cancel()
+    while job.running:
+        time.sleep(0.01)
+    test.run()
+    assert not test.exception and test.text_area, "still on the page of the traces"
+
+
+# --- the lens ---
+
+
+def lens_page(app, monkeypatch, *values):
+    """The page after a look with the encoder, the first and the second sentence."""
+    from probe.lens import encoders
+
+    monkeypatch.setattr(encoders, "load", lambda *_, **__: MiniUNet.tiny())
+    test = app(page=LENS)
+    for field, value in zip(test.text_input, values):
+        field.set_value(value)
+    test.button[0].click().run()
+    assert not test.exception
+    return test
+
+
+def test_the_lens_shows_two_sentences(app, monkeypatch):
+    test = lens_page(app, monkeypatch, "河边的银行", "他去银行")
+    (picture,) = test.get("image")
+    assert "河边的银行 / 他去银行" in picture.proto.imgs[0].alt
+    assert not test.error and not test.warning
+
+
+@pytest.mark.parametrize("values, said", [
+    (("", ""), "Type a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "cut"),
+])  # fmt: skip
+def test_the_lens_says_what_it_cannot_show(app, monkeypatch, values, said):
+    assert said in lens_page(app, monkeypatch, *values).warning[0].value
+
+
+def test_an_encoder_that_is_not_there(app, monkeypatch):
+    test = lens_page(app, monkeypatch, "猫", "", "nowhere/at/all")
+    assert "no encoder" in test.error[0].value and not test.get("image")

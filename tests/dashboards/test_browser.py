@@ -36,6 +36,10 @@ def folder(tmp_path_factory):
     model = MiniUNet.tiny()
     with record(model, folder):
         model.sample("左边是猫，右边是月亮，夜晚", steps=6, seed=0)
+    with record(model, folder.parent / "other"):
+        model.sample("左边是猫，右边是月亮，夜晚", steps=4, seed=1)
+    with record(model, folder.parent / "one word", words=["猫"], keep="mean"):
+        model.sample("左边是猫，右边是月亮", steps=2, seed=0)
     torch.set_num_threads(threads)
     return folder
 
@@ -257,3 +261,64 @@ def test_the_text_page(page, trace):
     names = page.locator(".left-names span").all_inner_texts()
     assert names == [token.text for token in trace.tokens()]
     assert not page.sent
+
+
+def test_the_film_shows_the_steps_and_the_map_can_be_hidden(page, trace):
+    opened(page)
+    frames = page.locator(".film canvas")
+    assert frames.count() == len(trace.steps)
+    seen = frames.nth(2).evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    kept = trace.preview(trace.steps[2])
+    assert np.array_equal(np.reshape(seen, (*kept.shape[:2], 4))[..., :3], kept), "the film is the stored previews"
+    area = frames.nth(2).bounding_box()
+    page.mouse.click(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    page.mouse.move(2, 2)
+    assert drawn(page)[3]["step"] == "3"
+    page.locator("input.step").focus()
+    page.keyboard.press("m")
+    drawn(page)
+    assert page.locator("canvas.heat").first.evaluate("(c) => c.style.opacity") == "0"
+    assert not page.sent
+
+
+def test_two_traces_and_their_difference(page, trace, folder):
+    opened(page, "/compare")
+    page.get_by_role("combobox").nth(1).click()
+    page.get_by_role("option").filter(has_text="other").click()
+    page.get_by_text("种子 1 · 4 步").wait_for()
+    choose(page, word="月亮")
+    other = open_trace(folder.parent / "other")
+    maps = [one.heat_map("月亮") for one in (trace, other)]
+    shown = [drawn(page, stage) for stage in range(3)]
+    for (values, *_), kept in zip(shown, [*maps, maps[1] - maps[0]]):
+        np.testing.assert_allclose(values, kept, rtol=2**-9, atol=2e-4)
+    assert shown[0][2] == shown[1][2], "A and B are on one scale"
+    low, high = shown[2][2]
+    assert low == -high and high >= abs(maps[1] - maps[0]).max() * 0.999, "the difference's scale is signed and shared"
+    page.locator("input.step").first.fill("6")
+    values = drawn(page, 1)[0]
+    np.testing.assert_allclose(values, other.heat_map("月亮", steps=3), **HALF)
+    row = page.locator("tr[data-unit]").first
+    parts = [float(row.get_attribute(f"data-{side}")) for side in "ab"]
+    word = row.locator("button").inner_text()
+    assert parts == pytest.approx([float(one.heat_map(word, steps=-1).mean()) for one in (trace, other)], rel=5e-3)
+
+
+def test_what_was_not_kept_is_a_share_of_its_own(page, folder):
+    page.goto(page.address + "/traces")
+    card = page.locator("[data-testid=stVerticalBlock]", has=page.get_by_text("runs/one word", exact=True)).last
+    card.get_by_role("button", name="打开").click()
+    page.wait_for_selector(".toushi[data-ready][data-word='猫']")
+    drawn(page)
+    kept = float(open_trace(folder.parent / "one word").heat_map("猫").mean())
+    assert float(page.locator(".row.rest").get_attribute("data-share")) == pytest.approx(1 - kept, abs=2e-3)
+
+
+def test_chinese_needs_no_font_of_the_machine(page):
+    opened(page)
+    for family, sign in (("Toushi Sans SC", "猫"), ("Toushi Emoji", "🐱")):
+        loaded = page.evaluate("([f, c]) => document.fonts.load(`16px '${f}'`, c).then((all) => all.map((a) => a.status))",
+                               [family, sign])  # fmt: skip
+        assert loaded == ["loaded"], f"the server must have {family}"
+    for place in (".toushi", "[data-testid=stApp]"):
+        assert "Toushi Sans SC" in page.locator(place).first.evaluate("(e) => getComputedStyle(e).fontFamily")

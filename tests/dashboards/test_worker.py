@@ -46,12 +46,32 @@ def test_stopping_leaves_the_finished_steps(tmp_path):
     job = worker.start(worker.Order("猫", steps=200), tmp_path)
     while job.step < 2 and job.running:
         time.sleep(0.01)
-    with pytest.raises(worker.Busy):
-        worker.start(worker.Order("狗"), tmp_path)
-    job.stop.set()
+    job.cancel()
     assert finished(job).state == "stopped"
     trace = open_trace(job.folder)
     assert not trace.complete and len(trace.steps) >= 2
+    assert finished(worker.start(worker.Order("狗", steps=1), tmp_path)).state == "done"
+
+
+def test_two_at_once_are_made_one_after_the_other(tmp_path):
+    first, second = (worker.start(worker.Order("猫", steps=steps), tmp_path) for steps in (300, 1))
+    assert first.folder != second.folder, "both were asked for within one second"
+    while first.state in ("wait", "load"):
+        time.sleep(0.01)
+    assert second.state == "wait" and worker.running() is first
+    first.cancel()
+    assert finished(second).state == "done" and first.state == "stopped"
+    assert open_trace(second.folder).complete and worker.running() is None
+
+
+def test_what_waits_can_be_stopped_and_many_are_refused(tmp_path):
+    first, *others = (worker.start(worker.Order("猫", steps=2000), tmp_path) for _ in range(1 + worker.MOST_WAITING))
+    with pytest.raises(worker.Busy, match="wait already"):
+        worker.start(worker.Order("狗"), tmp_path)
+    for job in (*others, first):
+        job.cancel()
+    assert all(job.state == "stopped" and not job.folder.exists() for job in others)
+    assert finished(first).state == "stopped"
     assert finished(worker.start(worker.Order("狗", steps=1), tmp_path)).state == "done"
 
 

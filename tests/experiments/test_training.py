@@ -1,13 +1,17 @@
 """Training can be stopped anywhere and goes on as if it had not been."""
 
+import numpy as np
 import pytest
 import torch
 
 from experiments.muon import orthogonal
-from experiments.train_mini_unet import Config, Training, read_captions, velocity_loss
-from experiments.training_data import Batch, cell_kinds
+from experiments.train_encoder import teach_encoder
+from experiments.train_mini_unet import Config
+from experiments.training import Training
+from experiments.training_data import Batch, Pool, cell_kinds, colour_of_kind
+from experiments.training_losses import read_captions, velocity_loss
 from probe.models.mini_unet import MiniUNet
-from probe.world.objects import KINDS
+from probe.world.objects import COLOURS, KINDS
 from probe.world.scenes import draw_scene
 
 CAPTIONS = ["左边是猫，右边是月亮", "", "a red circle", "河边的银行"]
@@ -17,7 +21,8 @@ def batch() -> Batch:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(4, 8, 16, 16, generator=generator)
     covered = torch.rand(4, 1, 16, 16, generator=generator)
-    return Batch(latents, covered, torch.randint(len(KINDS) + 1, (4, 16, 16), generator=generator), CAPTIONS)
+    kinds, colours = (torch.randint(len(names) + 1, (4, 16, 16), generator=generator) for names in (KINDS, COLOURS))
+    return Batch(latents, covered, kinds, colours, CAPTIONS)
 
 
 def steps(training: Training, seed: int, count: int) -> list[tuple[float, float]]:
@@ -48,6 +53,24 @@ def test_a_few_steps_lower_both_losses():
     after = steps(training, 0, 1)[0]
     assert after[0] < 0.9 * before[0]
     assert after[1] < 0.9 * before[1]
+
+
+def test_an_encoder_learns_what_lies_where_from_captions_alone():
+    model = MiniUNet.tiny()
+    scenes = [draw_scene(seed) for seed in range(4)]
+    kinds = torch.zeros(4, 16, 16, dtype=torch.uint8)
+    for i in range(4):
+        kinds[i, :, 8 * (i % 2) :] = 1 + i
+    pool = Pool(scenes, torch.zeros(4, 8, 16, 16), torch.ones(4, 1, 16, 16), kinds)
+    before = model.encoder.layers[0].attention.to_qkv.weight.clone()
+    reader = teach_encoder(model, pool, Config(), samples=16 * 110, batch=16)
+    wrong = reader.loss(
+        read_captions(model, pool.batch(64, np.random.default_rng(9), 0.0).captions),
+        kinds[:1].expand(64, -1, -1).long(),
+    )
+    batch = pool.batch(64, np.random.default_rng(9), 0.0)
+    assert reader.loss(read_captions(model, batch.captions), batch.kinds) < 0.5 * wrong
+    assert not torch.equal(before, model.encoder.layers[0].attention.to_qkv.weight)
 
 
 def test_weights_of_the_loss_count_objects_more():
@@ -84,6 +107,17 @@ def test_the_kind_of_a_cell_is_the_one_that_covers_most_of_it():
     shares = torch.tensor([[[0.9, 0.1, 0.35]], [[0.1, 0.2, 0.5]]])
     first, second = (list(KINDS).index(thing.kind) + 1 for thing in scene.objects)
     assert cell_kinds(scene, shares).tolist() == [[first, 0, second]]
+
+
+def test_the_colour_of_a_kind_is_the_one_it_was_asked_for_in():
+    scene = next(
+        s for s in map(draw_scene, range(200)) if [o.colour for o in s.objects].count(None) == 1 < len(s.objects)
+    )
+    table = colour_of_kind(scene)
+    for thing in scene.objects:
+        expected = 0 if thing.colour is None else list(COLOURS).index(thing.colour) + 1
+        assert table[list(KINDS).index(thing.kind) + 1] == expected
+    assert table.count_nonzero() == len(scene.objects) - 1
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (1, 8, 40), (3, 40, 8)])

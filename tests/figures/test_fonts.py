@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import matplotlib
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,16 @@ def test_every_character_of_gb2312_can_be_drawn():
     assert fonts.drawable("".join(characters)) == "".join(characters).replace("\u3000", " ")
 
 
-@pytest.mark.parametrize("text", ["龘𰻝喆", "“你好”——《红楼梦》……", "café — ½ ×", "🦉🐱👍", "龍馬"])
+def test_every_chinese_character_that_an_experiment_or_a_report_says_can_be_drawn():
+    house = Path(fonts.__file__).parents[2]
+    files = [file for folder in ("experiments", "reports", "probe/world") for file in (house / folder).rglob("*.*")]
+    files = [file for file in files if file.suffix in (".py", ".tsv", ".yaml", ".md", ".html", ".typ")]
+    said = {c for file in files for c in file.read_text(encoding="utf-8") if c >= "\u2e80"}
+    assert {"猫", "蹚", "啰"} <= said
+    assert not {c for c in said - {"\u3000"} if fonts.drawable(c) != c}
+
+
+@pytest.mark.parametrize("text", ["龘𰻝喆", "鹡鸰鲀鸮鹮堃", "“你好”——《红楼梦》……", "café — ½ ×", "🦉🐱👍", "龍馬"])
 def test_what_the_fonts_have_stays_as_it_is(text):
     assert fonts.drawable(text) == text
 

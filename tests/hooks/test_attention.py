@@ -77,8 +77,11 @@ def test_a_watched_model_computes_the_same_and_is_seen(model, x):
     assert not hooks_of(model)
 
 
+@pytest.mark.parametrize("few", [0, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype):
+def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype, few, monkeypatch):
+    """Both with the kernel's log-sum-exp and, as for few keys, without."""
+    monkeypatch.setattr("hooks.attention.FEW", few)
     plain = model.to(dtype)(x.to(dtype))
     model, x = model.to(dtype), x.to(dtype)
     found = []
@@ -102,7 +105,9 @@ def test_text_columns_and_the_rest_sum_to_one(model, x):
         torch.testing.assert_close(one, torch.ones_like(one), atol=1e-5, rtol=0)
 
 
-def test_some_queries_are_those_rows_of_the_whole():
+@pytest.mark.parametrize("few", [0, 512])
+def test_some_queries_are_those_rows_of_the_whole(few, monkeypatch):
+    monkeypatch.setattr("hooks.attention.FEW", few)
     draw = torch.Generator().manual_seed(2)
     module, calls = Attention().requires_grad_(False), []
     x, mask = torch.randn(2, 7, 16, generator=draw), torch.randn(2, 1, 7, 7, generator=draw)

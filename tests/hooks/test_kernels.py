@@ -90,9 +90,11 @@ def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch
 
 @pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
 @pytest.mark.parametrize("chunk", [1, 5000, 1 << 22])
-def test_without_a_log_sum_exp_from_the_kernel(mask, chunk, monkeypatch):
-    """By a softmax of everything, or in chunks where that would be too large."""
+@pytest.mark.parametrize("few", [0, 512])
+def test_without_a_log_sum_exp_from_the_kernel(mask, chunk, few, monkeypatch):
+    """By a softmax of everything, or by one of our own where there are many keys; in chunks."""
     monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernels, "FEW", few)
     q, k, v = inputs()
     mask = masks(2, 3, 33, 21)[mask]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -189,6 +191,19 @@ def test_a_query_that_may_look_nowhere_has_zeros(kernel):
     here, _ = read(q, k, attended, mask=mask)
     assert not here[0, :, :, 4].any() and torch.isfinite(here).all()
     torch.testing.assert_close(here.sum(2)[:, :, 5:], torch.ones(2, 3, 28), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_keys_are_exact_however_large_the_scores_are(dtype):
+    """As of a text encoder that was trained: a difference of scores that were rounded apart would be off by 1e-4."""
+    q, k, v = inputs(dtype=dtype)
+    q = q * 60
+    attended = attend(SDPA, q, k, v, few=kernels.FEW)
+    assert attended.lse is None and torch.equal(attended.output, SDPA(q, k, v))
+    here, _ = read(q, k, attended)
+    assert (here.double() - explicit(q, k)).abs().max() < 2e-5
+    rough, _ = read(q, k, attend(SDPA, q, k, v))
+    assert (rough.double() - explicit(q, k)).abs().max() > (here.double() - explicit(q, k)).abs().max()
 
 
 def test_scores_are_never_taken_in_bf16():

@@ -1,0 +1,75 @@
+"""One or two sentences, and what each layer of a text encoder makes of their words."""
+
+import io
+import warnings
+
+import streamlit as st
+
+from dashboards.library import escaped, say
+from probe.errors import ToushiError
+
+LONGEST = 200  # characters; the page is for a look, `toushi lens` and lens() take more
+INCH = 88  # pixels on the page
+BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def opened(encoder: str):
+    from probe.lens.encoders import open_encoder
+
+    return open_encoder(encoder)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def read(encoder: str, texts: tuple[str, ...]) -> tuple:
+    """What lens() tells, and its warnings."""
+    from probe.lens.encoders import lens
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        readings = lens(opened(encoder), texts)
+    return readings, [str(w.message) for w in caught if type(w.message).__name__ == "PromptCut"]
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def figure(encoder: str, texts: tuple[str, ...], layers: tuple[int, ...]) -> tuple[bytes, int]:
+    """PNG, and how many pixels wide it is shown: twice as fine as that, for good screens."""
+    from probe.figures.lens import lens_figure
+
+    drawn, buffer = lens_figure(read(encoder, texts)[0], layers or None), io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=2 * INCH)
+    return buffer.getvalue(), round(INCH * drawn.get_figwidth())
+
+
+with st.form("lens"):
+    left, right = st.columns(2)
+    first = left.text_input(say("lens_first"), BANK[0])
+    second = right.text_input(say("lens_second"), BANK[1])
+    encoder = st.text_input(say("lens_encoder"), "mini-unet", help=say("lens_encoder_help"))
+    if st.form_submit_button(say("lens_look"), type="primary", icon=":material/layers:"):
+        st.session_state["sentences"] = (
+            encoder.strip(),
+            tuple(text.strip() for text in (first, second) if text.strip()),
+        )
+
+if "sentences" in st.session_state:
+    name, texts = st.session_state["sentences"]
+    if not texts:
+        st.warning(say("lens_none"), icon=":material/edit:")
+        st.stop()
+    if max(map(len, texts)) > LONGEST:
+        st.warning(say("lens_long", n=LONGEST), icon=":material/content_cut:")
+        st.stop()
+    try:
+        with st.spinner(say("lens_reading")):
+            readings, notes = read(name, texts)
+            every = [int(number) for number in readings[0].states["layer"].values]
+            chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{len(every)}")
+            drawn, width = figure(name, texts, tuple(sorted(chosen)))
+    except ToushiError as error:
+        st.error(escaped(str(error)), title=say("lens_failed"), icon=":material/error:")
+    else:
+        for note in notes:
+            st.warning(escaped(note), icon=":material/content_cut:")
+        st.image(drawn, alt=say("lens_alt", encoder=name, texts=" / ".join(texts)), width=width)
+        st.caption(say("lens_how"))

@@ -1,0 +1,178 @@
+"""Trains the twins: two models that differ in one thing, whether the text encoder sees what comes after a token.
+
+    python -m experiments.train_twins
+
+Both begin with the same weights and see the same captions, pictures, noise and times in the same order, each step
+of one followed by the same step of the other. They use mini-unet's tokenizer and VAE. Everything lies in
+`runs/twins`: a checkpoint of both every ten minutes, a log. Started again it goes on from there, to the bit as if
+it had not been stopped. Asked for fewer samples it ends earlier, with the decay of the learning rate done, as long as
+that has not begun. `--ship` writes the averaged fp16 weights where `load("twins/causal")` and
+`load("twins/bidirectional")` find them.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from experiments.training import (
+    LOG,
+    Recipe,
+    Training,
+    held_out_loss,
+    logged,
+    read_checkpoint,
+    sheet,
+    write_checkpoint,
+)
+from experiments.training_data import Batch, Pool, make_pool
+from experiments.training_losses import Noise
+from probe.models.load import SHIPPED, load
+from probe.models.mini_unet import MiniUNet
+from probe.models.text_encoder import TextEncoderConfig
+from probe.models.unet import UNetConfig
+
+TWINS = ("bidirectional", "causal")
+
+
+@dataclass(frozen=True)
+class Config(Recipe):
+    """What the twins are, and how many samples each of them sees."""
+
+    out: Path = Path("runs/twins")
+    samples: int = 300_000
+    """For each of the two. The learning rate falls to a tenth over the last fifth of them."""
+    pool: int = 100_000
+    pool_first: int = 100_000
+    batch: int = 64
+    adam_share: float = 0.4
+    early: float = 0.3
+    naming_weight: float = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    threads: int | None = 1
+    text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3))
+    unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(32, 96, 128), text_width=96, time_width=128))
+    ship: bool = False
+    """Only write the averaged weights of the last checkpoint where `load` finds them."""
+
+
+def twin_models(config: Config, family: MiniUNet) -> dict[str, MiniUNet]:
+    """The two, fresh and alike to the bit, with the tokenizer and VAE of `family`."""
+    text = replace(config.text, vocab_size=family.tokenizer.vocab_size)
+    shapes = replace(family.config, text=text, unet=config.unet, heat_map=None)
+    models = {}
+    with torch.random.fork_rng(devices=[]):
+        for name in TWINS:
+            torch.manual_seed(config.seed)
+            causal = replace(shapes, text=replace(text, causal=name == "causal"))
+            models[name] = MiniUNet(causal, family.tokenizer)
+            models[name].vae.load_state_dict(family.vae.state_dict())
+    return models
+
+
+class Twins:
+    """Both trainings, always at the same step."""
+
+    def __init__(self, config: Config, family: MiniUNet):
+        self.config = config
+        self.trainings = {name: Training(model, config) for name, model in twin_models(config, family).items()}
+
+    @property
+    def samples(self) -> int:
+        return self.trainings[TWINS[0]].samples
+
+    def draws(self, pool: Pool) -> Iterator[tuple[Batch, Noise]]:
+        """What is left to see. A step's batch and noise follow from its number, wherever the run began."""
+        for step in range(self.samples // self.config.batch, self.steps):
+            rng = np.random.default_rng([self.config.seed, step])
+            batch = pool.batch(self.config.batch, rng, self.config.dropped)
+            generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+            yield batch, Noise.like(batch.latents, self.config.early, generator)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.config.samples // self.config.batch)
+
+    def lr(self) -> float:
+        step = self.samples // self.config.batch
+        return self.config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - step / self.steps)))
+
+    def step(self, batch: Batch, noise: Noise) -> dict[str, tuple[float, float]]:
+        lr = self.lr()
+        return {name: training.step(batch, lr, noise) for name, training in self.trainings.items()}
+
+    def save(self, folder: Path) -> None:
+        both = {
+            f"{name}.{key}": t for name, training in self.trainings.items() for key, t in training.tensors().items()
+        }
+        write_checkpoint(folder, both, self.samples)
+
+    def resume(self, folder: Path) -> None:
+        both, samples = read_checkpoint(folder)
+        for name, training in self.trainings.items():
+            own = {key.removeprefix(f"{name}."): t for key, t in both.items() if key.startswith(f"{name}.")}
+            training.restore(own, samples)
+
+    def averaged_models(self) -> dict[str, MiniUNet]:
+        return {name: training.averaged_model() for name, training in self.trainings.items()}
+
+
+def train(config: Config) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    config.out.mkdir(parents=True, exist_ok=True)
+    family = load("mini-unet", "cpu")
+    name = f"latents_{config.pool_first}_{config.pool}.safetensors"
+    pool = make_pool(family.vae, config.pool_first, config.pool, config.out / name)
+    held = make_pool(family.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
+    twins = Twins(config, family)
+    if (config.out / "checkpoint.safetensors").exists():
+        twins.resume(config.out)
+    hours = max((row["hours"] for row in logged(config.out / LOG).values()), default=0.0)
+    with (config.out / "configs.jsonl").open("a") as file:
+        print(json.dumps(asdict(config) | {"begun_at": twins.samples}, default=str), file=file)
+    start, saved, losses = time.monotonic(), 0.0, []
+    bar = tqdm(twins.draws(pool), total=twins.steps, initial=twins.samples // config.batch, desc="twins", mininterval=5)
+    for batch, noise in bar:
+        lr = twins.lr()
+        losses.append(list(twins.step(batch, noise).values()))
+        spent = time.monotonic() - start
+        finished = twins.samples >= config.samples
+        if finished or spent - saved >= config.checkpoint_minutes * 60:
+            saved = spent
+            twins.save(config.out)
+            means = np.mean(losses, axis=0)
+            row: dict = dict(samples=twins.samples, hours=round(hours + spent / 3600, 3), lr=lr)
+            for name, model, (loss, naming) in zip(TWINS, twins.averaged_models().values(), means):
+                row[name] = dict(
+                    loss=round(float(loss), 5),
+                    naming_loss=round(float(naming), 5),
+                    held_out_loss=round(held_out_loss(model, held), 5),
+                )
+                if finished:
+                    sheet(model, config.out / f"samples_{name}.png")
+            with (config.out / LOG).open("a") as file:
+                print(json.dumps(row), file=file, flush=True)
+            losses = []
+
+
+def ship(config: Config) -> None:
+    """The averaged weights of both, and the log of how they came about, to where `load` finds them."""
+    twins = Twins(config, load("mini-unet", "cpu"))
+    twins.resume(config.out)
+    for name, model in twins.averaged_models().items():
+        model.save(SHIPPED / "twins" / name)
+    rows = logged(config.out / LOG).values()
+    (SHIPPED / "twins" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    ship(config) if config.ship else train(config)

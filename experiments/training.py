@@ -1,0 +1,180 @@
+"""One training of text encoder and U-Net together: its recipe, a step, its checkpoints and its log."""
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from experiments.muon import optimizers
+from experiments.training_data import Batch, Pool
+from experiments.training_losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
+from probe.models.mini_unet import MiniUNet
+from probe.world.sheet import contact_sheet
+
+SHOWN = (
+    "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",
+    "一只河马", "一匹斑马在草地上", "猫头鹰在左边，狗在右边", "水墨画，一只熊猫", "沙滩上有一把绿色的伞", "a yellow car on the left and a tree on the right",
+)  # fmt: skip
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every training of text encoder and U-Net together is told."""
+
+    pool: int = 40_000
+    """Scenes whose latents are kept; later runs draw others (`pool_first`)."""
+    pool_first: int = 0
+    batch: int = 32
+    lr: float = 3e-3
+    adam_share: float = 1.0
+    """AdamW's learning rate, for embeddings and all that is no hidden matrix, as a share of Muon's."""
+    dropped: float = 0.1
+    """Share of captions that are emptied, for classifier-free guidance."""
+    object_weight: float = 4.0
+    """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
+    early: float = 0.0
+    """Share of the pictures that are drawn from times near the noise, see `Noise`."""
+    naming_weight: float = 0.2
+    """How much the loss counts the naming of the object at each cell (see `Namer`); 0 turns it off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward and backward on a copy of the weights in bf16, the weights themselves in fp32. Twice as fast on a
+    CPU with AMX; on others slower."""
+    threads: int | None = None
+    reading_weight: float = 0.3
+    """How much the loss counts what the text alone says of what lies where (see `Reader`); 0 turns it off."""
+    decay: float = 0.01
+    """Weight decay of the matrices."""
+    average: float = 0.999
+    checkpoint_minutes: float = 10.0
+    seed: int = 0
+
+
+class Training:
+    """Weights, their running average, the optimizers' state: everything a checkpoint holds."""
+
+    def __init__(self, model: MiniUNet, config: Recipe, reader: Reader | None = None):
+        self.model, self.config, self.samples = model, config, 0
+        model.vae.requires_grad_(False)
+        self.worker = deepcopy(model)  # runs forward and backward, on a copy of the weights
+        self.namer, self.reader = Namer(self.worker.unet), reader or Reader(model.config.text.width)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        for part in (self.worker.encoder, self.worker.unet, self.namer, self.reader):
+            part.to(dtype, memory_format=torch.channels_last)
+        parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
+        copies = {n: p for n, p in self.worker.named_parameters() if not n.startswith("vae.")}
+        copies |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
+        copies |= {f"reader.{n}": p for n, p in self.reader.named_parameters()}
+        parameters |= {n: nn.Parameter(p.detach().float()) for n, p in copies.items() if n not in parameters}
+        self.names = list(parameters)
+        self.weights = [parameters[n].requires_grad_(True) for n in self.names]
+        self.copies = [copies[n].requires_grad_(True) for n in self.names]
+        self.averaged = [w.detach().clone() for w in self.weights]
+        self.optimizers = optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
+
+    def step(self, batch: Batch, lr: float, noise: Noise | None = None) -> tuple[float, float, float]:
+        """The loss of the velocity, of the naming and of the reading, before the step."""
+        self.namer.features.clear()
+        with torch.no_grad():
+            torch._foreach_copy_(self.copies, self.weights)
+        with attention_in_fp32():
+            noise = noise or Noise.like(batch.latents, self.config.early)
+            text = read_captions(self.worker, batch.captions)
+            loss = velocity_loss(self.worker, batch, self.config.object_weight, noise, text)
+            naming = self.namer.loss(batch.kinds, batch.colours)
+            reading = self.reader.loss(text, batch.kinds)
+            (loss + self.config.naming_weight * naming + self.config.reading_weight * reading).backward()
+        self.namer.features.clear()
+        for weight, copy in zip(self.weights, self.copies):
+            weight.grad = copy.grad.to(torch.float32, memory_format=torch.contiguous_format)
+            copy.grad = None
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["share"]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.samples += len(batch.captions)
+        # A young average forgets its random beginning quickly.
+        n = self.samples / len(batch.captions)
+        torch._foreach_lerp_(
+            self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n))
+        )
+        return loss.item(), naming.item(), reading.item()
+
+    def averaged_model(self) -> MiniUNet:
+        model = MiniUNet(self.model.config, self.model.tokenizer)
+        averaged = {n: w for n, w in zip(self.names, self.averaged) if not n.startswith(("namer.", "reader."))}
+        model.load_state_dict(self.model.state_dict() | averaged)
+        return model.eval().requires_grad_(False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes, by name."""
+        tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
+        tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
+        for i, optimizer in enumerate(self.optimizers):
+            for j, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], samples: int) -> None:
+        self.samples = samples
+        with torch.no_grad():
+            for name, weight, average in zip(self.names, self.weights, self.averaged):
+                weight.copy_(tensors[f"weights.{name}"])
+                average.copy_(tensors[f"averaged.{name}"])
+        for i, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimizer.{i}."):
+                    _, _, index, name = key.split(".", 3)
+                    state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+    def save(self, folder: Path) -> None:
+        write_checkpoint(folder, self.tensors(), self.samples)
+
+    def resume(self, folder: Path) -> None:
+        self.restore(*read_checkpoint(folder))
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, Tensor], samples: int) -> None:
+    temporary = folder / "checkpoint.tmp"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
+    temporary.replace(folder / "checkpoint.safetensors")
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:
+    file = folder / "checkpoint.safetensors"
+    with safe_open(file, "pt") as f:
+        samples = int(f.metadata()["samples"])
+    return load_file(file), samples
+
+
+def logged(file: Path) -> dict[int, dict]:
+    """The rows of a training log by the samples seen."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {row["samples"]: row for row in rows}
+
+
+def sheet(model: MiniUNet, file: Path) -> None:
+    """The fixed prompts, two seeds each, one above the other."""
+    drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
+    cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]
+    contact_sheet(cells, len(SHOWN)).save(file)
+
+
+@torch.no_grad()
+def held_out_loss(model: MiniUNet, pool: Pool) -> float:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        rng = np.random.default_rng(1)
+        return sum(velocity_loss(model, pool.batch(64, rng, 0.0)).item() for _ in range(4)) / 4

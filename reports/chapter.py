@@ -1,0 +1,56 @@
+"""What a report says of one run or one trace, whatever it is printed on."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.study import Said
+
+LANGUAGES = ("zh", "en")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that lies beside the report as .svg, .pdf and .png; the two languages may share the files."""
+
+    name: str
+    caption: Said
+    stem: Said  # where the files are, from the report's folder, without their ending
+    inches: Said  # how wide they are
+    command: str  # that makes the files again
+
+
+@dataclass(frozen=True)
+class Sheet:
+    name: str
+    table: pd.DataFrame
+    file: Path  # with every row and digit
+
+
+@dataclass(frozen=True)
+class Chapter:
+    key: str  # unique in a report, and fit for a file name
+    title: Said
+    notices: list[Said] = field(default_factory=list)  # what is not as it should be, said first
+    question: Said | None = None
+    verdict: str | None = None
+    sentence: Said | None = None
+    method: Said | None = None
+    pictures: list[Picture] = field(default_factory=list)
+    all_pictures: tuple[str, ...] = ()  # names of those that could be drawn
+    sheets: list[Sheet] = field(default_factory=list)
+    command: str = ""  # that makes the run or the trace again
+    facts: list[tuple[Said, Said]] = field(default_factory=list)  # where it comes from
+
+
+def alike(text: object) -> Said:
+    """The same in both languages."""
+    return Said(str(text), str(text))
+
+
+def shown(value: object) -> str:
+    """A value of a table for people: four digits."""
+    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

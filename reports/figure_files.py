@@ -1,0 +1,45 @@
+"""Figures as files for a paper: SVG, PDF and PNG, the same bytes when made again."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments.study import Said
+from probe.errors import ToushiError
+from probe.figures.style import PAGE, save
+from reports.chapter import LANGUAGES, Picture
+
+ENDINGS = (".svg", ".pdf", ".png")
+
+
+def picture(
+    name: str, figures: Figure | Mapping[str, Figure], caption: Said, out: Path, place: str, command: str
+) -> Picture:
+    """Writes the figure as `out/place/name.ENDING`, or that of each language as `name.LANGUAGE.ENDING`."""
+    if isinstance(figures, Figure):
+        stem = _saved(figures, name, out, place)
+        return Picture(name, caption, Said(stem, stem), Said(*[_width(figures)] * 2), command)
+    stems = (_saved(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES)
+    return Picture(name, caption, Said(*stems), Said(*(_width(figures[language]) for language in LANGUAGES)), command)
+
+
+def _saved(figure: Figure, name: str, out: Path, place: str) -> str:
+    """Where it is, from the report's folder, without the ending."""
+    if figure.get_figwidth() > PAGE + 0.01:
+        warnings.warn(
+            f"the figure {name} is {_width(figure)} inches wide, and a page holds {PAGE}: it is made smaller there",
+            stacklevel=4,
+        )
+    try:
+        (out / place).mkdir(parents=True, exist_ok=True)
+        for ending in ENDINGS:
+            save(figure, out / place / f"{name}{ending}")
+    except OSError as error:
+        raise ToushiError(f"cannot write to {out / place}: {error.strerror or error}; choose another -o") from None
+    return f"{place}/{name}"
+
+
+def _width(figure: Figure) -> str:
+    return f"{figure.get_figwidth():.2f}"

@@ -1,0 +1,77 @@
+"""The report as a PDF in one language, typeset by typst with the shipped fonts alone."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.study import Said
+from probe.figures.fonts import FOLDER, drawable
+from reports import words
+from reports.chapter import Chapter, shown
+from reports.html import is_number
+
+ROWS, SOME = 60, 15  # of a table: the longest that is printed, and what is of a longer one
+
+
+def pdf(chapters: Sequence[Chapter], out: Path, language: str) -> bytes:
+    """The same bytes each time. The figures are read from `out`; a character that no font has is 〓, as in them."""
+    import matplotlib
+    import typst
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shutil.copyfile(Path(__file__).with_name("page.typ"), root / "page.typ")
+        content = contents(chapters, out, root, language)
+        (root / "page.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        fonts = [str(FOLDER), f"{matplotlib.get_data_path()}/fonts/ttf"]
+        return typst.compile(
+            str(root / "page.typ"), root=folder, font_paths=fonts, ignore_system_fonts=True, format="pdf", timestamp=0
+        )
+
+
+def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) -> dict:
+    """What page.typ sets, as JSON; figures are copied to `root`."""
+
+    def said(text: Said | None) -> str | None:
+        return None if text is None else drawable(getattr(text, language))
+
+    catalogue = {name: said(text) for name, text in vars(words).items() if isinstance(text, Said)}
+    title = chapters[0].title if len(chapters) == 1 else words.REPORT
+    found = {"language": language, "title": said(title), "words": catalogue, "chapters": []}
+    for chapter in chapters:
+        pictures = []
+        for picture in chapter.pictures:
+            file = f"{chapter.key}-{picture.name}.pdf"
+            shutil.copyfile(out / f"{getattr(picture.stem, language)}.pdf", root / file)
+            about = {"file": file, "inches": float(getattr(picture.inches, language))}
+            pictures.append({**about, "caption": said(picture.caption), "command": drawable(picture.command)})
+        sheets = []
+        for sheet in chapter.sheets:
+            note, printed = None, sheet.table
+            if len(sheet.table) > ROWS:
+                printed = sheet.table.head(SOME)
+                note = words.filled(words.ROWS_LEFT_OUT, all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
+            names = sheet.table.columns
+            columns = [{"name": drawable(name), "number": is_number(pd.Series(sheet.table[name]))} for name in names]
+            cells = [[drawable(shown(value)) for value in row] for row in printed.itertuples(index=False)]
+            sheets.append({"name": drawable(sheet.name), "note": said(note), "columns": columns, "rows": cells})
+        found["chapters"].append(
+            {
+                "title": said(chapter.title),
+                "notices": [said(notice) for notice in chapter.notices],
+                "question": said(chapter.question),
+                "verdict": chapter.verdict,
+                "verdict_said": said(words.VERDICTS[chapter.verdict]) if chapter.verdict else None,
+                "sentence": said(chapter.sentence),
+                "method": said(chapter.method),
+                "pictures": pictures,
+                "sheets": sheets,
+                "command": drawable(chapter.command),
+                "facts": [[said(name), said(value)] for name, value in chapter.facts],
+            }
+        )
+    return found

@@ -1,0 +1,89 @@
+"""From folders of runs and traces to pages: `toushi report runs/a runs/b -o report`.
+
+    report/index.html              everything in one file, in both languages
+    report/report.zh.pdf, .en.pdf
+    report/figures/RUN/NAME.zh.svg, .pdf, .png       NAME.svg where both languages share it
+
+The same folders give the same bytes: no date of today is in them.
+"""
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from experiments.run_folder import MANIFEST, NoRun, read_manifest, write
+from probe.errors import ToushiError
+from probe.trace import layout
+from probe.trace.reader import Trace, open_collection, open_trace
+from reports.chapter import LANGUAGES, Chapter
+from reports.figure_files import ENDINGS
+from reports.html import page
+from reports.of_run import chapter_of_run
+from reports.of_trace import chapter_of_trace
+from reports.pdf import pdf
+
+
+def report(
+    folders: Sequence[Path], out: Path, *, figures: Collection[str] = (), asked: Sequence[str] = ()
+) -> list[Path]:
+    """Writes the report into `out`, and gives back its files.
+
+    With `figures` only the files of these are made, and no page. `asked` are words of a trace whose layers are drawn.
+    """
+    sources = [source for folder in folders for source in opened(folder)]
+    if asked and not any(isinstance(source, Trace) for source in sources):
+        raise ToushiError("--words are of a trace, but none of the folders is one")
+    chapters: list[Chapter] = []
+    for source in sources:
+        folder = source.folder if isinstance(source, Trace) else source
+        key = key_of(folder, {chapter.key for chapter in chapters})
+        if isinstance(source, Trace):
+            chapters.append(chapter_of_trace(source, key, out, figures, asked))
+        else:
+            chapters.append(chapter_of_run(source, key, out, figures))
+    stems = [stem for chapter in chapters for picture in chapter.pictures for stem in dict.fromkeys(picture.stem)]
+    made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
+    if figures:
+        there = list(dict.fromkeys(name for chapter in chapters for name in chapter.all_pictures))
+        if lacking := [name for name in figures if name not in there]:
+            raise ToushiError(f"there is no figure {lacking[0]!r}; there are: {', '.join(there) or 'none'}")
+        return made
+    try:
+        write(out / "index.html", page(chapters, out))
+        for language in LANGUAGES:
+            write(out / f"report.{language}.pdf", pdf(chapters, out, language))
+    except OSError as error:
+        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another -o") from None
+    return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *made]
+
+
+def opened(folder: Path) -> list[Path | Trace]:
+    """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
+    if (folder / layout.MEMBERS).is_file():
+        return list(open_collection(folder))
+    if _format(folder) == layout.FORMAT:
+        return [open_trace(folder)]
+    try:
+        read_manifest(folder)
+    except NoRun as error:
+        raise ToushiError(f"{error} (a report is made of what toushi run and toushi trace leave)") from None
+    return [folder]
+
+
+def _format(folder: Path) -> object:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest.get("format") if isinstance(manifest, dict) else None
+
+
+def key_of(folder: Path, taken: Collection[str]) -> str:
+    """The folder's name as an anchor and a file name, with a number if it is taken."""
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
+    key, number = name, 1
+    while key in taken or key in LANGUAGES:
+        number += 1
+        key = f"{name}-{number}"
+    return key

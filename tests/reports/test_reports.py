@@ -1,0 +1,321 @@
+"""`toushi report`: pages that need nothing else, in both languages, with every sign on the paper."""
+
+import base64
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import runner
+from experiments.executor import Outcome
+from experiments.run_folder import write
+from experiments.study import Said
+from probe.figures.fonts import drawable
+from probe.figures.style import PAGE, save, styled
+from probe.text.alignment import Word
+from probe.trace.reader import open_trace
+from reports import words
+from reports.chapter import LANGUAGES, Chapter, Sheet, alike, shown
+from reports.html import rows
+from reports.pdf import contents, pdf
+from reports.report import report
+from tests.experiments import coins
+from tests.figures.made import made_trace
+from tests.reports.ink import is_wide, signs
+from toushi import main
+
+PROMPT = '左边是猫，<img src="http://x.y/z">右边是鸮 & 月亮'
+
+
+class Here:
+    def __init__(self):
+        self.calls = []
+
+    def submit(self, call):
+        self.calls.append(call)
+
+    def outcomes(self):
+        while self.calls:
+            call = self.calls.pop(0)
+            try:
+                yield Outcome(call.name, call.function(**call.arguments), seconds=1.0)
+            except ValueError as error:
+                yield Outcome(call.name, error=str(error))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A finished run, one with failures, and a trace."""
+    house = tmp_path_factory.mktemp("house")
+    runner.run(coins, coins.Config(), house / "runs" / "coins", executor=Here(), quiet=True)
+    runner.run(coins, coins.Config(bad=(1,)), house / "runs" / "坏", executor=Here(), quiet=True)
+    left = np.zeros((64, 64), bool)
+    left[20:44, 4:28] = True
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    about = {"seed": 3, "sampler": "euler", "guidance": 3.0, "edits": [], "argv": ["toushi", "trace", "猫"]}
+    made_trace(house / "runs" / "cat", PROMPT, picture, {Word("猫", 3, 4): left}, steps=3, **about)
+    return house
+
+
+@pytest.fixture(scope="module")
+def chapters() -> list[Chapter]:
+    """Those of `made`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def made(house, chapters):
+    """The report of all of them, as the command makes it."""
+    out = house / "report"
+
+    def spied(found, out, language):
+        chapters[:] = found
+        return pdf(found, out, language)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.report.pdf", spied)
+        assert main(["report", *(str(house / "runs" / name) for name in ("coins", "坏", "cat")), "-o", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def html(made) -> str:
+    return (made / "index.html").read_text(encoding="utf-8")
+
+
+class Seen(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: dict[str | None, str] = {"zh": "", "en": "", None: ""}
+        self._language: list[str | None] = [None]
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("span", "code", "style", "script"):
+            hidden = "code" if tag in ("style", "script") else None
+            self._language.append(hidden or dict(attrs).get("lang") or self._language[-1])
+
+    def handle_endtag(self, tag):
+        if tag in ("span", "code", "style", "script"):
+            self._language.pop()
+
+    def handle_data(self, data):
+        self.text.setdefault(self._language[-1], "")
+        self.text[self._language[-1]] += f"{data} "
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_made_again_every_file_is_the_same(house, made):
+    before = contents_of(made)
+    names = {"index.html", "report.zh.pdf", "report.en.pdf", "figures/coins/shares.zh.svg", "figures/cat/words.png"}
+    assert names <= set(before) and len(before) == 3 + 2 * 3 + 4 * 3
+    shutil.rmtree(made)
+    with matplotlib.rc_context({"font.family": "serif", "savefig.bbox": "tight"}):
+        report([house / "runs" / name for name in ("coins", "坏", "cat")], made)
+    again = contents_of(made)
+    assert [name for name in before if before[name] != again[name]] == []
+
+
+def test_the_command_under_a_figure_makes_its_files_again(house, made, html, capsys):
+    commands = re.findall(r'<code class="command">(toushi report .*?)</code>', html)
+    assert len(commands) == 5
+    before = contents_of(made / "figures")
+    for name in ("shares.zh", "tokens"):
+        next((made / "figures").rglob(f"{name}.svg")).unlink()
+    for command in commands:
+        if "shares" in command or "tokens" in command:
+            assert main(command.split()[1:]) == 0
+    assert contents_of(made / "figures") == before
+    assert "shares.zh.svg" in capsys.readouterr().out
+
+
+def test_the_page_needs_nothing_from_outside(html):
+    seen = Seen(html)
+    links = [value for _, attrs in seen.tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in seen.tags}
+    assert all(url.startswith("data:") for url in re.findall(r"url\((.*?)\)", html)) and "@import" not in html
+    images = [attrs["src"].partition("base64,")[2] for tag, attrs in seen.tags if tag == "img"]
+    for image in images:  # an image could refer to others
+        inside = base64.b64decode(image).decode()
+        assert all(link.startswith(("#", "data:")) for link in re.findall(r'href="(.*?)"', inside))
+        assert "<script" not in inside
+    policy = next(attrs for tag, attrs in seen.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_what_a_prompt_says_is_text(html):
+    seen = Seen(html)
+    assert PROMPT in seen.text[None] and not [1 for tag, attrs in seen.tags if attrs.get("src", "").startswith("http")]
+
+
+def test_both_languages_tell_question_verdict_method_and_provenance(html):
+    seen = Seen(html)
+    study = coins.STUDY
+    for language in LANGUAGES:
+        text = seen.text[language]
+        for said in (study.title, study.question, study.method, words.QUESTION, words.PROVENANCE, words.TOKENS):
+            assert getattr(said, language) in text
+    assert "平均有" in seen.text["zh"] and "heads on average" in seen.text["en"]
+    assert "4 个任务中已完成 3 个" in seen.text["zh"] and "3 of its 4 jobs" in seen.text["en"]
+    assert "银元-1" in seen.text["zh"] and "under the table" in seen.text["en"]
+    assert "toushi run tests.experiments.coins" in html and "sha256" in html
+    alts = [attrs["alt"] for tag, attrs in seen.tags if tag == "img"]
+    assert len(alts) == 2 + 4 and all(alts)
+
+
+def test_the_font_in_the_page_has_every_character_of_it(html):
+    import io
+
+    from fontTools.ttLib import TTFont
+
+    font = TTFont(io.BytesIO(base64.b64decode(re.search(r"font/woff;base64,([^)]*)\)", html)[1])))
+    seen = Seen(html)
+    assert {c for c in "".join(seen.text.values()) if is_wide(c)} <= set(map(chr, font.getBestCmap()))
+
+
+# --- the paper ---
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_chinese_sign_of_the_pdf_has_ink(language, made, chapters, tmp_path):
+    found, blank = signs((made / f"report.{language}.pdf").read_bytes())
+    assert blank == []
+    said = contents(chapters, made, tmp_path, language)
+    wanted = Counter(filter(is_wide, "".join(texts(said["chapters"]))))
+    assert wanted["鸮"] and not {c: n for c, n in wanted.items() if found[c] < n}
+    assert "〓" not in wanted
+
+
+def texts(value):
+    if isinstance(value, dict):
+        value = [one for key, one in value.items() if key not in ("file", "verdict")]
+    if isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_every_chinese_label_of_the_figures_has_ink(made):
+    labels = Counter()
+    for file in (made / "figures").rglob("*.pdf"):
+        found, blank = signs(file.read_bytes())
+        assert blank == [], file
+        labels += found
+    assert set("铜钱银元正面的比例左边是猫鸮月亮") <= set(labels)
+
+
+def test_a_sign_without_ink_is_found(tmp_path):
+    @styled
+    def drawn() -> Figure:
+        figure = Figure(figsize=(2, 1))
+        figure.text(0.1, 0.5, "一猫。")
+        figure.text(0.6, 0.5, "狗", color="white")
+        return figure
+
+    found, blank = signs(save(drawn(), tmp_path / "a.pdf").read_bytes())
+    assert set(found) == set("一猫。狗") and blank == ["狗"]
+
+
+def test_what_the_report_itself_and_every_experiment_say_can_be_drawn():
+    said = [text for value in vars(words).values() if isinstance(value, Said) for text in value]
+    said += [text for group in (words.FACTS, words.VERDICTS) for value in group.values() for text in value]
+    for name in runner.names():
+        study = runner.experiment(name).STUDY
+        said += [text for part in (study.title, study.question, study.method) for text in part]
+    for text in said:
+        assert drawable(text) == text.replace("\n", " ").replace("\u3000", " "), text
+
+
+def test_a_character_that_no_font_has_is_told_by_a_sign(tmp_path):
+    chapter = Chapter("a", alike("한글 \U00020000"), sheets=[])
+    assert contents([chapter], tmp_path, tmp_path, "zh")["chapters"][0]["title"] == "〓〓 〓"
+
+
+# --- what is not as it should be ---
+
+
+def test_a_run_whose_experiment_is_not_here_still_shows_its_tables(house, tmp_path):
+    folder = tmp_path / "coins"
+    shutil.copytree(house / "runs" / "coins", folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    write(folder / "manifest.json", json.dumps({**manifest, "experiment": "dice"}))
+    report([folder], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "没有实验 dice" in page and "<figure>" not in page and "<caption>coins" in page
+
+
+def test_a_trace_that_was_broken_off_says_so(tmp_path):
+    picture = np.zeros((32, 32, 3), np.uint8)
+    trace = made_trace(tmp_path / "run", "猫", picture, {}, steps=2)
+    manifest = json.loads((trace.folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest |= {"complete": False, "steps": {"count": 5, "times": None}, "files": {}}
+    write(trace.folder / "manifest.json", json.dumps(manifest))
+    (trace.folder / "image.png").unlink()
+    report([trace.folder], tmp_path / "out")
+    assert "共 5 步，记录了 2 步" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_layers_of_the_words_that_are_asked_for(house, tmp_path, capsys):
+    arguments = ["report", str(house / "runs" / "cat"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--words", "月亮", "猫", "--figures", "layers-3-4"]) == 0
+    assert (tmp_path / "out" / "figures" / "cat" / "layers-3-4.pdf").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
+    write(tmp_path / "broken" / "manifest.json", '{"format": "toushi-run", "version": 1, "complete": true}')
+    runs = house / "runs"
+    for arguments, said in [
+        ([], "give the folder of a run"),
+        ([str(tmp_path / "nothing")], "there is no folder"),
+        ([str(tmp_path)], "is no run: it has no manifest.json"),
+        ([str(tmp_path / "broken")], "is not whole: KeyError"),
+        ([str(runs / "coins"), "--figures", "share"], "there is no figure 'share'; there are: shares"),
+        ([str(runs / "坏"), "--figures", "shares"], "there are: none"),
+        ([str(runs / "coins"), "--words", "猫"], "--words are of a trace"),
+        ([str(runs / "cat"), "--words", "狗"], "'狗' is not in the prompt"),
+        ([str(runs / "coins"), "-o", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+    ]:
+        where = [] if "-o" in arguments else ["-o", str(tmp_path / "out")]
+        assert main(["report", *arguments, *where]) == 2
+        err = capsys.readouterr().err
+        assert said in err and len(err.splitlines()) == 1, err
+
+
+def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
+    table = pd.DataFrame({"n": range(700), "x": np.linspace(0, 1, 700), "word": "猫"})
+    file = tmp_path / "long.csv"
+    write(file, table.to_csv(index=False))
+    body = rows(Sheet("long", table, file))
+    assert len(body["rows"]) == 500 and "700 行" in body["note"].zh and str(file) in body["note"].en
+    assert base64.b64decode(body["data"]) == file.read_bytes()
+    assert [column["number"] for column in body["columns"]] == [True, True, False]
+    chapter = Chapter("a", alike("a"), sheets=[Sheet("long", table, file)])
+    assert len(contents([chapter], tmp_path, tmp_path, "en")["chapters"][0]["sheets"][0]["rows"]) == 15
+    assert (shown(0.123456), shown(float("nan")), shown(3), shown(True)) == ("0.1235", "–", "3", "True")
+
+
+def test_figures_of_a_trace_fit_a_page(house):
+    from reports.of_trace import chosen, figures
+
+    trace = open_trace(house / "runs" / "cat")
+    for name, (_, draw) in figures(trace, chosen(trace, None, "cond"), ()).items():
+        assert draw().get_figwidth() <= PAGE, name
