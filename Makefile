@@ -13,6 +13,7 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_FROM) torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps attention-map-diffusers==1.0.0  # the peer
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -48,5 +49,4 @@ scores: setup
 
 # What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
 bench: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps attention-map-diffusers==1.0.0  # the peer
 	$(BIN)/python -m benchmarks

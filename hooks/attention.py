@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hooks.errors import WireError
-from hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, elsewhere, probabilities
+from hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
 
 
 class Call:
@@ -61,21 +61,10 @@ class Call:
         With `mean` over the heads, [row, column, query]. Before dropout, if there is any. Queries that may look
         nowhere have zeros.
         """
-        return self._read(probabilities, columns, rows, queries, mean, dtype)
-
-    def elsewhere(
-        self, columns: Columns, rows: slice | list[int] | None = None, queries: slice | None = None
-    ) -> Tensor:
-        """Mass on all keys but `columns`: [row, head, query]. Costs one more pass over those keys, in chunks."""
-        return self._read(elsewhere, columns, rows, queries)
-
-    def _read(
-        self, function, columns: Columns, rows: slice | list[int] | None, queries: slice | None, *how
-    ) -> Tensor:
         device = self.what.query.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._read(function, columns, rows, queries, *how)
+                return self.probabilities(columns, rows, queries, mean, dtype)
         what, lse = self.what, self.lse
         if rows is not None:
             what, lse = what.rows(rows), None if lse is None else lse[rows]
@@ -83,7 +72,7 @@ class Call:
             if what.causal:
                 raise WireError(f"{self.site}: some queries of a causal attention cannot be read by themselves")
             what, lse = what.queries(queries), None if lse is None else lse[:, :, queries]
-        return function(what, lse, columns, *how)
+        return probabilities(what, lse, columns, mean, dtype)
 
 
 class Watch:

@@ -257,17 +257,3 @@ def nowhere(mask: Tensor, queries: slice | None = None) -> Tensor:
         mask = mask[..., queries, :]
     blocked = ~mask if mask.dtype == torch.bool else mask == -torch.inf
     return blocked.all(dim=-1)[..., None, :] if mask.dim() > 1 else blocked.all()
-
-
-def elsewhere(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:
-    """Attention mass outside of some columns: [row, head, query]. Summed over those others, not one minus the rest."""
-    known = log_sum_exp(what) if lse is None else lse
-    other = torch.ones(what.key.shape[2], dtype=torch.bool, device=what.key.device)
-    other[columns] = False
-    others = other.nonzero()[:, 0]
-
-    def chunk(queries: slice | None) -> Tensor:
-        here = known if queries is None else known[:, :, queries]
-        return scores(what, others, queries).sub_(here[:, :, None]).exp_().sum(dim=2)
-
-    return in_chunks(chunk, what, len(others))

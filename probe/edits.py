@@ -165,6 +165,11 @@ class Editing:
         joint = run.joint if self.sites[call.site].kind == "cross" else None
         if joint is not None and (queries != keys or queries < max(one.image for one in joint) + run.cells):
             raise BadEdit(f"{call.site}: expected image and text in one sequence, but {queries}x{keys} came")
+        if self.sites[call.site].kind == "cross" and run.keys not in (None, keys):
+            raise BadEdit(
+                f"{call.site}: looks at {keys} keys, and the text has {run.keys} columns: which keys are the text's is "
+                f"not known for {self.family.name}"
+            )
         whole = output.new_ones(rows, heads, 1, 1)
         factor = torch.ones(rows, heads, keys, 1, dtype=torch.float64)
         given: list[tuple[int, list[int], list[int], Tensor]] = []

@@ -205,7 +205,7 @@ def _previews(trace, steps) -> np.ndarray | None:
 
 def encoder(trace, branch: str, language: str) -> bytes:
     """The block for `component.text_map`: tokens, words and, where the trace has it, the encoder's attention."""
-    tokens = [token for token in trace.tokens(branch) if token.kind != "pad"]
+    tokens = trace.encoder_tokens(branch)
     positions = [token.position for token in tokens]
     layers, arrays = [], {"colours": colours()}
     for number, maps in enumerate(encoder_layers(trace, branch)):

@@ -34,7 +34,7 @@ class Following:
         self.aside: list[Encoded] = []  # encoded outside of `sample`
         self.rows: list[tuple[Place, int] | None] = []  # whose each row is, and where in it the text begins
         self.joint: Sequence[Stretch] | None = None
-        self.cells = 0
+        self.cells, self.keys = 0, None
         self.unread: list[Place] = []
         self.held = False
         self.wires = ExitStack()
@@ -179,7 +179,7 @@ class Following:
             return
         if name == self.family.denoiser:
             scene = self.family.scene(self.model, dict(zip(self.family.inputs, given)))
-            self.joint, self.cells = scene.joint, scene.grid[0] * scene.grid[1]
+            self.joint, self.cells, self.keys = scene.joint, scene.grid[0] * scene.grid[1], scene.keys
             states = {branch: [text.states for text in some] for branch, some in self.texts.items()}
             whose = places(scene.texts(), states, self.family.rows, self.evaluations)
             self.evaluations.update(whose)

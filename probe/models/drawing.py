@@ -31,6 +31,12 @@ def draw(
         kind = type(model.scheduler).__name__
         raise ToushiError(f"this pipeline brings its own sampler, {kind}: leave the sampler out ({sampler} came)")
     known = inspect.signature(type(model).__call__).parameters
+    wants = [name for name in ("image", "control_image", "mask_image") if name in known]
+    if wants and "Pipeline" in (kind := type(model).__name__) and not kind.startswith(("Flux2Pipeline", "Flux2Klein")):
+        raise ToushiError(
+            f"{kind} begins with an image ({', '.join(wants)}), which cannot be given here: load the model as its "
+            "text-to-image pipeline, or call the pipeline in Python, inside `with record(pipeline, folder):`"
+        )
     # Pipelines that were distilled with guidance take it as a number of the model, and the real one by this name.
     strength = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
     wanted = {

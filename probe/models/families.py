@@ -68,6 +68,7 @@ class Scene(NamedTuple):
     key: tuple[Tensor, ...]  # whose identity tells one text from another
     texts: Callable[[], list[Tensor]]  # of each row the real text columns [column, feature]
     joint: tuple[Stretch, ...] | None = None  # of each row; None: every query is an image cell, every key a text column
+    keys: int | None = None  # how many keys attention to the text must have, where nothing else proves them the text's
 
 
 class Stepped(NamedTuple):
@@ -315,12 +316,15 @@ FAMILIES = (MINI_UNET,)
 
 
 def family_of(model) -> Family:
+    from probe.models.pipelines.generic import generic
     from probe.models.pipelines.table import PIPELINES  # rows of this table, made of what is above
 
     families = (*FAMILIES, *PIPELINES)
     for family in families:
         if family.knows(model):
             return family
+    if (family := generic(model)) is not None:
+        return family
     known = ", ".join(family.name for family in families)
     raise UnknownFamily(
         f"cannot record a {type(model).__name__}: expected a model of one of the families {known}. "

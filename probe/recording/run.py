@@ -92,6 +92,7 @@ class Run:
         self.kernels: set[str] = set()
         self.latent: tuple[int, int] = (0, 0)
         self.joint: tuple[Stretch, ...] | None = None
+        self.keys: int | None = None
         self.rows_of_text: list[tuple[tuple[Tensor, ...], tuple[int, ...], list[Place]]] = []
         self.rows: list[Place] = []
         self.taken: set[str] = set()
@@ -139,7 +140,7 @@ class Run:
             return
         self._read()  # what waits belongs to the rows of the evaluation before this one
         scene = self.family.scene(self.model, inputs)
-        self.latent, self.joint = scene.grid, scene.joint
+        self.latent, self.joint, self.keys = scene.grid, scene.joint, scene.keys
         self.rows = self._whose(scene)
         wanted = self.policy.branches
         self.fresh, self.taken = [], set()
@@ -195,6 +196,11 @@ class Run:
             cells, columns = image, max(own.text + own.columns for own in self.joint)
         if site.kind == "cross" and keys < columns:
             raise Unrecordable(f"{call.site}: expected {columns} text columns, but it looks at {keys} keys")
+        if site.kind == "cross" and self.keys not in (None, keys):
+            raise Unrecordable(
+                f"{call.site}: looks at {keys} keys, and the text has {self.keys} columns: which keys are the text's "
+                f"is not known for {self.family.name}. Leave it out with sites=…"
+            )
         if call.site in self.taken:
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
         self.taken.add(call.site)
@@ -356,6 +362,7 @@ class Run:
                 },
                 **self.seen,
             },
+            "family": self.family.name,
             "not_recorded": self.family.not_recorded(self.model),
             "keep": self.policy.keep,
             "steps": {

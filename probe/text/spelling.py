@@ -2,12 +2,12 @@
 
 Byte-level BPE (CLIP, Qwen, Mistral), SentencePiece (T5, Gemma, ChatGLM) and WordPiece (BERT) alike: what the tokens spell is followed,
 byte by byte, through the prompt as the tokenizer normalises it. White space counts for nothing on either side, since
-every tokenizer treats it in a way of its own; a token that the vocabulary cannot spell (<unk>) stands for whatever
-lies between its neighbours.
+every tokenizer treats it in a way of its own, unless it is spelled out in bytes, as 　 is; a token that the vocabulary
+cannot spell (<unk>) stands for whatever lies between its neighbours.
 """
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenizers import decoders, pre_tokenizers
@@ -45,7 +45,9 @@ class Vocabulary:
         if fast is None:
             pieces = tokenizer.tokenizer  # around a SentencePiece model
             special |= frozenset(pieces.index_special_tokens)
-            return cls(pieces.convert_id_to_token, pieces.sp_model.normalize, False, frozenset(), special, unknown, *ends)
+            return cls(
+                pieces.convert_id_to_token, pieces.sp_model.normalize, False, frozenset(), special, unknown, *ends
+            )
         byte_level = isinstance(fast.decoder, decoders.ByteLevel)
         normalise = str if fast.normalizer is None else fast.normalizer.normalize_str
         added = frozenset(fast.get_added_tokens_decoder())
@@ -56,8 +58,8 @@ class Vocabulary:
         pads = _padding(self, ids, mask)
         return ["pad" if pad else "special" if id in self.special else "text" for id, pad in zip(ids, pads)]
 
-    def spelled(self, id: int) -> bytes:
-        """The bytes that the token stands for, without white space."""
+    def spelled(self, id: int, spaces: bool = False) -> bytes:
+        """The bytes that the token stands for, without white space; with `spaces` only without that of ASCII."""
         piece = self.piece(id)
         if id in self.added:
             return _without_spaces(piece.encode())
@@ -69,15 +71,16 @@ class Vocabulary:
             return _without_spaces(bytes.fromhex(piece[3:5]))
         if len(piece) > 2 and piece.startswith("##"):
             piece = piece[2:]
-        return _lower(piece).encode()
+        return _without_spaces(_bare(piece, spaces).encode())
 
-    def normalised(self, text: str) -> list[tuple[int, Span]]:
+    def normalised(self, text: str, lower: bool = False, spaces: bool = False) -> list[tuple[int, Span]]:
         """The bytes of the text as the tokenizer reads it, each with the characters that it comes from."""
         found = []
         for start, end in _clusters(text):
-            cluster = self.normalise(text[start:end])
+            cluster = text[start:end].lower() if lower else text[start:end]
+            cluster = self.normalise(cluster)
             if not self.byte_level:
-                cluster = _lower(cluster)  # pipelines lower the case of their own accord, too
+                cluster = _bare(cluster, spaces)
             found += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
         return found
 
@@ -97,15 +100,28 @@ def spelled_out(
     id where it stands among the denoiser's text keys. Raises Misspelled if these are not the ids of that prompt.
     Positions count from the first token that is no padding; padding on the left comes last.
     """
-    before, after = (vocabulary.normalised(text) for text in template)
-    own = vocabulary.normalised(prompt)
+    # A pipeline may lower the case of the prompt of its own accord.
+    ways = [(lower, spaces) for lower in (False, True) for spaces in (False, True)]
+    for way in ways:
+        try:
+            return _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, *way)
+        except Misspelled as error:
+            if way == ways[0]:
+                first = error
+    raise first
+
+
+def _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, lower: bool, spaces: bool):
+    before, after = (vocabulary.normalised(text, False, spaces) for text in template)
+    own = vocabulary.normalised(prompt, lower, spaces)
     stream = bytes(byte for byte, _ in (*before, *own, *after))
     first, last = len(before), len(before) + len(own)
     pads = _padding(vocabulary, ids, mask)
     real = [index for index in range(len(ids)) if not pads[index]]
     lead = real[0] if real else 0
     breaks = _breaks(prompt, own, first)
-    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], stream, breaks, bool(before))))
+    spelled = {ids[i]: vocabulary.spelled(ids[i], spaces) for i in real}
+    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], spelled, stream, breaks, bool(before))))
 
     tokens, reached = [], 0
     for index, (id, column) in enumerate(zip(ids, columns)):
@@ -139,21 +155,25 @@ class Misspelled(ValueError):
 
 
 def _follow(
-    vocabulary: Vocabulary, ids: Sequence[int], stream: bytes, breaks: set[int], in_template: bool
+    vocabulary: Vocabulary,
+    ids: Sequence[int],
+    spelled: Mapping[int, bytes],
+    stream: bytes,
+    breaks: set[int],
+    in_template: bool,
 ) -> list[tuple[int, int]]:
     """For each id the stretch of the stream that it stands for. Special tokens stand for none, or for themselves."""
     reach: list[set[int]] = [{0}]
     for index, id in enumerate(ids):
         bare = id in vocabulary.special
-        spelled = vocabulary.spelled(id)
         after: set[int] = set()
         for at in reach[-1]:
             if bare:
                 after.add(at)
             if id == vocabulary.unknown:
                 after |= set(_unknown_ends(at, len(stream), breaks))
-            elif stream.startswith(spelled, at) and not (index == 0 and id == vocabulary.bos and not in_template):
-                after.add(at + len(spelled))
+            elif stream.startswith(spelled[id], at) and not (index == 0 and id == vocabulary.bos and not in_template):
+                after.add(at + len(spelled[id]))
         if not after:
             raise Misspelled(f"token {index} ({vocabulary.piece(id)}) is not what comes next in the text")
         reach.append(after)
@@ -167,7 +187,7 @@ def _follow(
         elif id == vocabulary.unknown:
             start = max(place for place in before if at in _unknown_ends(place, len(stream), breaks))
         else:
-            start = at - len(vocabulary.spelled(id))
+            start = at - len(spelled[id])
         places.append((start, at))
         at = start
     return places[::-1]
@@ -232,9 +252,9 @@ def _clusters(text: str) -> list[Span]:
     return list(zip(starts, [*starts[1:], len(text)]))
 
 
-def _lower(text: str) -> str:
-    """In lower case, without white space, of which SentencePiece's ▁ is one."""
-    return "".join(character.lower() for character in text if character != "▁" and not character.isspace())
+def _bare(text: str, spaces: bool) -> str:
+    """Without SentencePiece's ▁, and unless `spaces` without white space."""
+    return "".join(character for character in text if character != "▁" and (spaces or not character.isspace()))
 
 
 def _without_spaces(spelled: bytes) -> bytes:

@@ -28,6 +28,7 @@ The manifest. Fields marked * must be there; what is not known is null; further 
     keep*            heads | mean | sum
     steps*           {count, times: [count or count + 1 numbers] or null, recorded: [step, …]; null means all}
     evaluations, guidance, sampler, seed, device, dtype, kernel, threads, edits, versions, git, argv
+    family           the row of the family table by which it was recorded
     not_recorded     {glob: why} of the model's attention that no site stands for
     size             [height, width] in pixels
     heat_map         {sites: [globs], rule: "how they are averaged, in words"}: this model's better default, or null

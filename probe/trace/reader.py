@@ -129,7 +129,8 @@ class Trace:
         prompt = layout.prompt_of(self.manifest, branch)
         if prompt is None:
             raise NotRecorded(
-                f"The {branch} prompt is not known (the run was given ready-made embeddings), so there are no words. "
+                f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
+                "pipeline is no row of the family table), so there are no words. "
                 "Ask without a word: the maps are then by token index."
             )
         return find(prompt, self.words(branch), word)
@@ -210,6 +211,12 @@ class Trace:
         """The latent after this step [channel, y, x], as the model has it; None if not kept."""
         found = self._extra(step, "latent")
         return None if found is None else xr.DataArray(found, dims=("channel", "y", "x"))
+
+    def encoder_tokens(self, branch: str = "cond") -> list[Token]:
+        """The tokens of the text encoder that was recorded, without padding. Another one counts positions anew."""
+        names = {name.partition(".")[0] for name, site in self.sites.items() if site["kind"] == "encoder"}
+        tokens = [token for token in self.tokens(branch) if token.kind != "pad"]
+        return [token for token in tokens if names & set(token.encoders) or not token.encoders] or tokens
 
     def encoder_states(self, branch: str = "cond") -> xr.DataArray:
         """Hidden states of the text encoder [layer, token, feature]; layer 0 is the embeddings. `token`: position."""
@@ -316,8 +323,5 @@ class Trace:
         return {number: f"{kind}/{number}/{branch}" for number in numbers}
 
     def _positions(self, branch: str, length: int) -> dict[str, Any]:
-        """Of the encoder that was recorded: another one's tokens have positions of their own."""
-        names = {name.partition(".")[0] for name, site in self.sites.items() if site["kind"] == "encoder"}
-        own = [token for token in self.tokens(branch) if names & set(token.encoders) or not token.encoders]
-        texts = {token.position: token.text for token in own or self.tokens(branch)}
+        texts = {token.position: token.text for token in self.encoder_tokens(branch)}
         return {"token": np.arange(length), "text": ("token", [texts.get(i, "") for i in range(length)])}

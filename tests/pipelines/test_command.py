@@ -1,31 +1,60 @@
 """From the shell: a saved pipeline of every family draws, is recorded, and its trace says what it is."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from dashboards import library
 from probe.models.load import UnknownModel, load
 from probe.trace.reader import open_trace
-from tests.pipelines.tiny import MAKERS, made
+from tests.pipelines.tiny import MAKERS, made, scaled
+from tests.pipelines.variants import variant
 from toushi import main
 
 PROMPT = "a red cat and 月亮"
-# Drops 34 template tokens by a number in its code, which fits the real tokenizer alone.
-RELOADED = [name for name in MAKERS if name != "qwen-image"]
 
 
-@pytest.mark.parametrize("name", RELOADED)
+def options(name, folder):
+    size = "x".join(map(str, scaled(made(name), (32, 48))))
+    return ["--model", str(folder), "--steps", "2", "--size", size, "--guidance", "3"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
 def test_toushi_trace(name, tmp_path, capsys):
     folder = tmp_path / "model"
     made(name).save_pretrained(folder)
-    options = ["--model", str(folder), "--steps", "2", "--size", "32x48", "--guidance", "3"]
-    assert main(["trace", PROMPT, *options, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    assert "cat" in said and "月亮" in said and (tmp_path / "run" / "words.png").exists()
+    assert main(["trace", PROMPT, *options(name, folder), "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "cat" in said.out and "月亮" in said.out and (tmp_path / "run" / "words.png").exists()
+    assert ("hidden states are kept" in said.err) == (name in ("sana", "lumina-2"))
     trace = open_trace(tmp_path / "run")
-    assert trace.complete and trace.verify() == [] and trace.manifest["size"] == [32, 48]
+    assert trace.complete and trace.verify() == [] and trace.manifest["family"].startswith(name)
     assert trace.branches[0] == "cond" and trace.prompt == PROMPT
-    assert main(["trace", PROMPT, *options, "--no-record", "--out", str(tmp_path / "bare")]) == 0
+    # The explorer opens it.
+    (entry,) = library.entries(tmp_path)
+    assert entry.prompt == PROMPT and not entry.damaged and library.thumbnail(entry)
+    run, version = str(entry.folder), library.stamp(str(entry.folder))
+    assert len(library.picture(run, version, "cond", "zh")) > 1000
+    assert library.has_encoder(trace, "cond") == (name not in ("sana", "lumina-2"))
+    assert not library.has_encoder(trace, "cond") or len(library.encoder(run, version, "cond", "zh")) > 1000
+
+
+def test_toushi_trace_in_a_process_of_its_own(tmp_path):
+    made("lumina-2").save_pretrained(tmp_path / "model")
+    command = ["trace", PROMPT, *options("lumina-2", tmp_path / "model"), "--out"]
+    whole = [sys.executable, "-m", "toushi", *command, str(tmp_path / "run")]
+    run = subprocess.run(whole, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert main([*command, str(tmp_path / "bare"), "--no-record"]) == 0
     assert (tmp_path / "bare" / "image.png").read_bytes() == (tmp_path / "run" / "image.png").read_bytes()
+
+
+def test_a_pipeline_that_begins_with_an_image_says_so(tmp_path, capsys):
+    variant("StableDiffusionImg2ImgPipeline").save_pretrained(tmp_path / "model")
+    assert main(["trace", "cat", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run")]) == 2
+    assert "StableDiffusionImg2ImgPipeline begins with an image" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):

@@ -105,7 +105,7 @@ def gemma_tokenizer():
             joined += letter
             vocabulary.append(joined)
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(vocabulary))}
-    return transformers.GemmaTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)))
+    return transformers.GemmaTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), add_bos_token=True)
 
 
 _home = tempfile.TemporaryDirectory()

@@ -1,15 +1,26 @@
 """Which characters the tokens of other people's tokenizers stand for."""
 
+import itertools
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 
 transformers = pytest.importorskip("transformers")
 
+from probe.text.alignment import segment, shares  # noqa: E402
 from probe.text.spelling import Misspelled, Vocabulary, spelled_out  # noqa: E402
-from tests.pipelines.vocabularies import clip_tokenizer, qwen_tokenizer, t5_tokenizer  # noqa: E402
+from tests.pipelines.vocabularies import (  # noqa: E402
+    bert_tokenizer,
+    chatglm_tokenizer,
+    clip_tokenizer,
+    gemma_tokenizer,
+    mistral_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+)
 
 REAL = Path(os.environ.get("TOUSHI_Z_IMAGE_TOKENIZER", "nowhere"))  # a folder; the tests need no network
 HARD = [
@@ -22,27 +33,11 @@ HARD = [
     "e\u0301te\u0301 café",
     "ｆｕｌｌ　width",
     "<|endoftext|>",
+    "龘龘𰻝，𰻝龘！（龘）「𰻝」",
+    "👩‍👩‍👧 和 🇨🇳，👍🏽。",
+    "猫 cat 猫，cat猫猫cat",
+    "Ｃａｔ！？　２０２６年①㍿ﬁ",
 ]
-
-
-def bert_tokenizer():
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdeghilnoprstw",
-        "red",
-        "cat",
-        "猫",
-        "左",
-        "边",
-        "月",
-        ",",
-    ]
-    vocabulary = {word: index for index, word in enumerate([*words, *(f"##{letter}" for letter in "abcdeghilnoprstw")])}
-    return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True)
 
 
 def spell(tokenizer, text, template=("", ""), **how):
@@ -57,7 +52,15 @@ def covered(tokens, text):
     return "".join(text[index] for index in sorted(left)).strip()
 
 
-MAKERS = {"clip": clip_tokenizer, "qwen": qwen_tokenizer, "t5": t5_tokenizer, "bert": bert_tokenizer}
+MAKERS = {
+    "clip": clip_tokenizer,
+    "qwen": qwen_tokenizer,
+    "mistral": mistral_tokenizer,
+    "t5": t5_tokenizer,
+    "gemma": gemma_tokenizer,
+    "chatglm": chatglm_tokenizer,
+    "bert": bert_tokenizer,
+}
 
 
 @pytest.mark.parametrize("text", HARD)
@@ -70,6 +73,49 @@ def test_every_character_belongs_to_a_token(kind, text):
         assert token.kind in ("text", "special")
     spans = [token.span for token in tokens if token.span]
     assert spans == sorted(spans)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_words_share_out_the_mass_of_all_tokens(kind):
+    """Whatever a token costs or spans: characters over several tokens, tokens over several characters."""
+    for text in HARD:
+        tokens = [token for token in spell(MAKERS[kind](), text)[0] if token.span]
+        mass = np.random.default_rng(0).random(len(tokens))
+        edges = sorted({0, len(text), *(edge for word in segment(text) for edge in word.span)})
+        total = sum((mass * shares(tokens, part)).sum() for part in itertools.pairwise(edges))
+        assert np.isclose(total, mass.sum()), text
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_repeated_words_are_told_apart_by_place(kind):
+    text = "猫 red cat，red 猫"
+    tokens, _ = spell(MAKERS[kind](), text)
+    owners = [{t.position for t in tokens if t.span and t.span[0] < end and start < t.span[1]} for start, end in
+              (word.span for word in segment(text))]  # fmt: skip
+    assert [word.text for word in segment(text)] == ["猫", "red", "cat", "red", "猫"]
+    assert all(owners) and not owners[0] & owners[4] and not owners[1] & owners[3]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_is_cut_off_is_told_by_its_place(kind):
+    tokenizer, text = MAKERS[kind](), "red 龘 cat，𰻝 moon 🦉 blue 猫 the left"
+    whole = len(spell(tokenizer, text)[0])
+    for length in range(4, whole):
+        tokens, cut = spell(tokenizer, text, truncation=True, max_length=length)
+        reached = max((token.span[1] for token in tokens if token.span), default=0)
+        assert cut is None or cut <= reached + 1 or not text[reached:cut].strip()
+        assert cut is not None or not text[reached:].strip()
+        assert not {t.kind for t in tokens} - {"text", "special"}
+
+
+@pytest.mark.parametrize("kind", ["chatglm", "mistral"])
+def test_padding_on_the_left(kind):
+    tokens, _ = spell(MAKERS[kind](), "red 龘 cat", padding="max_length", max_length=30)
+    kinds = [token.kind for token in tokens]
+    assert kinds[0] == "pad" and kinds[-1] == "text" and "cat" in [token.text for token in tokens]
+    first = next(index for index, token in enumerate(tokens) if token.kind != "pad")
+    assert [token.position for token in tokens[first:]] == list(range(30 - first))
+    assert [token.column for token in tokens] == list(range(30))
 
 
 def test_an_unknown_token_stands_for_what_lies_between_its_neighbours():

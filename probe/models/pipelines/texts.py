@@ -62,14 +62,15 @@ def encoded(
     first = said.ids.get(parts[0].encoders[0], ())
     count = len(first[run].ids) if run is not None and run < len(first) else 0
     if not count or len(states) % count:
-        return [Encoded(None, (), tuple(_numbered(0, len(one), block)), one) for one in states]
+        return [Encoded(None, (), tuple(numbered(0, len(one), block)), one) for one in states]
     texts = []
     for prompt in range(count):
         text, ids, tokens = _one(said, parts, run or 0, prompt, count, negative)
         for one in states[prompt * (len(states) // count) : (prompt + 1) * (len(states) // count)]:
             known = [token if (token.column or 0) < len(one) else replace(token, column=None) for token in tokens]
             width = sum(token.column is not None for token in known)
-            texts.append(Encoded(text, ids, (*known, *_numbered(width, len(one), block)), one))
+            # Columns beyond the tokens are filling, which some models attend to.
+            texts.append(Encoded(text, ids, (*known, *numbered(width, width, block, at_least=len(one))), one))
     return texts
 
 
@@ -143,9 +144,9 @@ def _of_number(given: Any, number: int, count: int) -> str:
     return given[number] if len(given) == count else given[0]
 
 
-def _numbered(start: int, end: int, block: int) -> list[Token]:
+def numbered(start: int, end: int, block: int, at_least: int = 0) -> list[Token]:
     """Tokens of which nothing is known but the column; beyond `end`, up to a multiple of `block`, filling."""
-    last = -(-end // block) * block
+    last = -(-max(end, at_least) // block) * block
     return [
         Token(None, f"#{column}" if column < end else "", None, "text" if column < end else "pad", (), column, column)  # pyright: ignore[reportArgumentType]
         for column in range(start, max(start, last))
@@ -238,7 +239,7 @@ def z_image_given(arguments: Mapping[str, Any]) -> dict[str, list[Encoded]]:
     count = arguments.get("num_images_per_prompt") or 1
     found = {"cond": arguments.get("prompt_embeds"), "uncond": arguments.get("negative_prompt_embeds")}
     return {
-        branch: [Encoded(None, (), tuple(_numbered(0, len(one), BLOCK)), one) for one in some for _ in range(count)]
+        branch: [Encoded(None, (), tuple(numbered(0, len(one), BLOCK)), one) for one in some for _ in range(count)]
         for branch, some in found.items()
         if some
     }

@@ -1,0 +1,127 @@
+"""Pipelines that are no row of the family table: maps by token index where that is exact, a clear refusal elsewhere."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from hooks.attention import Watch
+from probe.errors import ToushiError
+from probe.models.families import UnknownFamily, family_of
+from probe.models.pipelines.generic import ByTokenIndex
+from probe.models.pipelines.readable import UnreadableAttention
+from probe.record import record
+from probe.recording.run import Unrecordable
+from probe.trace.reader import open_trace
+from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
+from toushi import main
+
+
+def consistency():
+    """Guidance is a number that the model was taught: one text."""
+    base = made("stable-diffusion")
+    unet = type(base.unet)(**{**base.unet.config, "time_cond_proj_dim": 8}).eval().requires_grad_(False)
+    parts = {**base.components, "unet": unet, "scheduler": diffusers.LCMScheduler()}
+    return quiet(diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False))
+
+
+def perturbed():
+    """Guidance by two texts."""
+    parts = made("stable-diffusion").components
+    return quiet(diffusers.StableDiffusionPAGPipeline(**parts, requires_safety_checker=False))
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("make", [consistency, perturbed])
+def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make, tmp_path):
+    torch.manual_seed(0)
+    pipeline, how = make(), {"negative": NEGATIVE, "size": (32, 48)}
+    how |= {"pag_scale": 0.0} if make is perturbed else {}
+    plain = draw(pipeline, **how)[0]
+    sites, calls = family_of(pipeline).sites(pipeline), []
+    says = r"no row.*by the index of the key.*which token.*not known.*table\.py"
+    with (
+        Watch({name: site.module for name, site in sites.items()}, calls.append),
+        pytest.warns(ByTokenIndex, match=says),
+        record(pipeline, tmp_path / "run", dtype="float32"),
+    ):
+        assert np.array_equal(draw(pipeline, **how)[0], plain)
+    trace = open_trace(tmp_path / "run")
+    assert trace.verify() == [] and trace.branches == (["cond"] if make is consistency else ["cond", "uncond"])
+    assert trace.prompt is None and trace.manifest["asked"] == PROMPT and "by token index" in trace.manifest["family"]
+    assert [t.text for t in trace.tokens()] == [f"#{index}" for index in range(77)] and trace.words() == []
+    assert len(trace.sites) == 4
+    # The maps are those of the known row, whose prompt comes second in the batch.
+    call = next(call for call in calls if call.site == next(iter(trace.sites)))
+    truth = (call.what.query.double() @ call.what.key.double().mT * call.what.scale).softmax(-1)[-1]
+    found = trace.files.step(0).read(f"{call.site}/cond")
+    assert np.abs(found.reshape(*found.shape[:2], -1) - truth.mT.numpy()).max() < 1e-5
+    with pytest.raises(ToushiError, match="no row of the family table"):
+        trace.heat_map("cat")
+
+
+def test_from_the_shell(tmp_path, capsys):
+    torch.manual_seed(0)
+    consistency().save_pretrained(tmp_path / "model")
+    out = str(tmp_path / "run")
+    assert main(["trace", PROMPT, "--model", str(tmp_path / "model"), "--steps", "1", "--out", out]) == 0
+    said = capsys.readouterr()
+    assert "text of unknown place" in said.out and "by the index of the key" in said.err
+
+
+def test_text_and_image_in_one_sequence_are_refused_with_the_reason(tmp_path):
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipeline = diffusers.AuraFlowPipeline(None, None, None, transformer, scheduler)
+    with pytest.raises(UnknownFamily, match=r"AuraFlowPipeline.*text and image at once.*nobody knows.*table\.py"):
+        record(pipeline, tmp_path / "run")
+
+
+def test_keys_that_are_not_the_text_alone_are_refused(tmp_path):
+    pipeline = perturbed()
+    site = family_of(pipeline).cross_sites[0]
+    attention = pipeline.unet.get_submodule(site.removeprefix("unet."))
+    forward = attention.forward
+    attention.forward = lambda states, encoder_hidden_states=None, **named: forward(
+        states, encoder_hidden_states=torch.cat([encoder_hidden_states] * 2, 1), **named
+    )
+    with (
+        pytest.warns(ByTokenIndex),
+        pytest.raises(Unrecordable, match="154 keys, and the text has 77 columns"),
+        record(pipeline, tmp_path / "run"),
+    ):
+        draw(pipeline, pag_scale=0.0)
+
+
+def test_a_processor_that_runs_elsewhere_is_refused(tmp_path):
+    pipeline = perturbed()
+    pipeline.enable_attention_slicing()
+    with pytest.raises(UnreadableAttention, match=r"SlicedAttnProcessor.*set_default_attn_processor"):
+        record(pipeline, tmp_path / "run").__enter__()
+
+
+def test_which_text_is_the_prompts_must_be_certain(tmp_path):
+    class Turned(diffusers.StableDiffusionPAGPipeline):
+        def encode_prompt(self, *arguments, **named):
+            return super().encode_prompt(*arguments, **named)[::-1]
+
+    pipeline = quiet(Turned(**made("stable-diffusion").components, requires_safety_checker=False))
+    with (
+        pytest.warns(ByTokenIndex),
+        pytest.raises(ToushiError, match="which of them is the prompt's cannot be told"),
+        record(pipeline, tmp_path / "run"),
+    ):
+        draw(pipeline, negative=NEGATIVE, pag_scale=0.0)
