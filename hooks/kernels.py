@@ -10,7 +10,8 @@ CPU what takes the time is memory, not arithmetic, so scores are made, normalise
 time.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
-CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
+CHUNK = 1 << 22  # scores held at once: 16 MB in fp32
 CACHED = 1 << 18  # and on a CPU, where they had better stay in its cache
 FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
 
@@ -181,15 +182,16 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tensor:
-    """q k^T * scale + mask at some columns and queries: [row, head, column, query]."""
+def scores(what: Scored, columns: Columns, queries: slice | None = None, into: Tensor | None = None) -> Tensor:
+    """q k^T * scale + mask at some columns and queries: [row, head, column, query]. It may lie in `into`, if given."""
     dtype = working_dtype(what.query)
     query = (what.query if queries is None else what.query[:, :, queries]).to(dtype)
     key = what.key[:, :, columns].to(dtype) * what.scale
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     rows, heads, length, _ = query.shape
-    result = query.new_empty(rows, heads, key.shape[2], length)
+    shape = (rows, heads, key.shape[2], length)
+    result = query.new_empty(shape) if into is None else into[: math.prod(shape)].view(shape)
     # Row by row, because the heads of one row can be multiplied without a copy; those of all rows together cannot.
     keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
     for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
@@ -208,20 +210,35 @@ def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tens
     return result
 
 
-def in_chunks(function: Callable[[slice | None], Tensor], what: Scored, columns: int) -> Tensor:
-    """`function` of slices of the queries, joined again, so that only so many scores exist at once."""
+def blocks(what: Scored, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and queries of which so many columns are worked on at once."""
     rows, heads, queries, _ = what.query.shape
     most = min(CHUNK, CACHED) if what.query.device.type == "cpu" else CHUNK
-    size = max(1, most // max(1, rows * heads * columns))
-    if size >= queries:
-        return function(None)
-    return torch.cat([function(slice(at, at + size)) for at in range(0, queries, size)], dim=-1)
+    if rows * heads * columns * queries <= most:
+        yield slice(0, rows), slice(0, queries)
+        return
+    size = max(1, most // max(1, heads * columns))
+    for row in range(rows):
+        for at in range(0, queries, size):
+            yield slice(row, row + 1), slice(at, min(at + size, queries))
 
 
 def log_sum_exp(what: Scored) -> Tensor:
     """log sum over keys of exp(score): [row, head, query]; 0 for a query that may look nowhere, as in the kernels."""
-    lse = in_chunks(lambda queries: scores(what, slice(None), queries).logsumexp(dim=2), what, what.key.shape[2])
-    return lse.masked_fill(lse == -torch.inf, 0.0)
+    lse = what.query.new_empty(what.query.shape[:3], dtype=working_dtype(what.query))
+    for rows, queries in blocks(what, what.key.shape[2]):
+        lse[rows, :, queries] = scores(what.rows(rows), slice(None), queries).logsumexp(dim=2)
+    return lse.masked_fill_(lse == -torch.inf, 0.0)
+
+
+def softmax_(scores: Tensor) -> Tensor:
+    """Over the keys, in place; zeros for a query that may look nowhere. [row, head, key, query]"""
+    if not scores.shape[2]:
+        return scores
+    # In place and in these steps it takes half the time of torch.softmax, whose last dimension would be another one.
+    top = scores.amax(dim=2, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    scores.sub_(top).exp_()
+    return scores.mul_(scores.sum(dim=2, keepdim=True).clamp_(min=1).reciprocal_())
 
 
 def probabilities(
@@ -231,29 +248,19 @@ def probabilities(
 
     With `mean` averaged over the heads, [row, column, query]; rounded to `dtype`, if given, at the very end.
     """
-    keys = what.key.shape[2]
+    (rows, heads, queries, _), keys = what.query.shape, what.key.shape[2]
     again = lse is None and keys <= FEW
-    known = log_sum_exp(what) if lse is None and not again else lse
-
-    def chunk(queries: slice | None) -> Tensor:
-        found = scores(what, slice(None) if again else columns, queries)
-        if again:
-            found = found.softmax(dim=2)
-            if what.mask is not None:
-                found.masked_fill_(nowhere(what.mask, queries), 0.0)
-            found = found[:, :, columns]
+    known = lse if lse is not None or again else log_sum_exp(what)
+    count = len(range(*columns.indices(keys))) if isinstance(columns, slice) else len(columns)
+    shape = (rows, count, queries) if mean else (rows, heads, count, queries)
+    result = what.query.new_empty(shape, dtype=dtype or working_dtype(what.query))
+    room = None  # memory that is new costs as much as what is done in it
+    for some, part in blocks(what, keys if again else count):
+        found = scores(what.rows(some), slice(None) if again else columns, part, room)
+        room = found.view(-1) if room is None else room
+        if known is None:
+            found = softmax_(found)[:, :, columns]
         else:
-            found = found.sub_((known if queries is None else known[:, :, queries])[:, :, None]).exp_()
-        found = found.mean(1) if mean else found
-        return found if dtype is None else found.to(dtype)
-
-    taken = columns.indices(keys) if isinstance(columns, slice) else (0, len(columns), 1)
-    return in_chunks(chunk, what, keys if again else len(range(*taken)))
-
-
-def nowhere(mask: Tensor, queries: slice | None = None) -> Tensor:
-    """Which queries the mask lets look nowhere: bool, broadcasts to [row, head, key, query]."""
-    if queries is not None and mask.dim() > 1 and mask.shape[-2] > 1:
-        mask = mask[..., queries, :]
-    blocked = ~mask if mask.dtype == torch.bool else mask == -torch.inf
-    return blocked.all(dim=-1)[..., None, :] if mask.dim() > 1 else blocked.all()
+            found.sub_(known[some, :, None, part]).exp_()
+        result[some, ..., part] = found.mean(1) if mean else found
+    return result

@@ -30,7 +30,6 @@ from probe.editing.edit import BadEdit, Edit, edits_of_manifest
 from probe.editing.following import Following
 from probe.models.families import Encoded, Stretch, UnknownSite, family_of, plain, submodule
 from probe.text.alignment import Token
-from probe.trace.reader import open_trace
 
 __all__ = ["BadEdit", "Edit", "Editing", "edit", "edits_of", "edits_of_manifest"]
 
@@ -68,7 +67,7 @@ class Editing:
         self.model, self.edits = plain(model), edits
         self.family = family_of(self.model)
         self.encoder = self.family.encoder.partition(".")[0]
-        self.sources = {one.source: open_trace(one.source) for one in edits if one.source is not None}
+        self.sources = _opened(one.source for one in edits if one.source is not None)
         self.attention: dict[str, list[Edit]] = {}
         self.states: dict[str, list[Edit]] = {}
         self.sites = self.family.sites(self.model)
@@ -253,6 +252,15 @@ class Editing:
                     part = torch.tensor(list(at.values()))[:, None].to(rows)
                     rows[row, places] *= 1 + (one.factor - 1) * part
         return changed
+
+
+def _opened(folders: Iterable[str]) -> dict:
+    folders = list(folders)
+    if not folders:
+        return {}
+    from probe.trace.reader import open_trace  # half a second of imports, which recording can do without
+
+    return {folder: open_trace(folder) for folder in folders}
 
 
 def _alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:

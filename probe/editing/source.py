@@ -1,16 +1,20 @@
 """What a word got, or was, in another trace."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from hooks.attention import Call
 from probe.editing.edit import BadEdit, Edit
 from probe.text.alignment import Token, shares
-from probe.trace.reader import Trace
+
+if TYPE_CHECKING:
+    from probe.trace.reader import Trace
 
 
 def attention(
-    trace: Trace, one: Edit, call: Call, cells: int, branch: str, step: tuple[int, int], count: int
+    trace: "Trace", one: Edit, call: Call, cells: int, branch: str, step: tuple[int, int], count: int
 ) -> Tensor:
     """[head, column, cell]: what the word got at this site and step (index, of so many) of the other trace.
 
@@ -39,7 +43,9 @@ def attention(
     return own if len(columns) == count else own.sum(1, keepdim=True).expand(-1, count, -1) / count
 
 
-def state(trace: Trace, one: Edit, site: str, number: int, encoder: str, branch: str, count: int, width: int) -> Tensor:
+def state(
+    trace: "Trace", one: Edit, site: str, number: int, encoder: str, branch: str, count: int, width: int
+) -> Tensor:
     """[token, feature]: the word's state `number` in the other trace. Of other numbers of tokens the mean."""
     states = trace.encoder_states(branch)
     if number not in states.layer or states.sizes["feature"] != width:
@@ -55,7 +61,7 @@ def state(trace: Trace, one: Edit, site: str, number: int, encoder: str, branch:
     return own if len(at) == count else own.mean(0, keepdim=True).expand(count, -1)
 
 
-def _tokens(trace: Trace, one: Edit, branch: str) -> list[Token]:
+def _tokens(trace: "Trace", one: Edit, branch: str) -> list[Token]:
     tokens, word = trace.tokens(branch), _word(one)
     found = [token for token, share in zip(tokens, shares(tokens, trace.span(word, branch))) if share]
     if not found:

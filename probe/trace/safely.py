@@ -26,7 +26,11 @@ def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
     head += b" " * (-len(head) % 8)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for part in (len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8) for name in names)):
+        for part in (
+            len(head).to_bytes(8, "little"),
+            head,
+            *(arrays[name].reshape(-1).view(np.uint8) for name in names),
+        ):
             digest.update(part)
             file.write(part)
     return digest.hexdigest()

@@ -19,7 +19,6 @@ import numpy as np
 from probe.errors import ToushiError
 from probe.text.alignment import Token, Word
 from probe.trace import layout
-from probe.trace.reader import open_trace
 from probe.trace.room import WriteFailed, make_room, reason, save_picture
 from probe.trace.safely import replace, save_tensors, store, sync_folder
 
@@ -177,6 +176,8 @@ class TraceWriter:
 
     def _go_on(self) -> None:
         """Takes up the finished steps of the folder; what an end by force left half done is removed."""
+        from probe.trace.reader import open_trace  # half a second of imports, which writing can do without
+
         trace = open_trace(self.folder)
         for field in SAME_RUN:
             if trace.manifest.get(field) != self.manifest.get(field):
