@@ -24,6 +24,7 @@ class Lens:
   toushi lens "我在河边的银行钓鱼"
   toushi lens "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
   toushi lens "他去银行存钱了" --encoder models/multilingual-e5-small --layers 1 6 12
+  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: open_trace, toushi info)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own
 embedding and to the words of the other sentences (cosine), and what it reads (attention, mean of the heads).
@@ -33,17 +34,21 @@ lens(encoder, texts), and probe.analysis.layers for measures over many sentences
     sentences: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SENTENCE ...")]
     """One or more; the first is compared with each of the others."""
     encoder: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")] = "mini-unet"
-    """A shipped model, or a folder with a text encoder of the transformers library: BERT, XLM-R, CLIP, T5, Qwen3, ..."""
+    """A shipped model, or a text encoder of the transformers library, by folder or hub id: BERT, XLM-R, CLIP, T5, ..."""
     layers: Annotated[tuple[int, ...], tyro.conf.arg(metavar="K ...")] = ()
     """Which layers to show; as many as there is room for if not given."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Draw it as well: a .png, .pdf or .svg."""
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Keep all states and attention there, as one trace of kind encoder."""
+    overwrite: bool = False
+    """Replace a trace that is already in that folder."""
 
     def run(self) -> None:
         self._check()
         from probe.lens.encoders import lens
 
-        readings = lens(self.encoder, self.sentences)
+        readings = lens(self.encoder, list(self.sentences), folder=self.save, overwrite=self.overwrite)
         every = [int(number) for number in readings[0].states["layer"].values]
         wrong = [number for number in self.layers if number not in every]
         if wrong:
@@ -72,6 +77,8 @@ lens(encoder, texts), and probe.analysis.layers for measures over many sentences
             except OSError as error:
                 raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
             print(f"\n{table([('figure', str(self.out))])}")
+        if self.save is not None:
+            print(f"\n{table([('trace', str(self.save))])}")
 
     def _check(self) -> None:
         if not self.sentences:

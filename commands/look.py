@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from commands.lanes import lanes
+from commands.loading import Loads
 from commands.terminal import bytes_in_words, columns, table
 from probe.errors import ToushiError
 
@@ -50,25 +51,29 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
 
 
 @dataclass(frozen=True)
-class Sites:
+class Sites(Loads):
     ABOUT = """Lists the places in a model where attention can be recorded.
 
   toushi sites --model mini-unet
   toushi trace "猫" --sites 'unet.up.*'       (names and globs work wherever sites are asked for)"""
 
     model: str = "mini-unet"
-    """A shipped model, or a folder with one."""
+    """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Pixels; grids depend on it. The model's own size if not given."""
 
     def run(self) -> None:
+        from commands.trace import checked_size
         from probe.models.drawing import draw
-        from probe.models.load import load
+        from probe.models.load import loaded
         from probe.record import record
         from probe.trace.reader import open_trace
 
-        model = load(self.model)
+        size = checked_size(self.size)
+        model = loaded(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
-                draw(model, "猫", steps=1, guidance=1.0)
+                draw(model, "猫", steps=1, guidance=1.0, size=size)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
 
@@ -94,6 +99,9 @@ class Info:
             return
         trace = open_trace(self.folder)
         manifest = trace.manifest
+        if manifest["kind"] == "encoder":
+            print(of_texts(trace))
+            return
         size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
         model = manifest.get("model") or {}
         facts = [
@@ -109,6 +117,8 @@ class Info:
             ),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
+            ("safety checker", manifest.get("safety")),
             ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
             ("commit", manifest.get("git")),
@@ -145,7 +155,32 @@ The exit code is 1 if something is wrong."""
         return 1 if bad else 0
 
 
+def of_texts(trace) -> str:
+    """What a trace of kind encoder holds."""
+    manifest = trace.manifest
+    heads = f" of {manifest['heads']} heads" if manifest["heads"] else ", attention not kept"
+    size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
+    facts = [
+        ("encoder", (manifest.get("model") or {}).get("name")),
+        ("texts", progress(trace)),
+        ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
+        ("commit", manifest.get("git")),
+        ("on disk", bytes_in_words(size)),
+    ]
+    rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
+    few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
+    facts = table([(name, str(value)) for name, value in facts if value is not None])
+    return f"{facts}\n\n{table(few, right=(0, 1))}"
+
+
+def lora_line(lora: dict) -> str:
+    return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
+
+
 def progress(trace) -> str:
+    if trace.manifest["kind"] == "encoder":
+        return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
     steps = trace.manifest["steps"]
     wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
     return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")

@@ -37,7 +37,9 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
         )
         if value not in (None, "")
     )
-    files = [("picture", str(folder / "image.png")), ("words", str(figure))]
+    blocked = trace.manifest.get("safety") == "blocked"
+    picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
+    files = [("picture", picture), ("words", str(figure))]
     files.append(
         ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )

@@ -12,6 +12,7 @@ from itertools import dropwhile, pairwise, takewhile
 
 import tyro
 
+from commands.doctor import Doctor
 from commands.export import Export
 from commands.lens import Lens
 from commands.look import Info, Sites, Verify, Words
@@ -35,6 +36,7 @@ COMMANDS = {
     "words": Words,
     "lens": Lens,
     "sites": Sites,
+    "doctor": Doctor,
     "info": Info,
     "verify": Verify,
     "export": Export,

@@ -16,8 +16,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from commands.loading import Loads, checked_device
 from commands.report import told
 from probe.errors import ToushiError
+from probe.models.loading import Loading
 from probe.trace.room import check_room, make_room, save_picture
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
@@ -25,7 +27,7 @@ Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Loads):
     ABOUT = """Draws a prompt and records where every word of it went.
 
   toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/cat
@@ -34,6 +36,8 @@ class Trace:
   toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
   toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if 猫 were not looked at?)
   toushi trace --resume runs/cat                          (goes on with a run that was cut off)
+  toushi trace "a cat" --model FOLDER --dtype bf16 --offload group    (a model that is larger than the GPU)
+  toushi trace "a cat" --model FOLDER --lora style.safetensors:0.8    (`toushi doctor FOLDER` says what fits)
 
 Into the folder go image.png, words.png (the picture, then one overlay for each word,
 all on one scale) and the trace. `toushi view FOLDER` opens it in the browser,
@@ -43,8 +47,6 @@ open_trace(FOLDER) reads it in Python."""
     """What to draw, in Chinese or English. "" draws the unconditional picture."""
     model: str = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
-    engine: Literal["own", "diffusers"] = "own"
-    """Z-Image runs in our own implementation, or in that of diffusers."""
     steps: int = 20
     """How many sampling steps."""
     seed: int = 0
@@ -80,16 +82,12 @@ open_trace(FOLDER) reads it in Python."""
     """Replace a trace that is already in the folder."""
     no_record: bool = False
     """Only draw; writes image.png."""
-    device: str | None = None
-    """cpu, cuda or mps; the best there is if not given."""
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """The numbers that the model computes with; fp32 if not given, for a pipeline on CUDA bf16."""
 
     def run(self) -> None:
         started = time.perf_counter()
         if self.resume is not None:
             return self.go_on(self.resume, started)
-        prompts, size = self.checked_prompts(), checked_size(self.size)
+        prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
         self.check_numbers()
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
@@ -99,19 +97,24 @@ open_trace(FOLDER) reads it in Python."""
                 told_to = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
                 drawer.submit(int)  # the process starts with the first task
                 signal.signal(signal.SIGINT, told_to)
-            self.run_checked(prompts, size, folder, drawer, started)
+            self.run_checked(prompts, size, loading, folder, drawer, started)
 
     def run_checked(
-        self, prompts: list[str], size: tuple[int, int] | None, folder: Path, drawer, started: float
+        self,
+        prompts: list[str],
+        size: tuple[int, int] | None,
+        loading: Loading,
+        folder: Path,
+        drawer,
+        started: float,
     ) -> None:
         """`drawer` is another process: it imports what figures need while this one imports torch."""
-        import torch
-
-        from probe.models.load import load
+        from probe.models.load import loaded as load
 
         edits = edits_in(self.edits)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}[self.dtype]
-        model = load(self.model, checked_device(self.device), dtype, self.engine)
+        if loading.compile and not self.no_record:
+            print("toushi: warning: --compile speeds up --no-record; recorded steps run uncompiled", file=sys.stderr)
+        model = load(self.model, loading)
         loaded = time.perf_counter()
         with edited(model, edits):
             if self.no_record:
@@ -296,18 +299,6 @@ def checked_size(size: str | None) -> tuple[int, int] | None:
     if max(height, width) > 8192:
         raise ToushiError(f"--size may be 8192 pixels a side at most, but {size} came")
     return height, width
-
-
-def checked_device(device: str | None) -> str | None:
-    import torch
-
-    if device is None:
-        return None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.partition(":")[0], False):
-        have = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ToushiError(f"there is no device {device!r} here; there is {have}")
-    return device
 
 
 def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:

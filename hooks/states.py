@@ -48,6 +48,35 @@ class States:
         return after
 
 
+class Given:
+    """`with Given(module, parameter, change):` the module gets what `change(value)` returns in place of the value.
+
+    What is None stays as it was. `parameter` is a name of its `forward`.
+    """
+
+    def __init__(self, module: nn.Module, parameter: str, change: Callable[[Tensor], Tensor | None]):
+        self.module, self.parameter, self.change = module, parameter, change
+        self.handle = None
+
+    def __enter__(self) -> "Given":
+        place = list(inspect.signature(self.module.forward).parameters).index(self.parameter)
+
+        def before(module, arguments, named):
+            if place < len(arguments):
+                changed = self.change(arguments[place])
+                return None if changed is None else ((*arguments[:place], changed, *arguments[place + 1 :]), named)
+            changed = self.change(named[self.parameter])
+            return None if changed is None else (arguments, {**named, self.parameter: changed})
+
+        self.handle = self.module.register_forward_pre_hook(before, with_kwargs=True)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+
 class Arguments:
     """`with Arguments({name: (module, parameters)}, see):` calls `see(name, *values)` before each run of a module.
 

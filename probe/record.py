@@ -24,6 +24,7 @@ from probe.recording.encoder import EncodedIds, EncoderCapture
 from probe.recording.policy import DISK, Policy
 from probe.recording.provenance import git_commit
 from probe.recording.run import Run, Texts, Unrecordable
+from probe.recording.safety import verdicts
 from probe.recording.wrapped import wrapped
 from probe.text.alignment import Word
 from probe.trace import layout
@@ -167,11 +168,13 @@ class Recording:
             # A model that keeps its texts runs the encoder anew while the encoder has hooks.
             with capture, EncodedIds(self.family, self.model) as ids:
                 result = encode_prompt(*arguments, **named)
+            kept = getattr(self.model, "kept_texts", None)  # may have answered without running the encoder
+            read = ids.found if kept is None or kept.last is None else kept.last
             if blind := capture.blind():
                 listed = "; ".join(f"{name} {why}" for name, why in blind.items())
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
             before = self.texts if self.arguments is not None else Texts({}, {})
-            said = Said(result, self.model, given, self.arguments or {}, ids.found, before.branches)
+            said = Said(result, self.model, given, self.arguments or {}, read, before.branches)
             texts = {branch: [self._known(text) for text in some] for branch, some in self.family.texts(said).items()}
             encoder = {branch: [capture.of(text) for text in some] for branch, some in texts.items()}
             # A later call, for another encoder, does not run this one again.
@@ -206,7 +209,7 @@ class Recording:
                 raise
             finally:
                 self.arguments = None
-            self._end_run(self.family.pictures(result))
+            self._end_run(self.family.pictures(result), safety=verdicts(self.model, result))
             return result
 
         return wrapper
@@ -303,10 +306,12 @@ class Recording:
         )
         return self.run
 
-    def _end_run(self, pictures: list | None = None, error: BaseException | None = None) -> None:
+    def _end_run(
+        self, pictures: list | None = None, error: BaseException | None = None, safety: list[str] | None = None
+    ) -> None:
         run, self.run = self.run, None
         if run is not None:
-            run.end(pictures) if error is None else run.abort(error)
+            run.end(pictures, safety) if error is None else run.abort(error)
 
     def _places(self, count: int) -> list[Path]:
         """Folders for so many new traces. A folder that turns out to hold several becomes a collection."""

@@ -8,6 +8,7 @@ layers.
 
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from hooks.states import Arguments, States
 from probe.errors import ToushiError
 from probe.lens.readings import Reading, Readings
 from probe.lens.spans import tokens_of
-from probe.models.load import SHIPPED, best_device, load
+from probe.models.load import SHIPPED, best_device, load, shipped
 from probe.models.mini_unet import MiniUNet, PromptCut
+from probe.models.text_encoder import TextEncoder
 from probe.text.alignment import Token, Word, readable, segment, shares
 
 BATCH = 16  # texts at once
@@ -52,17 +54,29 @@ class Encoder:
     unknown: int | None = None  # the id of <unk>
 
 
-def lens(encoder: "str | Path | MiniUNet | Encoder", texts: Sequence[str]) -> Readings:
+def lens(
+    encoder: "str | Path | MiniUNet | Encoder",
+    texts: Sequence[str],
+    *,
+    attention: bool = True,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+) -> Readings:
     """States of all layers 0..n and attention of all layers for each text, by token; `Readings` pools them to words.
 
     `encoder`: "mini-unet", a folder, a model of `load`, or what `pretrained` and `wrapped` return. Texts with equally
     many tokens run together, so nothing is padded. Attention is read where the encoder calls
-    scaled_dot_product_attention; where it does not, asking for it raises, and says why. Warns (PromptCut) of a
-    text that is too long. Raises ToushiError for a text without tokens.
+    scaled_dot_product_attention; where it does not, asking for it raises, and says why. Without `attention` it is not
+    looked at, which is faster. With a `folder` all goes there as one trace of kind `encoder`, which `open_trace` reads,
+    and the readings come from disk as they are asked for. Warns (PromptCut) of a text that is too long. Raises ToushiError for a text without tokens.
     """
     if isinstance(texts, str):
         raise ToushiError(f"expected a list of texts, but a text came; write [{texts!r:.40}]")
     known = open_encoder(encoder)
+    if folder is not None:
+        from probe.lens.recorded import lens_to
+
+        return lens_to(known, texts, folder, attention=attention, overwrite=overwrite)
     tokens: list[tuple[Token, ...]] = []
     for text in texts:
         found, cut = known.tokenize(readable(text))
@@ -80,31 +94,72 @@ def lens(encoder: "str | Path | MiniUNet | Encoder", texts: Sequence[str]) -> Re
     for alike in lengths.values():
         for at in range(0, len(alike), BATCH):
             batch = alike[at : at + BATCH]
-            readings |= zip(batch, _read(known, [texts[i] for i in batch], [tokens[i] for i in batch]))
+            readings |= zip(batch, _read(known, [texts[i] for i in batch], [tokens[i] for i in batch], attention))
     ordered = tuple(readings[index] for index in range(len(tokens)))
     return Readings(known.name, ordered)
 
 
-def open_encoder(which: "str | Path | MiniUNet | Encoder", device=None, dtype: torch.dtype | None = None) -> Encoder:
-    """The encoder of a shipped model, of a model's folder, or of a folder of the transformers library."""
+def open_encoder(
+    which: "str | Path | MiniUNet | Encoder",
+    device=None,
+    dtype: torch.dtype | None = None,
+    untrained: int | None = None,
+) -> Encoder:
+    """The encoder of a shipped model, of a model's folder, or of a folder or hub id of the transformers library.
+
+    `untrained`: a seed; the same design then has weights as they are before training. What can be read off its states
+    needs no learning: the words, their places, and what random attention mixes in.
+    """
     if isinstance(which, Encoder):
         return which
     if isinstance(which, MiniUNet):
         return ours(which)
-    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    if str(which) in shipped:
-        return ours(load(str(which), device, dtype))
-    folder = Path(which)
-    if not folder.is_dir():
-        near = get_close_matches(str(which), shipped, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownEncoder(
-            f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped)}; or a folder with a text encoder of the "
-            "transformers library (config.json, tokenizer.json, model.safetensors)"
-        )
+    folder = folder_of(which)
     if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):
-        return ours(load(str(folder), device, dtype))
-    return pretrained(folder, device, dtype)
+        model = load(str(which) if str(which) in shipped() else str(folder), device, dtype)
+        if untrained is not None:
+            with _seeded(untrained):
+                model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
+        return ours(model)
+    return pretrained(folder, device, dtype, untrained)
+
+
+@contextmanager
+def _seeded(seed: int):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def folder_of(which: str | Path) -> Path:
+    """Where the files of an encoder lie: of a shipped model, of a folder; those of a hub id are fetched first."""
+    if str(which) in shipped():
+        return SHIPPED / str(which)
+    if Path(which).is_dir():
+        return Path(which)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(which)) and not Path(which).parent.exists():
+        return _fetched(str(which))
+    near = get_close_matches(str(which), shipped(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UnknownEncoder(
+        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped())}; or a folder with a text encoder of the "
+        "transformers library (config.json, tokenizer.json, model.safetensors), or its id on the hub, owner/name"
+    )
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a hub id in the local cache: configuration, tokenizer, safetensors; never what would be unpickled."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # of the hub, of the net, of the disk: many types, one meaning
+        raise UnknownEncoder(f"no encoder {name!r} here, and the hub does not give it: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def ours(model: MiniUNet) -> Encoder:
@@ -124,7 +179,9 @@ def ours(model: MiniUNet) -> Encoder:
 # --- encoders of the transformers library ---------------------------------------------------------------
 
 
-def pretrained(folder: Path | str, device=None, dtype: torch.dtype | None = None) -> Encoder:
+def pretrained(
+    folder: Path | str, device=None, dtype: torch.dtype | None = None, untrained: int | None = None
+) -> Encoder:
     """The text encoder in a folder that transformers or diffusers saved; of a whole pipeline its `text_encoder`.
 
     On CUDA, MPS or the CPU, whichever there is first, in fp32 unless `dtype` says otherwise. Nothing is downloaded
@@ -148,6 +205,9 @@ def pretrained(folder: Path | str, device=None, dtype: torch.dtype | None = None
         raise UnknownEncoder(
             f"{home} lacks {len(lacking)} weights, {lacking[0]} for one; they would be random, so it is not a whole encoder"
         )
+    if untrained is not None:
+        with _seeded(untrained), _quiet(transformers):
+            model = type(model)._from_config(model.config).eval().requires_grad_(False)
     return wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
 
 
@@ -258,7 +318,7 @@ def _json(path: Path) -> dict:
 # --- running --------------------------------------------------------------------------------------------
 
 
-def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]]) -> list[Reading]:
+def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]], attended: bool) -> list[Reading]:
     """Readings of texts that have equally many tokens."""
     ids = torch.tensor([[token.id for token in row] for row in tokens], device=encoder.device)
     layers = {str(number): layer for number, layer in enumerate(encoder.layers, 1)}
@@ -280,9 +340,12 @@ def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, 
         else:
             attention[number] = _numpy(call.probabilities().transpose(2, 3))
 
-    with torch.no_grad(), Arguments({"0": (first, [entry])}, keep), States(layers, keep), Watch(layers, see) as watch:
+    watch = Watch(layers if attended else {}, see)
+    with torch.no_grad(), Arguments({"0": (first, [entry])}, keep), States(layers, keep), watch:
         final = _numpy(encoder.forward(ids))
     blind |= {int(number): why for number, why in watch.blind().items()}
+    if not attended:
+        blind = dict.fromkeys(range(1, len(layers) + 1), "was not looked at: lens(…, attention=False)")
     stacked = np.stack([states[number] for number in range(len(layers) + 1)], axis=1)
     seen = None if blind else np.stack([attention[number] for number in range(1, len(layers) + 1)], axis=1)
     numbers = np.arange(len(layers) + 1)
@@ -293,7 +356,7 @@ def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, 
         state = xr.DataArray(stacked[row], dims=("layer", "token", "feature"), coords={"layer": numbers, **places})
         if seen is not None:
             coords = {"layer": numbers[1:], "query": np.arange(len(own)), **places}
-            attended = xr.DataArray(seen[row], dims=("layer", "head", "query", "token"), coords=coords)
+            mass = xr.DataArray(seen[row], dims=("layer", "head", "query", "token"), coords=coords)
         readings.append(
             Reading(
                 text=text,
@@ -304,7 +367,7 @@ def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, 
                 states=state,
                 final=xr.DataArray(final[row], dims=("token", "feature"), coords=places),
                 blind=dict(sorted(blind.items())),
-                seen=None if seen is None else attended,
+                seen=None if seen is None else mass,
             )
         )
     return readings

@@ -49,11 +49,11 @@ class Reading:
         of the four tokens of 𰻝 weighs one. `words`: Word, text, "猫#2" or span; all by default.
         """
         spans = self.spans(words)
-        pooled = self._means(spans) @ self.states.values.astype(np.float64)
+        pooled = self.means(spans) @ self.states.values.astype(np.float64)
         return xr.DataArray(
             pooled.astype(np.float32),
             dims=("layer", "word", "feature"),
-            coords={"layer": self.states["layer"].values, "word": self._names(spans)},
+            coords={"layer": self.states["layer"].values, "word": self.names(spans)},
         )
 
     def word_attention(self, words: Sequence | None = None) -> xr.DataArray:
@@ -63,6 +63,10 @@ class Reading:
         as in `word_states`. Two more columns, "(other text)" and "(special)", hold what is read of text outside of
         these words and of tokens that stand for no text, so each row sums to 1 (if no two words overlap).
         """
+        return self.by_word(self.attention.values, words)
+
+    def by_word(self, read: np.ndarray, words: Sequence | None = None) -> xr.DataArray:
+        """What tokens read of tokens [layer, head, query, token], layers from 1, by word as in `word_attention`."""
         spans = self.spans(words)
         columns = np.array([shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
         inside = np.zeros(len(self.text), bool)
@@ -74,12 +78,12 @@ class Reading:
             for token, none in zip(self.tokens, special)
         ]
         columns = np.concatenate([columns, [free], [special]])
-        read = self._means(spans) @ self.attention.values.astype(np.float64) @ columns.T
-        names = self._names(spans)
+        summed = self.means(spans) @ read.astype(np.float64) @ columns.T
+        names = self.names(spans)
         return xr.DataArray(
-            read.astype(np.float32),
+            summed.astype(np.float32),
             dims=("layer", "head", "query", "word"),
-            coords={"layer": self.attention["layer"].values, "query": names, "word": [*names, OTHER, SPECIAL]},
+            coords={"layer": np.arange(1, len(read) + 1), "query": names, "word": [*names, OTHER, SPECIAL]},
         )
 
     def spans(self, words: Sequence | None = None) -> list[Span]:
@@ -90,7 +94,7 @@ class Reading:
             raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
         return [find(self.text, [*self.words, *self.lost], word) for word in words]
 
-    def _means(self, spans: Sequence[Span]) -> np.ndarray:
+    def means(self, spans: Sequence[Span]) -> np.ndarray:
         """[word, token], each row sums to 1."""
         weights = np.array([shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
         total = weights.sum(1, keepdims=True)
@@ -100,7 +104,7 @@ class Reading:
                 raise ToushiError(f"the encoder has no token for {word!r} at {span[0]}–{span[1]} of {self.text!r:.60}")
         return weights / total
 
-    def _names(self, spans: Sequence[Span]) -> list[str]:
+    def names(self, spans: Sequence[Span]) -> list[str]:
         """Texts of the spans, numbered (#1, #2, …) where one occurs several times among the words."""
         every = {word.span for word in self.words} | set(spans)
         places: dict[str, list[Span]] = {}
@@ -118,7 +122,7 @@ class Readings:
     """What one encoder made of several texts, in their order."""
 
     encoder: str
-    readings: tuple[Reading, ...]
+    readings: Sequence[Reading]  # in memory, or read from a trace one by one
 
     def __len__(self) -> int:
         return len(self.readings)

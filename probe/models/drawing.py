@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from probe.errors import ToushiError
+from probe.models.families import family_of
+from probe.models.memory import enough_memory
 
 
 def draw(
@@ -25,8 +27,15 @@ def draw(
     after each step, with whatever the model tells."""
     chosen = {"guidance": guidance, "sampler": sampler, "size": size}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    if hasattr(model, "sample"):
-        return model.sample(prompt, negative, steps=steps, seed=seed, callback=callback, **chosen)
+    with enough_memory("this picture", getattr(model, "loading", None), size):
+        if hasattr(model, "sample"):
+            return model.sample(prompt, negative, steps=steps, seed=seed, callback=callback, **chosen)
+        return _called(model, prompt, negative, steps, seed, guidance, sampler, size, callback)
+
+
+def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callback) -> Image.Image:
+    """By the call of a diffusers pipeline."""
+    check_size(model, size)
     if sampler is not None:
         kind = type(model.scheduler).__name__
         raise ToushiError(f"this pipeline brings its own sampler, {kind}: leave the sampler out ({sampler} came)")
@@ -58,6 +67,18 @@ def draw(
     if negative and "negative_prompt" not in given:
         raise ToushiError(f"{type(model).__name__} takes no negative prompt; leave it out")
     return model(**given).images[0]
+
+
+def check_size(pipeline, size: tuple[int, int] | None) -> None:
+    """Raises ToushiError if a side is no whole number of the pipeline's image cells."""
+    unit = family_of(pipeline).factor(pipeline)
+    if size is None or not any(pixels % unit for pixels in size):
+        return
+    near = "x".join(str(max(unit, round(pixels / unit) * unit)) for pixels in size)
+    raise ToushiError(
+        f"a {type(pipeline).__name__} draws in cells of {unit} pixels, so height and width must be multiples of {unit}, "
+        f"but {size[0]}x{size[1]} came; the nearest is {near}"
+    )
 
 
 def _told(callback: Callable) -> Callable:

@@ -89,10 +89,11 @@ class ZImage(nn.Module):
         self.tokenizer = tokenizer
         self.scheduler = ReleasedScheduler(shift)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent cell, each way
+        self.execution_device: torch.device | None = None  # where it computes, if its weights are elsewhere meanwhile
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.x_pad_token.device
+        return self.execution_device or self.transformer.x_pad_token.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,7 +119,7 @@ class ZImage(nn.Module):
                 )
             ids.append(tuple(tokens[:LENGTH]))
         # The model is causal, so pads on the right change nothing; the released pipeline always pads to 512.
-        rows = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.text_encoder.device)
+        rows = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.device)
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True).to(rows.device)
         output = self.text_encoder(input_ids=rows, attention_mask=mask, output_hidden_states=True, use_cache=False)
         states = [row[: len(row_ids)] for row, row_ids in zip(output.hidden_states[-2], ids)]
@@ -219,14 +220,14 @@ class ZImage(nn.Module):
     def encode(self, image: Image.Image, generator: torch.Generator | None = None) -> Float[Tensor, "1 c h w"]:
         """Latents of a picture: a sample of the VAE's posterior, or without a generator its mean."""
         pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return ((latents.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor).to(self.device)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in -1..1 (not clamped)."""
-        latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+        latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(latents + self.vae.config.shift_factor).sample
 
     @torch.no_grad()

@@ -12,9 +12,21 @@ import torch
 from torch import nn
 
 from probe.edits import edits_of
+from probe.models.lora import loras_of
 from probe.text.alignment import segmenter
 
-PACKAGES = ("toushi", "torch", "numpy", "safetensors", "tokenizers", "diffusers", "transformers")
+PACKAGES = (
+    "toushi",
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+)
 
 
 @lru_cache
@@ -67,9 +79,14 @@ def surroundings(model) -> dict:
     """Fields of the manifest that do not depend on the prompt."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     about = next(iter(parameters), torch.empty(0))
+    loading = getattr(model, "loading", None)
+    # Of a pipeline whose weights are put off, `device` is where they wait, not where it computes.
+    device = getattr(model, "_execution_device", None) or getattr(model, "device", about.device)
     return {
         "model": _identity(model),
-        "device": str(getattr(model, "device", about.device)),
+        "loading": None if loading is None else loading.manifest(),
+        "loras": loras_of(model),
+        "device": str(device).replace("cpu:0", "cpu"),  # accelerate numbers even the one that has no number
         "dtype": str(getattr(model, "dtype", about.dtype)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "segmenter": segmenter(),

@@ -376,12 +376,15 @@ class Run:
             "kernel": ", ".join(sorted(self.kernels)) or None,
             "heat_map": getattr(self.model, "heat_map", None),
             "batch": count,
+            "safety": None if getattr(self.model, "safety_checker", None) is None else "not run",
             "kept": {"words": self.policy.words, "dtype": self.policy.dtype},
             **{name: value[item] if isinstance(value, list | tuple) else value for name, value in self.about.items()},
         }
 
-    def end(self, pictures: Iterable | None) -> None:
-        """The run came to its end; `pictures` are what it drew, if that is known."""
+    def end(self, pictures: Iterable | None, safety: Sequence[str] | None = None) -> None:
+        """The run came to its end; `pictures` are what it drew, if that is known, `safety` what a checker said."""
+        for writer, verdict in zip(self.writers, safety or ()):
+            writer.update(safety=verdict)
         if self.writers and pictures is not None:
             for writer, picture in zip(self.writers, pictures):
                 writer.write_image(picture)

@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,14 +127,13 @@ def export(
         raise ToushiError(f"Export to {to} needs the package {package}, which is not installed: pip install {package}")
     path = default_path(trace.folder, to) if out is None else Path(out)
     _check_place(path, overwrite)
-    branches, left_out = _branches(trace, words, tokens)
-    write = {"npz": _write_npz, "parquet": _write_parquet, "zarr": _write_zarr}[to]
+    prepare = _of_texts if trace.manifest["kind"] == "encoder" else _of_picture
+    write, about, left_out = prepare(trace, to, words, tokens)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            about = {**_about(trace, branches), "left_out": left_out}
-            what = write(branches, about, temporary, tick)
+            what = write(temporary, tick)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             _check_place(path, overwrite)  # it took a while
@@ -162,6 +162,19 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 
 # --- what goes out --------------------------------------------------------------------------------------
+
+
+def _of_texts(trace, to: str, words: Sequence[Asked] | None, tokens: bool):
+    from probe.trace.export_texts import prepared
+
+    return prepared(trace, to, words, tokens)
+
+
+def _of_picture(trace: "Trace", to: str, words: Sequence[Asked] | None, tokens: bool):
+    branches, left_out = _branches(trace, words, tokens)
+    about = {**_about(trace, branches), "left_out": left_out}
+    write = {"npz": _write_npz, "parquet": _write_parquet, "zarr": _write_zarr}[to]
+    return partial(write, branches, about), about, left_out
 
 
 def _branches(trace: "Trace", words: Sequence[Asked] | None, tokens: bool) -> tuple[list[Branch], dict[str, str]]:

@@ -92,7 +92,8 @@ def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
 def is_ours(name: str) -> bool:
     """A file that belongs to a trace, finished or not: beside anything else nothing is ever removed."""
     made = (
-        r"(manifest\.json|steps\.jsonl|collection\.json|(image|words)\.png|(encoder|(step|sum)_[0-9]{4,})\.safetensors)"
+        r"(manifest\.json|(steps|texts)\.jsonl|collection\.json|(image|words)\.png|"
+        r"(encoder|(step|sum|texts)_[0-9]{4,})\.safetensors)"
     )
     return re.fullmatch(made + r"(\.tmp)?", name) is not None
 
@@ -109,14 +110,14 @@ def check_manifest(manifest: Any, where: str) -> dict:
 
     def need(holds: bool, field: str, expected: str, came: object) -> None:
         if not holds:
-            raise DamagedTrace(f"{where}: {field} must be {expected}; {_short(came)} is there.")
+            raise DamagedTrace(f"{where}: {field} must be {expected}; {short(came)} is there.")
 
     need(isinstance(manifest, dict), "the manifest", "a JSON object", manifest)
     came = manifest.get("format")
     need(came == FORMAT, "format", f'"{FORMAT}" (or this is no Toushi trace)', came)
     check_version(manifest, where)
     came = manifest.get("kind")
-    need(came == "picture", "kind", '"picture", the only kind that this version reads', came)
+    need(came == "picture", "kind", '"picture" or "encoder", the kinds that this version reads', came)
     for field in ("complete", "prompt", "branches", "sites", "keep", "steps"):
         need(field in manifest, field, "there", "nothing")
     need(isinstance(manifest["complete"], bool), "complete", "true or false", manifest["complete"])
@@ -134,9 +135,9 @@ def check_manifest(manifest: Any, where: str) -> dict:
         need(isinstance(site, dict) and site.get("kind") in SITE_KINDS, field, f"of kind {SITE_KINDS}", site)
         need({"grid", "heads"} <= set(site), field, "{kind, grid, heads}", site)
         grid, heads = site["grid"], site["heads"]
-        is_grid = isinstance(grid, list) and len(grid) == 2 and all(_whole(n, 1, 65_536) for n in grid)
+        is_grid = isinstance(grid, list) and len(grid) == 2 and all(whole(n, 1, 65_536) for n in grid)
         need(is_grid or (grid is None and site["kind"] == "encoder"), f"{field}.grid", "[rows, columns]", grid)
-        need(heads is None or _whole(heads, 1, 65_536), f"{field}.heads", "a count or null", heads)
+        need(heads is None or whole(heads, 1, 65_536), f"{field}.heads", "a count or null", heads)
 
     branches = manifest["branches"]
     need(isinstance(branches, dict) and len(branches) <= 16, "branches", "an object", branches)
@@ -145,17 +146,17 @@ def check_manifest(manifest: Any, where: str) -> dict:
         _check_branch(branch, prompt_of(manifest, name), f"branches.{name}", need)
 
     steps = manifest["steps"]
-    need(isinstance(steps, dict) and _whole(steps.get("count"), 0, 1_000_000), "steps", "{count, times}", steps)
+    need(isinstance(steps, dict) and whole(steps.get("count"), 0, 1_000_000), "steps", "{count, times}", steps)
     times, recorded = steps.get("times"), steps.get("recorded")
     need(times is None or _all(times, _number), "steps.times", "a list of numbers or null", times)
-    in_run = _all(recorded, lambda n: _whole(n, 0, steps["count"] - 1))
+    in_run = _all(recorded, lambda n: whole(n, 0, steps["count"] - 1))
     need(recorded is None or in_run, "steps.recorded", "a list of step indices or null", recorded)
 
     for field in ("model", "segmenter", "versions"):
         came = manifest.get(field)
         need(came is None or isinstance(came, dict), field, "an object or null", came)
     size, rule, files = manifest.get("size"), manifest.get("heat_map"), manifest.get("files", {})
-    is_size = _all(size, lambda n: _whole(n, 1, 65_536)) and len(size) == 2
+    is_size = _all(size, lambda n: whole(n, 1, 65_536)) and len(size) == 2
     need(size is None or is_size, "size", "[height, width] or null", size)
     is_rule = isinstance(rule, dict) and _all(rule.get("sites"), lambda s: isinstance(s, str))
     is_rule = is_rule and 1 <= len(rule["sites"]) <= 1000 and isinstance(rule.get("rule"), str)
@@ -178,27 +179,27 @@ def _check_branch(branch: Any, prompt: str | None, where: str, need) -> None:
         field = f"{where}.tokens[{index}]"
         need(isinstance(token, dict), field, "an object", token)
         known = isinstance(token.get("text"), str) and token.get("kind") in TOKEN_KINDS
-        known = known and (token.get("id") is None or _whole(token["id"], 0, 2**40))
-        known = known and _whole(token.get("position"), 0, 10**7)
+        known = known and (token.get("id") is None or whole(token["id"], 0, 2**40))
+        known = known and whole(token.get("position"), 0, 10**7)
         known = known and _all(token.get("encoders"), lambda e: isinstance(e, str))
         need(known, field, "{id, text, span, kind, encoders, position, column}", token)
         span, column = token.get("span"), token.get("column")
-        need(span is None or _is_span(span, length), f"{field}.span", f"within the {length} characters", span)
-        free = _whole(column, 0, 10**7) and column not in columns
+        need(span is None or is_span(span, length), f"{field}.span", f"within the {length} characters", span)
+        free = whole(column, 0, 10**7) and column not in columns
         need(column is None or free, f"{field}.column", "a column that no other token has, or null", column)
         columns.add(column)
     for index, word in enumerate(words):
-        good = isinstance(word, dict) and _is_span([word.get("start"), word.get("end")], length)
+        good = isinstance(word, dict) and is_span([word.get("start"), word.get("end")], length)
         good = good and word.get("text") == (prompt or "")[word["start"] : word["end"]] != ""
         need(good, f"{where}.words[{index}]", "a {text, start, end} of the prompt", word)
-    is_kept = _all(kept, lambda c: _whole(c, 0, 10**7) and c in columns) and len(set(kept)) == len(kept)
+    is_kept = _all(kept, lambda c: whole(c, 0, 10**7) and c in columns) and len(set(kept)) == len(kept)
     need(kept is None or is_kept, f"{where}.columns", "a list of the tokens' columns or null", kept)
 
 
 def check_version(raw: dict, where: str) -> None:
     version: Any = raw.get("version")
-    if not _whole(version, 1, 10**9):
-        raise DamagedTrace(f"{where}: version must be a whole number from 1; {_short(version)} is there.")
+    if not whole(version, 1, 10**9):
+        raise DamagedTrace(f"{where}: version must be a whole number from 1; {short(version)} is there.")
     if version > VERSION:
         raise NewerTrace(
             f"{where} has format version {version}; this Toushi reads up to {VERSION}. Open it with a newer Toushi."
@@ -207,13 +208,13 @@ def check_version(raw: dict, where: str) -> None:
 
 def check_line(line: Any, keep: str, where: str) -> dict:
     """One line of steps.jsonl. The file's name follows from the step, so no other file can be named."""
-    if not isinstance(line, dict) or not _whole(line.get("step"), 0, 1_000_000) or not is_file(line):
-        raise DamagedTrace(f"{where} must be {{step, file, bytes, sha256, …}}; {_short(line)} is there.")
+    if not isinstance(line, dict) or not whole(line.get("step"), 0, 1_000_000) or not is_file(line):
+        raise DamagedTrace(f"{where} must be {{step, file, bytes, sha256, …}}; {short(line)} is there.")
     expected = step_file(line["step"], keep)
     if line.get("file") != expected:
-        raise DamagedTrace(f'{where}: the file must be "{expected}"; {_short(line.get("file"))} is there.')
+        raise DamagedTrace(f'{where}: the file must be "{expected}"; {short(line.get("file"))} is there.')
     if line.get("time") is not None and not _number(line["time"]):
-        raise DamagedTrace(f"{where}: time must be a number or null; {_short(line['time'])} is there.")
+        raise DamagedTrace(f"{where}: time must be a number or null; {short(line['time'])} is there.")
     return line
 
 
@@ -294,7 +295,7 @@ def parse(data: bytes, where: str) -> Any:
         value = json.loads(data.decode("utf-8"), parse_constant=refuse)
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise DamagedTrace(f"{where} is not valid JSON ({_short(str(error))}).") from None
+        raise DamagedTrace(f"{where} is not valid JSON ({short(str(error))}).") from None
     return value
 
 
@@ -303,10 +304,10 @@ def is_file(about: object) -> bool:
         return False
     digest = about.get("sha256")
     is_digest = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
-    return is_digest and _whole(about.get("bytes"), 0, 2**60)
+    return is_digest and whole(about.get("bytes"), 0, 2**60)
 
 
-def _whole(value: Any, low: int, high: int) -> bool:
+def whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -320,13 +321,13 @@ def _all(values: Any, holds) -> bool:
     return isinstance(values, list) and all(map(holds, values))
 
 
-def _is_span(span: Any, length: int) -> bool:
+def is_span(span: Any, length: int) -> bool:
     if not isinstance(span, list) or len(span) != 2:
         return False
-    return _whole(span[0], 0, length) and _whole(span[1], span[0], length)
+    return whole(span[0], 0, length) and whole(span[1], span[0], length)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     try:
         text = repr(value)
     except RecursionError:

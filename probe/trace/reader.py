@@ -23,8 +23,11 @@ class NoTrace(ToushiError):
     """There is no trace in that folder."""
 
 
-def open_trace(folder: str | Path) -> "Trace":
-    """The trace in the folder, finished or not. Raises NoTrace, DamagedTrace, NewerTrace."""
+def open_trace(folder: str | Path) -> Any:
+    """The trace in the folder, finished or not: a Trace of a picture, or an EncoderTrace (probe/trace/texts.py) of texts.
+
+    Raises NoTrace, DamagedTrace, NewerTrace.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise NoTrace(f"No trace at {folder}: there is no such folder.")
@@ -38,7 +41,12 @@ def open_trace(folder: str | Path) -> "Trace":
             )
         raise NoTrace(f"No trace in {folder}: it has no {layout.MANIFEST}.")
     where = str(folder / layout.MANIFEST)
-    manifest = layout.check_manifest(layout.parse(read_bytes(folder, layout.MANIFEST, JSON_BYTES), where), where)
+    raw = layout.parse(read_bytes(folder, layout.MANIFEST, JSON_BYTES), where)
+    if isinstance(raw, dict) and raw.get("kind") == "encoder":
+        from probe.trace.texts import EncoderTrace
+
+        return EncoderTrace(folder, raw)
+    manifest = layout.check_manifest(raw, where)
     return Trace(folder, manifest, read_lines(folder, manifest["keep"]))
 
 

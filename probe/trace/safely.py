@@ -72,6 +72,10 @@ def replace(path: Path, data: bytes, sync: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def save_json(path: Path, value: Any, sync: bool = True) -> None:
+    replace(path, json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n", sync)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename last through a power cut. Windows has no way to, and does not need one."""
     if os.name == "posix":

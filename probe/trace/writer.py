@@ -20,7 +20,7 @@ from probe.errors import ToushiError
 from probe.text.alignment import Token, Word
 from probe.trace import layout
 from probe.trace.room import WriteFailed, make_room, reason, save_picture
-from probe.trace.safely import replace, save_tensors, store, sync_folder
+from probe.trace.safely import replace, save_json, save_tensors, store, sync_folder
 
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
@@ -82,7 +82,7 @@ class TraceWriter:
             make_room(self.folder, overwrite)
         try:
             # Waiting for the disk can wait until the first step is listed.
-            replace(self.folder / layout.MANIFEST, _json(self.manifest), sync=False)
+            save_json(self.folder / layout.MANIFEST, self.manifest, sync=False)
             self._lines = (self.folder / layout.STEPS).open("ab")
         except OSError as error:
             raise WriteFailed(
@@ -102,7 +102,7 @@ class TraceWriter:
                 f"Steps must come in order, after {self._last} and below {self.manifest['steps']['count']} "
                 f"(steps.count of the manifest); step {index} came."
             )
-        info = _as_json(info, f"What is noted of step {index}")
+        info = as_json(info, f"What is noted of step {index}")
         arrays = {key: self._fitting(key, array) for key, array in tensors.items()}
         self._put(f"step {index}", lambda: self._step(index, arrays, info), _bytes(arrays))
         self._last = index
@@ -316,7 +316,7 @@ class TraceWriter:
 
     def _save_manifest(self) -> None:
         with self._manifest_lock:
-            replace(self.folder / layout.MANIFEST, _json(self.manifest))
+            save_json(self.folder / layout.MANIFEST, self.manifest)
             self._unsaved = False
 
     def _story(self, what: str, error: Exception) -> str:
@@ -327,23 +327,41 @@ class TraceWriter:
         )
 
 
+def stored(folder: Path, name: str, save: Callable[[Path], None]) -> dict[str, Any]:
+    """Writes a file so that it is whole or not there; gives back what is listed of it, {bytes, sha256}."""
+    path = folder / name
+    temporary = path.with_name(name + ".tmp")
+    try:
+        save(temporary)
+        with open(temporary, "rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return {"bytes": size, "sha256": digest}
+
+
 def write_collection(folder: str | Path, members: list[str], **fields: Any) -> None:
     """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
     if not members or not all(map(layout.is_member, members)) or len(set(members)) != len(members):
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
     collection = {"format": layout.COLLECTION, "version": layout.VERSION, "members": members}
     try:
-        replace(Path(folder) / layout.MEMBERS, _json({**collection, **fields, **collection}))
+        save_json(Path(folder) / layout.MEMBERS, {**collection, **fields, **collection})
     except OSError as error:
         raise WriteFailed(f"Cannot write the collection in {folder}: {reason(error)}.") from None
 
 
 def _checked(manifest: dict) -> dict:
     """The manifest as it will be read again: JSON types only."""
-    return layout.check_manifest(_as_json(manifest, "The manifest to write"), "The manifest to write")
+    return layout.check_manifest(as_json(manifest, "The manifest to write"), "The manifest to write")
 
 
-def _as_json(value: Any, what: str) -> Any:
+def as_json(value: Any, what: str) -> Any:
     try:
         return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode())
     except (TypeError, ValueError, RecursionError) as error:
@@ -359,10 +377,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise BadRecord(f"A manifest holds JSON values, tokens and words; {type(value).__name__} came: {value!r:.80}.")
-
-
-def _json(value: dict) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
 def _bytes(arrays: Mapping[str, np.ndarray]) -> int:

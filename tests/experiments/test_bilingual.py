@@ -1,0 +1,58 @@
+"""A gain that was planted is found, none is not, and layers are not chosen on what they are judged by."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.bilingual import Config, conclude, figures, gain, jobs, judged, phrases
+from probe.figures.style import save
+from probe.models.mini_unet import MiniUNet
+
+
+def planted(trained: list[float], floor: float = 0.3, sentences: int = 80) -> pd.DataFrame:
+    random, rows = np.random.default_rng(0), []
+    for weights, curve in (("trained", trained), ("random", [floor] * len(trained))):
+        for layer, share in enumerate(curve):
+            for sentence in range(sentences):
+                row = {"weights": weights, "data": "scenes", "layer": layer, "sentence": sentence, "count": 4}
+                rows.append(row | {"right": float(random.binomial(4, share))})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "curve, verdict",
+    [([0.3, 0.4, 0.8, 0.6], "supported"), ([0.8, 0.5, 0.4, 0.3], "refuted"), ([0.5, 0.5, 0.52, 0.51], "undecided")],
+)
+def test_the_verdict_follows_what_was_planted(curve, verdict):
+    one = pd.Series(gain(planted(curve), Config(resamples=300)) | {"data": "scenes"})
+    layers = pd.DataFrame([{"weights": "trained", "data": "scenes", "layer": 0, "pairs": 320, "retrieval": curve[0]}])
+    found, said = judged(one, "made", layers)
+    assert found == verdict and said.en.startswith("made")
+
+
+def test_the_best_of_many_equal_layers_gains_nothing():
+    gains = [gain(planted([0.5] * 13).sample(frac=1, random_state=n), Config(resamples=50))["gain"] for n in range(3)]
+    assert abs(np.mean(gains)) < 0.06
+
+
+def test_both_sides_of_a_pair_mean_the_same():
+    table = phrases("scenes", 60, seed=0)
+    assert len(table) > 150 and table.group.nunique() <= 60
+    for row in table.itertuples():
+        assert row.zh[row.zh_start : row.zh_end].strip() and row.en[row.en_start : row.en_end].strip()
+    red = table[table.name == "colour red"]
+    assert len(red) and {row.en[row.en_start : row.en_end] for row in red.itertuples()} == {"red"}
+    assert len(phrases("parallel", 0, 0)) == 249
+
+
+def test_a_run_on_a_tiny_encoder_comes_through(tmp_path):
+    MiniUNet.tiny().save(tmp_path / "tiny")
+    config = Config(encoder=str(tmp_path / "tiny"), scenes=12, shuffles=5, resamples=50)
+    made = jobs(config)
+    assert [job.name for job in made] == ["trained-scenes", "random-scenes"]
+    finding = conclude(config, pd.concat([job.function(**job.arguments) for job in made]))
+    assert set(finding.tables) == {"layers", "gains"}
+    for language in ("zh", "en"):
+        for name, figure in figures(finding.tables, language).items():
+            save(figure, tmp_path / f"{name}-{language}.png")
+            assert figure.get_label()

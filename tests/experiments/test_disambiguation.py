@@ -1,0 +1,97 @@
+"""The verdict follows the numbers; pairs are minimal; what is left out is told apart by its side; bad data are refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import disambiguation as experiment
+from experiments.disambiguation import Config, conclude, figures, jobs, judged
+from experiments.minimal_pairs import checked, sentences
+from probe.errors import ToushiError
+from probe.figures.style import save
+from probe.models.mini_unet import MiniUNet
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    MiniUNet.tiny().save(folder)
+    return str(folder)
+
+
+def planted(by_layer: list[float], words: int = 24) -> pd.DataFrame:
+    noise = np.random.default_rng(0).normal(scale=0.02, size=(words, len(by_layer)))
+    about = {"part": "told", "weights": "trained", "data": "scenes", "where": "word", "place": "both"}
+    return pd.DataFrame(
+        about | dict(word=f"w{w}", layer=k, accuracy=a + noise[w, k], accuracy_shuffled=0.48, separation=0.0)
+        for w in range(words)
+        for k, a in enumerate(by_layer)
+    )
+
+
+@pytest.mark.parametrize(
+    "by_layer, verdict",
+    [
+        ([0.5] * 5 + [0.7] * 4 + [0.9] * 4, "supported"),
+        ([0.5] + [0.9] * 12, "refuted"),
+        ([0.5] * 13, "undecided"),
+        ([0.5, 0.9], "undecided"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(by_layer, verdict):
+    found, said = judged(planted(by_layer), Config(resamples=200), "made", "scenes")
+    assert found == verdict and said.en.startswith("made")
+
+
+@pytest.mark.parametrize("data", ["scenes", "polysemy"])
+def test_a_pair_is_the_same_on_the_side_that_does_not_decide(data):
+    table = checked(sentences(data))
+    assert table.word.nunique() == {"scenes": 12, "polysemy": 32}[data]
+    number = table.groupby(["word", "sense", "place"]).cumcount()
+    for (_, place, _), pair in table.groupby(["word", "place", number]):
+        assert len(pair) == 2 and pair.sense.nunique() == 2 and pair.pair.nunique() == 1
+        if place == "before":
+            assert len({row.sentence[row.start :] for row in pair.itertuples()}) == 1
+        else:
+            assert len({row.sentence[: row.start + len(row.word)] for row in pair.itertuples()}) == 1
+    assert table.place.value_counts(normalize=True).max() < 0.6
+
+
+def test_bad_sentences_are_refused():
+    table = sentences("scenes")
+    with pytest.raises(ToushiError, match="'银行' is not at character 0"):
+        checked(table.assign(start=0)[table.start != 0])
+    river = table[table.word == "银行"]
+    with pytest.raises(ToushiError, match="one sense only"):
+        checked(river[river.sense == "bank"])
+    one = pd.concat([river[river.sense == "bank"], river[river.sense == "riverbank"].head(1)])
+    with pytest.raises(ToushiError, match="sense riverbank of 银行 has 1 sentence;"):
+        checked(one)
+
+
+def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
+    config = Config(encoder=tiny, words=2, shuffles=3, left_out=1, resamples=50)
+    made = jobs(config)
+    assert [job.name for job in made] == [
+        "trained-scenes-00",
+        "random-scenes-00",
+        "left-out-scenes-00",
+        "example-scenes",
+    ]
+    finding = conclude(config, pd.concat([job.function(**job.arguments) for job in made]))
+    assert set(finding.tables) == {"senses", "left_out", "example"}
+    senses = finding.tables["senses"]
+    assert (senses.accuracy_low <= senses.accuracy).all() and (senses.accuracy <= senses.accuracy_high).all()
+    for language in ("zh", "en"):
+        for name, figure in figures(finding.tables, language).items():
+            save(figure, tmp_path / f"{name}-{language}.png")
+            assert figure.get_label()
+
+
+def test_at_the_embeddings_no_sense_is_told_and_no_word_changes_another(tiny):
+    """The word is the same token at the same place in both sentences of a pair, so layer 0 knows nothing."""
+    table = experiment.told_apart(tiny, "trained", "scenes", 0, 1, shuffles=2, seed=0)
+    after = table[(table.layer == 0) & (table["where"] == "word") & (table.place == "after")]
+    assert (after.accuracy == 0.5).all()
+    moved = experiment.left_out(tiny, "scenes", 0, 1, sentences_each=1, seed=0)
+    assert (moved[moved.layer == 0].change == 0).all() and (moved[moved.layer > 0].change > 0).any()

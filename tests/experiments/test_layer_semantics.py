@@ -1,0 +1,132 @@
+"""The verdict follows what was planted; the data are what they are said to be; a run on a tiny encoder comes through."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import layer_semantics as experiment
+from experiments.encoders import opened, states_at, weight_files
+from experiments.inside_words import inside_words
+from experiments.layer_semantics import Config, conclude, figures, jobs, weights
+from experiments.scene_words import HANGING, POOLS, units
+from probe.errors import ToushiError
+from probe.figures.style import save
+from probe.lens.encoders import lens
+from probe.models.mini_unet import MiniUNet
+
+TASKS = {"words": ["object"], "phrases": ["colour", "noun"], "prompts": ["place", "style"]}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    MiniUNet.tiny().save(folder)
+    return str(folder)
+
+
+def planted(begins: dict[str, int], layers: int = 12, templates: int = 30) -> pd.DataFrame:
+    """Rows of probes that name nearly all from a layer of each level on, and a third before; a tenth by memory."""
+    random, rows = np.random.default_rng(0), []
+    for kind in ("trained", "random"):
+        for level, tasks in TASKS.items():
+            for task in tasks:
+                for where in ("word", "last token") if level == "prompts" else ("word",):
+                    about = {"weights": kind, "level": level, "task": task, "where": where}
+                    for layer in range(layers + 1):
+                        there = kind == "trained" and layer >= begins[level]
+                        rows.append({"part": "code", **about, "layer": layer, "bits": 100.0, "compression": 2.0})
+                        for number in range(templates):
+                            right = random.binomial(10, 0.95 if there else 0.33)
+                            counts = {"places": 10, "right": right, "control": 1.0, "chance": 0.25}
+                            rows.append({"part": "probe", **about, "layer": layer, "template": f"t{number}", **counts})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "begins, verdict",
+    [
+        ({"words": 1, "phrases": 6, "prompts": 10}, "supported"),
+        ({"words": 1, "phrases": 2, "prompts": 3}, "refuted"),
+        ({"words": 8, "phrases": 6, "prompts": 10}, "refuted"),
+    ],
+)
+def test_the_verdict_follows_what_was_planted(begins, verdict):
+    finding = conclude(Config(resamples=200), planted(begins))
+    assert finding.verdict == verdict and finding.sentence.en.startswith("mini-unet: ")
+    onsets = finding.tables["onsets"].query("weights == 'trained' and where == 'word'").set_index("level")
+    assert onsets.onset.to_dict() == begins
+    for level, layer in begins.items():
+        assert f"{level} from layer {layer} [{layer}, {layer}]" in finding.sentence.en
+    assert onsets.loc["phrases", ["claim_first", "claim_last"]].tolist() == [5, 8]
+
+
+def test_what_is_never_read_off_is_left_undecided():
+    never = {"words": 1, "phrases": 99, "prompts": 10}
+    rows = planted(never)
+    rows.loc[(rows.level == "phrases") & (rows.part == "probe"), "right"] = 1
+    assert conclude(Config(resamples=100), rows).verdict == "undecided"
+    short = planted({"words": 0, "phrases": 1, "prompts": 2}, layers=2)
+    assert conclude(Config(resamples=100), short).verdict == "undecided"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_units_are_where_they_are_said_to_be(pool):
+    table = units(pool, 144, seed=1)
+    assert units(pool, 144, seed=1).equals(table) and not units(pool, 144, seed=2).equals(table)
+    for task, part in table.groupby("task"):
+        counts = part.label.value_counts()
+        assert counts.min() >= 3 and counts.max() <= 3.5 * counts.min(), task
+        assert part.groupby("label").template.nunique().min() >= 3, task
+    words = table[table.start != HANGING]
+    assert all(row.text[row.start : row.end].strip() for row in words.itertuples())
+    if pool == "words":
+        assert all(row.text[row.start : row.end] == row.type for row in table.itertuples())
+        assert table.groupby("label").type.nunique().min() >= 3
+    if pool == "phrases":
+        share = pd.crosstab(table.type.str.split(" ").str[0], table.type.str.split(" ").str[1])
+        assert (share > 0).mean(axis=None) > 0.6  # neither half of a phrase tells the other
+
+
+def test_a_place_is_read_once_and_where_it_was_asked_for(tiny):
+    known = opened(tiny)
+    texts, spans = ["猫在左边", "狗和猫", "猫在左边"], [(0, 1), None, (2, 4)]
+    states = states_at(known, texts, spans)
+    cat, dog = lens(known, ["猫在左边", "狗和猫"])
+    np.testing.assert_array_equal(states[:, 0], cat.word_states([(0, 1)]).values[:, 0])
+    np.testing.assert_array_equal(states[:, 1], dog.states.values[:, -1])
+    np.testing.assert_array_equal(states[:, 2], cat.word_states([(2, 4)]).values[:, 0])
+
+
+def test_the_untrained_twin_is_of_the_same_design_and_seed(tiny):
+    trained, other, again = opened(tiny), opened(tiny, "random", 1), opened.__wrapped__(tiny, "random", 1)
+    a, b, c = (states_at(one, ["红色的猫"], [(3, 4)]) for one in (trained, other, again))
+    assert a.shape == b.shape and not np.allclose(a, b)
+    np.testing.assert_array_equal(b, c)
+
+
+def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
+    config = Config(encoder=tiny, count=72, controls=2, resamples=50)
+    made = jobs(config)
+    assert len({job.name for job in made}) == len(made) == 10
+    rows = pd.concat([job.function(**job.arguments) for job in made if "prompts" not in job.name])
+    finding = conclude(config, rows)
+    assert finding.verdict in ("undecided", "refuted", "supported")
+    assert set(finding.tables) == {"tasks", "levels", "onsets", "inside"}
+    for language in ("zh", "en"):
+        for name, figure in figures(finding.tables, language).items():
+            save(figure, tmp_path / f"{name}-{language}.png")
+            assert figure.get_label()
+    assert weights(config) == weight_files(tiny) and weights(config)[0].suffix == ".safetensors"
+
+
+def test_characters_that_stand_alone_find_themselves(tiny):
+    table = inside_words(tiny, "trained", 0)
+    assert {"characters", "bytes"} >= set(table.part) and len(table)
+    assert table.retrieval.between(0, 1).all()
+
+
+def test_a_folder_that_is_not_there_is_told():
+    with pytest.raises(ToushiError, match="no encoder 'nowhere'"):
+        experiment.probed("nowhere", "trained", "words", 10, 1, 0)
+    with pytest.raises(ToushiError, match="no encoder"):
+        weights(Config(encoder="no/such/folder"))

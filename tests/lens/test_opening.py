@@ -1,0 +1,59 @@
+"""Encoders by hub id, and untrained twins."""
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from probe.lens.encoders import UnknownEncoder, lens, open_encoder
+from probe.models.mini_unet import MiniUNet
+from tests.lens.made import made
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, tokenizer = made("bert")
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_a_hub_id_is_fetched_without_anything_that_would_be_unpickled(saved, monkeypatch):
+    asked = []
+
+    def fetched(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    encoder = open_encoder("somebody/bert-small", "cpu")
+    assert lens(encoder, ["红色的猫"])[0].states.sizes["layer"] == 4
+    ((name, patterns),) = asked
+    assert name == "somebody/bert-small" and not any(p.endswith((".bin", ".pt", ".py")) for p in patterns)
+
+
+def test_what_the_hub_does_not_give_is_told_in_a_line(monkeypatch):
+    def fails(*_, **__):
+        raise OSError("offline\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(UnknownEncoder, match="no encoder 'somebody/nothing' here, and the hub.*offline and more"):
+        open_encoder("somebody/nothing")
+    with pytest.raises(UnknownEncoder, match="no encoder 'no/such/folder'; .*its id on the hub"):
+        open_encoder("no/such/folder")
+
+
+@pytest.mark.parametrize("which", ["bert", "mini-unet"])
+def test_an_untrained_twin_has_the_design_and_other_weights(which, saved, tmp_path):
+    folder = saved
+    if which == "mini-unet":
+        folder = tmp_path / "mini"
+        MiniUNet.tiny().save(folder)
+    before = torch.random.get_rng_state()
+    trained, twin, again, other = (open_encoder(folder, "cpu", untrained=seed) for seed in (None, 1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    states = [lens(one, ["红色的猫"])[0] for one in (trained, twin, again, other)]
+    assert len({reading.states.shape for reading in states}) == 1
+    assert states[0].attention.shape == states[1].attention.shape
+    np.testing.assert_array_equal(states[1].states, states[2].states)
+    assert not np.allclose(states[0].states, states[1].states) and not np.allclose(states[1].states, states[3].states)
