@@ -11,8 +11,9 @@ from probe.record import record
 from probe.recording.branches import BranchMismatch, places
 from probe.recording.run import Unrecordable, grid_of
 from probe.text.alignment import UnknownWord
+from probe.trace import writer
 from probe.trace.reader import open_collection, open_trace
-from probe.trace.writer import TraceWriter, WriteFailed
+from probe.trace.writer import WriteFailed
 from tests.recording.made import PROMPT, draw, recorded, same
 
 
@@ -65,14 +66,14 @@ def test_a_run_after_one_that_failed_in_the_same_recording(model, tmp_path):
 
 
 def test_the_disk_gives_out(model, tmp_path, monkeypatch):
-    store = TraceWriter._stored
+    store = writer.store
 
-    def full(self, name, save):
-        if name == "step_0001.safetensors":
+    def full(path, save):
+        if path.name == "step_0001.safetensors":
             raise OSError(28, "No space left on device")
-        return store(self, name, save)
+        return store(path, save)
 
-    monkeypatch.setattr(TraceWriter, "_stored", full)
+    monkeypatch.setattr(writer, "store", full)
     with pytest.raises(WriteFailed, match="No space left"), record(model, tmp_path / "run"):
         draw(model, steps=8)
     trace = open_trace(tmp_path / "run")
