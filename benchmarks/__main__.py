@@ -1,7 +1,8 @@
 """What recording costs, measured on this machine.
 
-    python -m benchmarks            # everything, about five minutes
+    python -m benchmarks            # everything, about twelve minutes on two idle cores
     python -m benchmarks overhead   # one of: overhead, memory, exactness, reading, command
+    python -m benchmarks --quick    # only whether it runs: the numbers say nothing
 
 Times are ratios within one process: the arms take turns, each round gives one ratio to the bare run beside it, and
 the median is told with the whole range. `bare again` is the noise floor. The tables go to the screen, the numbers to
@@ -12,6 +13,7 @@ import json
 import platform
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,13 +21,13 @@ import pandas as pd
 import torch
 import tyro
 
-from benchmarks import command, exactness, memory, overhead, reading
+from benchmarks import command, exactness, memory, overhead, peer, reading
 from probe.models.load import load
 
 PARTS = {
     "overhead": (overhead, "Time of recorded sampling, as a ratio to the same without recording"),
     "memory": (memory, "Peak memory of a process that records so many steps, MB"),
-    "exactness": (exactness, "Largest difference from an explicit softmax in fp64, before storage"),
+    "exactness": (exactness, "Largest difference from an explicit softmax in fp64, before storage, and from the peer"),
     "reading": (reading, "One word over all steps of a trace of 30 layers, 30 steps, 64 tokens, 64x64 cells"),
     "command": (command, "`toushi trace`, 20 steps, from the shell, against `--no-record`"),
 }
@@ -37,6 +39,8 @@ class Config:
     """What is measured."""
     rounds: int = 7
     """How often the arms take turns."""
+    quick: bool = False
+    """One round of hardly any steps."""
     out: Path = Path("runs/benchmarks.json")
 
 
@@ -49,11 +53,12 @@ def main(config: Config) -> None:
         "python": platform.python_version(),
         "weights_sha256": model.weights_sha256,
         "rounds": config.rounds,
+        "peer": metadata.version("attention-map-diffusers") if peer.there() else None,
     }
     for name, (part, title) in PARTS.items():
         if config.part in ("all", name):
             print(f"\n{title}", file=sys.stderr)
-            rows = part.measure(model, config.rounds)
+            rows = part.measure(model, 1 if config.quick else config.rounds, config.quick)
             print(f"\n{title}\n\n{pd.DataFrame(rows).to_string(index=False)}", flush=True)
             found[name] = rows
     config.out.parent.mkdir(parents=True, exist_ok=True)

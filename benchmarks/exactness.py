@@ -1,12 +1,26 @@
-"""What is read against a plain softmax in fp64 of the same queries and keys, at every site that attends."""
+"""What is read against a plain softmax in fp64 of the same queries and keys, and against what the peer read.
+
+At every attention that can be named: of the image to the text, of the image to itself, of the text encoder. Before
+storage; beside it what storing in fp16 adds. The peer is right on these: it only counts, where prompts have unequal
+lengths, columns for the shorter one that it does not have, with nothing in them.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 
+from benchmarks import peer
+from benchmarks.shapes import SMALL
 from hooks.attention import Call, Watch
 from probe.models.families import family_of
 from probe.models.mini_unet import MiniUNet
+from probe.record import record
+from probe.trace.reader import open_trace
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
+GOALS = {torch.float32: 2e-6, torch.bfloat16: 2e-4}
 
 
 def plain(call: Call) -> torch.Tensor:
@@ -18,7 +32,7 @@ def plain(call: Call) -> torch.Tensor:
     return scores.softmax(-1).transpose(-1, -2)
 
 
-def differences(model: MiniUNet) -> tuple[dict[str, float], float]:
+def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
     """By site the largest difference of a probability from the plain softmax; and what storing in fp16 adds."""
     worst: dict[str, float] = {}
     rounded = [0.0]
@@ -30,16 +44,53 @@ def differences(model: MiniUNet) -> tuple[dict[str, float], float]:
 
     sites = {name: site.module for name, site in family_of(model).sites(model).items()}
     with Watch(sites, see):
-        model.sample(PROMPT, steps=3)
+        draw()
     return worst, rounded[0]
 
 
-def measure(model: MiniUNet, rounds: int) -> list[dict]:
+def against_the_peer(pipeline, draw: Callable[[], object]) -> float:
+    """The largest difference between the peer's maps and ours, of each row of the batch and its own branch."""
+    theirs, worst = peer.recorded(pipeline, draw), 0.0
+    order = family_of(pipeline).rows  # of the branches in the batch
+    with tempfile.TemporaryDirectory() as folder:
+        with record(pipeline, folder + "/run", keep="mean", dtype="float32"):
+            draw()
+        trace = open_trace(folder + "/run")
+        assert {one.layer_id for one in theirs} == set(trace.sites)
+        for one in theirs:
+            for branch, maps in zip(order, one.data[:, 0].float()):
+                ours = torch.from_numpy(trace.files.step(one.step_index).read(f"{one.layer_id}/{branch}"))
+                ours = ours.flatten(1).T  # [cell, column]
+                if maps.shape != ours.shape:  # the peer has as many columns for every row as the longest has
+                    maps = maps[:, : ours.shape[1]]
+                worst = max(worst, (maps - ours).abs().max().item())
+    return worst
+
+
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     rows = []
-    for dtype, goal in ((torch.float32, 2e-6), (torch.bfloat16, 2e-4)):
-        worst, rounded = differences(model.to(dtype))
-        site = max(worst, key=worst.__getitem__)
-        numbers = dict(difference=f"{worst[site]:.1e}", goal=f"{goal:.1e}", fp16_storage_adds=f"{rounded:.1e}")
-        rows.append(dict(dtype=str(dtype).removeprefix("torch."), sites=len(worst), worst_site=site, **numbers))
-    model.to(torch.float32)
+    models = {"mini-unet": (model, lambda: model.sample(PROMPT, steps=3))}
+    models |= {name: make(1 if quick else 2) for name, make in SMALL.items()}
+    for name, (pipeline, draw) in models.items():
+        for dtype, goal in GOALS.items():
+            with computing_in(pipeline, dtype):
+                worst, rounded = differences(pipeline, draw)
+            site = max(worst, key=worst.__getitem__)
+            numbers = dict(difference=f"{worst[site]:.1e}", goal=f"{goal:.1e}", fp16_storage_adds=f"{rounded:.1e}")
+            short = str(dtype).removeprefix("torch.")
+            rows.append({"model": name, "dtype": short, "sites": len(worst), "worst_site": site, **numbers})
+            compared = name != "mini-unet" and dtype == torch.float32 and peer.there()
+            rows[-1]["from_the_peer"] = f"{against_the_peer(pipeline, draw):.1e}" if compared else ""
     return rows
+
+
+@contextmanager
+def computing_in(model, dtype: torch.dtype):
+    """Our model's weights in this dtype; of a pipeline what autocast puts into it, attention for one."""
+    if isinstance(model, MiniUNet):
+        model.to(dtype)
+        yield
+        model.to(torch.float32)
+    else:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            yield

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
+from benchmarks import peer
+
 STEPS = (5, 20, 80)
-RUN = """
+MINI = """
 import sys, tempfile
 from probe.models.load import load
 from probe.record import record
@@ -20,6 +23,21 @@ else:
     with tempfile.TemporaryDirectory() as folder, record(model, folder + "/run", keep=keep):
         model.sample("左边是猫，右边是月亮", steps=steps)
 """
+PIPELINE = """
+import sys, tempfile
+from benchmarks import peer
+from benchmarks.shapes import SMALL
+from probe.record import record
+keep, steps = sys.argv[1], int(sys.argv[2])
+pipeline, draw = SMALL["stable-diffusion, small"](steps)
+if keep == "bare":
+    draw()
+elif keep == peer.NAME:
+    kept = peer.recorded(pipeline, draw)
+else:
+    with tempfile.TemporaryDirectory() as folder, record(pipeline, folder + "/run", keep=keep):
+        draw()
+"""
 
 
 def peak(*command: str) -> tuple[float, int]:
@@ -30,19 +48,25 @@ def peak(*command: str) -> tuple[float, int]:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), process.returncode
 
 
-def measure(model, rounds: int) -> list[dict]:
+def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+    keeps = ("bare", "sum", "mean", "heads")
+    arms = [("mini-unet", MINI, keep) for keep in keeps]
+    arms += [("stable-diffusion, small", PIPELINE, keep) for keep in (*keeps, *[peer.NAME] * peer.there())]
+    steps = (2, 4) if quick else STEPS
+    jobs = [(arm, count) for arm in (arms[1::3] if quick else arms) for count in steps]
+
+    def run(job) -> float:
+        (name, code, keep), count = job
+        memory, ended = peak(sys.executable, "-c", code, keep, str(count))
+        if ended:
+            raise RuntimeError(f"the {keep} run of {name} in {count} steps ended with exit code {ended}")
+        return memory
+
+    with ThreadPoolExecutor(2) as pool:  # memory is no time: two may run at once
+        peaks = dict(zip(jobs, tqdm(pool.map(run, jobs), total=len(jobs), unit="process")))
     rows = []
-    for keep in tqdm(("bare", "sum", "mean", "heads"), unit="arm"):
-        row: dict = {"arm": keep}
-        for steps in STEPS:
-            row[f"{steps} steps"], code = peak(sys.executable, "-c", RUN, keep, str(steps))
-            if code:
-                raise RuntimeError(f"the {keep} run of {steps} steps ended with exit code {code}")
-        row["growth"] = round(row[f"{STEPS[-1]} steps"] / row[f"{STEPS[0]} steps"], 3)
-        rows.append(
-            {
-                key: round(value, 1) if isinstance(value, float) and key != "growth" else value
-                for key, value in row.items()
-            }
-        )
+    for arm in dict.fromkeys(arm for arm, _ in jobs):
+        mine = [peaks[arm, count] for count in steps]
+        row = {"model": arm[0], "arm": arm[2], **{f"{n} steps": round(mb, 1) for n, mb in zip(steps, mine)}}
+        rows.append(row | {"growth": round(mine[-1] / mine[0], 3)})
     return rows

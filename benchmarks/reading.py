@@ -28,7 +28,7 @@ print(json.dumps(seconds))
 """
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, steps: int = STEPS) -> None:
     """A trace of a model with many layers, `keep="mean"`, filled with numbers."""
     prompt = "".join(chr(0x4E00 + 7 * i) for i in range(TOKENS))
     tokens = [Token(i, prompt[i], (i, i + 1), "text", ("text",), i, i) for i in range(TOKENS)]
@@ -41,21 +41,21 @@ def write(folder: Path) -> None:
         "segmenter": segmenter(),
         "sites": sites,
         "keep": "mean",
-        "steps": {"count": STEPS, "times": None},
+        "steps": {"count": steps, "times": None},
         "seed": 0,
         "size": [8 * SIDE, 8 * SIDE],
     }
     rng = np.random.default_rng(0)
     maps = rng.random((TOKENS, SIDE, SIDE), dtype=np.float32).astype(np.float16) / TOKENS
     with TraceWriter(folder, manifest) as writer:
-        for step in range(STEPS):
+        for step in range(steps):
             writer.write_step(step, {map_key(site, "cond"): maps for site in sites})
 
 
-def measure(model, rounds: int) -> list[dict]:
+def measure(model, rounds: int, quick: bool = False) -> list[dict]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "run"
-        write(folder)
+        write(folder, 3 if quick else STEPS)
         size = sum(file.stat().st_size for file in folder.iterdir())
         found = []
         for _ in range(rounds + 1):  # the first one warms the page cache

@@ -1,9 +1,11 @@
 """Pipelines as large as real ones, with random weights: time does not depend on what weights say.
 
-They are given ready-made prompt embeddings, so that no text encoder is needed, and stop before the VAE.
+They are given ready-made prompt embeddings, so that no text encoder is needed, and stop before the VAE. Of each there
+is a small one too, whose steps take a few hundredths of a second.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,14 +32,14 @@ def small_vae(channels: int, levels: int):
     )
 
 
-def stable_diffusion(steps: int) -> Shape:
+def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512) -> Shape:
     """A Stable Diffusion 1.5 of 96 to 384 channels: 512 px, 77 tokens, 16 cross-attentions."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=(96, 192, 384, 384), cross_attention_dim=768, attention_head_dim=8
+            sample_size=64, block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
         )
         vae = small_vae(4, 4)
         positive, negative = torch.randn(2, 1, 77, 768)
@@ -46,7 +48,7 @@ def stable_diffusion(steps: int) -> Shape:
         text_encoder=None,
         tokenizer=None,
         unet=unet.eval(),
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -57,8 +59,8 @@ def stable_diffusion(steps: int) -> Shape:
         return pipeline(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
-            height=512,
-            width=512,
+            height=pixels,
+            width=pixels,
             num_inference_steps=steps,
             guidance_scale=5.0,
             generator=torch.Generator().manual_seed(0),
@@ -68,17 +70,17 @@ def stable_diffusion(steps: int) -> Shape:
     return Shape(pipeline, draw)
 
 
-def z_image(steps: int) -> Shape:
-    """A Z-Image of 8 joint layers, 768 wide, 6 heads of 128: 512 px, 64 tokens."""
+def z_image(steps: int, layers: int = 8, heads: int = 6, pixels: int = 512, tokens=(64, 64)) -> Shape:
+    """A Z-Image of 8 joint layers, 768 wide, 6 heads of 128: 512 px, 64 tokens in either prompt."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = ZImageTransformer2DModel(
-            dim=768, n_layers=8, n_refiner_layers=2, n_heads=6, n_kv_heads=6, cap_feat_dim=768
+            dim=128 * heads, n_layers=layers, n_refiner_layers=2, n_heads=heads, n_kv_heads=heads, cap_feat_dim=768
         )
         vae = small_vae(16, 4)
-        positive, negative = torch.randn(2, 64, 768)
+        positive, negative = (torch.randn(count, 768) for count in tokens)
     pipeline = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
@@ -92,8 +94,8 @@ def z_image(steps: int) -> Shape:
         return pipeline(
             prompt_embeds=[positive],
             negative_prompt_embeds=[negative],
-            height=512,
-            width=512,
+            height=pixels,
+            width=pixels,
             num_inference_steps=steps,
             guidance_scale=4.0,
             generator=torch.Generator().manual_seed(0),
@@ -104,3 +106,8 @@ def z_image(steps: int) -> Shape:
 
 
 SHAPES = {"stable-diffusion shape": stable_diffusion, "z-image shape": z_image}
+SMALL = {
+    "stable-diffusion, small": partial(stable_diffusion, channels=(32, 64, 64, 64), pixels=256),
+    "z-image, small": partial(z_image, layers=3, heads=2, pixels=256),
+    "z-image, small, prompts of 40 and 70 tokens": partial(z_image, layers=3, heads=2, pixels=256, tokens=(40, 70)),
+}

@@ -31,7 +31,8 @@ def weight_files(which: str) -> list[Path]:
 
 def knows_only_scenes(which: str) -> bool:
     """Whether it is one of ours, trained on the scene world: other words it has never read."""
-    return (folder_of(which) / "tokenizer.json").is_file() and "unet" in (folder_of(which) / "config.json").read_text()
+    config = folder_of(which) / "config.json"
+    return config.is_file() and '"unet"' in config.read_text()
 
 
 def called(which: str) -> str:

@@ -12,7 +12,8 @@ A module `experiments/NAME.py` that `toushi run NAME` can run has a docstring (t
                                                        paper); a figure's `set_label(…)` is its caption in the report
 
 A job runs in a process of its own with one thread, and its rows go through CSV: numbers, true and false, or text; None
-for what is missing, never "". Of a table in a Finding the same holds.
+for what is missing, never "". Of a table in a Finding the same holds. A small picture is text too, as
+`probe.figures.embedded` writes it.
 
 Nothing here runs anything: `experiments/runner.py` does, `reports/` shows what came out.
 """

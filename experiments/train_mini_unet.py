@@ -33,7 +33,9 @@ class Config(Recipe):
 
     out: Path = Path("runs/train_mini_unet")
     minutes: float = 100.0
-    """Time for the denoiser in this run; the learning rate falls to a tenth over the last fifth of it."""
+    """Time for the denoiser in this run."""
+    cooldown: float = 0.2
+    """Share of that time over which the learning rate falls, to a twentieth."""
     vae_minutes: float = 10.0
     encoder_samples: int = 100_000
     """Captions from which the text encoder learns what lies where, before the U-Net learns anything."""
@@ -89,7 +91,7 @@ def train(config: Config) -> None:
     bar = tqdm(total=round(total), unit="s", desc="denoiser")
     while True:
         spent = time.monotonic() - start
-        lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - spent / total)))
+        lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.05, (1 - spent / total) / config.cooldown))
         losses.append(training.step(pool.batch(config.batch, rng, config.dropped), lr))
         step += 1
         bar.update(round(spent) - bar.n)

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hooks.errors import WireError
-from hooks.kernels import Attended, Columns, Scored, attend, autocasted, elsewhere, probabilities
-
-FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
+from hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
 
 
 class Call:
@@ -51,25 +49,22 @@ class Call:
         )
 
     def probabilities(
-        self, columns: Columns = slice(None), rows: slice | list[int] | None = None, queries: slice | None = None
+        self,
+        columns: Columns = slice(None),
+        rows: slice | list[int] | None = None,
+        queries: slice | None = None,
+        mean: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Where the queries looked: probabilities [row, head, column, query], at least fp32.
+        """Where the queries looked: probabilities [row, head, column, query], at least fp32 unless `dtype` is given.
 
-        Before dropout, if there is any. Queries that may look nowhere have zeros.
+        With `mean` over the heads, [row, column, query]. Before dropout, if there is any. Queries that may look
+        nowhere have zeros.
         """
-        return self._read(probabilities, columns, rows, queries)
-
-    def elsewhere(
-        self, columns: Columns, rows: slice | list[int] | None = None, queries: slice | None = None
-    ) -> Tensor:
-        """Mass on all keys but `columns`: [row, head, query]. Costs one more pass over those keys, in chunks."""
-        return self._read(elsewhere, columns, rows, queries)
-
-    def _read(self, function, columns: Columns, rows: slice | list[int] | None, queries: slice | None) -> Tensor:
         device = self.what.query.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._read(function, columns, rows, queries)
+                return self.probabilities(columns, rows, queries, mean, dtype)
         what, lse = self.what, self.lse
         if rows is not None:
             what, lse = what.rows(rows), None if lse is None else lse[rows]
@@ -77,7 +72,7 @@ class Call:
             if what.causal:
                 raise WireError(f"{self.site}: some queries of a causal attention cannot be read by themselves")
             what, lse = what.queries(queries), None if lse is None else lse[:, :, queries]
-        return function(what, lse, columns)
+        return probabilities(what, lse, columns, mean, dtype)
 
 
 class Watch:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hooks.attention import FEW, Call, Watch
-from hooks.kernels import Columns
+from hooks.attention import Call, Watch
+from hooks.kernels import FEW, Columns
 
 Rows = slice | list[int]
 
@@ -28,8 +28,9 @@ def attended_anew(
     columns: Columns = slice(None),
     rows: Rows = slice(None),
     renormalise: bool = False,
+    queries: slice | None = None,
 ) -> Tensor:
-    """The output [row, head, query, d] had these columns been attended to as `change` says.
+    """The output [row, head, query, d] had these columns been attended to as `change` says, by these queries.
 
     `change` maps probabilities [row, head, column, query] to others. Only the difference is mixed in,
     output + (changed - p) @ value, so the columns that stay cost nothing and no N x N matrix is formed; with
@@ -40,10 +41,11 @@ def attended_anew(
     """
     anew = renormalise and call.shape[3] <= FEW
     mixed = slice(None) if anew else columns
-    before = call.probabilities(mixed, rows)
+    before = call.probabilities(mixed, rows, queries)
+    queries = slice(None) if queries is None else queries
     values = value[rows][:, :, mixed].to(before.dtype)
     values = values.repeat_interleave(before.shape[1] // values.shape[1], dim=1)  # grouped queries share values
-    new = output[rows].to(before.dtype)
+    new = output[rows][:, :, queries].to(before.dtype)
     if anew:
         after = before.clone()
         after[:, :, columns] = change(before[:, :, columns])
@@ -57,5 +59,5 @@ def attended_anew(
             mass = 1 + delta.sum(2)[..., None]
             new = (new / mass).where(mass > 1e-6, 0.0)
     result = output.clone()
-    result[rows] = new.to(output.dtype)
+    result[rows, :, queries] = new.to(output.dtype)
     return result

@@ -3,12 +3,15 @@
 softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse), so a few columns of an attention matrix are exact
 at the cost of those columns alone, and the output is untouched because the very same kernel computed it. A fused
 kernel computes lse (Dao et al. 2022, section 3.1) and PyTorch then drops it; `attend` asks for it. Where no
-kernel gives one, it is computed over chunks of rows; where there are few keys, as in cross-attention to a text, the
-whole softmax is computed again, which costs no more. q k^T is never taken in half precision: that alone would cost
-1e-2.
+kernel gives one, it is computed over chunks of queries; where there are few keys, as in cross-attention to a text,
+the whole softmax is computed again, which costs no more, and where scores are large is more exact than a difference
+of two that were rounded in different ways. q k^T is never taken in half precision: that alone would cost 1e-2. On a
+CPU what takes the time is memory, not arithmetic, so scores are made, normalised and averaged a cache's worth at a
+time.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +20,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
-CHUNK = 1 << 22  # scores held at once by the chunked paths: 16 MB in fp32
+CHUNK = 1 << 22  # scores held at once: 16 MB in fp32
+CACHED = 1 << 18  # and on a CPU, where they had better stay in its cache
+FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
 
 
 class Attended(NamedTuple):
@@ -104,6 +109,7 @@ def attend(
     if original is BUILTIN:
         kernel = chosen(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
+        plain = plain and not (query.dtype == torch.float32 and rounded(query))  # so would its log-sum-exp be
         # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
         takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
         if plain and takes_mask and kernel in KERNELS and key.shape[-2] > few:
@@ -164,24 +170,28 @@ class Scored(NamedTuple):
         return self._replace(query=self.query[:, :, queries], mask=mask)
 
 
-def working_dtype(query: Tensor) -> torch.dtype:
-    """fp32; fp64 where fp32 matrix products are allowed to be rounded to TF32 or bf16, or q is fp64 already."""
-    if query.dtype == torch.float64:
-        return torch.float64
+def rounded(query: Tensor) -> bool:
+    """Whether fp32 matrix products may be rounded to TF32 or bf16 here."""
     backend = torch.backends.cuda.matmul if query.is_cuda else torch.backends.mkldnn.matmul
-    exact = torch.get_float32_matmul_precision() == "highest" and backend.fp32_precision in ("none", "ieee")
-    return torch.float32 if exact or query.device.type == "mps" else torch.float64
+    return torch.get_float32_matmul_precision() != "highest" or backend.fp32_precision not in ("none", "ieee")
 
 
-def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tensor:
-    """q k^T * scale + mask at some columns and queries: [row, head, column, query]."""
+def working_dtype(query: Tensor) -> torch.dtype:
+    """fp32; fp64 where fp32 products are rounded, or q is fp64 already."""
+    wide = query.dtype == torch.float64 or (query.device.type != "mps" and rounded(query))
+    return torch.float64 if wide else torch.float32
+
+
+def scores(what: Scored, columns: Columns, queries: slice | None = None, into: Tensor | None = None) -> Tensor:
+    """q k^T * scale + mask at some columns and queries: [row, head, column, query]. It may lie in `into`, if given."""
     dtype = working_dtype(what.query)
     query = (what.query if queries is None else what.query[:, :, queries]).to(dtype)
     key = what.key[:, :, columns].to(dtype) * what.scale
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     rows, heads, length, _ = query.shape
-    result = query.new_empty(rows, heads, key.shape[2], length)
+    shape = (rows, heads, key.shape[2], length)
+    result = query.new_empty(shape) if into is None else into[: math.prod(shape)].view(shape)
     # Row by row, because the heads of one row can be multiplied without a copy; those of all rows together cannot.
     keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
     for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
@@ -200,46 +210,57 @@ def scores(what: Scored, columns: Columns, queries: slice | None = None) -> Tens
     return result
 
 
-def in_chunks(function: Callable[[slice | None], Tensor], what: Scored, columns: int) -> Tensor:
-    """`function` of slices of the queries, joined again, so that at most CHUNK scores exist at once."""
+def blocks(what: Scored, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and queries of which so many columns are worked on at once."""
     rows, heads, queries, _ = what.query.shape
-    size = max(1, CHUNK // max(1, rows * heads * columns))
-    if size >= queries:
-        return function(None)
-    return torch.cat([function(slice(at, at + size)) for at in range(0, queries, size)], dim=-1)
+    most = min(CHUNK, CACHED) if what.query.device.type == "cpu" else CHUNK
+    if rows * heads * columns * queries <= most:
+        yield slice(0, rows), slice(0, queries)
+        return
+    size = max(1, most // max(1, heads * columns))
+    for row in range(rows):
+        for at in range(0, queries, size):
+            yield slice(row, row + 1), slice(at, min(at + size, queries))
 
 
 def log_sum_exp(what: Scored) -> Tensor:
     """log sum over keys of exp(score): [row, head, query]; 0 for a query that may look nowhere, as in the kernels."""
-    lse = in_chunks(lambda queries: scores(what, slice(None), queries).logsumexp(dim=2), what, what.key.shape[2])
-    return lse.masked_fill(lse == -torch.inf, 0.0)
+    lse = what.query.new_empty(what.query.shape[:3], dtype=working_dtype(what.query))
+    for rows, queries in blocks(what, what.key.shape[2]):
+        lse[rows, :, queries] = scores(what.rows(rows), slice(None), queries).logsumexp(dim=2)
+    return lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
-def probabilities(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:
-    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known."""
-    if lse is None and what.query[..., 0].numel() * what.key.shape[2] <= CHUNK:
-        found = scores(what, slice(None)).softmax(dim=2)
-        if what.mask is not None:
-            found.masked_fill_(nowhere(what.mask), 0.0)
-        return found[:, :, columns]
-    return scores(what, columns).sub_((log_sum_exp(what) if lse is None else lse)[:, :, None]).exp_()
+def softmax_(scores: Tensor) -> Tensor:
+    """Over the keys, in place; zeros for a query that may look nowhere. [row, head, key, query]"""
+    if not scores.shape[2]:
+        return scores
+    # In place and in these steps it takes half the time of torch.softmax, whose last dimension would be another one.
+    top = scores.amax(dim=2, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    scores.sub_(top).exp_()
+    return scores.mul_(scores.sum(dim=2, keepdim=True).clamp_(min=1).reciprocal_())
 
 
-def nowhere(mask: Tensor) -> Tensor:
-    """Which queries the mask lets look nowhere: bool, broadcasts to [row, head, key, query]."""
-    blocked = ~mask if mask.dtype == torch.bool else mask == -torch.inf
-    return blocked.all(dim=-1)[..., None, :] if mask.dim() > 1 else blocked.all()
+def probabilities(
+    what: Scored, lse: Tensor | None, columns: Columns, mean: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known.
 
-
-def elsewhere(what: Scored, lse: Tensor | None, columns: Columns) -> Tensor:
-    """Attention mass outside of some columns: [row, head, query]. Summed over those others, not one minus the rest."""
-    known = log_sum_exp(what) if lse is None else lse
-    other = torch.ones(what.key.shape[2], dtype=torch.bool, device=what.key.device)
-    other[columns] = False
-    others = other.nonzero()[:, 0]
-
-    def chunk(queries: slice | None) -> Tensor:
-        here = known if queries is None else known[:, :, queries]
-        return scores(what, others, queries).sub_(here[:, :, None]).exp_().sum(dim=2)
-
-    return in_chunks(chunk, what, len(others))
+    With `mean` averaged over the heads, [row, column, query]; rounded to `dtype`, if given, at the very end.
+    """
+    (rows, heads, queries, _), keys = what.query.shape, what.key.shape[2]
+    again = lse is None and keys <= FEW
+    known = lse if lse is not None or again else log_sum_exp(what)
+    count = len(range(*columns.indices(keys))) if isinstance(columns, slice) else len(columns)
+    shape = (rows, count, queries) if mean else (rows, heads, count, queries)
+    result = what.query.new_empty(shape, dtype=dtype or working_dtype(what.query))
+    room = None  # memory that is new costs as much as what is done in it
+    for some, part in blocks(what, keys if again else count):
+        found = scores(what.rows(some), slice(None) if again else columns, part, room)
+        room = found.view(-1) if room is None else room
+        if known is None:
+            found = softmax_(found)[:, :, columns]
+        else:
+            found.sub_(known[some, :, None, part]).exp_()
+        result[some, ..., part] = found.mean(1) if mean else found
+    return result

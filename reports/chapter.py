@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.study import Said
+from probe.figures.embedded import PREFIX
 
 LANGUAGES = ("zh", "en")
 
@@ -53,4 +54,6 @@ def shown(value: object) -> str:
     """A value of a table for people: four digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
+    if isinstance(value, str) and value.startswith(PREFIX):
+        return "PNG"  # a small picture, drawn in a figure
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -26,7 +26,7 @@ from hooks.states import Arguments, States
 from probe.errors import ToushiError
 from probe.lens.readings import Reading, Readings
 from probe.lens.spans import tokens_of
-from probe.models.load import SHIPPED, best_device, load
+from probe.models.load import SHIPPED, best_device, load, shipped
 from probe.models.mini_unet import MiniUNet, PromptCut
 from probe.models.text_encoder import TextEncoder
 from probe.text.alignment import Token, Word, readable, segment, shares
@@ -116,7 +116,7 @@ def open_encoder(
         return ours(which)
     folder = folder_of(which)
     if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):
-        model = load(str(folder), device, dtype)
+        model = load(str(which) if str(which) in shipped() else str(folder), device, dtype)
         if untrained is not None:
             with _seeded(untrained):
                 model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
@@ -133,17 +133,16 @@ def _seeded(seed: int):
 
 def folder_of(which: str | Path) -> Path:
     """Where the files of an encoder lie: of a shipped model, of a folder; those of a hub id are fetched first."""
-    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    if str(which) in shipped:
+    if str(which) in shipped():
         return SHIPPED / str(which)
     if Path(which).is_dir():
         return Path(which)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(which)) and not Path(which).parent.exists():
         return _fetched(str(which))
-    near = get_close_matches(str(which), shipped, n=1)
+    near = get_close_matches(str(which), shipped(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownEncoder(
-        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped)}; or a folder with a text encoder of the "
+        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped())}; or a folder with a text encoder of the "
         "transformers library (config.json, tokenizer.json, model.safetensors), or its id on the hub, owner/name"
     )
 

@@ -15,9 +15,7 @@ from torch import nn
 from probe.errors import ToushiError
 from probe.models.loading import DTYPES, BadOption, Loading
 from probe.models.memory import enough_memory, out_of_memory
-from probe.models.mini_unet import MiniUNet
-
-SHIPPED = Path(__file__).parent / "weights"
+from probe.models.mini_unet import SHIPPED, MiniUNet
 
 
 class UnknownModel(ToushiError):
@@ -26,6 +24,24 @@ class UnknownModel(ToushiError):
 
 class NoGain(UserWarning):
     """An option that costs time and gains nothing here."""
+
+
+def shipped() -> list[str]:
+    """Names of the models in this repository: their folders under `SHIPPED`."""
+    return sorted(file.parent.relative_to(SHIPPED).as_posix() for file in SHIPPED.rglob("config.json"))
+
+
+def model_files(name: str) -> list[Path]:
+    """The files with the weights of one of our own models, by its name or folder; what it shares comes last."""
+    folder = folder_of(name)
+    if folder is None or not (folder / "config.json").is_file():
+        raise UnknownModel(f"{name!r} is no model of our own; there are: {', '.join(shipped())}, or a folder")
+    try:
+        shares = json.loads((folder / "config.json").read_text()).get("shares")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnknownModel(f"{folder / 'config.json'} cannot be read: {error}") from error
+    files = [folder / "model.safetensors"]
+    return files if shares is None else [*files, SHIPPED / shares["model"] / "model.safetensors"]
 
 
 def load(
@@ -60,17 +76,17 @@ def loaded(name: str, loading: Loading) -> Any:
 
 def folder_of(name: str) -> Path | None:
     """Where the model lies; None if it can only be on the hub."""
-    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
-    folder = SHIPPED / name if name in shipped else Path(name)
+    known = shipped()
+    folder = SHIPPED / name if name in known else Path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return folder
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
-    near = get_close_matches(name, shipped, n=1)
+    near = get_close_matches(name, known, n=1)
     hint = (
         f"did you mean {near[0]!r}?"
         if near
-        else f"there are: {', '.join(shipped)}; or a folder with config.json or model_index.json, or a hub id"
+        else f"there are: {', '.join(known)}; or a folder with config.json or model_index.json, or a hub id"
     )
     raise UnknownModel(f"no model {name!r}; {hint}")
 
@@ -85,6 +101,8 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
     loading.refuse("mini-unet", never)
     model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
     model.loading = loading.resolved(str(model.device), str(model.dtype))
+    if folder.is_relative_to(SHIPPED):
+        model.name = folder.relative_to(SHIPPED).as_posix()
     return model
 
 

@@ -26,6 +26,7 @@ from probe.models.vae import VAE, VAEConfig
 from probe.text.alignment import listed
 from probe.text.bpe import Tokenizer
 
+SHIPPED = Path(__file__).parent / "weights"
 MOST_PIXELS = 1024 * 1024  # beyond it one evaluation takes minutes and gigabytes
 
 
@@ -41,12 +42,15 @@ class MiniUNetConfig:
     shift: float = 1.5
     heat_map: dict | None = None
     """{sites: [globs], rule: text}: which sites' maps point best, as the card measured; None is the mean of all."""
+    shares: dict | None = None
+    """{model: name, vae_sha256: hash}: the shipped model whose tokenizer and VAE this one uses, so that its own folder
+    holds neither."""
 
     @classmethod
     def from_dict(cls, values: dict) -> "MiniUNetConfig":
         unet = UNetConfig(**{**values["unet"], "widths": tuple(values["unet"]["widths"])})
         text, vae = TextEncoderConfig(**values["text"]), VAEConfig(**values["vae"])
-        return cls(text, unet, vae, values["shift"], values.get("heat_map"))
+        return cls(text, unet, vae, values["shift"], values.get("heat_map"), values.get("shares"))
 
 
 class MiniUNet(nn.Module):
@@ -180,23 +184,34 @@ class MiniUNet(nn.Module):
     # --- disk ---
 
     def save(self, folder: Path | str, dtype: torch.dtype = torch.float16) -> None:
-        """config.json, tokenizer.json and model.safetensors, the weights in `dtype`."""
+        """config.json, tokenizer.json and model.safetensors, the weights in `dtype`; of what it shares nothing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n")
-        self.tokenizer.save(folder / "tokenizer.json")
-        save_file(
-            {k: v.to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
-        )
+        weights = {k: v.to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
+        if self.config.shares is None:
+            self.tokenizer.save(folder / "tokenizer.json")
+        else:
+            weights = {k: v for k, v in weights.items() if not k.startswith("vae.")}
+        save_file(weights, folder / "model.safetensors")
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "MiniUNet":
         """The model of a folder that `save` wrote, in fp32 on the CPU."""
         folder = Path(folder)
         config = MiniUNetConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        lender = folder if config.shares is None else SHIPPED / config.shares["model"]
         with torch.random.fork_rng(devices=[]):  # the meta device would need no numbers, but a second to import
-            model = cls(config, Tokenizer.load(folder / "tokenizer.json"))
+            model = cls(config, Tokenizer.load(lender / "tokenizer.json"))
         weights = load_file(folder / "model.safetensors")
+        if config.shares is not None:
+            lent = {k: v for k, v in load_file(lender / "model.safetensors").items() if k.startswith("vae.")}
+            if (found := digest(lent)) != config.shares["vae_sha256"]:
+                raise ValueError(
+                    f"it was trained with another VAE than that of {config.shares['model']}: "
+                    f"{config.shares['vae_sha256'][:12]}, not {found[:12]}"
+                )
+            weights |= lent
         model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         model.weights_sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model.revision = model.weights_sha256[:12]
@@ -224,6 +239,15 @@ class MiniUNet(nn.Module):
                 if not parameter.any():
                     nn.init.normal_(parameter, std=0.1)
         return model.eval().requires_grad_(False)
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, in the order of names."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(f"{name} {weights[name].dtype} {list(weights[name].shape)} ".encode())
+        found.update(weights[name].contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:

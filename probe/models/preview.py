@@ -27,12 +27,12 @@ def preview(vae: nn.Module, factor: int, latents: Float[Tensor, "b c h w"]) -> U
     if pixels not in fits:
         fits[pixels] = fit(vae, factor, pixels)
     weight, bias = (w.to(latents) for w in fits[pixels])
-    pictures = F.pixel_shuffle(F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), weight, bias), pixels)
-    return pictures.clamp_(-1, 1).add_(1).mul_(127.5).round_().byte().permute(0, 2, 3, 1).contiguous()
+    levels = F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), weight, bias)
+    return F.pixel_shuffle(levels.clamp_(0, 255).round_().byte(), pixels).permute(0, 2, 3, 1).contiguous()
 
 
 def fit(vae: nn.Module, factor: int, pixels: int, count: int = 3) -> tuple[Tensor, Tensor]:
-    """Weight [3*pixels*pixels, c, 3, 3] and bias of the convolution: ridge regression from latents to pictures."""
+    """Weight [3*pixels*pixels, c, 3, 3] and bias of the convolution: ridge regression from latents to levels 0..255."""
     about = next(vae.parameters())
     pictures = made_up(count, 16 * factor)
     latents = vae.encode(pictures.to(about.device, about.dtype)).cpu().double()
@@ -41,7 +41,9 @@ def fit(vae: nn.Module, factor: int, pixels: int, count: int = 3) -> tuple[Tenso
     small = F.avg_pool2d(pictures.double(), factor // pixels)
     y = F.pixel_unshuffle(small, pixels).flatten(2).transpose(1, 2).flatten(0, 1)
     gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    solution = torch.linalg.solve(gram, x.T @ y).T.float()
+    solution = torch.linalg.solve(gram, x.T @ y).T * 127.5
+    solution[:, -1] += 127.5
+    solution = solution.float()
     return solution[:, :-1].unflatten(1, (latents.shape[1], 3, 3)), solution[:, -1]
 
 

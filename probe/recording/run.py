@@ -99,6 +99,7 @@ class Run:
         self.spanned: list[tuple[int, Place]] = []
         self.span: tuple[slice, list[list[int] | slice]] = (slice(0, 0), [])
         self.refusal: OverBudget | None = None
+        self.measured = True  # whether the forecast was held against the budget since a site was added
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -188,10 +189,11 @@ class Run:
             raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
         columns = self.span[0].stop
         if self.joint is not None and site.kind == "cross":
-            last = max(stretch.image for stretch in self.joint) + self.latent[0] * self.latent[1]
+            image = self.latent[0] * self.latent[1]
+            last = max(stretch.image for stretch in self.joint) + image
             if cells != keys or cells < last:
                 raise Unrecordable(f"{call.site}: expected one sequence of at least {last}, but {cells}x{keys} came")
-            cells, columns = self.latent[0] * self.latent[1], max(own.text + own.columns for own in self.joint)
+            cells, columns = image, max(own.text + own.columns for own in self.joint)
         if site.kind == "cross" and keys < columns:
             raise Unrecordable(f"{call.site}: expected {columns} text columns, but it looks at {keys} keys")
         if site.kind == "cross" and self.keys not in (None, keys):
@@ -205,7 +207,7 @@ class Run:
         if call.site not in self.seen:
             self.seen[call.site] = {"kind": site.kind, "grid": list(grid_of(self.latent, cells)), "heads": heads}
             self._measure(call.site, heads, cells, keys)
-        if self.refusal is None:
+        if self.refusal is None:  # else they are only measured
             self.waiting.append(call)
             self.held += call.bytes
             if self.held > HELD or call.what.query.is_inference():  # such tensors do not tell of changes
@@ -213,8 +215,11 @@ class Run:
 
     def _read(self) -> None:
         """Makes the maps of the calls that wait."""
+        if not self.measured:
+            self._check()
         calls, self.waiting, self.held = self.waiting, [], 0
         stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
+        mean = self.policy.keep != "heads"
         for call in calls:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
@@ -225,18 +230,16 @@ class Run:
                 own = None if whole else [self.span[1][self.fresh.index(one)] for one in fresh]
                 rest = None
                 if stretch is None:
-                    found = call.probabilities(slice(None) if whole else self.span[0], some)
+                    found = call.probabilities(slice(None) if whole else self.span[0], some, None, mean, stored)
                 else:
                     image = slice(stretch.image, stretch.image + self.latent[0] * self.latent[1])
-                    text = call.probabilities(slice(stretch.text, stretch.text + stretch.columns), some, image)
+                    columns = slice(stretch.text, stretch.text + stretch.columns)
+                    text = call.probabilities(columns, some, image, mean)
                     # By the kernel's own log-sum-exp. Adding up the image's keys instead, as the tests do, would
                     # cost as much as the attention itself.
-                    rest = (1 - text.sum(2)).clamp_(min=0)
-                    found = text[:, :, self.span[0]]
-                if self.policy.keep != "heads":
-                    found, rest = found.mean(1), None if rest is None else rest.mean(1)
-                rest = None if rest is None else rest.to(stored)
-                self.maps.append(Maps(call.site, fresh, own, found.to(stored), rest))
+                    rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
+                    found = text[..., self.span[0], :].to(stored)
+                self.maps.append(Maps(call.site, fresh, own, found, rest))
 
     def _alike(self, joint: Sequence[Stretch] | None) -> list[tuple[list[tuple[int, Place]], Stretch | None]]:
         """The fresh rows, those together that have image and text at the same places of their sequence."""
@@ -248,12 +251,17 @@ class Run:
         return [(fresh, stretch) for stretch, fresh in groups.items()]
 
     def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
-        """Adds a site to the forecast. Once that is over the budget no more maps are made, only measured."""
+        """Adds a site to the forecast."""
         for _, place in self.fresh:
             if place[1] == 0:
                 whole = self.sites[name].kind == "self"
                 kept = keys if whole else len(self.columns[place]) + (self.joint is not None)
                 self.sizes[layout.map_key(name, place[0])] = Size(heads, kept, cells)
+        self.measured = False
+
+    def _check(self) -> None:
+        """Once the forecast is over the budget no more maps are made, only measured."""
+        self.measured = True
         forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded), self.latent)
         try:
             check(forecast, self.policy, pictures=1 + max(item for _, item in self.rows))
@@ -264,12 +272,12 @@ class Run:
     def finish_step(self, stepped: Stepped, blind: Mapping[str, str]) -> None:
         """The scheduler moved on: writes what was seen since the last step."""
         if self.recording:
-            if self.refusal is not None:
-                raise self.refusal
             if blind:
                 listed = "; ".join(f"{name} {why}" for name, why in blind.items())
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
             self._read()
+            if self.refusal is not None:
+                raise self.refusal
             if not self.writers:
                 self._open()
             info = {

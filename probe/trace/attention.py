@@ -189,7 +189,7 @@ class Question:
                 found = found if weights[0] == 1 else found * weights[0]
             else:
                 found = np.einsum("t,...tyx->...yx", weights, found.astype(np.float32))
-        return found / np.float32(self._count(file, key)) if self.trace.keep == "sum" else found
+        return found / np.float32(self.count(file, key)) if self.trace.keep == "sum" else found
 
     def rest(self, site: str, step: int) -> np.ndarray:
         """float [head?, y, x]: attention to no text column; zeros where the file leaves it out."""
@@ -198,9 +198,10 @@ class Question:
             return np.zeros(1, np.float32)
         self.trace.files.shape(file, key)
         found = file.read(key).astype(np.float32)
-        return found / self._count(file, layout.map_key(site, self.branch)) if self.trace.keep == "sum" else found
+        return found / self.count(file, layout.map_key(site, self.branch)) if self.trace.keep == "sum" else found
 
-    def _count(self, file: Tensors, key: str) -> int:
+    def count(self, file: Tensors, key: str) -> int:
+        """How many steps a sum is of."""
         counts = layout.parse(file.metadata.get("counts", "null").encode(), f"{file.path} metadata")
         count = counts.get(key) if isinstance(counts, dict) else None
         if not isinstance(count, int) or not 1 <= count <= len(self.trace.steps):

@@ -9,7 +9,8 @@
               and `text` in place of `word`. `about` is in the schema's metadata, under `toushi`
 
 No `head` axis (in parquet: null) where only the mean over heads was kept. A trace that keeps the sum has one step, the
-last one summed, and its values are the mean over `summed` steps.
+last one summed, and its values are the mean over as many steps as `summed` says of each branch, for guidance may have
+ended before the run. What goes to no text column, in joint attention, is what all tokens leave of 1.
 """
 
 import importlib.util
@@ -31,6 +32,7 @@ import numpy as np
 from probe.errors import ToushiError
 from probe.text.alignment import Word
 from probe.trace.attention import Asked, NotRecorded, Question
+from probe.trace.layout import map_key
 from probe.trace.room import WriteFailed, reason
 
 if TYPE_CHECKING:
@@ -230,7 +232,7 @@ def _of_tokens(name: str, every: Question) -> Branch:
 
 
 def _about(trace: "Trace", branches: list[Branch]) -> dict[str, Any]:
-    manifest, first = trace.manifest, branches[0].questions[0]
+    manifest = trace.manifest
     given = {name: manifest.get(name) for name in ("prompt", "negative_prompt", "model", "seed", "size", "guidance")}
     of = "tokens" if branches[0].by_token else "words"
     return {
@@ -240,10 +242,17 @@ def _about(trace: "Trace", branches: list[Branch]) -> dict[str, Any]:
         "unit": "probability",
         "keep": trace.keep,
         "complete": trace.complete,
-        "summed": first.summed if trace.keep == "sum" else None,
+        "summed": {branch.name: _summed(trace, branch) for branch in branches} if trace.keep == "sum" else None,
         "times": dict(zip(map(str, trace.steps), (None if math.isnan(t) else t for t in trace.times))),
         of: {branch.name: branch.entries for branch in branches},
     }
+
+
+def _summed(trace: "Trace", branch: Branch) -> int:
+    """Over how many steps a branch was summed."""
+    file = trace.files.step(trace.steps[-1])
+    question = branch.questions[0]
+    return max(question.count(file, map_key(site, branch.name)) for site in question.sites)
 
 
 def _sheets(branches: list[Branch]) -> list[Sheet]:

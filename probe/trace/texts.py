@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from safetensors.numpy import save_file
 
 from probe.errors import ToushiError
 from probe.lens.readings import Reading, Readings
@@ -30,8 +29,9 @@ from probe.trace import layout
 from probe.trace.attention import NotRecorded
 from probe.trace.layout import DamagedTrace
 from probe.trace.room import WriteFailed, make_room, reason
+from probe.trace.safely import save_json, save_tensors, store, sync_folder
 from probe.trace.stored import JSON_BYTES, Tensors, read_bytes
-from probe.trace.writer import as_json, save_json, stored
+from probe.trace.writer import as_json
 
 TEXTS = "texts.jsonl"
 PARTS = ("tokens", "words", "lost", "unknown")
@@ -73,9 +73,10 @@ class TextsWriter:
         try:
             line = {
                 "file": name,
-                **stored(self.folder, name, lambda path: save_file(tensors, path)),
+                **store(self.folder / name, lambda path: save_tensors(path, tensors)),
                 "first": self.count,
             }
+            sync_folder(self.folder)
             line = as_json(line | {"texts": about}, "What is noted of texts")
             self._lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self._lines.flush()

@@ -1,27 +1,29 @@
 """Writes a trace while the model runs: one thread, a short queue, every finished step safe on disk.
 
 A step goes to a temporary name, is fsynced, renamed and only then listed, so whatever ends the process, each
-listed step can be read. When the disk is slower than the sampler, the sampler waits; memory does not grow.
+listed step can be read. When the disk is slower than the sampler, the sampler waits; memory does not grow. Small
+steps that came while the disk was busy are listed together, because each listing waits for the disk twice.
 """
 
-import hashlib
 import json
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from probe.errors import ToushiError
 from probe.text.alignment import Token, Word
 from probe.trace import layout
-from probe.trace.reader import open_trace
 from probe.trace.room import WriteFailed, make_room, reason, save_picture
+from probe.trace.safely import replace, save_json, save_tensors, store, sync_folder
+
+SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
+TOGETHER = 8  # steps that may be listed together
 
 # What must be equal for a run to go on with the trace of another.
 SAME_RUN = (
@@ -46,8 +48,9 @@ class BadRecord(ToushiError):
 class TraceWriter:
     """Writes one trace. The arrays handed in belong to the writer: do not change them afterwards.
 
-    A failure of the writing thread (disk full, folder removed) is raised by the next call as WriteFailed. With
-    `resume` it goes on with the trace that is in the folder, which must be of the same run.
+    `queue_size` steps may wait for the disk, or more that are not larger than `small` bytes together. A failure of
+    the writing thread (disk full, folder removed) is raised by the next call as WriteFailed. With `resume` it goes
+    on with the trace that is in the folder, which must be of the same run.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class TraceWriter:
         overwrite: bool = False,
         queue_size: int = 2,
         resume: bool = False,
+        small: int = SMALL,
     ):
         self.folder = Path(folder)
         given = {"format": layout.FORMAT, "version": layout.VERSION, "kind": "picture", **manifest}
@@ -67,19 +71,26 @@ class TraceWriter:
         self._finished: list[int] = []
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
+        self._shapes: dict[str, list[tuple[int, ...]] | None] = {}
         self._manifest_lock = threading.Lock()
+        self._unsaved = True  # whether the manifest on disk is not this one, or may not be there after a power cut
+        self._unlisted: list[tuple[int, bytes]] = []  # steps that are stored, and their lines
+        self._unlisted_bytes = 0
         if resume:
             self._go_on()
         else:
             make_room(self.folder, overwrite)
         try:
-            self._save_manifest()
+            # Waiting for the disk can wait until the first step is listed.
+            save_json(self.folder / layout.MANIFEST, self.manifest, sync=False)
             self._lines = (self.folder / layout.STEPS).open("ab")
         except OSError as error:
             raise WriteFailed(
                 f"Cannot write a trace in {self.folder}: {reason(error)}. Choose another folder."
             ) from None
-        self._jobs: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue(maxsize=queue_size)
+        self._queue_size, self._small = queue_size, small
+        self._jobs: deque[tuple[str, int, Callable[[], None] | None]] = deque()  # the first one is being done
+        self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._work, name=f"trace {self.folder.name}", daemon=True)
         self._thread.start()
 
@@ -93,7 +104,7 @@ class TraceWriter:
             )
         info = as_json(info, f"What is noted of step {index}")
         arrays = {key: self._fitting(key, array) for key, array in tensors.items()}
-        self._put(f"step {index}", lambda: self._step(index, arrays, info))
+        self._put(f"step {index}", lambda: self._step(index, arrays, info), _bytes(arrays))
         self._last = index
 
     def write_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -105,7 +116,11 @@ class TraceWriter:
                     f'"{key}", {array.dtype} came.'
                 )
         arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
-        self._put(layout.ENCODER, lambda: self._listed(layout.ENCODER, lambda path: save_file(arrays, path)))
+        self._put(
+            layout.ENCODER,
+            lambda: self._listed(layout.ENCODER, lambda path: save_tensors(path, arrays)),
+            _bytes(arrays),
+        )
 
     def write_image(self, image) -> None:
         """Queues the picture (PIL) as image.png."""
@@ -118,6 +133,7 @@ class TraceWriter:
         self._raise_failure()
         with self._manifest_lock:
             self.manifest = _checked({**self.manifest, **fields})
+        self._shapes.clear()
         try:
             self._save_manifest()
         except OSError as error:
@@ -133,15 +149,17 @@ class TraceWriter:
         if self._closed:
             return
         self._closed = True
-        self._jobs.put(None)
+        with self._turn:
+            self._jobs.append(("", 0, None))
+            self._turn.notify_all()
         self._thread.join()
         try:
             self._lines.close()  # writes what an earlier failure left in its buffer
         except OSError as error:
             self._failure = self._failure or WriteFailed(self._story(layout.STEPS, error))
         if self._failure is None:
-            self.manifest["complete"] = complete
             try:
+                self.manifest["complete"] = complete
                 self._save_manifest()
             except OSError as error:
                 self._failure = WriteFailed(self._story(layout.MANIFEST, error))
@@ -158,6 +176,8 @@ class TraceWriter:
 
     def _go_on(self) -> None:
         """Takes up the finished steps of the folder; what an end by force left half done is removed."""
+        from probe.trace.reader import open_trace  # half a second of imports, which writing can do without
+
         trace = open_trace(self.folder)
         for field in SAME_RUN:
             if trace.manifest.get(field) != self.manifest.get(field):
@@ -177,7 +197,7 @@ class TraceWriter:
         # Of sums the last one is the trace; a kill may have come before the one before it was removed.
         listed = {*(files[-1:] if trace.keep == "sum" else files), *self.manifest.get("files", {})}
         try:
-            _replace(self.folder / layout.STEPS, lines.encode())
+            replace(self.folder / layout.STEPS, lines.encode())
             for path in self.folder.iterdir():
                 if layout.is_ours(path.name) and path.name not in {*listed, layout.MANIFEST, layout.STEPS}:
                     path.unlink()
@@ -185,7 +205,9 @@ class TraceWriter:
             raise WriteFailed(f"Cannot go on in {self.folder}: {reason(error)}.") from None
 
     def _fitting(self, key: str, array: np.ndarray) -> np.ndarray:
-        allowed = layout.step_shapes(self.manifest, key)
+        if key not in self._shapes:
+            self._shapes[key] = layout.step_shapes(self.manifest, key)
+        allowed = self._shapes[key]
         if allowed is None:
             raise BadRecord(
                 f'"{key}" names nothing that can be recorded: expected latent, preview, or '
@@ -201,11 +223,17 @@ class TraceWriter:
             raise BadRecord(f'"{key}" must be {names}; {array.dtype} came.')
         return np.ascontiguousarray(array)  # safetensors would store the buffer of a strided view
 
-    def _put(self, what: str, job: Callable[[], None]) -> None:
+    def _put(self, what: str, job: Callable[[], None], size: int = 0) -> None:
         if self._closed:
             raise BadRecord(f"The trace in {self.folder} is closed; nothing more can be written.")
-        self._raise_failure()
-        self._jobs.put((what, job))
+        with self._turn:
+            while self._failure is None and len(self._jobs) > self._queue_size:
+                if size + sum(waiting for _, waiting, _ in self._jobs) <= self._small:
+                    break
+                self._turn.wait()
+            self._raise_failure()
+            self._jobs.append((what, size, job))
+            self._turn.notify_all()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -214,28 +242,59 @@ class TraceWriter:
     # --- on the writing thread
 
     def _work(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            what, job = item
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._jobs)
+                what, _, job = self._jobs[0]
+            if job is None:
+                if self._failure is None:
+                    self._do(layout.STEPS, self._list)
+                return
             if self._failure is None:  # after a failure jobs are dropped, so that a waiting sampler wakes up
-                try:
-                    job()
-                except Exception as error:
-                    self._failure = WriteFailed(self._story(what, error))
+                self._do(what, job)
+            with self._turn:
+                self._jobs.popleft()
+                self._turn.notify_all()
+                more = len(self._jobs)
+            together = len(self._unlisted) < TOGETHER and self._unlisted_bytes < self._small
+            if self._failure is None and not (more and together):
+                self._do(what, self._list)
+
+    def _do(self, what: str, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            with suppress(Exception):
+                self._list()  # the steps before it are whole
+            self._failure = WriteFailed(self._story(what, error))
 
     def _step(self, index: int, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         name = layout.step_file(index, self.manifest["keep"])
         metadata = None
         if self.manifest["keep"] == "sum":
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
-        about = self._stored(name, lambda path: save_file(arrays, path, metadata))
+        about = store(self.folder / name, lambda path: save_tensors(path, arrays, metadata))
         line = {**info, "step": index, "file": name, **about}
-        self._lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._unlisted.append((index, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
+        self._unlisted_bytes += about["bytes"]
+
+    def _list(self) -> None:
+        """Lists the steps that are stored, once it is certain that they are."""
+        if self._unsaved and (self._unlisted or not self._closed):  # else `close` will
+            self._save_manifest()
+        if not self._unlisted:
+            return
+        sync_folder(self.folder)
+        steps, lines = zip(*self._unlisted)
+        self._unlisted, self._unlisted_bytes = [], 0
+        self._lines.write(b"".join(lines))
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        if self.manifest["keep"] == "sum" and self._finished:
+        if self.manifest["keep"] == "sum":
             # Only now: until its successor is listed, the older sum is the one to read.
-            (self.folder / layout.step_file(self._finished[-1], "sum")).unlink(missing_ok=True)
-        self._finished.append(index)
+            for older in [*self._finished[-1:], *steps[:-1]]:
+                (self.folder / layout.step_file(older, "sum")).unlink(missing_ok=True)
+        self._finished += steps
 
     def _summed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for key, array in arrays.items():
@@ -248,18 +307,17 @@ class TraceWriter:
             self._counts[key] = self._counts.get(key, 0) + 1
         return self._sums
 
-    def _listed(self, name: str, save: Callable[[Path], None]) -> None:
-        about = self._stored(name, save)
+    def _listed(self, name: str, save: Callable[[Path], str | None]) -> None:
+        about = store(self.folder / name, save)
+        sync_folder(self.folder)
         with self._manifest_lock:
             self.manifest["files"] = {**self.manifest["files"], name: about}
-        self._save_manifest()
-
-    def _stored(self, name: str, save: Callable[[Path], None]) -> dict[str, Any]:
-        return stored(self.folder, name, save)
+            self._unsaved = True
 
     def _save_manifest(self) -> None:
         with self._manifest_lock:
             save_json(self.folder / layout.MANIFEST, self.manifest)
+            self._unsaved = False
 
     def _story(self, what: str, error: Exception) -> str:
         kept = f"{len(self._finished)} steps are finished and can be read" if self._finished else "No step is finished"
@@ -321,30 +379,5 @@ def _plain(value: Any) -> Any:
     raise BadRecord(f"A manifest holds JSON values, tokens and words; {type(value).__name__} came: {value!r:.80}.")
 
 
-def save_json(path: Path, value: dict) -> None:
-    _replace(path, json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut. Windows has no way to, and does not need one."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())

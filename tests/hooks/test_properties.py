@@ -81,8 +81,10 @@ def test_what_is_read_is_the_softmax(call, data):
     # Large scores make fp32 products themselves uncertain: 1e-7 of a score of 1000 is 1e-4 of a probability.
     tolerance = 2e-6 * (1 + query.abs().max().item() ** 2)
     assert (found.probabilities(columns) - expected[:, :, columns]).abs().max() < tolerance
-    rest = found.elsewhere(columns)
-    assert (found.probabilities(columns).sum(2) + rest - 1).abs().max() < tolerance * 10
+    rest = found.probabilities([column for column in range(keys) if column not in columns]).sum(2)
+    # A kernel that adds up 600 keys in bf16 is off by a few 1e-5 of the whole.
+    whole = 2e-4 if query.dtype is torch.bfloat16 else 0.0
+    assert (found.probabilities(columns).sum(2) + rest - 1).abs().max() < max(tolerance * 10, whole)
 
 
 @EXAMPLES

@@ -1,12 +1,15 @@
 """Laws of the default model, on random weights."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from probe.errors import ToushiError
-from probe.models.load import UnknownModel, load
-from probe.models.mini_unet import MiniUNet, PromptCut
+from probe.models.load import UnknownModel, load, model_files
+from probe.models.mini_unet import MiniUNet, PromptCut, digest
 from probe.models.text import joined
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚"
@@ -167,3 +170,41 @@ def test_the_cache_outlives_neither_new_weights_nor_an_edit(model):
     finally:
         hook.remove()
     assert not torch.equal(after.states, edited.states)
+
+
+def test_a_causal_encoder_sees_nothing_of_what_comes_after():
+    both = MiniUNet.tiny()
+    causal = MiniUNet(replace(both.config, text=replace(both.config.text, causal=True)), both.tokenizer)
+    causal.load_state_dict(both.state_dict())
+    ids = torch.tensor([[1, 20, 30, 40, 50, 0], [1, 20, 30, 90, 80, 70]])
+    mask = torch.tensor([[True] * 5 + [False], [True] * 6])
+    for model, alike in ((causal, True), (both, False)):
+        with torch.no_grad():
+            states = model.encoder(ids, mask)
+        assert torch.allclose(states[0, :3], states[1, :3], atol=1e-6) == alike
+    with torch.no_grad():
+        longer = causal.encoder(ids[:1], mask[:1])
+        shorter = causal.encoder(ids[:1, :3], mask[:1, :3])
+    torch.testing.assert_close(longer[:, :3], shorter)
+
+
+def test_what_a_model_shares_is_not_stored_again(tmp_path):
+    lender = load("mini-unet", "cpu")
+    vae = {k: v.half() for k, v in lender.state_dict().items() if k.startswith("vae.")}
+    shares = {"model": "mini-unet", "vae_sha256": digest(vae)}
+    small = MiniUNet.tiny().config
+    text = replace(small.text, vocab_size=lender.tokenizer.vocab_size)
+    model = MiniUNet(replace(small, text=text, vae=lender.config.vae, shares=shares), lender.tokenizer)
+    model.save(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    assert (tmp_path / "model.safetensors").stat().st_size < 1_500_000  # without the VAE's weights
+    again = load(str(tmp_path), "cpu")
+    assert all(map(torch.equal, again.vae.parameters(), lender.vae.parameters()))
+    assert torch.equal(again.encoder.embed.token.weight, model.encoder.embed.token.weight.half().float())
+    assert model_files(str(tmp_path)) == [tmp_path / "model.safetensors", *model_files("mini-unet")]
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["shares"]["vae_sha256"] = "0" * 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownModel, match=r"another VAE than that of mini-unet: 0{12}, not "):
+        load(str(tmp_path), "cpu")

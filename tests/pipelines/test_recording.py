@@ -496,10 +496,3 @@ def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
         record(other, tmp_path / "run")
     with pytest.raises(UnknownFamily, match="not their transformer alone"):
         record(made("flux").transformer, tmp_path / "run")
-
-
-def test_edits_of_a_pipeline_are_refused():
-    from probe.edits import Edit, edit
-
-    with pytest.raises(ToushiError, match="cannot be edited|not edited yet"):
-        edit(made("flux"), Edit("*", word="cat"))

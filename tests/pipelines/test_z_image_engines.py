@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from probe.edits import Edit, edit
 from probe.models.load import load
 from probe.models.z_image import ZImage
 from probe.record import record
@@ -68,3 +70,35 @@ def test_recording_our_own_changes_nothing(folder, tmp_path):
     assert not first.verify() and not second.verify() and not alone.verify()
     assert first.heat_map("cat").shape == (8, 12)
     assert not any(m._forward_pre_hooks for m in model.transformer.modules())
+
+
+def test_both_engines_are_edited_alike(folder, tmp_path):
+    """Knocked-out words, a head and a layer of the encoder, in two prompts of different lengths."""
+    prompts, noise = [PROMPT, "a red moon and a moon"], []
+    edits = [
+        Edit("transformer.layers.*", "zero", word=(0, 3), steps="1:"),
+        Edit("transformer.layers.0.attention", "scale", head=1, factor=0.5),
+        Edit("text_encoder.layers.1", "scale", word=(0, 3), factor=2.0),
+    ]
+    for engine in ("own", "diffusers"):
+        model = load(str(folder), "cpu", engine=engine)
+        with edit(model, edits), record(model, tmp_path / engine, dtype="float32"):
+            if engine == "own":
+                model.sample(prompts, "the", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
+            else:
+                model(
+                    list(prompts),
+                    negative_prompt=["the", "the"],
+                    num_inference_steps=2,
+                    guidance_scale=3.0,
+                    height=SIZE[0],
+                    width=SIZE[1],
+                    generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+                )
+        noise.append([open_trace(tmp_path / engine / number).latent(1).values for number in ("000", "001")])
+    for ours, theirs in zip(*noise):
+        assert np.abs(ours - theirs).max() < 1e-4
+    model = load(str(folder), "cpu")
+    with record(model, tmp_path / "plain"):
+        model.sample(prompts, "the", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
+    assert np.abs(open_trace(tmp_path / "plain" / "000").latent(1).values - noise[0][0]).max() > 1e-3

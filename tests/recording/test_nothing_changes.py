@@ -1,5 +1,8 @@
 """Recording changes nothing: the picture, the noise, the latents are those of the unrecorded run."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +66,9 @@ def test_a_compiled_model_is_covered(tmp_path):
     picture, trace = recorded(model, tmp_path / "run")
     assert np.array_equal(picture, plain) and not trace.verify()
     assert "unet.middle.cross_attention" in trace.sites and trace.encoder_attention(0).size
+
+
+def test_recording_waits_for_no_import_that_only_reading_needs():
+    code = "import sys, probe.record; print({'xarray', 'pandas', 'matplotlib', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import resource
@@ -11,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from probe.errors import ToushiError
 from probe.trace import layout
+from probe.trace import writer as writer_module
 from probe.trace.layout import DamagedTrace
 from probe.trace.reader import open_collection, open_trace
 from probe.trace.room import check_room, make_room, save_picture
-from probe.trace.writer import BadRecord, TraceWriter, WriteFailed, write_collection
+from probe.trace.safely import save_tensors
+from probe.trace.writer import TOGETHER, BadRecord, TraceWriter, WriteFailed, write_collection
 from tests.trace.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +75,7 @@ def test_the_sampler_waits_for_a_slow_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TraceWriter, "_step", slow)
     run = Run(steps=12)
-    writer = TraceWriter(tmp_path / "run", run.manifest(), queue_size=2)
+    writer = TraceWriter(tmp_path / "run", run.manifest(), queue_size=2, small=0)
     handed = []
 
     def sample():
@@ -91,6 +95,57 @@ def test_the_sampler_waits_for_a_slow_disk(tmp_path, monkeypatch):
     sampler.join(5)
     writer.close(complete=True)
     assert open_trace(tmp_path / "run").steps == list(range(12))
+
+
+def test_small_steps_wait_together_and_are_listed_together(tmp_path, monkeypatch):
+    """A sampler that is faster than the disk goes on as long as what waits is small."""
+    gate, synced, real = threading.Event(), [], writer_module.sync_folder
+    monkeypatch.setattr(writer_module, "sync_folder", lambda folder: (gate.wait(5), synced.append(1), real(folder)))
+    run = Run(steps=12)
+    with TraceWriter(tmp_path / "run", run.manifest()) as writer:
+        for step in range(12):
+            writer.write_step(step, run.tensors(step))
+        gate.set()
+    assert open_trace(tmp_path / "run").steps == list(range(12)) and len(synced) <= 4
+    assert open_trace(tmp_path / "run").verify() == []
+
+
+def test_a_step_that_cannot_be_stored_takes_none_with_it(tmp_path, monkeypatch):
+    """The ones before it, stored but not listed yet, are listed."""
+    gate, real = threading.Event(), TraceWriter._step
+
+    def step(self, index, *rest):
+        gate.wait(5)
+        if index == 3:
+            raise OSError(28, "No space left on device")
+        real(self, index, *rest)
+
+    monkeypatch.setattr(TraceWriter, "_step", step)
+    run = Run(steps=12)
+    writer = TraceWriter(tmp_path / "run", run.manifest())
+    for index in range(6):
+        writer.write_step(index, run.tensors(index))
+    gate.set()
+    with pytest.raises(WriteFailed, match=r"step 3 .*No space left.*3 steps are finished"):
+        writer.close(complete=True)
+    trace = open_trace(tmp_path / "run")
+    assert trace.steps == [0, 1, 2] and trace.verify() == ["The run did not end: 3 of 12 steps are finished."]
+
+
+def test_files_are_those_of_the_safetensors_library(tmp_path):
+    arrays = {
+        "site/条件": np.arange(6, dtype=np.float16).reshape(1, 2, 3),
+        "preview": np.full((2, 3, 3), 7, np.uint8),
+        "latent": np.ones((0, 3), np.float32),
+    }
+    digest = save_tensors(tmp_path / "ours", arrays, {"counts": "{}"})
+    assert digest == hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest()
+    with safe_open(tmp_path / "ours", framework="np") as file:
+        assert file.metadata() == {"counts": "{}"} and set(file.keys()) == set(arrays)
+        for name, array in arrays.items():
+            read = file.get_tensor(name)
+            np.testing.assert_array_equal(read, array)
+            assert read.dtype == array.dtype
 
 
 # --- failures -------------------------------------------------------------------------------------------
@@ -168,11 +223,11 @@ def test_kill_9_leaves_every_listed_step_readable(tmp_path, keep, delay):
     assert [problem for problem in trace.verify() if "did not end" not in problem] == []
     stored = {path.name for path in folder.glob("s*_*.safetensors")}
     listed = {line["file"] for line in trace.files.lines.values()}
-    if keep == "sum":  # at most the sum in the making and the one that it replaces
-        assert len(stored) <= 2 and (not listed or layout.step_file(trace.steps[-1], "sum") in stored)
+    if keep == "sum":  # at most the sums of the steps that are listed together and the one that they replace
+        assert len(stored) <= TOGETHER + 1 and (not listed or layout.step_file(trace.steps[-1], "sum") in stored)
     else:
         assert trace.steps == list(range(len(trace.steps)))
-        assert listed <= stored and len(stored - listed) <= 1
+        assert listed <= stored and len(stored - listed) <= TOGETHER
     if trace.steps:
         assert np.isfinite(trace.attention("猫").mean("head" if keep == "heads" else "step")).all()
 

@@ -1,0 +1,233 @@
+"""Does attention in both directions resolve Chinese ambiguity where a causal model fails?
+
+    toushi run causal_vs_bidirectional
+
+The article's claim. Two small models (`experiments/train_twins.py`) differ in one thing, whether their text encoder
+sees what comes after a token; all else is the same: first weights, captions, pictures, noise, their order and number.
+A causal state cannot know what comes after it, so the state of the ambiguous word itself is no fair test where the
+context follows: it is at chance there by construction. Both models are judged by what they are for, their pictures; the
+image model may look at every token.
+
+(a) *Pictures* of held-out captions, and of minimal pairs in which only the context of one word differs, before it
+(河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise; the recogniser says what is there. (b) *Last token*: the
+sense read off the state at the end, which has seen all in both models. (c) *Word*: the sense read off the word's own
+state, with the context before it (fair) and after it (chance for the causal one).
+
+The rule, set before the twins were trained. It asks of contexts after the word, in pictures. D is by how much the
+bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
+causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words.
+Refuted: D lies below 10 points, or C above 75 %, half way from chance to always. Supported: not so, D lies above 0, and
+C below 75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
+tell what it understood, or fewer than 6 words are asked.
+
+It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
+another (it is the same for both). It speaks of small models of this world, with their training's contexts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.encoders import opened as opened_encoder
+from experiments.encoders import states_at
+from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, pairs_of, resampled, shares
+from experiments.study import Finding, Job, Said, Study, Verdict
+from probe.analysis.layers import sense_separation
+from probe.errors import ToushiError
+from probe.figures.drawn import NAMES
+from probe.figures.embedded import embedded
+from probe.models.load import model_files, shipped
+
+STUDY = Study(
+    title=Said("双向与因果：谁能分清一词两义", "Both directions or one: which resolves ambiguity"),
+    question=Said(
+        "“双向注意力能化解中文歧义，因果模型则不能”——当语境在词之后时，双向模型是否更常画对词义，而因果模型是否接近机遇？"
+        "若二者相差无几，或因果模型多半画对，便被推翻。",
+        "“Bidirectional attention resolves Chinese ambiguity where a causal model fails”: with the context after the word, "
+        "does the bidirectional model draw the right sense more often, and is the causal one near chance? Hardly any "
+        "difference, or a causal model that is mostly right, refutes it.",
+    ),
+    method=Said(
+        "两个小模型从同样的初始权重出发，以同样的次序见到同样的描述、图、噪声，只有文本编码器的注意力掩码不同。以同样的噪声画训练中"
+        "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边。因果状态看不到其后的"
+        "内容，故语境在后时词自身的状态不作为判据。区间由对场景（词义为词）重抽样得到，差值成对计算。",
+        "Two small models begin with the same weights and see the same captions, pictures and noise in the same order; only "
+        "the mask of the text encoder's attention differs. From the same noise they draw held-out captions and minimal "
+        "pairs, judged by the recogniser; beside it the sense is read off the last token and off the word itself by nearest "
+        "centroids, no context on both sides of a split. A causal state cannot see what follows it, so the word's own state "
+        "is no criterion there. Intervals resample scenes (words for the senses); differences are paired.",
+    ),
+)
+TWINS = ("bidirectional", "causal")
+# Of the rule: difference that counts, causal choices right, pictures with a sense, words to resample.
+MATTERS, HALF, SEEN, WORDS = 0.1, 0.75, 0.3, 6
+SHOWN = ("银行", "苹果", "宝马", "杜鹃")
+
+
+@dataclass(frozen=True)
+class Config:
+    bidirectional: str = "twins/bidirectional"  # or a folder
+    causal: str = "twins/causal"
+    scenes: int = 150  # held-out captions
+    contexts: int = 5  # of each sense and each place of the context, for pictures; the read-outs use all
+    words: int | None = None  # with two senses; only so many, for a first look
+    steps: int = 20
+    guidance: float = 3.0
+    shuffles: int = 20
+    resamples: int = 1000
+    seed: int = 0
+
+
+def weights(config: Config) -> list[Path]:
+    models = [getattr(config, name) for name in TWINS]
+    if lacking := [name for name in models if name not in shipped() and not Path(name).is_dir()]:
+        raise ToushiError(
+            f"{' and '.join(lacking)} are not here: train them by `python -m experiments.train_twins` and then with "
+            "--ship, or give two folders with --set bidirectional=… causal=…"
+        )
+    return list(dict.fromkeys(file for name in models for file in model_files(name)))
+
+
+AT_A_TIME = 50  # scenes in a job
+
+
+def jobs(config: Config) -> list[Job]:
+    found, about = [], {"words": config.words}
+    for twin in TWINS:
+        call = {"twin": twin, "model": getattr(config, twin), "seed": config.seed}
+        drawing = call | {"steps": config.steps, "guidance": config.guidance}
+        for first in range(0, config.scenes, AT_A_TIME):
+            count = min(AT_A_TIME, config.scenes - first)
+            found.append(Job(f"{twin}-scenes-{first:04}", drawn_scenes, drawing | {"first": first, "count": count}))
+        found.append(Job(f"{twin}-senses", drawn_senses, drawing | about | {"contexts": config.contexts}))
+        found.append(Job(f"{twin}-shown", shown_pictures, drawing))
+        found.append(Job(f"{twin}-states", read_off, call | about | {"shuffles": config.shuffles}))
+    return found
+
+
+def drawn_scenes(twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int) -> pd.DataFrame:
+    found = of_scenes(opened(model), "held_out", range(first, first + count), steps, guidance, seed)
+    return as_table(found, part="scenes", model=twin)
+
+
+def drawn_senses(
+    twin: str, model: str, contexts: int, words: int | None, steps: int, guidance: float, seed: int
+) -> pd.DataFrame:
+    return as_table(of_senses(opened(model), contexts, words, steps, guidance, seed), part="senses", model=twin)
+
+
+def shown_pictures(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
+    """The first pair of some words whose context comes after them."""
+    table = pairs_of(None)
+    table = table[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
+    drawn = opened(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
+    rows = [{"prompt": prompt, "picture": embedded(picture)} for prompt, picture in zip(table.sentence, drawn)]
+    return as_table(rows, part="shown", model=twin)
+
+
+def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
+    """For each word, place of its context, state that is read and layer: how many senses are told."""
+    encoder, rows = opened_encoder(model), []
+    for (word, place), table in pairs_of(words).groupby(["word", "place"], sort=False):
+        for where in ("word", "last token"):
+            spans = [(start, start + len(word)) if where == "word" else None for start in table.start]
+            states = states_at(encoder, list(table.sentence), spans)
+            found = sense_separation(states, table.sense, table.pair, resamples=1, shuffles=shuffles, seed=seed)
+            about = {"part": "states", "model": twin, "where": where, "place": place, "word": word}
+            for layer in found.layer.values.tolist():
+                numbers = {name: float(found[name][layer]) for name in ("accuracy", "accuracy_shuffled")}
+                rows.append(about | {"layer": layer} | numbers)
+    return pd.DataFrame(rows)
+
+
+# --- what is made of it ---------------------------------------------------------------------------------
+
+
+def conclude(config: Config, rows: pd.DataFrame) -> Finding:
+    rates, differences = [], []
+    for part in ("scenes", "senses"):
+        some = rows[rows.part == part]
+        items, things = (list(dict.fromkeys(some[name])) for name in ("item", "thing"))
+        counts = by_item(some, {"thing": things, "model": TWINS}, items)
+        means, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
+        for i, thing in enumerate(things):
+            for j, model in enumerate(TWINS):
+                cases = counts["cases"][i, j]
+                low, high = interval(means[i, j], draws[:, i, j], int((cases > 0).sum()))
+                about = {"model": model, "thing": thing, "right": means[i, j], "low": low, "high": high}
+                rates.append(about | {"cases": int(cases.sum()), "items": len(items)})
+            gaps = draws[:, i, 0] - draws[:, i, 1]  # the same items in every draw: paired
+            known = gaps[np.isfinite(gaps)]
+            low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
+            differences.append({"thing": thing, "difference": means[i, 0] - means[i, 1], "low": low, "high": high})
+    tables = {"rates": pd.DataFrame(rates).round(5), "differences": pd.DataFrame(differences).round(5)}
+    tables["read_off"] = by_layer(rows[rows.part == "states"], config)
+    tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
+    verdict = judged(tables["rates"], tables["differences"])
+    return Finding(verdict, sentence(tables), tables)
+
+
+def by_layer(states: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Means over words with intervals that resample them."""
+    table = []
+    for about, part in states.groupby(["model", "where", "place", "layer"], sort=False):
+        values = part[["accuracy", "accuracy_shuffled"]].to_numpy()
+        picks = resampled(len(values), config.resamples, config.seed)
+        low, high = np.quantile(values[picks, 0].mean(1), (0.025, 0.975))
+        names = dict(zip(("model", "where", "place", "layer"), about)) | {"accuracy": values[:, 0].mean()}
+        table.append(names | {"low": low, "high": high, "accuracy_shuffled": values[:, 1].mean(), "words": len(values)})
+    return pd.DataFrame(table).astype({"layer": int}).round(5)
+
+
+def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
+    better = differences.set_index("thing").loc["sense, after"]
+    choice = rates[rates.thing == "choice, after"].set_index("model")
+    asked = rates[rates.thing == "sense, after"].set_index("model")
+    if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < WORDS:
+        return "undecided"
+    if better.high < MATTERS or choice.low["causal"] > HALF:
+        return "refuted"
+    return "supported" if better.low > 0 and choice.high["causal"] < HALF else "undecided"
+
+
+def sentence(tables: dict[str, pd.DataFrame]) -> Said:
+    rates, differences = tables["rates"], tables["differences"].set_index("thing")
+    zh, en = [], []
+    for thing in ("sense, after", "sense, before"):
+        pair = rates[rates.thing == thing].set_index("model")
+        numbers = [f"{one.right:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in (pair.loc[twin] for twin in TWINS)]
+        gap = differences.loc[thing]
+        points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
+        zh.append(f"{NAMES[thing][0]}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
+        english = NAMES[thing][1]
+        en.append(f"{english}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart")
+    choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
+    numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
+    zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")
+    en.append(
+        f"of {choice.cases} pictures with either sense and the context after, the causal model has {numbers} right"
+    )
+    read = tables["read_off"]
+    for where, place in (("last token", "after"), ("word", "before")):
+        tops = [_top(read, model, where, place) for model in TWINS]
+        zh.append(f"{NAMES[where][0]}（{NAMES[place][0]}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
+        en.append(f"{NAMES[where][1]} ({NAMES[place][1]}) the best layers read off {tops[0]} and {tops[1]}")
+    return Said("；".join(zh) + "。", "; ".join(en) + ".")
+
+
+def _top(read: pd.DataFrame, model: str, where: str, place: str) -> str:
+    part = read[(read.model == model) & (read["where"] == where) & (read.place == place)]
+    best = part.loc[part.accuracy.idxmax()]
+    return f"{best.accuracy:.0%} [{best.low:.0%}, {best.high:.0%}]"
+
+
+def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
+    from probe.figures.drawn import pairs_figure, read_out_figure, twins_figure
+
+    return {
+        "rates": twins_figure(tables["rates"], tables["differences"], language),
+        "read_off": read_out_figure(tables["read_off"], language),
+        "pictures": pairs_figure(tables["pictures"], language),
+    }
