@@ -243,8 +243,11 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
 
 def _with_sides(said: Said, table: pd.DataFrame, data: str) -> Said:
     """How much more the deciding side matters, at the last layer."""
-    last = table[(table.data == data) & (table.layer == table.layer.max())].groupby("side").change.mean()
-    if set(last.index) != {"decides", "shared"}:
+    last = table[(table.data == data) & (table.layer == table.layer.max())]
+    last = (
+        last.pivot(index="place", columns="side", values="change").dropna().mean()
+    )  # of places with words on both sides
+    if set(last.index) != {"decides", "shared"} or last.isna().any():
         return said
     numbers = f"{last['decides']:.3f}", f"{last['shared']:.3f}"
     return Said(

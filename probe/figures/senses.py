@@ -39,11 +39,11 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
                 axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         axes.set_title(of(language, *title), loc="left", fontsize=9)
-        axes.set_ylim(min(0.4, float(senses.accuracy.min()) - 0.02), 1.02)
+        axes.set_ylim(min(0.28, float(senses.accuracy.min()) - 0.02), 1.02)
         by_layer(axes, senses.layer, language)
     figure.axes[0].set_ylabel(of(language, "词义读对的比例", "right senses"))
     title = of(language, "虚线：打乱词义", "dashed: senses shuffled")
-    figure.axes[0].legend(loc="best", title=title, title_fontsize=6, fontsize=6)
+    figure.axes[0].legend(loc="lower right", title=title, title_fontsize=6, fontsize=6, labelspacing=0.2)
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.19, top=0.9, wspace=0.07)
     figure.set_label(
         of(
@@ -121,6 +121,8 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figu
         axes.xaxis.tick_top()
         ticks = range(len(words))
         axes.set_xticks(ticks, ["\n".join(name) if stands(name) else name for name in names], linespacing=1, fontsize=7)
+        for label, name in zip(axes.get_xticklabels(), names):
+            label.set_rotation(0 if stands(name) else 90)
         axes.set_yticks(ticks, names if not index else [""] * len(names), fontsize=7)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -327,24 +327,6 @@ class TraceWriter:
         )
 
 
-def stored(folder: Path, name: str, save: Callable[[Path], None]) -> dict[str, Any]:
-    """Writes a file so that it is whole or not there; gives back what is listed of it, {bytes, sha256}."""
-    path = folder / name
-    temporary = path.with_name(name + ".tmp")
-    try:
-        save(temporary)
-        with open(temporary, "rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(folder)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return {"bytes": size, "sha256": digest}
-
-
 def write_collection(folder: str | Path, members: list[str], **fields: Any) -> None:
     """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
     if not members or not all(map(layout.is_member, members)) or len(set(members)) != len(members):
