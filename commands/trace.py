@@ -134,8 +134,8 @@ open_trace(FOLDER) reads it in Python."""
 
     def go_on(self, folder: Path, started: float) -> None:
         """Finishes an older run."""
-        if self.prompt is not None or self.prompts is not None or self.out is not None:
-            raise ToushiError("--resume takes the prompt and the folder from the trace: leave PROMPT and --out away")
+        if given := self.beside_resume():
+            raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
         from probe.trace.reader import open_trace
 
         trace = open_trace(folder)
@@ -153,6 +153,16 @@ open_trace(FOLDER) reads it in Python."""
             resume(model, folder, tick)
         print(told(folder))
         print(f"time      {left} of {count} steps, in all {time.perf_counter() - started:.1f} s")
+
+    def beside_resume(self) -> list[str]:
+        """The options that were given beside --resume and --model."""
+        usual = Trace()
+        pairs = [
+            (name, self, usual) for name in self.__dataclass_fields__ if name not in ("loading", "resume", "model")
+        ]
+        pairs += [(name, self.loading, usual.loading) for name in Loading.__dataclass_fields__]
+        given = [name for name, one, other in pairs if getattr(one, name) != getattr(other, name)]
+        return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given]
 
     def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The pictures alone."""

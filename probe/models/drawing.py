@@ -10,6 +10,9 @@ from probe.errors import ToushiError
 from probe.models.families import family_of
 from probe.models.memory import enough_memory
 
+# Pipelines that take pictures to look at, and draw without one.
+IMAGE_OPTIONAL = ("Flux2Pipeline", "Flux2KleinPipeline")
+
 
 def draw(
     model,
@@ -37,11 +40,12 @@ def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callb
     """By the call of a diffusers pipeline."""
     check_size(model, size)
     if sampler is not None:
-        kind = type(model.scheduler).__name__
-        raise ToushiError(f"this pipeline brings its own sampler, {kind}: leave the sampler out ({sampler} came)")
+        own = type(model.scheduler).__name__
+        raise ToushiError(f"this pipeline brings its own sampler, {own}: leave the sampler out ({sampler} came)")
     known = inspect.signature(type(model).__call__).parameters
     wants = [name for name in ("image", "control_image", "mask_image") if name in known]
-    if wants and "Pipeline" in (kind := type(model).__name__) and not kind.startswith(("Flux2Pipeline", "Flux2Klein")):
+    kind = type(model).__name__
+    if wants and kind not in IMAGE_OPTIONAL:
         raise ToushiError(
             f"{kind} begins with an image ({', '.join(wants)}), which cannot be given here: load the model as its "
             "text-to-image pipeline, or call the pipeline in Python, inside `with record(pipeline, folder):`"

@@ -245,12 +245,19 @@ def _base(name: str) -> str:
 
 
 def settings(model) -> dict[str, Any]:
-    """The pipeline's own plain attributes, such as its template or the length that it reads."""
-    plainly = str | int | float | bool
+    """The pipeline's kind and its own plain values, such as its template, the length that it reads, or whether an
+    empty prompt becomes zeros."""
+    config = getattr(model, "config", None)
+    own = {**(config if isinstance(config, Mapping) else {}), **vars(model)}
     return {
-        name: value
-        for name, value in vars(model).items()
-        if isinstance(value, plainly) and not name.startswith("_") and name not in ("name_or_path", "training")
+        "class": type(model).__qualname__,
+        **{
+            name: value
+            for name, value in own.items()
+            if isinstance(value, str | int | float | bool)
+            and not name.startswith("_")
+            and name not in ("name_or_path", "training")
+        },
     }
 
 

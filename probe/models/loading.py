@@ -3,6 +3,7 @@
 Needs no torch, so that `toushi … --help` answers at once.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,7 @@ class Loading:
 
     def resolved(self, device: str, dtype: str) -> "Loading":
         """The same with what was left open: the device and dtype that were taken."""
-        return replace(self, device=device, dtype=DTYPE_NAMES.get(dtype.removeprefix("torch."), self.dtype))
+        return replace(self, device=device, dtype=dtype)  # pyright: ignore[reportArgumentType]
 
     def manifest(self) -> dict[str, Any]:
         """As JSON. The LoRAs are not told: which of them are on can change, so a recording looks for itself."""
@@ -110,10 +111,11 @@ def _lora(said: str) -> tuple[Path, float]:
     if not colon or Path(said).is_file():
         return Path(said), 1.0
     try:
-        return Path(file), float(scale)
+        if math.isfinite(number := float(scale)):
+            return Path(file), number
     except ValueError:
         if len(file) == 1:  # C:\style.safetensors
             return Path(said), 1.0
-        raise BadOption(
-            f"a LoRA is given as FILE or FILE:SCALE, such as style.safetensors:0.8; the scale in {said!r} is no number"
-        ) from None
+    raise BadOption(
+        f"a LoRA is given as FILE or FILE:SCALE, such as style.safetensors:0.8; the scale in {said!r} is no number"
+    )

@@ -68,8 +68,9 @@ REAL: dict[str, Callable[[int], int]] = {
     "qwen-image": lambda tokens: tokens + 5,
     "lumina-2": lambda tokens: tokens + 40,
     "z-image": lambda tokens: -(-(tokens + 8) // 32) * 32,
+    "hunyuan-dit": lambda tokens: CLIP + 256,  # BERT's, then T5's; the call has no argument for either
 }
-BEFORE = {"stable-diffusion-3": CLIP, "hunyuan-dit": CLIP}  # columns of another encoder that come before
+BEFORE = {"stable-diffusion-3": CLIP}  # columns of another encoder that come before
 
 
 def columns(family: Family, pipeline, tokens: int) -> int:

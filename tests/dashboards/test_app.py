@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 import dashboards
 from dashboards import library, worker
+from probe.lens.encoders import lens, open_encoder
 from probe.models.mini_unet import MiniUNet
 
 APP = Path(dashboards.__file__).parent / "app.py"
@@ -108,6 +109,13 @@ def test_damaged_traces_are_explained(app, tmp_path):
     folder = made_trace.write(tmp_path / "nonsense")
     (folder / "manifest.json").write_text('{"format": "something else"}')
     assert "no Toushi trace" in app(folder, PICTURE).error[0].value
+
+
+@pytest.mark.parametrize("page", [PICTURE, ENCODER, COMPARE])
+def test_a_trace_of_texts_is_no_picture(app, tmp_path, page):
+    lens(open_encoder(MiniUNet.tiny()), ["a red cat"], folder=tmp_path / "texts")
+    shown = app(tmp_path / "texts", page)
+    assert not shown.exception and "trace of a text encoder" in shown.error[0].value
 
 
 def test_no_step_finished(app, tmp_path):

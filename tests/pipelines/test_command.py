@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dashboards import library
+from probe.errors import ToushiError
+from probe.models.drawing import draw as drawn
 from probe.models.load import UnknownModel, load
 from probe.trace.reader import open_trace
 from tests.pipelines.tiny import MAKERS, made, scaled
@@ -51,10 +53,10 @@ def test_toushi_trace_in_a_process_of_its_own(tmp_path):
     assert (tmp_path / "bare" / "image.png").read_bytes() == (tmp_path / "run" / "image.png").read_bytes()
 
 
-def test_a_pipeline_that_begins_with_an_image_says_so(tmp_path, capsys):
-    variant("StableDiffusionImg2ImgPipeline").save_pretrained(tmp_path / "model")
-    assert main(["trace", "cat", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run")]) == 2
-    assert "StableDiffusionImg2ImgPipeline begins with an image" in capsys.readouterr().err
+@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "Flux2KleinInpaintPipeline"])
+def test_a_pipeline_that_begins_with_an_image_says_so(kind):
+    with pytest.raises(ToushiError, match=f"{kind} begins with an image"):
+        drawn(variant(kind), "cat", steps=1)
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):

@@ -114,6 +114,16 @@ def test_another_prompt_encoder_length_or_tokenizer_is_another_text(tmp_path):
     assert not list(tmp_path.parent.glob("passwd*"))
 
 
+def test_whether_an_empty_prompt_becomes_zeros_is_part_of_what_is_asked(tmp_path):
+    pictures = []
+    for zeros, folder in ((True, "texts"), (False, "texts"), (False, "others")):
+        pipeline = made("stable-diffusion-xl")
+        pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        keep_texts(pipeline, family_of(pipeline), tmp_path / folder)
+        pictures.append(draw(pipeline, negative=None, steps=1)[0])
+    assert np.array_equal(pictures[1], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
+
+
 def test_weights_that_are_changed_after_loading(tmp_path):
     pipeline = kept("flux", tmp_path)
     draw(pipeline, steps=1)

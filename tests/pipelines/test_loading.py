@@ -108,6 +108,11 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
     assert [(own["file"], own["scale"]) for own in trace.manifest["loras"]] == [(file.name, 0.5)]
 
 
+def test_what_was_left_open_is_told_too(saved):
+    loading = load(str(saved("stable-diffusion")), "cpu").loading
+    assert (loading.device, loading.dtype) == ("cpu", "fp32")
+
+
 def test_the_names_of_the_article():
     assert Trace(medvram=True).chosen().offload == "model" and Trace(lowvram=True).chosen().offload == "sequential"
     assert Loading(offload="medvram").offload == "model" and Loading(offload="lowvram").offload == "sequential"  # pyright: ignore[reportArgumentType]
@@ -303,6 +308,7 @@ def test_lora_files_that_are_none(saved, tmp_path):
         ("z.bin", "convert it"),
         ("nothing.safetensors", "there is no LoRA file"),
         ("x.safetensors:much", "is no number"),
+        ("x.safetensors:nan", "is no number"),
     ]:
         with pytest.raises(ToushiError, match=said):
             load(str(saved("stable-diffusion")), "cpu", lora=str(tmp_path / file))
