@@ -208,7 +208,10 @@ def tokenizer_of(model: str):
             return Tokenizer.load(home / "tokenizer.json")
     from probe.models.load import load
 
-    tokenizer = getattr(load(model), "tokenizer", None)
-    if tokenizer is None:
-        raise ToushiError(f"the model {model!r} has no tokenizer that can be shown")
+    tokenizer = None if (Path(model) / "model_index.json").is_file() else getattr(load(model), "tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ToushiError(
+            f"expected one of our own models, whose tokenizer can be shown by itself, but {model} came; the tokens of "
+            f"another encoder are shown by: toushi lens PROMPT --encoder {model}"
+        )
     return tokenizer

@@ -70,6 +70,12 @@ def command(*arguments: str, **environment) -> subprocess.CompletedProcess:
 # --- trace ---
 
 
+def test_words_of_a_pipeline_are_refused_in_a_line(tmp_path, capsys):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert main(["words", "猫", "--model", str(tmp_path)]) == 2
+    assert "toushi lens PROMPT --encoder" in capsys.readouterr().err
+
+
 def test_trace_draws_records_and_tells(recorded):
     folder, done = recorded
     assert done.returncode == 0, done.stderr
