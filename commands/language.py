@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Mapping
-from typing import Literal
 
-Language = Literal["en", "zh"]
+from probe.language import Language, of_locale
 
 
 def language_of(asked: Language | None) -> Language:
     """zh where the locale is Chinese, as POSIX ranks its variables; else en."""
     if asked is not None:
         return asked
-    said = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
-    return "zh" if said.lower().startswith("zh") else "en"
+    return of_locale(
+        next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), None)
+    )
 
 
 def teller(texts: Mapping[str, tuple[str, str]], language: Language):

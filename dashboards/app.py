@@ -6,11 +6,12 @@ import streamlit as st
 
 from dashboards import library, text
 from dashboards.library import say
+from probe.language import of_locale
 
 HERE = Path(__file__).parent
 
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
-st.session_state.setdefault("language", text.preferred(st.context.locale))
+st.session_state.setdefault("language", of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
 given = library.argument() is not None

@@ -14,6 +14,7 @@ import streamlit as st
 from dashboards import text
 from dashboards.heat_map import pairs, payload, planes
 from probe.errors import ToushiError
+from probe.language import of_locale
 from probe.trace.layout import IMAGE, MANIFEST, MEMBERS
 from probe.trace.reader import open_trace
 from probe.trace.texts import NotAPicture
@@ -32,7 +33,7 @@ class Entry:
 
 
 def language() -> str:
-    return st.session_state.get("language") or text.preferred(st.context.locale)
+    return st.session_state.get("language") or of_locale(st.context.locale)
 
 
 def say(key: str, **values) -> str:

@@ -242,8 +242,3 @@ def say(language: str, key: str, **values) -> str:
 def component(language: str) -> dict[str, str]:
     """The catalogue of the browser components; they fill in the braces themselves."""
     return {key: both[language == "zh"] for key, both in COMPONENT.items()}
-
-
-def preferred(locale: str | None) -> str:
-    """The language of a browser's locale: Chinese for any zh, English for all others."""
-    return "zh" if (locale or "").lower().startswith("zh") else "en"

@@ -15,7 +15,8 @@ mean is taken off (`probe.analysis.pairs`). Beside it the same with partners exc
 The rule, set before any of this was run. The layer is chosen for its retrieval on one half of the sentences and judged
 on the other half, both ways round, so that the best of many layers flatters nothing. Its gain over layer 0, with a
 95 % interval that resamples sentences: supported if the gain is above 0 and so is its lead over the random weights at
-that layer; refuted if the gain's upper end is below 5 points; undecided otherwise.
+that layer; refuted if the gain's upper end is below 5 points; undecided otherwise,
+and of fewer than 6 sentences.
 
 It could fail to say anything: a rotation between the languages would hide a common structure from plain cosines.
 """
@@ -29,7 +30,7 @@ import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, knows_only_scenes, opened, states_at, weight_files
 from experiments.polysemy import read_parallel
-from experiments.study import Finding, Job, Said, Study, Verdict
+from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.pairs import matching
 from probe.world.captions import describe
 from probe.world.scenes import draw_scene
@@ -165,6 +166,7 @@ def gain(single: pd.DataFrame, config: Config) -> dict:
     shares = values[:, picks].sum(-1) / count[picks].sum(-1)
     whole = values.sum(1) / count.sum()
     found = {"layers": "/".join(f"layer {layer}" for layer in sorted(set(chosen.tolist()))), "retrieval": whole[0]}
+    found["sentences"] = len(right)
     for name, other in (("gain", 1), ("lead", 2)):
         low, high = np.quantile(shares[0] - shares[other], (0.025, 0.975))
         found |= {name: whole[0] - whole[other], f"{name}_low": low, f"{name}_high": high}
@@ -173,7 +175,9 @@ def gain(single: pd.DataFrame, config: Config) -> dict:
 
 def judged(one: pd.Series, encoder: str, layers: pd.DataFrame) -> tuple[Verdict, Said]:
     verdict: Verdict = "undecided"
-    if one.gain_low > 0 and one.lead_low > 0:
+    if one.sentences < FEWEST:
+        pass
+    elif one.gain_low > 0 and one.lead_low > 0:
         verdict = "supported"
     elif one.gain_high < 0.05:
         verdict = "refuted"

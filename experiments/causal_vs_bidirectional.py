@@ -33,7 +33,7 @@ import pandas as pd
 from experiments.encoders import opened as opened_encoder
 from experiments.encoders import states_at
 from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, pairs_of, resampled, shares
-from experiments.study import Finding, Job, Said, Study, Verdict
+from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
 from probe.errors import ToushiError
 from probe.figures.drawn import NAMES
@@ -61,8 +61,7 @@ STUDY = Study(
     ),
 )
 TWINS = ("bidirectional", "causal")
-# Of the rule: difference that counts, causal choices right, pictures with a sense, words to resample.
-MATTERS, HALF, SEEN, WORDS = 0.1, 0.75, 0.3, 6
+MATTERS, HALF, SEEN = 0.1, 0.75, 0.3  # of the rule: difference that counts, causal choices right, pictures with a sense
 SHOWN = ("银行", "苹果", "宝马", "杜鹃")
 
 
@@ -185,7 +184,7 @@ def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     better = differences.set_index("thing").loc["sense, after"]
     choice = rates[rates.thing == "choice, after"].set_index("model")
     asked = rates[rates.thing == "sense, after"].set_index("model")
-    if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < WORDS:
+    if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < FEWEST:
         return "undecided"
     if better.high < MATTERS or choice.low["causal"] > HALF:
         return "refuted"

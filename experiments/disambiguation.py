@@ -19,7 +19,7 @@ the side that decides?
 The rule, as set before: with the best layer of the first third and the best of the deeper ones (of the mean over words,
 chosen anew in every draw), s is the share of what is read off above chance that is there in the first third. Supported:
 s lies below one half with its 95 % interval, which resamples words. Refuted: it lies above. Undecided: anything else,
-or where the deeper layers do not read off the senses either (lower end under 60 %).
+or where the deeper layers do not read off the senses either (lower end under 60 %), or fewer than 6 words are asked.
 
 Limits: the best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
 characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that holds what stands around
@@ -36,7 +36,7 @@ import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, knows_only_scenes, opened, states_at, weight_files
 from experiments.minimal_pairs import checked, sentences
-from experiments.study import Finding, Job, Said, Study, Verdict
+from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
 from probe.lens.context import rolled_out, without_each_word
 from probe.lens.encoders import lens
@@ -228,7 +228,7 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, low, high = (early / late)[0], *np.quantile((early / late)[1:], (0.025, 0.975))
-    sure = np.quantile(late[1:], 0.025) + 0.5 >= 0.6
+    sure = len(curves) >= FEWEST and np.quantile(late[1:], 0.025) + 0.5 >= 0.6
     verdict: Verdict = "undecided" if not sure or low <= 0.5 <= high else "supported" if high < 0.5 else "refuted"
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"

@@ -124,9 +124,13 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
     keys = ["weights", "level", "task", "where"]
     random = np.random.default_rng(config.seed)
     table, drawn = [], {}
+    same: dict[bytes, np.ndarray] = {}  # tasks of the same captions are drawn together, or their mean is too sure
     for about, part in probes.groupby(keys, sort=False):
         wide = {name: part.pivot(index="layer", columns="template", values=name).to_numpy() for name in NUMBERS}
-        picks = random.integers(wide["places"].shape[1], size=(config.resamples, wide["places"].shape[1]))
+        asked, count = wide["places"][0].tobytes(), wide["places"].shape[1]
+        if asked not in same:
+            same[asked] = random.integers(count, size=(config.resamples, count))
+        picks = same[asked]
         counts = np.stack([np.bincount(row, minlength=picks.shape[1]) for row in picks])
         sums = {name: values @ counts.T for name, values in wide.items()}  # [layer, draw]
         shares = {name: (sums[name] / sums["places"]).T for name in ("right", "control")}

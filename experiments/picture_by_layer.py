@@ -14,7 +14,7 @@ The rule, set before any of this was run (after a first look at other weights th
 all three: shapes, which mostly have colours, are drawn sooner than animals). A thing is *there* from the first layer that draws at least 80 % of what the
 best layer draws of it. Supported: objects come before colours and colours before positions, each in at least 95 % of
 resamples (of scenes). Refuted: one of the two is not later, in at least 95 % of them. Undecided: anything else, and
-where the best layer draws less than a fifth of any of the three.
+where the best layer draws less than a fifth of any of the three, or fewer than 6 scenes are asked.
 
 It could fail to say anything: the image model has never seen any state but the last one. What it cannot draw from layer
 k may well be there in another form (`layer_semantics` asks that); what it can draw from layer k is there. So a thing
@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.pictures import all_asked, as_table, by_item, interval, of_scenes, of_senses, opened, resampled, shares
-from experiments.study import Finding, Job, Said, Study, Verdict
+from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import first_reaching
 from probe.figures.drawn import NAMES
 from probe.figures.embedded import embedded
@@ -150,7 +150,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
                 curves.append(about | {"cases": int(cases.sum())})
     table = pd.DataFrame(curves)
     onsets = where_each_begins(drawn, config)
-    verdict, said = judged(onsets, drawn, config)
+    verdict, said = judged(onsets, drawn, config, rows[rows.part == "scenes"].item.nunique())
     pictures = rows[rows.part == "shown"][["prompt", "layer", "picture"]].reset_index(drop=True)
     pictures["layer"] = pictures.layer.astype(int)
     return Finding(verdict, said, {"curves": table.round(5), "onsets": onsets, "pictures": pictures})
@@ -178,7 +178,7 @@ def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def judged(onsets: pd.DataFrame, drawn: dict, config: Config) -> tuple[Verdict, Said]:
+def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Said]:
     found = onsets.set_index("thing")
     lacking = [thing for thing in ORDER if thing not in found.index or found.most[thing] < config.least]
     later = []
@@ -186,9 +186,10 @@ def judged(onsets: pd.DataFrame, drawn: dict, config: Config) -> tuple[Verdict, 
         begins = [onset(drawn[thing][1], config) for thing in ORDER]
         later = [float((after > before).mean()) for before, after in pairwise(begins)]
     verdict: Verdict = "undecided"
-    if later and min(later) >= 0.95:
+    enough = bool(later) and scenes >= FEWEST
+    if enough and min(later) >= 0.95:
         verdict = "supported"
-    elif later and min(later) <= 0.05:
+    elif enough and min(later) <= 0.05:
         verdict = "refuted"
     return verdict, sentence(found, lacking, later, config)
 

@@ -90,6 +90,8 @@ def experiment(name: str) -> ModuleType:
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ToushiError(f"there is no experiment {name!r}; {hint}there are: {', '.join(known) or 'none'}")
         name = f"experiments.{name}"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ToushiError(f"{name!r} is no name of a module: expected one with dots, my.experiment, not a path")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -232,6 +234,7 @@ def kept(out: Path, job: Job, outcome: Outcome, about: dict) -> str | None:
     if error is not None:
         return error
     seconds = round(outcome.seconds, 3)
+    (home / f"{job.name}.csv").unlink(missing_ok=True)  # of another call: it must never stand beside this record
     write_json(
         home / f"{job.name}.json", {"call_sha256": call_hash(job), "seconds": seconds, "finished": now(), **about}
     )

@@ -3,6 +3,7 @@
 The dataclass says what fits: a wrong key or type is an error in one line that names what was expected.
 """
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -117,7 +118,8 @@ def fitted(value: Any, hint: Any) -> Any:
     if hint not in kinds:
         raise TypeError(f"a configuration cannot have a field of type {hint}")
     right = isinstance(value, kinds[hint]) and (hint is bool or not isinstance(value, bool))
-    return hint(_must(right, value, NAMES[hint]))
+    found = hint(_must(right, value, NAMES[hint]))
+    return _finite(found) if hint is float else found
 
 
 def from_text(text: str, hint: Any) -> Any:
@@ -138,7 +140,7 @@ def from_text(text: str, hint: Any) -> Any:
         return Path(_must(bool(text), text, NAMES[Path]))
     if hint in (int, float):
         try:
-            return hint(text)
+            return _finite(hint(text))
         except ValueError:
             raise Misfit(NAMES[hint]) from None
     if hint is bool:
@@ -149,7 +151,11 @@ def from_text(text: str, hint: Any) -> Any:
         raise Misfit("as YAML writes it, [1, 2]") from None
 
 
-NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+def _finite(value: float) -> float:
+    return _must(math.isfinite(value), value, NAMES[float])
+
+
+NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
 
 
 def _first(value: Any, hints: Sequence, how) -> Any:

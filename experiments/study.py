@@ -27,6 +27,9 @@ import pandas as pd
 Verdict = Literal["supported", "refuted", "undecided", "measured"]  # "measured": the question was how much
 
 
+FEWEST = 6  # words, scenes or sentences to resample: the interval of fewer is too narrow to decide anything
+
+
 class Said(NamedTuple):
     """The same in both languages."""
 

@@ -9,8 +9,10 @@ The same folders give the same bytes: no date of today is in them.
 
 import json
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.run_folder import MANIFEST, NoRun, read_manifest, write
 from probe.errors import ToushiError
@@ -61,14 +63,23 @@ def report(
 def opened(folder: Path) -> list[Path | Trace]:
     """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
     if (folder / layout.MEMBERS).is_file():
-        return list(open_collection(folder))
+        return [of_picture(trace) for trace in open_collection(folder)]
     if _format(folder) == layout.FORMAT:
-        return [open_trace(folder)]
+        return [of_picture(open_trace(folder))]
     try:
         read_manifest(folder)
     except NoRun as error:
         raise ToushiError(f"{error} (a report is made of what toushi run and toushi trace leave)") from None
     return [folder]
+
+
+def of_picture(trace: Any) -> Trace:
+    if not isinstance(trace, Trace):
+        raise ToushiError(
+            f"{trace.folder} is a trace of a text encoder, and a report shows traces of pictures; "
+            f"toushi look {shlex.quote(str(trace.folder))} tells what it holds"
+        )
+    return trace
 
 
 def _format(folder: Path) -> object:

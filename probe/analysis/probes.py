@@ -45,7 +45,7 @@ def probe(
     The probe is ridge regression to one-hot labels on the first principal components of standardised states. How many
     components and which strength is chosen anew in each fold, by StratifiedGroupKFold inside its training part, for the
     largest *selectivity* there, as Hewitt and Liang advise; both tasks are then given that same probe. Raises
-    ToushiError for one label only, or one that stands in a single group.
+    ToushiError for one label only, one that stands in a single group, or fewer than three groups.
     """
     states, label, kind, group, names = _checked(states, labels, types, groups)
     random = np.random.default_rng(seed)
@@ -180,6 +180,8 @@ def _splits(label: np.ndarray, group: np.ndarray, folds: int, seed: int) -> list
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = min(folds, len(np.unique(group)))
+    if folds < 2:
+        raise ToushiError("expected at least two groups to split, but one is left to learn from; give more groups")
     with _calm():  # a label in fewer groups than folds is fine, and checked
         split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(label[:, None], label, group)
         return [(train, test) for train, test in split if len(test)]

@@ -87,3 +87,9 @@ def test_bad_input_is_told_apart():
         probe(states, [*"aab"], [*"aabb"], [*"xyzz"])
     with pytest.raises(ToushiError, match="finite states"):
         probe(np.full((1, 4, 2), np.nan), [*"abab"], [*"abab"], [*"xyxy"])
+
+
+def test_two_groups_are_too_few_to_choose_a_probe():
+    label, group = [0, 1] * 6, [0] * 6 + [1] * 6
+    with pytest.raises(ToushiError, match="give more groups"):
+        probe(np.random.default_rng(0).normal(size=(1, 12, 4)), label, label, group)

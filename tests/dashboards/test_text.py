@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dashboards import text
+from probe.language import of_locale
 
 HERE = Path(text.__file__).parent
 EVERY = {**text.PAGE, **text.COMPONENT}
@@ -39,7 +40,7 @@ def test_no_key_is_left_over():
     assert not unused
 
 
-def test_the_browser_decides_the_language():
-    assert [text.preferred(locale) for locale in ("zh-CN", "zh", "ZH-tw", "en-GB", "de", None)] == [
+def test_the_browser_or_the_machine_decides_the_language():
+    assert [of_locale(locale) for locale in ("zh-CN", "zh_CN.UTF-8", "ZH-tw", "en-GB", "de", None)] == [
         "zh", "zh", "zh", "en", "en", "en",
     ]  # fmt: skip

@@ -30,6 +30,14 @@ def test_the_verdict_follows_what_was_planted(curve, verdict):
     assert found == verdict and said.en.startswith("made")
 
 
+def test_few_sentences_decide_nothing():
+    layers = pd.DataFrame([{"weights": "trained", "data": "scenes", "layer": 0, "pairs": 20, "retrieval": 0.0}])
+    for sentences, verdict in ((5, "undecided"), (6, "supported")):
+        rows = planted([0.0, 1.0], floor=0.0, sentences=sentences)
+        one = pd.Series(gain(rows, Config(resamples=100)) | {"data": "scenes"})
+        assert judged(one, "made", layers)[0] == verdict
+
+
 def test_the_best_of_many_equal_layers_gains_nothing():
     gains = [gain(planted([0.5] * 13).sample(frac=1, random_state=n), Config(resamples=50))["gain"] for n in range(3)]
     assert abs(np.mean(gains)) < 0.06

@@ -43,6 +43,12 @@ def test_the_verdict_follows_the_numbers(by_layer, verdict):
     assert found == verdict and said.en.startswith("made")
 
 
+def test_few_words_decide_nothing():
+    for words, verdict in ((5, "undecided"), (6, "refuted")):
+        rows = planted([0.5] + [0.9] * 12, words)
+        assert judged(rows, Config(resamples=200), "made", "scenes")[0] == verdict
+
+
 @pytest.mark.parametrize("data", ["scenes", "polysemy"])
 def test_a_pair_is_the_same_on_the_side_that_does_not_decide(data):
     table = checked(sentences(data))

@@ -60,6 +60,17 @@ def test_the_verdict_follows_what_was_planted(begins, verdict):
     assert onsets.loc["phrases", ["claim_first", "claim_last"]].tolist() == [5, 8]
 
 
+def test_tasks_of_the_same_captions_are_resampled_together():
+    rows = planted({"words": 1, "phrases": 6, "prompts": 10})
+    noun, colour = rows.task == "noun", rows.task == "colour"
+    rows.loc[noun, "right"] = rows.loc[colour, "right"].to_numpy()
+    tables = conclude(Config(resamples=200), rows).tables
+    of_task = tables["tasks"].query("weights == 'trained' and task == 'colour'").set_index("layer")
+    of_level = tables["levels"].query("weights == 'trained' and level == 'phrases'").set_index("layer")
+    # The mean of two tasks that are right at the same places is as unsure as either.
+    assert np.allclose(of_level.high - of_level.low, of_task.selectivity_high - of_task.selectivity_low, atol=1e-4)
+
+
 def test_what_is_never_read_off_is_left_undecided():
     never = {"words": 1, "phrases": 99, "prompts": 10}
     rows = planted(never)

@@ -232,6 +232,12 @@ def test_planted_layers_are_found(onsets, most, verdict):
     assert ((table.low <= table.onset) & (table.onset <= table.high)).all()
 
 
+def test_few_scenes_decide_nothing():
+    for scenes, verdict in ((5, "undecided"), (6, "supported")):
+        rows = curves(dict(zip(layers.ORDER, (3, 6, 10))), scenes=scenes)
+        assert layers.conclude(layers.Config(resamples=200), rows).verdict == verdict
+
+
 def twin_rows(right: dict[str, float], seen: dict[str, float]) -> pd.DataFrame:
     """12 words, 100 pictures each: of each twin the share with one of the senses, and of those the share right."""
     rows = []

@@ -249,6 +249,23 @@ def test_a_call_that_is_another_one_is_done_again(tmp_path, monkeypatch):
     assert ran(tmp_path / "run")[1] == ["铜钱-0"]
 
 
+def test_killed_between_record_and_rows_the_rows_of_another_call_do_not_pass_for_its_own(tmp_path, monkeypatch):
+    ran(tmp_path / "run")
+    changed = [Job(job.name, job.function, {**job.arguments, "bias": 0.9}) for job in coins.jobs(Config())[:1]]
+    monkeypatch.setattr(coins, "jobs", lambda config: changed)
+
+    def killed(path, content):
+        if path.suffix == ".csv":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as blow:
+        blow.setattr(runner, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ran(tmp_path / "run")
+    assert ran(tmp_path / "run")[1] == ["铜钱-0"]
+
+
 def inside():
     def thrown():
         return pd.DataFrame()
@@ -277,6 +294,13 @@ def test_what_is_no_run_is_told_in_one_line(text, tmp_path):
     with pytest.raises(NoRun) as error:
         read_manifest(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", ""])
+def test_a_manifest_cannot_name_a_table_outside_its_run(name, tmp_path):
+    write(tmp_path / "outside.csv", "secret\n1\n")
+    with pytest.raises(NoRun, match="no name of a table"):
+        read_tables(tmp_path / "run", {"tables": {name: {}}})
 
 
 # --- tables ---
@@ -373,6 +397,8 @@ def test_set_takes_what_the_dataclass_says(word, value):
         ("cuont=3", "there is no key 'cuont'; did you mean count"),
         ("count=many", "count must be a whole number, but 'many' came"),
         ("count=1.0", "count must be a whole number"),
+        ("rate=nan", "rate must be a finite number, but 'nan' came"),
+        ("rate=-inf", "rate must be a finite number"),
         ("flag=yes", "flag must be true or false"),
         ("size=1,2,3", "size must be 2 values"),
         ("layers=a", "layers must be a whole number"),
@@ -395,6 +421,7 @@ def test_a_yaml_file_beside_the_module_and_words_over_it(tmp_path):
     assert config == Many(rate=0.5, layers=(5,), folder=Path("runs/x"))
     for text, said in [
         ("name: no", "name must be text, but False came"),
+        ("rate: .nan", "rate must be a finite number"),
         ("flag: 1", "true or false"),
         ("layers: 3", "a list of a whole number"),
         ("size: [1]", "2 values"),
@@ -417,6 +444,8 @@ def test_the_command_says_what_is_wrong_in_one_line(capsys):
         (["run"], "which experiment"),
         (["run", "layer_semantic"], "there is no experiment 'layer_semantic'"),
         (["run", "no.such.module"], "there is no module 'no.such.module'"),
+        (["run", "../coins.py"], "'../coins.py' is no name of a module"),
+        (["run", ".coins"], "'.coins' is no name of a module"),
         (["run", "tests.experiments.test_polysemy"], "is no experiment: it has no STUDY"),
         (["run", NAME, "--set", "trows=5"], "did you mean throws"),
         (["run", NAME, "--config", "large"], "there is no configuration 'large'"),

@@ -22,6 +22,7 @@ from probe.figures.fonts import drawable
 from probe.figures.style import PAGE, save, styled
 from probe.text.alignment import Word
 from probe.trace.reader import open_trace
+from probe.trace.texts import TextsWriter
 from reports import words
 from reports.chapter import LANGUAGES, Chapter, Sheet, alike, shown
 from reports.html import rows
@@ -298,6 +299,15 @@ def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
         assert main(["report", *arguments, *where]) == 2
         err = capsys.readouterr().err
         assert said in err and len(err.splitlines()) == 1, err
+
+
+def test_a_trace_of_an_encoder_is_told_what_shows_it(tmp_path, capsys):
+    about = {"model": None, "count": 0, "layers": 1, "heads": None, "width": 4}
+    with TextsWriter(tmp_path / "texts", about):
+        pass
+    assert main(["report", str(tmp_path / "texts"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "is a trace of a text encoder" in said and "toushi look" in said and len(said.splitlines()) == 1
 
 
 def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
