@@ -63,7 +63,7 @@ class Config(Recipe):
     threads: int | None = 1
     encoder_samples: int = 100_000
     """Captions from which each encoder learns what lies where, before its U-Net learns anything."""
-    text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3, rotary=True))
+    text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3))
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(32, 96, 128), text_width=96, time_width=128))
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where `load` finds them."""

@@ -22,8 +22,6 @@ class TextEncoderConfig:
     heads: int = 4
     causal: bool = False
     """Whether a token sees itself and what stands before it only."""
-    rotary: bool = False
-    """Rotary positions beside the learned ones, and q and k normalised: see `TokenAttention`."""
 
 
 class Embedding(nn.Module):
@@ -86,10 +84,10 @@ class FeedForward(nn.Sequential):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int, rotary: bool):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = (TokenAttention if rotary else SelfAttention)(width, heads)
+        self.attention = TokenAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
@@ -103,9 +101,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config)
-        self.layers = nn.ModuleList(
-            EncoderLayer(config.width, config.heads, config.rotary) for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(EncoderLayer(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         # Residual branches start small, so that twelve layers begin as nearly the identity and train at once.
         for layer in self.layers:

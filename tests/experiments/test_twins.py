@@ -21,7 +21,7 @@ CONFIG = Config(
     encoder_samples=96,
     batch=4,
     precision="fp32",
-    text=TextEncoderConfig(width=32, heads=2, rotary=True),
+    text=TextEncoderConfig(width=32, heads=2),
     unet=UNetConfig(widths=(32, 32, 64), head_width=16, text_width=32, time_width=32),
 )
 
