@@ -74,7 +74,7 @@ joined them.
 From 392 thousand on: `--begin shipped --batch 64 --average 0.999 --pool-first 100000 --pool 100000 --precision bf16
 --adam-share 0.4`; from 498 thousand also `--early 0.3 --naming-weight 1.0`, with colours named. At pure noise the
 namer then told 100 % of single objects and 56 % of those in pairs: which of two stood where had never been learnt. The
-scores of the encoder's first layer had grown (deviation 35) until no gradient passed. So at 536 thousand the encoder
+scores of the encoder's first layer had grown (deviation 35): its softmax was saturated. So at 536 thousand the encoder
 was replaced by a fresh one with normalised, rotary attention, which learnt what lies where from 96 thousand captions
 alone (`Reader`, `experiments/train_encoder.py`), and training of both went on with `--decay 0.1`: 27 thousand samples
 later 93 % of the objects in pairs were named right at pure noise. From 703 thousand on
