@@ -196,19 +196,18 @@ def judged(onsets: pd.DataFrame, config: Config) -> Verdict:
 
 
 def sentence(onsets: pd.DataFrame, encoder: str) -> Said:
+    """Where each level begins, and how much of its selectivity an untrained encoder has too."""
     zh, en = [], []
     names = {"words": "词", "phrases": "短语", "prompts": "整句"}
-    for level in LEVELS:
-        for one in onsets[
-            (onsets.weights == "trained") & (onsets["where"] == "word") & (onsets.level == level)
-        ].itertuples():
-            most = f"{one.most:.2f} [{one.most_low:.2f}, {one.most_high:.2f}]"
-            zh.append(f"{names[level]}从第 {one.onset} 层 [{one.low}, {one.high}] 起（最大选择性 {most}）")
-            en.append(f"{level} from layer {one.onset} [{one.low}, {one.high}] (largest selectivity {most})")
-    last = onsets[(onsets.weights == "trained") & (onsets["where"] == "last token")]
-    for one in last.itertuples():
-        zh.append(f"在末词元处整句从第 {one.onset} 层 [{one.low}, {one.high}] 起")
-        en.append(f"prompts at the last token from layer {one.onset} [{one.low}, {one.high}]")
+    floor = onsets[onsets.weights == "random"].set_index(["level", "where"]).most
+    trained = onsets[onsets.weights == "trained"].to_dict("records")
+    for one in sorted(trained, key=lambda one: (one["where"] != "word", LEVELS.index(one["level"]))):
+        key, layers = (one["level"], one["where"]), f"{one['onset']} [{one['low']}, {one['high']}]"
+        most = f"{one['most']:.2f} [{one['most_low']:.2f}, {one['most_high']:.2f}]"
+        untrained = f"{floor[key]:.2f}" if key in floor.index else "?"
+        there = ("", "") if one["where"] == "word" else ("在末词元处", " at the last token")
+        zh.append(f"{there[0]}{names[one['level']]}从第 {layers} 层起（最大选择性 {most}，未训练者 {untrained}）")
+        en.append(f"{one['level']}{there[1]} from layer {layers} (largest selectivity {most}, untrained {untrained})")
     return Said(f"{encoder}：" + "；".join(zh) + "。", f"{encoder}: " + "; ".join(en) + ".")
 
 

@@ -59,7 +59,7 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
     claim_first, claim_last. Thin lines are the untrained encoder; grey bars are the layers that the claim gives a level.
     """
     shown = [("words", "word"), ("phrases", "word"), ("prompts", "word"), ("prompts", "last token")]
-    figure = Figure(figsize=(PAGE * 0.72, 3.7))
+    figure = Figure(figsize=(PAGE, 3.7))
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     names, colours = [], [*CATEGORIES[:3], CATEGORIES[2]]
     for index, ((level, where), colour) in enumerate(zip(shown, colours)):
@@ -92,10 +92,10 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
             "first layer with 80 % of the most; grey: where the claim puts it",
         ),
         loc="left",
-        fontsize=8,
+        fontsize=7,
     )
     by_layer(below, levels.layer, language)
-    figure.subplots_adjust(left=0.24, right=0.74, bottom=0.12, top=0.97, hspace=0.22)
+    figure.subplots_adjust(left=0.26, right=0.7, bottom=0.12, top=0.97, hspace=0.22)
     caption = of(
         language,
         "各层的选择性（准确率减去控制任务的准确率），带 95% 区间；下：每一级从哪一层起已懂。",
