@@ -156,6 +156,8 @@ class Scored(NamedTuple):
 
     def rows(self, rows: slice | list[int]) -> "Scored":
         """Some rows of the batch."""
+        if rows == slice(0, len(self.query)):
+            return self
         key = self.key if self.key.shape[0] == 1 else self.key[rows]
         mask = self.mask
         if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
@@ -182,9 +184,10 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def scores(what: Scored, columns: Columns, queries: slice | None = None, into: Tensor | None = None) -> Tensor:
+def scores(
+    what: Scored, columns: Columns, dtype: torch.dtype, queries: slice | None = None, into: Tensor | None = None
+) -> Tensor:
     """q k^T * scale + mask at some columns and queries: [row, head, column, query]. It may lie in `into`, if given."""
-    dtype = working_dtype(what.query)
     query = (what.query if queries is None else what.query[:, :, queries]).to(dtype)
     key = what.key[:, :, columns].to(dtype) * what.scale
     if key.shape[1] != query.shape[1]:
@@ -225,9 +228,10 @@ def blocks(what: Scored, columns: int) -> Iterator[tuple[slice, slice]]:
 
 def log_sum_exp(what: Scored) -> Tensor:
     """log sum over keys of exp(score): [row, head, query]; 0 for a query that may look nowhere, as in the kernels."""
-    lse = what.query.new_empty(what.query.shape[:3], dtype=working_dtype(what.query))
+    dtype = working_dtype(what.query)
+    lse = what.query.new_empty(what.query.shape[:3], dtype=dtype)
     for rows, queries in blocks(what, what.key.shape[2]):
-        lse[rows, :, queries] = scores(what.rows(rows), slice(None), queries).logsumexp(dim=2)
+        lse[rows, :, queries] = scores(what.rows(rows), slice(None), dtype, queries).logsumexp(dim=2)
     return lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
@@ -253,10 +257,11 @@ def probabilities(
     known = lse if lse is not None or again else log_sum_exp(what)
     count = len(range(*columns.indices(keys))) if isinstance(columns, slice) else len(columns)
     shape = (rows, count, queries) if mean else (rows, heads, count, queries)
-    result = what.query.new_empty(shape, dtype=dtype or working_dtype(what.query))
+    working = working_dtype(what.query)
+    result = what.query.new_empty(shape, dtype=dtype or working)
     room = None  # memory that is new costs as much as what is done in it
     for some, part in blocks(what, keys if again else count):
-        found = scores(what.rows(some), slice(None) if again else columns, part, room)
+        found = scores(what.rows(some), slice(None) if again else columns, working, part, room)
         room = found.view(-1) if room is None else room
         if known is None:
             found = softmax_(found)[:, :, columns]

@@ -18,6 +18,7 @@ from hooks.errors import WireError
 from probe.errors import ToushiError
 from probe.models.families import Encoded, Family, Scene, Site, Stepped, Stretch
 from probe.models.preview import preview
+from probe.recording import together
 from probe.recording.branches import Place, places
 from probe.recording.forecast import OverBudget, Size, check, forecast_of
 from probe.recording.policy import Policy
@@ -224,13 +225,20 @@ class Run:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
             self.kernels.add(call.kernel)
+        crossing = [call for call in calls if self.joint is None and self.sites[call.site].kind == "cross"]
+        some = None if len(self.fresh) == len(self.rows) else [row for row, _ in self.fresh]
+        read = together.probabilities(crossing, self.span[0], some, mean, stored)
+        self.maps += [Maps(call.site, self.fresh, self.span[1], maps, None) for call, maps in zip(crossing, read)]
+        for call in calls if len(crossing) < len(calls) else ():
             whole = self.sites[call.site].kind == "self"
+            if self.joint is None and not whole:
+                continue
             for fresh, stretch in self._alike(None if whole else self.joint):
                 some = None if len(fresh) == len(self.rows) else [row for row, _ in fresh]
                 own = None if whole else [self.span[1][self.fresh.index(one)] for one in fresh]
                 rest = None
                 if stretch is None:
-                    found = call.probabilities(slice(None) if whole else self.span[0], some, None, mean, stored)
+                    found = call.probabilities(slice(None), some, None, mean, stored)
                 else:
                     image = slice(stretch.image, stretch.image + self.latent[0] * self.latent[1])
                     columns = slice(stretch.text, stretch.text + stretch.columns)
