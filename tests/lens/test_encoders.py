@@ -13,6 +13,7 @@ from probe.lens import spans
 from probe.lens.encoders import UnknownEncoder, lens, open_encoder, pretrained, wrapped
 from probe.lens.readings import OTHER, SPECIAL, NotReadable
 from probe.models.mini_unet import MiniUNet, PromptCut
+from probe.models.text_encoder import turned
 from probe.text.alignment import UnknownWord, shares
 from tests.lens.made import KINDS, made
 from tests.text.prompts import HARD, prompts
@@ -99,7 +100,8 @@ def test_attention_of_our_encoder_is_an_explicit_softmax(tiny, encoders):
     for number, layer in enumerate(tiny.encoder.layers, 1):
         before = layer.attention_norm(torch.tensor(reading.states.values[number - 1]))
         q, k, _ = F.linear(before, layer.attention.to_qkv.weight).reshape(len(before), 3, 2, 16).permute(1, 2, 0, 3)
-        expected = (q @ k.transpose(1, 2) / 4).softmax(-1)
+        q, k = (turned(F.rms_norm(part, (16,))) for part in (q, k))
+        expected = (q @ k.transpose(1, 2) * layer.attention.SHARPNESS / 4).softmax(-1)
         np.testing.assert_allclose(reading.attention.sel(layer=number), expected, atol=1e-6)
 
 

@@ -11,6 +11,7 @@ from probe.errors import ToushiError
 from probe.models.load import UnknownModel, load, model_files
 from probe.models.mini_unet import MiniUNet, PromptCut, digest
 from probe.models.text import joined
+from probe.models.text_encoder import turned
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚"
 
@@ -208,3 +209,13 @@ def test_what_a_model_shares_is_not_stored_again(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnknownModel, match=r"another VAE than that of mini-unet: 0{12}, not "):
         load(str(tmp_path), "cpu")
+
+
+def test_scores_of_the_encoder_know_how_far_tokens_stand_apart_and_stay_bounded():
+    vectors = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, 12, 8)
+    scores = turned(vectors[0]) @ turned(vectors[1]).mT
+    for distance in (-3, 0, 5):  # the same q and k everywhere: only the distance counts
+        along = scores[0].diagonal(distance)
+        assert torch.allclose(along, along[0].expand_as(along), atol=1e-5)
+    assert not torch.allclose(scores[0].diagonal(1)[0], scores[0].diagonal(4)[0])
+    assert torch.allclose(turned(vectors[0]).norm(dim=-1), vectors[0].norm(dim=-1))

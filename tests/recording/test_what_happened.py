@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from probe.models.mini_unet import PromptCut
+from probe.models.text_encoder import turned
 from probe.record import record
 from probe.trace.reader import open_trace
 from tests.recording.made import LONG, PROMPT, draw, explicit, recorded, same
@@ -128,7 +129,8 @@ def test_the_encoders_layers_are_recorded(model, tmp_path):
     layer = model.encoder.layers[4].attention
     x = model.encoder.layers[4].attention_norm(torch.from_numpy(states.values[4]))
     q, k, _ = layer.to_qkv(x).unflatten(-1, (3, 2, -1)).permute(1, 2, 0, 3).double()
-    truth = (q @ k.mT * 16**-0.5).softmax(-1)
+    q, k = (turned(torch.nn.functional.rms_norm(part, (16,))) for part in (q, k))
+    truth = (q @ k.mT * layer.SHARPNESS * 16**-0.5).softmax(-1)
     assert np.abs(trace.encoder_attention(4).values - truth.numpy()).max() < 2e-6
 
 
