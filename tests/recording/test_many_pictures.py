@@ -171,3 +171,21 @@ def test_latents_that_are_changed_afterwards(model, tmp_path):
         model.denoise(latents, 0.5, PROMPT)
         latents.zero_()
     assert np.array_equal(open_trace(tmp_path / "run").latent(0).values, before[0])
+
+
+def test_calls_read_together_are_what_each_alone_would_give(model):
+    """Sites of one shape, with the mask of a shorter text, all rows or some."""
+    from hooks.attention import Watch
+    from probe.models.families import family_of
+    from probe.recording import together
+
+    calls = []
+    sites = {n: s.module for n, s in family_of(model).sites(model).items() if s.kind == "cross"}
+    with Watch(sites, calls.append):
+        model.sample([PROMPT, "猫"], steps=2)
+    assert len({call.shape for call in calls}) < len(sites) < len(calls)
+    for rows in (None, [3, 0]):
+        for mean, dtype in ((True, torch.float16), (False, torch.float32)):
+            found = together.probabilities(calls, slice(0, 5), rows, mean, dtype)
+            for call, maps in zip(calls, found):
+                assert torch.equal(maps, call.probabilities(slice(0, 5), rows, None, mean, dtype))
