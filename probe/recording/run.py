@@ -27,9 +27,9 @@ from probe.text.alignment import segment
 from probe.trace import layout
 from probe.trace.writer import TraceWriter
 
-# Calls are read together at the end of an evaluation, which is twice as fast as one by one in the midst of the
-# model; until then their queries must be held. This many bytes of them at most.
-HELD = 32 << 20
+# Small calls are read together at the end of an evaluation, which is twice as fast as one by one in the midst of the
+# model; until then their queries must be held. Large ones are read at once, while they are in the cache.
+HELD = 1 << 20  # bytes
 
 
 class Unrecordable(ToushiError):

@@ -1,5 +1,6 @@
 """An empty folder for a trace: what is ours may be replaced when that is asked for, what is not never is."""
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,11 +59,16 @@ def foreign(folder: Path) -> Iterator[Path]:
 
 def save_picture(image, path: Path) -> None:
     """The PIL picture as PNG, marked as ours."""
+    path.write_bytes(picture_bytes(image))
+
+
+def picture_bytes(image) -> bytes:
     from PIL.PngImagePlugin import PngInfo
 
-    about = PngInfo()
+    about, file = PngInfo(), io.BytesIO()
     about.add_text("Software", MADE_BY)
-    image.save(path, "PNG", pnginfo=about)
+    image.save(file, "PNG", pnginfo=about)
+    return file.getvalue()
 
 
 def _is_trace(folder: Path) -> bool:

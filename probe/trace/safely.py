@@ -3,55 +3,53 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+SMALL = 1 << 20  # bytes
 NAMES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
 
 
-def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> str:
-    """A safetensors file of contiguous arrays; its sha256. Nothing is copied, and the file is not read again."""
+def contents(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> list[bytes | np.ndarray]:
+    """The content of a safetensors file of contiguous arrays, in parts; nothing is copied."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     names, at = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0  # so that numbers are aligned
     for name in names:
-        array = arrays[name]
-        end = at + array.nbytes
-        header[name] = {"dtype": NAMES[array.dtype.name], "shape": array.shape, "data_offsets": (at, end)}
+        end = at + arrays[name].nbytes
+        header[name] = {"dtype": NAMES[arrays[name].dtype.name], "shape": arrays[name].shape, "data_offsets": (at, end)}
         at = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for part in (
-            len(head).to_bytes(8, "little"),
-            head,
-            *(arrays[name].reshape(-1).view(np.uint8) for name in names),
-        ):
-            digest.update(part)
-            file.write(part)
-    return digest.hexdigest()
+    return [len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8) for name in names)]
 
 
-def store(path: Path, save: Callable[[Path], str | None]) -> dict[str, Any]:
-    """`save(temporary path)`, which may return the sha256 of what it wrote; then the file has its name. The folder's
-    own entry is certain only after `sync_folder`. Gives {bytes, sha256}."""
+def store(path: Path, parts: Sequence[bytes | np.ndarray]) -> dict[str, Any]:
+    """Writes a file, which has its name only when it is whole; gives what is listed of it, {bytes, sha256}.
+
+    The folder's own entry is certain only after `sync_folder`.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    size, digest = sum(len(part) for part in parts), hashlib.sha256()
+    if size <= SMALL:
+        parts = [b"".join(parts)]  # each call to the system hands Python's lock to the sampler and back
     try:
-        digest = save(temporary)
-        with open(temporary, "rb+") as file:
-            digest = digest or hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
+        with open(temporary, "wb", buffering=0) as file:
+            for part in parts:
+                digest.update(part)
+                rest = memoryview(part)
+                while len(rest):
+                    rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    return {"bytes": size, "sha256": digest}
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def replace(path: Path, data: bytes, sync: bool = True) -> None:

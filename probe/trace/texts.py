@@ -29,7 +29,7 @@ from probe.trace import layout
 from probe.trace.attention import NotRecorded
 from probe.trace.layout import DamagedTrace
 from probe.trace.room import WriteFailed, make_room, reason
-from probe.trace.safely import save_json, save_tensors, store, sync_folder
+from probe.trace.safely import contents, save_json, store, sync_folder
 from probe.trace.stored import JSON_BYTES, Tensors, read_bytes
 from probe.trace.writer import as_json
 
@@ -73,7 +73,7 @@ class TextsWriter:
         try:
             line = {
                 "file": name,
-                **store(self.folder / name, lambda path: save_tensors(path, tensors)),
+                **store(self.folder / name, contents(tensors)),
                 "first": self.count,
             }
             sync_folder(self.folder)

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy as np
 from probe.errors import ToushiError
 from probe.text.alignment import Token, Word
 from probe.trace import layout
-from probe.trace.room import WriteFailed, make_room, reason, save_picture
-from probe.trace.safely import replace, save_json, save_tensors, store, sync_folder
+from probe.trace.room import WriteFailed, make_room, picture_bytes, reason
+from probe.trace.safely import contents, replace, save_json, store, sync_folder
 
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
@@ -118,13 +118,13 @@ class TraceWriter:
         arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
         self._put(
             layout.ENCODER,
-            lambda: self._listed(layout.ENCODER, lambda path: save_tensors(path, arrays)),
+            lambda: self._listed(layout.ENCODER, contents(arrays)),
             _bytes(arrays),
         )
 
     def write_image(self, image) -> None:
         """Queues the picture (PIL) as image.png."""
-        self._put(layout.IMAGE, lambda: self._listed(layout.IMAGE, lambda path: save_picture(image, path)))
+        self._put(layout.IMAGE, lambda: self._listed(layout.IMAGE, [picture_bytes(image)]))
 
     def update(self, **fields: Any) -> None:
         """Changes fields of the manifest, at once on disk too. `complete` and `files` are the writer's own."""
@@ -273,7 +273,7 @@ class TraceWriter:
         metadata = None
         if self.manifest["keep"] == "sum":
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
-        about = store(self.folder / name, lambda path: save_tensors(path, arrays, metadata))
+        about = store(self.folder / name, contents(arrays, metadata))
         line = {**info, "step": index, "file": name, **about}
         self._unlisted.append((index, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
         self._unlisted_bytes += about["bytes"]
@@ -307,8 +307,8 @@ class TraceWriter:
             self._counts[key] = self._counts.get(key, 0) + 1
         return self._sums
 
-    def _listed(self, name: str, save: Callable[[Path], str | None]) -> None:
-        about = store(self.folder / name, save)
+    def _listed(self, name: str, parts: Sequence[bytes | np.ndarray]) -> None:
+        about = store(self.folder / name, parts)
         sync_folder(self.folder)
         with self._manifest_lock:
             self.manifest["files"] = {**self.manifest["files"], name: about}

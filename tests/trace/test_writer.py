@@ -20,7 +20,7 @@ from probe.trace import writer as writer_module
 from probe.trace.layout import DamagedTrace
 from probe.trace.reader import open_collection, open_trace
 from probe.trace.room import check_room, make_room, save_picture
-from probe.trace.safely import save_tensors
+from probe.trace.safely import contents, store
 from probe.trace.writer import TOGETHER, BadRecord, TraceWriter, WriteFailed, write_collection
 from tests.trace.runs import Run
 
@@ -132,14 +132,17 @@ def test_a_step_that_cannot_be_stored_takes_none_with_it(tmp_path, monkeypatch):
     assert trace.steps == [0, 1, 2] and trace.verify() == ["The run did not end: 3 of 12 steps are finished."]
 
 
-def test_files_are_those_of_the_safetensors_library(tmp_path):
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_files_are_those_of_the_safetensors_library(tmp_path, monkeypatch, small):
     arrays = {
         "site/条件": np.arange(6, dtype=np.float16).reshape(1, 2, 3),
         "preview": np.full((2, 3, 3), 7, np.uint8),
         "latent": np.ones((0, 3), np.float32),
     }
-    digest = save_tensors(tmp_path / "ours", arrays, {"counts": "{}"})
-    assert digest == hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest()
+    monkeypatch.setattr("probe.trace.safely.SMALL", small)
+    about = store(tmp_path / "ours", contents(arrays, {"counts": "{}"}))
+    whole = (tmp_path / "ours").read_bytes()
+    assert about == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
     with safe_open(tmp_path / "ours", framework="np") as file:
         assert file.metadata() == {"counts": "{}"} and set(file.keys()) == set(arrays)
         for name, array in arrays.items():
