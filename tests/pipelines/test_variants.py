@@ -6,7 +6,7 @@ import pytest
 from probe.record import record
 from probe.trace.reader import open_trace
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
-from tests.pipelines.variants import FROM, INTO, VARIANTS, given, variant
+from tests.pipelines.variants import VARIANTS, given, variant
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -18,7 +18,7 @@ def test_the_picture_is_the_same_and_the_steps_have_their_own_numbers(name, tmp_
     with record(pipeline, tmp_path / "run"):
         assert np.array_equal(draw(pipeline, **again)[0], plain)
     trace = open_trace(tmp_path / "run")
-    begins = 2 if VARIANTS[name][1] in (FROM, INTO) else 0
+    begins = 2 if "strength" in images else 0
     assert trace.steps == list(range(begins, 4)) and trace.complete and trace.verify() == []
     assert trace.times == pipeline.scheduler.timesteps.tolist()[begins:] and trace.manifest["steps"]["count"] == 4
     assert trace.prompt == PROMPT and trace.manifest["strength" if begins else "seed"] == (0.5 if begins else 0)

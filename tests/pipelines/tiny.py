@@ -155,7 +155,7 @@ def stable_diffusion_3(channels: int = 4):
     )
 
 
-def flux():
+def flux(channels: int = 16):
     first, second = clip_tokenizer(), t5_tokenizer()
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
@@ -166,7 +166,8 @@ def flux():
         tokenizer_2=second,
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16,
+            in_channels=channels,
+            out_channels=16,
             num_layers=2,
             num_single_layers=3,
             attention_head_dim=8,

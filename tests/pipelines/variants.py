@@ -52,6 +52,12 @@ def like(model, kind, **own) -> dict:
     return {name: value for name, value in model.config.items() if name in known} | own
 
 
+def qwen_control(pipeline):
+    return diffusers.QwenImageControlNetModel.from_transformer(
+        pipeline.transformer, num_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+
+
 def z_image_control(channels: int):
     def control(pipeline):
         return controlnet_z_image.ZImageControlNetModel(
@@ -69,14 +75,18 @@ def z_image_control(channels: int):
     return control
 
 
-FROM, INTO, ALONG = "from an image", "into a hole", "along an image"
+ALONE, FROM, INTO, ALONG, BESIDE = "", "from an image", "into a hole", "along an image", "beside an image"
 VARIANTS = {  # class -> family, what it takes, and how its control network is made
     "StableDiffusionImg2ImgPipeline": ("stable-diffusion", FROM, None),
     "StableDiffusionInpaintPipeline": ("stable-diffusion", INTO, None),
     "StableDiffusionControlNetPipeline": ("stable-diffusion", ALONG, unet_control),
+    "StableDiffusionControlNetImg2ImgPipeline": ("stable-diffusion", f"{ALONG}, {FROM}", unet_control),
+    "StableDiffusionControlNetInpaintPipeline": ("stable-diffusion", f"{ALONG}, {INTO}", unet_control),
     "StableDiffusionXLImg2ImgPipeline": ("stable-diffusion-xl", FROM, None),
     "StableDiffusionXLInpaintPipeline": ("stable-diffusion-xl", INTO, None),
     "StableDiffusionXLControlNetPipeline": ("stable-diffusion-xl", ALONG, unet_control),
+    "StableDiffusionXLControlNetImg2ImgPipeline": ("stable-diffusion-xl", f"{ALONG}, {FROM}", unet_control),
+    "StableDiffusionXLControlNetInpaintPipeline": ("stable-diffusion-xl", f"{ALONG}, {INTO}", unet_control),
     "KolorsImg2ImgPipeline": ("kolors", FROM, None),
     "SanaControlNetPipeline": ("sana", ALONG, sana_control),
     "HunyuanDiTControlNetPipeline": ("hunyuan-dit", ALONG, hunyuan_control),
@@ -90,23 +100,38 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "FluxImg2ImgPipeline": ("flux", FROM, None),
     "FluxInpaintPipeline": ("flux", INTO, None),
     "FluxControlNetPipeline": ("flux", ALONG, flux_control),
+    "FluxControlNetImg2ImgPipeline": ("flux", f"{ALONG}, {FROM}", flux_control),
+    "FluxControlNetInpaintPipeline": ("flux", f"{ALONG}, {INTO}", flux_control),
+    "FluxControlPipeline": ("flux", ALONG, None),
+    "FluxFillPipeline": ("flux", INTO, None),
+    "FluxKontextPipeline": ("flux", BESIDE, None),
     "Flux2KleinInpaintPipeline": ("flux-2-klein", INTO, None),
     "QwenImageImg2ImgPipeline": ("qwen-image", FROM, None),
     "QwenImageInpaintPipeline": ("qwen-image", INTO, None),
+    "QwenImageControlNetPipeline": ("qwen-image", ALONG, qwen_control),
+    "PixArtAlphaPipeline": ("pixart", ALONE, None),
+}
+
+
+OWN_MODELS = {  # what the family's tiny models do not have
+    "StableDiffusion3InpaintPipeline": {"channels": 16},  # it insists on the released number
+    "FluxControlPipeline": {"channels": 32},  # the control image lies beside the latents
+    "FluxFillPipeline": {"channels": 48},  # the image without the hole, and the hole
 }
 
 
 def variant(name: str):
     """The pipeline, of the family's own tiny models."""
     family, _, control = VARIANTS[name]
-    # SD3's inpainting insists on the released number of channels.
-    base = made(family, **({"channels": 16} if name == "StableDiffusion3InpaintPipeline" else {}))
+    base = made(family, **OWN_MODELS.get(name, {}))
     components = dict(base.components)
     if control is not None:
         components["controlnet"] = control(base).eval().requires_grad_(False)
     if "safety_checker" in components:
         components["requires_safety_checker"] = False
-    found = getattr(diffusers, name)(**components)
+    kind = getattr(diffusers, name)
+    taken = inspect.signature(kind.__init__).parameters
+    found = kind(**{part: component for part, component in components.items() if part in taken})
     if hasattr(base, "prompt_template_encode_start_idx"):
         found.prompt_template_encode_start_idx = base.prompt_template_encode_start_idx
     found.set_progress_bar_config(disable=True)
@@ -115,13 +140,18 @@ def variant(name: str):
 
 def given(name: str, pipeline, size: tuple[int, int]) -> dict:
     """The images that it takes. Of four steps the last two are drawn."""
-    family, takes, _ = VARIANTS[name]
+    _, takes, _ = VARIANTS[name]
     size = scaled(pipeline, size)
+    known = inspect.signature(type(pipeline).__call__).parameters
     found = {}
     if ALONG in takes:
-        found["image" if family in ("stable-diffusion", "stable-diffusion-xl") else "control_image"] = picture(size)
+        found["control_image" if "control_image" in known else "image"] = picture(size)
     if INTO in takes:
         found |= {"image": picture(size), "mask_image": hole(size)}
-    if takes in (FROM, INTO):
-        found |= {"image": picture(size), "strength": 0.5}
+    if FROM in takes or BESIDE in takes:
+        found["image"] = picture(size)
+    if BESIDE in takes:
+        found |= {"_auto_resize": False, "max_area": size[0] * size[1]}  # else about a million pixels
+    if "strength" in known:
+        found["strength"] = 0.5
     return found
