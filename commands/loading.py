@@ -37,4 +37,8 @@ def checked_device(device: str | None) -> str | None:
     if not there.get(device.partition(":")[0], False):
         have = ", ".join(name for name, is_there in there.items() if is_there)
         raise ToushiError(f"there is no device {device!r} here; there is {have}")
+    kind, _, number = device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if number and not (number.isdecimal() and int(number) < count):
+        raise ToushiError(f"there is no device {device!r} here; {kind} has the numbers 0 to {count - 1}")
     return device

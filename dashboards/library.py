@@ -30,6 +30,7 @@ class Entry:
     prompt: str | None  # None when it is not known: the run was given ready-made embeddings
     written: float
     damaged: bool = False  # the manifest cannot be read
+    picture: bool = True  # not a trace of a text encoder alone
 
 
 def language() -> str:
@@ -52,20 +53,22 @@ def escaped(words: str) -> str:
 
 
 def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
-    """The traces below `root`, the newest first."""
+    """The traces of pictures below `root`, the newest first."""
     found = [entry(path.parent) for depth in range(1, deepest + 1) for path in root.glob("*/" * depth + MANIFEST)]
-    return sorted(found, key=lambda entry: -entry.written)[:MOST]
+    return sorted((one for one in found if one.picture), key=lambda entry: -entry.written)[:MOST]
 
 
 def entry(folder: Path) -> Entry:
-    manifest = folder / MANIFEST
+    manifest, picture = folder / MANIFEST, True
     try:
-        prompt = json.loads(manifest.read_text(encoding="utf-8"))["prompt"]
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        picture = told.get("kind") != "encoder"
+        prompt = told["prompt"] if picture else None
         damaged = not isinstance(prompt, str | None)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         damaged = True
     written = manifest.stat().st_mtime if manifest.is_file() else 0.0
-    return Entry(folder, None if damaged else prompt, written, damaged)
+    return Entry(folder, None if damaged else prompt, written, damaged, picture)
 
 
 @st.cache_data(max_entries=MOST, show_spinner=False)

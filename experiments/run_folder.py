@@ -26,6 +26,7 @@ from probe.errors import ToushiError
 
 FORMAT, VERSION = "toushi-run", 1
 MANIFEST, JOBS, TABLES = "manifest.json", "jobs", "tables"
+CONCLUDE_ERROR = "conclude.error.txt"
 FILE_NAME = re.compile(r"\w[\w.,+=@-]{0,99}")
 
 

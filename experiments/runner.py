@@ -27,6 +27,7 @@ import pandas as pd
 
 from experiments.executor import Call, Executor, LocalPool, Outcome
 from experiments.run_folder import (
+    CONCLUDE_ERROR,
     FILE_NAME,
     FORMAT,
     JOBS,
@@ -250,11 +251,11 @@ def concluded(pool: Executor, module: ModuleType, config: Any, out: Path, jobs: 
     pool.submit(Call("conclude", module.conclude, {"config": config, "rows": table}))
     outcome = next(iter(pool.outcomes()))
     if outcome.error is not None:
-        write(out / "conclude.error.txt", f"{outcome.error}\n\n{outcome.trace}")
+        write(out / CONCLUDE_ERROR, f"{outcome.error}\n\n{outcome.trace}")
         raise ToushiError(
-            f"all jobs are done, but nothing could be concluded: {outcome.error} (see {out / 'conclude.error.txt'})"
+            f"all jobs are done, but nothing could be concluded: {outcome.error} (see {out / CONCLUDE_ERROR})"
         )
-    (out / "conclude.error.txt").unlink(missing_ok=True)
+    (out / CONCLUDE_ERROR).unlink(missing_ok=True)
     return outcome.value
 
 
@@ -322,7 +323,8 @@ def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
     if there is not None and overwrite:
         for name in (JOBS, TABLES):
             shutil.rmtree(out / name, ignore_errors=True)
-        (out / MANIFEST).unlink()
+        for name in (MANIFEST, CONCLUDE_ERROR):
+            (out / name).unlink(missing_ok=True)
     elif there is not None and (what := differing(there, manifest)):
         raise ToushiError(f"{out} holds another run: {what}. Choose another --out, or --overwrite it")
     try:

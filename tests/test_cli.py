@@ -246,6 +246,7 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["trace", "猫", "--words", "狗"], "Its words: 猫"),
         (["trace", "猫头鹰", "--words", "猫"], "part of 猫头鹰"),
         (["trace", "猫", "--device", "gpu"], "cpu"),
+        (["trace", "猫", "--device", "cpu:1"], "the numbers 0 to 0"),
         (["trace", "猫", "--prompts", "p.txt"], "either"),
         (["trace", "--prompts", "nowhere.txt"], "nowhere.txt"),
         (["trace", "--resume", "/nowhere"], "/nowhere"),
@@ -438,6 +439,13 @@ def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
     ((said, environment),) = calls
     assert said[-2:] == ["--", str(recorded[0])] and "8765" in said and Path(said[4]).is_file()
     assert str(HOUSE) in environment["PYTHONPATH"]
+
+
+def test_view_says_at_once_that_a_text_encoder_has_no_picture(tmp_path, capsys):
+    folder = tmp_path / "bank"
+    assert main(["lens", "我在河边的银行钓鱼", "--save", str(folder)]) == 0
+    assert main(["view", str(folder)]) == 2
+    assert f"toushi info {folder}" in capsys.readouterr().err
 
 
 # --- the front door ---

@@ -187,7 +187,16 @@ def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
         )
     except ToushiError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ImportError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         if out_of_memory(error):
             raise
         where = "a folder" if isinstance(name, Path) else "a repository that can be reached"

@@ -81,6 +81,14 @@ def test_one_damaged_trace_leaves_the_gallery_standing(app, tmp_path, manifest):
     assert f"**{made_trace.PROMPT}**" in shown and "**This trace cannot be opened**" in shown
 
 
+def test_a_trace_of_a_text_encoder_is_no_picture(app, tmp_path):
+    made_trace.write(tmp_path / "runs" / "cat")
+    (tmp_path / "runs" / "bank").mkdir()
+    (tmp_path / "runs" / "bank" / "manifest.json").write_text('{"kind": "encoder"}')
+    shown = [markdown.value for markdown in app().markdown]
+    assert f"**{made_trace.PROMPT}**" in shown and not any("cannot be opened" in one for one in shown)
+
+
 def test_a_trace_whose_prompt_is_not_known_is_no_damaged_one(app, tmp_path):
     folder = made_trace.write(tmp_path / "runs" / "cat")
     manifest = json.loads((folder / "manifest.json").read_text())
