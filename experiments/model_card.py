@@ -78,7 +78,10 @@ scores of the encoder's first layer had grown (deviation 35): its softmax was sa
 was replaced by a fresh one with normalised, rotary attention, which learnt what lies where from 96 thousand captions
 alone (`Reader`, `experiments/train_encoder.py`), and training of both went on with `--decay 0.1`: 27 thousand samples
 later 93 % of the objects in pairs were named right at pure noise. From 703 thousand on
-`--minutes 34 --cooldown 0.75 --average 0.998 --early 0.12 --naming-weight 0.15 --reading-weight 0.1`. `samples` counts
+`--minutes 34 --cooldown 0.75 --average 0.998 --early 0.12 --naming-weight 0.15 --reading-weight 0.1`; from 834 thousand
+on the same with `--minutes 106 --cooldown 0.55 --pool-first 200000 --pool 200000`, where the process stood still for
+half an hour near its end, which the log counts as hours; from 1202 thousand on a last fall of the learning rate
+(`--minutes 8.5 --lr 0.0008 --cooldown 1`). `samples` counts
 what the U-Net saw; the encoder saw those since 536 thousand, and its own 96 thousand. Attention to the text was never
 supervised in the U-Net; the encoder, by the reader, was taught places."""
 

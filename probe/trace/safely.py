@@ -27,10 +27,10 @@ def contents(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | Non
     return [len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8) for name in names)]
 
 
-def store(path: Path, parts: Sequence[bytes | np.ndarray]) -> dict[str, Any]:
+def store(path: Path, parts: Sequence[bytes | np.ndarray], sync: bool = True) -> dict[str, Any]:
     """Writes a file, which has its name only when it is whole; gives what is listed of it, {bytes, sha256}.
 
-    The folder's own entry is certain only after `sync_folder`.
+    The folder's own entry is certain only after `sync_folder`, without `sync` the content only after `sync_file`.
     """
     temporary = path.with_name(path.name + ".tmp")
     size, digest = sum(len(part) for part in parts), hashlib.sha256()
@@ -43,7 +43,8 @@ def store(path: Path, parts: Sequence[bytes | np.ndarray]) -> dict[str, Any]:
                 rest = memoryview(part)
                 while len(rest):
                     rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -74,6 +75,11 @@ def save_json(path: Path, value: Mapping[str, Any], sync: bool = True) -> None:
     """A field a line: indenting all of it would take a hundred times as long."""
     fields = (f" {json.dumps(key)}: {json.dumps(field, ensure_ascii=False)}" for key, field in value.items())
     replace(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode(), sync)
+
+
+def sync_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -68,10 +68,10 @@ def test_a_run_after_one_that_failed_in_the_same_recording(model, tmp_path):
 def test_the_disk_gives_out(model, tmp_path, monkeypatch):
     store = writer.store
 
-    def full(path, save):
+    def full(path, *how, **more):
         if path.name == "step_0001.safetensors":
             raise OSError(28, "No space left on device")
-        return store(path, save)
+        return store(path, *how, **more)
 
     monkeypatch.setattr(writer, "store", full)
     with pytest.raises(WriteFailed, match="No space left"), record(model, tmp_path / "run"):
