@@ -266,7 +266,7 @@ class TraceWriter:
 
     def _patience(self) -> float | None:
         """Seconds that what is stored and not yet listed may still wait for more; None if nothing waits."""
-        if self._failure is not None or not (self._unlisted or self._unsaved and not self._closed):
+        if self._failure is not None or not (self._unlisted or (self._unsaved and not self._closed)):
             self._waits_since = None
             return None
         now = time.monotonic()
