@@ -25,7 +25,7 @@ from probe.trace.room import check_room
 from tests.recording.made import PROMPT
 
 HOUSE = Path(__file__).parents[2]
-MOMENTS, STEPS = 30, 12
+MOMENTS, STEPS = 30, 60
 
 
 def listed(folder: Path) -> int:
