@@ -33,15 +33,10 @@ Ends with Ctrl-C."""
     def run(self) -> int:
         if self.folder is not None:
             from probe.trace.layout import MEMBERS
-            from probe.trace.reader import open_collection, open_trace
+            from probe.trace.reader import open_collection, open_picture
 
             # A damaged trace is said here, not in the browser.
-            found = (open_collection if (self.folder / MEMBERS).exists() else open_trace)(self.folder)
-            if not isinstance(found, list) and found.manifest["kind"] == "encoder":
-                raise ToushiError(
-                    f"{self.folder} is a trace of a text encoder, which has no picture to explore: "
-                    f"toushi info {self.folder} says what is in it"
-                )
+            (open_collection if (self.folder / MEMBERS).exists() else open_picture)(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)

@@ -16,8 +16,7 @@ from dashboards.heat_map import pairs, payload, planes
 from probe.errors import ToushiError
 from probe.language import of_locale
 from probe.trace.layout import IMAGE, MANIFEST, MEMBERS
-from probe.trace.reader import open_trace
-from probe.trace.texts import NotAPicture
+from probe.trace.reader import open_picture
 
 RUNS = Path("runs")
 DEEPEST = 3  # runs/cat, runs/batch/000 and one more
@@ -120,13 +119,7 @@ def stamp(folder: str) -> tuple:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _trace(folder: str, version: tuple):
-    trace = open_trace(folder)
-    if trace.manifest["kind"] == "encoder":
-        raise NotAPicture(
-            f"{folder} is a trace of a text encoder, where a trace of a picture was expected: look at it with "
-            "toushi info, or in Python with open_trace."
-        )
-    return trace
+    return open_picture(folder)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -38,6 +38,7 @@ class Order:
     seed: int = 0
     sampler: str = "euler"
     model: str = "mini-unet"
+    size: tuple[int, int] = (64, 64)  # pixels, height and width
 
 
 @dataclass
@@ -126,7 +127,7 @@ def _work(job: Job) -> None:
             with record(model, job.folder):
                 model.sample(
                     order.prompt, negative=order.negative, steps=order.steps, guidance=order.guidance,
-                    sampler=order.sampler, seed=order.seed, callback=after_step,
+                    sampler=order.sampler, size=order.size, seed=order.seed, callback=after_step,
                 )  # fmt: skip
                 job.state = "write"
         job.warnings = [str(w.message) for w in caught if type(w.message).__name__ == "PromptCut"]

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,3 +146,53 @@ def read_tables(folder: Path, manifest: dict[str, Any]) -> dict[str, pd.DataFram
     if odd := [name for name in names if not FILE_NAME.fullmatch(name)]:
         raise NoRun(f"{folder / MANIFEST} has no name of a table in {odd[0]!r}: expected letters, digits, . , + = @ - _")
     return {name: read_table(folder / TABLES / f"{name}.csv") for name in names}
+
+
+def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
+    """The folder, empty or with the same run in it; another run is refused, saying what differs."""
+    try:
+        there = read_manifest(out) if _used(out) else None
+    except NoRun as error:
+        raise ToushiError(f"{error}, and it is not empty; choose another --out") from None
+    if there is not None and overwrite:
+        for name in (JOBS, TABLES):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (MANIFEST, CONCLUDE_ERROR):
+            (out / name).unlink(missing_ok=True)
+    elif there is not None and (what := differing(there, manifest)):
+        raise ToushiError(f"{out} holds another run: {what}. Choose another --out, or --overwrite it")
+    try:
+        (out / JOBS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
+
+
+def _used(out: Path) -> bool:
+    """Something is in it beside what a run leaves that was killed before its first word."""
+    begun = (MANIFEST + ".tmp", JOBS)
+    return any(one.name not in begun or (one.is_dir() and any(one.iterdir())) for one in out.iterdir())
+
+
+def differing(there: dict, here: dict) -> str:
+    """What makes it another run, with both hashes; empty if it is the same one."""
+    parts = []
+    if there["experiment"] != here["experiment"]:
+        return f"experiment {there['experiment']} there, {here['experiment']} here"
+    if there["config_sha256"] != here["config_sha256"]:
+        ours, theirs = here["config"], there["config"]
+        changed = [
+            f"{key}: {_shown(theirs, key)} there, {_shown(ours, key)} here"
+            for key in {**theirs, **ours}
+            if _shown(theirs, key) != _shown(ours, key)
+        ]
+        hashes = f"config {there['config_sha256'][:12]} there, {here['config_sha256'][:12]} here"
+        parts.append(f"{hashes} ({'; '.join(changed)})")
+    for name in {**there["weights"], **here["weights"]}:
+        theirs, ours = (side["weights"].get(name, {}).get("sha256", "none") for side in (there, here))
+        if theirs != ours:
+            parts.append(f"weights {name} {theirs[:12]} there, {ours[:12]} here")
+    return "; ".join(parts)
+
+
+def _shown(values: dict, key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"

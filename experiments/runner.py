@@ -12,7 +12,6 @@ import importlib.util
 import json
 import re
 import shlex
-import shutil
 import sys
 import threading
 import warnings
@@ -34,8 +33,8 @@ from experiments.run_folder import (
     MANIFEST,
     TABLES,
     VERSION,
-    NoRun,
     alone_in,
+    make_room,
     read_manifest,
     read_table,
     table_text,
@@ -314,52 +313,6 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
     }
 
 
-def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
-    """The folder, empty or with the same run in it; another run is refused, saying what differs."""
-    try:
-        there = read_manifest(out) if _used(out) else None
-    except NoRun as error:
-        raise ToushiError(f"{error}, and it is not empty; choose another --out") from None
-    if there is not None and overwrite:
-        for name in (JOBS, TABLES):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (MANIFEST, CONCLUDE_ERROR):
-            (out / name).unlink(missing_ok=True)
-    elif there is not None and (what := differing(there, manifest)):
-        raise ToushiError(f"{out} holds another run: {what}. Choose another --out, or --overwrite it")
-    try:
-        (out / JOBS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
-
-
-def _used(out: Path) -> bool:
-    """Something is in it beside what a run leaves that was killed before its first word."""
-    begun = (MANIFEST + ".tmp", JOBS)
-    return any(one.name not in begun or (one.is_dir() and any(one.iterdir())) for one in out.iterdir())
-
-
-def differing(there: dict, here: dict) -> str:
-    """What makes it another run, with both hashes; empty if it is the same one."""
-    parts = []
-    if there["experiment"] != here["experiment"]:
-        return f"experiment {there['experiment']} there, {here['experiment']} here"
-    if there["config_sha256"] != here["config_sha256"]:
-        ours, theirs = here["config"], there["config"]
-        changed = [
-            f"{key}: {_shown(theirs, key)} there, {_shown(ours, key)} here"
-            for key in {**theirs, **ours}
-            if _shown(theirs, key) != _shown(ours, key)
-        ]
-        hashes = f"config {there['config_sha256'][:12]} there, {here['config_sha256'][:12]} here"
-        parts.append(f"{hashes} ({'; '.join(changed)})")
-    for name in {**there["weights"], **here["weights"]}:
-        theirs, ours = (side["weights"].get(name, {}).get("sha256", "none") for side in (there, here))
-        if theirs != ours:
-            parts.append(f"weights {name} {theirs[:12]} there, {ours[:12]} here")
-    return "; ".join(parts)
-
-
 def begun_with(out: Path, manifest: dict, left: int, count: int) -> dict:
     """What the jobs that are there were computed with, which is what the manifest has to say.
 
@@ -395,10 +348,6 @@ def _record(out: Path, name: str) -> dict:
         return json.loads((out / JOBS / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _shown(values: dict, key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"
 
 
 def _options(config: Any, threads: int) -> list[str]:

@@ -36,15 +36,15 @@ def again() -> None:
     model = manifest.get("model")
     if trace.prompt is None or not isinstance(model, dict) or model.get("name") != worker.Order.model:
         return
-    size, seed = manifest.get("size"), manifest.get("seed")
-    if manifest.get("edits") or size not in (None, [64, 64]) or not isinstance(seed, int | None):
-        return  # the app draws without edits, in the model's own size, one picture at a time
-    guidance, seed = manifest.get("guidance"), (seed or 0) + 1
+    if manifest.get("edits"):
+        return  # the app draws without them
+    guidance, seed = manifest.get("guidance"), (manifest.get("seed") or 0) + 1
     if st.button(say("again", s=seed), icon=":material/casino:"):
         making.order(
             worker.Order(
                 trace.prompt, manifest.get("negative_prompt") or "", manifest["steps"]["count"],
                 worker.Order.guidance if guidance is None else guidance, seed, manifest.get("sampler") or worker.Order.sampler,
+                size=tuple(manifest.get("size") or worker.Order.size),
             )
         )  # fmt: skip
     making.follow(done)

@@ -167,6 +167,10 @@ def pipeline(name: Path | str, loading: Loading):
     return found
 
 
+# What diffusers, transformers and safetensors raise at a folder that they cannot make a pipeline of.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ImportError, OSError, RuntimeError, SafetensorError)
+
+
 def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
     """From the folder, or from the hub, into main memory."""
     from diffusers import DiffusionPipeline
@@ -187,16 +191,7 @@ def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
         )
     except ToushiError:
         raise
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ImportError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except UNREADABLE as error:
         if out_of_memory(error):
             raise
         where = "a folder" if isinstance(name, Path) else "a repository that can be reached"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from hooks.errors import WireError
 from probe.errors import ToushiError
 from probe.models.families import Encoded, Family, Scene, Site, Stepped, Stretch
 from probe.models.preview import preview
-from probe.recording import together
 from probe.recording.branches import Place, places
 from probe.recording.forecast import OverBudget, Size, check, forecast_of
+from probe.recording.maps import Maps, probabilities
 from probe.recording.policy import Policy
 from probe.recording.provenance import surroundings
 from probe.text.alignment import segment
@@ -34,16 +34,6 @@ HELD = 1 << 20  # bytes
 
 class Unrecordable(ToushiError):
     """The model attends in a way that cannot be read or placed."""
-
-
-class Maps(NamedTuple):
-    """What one site gave in one evaluation."""
-
-    site: str
-    fresh: list[tuple[int, Place]]
-    own: list[list[int] | slice] | None  # where in the columns those of each fresh row are; None: all
-    values: Tensor  # [fresh row, head?, column, cell]
-    rest: Tensor | None  # [fresh row, head?, cell]: mass on the image's own keys, in joint attention
 
 
 @dataclass
@@ -227,12 +217,10 @@ class Run:
             self.kernels.add(call.kernel)
         crossing = [call for call in calls if self.joint is None and self.sites[call.site].kind == "cross"]
         some = None if len(self.fresh) == len(self.rows) else [row for row, _ in self.fresh]
-        read = together.probabilities(crossing, self.span[0], some, mean, stored)
-        self.maps += [Maps(call.site, self.fresh, self.span[1], maps, None) for call, maps in zip(crossing, read)]
-        for call in calls if len(crossing) < len(calls) else ():
+        read = probabilities(crossing, self.span[0], some, mean, stored)
+        self.maps += [Maps(call.site, self.fresh, self.span[1], found, None) for call, found in zip(crossing, read)]
+        for call in (call for call in calls if call not in crossing):
             whole = self.sites[call.site].kind == "self"
-            if self.joint is None and not whole:
-                continue
             for fresh, stretch in self._alike(None if whole else self.joint):
                 some = None if len(fresh) == len(self.rows) else [row for row, _ in fresh]
                 own = None if whole else [self.span[1][self.fresh.index(one)] for one in fresh]
@@ -356,20 +344,18 @@ class Run:
         if not branches:
             had = ", ".join(dict.fromkeys(branch for branch, _ in self.columns)) or "none"
             raise Unrecordable(f"expected a branch {' or '.join(kept or ())}, but this run has {had} (guidance of 1?)")
-        encoder = {name: site for name, site in self.sites.items() if site.kind == "encoder"}
+        encoder = {
+            name: {"kind": "encoder", "grid": None, "heads": getattr(site.module, "heads", None)}
+            for name, site in self.sites.items()
+            if site.kind == "encoder"
+        }
         factor = self.family.factor(self.model)
         return {
             **surroundings(self.model),
             "prompt": prompts.get("cond"),
             "negative_prompt": prompts.get("uncond"),
             "branches": {branch: branches[branch] for branch in ("cond", "uncond") if branch in branches},
-            "sites": {
-                **{
-                    n: {"kind": "encoder", "grid": None, "heads": getattr(s.module, "heads", None)}
-                    for n, s in encoder.items()
-                },
-                **self.seen,
-            },
+            "sites": encoder | self.seen,
             "family": self.family.name,
             "not_recorded": self.family.not_recorded(self.model),
             "keep": self.policy.keep,

@@ -50,6 +50,19 @@ def open_trace(folder: str | Path) -> Any:
     return Trace(folder, manifest, read_lines(folder, manifest["keep"]))
 
 
+def open_picture(folder: str | Path) -> "Trace":
+    """`open_trace`, where only the trace of a picture will do. Raises NotAPicture."""
+    trace = open_trace(folder)
+    if isinstance(trace, Trace):
+        return trace
+    from probe.trace.texts import NotAPicture
+
+    raise NotAPicture(
+        f"{folder} is a trace of a text encoder, where a trace of a picture was expected: toushi info {folder} says "
+        "what is in it, and open_trace gives it to Python."
+    )
+
+
 def open_collection(folder: str | Path) -> list["Trace"]:
     """The traces of a folder that several runs, or a batch, were recorded into."""
     folder = Path(folder)

@@ -77,7 +77,7 @@ class TraceWriter:
         self._manifest_lock = threading.Lock()
         self._unsaved = True  # whether the manifest on disk is not this one, or may not be there after a power cut
         self._unlisted: list[tuple[int, bytes]] = []  # steps that are stored, and their lines
-        self._waits_since: float | None = None  # since when something is stored and not listed
+        self._due: float | None = None  # when what is stored and not listed has to be
         self._unlisted_bytes = 0
         if resume:
             self._go_on()
@@ -260,19 +260,17 @@ class TraceWriter:
                 return
             if self._failure is None:  # after a failure jobs are dropped, so that a waiting sampler wakes up
                 self._do(what, job)
+                self._due = self._due or time.monotonic() + PAUSE
             with self._turn:
                 self._jobs.popleft()
                 self._turn.notify_all()
 
     def _patience(self) -> float | None:
         """Seconds that what is stored and not yet listed may still wait for more; None if nothing waits."""
-        if self._failure is not None or not (self._unlisted or (self._unsaved and not self._closed)):
-            self._waits_since = None
+        if self._failure is not None or self._due is None:
             return None
-        now = time.monotonic()
-        self._waits_since = self._waits_since or now
         together = len(self._unlisted) < TOGETHER and self._unlisted_bytes < self._small
-        return self._waits_since + PAUSE - now if together else 0.0
+        return self._due - time.monotonic() if together else 0.0
 
     def _do(self, what: str, job: Callable[[], None]) -> None:
         try:
@@ -294,6 +292,7 @@ class TraceWriter:
 
     def _list(self) -> None:
         """Lists the steps that are stored, once it is certain that they are."""
+        self._due = None
         if self._unsaved and (self._unlisted or not self._closed):  # else `close` will
             self._save_manifest()
         if not self._unlisted:

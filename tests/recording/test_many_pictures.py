@@ -177,7 +177,7 @@ def test_calls_read_together_are_what_each_alone_would_give(model):
     """Sites of one shape, with the mask of a shorter text, all rows or some."""
     from hooks.attention import Watch
     from probe.models.families import family_of
-    from probe.recording import together
+    from probe.recording import maps
 
     calls = []
     sites = {n: s.module for n, s in family_of(model).sites(model).items() if s.kind == "cross"}
@@ -186,6 +186,6 @@ def test_calls_read_together_are_what_each_alone_would_give(model):
     assert len({call.shape for call in calls}) < len(sites) < len(calls)
     for rows in (None, [3, 0]):
         for mean, dtype in ((True, torch.float16), (False, torch.float32)):
-            found = together.probabilities(calls, slice(0, 5), rows, mean, dtype)
-            for call, maps in zip(calls, found):
-                assert torch.equal(maps, call.probabilities(slice(0, 5), rows, None, mean, dtype))
+            found = maps.probabilities(calls, slice(0, 5), rows, mean, dtype)
+            for call, alone in zip(calls, found):
+                assert torch.equal(alone, call.probabilities(slice(0, 5), rows, None, mean, dtype))

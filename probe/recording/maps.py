@@ -1,14 +1,26 @@
-"""Reading several attention calls at once, where each alone is so small that it is the number of calls that costs."""
+"""Maps read from attention calls: several at once, where each alone is so small that it is their number that costs."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hooks.attention import Call
 from hooks.kernels import Attended, Columns
+from probe.recording.branches import Place
 
 SMALL = 1 << 16  # scores
+
+
+class Maps(NamedTuple):
+    """What one site gave in one evaluation."""
+
+    site: str
+    fresh: list[tuple[int, Place]]
+    own: list[list[int] | slice] | None  # where in the columns those of each fresh row are; None: all
+    values: Tensor  # [fresh row, head?, column, cell]
+    rest: Tensor | None  # [fresh row, head?, cell]: mass on the image's own keys, in joint attention
 
 
 def probabilities(
