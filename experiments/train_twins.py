@@ -64,7 +64,7 @@ class Config(Recipe):
     encoder_samples: int = 100_000
     """Captions from which each encoder learns what lies where, before its U-Net learns anything."""
     text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3))
-    unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(32, 96, 128), text_width=96, time_width=128))
+    unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(64, 96, 96), text_width=96, time_width=128))
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where `load` finds them."""
 
