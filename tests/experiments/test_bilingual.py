@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.bilingual import Config, conclude, figures, gain, jobs, judged, phrases
+from experiments.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, told
 from probe.figures.style import save
 from probe.models.mini_unet import MiniUNet
 
@@ -26,16 +26,28 @@ def planted(trained: list[float], floor: float = 0.3, sentences: int = 80) -> pd
 def test_the_verdict_follows_what_was_planted(curve, verdict):
     one = pd.Series(gain(planted(curve), Config(resamples=300)) | {"data": "scenes"})
     layers = pd.DataFrame([{"weights": "trained", "data": "scenes", "layer": 0, "pairs": 320, "retrieval": curve[0]}])
-    found, said = judged(one, "made", layers)
-    assert found == verdict and said.en.startswith("made")
+    assert ruled(one) == verdict and told(one, "made", layers).en.startswith("made")
 
 
-def test_few_sentences_decide_nothing():
-    layers = pd.DataFrame([{"weights": "trained", "data": "scenes", "layer": 0, "pairs": 20, "retrieval": 0.0}])
-    for sentences, verdict in ((5, "undecided"), (6, "supported")):
-        rows = planted([0.0, 1.0], floor=0.0, sentences=sentences)
-        one = pd.Series(gain(rows, Config(resamples=100)) | {"data": "scenes"})
-        assert judged(one, "made", layers)[0] == verdict
+@pytest.mark.parametrize(
+    "interval, lead_low, sentences, verdict",
+    [
+        ((0.01, 0.06), 0.5, 200, "supported"),
+        ((0.02, 0.05), 0.5, 200, "supported"),  # 5 points are not below 5
+        ((0.01, 0.049), 0.5, 200, "refuted"),  # small, however sure
+        ((-0.2, 0.049), 0.5, 200, "refuted"),
+        ((-0.2, 0.049), -0.1, 200, "refuted"),
+        ((0.0, 0.06), 0.5, 200, "undecided"),  # 0 is not above 0
+        ((0.01, 0.06), 0.0, 200, "undecided"),  # no better than random weights
+        ((-0.1, 0.1), 0.5, 200, "undecided"),
+        ((0.3, 0.5), 0.3, 6, "supported"),
+        ((0.3, 0.5), 0.3, 5, "undecided"),  # too few sentences
+        ((-0.5, -0.3), 0.3, 5, "undecided"),
+    ],
+)
+def test_the_rule_gives_one_verdict_at_each_of_its_borders(interval, lead_low, sentences, verdict):
+    one = pd.Series({"gain_low": interval[0], "gain_high": interval[1], "lead_low": lead_low, "sentences": sentences})
+    assert ruled(one) == verdict
 
 
 def test_the_best_of_many_equal_layers_gains_nothing():
