@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from experiments.encoders import WEIGHTS, called, knows_only_scenes, opened, states_at, weight_files
+from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.polysemy import read_parallel
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.pairs import matching
@@ -69,13 +69,6 @@ def weights(config: Config) -> list[Path]:
     return weight_files(config.encoder)
 
 
-def data_sets(config: Config) -> list[str]:
-    """The first is what the verdict rests on."""
-    if config.data == "auto":
-        return ["scenes"] if knows_only_scenes(config.encoder) else ["parallel", "scenes"]
-    return ["parallel", "scenes"] if config.data == "both" else [config.data]
-
-
 def jobs(config: Config) -> list[Job]:
     return [
         Job(
@@ -84,7 +77,7 @@ def jobs(config: Config) -> list[Job]:
             {"encoder": config.encoder, "weights": kind, "data": data, "scenes": config.scenes}
             | {"shuffles": config.shuffles, "resamples": config.resamples, "seed": config.seed},
         )
-        for data in data_sets(config)
+        for data in data_sets(config.encoder, config.data, "parallel")
         for kind in WEIGHTS
     ]
 
@@ -144,7 +137,7 @@ def paired(
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     layers, single = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("layers", "sentences"))
     layers = layers.drop(columns="part").reset_index(drop=True)
-    gains = pd.DataFrame([gain(single[single.data == data], config) | {"data": data} for data in data_sets(config)])
+    gains = pd.DataFrame([gain(part, config) | {"data": data} for data, part in single.groupby("data", sort=False)])
     said = told(gains.iloc[0], called(config.encoder), layers)
     return Finding(ruled(gains.iloc[0]), said, {"layers": layers, "gains": gains.round(5)})
 

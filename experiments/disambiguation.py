@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from experiments.encoders import WEIGHTS, called, knows_only_scenes, opened, states_at, weight_files
+from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.minimal_pairs import checked, sentences
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
@@ -77,16 +77,9 @@ def weights(config: Config) -> list[Path]:
     return weight_files(config.encoder)
 
 
-def data_sets(config: Config) -> list[str]:
-    """The first is what the verdict rests on."""
-    if config.data == "auto":
-        return ["scenes"] if knows_only_scenes(config.encoder) else ["polysemy", "scenes"]
-    return ["polysemy", "scenes"] if config.data == "both" else [config.data]
-
-
 def jobs(config: Config) -> list[Job]:
     about, found = {"encoder": config.encoder, "seed": config.seed}, []
-    for data in data_sets(config):
+    for data in data_sets(config.encoder, config.data, "polysemy"):
         count = min(sentences(data).word.nunique(), config.words or 10**6)
         for first in range(0, count, AT_A_TIME):
             given = about | {"data": data, "first": first, "last": min(first + AT_A_TIME, count)}
@@ -193,7 +186,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     keys = ["data", "weights", "where", "place", "layer"]
     numbers = ["accuracy", "accuracy_shuffled", "separation"]
     senses = means(told, keys, numbers, config).drop(columns=["separation_low", "separation_high"])
-    data = data_sets(config)[0]
+    data = told.data.iloc[0]  # what was asked first
     verdict, said = judged(told[told.data == data], config, called(config.encoder), data)
     tables = {"senses": senses}
     if len(moved):

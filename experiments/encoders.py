@@ -35,6 +35,16 @@ def knows_only_scenes(which: str) -> bool:
     return config.is_file() and '"unet"' in config.read_text()
 
 
+def data_sets(which: str, asked: str, ordinary: str) -> list[str]:
+    """What to ask an encoder about: `scenes`, `ordinary` sentences, or both; the verdict rests on the first.
+
+    `asked` is one of the two, `both`, or `auto`: scenes for ours, both for the others.
+    """
+    if asked == "auto":
+        asked = "scenes" if knows_only_scenes(which) else "both"
+    return [ordinary, "scenes"] if asked == "both" else [asked]
+
+
 def called(which: str) -> str:
     """A name for figures and sentences."""
     return which if "/" not in which else Path(which).name
