@@ -211,6 +211,16 @@ def means(table: pd.DataFrame, keys: list[str], numbers: list[str], config: Conf
     return pd.DataFrame(rows).round(5)
 
 
+def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
+    """The rule, of the interval of s and of the lower end of what the deeper layers read off."""
+    if words >= FEWEST and deeper >= 0.6:
+        if high < 0.5:
+            return "supported"
+        if low > 0.5:
+            return "refuted"
+    return "undecided"
+
+
 def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Said]:
     some = told[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
@@ -221,8 +231,7 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, low, high = (early / late)[0], *np.quantile((early / late)[1:], (0.025, 0.975))
-    sure = len(curves) >= FEWEST and np.quantile(late[1:], 0.025) + 0.5 >= 0.6
-    verdict: Verdict = "undecided" if not sure or low <= 0.5 <= high else "supported" if high < 0.5 else "refuted"
+    verdict = ruled(len(curves), low, high, np.quantile(late[1:], 0.025) + 0.5)
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
     zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (

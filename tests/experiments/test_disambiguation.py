@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments import disambiguation as experiment
-from experiments.disambiguation import Config, conclude, figures, jobs, judged
+from experiments.disambiguation import Config, conclude, figures, jobs, judged, ruled
 from experiments.minimal_pairs import checked, sentences
 from probe.errors import ToushiError
 from probe.figures.style import save
@@ -47,6 +47,28 @@ def test_few_words_decide_nothing():
     for words, verdict in ((5, "undecided"), (6, "refuted")):
         rows = planted([0.5] + [0.9] * 12, words)
         assert judged(rows, Config(resamples=200), "made", "scenes")[0] == verdict
+
+
+@pytest.mark.parametrize(
+    "low, high, deeper, words, verdict",
+    [
+        (0.1, 0.49, 0.9, 32, "supported"),
+        (0.51, 0.9, 0.9, 32, "refuted"),
+        (0.7, 1.2, 0.9, 32, "refuted"),  # the first third may read off more than the rest
+        (0.3, 0.7, 0.9, 32, "undecided"),
+        (0.1, 0.5, 0.9, 32, "undecided"),  # one half is not below one half
+        (0.5, 0.9, 0.9, 32, "undecided"),  # nor above
+        (0.1, 0.4, 0.6, 32, "supported"),
+        (0.1, 0.4, 0.59, 32, "undecided"),  # the deeper layers do not read them off either
+        (0.6, 0.9, 0.59, 32, "undecided"),
+        (0.1, 0.4, 0.9, 6, "supported"),
+        (0.1, 0.4, 0.9, 5, "undecided"),  # too few words
+        (0.6, 0.9, 0.9, 5, "undecided"),
+        (float("nan"), float("nan"), 0.9, 32, "undecided"),
+    ],
+)
+def test_the_rule_gives_one_verdict_at_each_of_its_borders(low, high, deeper, words, verdict):
+    assert ruled(words, low, high, deeper) == verdict
 
 
 @pytest.mark.parametrize("data", ["scenes", "polysemy"])
