@@ -30,6 +30,7 @@ import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.polysemy import read_parallel
+from experiments.settings import Count, Seed
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.pairs import matching
 from probe.world.captions import describe
@@ -59,10 +60,10 @@ MATTERS = 0.05  # of the rule: a gain that counts
 class Config:
     encoder: str = "mini-unet"  # or a folder, or a hub id
     data: Literal["auto", "scenes", "parallel", "both"] = "auto"  # scenes for ours, both for the others
-    scenes: int = 200
-    shuffles: int = 100
-    resamples: int = 1000
-    seed: int = 0
+    scenes: Count = 200
+    shuffles: Count = 100
+    resamples: Count = 1000
+    seed: Seed = 0
 
 
 def weights(config: Config) -> list[Path]:

@@ -26,6 +26,7 @@ another (it is the same for both). It speaks of small models of this world, with
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ import pandas as pd
 from experiments.encoders import opened as opened_encoder
 from experiments.encoders import states_at
 from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, pairs_of, resampled, shares
+from experiments.settings import Count, Seed, Within
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
 from probe.errors import ToushiError
@@ -69,14 +71,14 @@ SHOWN = ("银行", "苹果", "宝马", "杜鹃")
 class Config:
     bidirectional: str = "twins/bidirectional"  # or a folder
     causal: str = "twins/causal"
-    scenes: int = 150  # held-out captions
-    contexts: int = 5  # of each sense and each place of the context, for pictures; the read-outs use all
-    words: int | None = None  # with two senses; only so many, for a first look
-    steps: int = 20
-    guidance: float = 3.0
-    shuffles: int = 20
-    resamples: int = 1000
-    seed: int = 0
+    scenes: Count = 150  # held-out captions
+    contexts: Count = 5  # of each sense and each place of the context, for pictures; the read-outs use all
+    words: Count | None = None  # with two senses; only so many, for a first look
+    steps: Count = 20
+    guidance: Annotated[float, Within(0)] = 3.0
+    shuffles: Count = 20
+    resamples: Count = 1000
+    seed: Seed = 0
 
 
 def weights(config: Config) -> list[Path]:

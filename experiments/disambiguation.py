@@ -29,13 +29,14 @@ tells them apart without any understanding. The random weights show how much of 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.minimal_pairs import checked, sentences
+from experiments.settings import Count, Seed, Within
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
 from probe.lens.context import rolled_out, without_each_word
@@ -66,11 +67,11 @@ EXAMPLES = {"scenes": "河边的银行在左边，树在右边", "polysemy": "�
 class Config:
     encoder: str = "mini-unet"  # or a folder, or a hub id
     data: Literal["auto", "scenes", "polysemy", "both"] = "auto"  # scenes for ours, both for the others
-    words: int | None = None  # only so many, for a first look
-    shuffles: int = 20
-    left_out: int = 2  # sentences of each sense and place from which words are left out
-    resamples: int = 1000
-    seed: int = 0
+    words: Count | None = None  # only so many, for a first look
+    shuffles: Count = 20
+    left_out: Annotated[int, Within(0)] = 2  # sentences of each sense and place from which words are left out
+    resamples: Count = 1000
+    seed: Seed = 0
 
 
 def weights(config: Config) -> list[Path]:

@@ -32,6 +32,7 @@ import pandas as pd
 from experiments.encoders import WEIGHTS, called, opened, states_at, weight_files
 from experiments.inside_words import inside_words
 from experiments.scene_words import HANGING, LEVELS, POOLS, units
+from experiments.settings import Count, Seed, Share
 from experiments.study import Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import code_length, first_reaching, probe
 
@@ -58,12 +59,12 @@ STUDY = Study(
 @dataclass(frozen=True)
 class Config:
     encoder: str = "mini-unet"  # or a folder, or a hub id
-    count: int = 432  # places for each task
-    controls: int = 4
-    share: float = 0.8  # of the largest selectivity, from which a level is there
-    least: float = 0.05  # selectivity that a level must have somewhere
-    resamples: int = 1000
-    seed: int = 0
+    count: Count = 432  # places for each task
+    controls: Count = 4
+    share: Share = 0.8  # of the largest selectivity, from which a level is there
+    least: Share = 0.05  # selectivity that a level must have somewhere
+    resamples: Count = 1000
+    seed: Seed = 0
 
 
 def weights(config: Config) -> list[Path]:

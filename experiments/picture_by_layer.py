@@ -25,12 +25,13 @@ position: positions and colours are counted among all that were asked for.
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 
 from experiments.pictures import all_asked, as_table, by_item, interval, of_scenes, of_senses, opened, resampled, shares
+from experiments.settings import Count, Seed, Share, Within
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import first_reaching
 from probe.figures.drawn import NAMES
@@ -73,16 +74,16 @@ SHOWN = (
 @dataclass(frozen=True)
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, twins/bidirectional, a folder
-    scenes: int = 100
+    scenes: Count = 100
     split: Literal["train", "test", "held_out"] = "test"  # training's own distribution, scenes that it has not seen
-    contexts: int = 2  # of each sense and each place of the context
-    words: int | None = None  # with two senses; only so many, for a first look
-    steps: int = 12
-    guidance: float = 3.0
-    share: float = 0.8  # of the best layer's, from which a thing is there
-    least: float = 0.2  # that the best layer must draw
-    resamples: int = 1000
-    seed: int = 0
+    contexts: Count = 2  # of each sense and each place of the context
+    words: Count | None = None  # with two senses; only so many, for a first look
+    steps: Count = 12
+    guidance: Annotated[float, Within(0)] = 3.0
+    share: Share = 0.8  # of the best layer's, from which a thing is there
+    least: Share = 0.2  # that the best layer must draw
+    resamples: Count = 1000
+    seed: Seed = 0
 
 
 def weights(config: Config) -> list[Path]:

@@ -1,15 +1,16 @@
 """An experiment's configuration: its frozen dataclass, filled from a YAML file and from `key=value` words.
 
-The dataclass says what fits: a wrong key or type is an error in one line that names what was expected.
+The dataclass says what fits, a number's bounds too: a wrong key, type or number is an error in one line that names what
+was expected.
 """
 
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -20,9 +21,25 @@ class Misfit(ValueError):
     """What was expected instead."""
 
 
+@dataclass(frozen=True)
+class Within:
+    """The bounds of a number, both of them allowed: `Annotated[int, Within(1)]`."""
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        return f"of at least {self.low}" if self.high == math.inf else f"from {self.low} to {self.high}"
+
+
+Count = Annotated[int, Within(1)]
+Seed = Annotated[int, Within(0, 2**32 - 1)]  # scikit-learn takes no larger one
+Share = Annotated[float, Within(0, 1)]
+
+
 def configured(kind: type, file: Path | None = None, words: Sequence[str] = ()) -> Any:
     """The configuration `kind(…)` with the file's values, and over them those of the words `key=value`."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     hints = {one.name: hints[one.name] for one in fields(kind)}
     values: dict[str, Any] = {}
     for key, value in (_in_file(file) if file else {}).items():
@@ -101,6 +118,8 @@ def fitted(value: Any, hint: Any) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        return _bounded(value, parts, fitted)
     if origin in (Union, types.UnionType):
         return _first(value, parts, fitted)
     if hint in (None, types.NoneType):
@@ -125,6 +144,8 @@ def fitted(value: Any, hint: Any) -> Any:
 def from_text(text: str, hint: Any) -> Any:
     """What was written after `key=` as the annotation wants it. Raises Misfit."""
     origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _bounded(text, parts, from_text)
     if origin in (Union, types.UnionType):
         return _first(text, parts, from_text)
     if hint in (None, types.NoneType):
@@ -158,6 +179,20 @@ def _finite(value: float) -> float:
 NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
 
 
+def _bounded(value: Any, parts: Sequence, how) -> Any:
+    """As Annotated[kind, bounds] wants it; what else is noted there is for others."""
+    kind, *marks = parts
+    bounds = next((mark for mark in marks if isinstance(mark, Within)), None)
+    if bounds is None:
+        return how(value, kind)
+    expected = f"{NAMES[kind]} {bounds}"
+    try:
+        number = how(value, kind)
+    except Misfit:
+        raise Misfit(expected) from None
+    return _must(bounds.low <= number <= bounds.high, number, expected)
+
+
 def _first(value: Any, hints: Sequence, how) -> Any:
     """As the first of the annotations that it fits; text, which everything written fits, comes last."""
     expected = []
@@ -179,8 +214,8 @@ def _sequence(values: Sequence, origin: type, parts: tuple, how) -> Any:
 
 
 def _named(parts: tuple) -> str:
-    names = [NAMES.get(part, str(part)) for part in parts if part is not Ellipsis]
-    return ", ".join(names) or "values"
+    kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts if part is not Ellipsis]
+    return ", ".join(NAMES.get(kind, str(kind)) for kind in kinds) or "values"
 
 
 def _either(parts: tuple) -> str:

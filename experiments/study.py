@@ -3,7 +3,8 @@
 A module `experiments/NAME.py` that `toushi run NAME` can run has a docstring (the claim, and how it could fail) and
 
     STUDY = Study(title=…, question=…, method=…)       in Chinese and English, for people
-    @dataclass(frozen=True) class Config               every number that shapes the result; JSON values and Paths only
+    @dataclass(frozen=True) class Config               every number that shapes the result; JSON values and Paths only;
+                                                       numbers with bounds are of the types of experiments/settings.py
     def weights(config) -> list[Path]                  the files whose bytes the result depends on
     def jobs(config) -> list[Job]                      the work, cut into pieces that stand by themselves
     def conclude(config, rows) -> Finding              tables, verdict and sentence from the rows of all jobs

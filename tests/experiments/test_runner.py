@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ import pytest
 from experiments import runner
 from experiments.executor import Call, LocalPool, Outcome
 from experiments.run_folder import NoRun, alone_in, read_manifest, read_table, read_tables, table_of, table_text, write
-from experiments.settings import as_words, configured, plain
+from experiments.settings import Count, Seed, Share, Within, as_words, configured, plain
 from experiments.study import Job
 from probe.errors import ToushiError
 from tests.experiments import coins
@@ -358,6 +358,11 @@ class Many:
     words: tuple[str, ...] | None = None
     size: tuple[int, int] = (64, 64)
     how: Literal["mean", "last"] = "mean"
+    most: Count | None = None
+    shares: tuple[Share, ...] = ()
+    seed: Seed = 0
+    angle: Annotated[float, Within(-90, 90), "degrees"] = 0.0
+    note: Annotated[str, "for people"] = ""
 
     def __post_init__(self):
         if self.count < 0:
@@ -382,6 +387,12 @@ class Many:
         ("words=none", None),
         ("size=32,64", (32, 64)),
         ("how=last", "last"),
+        ("most=1", 1),
+        ("most=none", None),
+        ("shares=0,1,0.5", (0.0, 1.0, 0.5)),
+        ("seed=0", 0),
+        ("angle=-90", -90.0),
+        ("note=a", "a"),
     ],
 )
 def test_set_takes_what_the_dataclass_says(word, value):
@@ -406,6 +417,13 @@ def test_set_takes_what_the_dataclass_says(word, value):
         ("how=first", "how must be one of mean, last, but 'first' came"),
         ("count", "expected key=value, but 'count' came"),
         ("count=-1", "count must not be negative"),
+        ("most=0", "most must be null or a whole number of at least 1, but '0' came"),
+        ("most=few", "most must be null or a whole number of at least 1, but 'few' came"),
+        ("shares=0.5,1.5", "shares must be a finite number from 0 to 1"),
+        ("seed=-1", "seed must be a whole number from 0 to 4294967295, but '-1' came"),
+        ("seed=4294967296", "seed must be a whole number from 0 to 4294967295"),
+        ("angle=90.5", "angle must be a finite number from -90 to 90"),
+        ("angle=nan", "angle must be a finite number from -90 to 90"),
     ],
 )
 def test_set_says_in_one_line_what_does_not_fit(word, said):
@@ -425,6 +443,9 @@ def test_a_yaml_file_beside_the_module_and_words_over_it(tmp_path):
         ("flag: 1", "true or false"),
         ("layers: 3", "a list of a whole number"),
         ("size: [1]", "2 values"),
+        ("most: 0", r"most must be nothing \(null\) or a whole number of at least 1, but 0 came"),
+        ("seed: true", "seed must be a whole number from 0"),
+        ("shares: 1", "a list of a finite number"),
         ("rates: 1", "did you mean rate"),
         ("- 1", "must hold lines like"),
         ("a: [", "is no YAML"),
@@ -454,6 +475,18 @@ def test_the_command_says_what_is_wrong_in_one_line(capsys):
         assert main(arguments) == 2
         err = capsys.readouterr().err
         assert said in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("experiment", runner.names())
+def test_no_experiment_begins_with_a_number_that_cannot_be(experiment, tmp_path, capsys):
+    wrong = dict(seed=-1, left_out=-1, share=1.5, least=-0.1, guidance=-0.5)
+    numbers = [one.name for one in fields(runner.experiment(experiment).Config) if one.type not in (str, Path)]
+    for key in {*numbers} - {"data", "split"}:
+        value = wrong.get(key, 0)
+        assert main(["run", experiment, "--out", str(tmp_path / "run"), "--set", f"{key}={value}"]) == 2
+        err = capsys.readouterr().err
+        assert f"{key} must be" in err and f"but '{value}' came" in err and len(err.splitlines()) == 1, err
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_experiment_can_be_told_and_imported(capsys):
