@@ -33,8 +33,9 @@ from experiments.encoders import WEIGHTS, called, opened, states_at, weight_file
 from experiments.inside_words import inside_words
 from experiments.scene_words import HANGING, LEVELS, POOLS, units
 from experiments.settings import Count, Seed, Share
-from experiments.study import Finding, Job, Said, Study, Verdict
+from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import code_length, first_reaching, probe
+from probe.errors import ToushiError
 
 STUDY = Study(
     title=Said("文本编码器的各层懂什么", "What the layers of a text encoder know"),
@@ -56,6 +57,9 @@ STUDY = Study(
 )
 
 
+NESTED = 3  # templates of each label that nested cross-validation needs
+
+
 @dataclass(frozen=True)
 class Config:
     encoder: str = "mini-unet"  # or a folder, or a hub id
@@ -71,7 +75,21 @@ def weights(config: Config) -> list[Path]:
     return weight_files(config.encoder)
 
 
+def enough_templates(config: Config) -> None:
+    """Raises ToushiError where nested cross-validation, or the interval, would have too few templates of sentences."""
+    for pool in POOLS:
+        for task, part in units(pool, config.count, config.seed).groupby("task"):
+            of_label = part.groupby("label").template.nunique()
+            if of_label.min() < NESTED or part.template.nunique() < FEWEST:
+                raise ToushiError(
+                    f"count must be larger, but {config.count} came: of the task {task} the label {of_label.idxmin()} "
+                    f"stands in {of_label.min()} of {part.template.nunique()} templates of sentences, and {NESTED} are "
+                    f"needed (to learn from, to choose by, to ask) of at least {FEWEST}; 100 is enough as a rule"
+                )
+
+
 def jobs(config: Config) -> list[Job]:
+    enough_templates(config)
     about = {"encoder": config.encoder, "seed": config.seed}
     found = []
     for kind in WEIGHTS:

@@ -179,9 +179,13 @@ def _control(random: np.random.Generator, label: np.ndarray, kind: np.ndarray) -
 def _splits(label: np.ndarray, group: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = min(folds, len(np.unique(group)))
+    groups, most = len(np.unique(group)), int(np.bincount(label).max())
+    folds = min(folds, groups, most)  # scikit-learn stratifies no more
     if folds < 2:
-        raise ToushiError("expected at least two groups to split, but one is left to learn from; give more groups")
+        raise ToushiError(
+            f"expected at least two groups to split, and a label that stands twice, but {groups} group(s) with a label "
+            f"{most} time(s) are left to learn from; give more groups"
+        )
     with _calm():  # a label in fewer groups than folds is fine, and checked
         split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(label[:, None], label, group)
         return [(train, test) for train, test in split if len(test)]

@@ -93,3 +93,9 @@ def test_two_groups_are_too_few_to_choose_a_probe():
     label, group = [0, 1] * 6, [0] * 6 + [1] * 6
     with pytest.raises(ToushiError, match="give more groups"):
         probe(np.random.default_rng(0).normal(size=(1, 12, 4)), label, label, group)
+
+
+def test_a_few_units_of_each_label_are_split_into_fewer_parts():
+    label, group = np.tile([0, 1, 2], 4), np.repeat(np.arange(4), 3)
+    found = probe(np.eye(3)[label][None] * 10, label, label, group, controls=0)
+    assert found.accuracy[0] == 1

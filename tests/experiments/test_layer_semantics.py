@@ -80,6 +80,13 @@ def test_what_is_never_read_off_is_left_undecided():
     assert conclude(Config(resamples=100), short).verdict == "undecided"
 
 
+@pytest.mark.parametrize("count", [1, 12, 48])
+def test_too_few_templates_are_refused_before_any_work(count, tiny):
+    with pytest.raises(ToushiError, match=f"count must be larger, but {count} came: of the task .* stands in"):
+        jobs(Config(encoder=tiny, count=count))
+    assert jobs(Config(encoder=tiny, count=100))
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_units_are_where_they_are_said_to_be(pool):
     table = units(pool, 144, seed=1)
