@@ -21,9 +21,11 @@ Nothing here runs anything: `experiments/runner.py` does, `reports/` shows what 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
+
+from probe.errors import ToushiError
 
 Verdict = Literal["supported", "refuted", "undecided", "measured"]  # "measured": the question was how much
 
@@ -63,3 +65,7 @@ class Finding:
     verdict: Verdict
     sentence: Said  # the verdict in a sentence, with its numbers and intervals; "supported" stands before it already
     tables: dict[str, pd.DataFrame]  # tidy: one observation or estimate in a row
+
+    def __post_init__(self):
+        if self.verdict not in get_args(Verdict):
+            raise ToushiError(f"a verdict is one of {', '.join(get_args(Verdict))}, but {self.verdict!r} came")

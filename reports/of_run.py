@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments import runner
-from experiments.run_folder import JOBS, TABLES, read_manifest, read_tables
+from experiments.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
 from experiments.study import Said
 from probe.errors import ToushiError
 from reports import words
@@ -21,6 +21,12 @@ from reports.words import FACTS, filled
 def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
     """The chapter; its figures (those `wanted` by name, or all) go to `out/figures/KEY`."""
     manifest = read_manifest(folder)
+    expected = [*words.VERDICTS] if manifest.get("complete") else [None]
+    if (verdict := manifest.get("verdict")) not in expected:
+        raise ToushiError(
+            f"{folder / MANIFEST} gives the verdict {verdict!r}, but expected was {' or '.join(map(str, expected))}; "
+            "the run's own command writes it anew"
+        )
     try:
         study = {part: Said(**manifest["study"][part]) for part in ("title", "question", "method")}
         notices = unfinished(folder, manifest)
@@ -39,7 +45,7 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             notices,
             question=study["question"],
             method=study["method"],
-            verdict=manifest["verdict"],
+            verdict=verdict,
             sentence=Said(**manifest["sentence"]) if manifest["sentence"] else None,
             pictures=pictures,
             all_pictures=tuple(figures or ()),
@@ -47,8 +53,8 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             command=f"{manifest['command']} --out {shlex.quote(folder.as_posix())}",
             facts=facts(manifest),
         )
-    except (KeyError, TypeError) as error:
-        raise ToushiError(f"{folder / 'manifest.json'} is not whole: {error!r}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ToushiError(f"{folder / MANIFEST} is not whole: {error!r}") from None
 
 
 def unfinished(folder: Path, manifest: dict[str, Any]) -> list[Said]:

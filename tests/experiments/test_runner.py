@@ -19,7 +19,7 @@ from experiments import runner
 from experiments.executor import Call, LocalPool, Outcome
 from experiments.run_folder import NoRun, alone_in, read_manifest, read_table, read_tables, table_of, table_text, write
 from experiments.settings import Count, Seed, Share, Within, as_words, configured, plain
-from experiments.study import Job
+from experiments.study import Finding, Job, Said
 from probe.errors import ToushiError
 from tests.experiments import coins
 from tests.experiments.coins import Config
@@ -131,6 +131,11 @@ def test_a_conclusion_that_fails_keeps_the_jobs(tmp_path):
         ran(tmp_path / "run", Config(wrong="no idea"))
     assert not read_manifest(tmp_path / "run")["complete"]
     assert "Traceback" in (tmp_path / "run" / "conclude.error.txt").read_text()
+
+
+def test_a_verdict_that_there_is_not_is_refused():
+    with pytest.raises(ToushiError, match="one of supported, refuted, undecided, measured, but 'proved' came"):
+        Finding("proved", Said("", ""), {})
 
 
 # --- killed ---

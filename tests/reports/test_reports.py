@@ -282,13 +282,26 @@ def test_the_layers_of_the_words_that_are_asked_for(house, tmp_path, capsys):
 
 
 def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
-    write(tmp_path / "broken" / "manifest.json", '{"format": "toushi-run", "version": 1, "complete": true}')
     runs = house / "runs"
+
+    def edited(name: str, **by_hand) -> Path:
+        shutil.copytree(runs / "coins", tmp_path / name)
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))
+        write(tmp_path / name / "manifest.json", json.dumps({**manifest, **by_hand}))
+        return tmp_path / name
+
+    bare = {"format": "toushi-run", "version": 1, "complete": True, "verdict": "refuted"}
+    write(tmp_path / "broken" / "manifest.json", json.dumps(bare))
     for arguments, said in [
         ([], "give the folder of a run"),
         ([str(tmp_path / "nothing")], "there is no folder"),
         ([str(tmp_path)], "is no run: it has no manifest.json"),
         ([str(tmp_path / "broken")], "is not whole: KeyError"),
+        ([str(edited("odd", verdict="proved"))], "odd/manifest.json gives the verdict 'proved', but"),
+        ([str(edited("none", verdict=None))], "gives the verdict None, but expected was supported or refuted or"),
+        ([str(edited("list", verdict=["refuted"]))], "gives the verdict ['refuted'], but expected was"),
+        ([str(edited("cut", complete=False))], "but expected was None"),
+        ([str(edited("jobs", jobs=[]))], "is not whole: AttributeError"),
         ([str(runs / "coins"), "--figures", "share"], "there is no figure 'share'; there are: shares"),
         ([str(runs / "坏"), "--figures", "shares"], "there are: none"),
         ([str(runs / "coins"), "--words", "猫"], "--words are of a trace"),
