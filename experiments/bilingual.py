@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
-from experiments.polysemy import read_parallel
+from experiments.polysemy import PARALLEL, read_parallel
 from experiments.settings import Count, Seed
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.pairs import matching
@@ -67,7 +67,8 @@ class Config:
 
 
 def weights(config: Config) -> list[Path]:
-    return weight_files(config.encoder)
+    data = [PARALLEL] if "parallel" in data_sets(config.encoder, config.data, "parallel") else []
+    return weight_files(config.encoder) + data
 
 
 def jobs(config: Config) -> list[Job]:

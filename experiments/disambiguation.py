@@ -36,6 +36,7 @@ import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.minimal_pairs import checked, sentences
+from experiments.polysemy import POLYSEMY
 from experiments.settings import Count, Seed, Within
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
@@ -75,7 +76,8 @@ class Config:
 
 
 def weights(config: Config) -> list[Path]:
-    return weight_files(config.encoder)
+    data = [POLYSEMY] if "polysemy" in data_sets(config.encoder, config.data, "polysemy") else []
+    return weight_files(config.encoder) + data
 
 
 def jobs(config: Config) -> list[Job]:

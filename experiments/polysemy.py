@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 DATA = Path(__file__).parent / "data"
+POLYSEMY, PARALLEL = DATA / "polysemy.tsv", DATA / "parallel.tsv"
 
 
-def _read(name: str) -> pd.DataFrame:
+def _read(file: Path) -> pd.DataFrame:
     # QUOTE_NONE: a quotation mark is text. No cell is empty, so pandas must not take one for a missing value.
-    return pd.read_csv(DATA / name, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
+    return pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
 
 
 def read_polysemy() -> pd.DataFrame:
@@ -24,9 +25,9 @@ def read_polysemy() -> pd.DataFrame:
     and row k of the other, counted within a word and a place, have the same text there, character for character.
     So up to and including an `after` word a causal encoder has read the same sentence for both senses.
     """
-    return _read("polysemy.tsv")
+    return _read(POLYSEMY)
 
 
 def read_parallel() -> pd.DataFrame:
     """One row for each aligned phrase: zh, en, zh_start, zh_end, en_start, en_end (characters; the end is exclusive)."""
-    return _read("parallel.tsv")
+    return _read(PARALLEL)

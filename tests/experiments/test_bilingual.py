@@ -1,9 +1,12 @@
 """A gain that was planted is found, none is not, and layers are not chosen on what they are judged by."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import bilingual
 from experiments.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, told
 from probe.figures.style import save
 from probe.models.mini_unet import MiniUNet
@@ -70,6 +73,8 @@ def test_a_run_on_a_tiny_encoder_comes_through(tmp_path):
     config = Config(encoder=str(tmp_path / "tiny"), scenes=12, shuffles=5, resamples=50)
     made = jobs(config)
     assert [job.name for job in made] == ["trained-scenes", "random-scenes"]
+    assert [file.name for file in bilingual.weights(config)] == ["model.safetensors"]
+    assert [file.name for file in bilingual.weights(replace(config, data="both"))] == ["model.safetensors", "parallel.tsv"]
     finding = conclude(config, pd.concat([job.function(**job.arguments) for job in made]))
     assert set(finding.tables) == {"layers", "gains"}
     for language in ("zh", "en"):
