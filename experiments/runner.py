@@ -43,7 +43,7 @@ from experiments.run_folder import (
 )
 from experiments.settings import as_words, configured, plain
 from experiments.study import Finding, Job, Said
-from experiments.surroundings import digest, file_hash, hardware, now, versions, weights
+from experiments.surroundings import code_hash, digest, hardware, now, versions, weights
 from probe.errors import ToushiError
 
 NEEDED = ("STUDY", "Config", "weights", "jobs", "conclude", "figures")
@@ -301,7 +301,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "weights": weights(module.weights(config)),
         "versions": versions(),
         "git": git_commit(),
-        "code_sha256": file_hash(Path(str(module.__file__))),
+        "code_sha256": code_hash(module),
         "hardware": hardware(),
         "threads": threads,
         "argv": sys.argv,
@@ -332,7 +332,7 @@ def begun_with(out: Path, manifest: dict, left: int, count: int) -> dict:
             )
     if there["code_sha256"] != manifest["code_sha256"]:
         warnings.warn(
-            f"{manifest['experiment']} was changed since {count - left} of its {count} jobs were done, and these are "
+            f"the code of {manifest['experiment']} was changed since {count - left} of its {count} jobs were done, and these are "
             "kept; --overwrite does them again",
             stacklevel=2,
         )

@@ -1,13 +1,15 @@
-"""What a run was made with: weights, packages, machine; and the hashes that tell one thing from another."""
+"""What a run was made with: weights, code, packages, machine; and the hashes that tell one thing from another."""
 
+import ast
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from probe.errors import ToushiError
@@ -23,6 +25,41 @@ def weights(paths: Iterable[Path]) -> dict[str, dict]:
         name = path.as_posix() if name in found else name
         found[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     return found
+
+
+def sources(module: ModuleType) -> dict[str, Path]:
+    """The code that an experiment is made of, module by module: its own, and what it and these import of this project
+    and of its own package, at the top or within a function."""
+    file = Path(str(module.__file__))
+    own = file.parents[module.__name__.count(".") + (file.name == "__init__.py")]
+    homes = {name: Path(__file__).parents[1] for name in ("experiments", "probe", "hooks")}
+    homes.setdefault(module.__name__.partition(".")[0], own)
+    found: dict[str, Path] = {}
+    waiting = [module.__name__]
+    while waiting:
+        name = waiting.pop()
+        home = homes.get(name.partition(".")[0])
+        if home is None or name in found:
+            continue
+        base = home.joinpath(*name.split("."))
+        files = [one for one in (base / "__init__.py", base.with_name(f"{base.name}.py")) if one.is_file()]
+        if not files:  # no module, but a name within one
+            continue
+        file = found[name] = files[0]
+        above = name.rpartition(".")[0]
+        package = name if file.name == "__init__.py" else above
+        waiting.append(above)
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                waiting += [one.name for one in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                whence = util.resolve_name("." * node.level + (node.module or ""), package)
+                waiting += [whence, *(f"{whence}.{one.name}" for one in node.names)]
+    return found
+
+
+def code_hash(module: ModuleType) -> str:
+    return digest({name: file_hash(file) for name, file in sources(module).items()})
 
 
 def versions() -> dict[str, str]:

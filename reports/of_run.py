@@ -29,7 +29,7 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
         )
     try:
         study = {part: Said(**manifest["study"][part]) for part in ("title", "question", "method")}
-        notices = unfinished(folder, manifest)
+        notices = odd(folder, manifest)
         tables = read_tables(folder, manifest)
         figures, pictures = {}, []
         if manifest["complete"]:
@@ -57,11 +57,14 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
         raise ToushiError(f"{folder / MANIFEST} is not whole: {error!r}") from None
 
 
-def unfinished(folder: Path, manifest: dict[str, Any]) -> list[Said]:
+def odd(folder: Path, manifest: dict[str, Any]) -> list[Said]:
+    """What is not as it should be."""
+    versions = len({record.get("code_sha256") for record in manifest["jobs"].values()})
+    mixed = [filled(words.MIXED, count=versions)] if versions > 1 else []
     if manifest["complete"]:
-        return []
+        return mixed
     done = len(list((folder / JOBS).glob("*.csv")))
-    notices = [filled(words.UNFINISHED, all=manifest["jobs_in_all"], done=done)]
+    notices = [filled(words.UNFINISHED, all=manifest["jobs_in_all"], done=done), *mixed]
     if manifest["failed"]:
         listed = "; ".join(f"{name} ({why})" for name, why in manifest["failed"].items())
         notices.append(filled(words.FAILED, jobs=listed))

@@ -30,6 +30,10 @@ UNFINISHED = Said(
     "This run is not finished: {done} of its {all} jobs are done, so there is no finding, figure or table yet. "
     "The same command goes on with it.",
 )
+MIXED = Said(
+    "各任务由 {count} 个版本的代码算出：改动之前完成的任务没有重算。",
+    "Its jobs were computed with {count} versions of the code: what was done before a change was not done again.",
+)
 FAILED = Said("失败的任务：{jobs}", "Jobs that failed: {jobs}")
 NO_MODULE = Said(
     "这里没有实验 {name}，所以没有画图；表格如下。",
@@ -61,10 +65,10 @@ FACTS = {
     "config_sha256": Said("配置的哈希", "hash of the configuration"),
     "seeds": Said("随机种子", "seeds"),
     "seed": Said("随机种子", "seed"),
-    "weights": Said("权重", "weights"),
+    "weights": Said("权重与数据", "weights and data"),
     "versions": Said("版本", "versions"),
     "git": Said("提交", "commit"),
-    "code_sha256": Said("实验文件的哈希", "hash of the experiment's file"),
+    "code_sha256": Said("实验代码的哈希", "hash of the experiment's code"),
     "hardware": Said("硬件", "hardware"),
     "threads": Said("每进程线程数", "threads of a process"),
     "argv": Said("当时的命令", "command as given"),

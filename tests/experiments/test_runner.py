@@ -9,6 +9,7 @@ import time
 import traceback
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from experiments.executor import Call, LocalPool, Outcome
 from experiments.run_folder import NoRun, alone_in, read_manifest, read_table, read_tables, table_of, table_text, write
 from experiments.settings import Count, Seed, Share, Within, as_words, configured, plain
 from experiments.study import Finding, Job, Said
+from experiments.surroundings import code_hash, sources
 from probe.errors import ToushiError
 from tests.experiments import coins
 from tests.experiments.coins import Config
@@ -234,6 +236,35 @@ def test_the_rest_of_a_run_is_not_computed_with_other_packages_or_threads(tmp_pa
     with pytest.warns(UserWarning, match="was changed since 3 of its 4 jobs were done"):
         done, _ = ran(out, Config(bad=(1,)))
     assert done.manifest["git"] == "older"  # what the jobs were computed with, not what looked at them last
+
+
+def test_the_hash_of_the_code_is_of_all_that_an_experiment_imports_and_of_nothing_else(tmp_path):
+    for name, text in {
+        "study.py": "import torch, mine.far\nfrom mine.near import told\n",
+        "near.py": "from probe.errors import ToushiError\n\ndef told():\n    from . import late\n",
+        "late.py": "",
+        "far.py": "import experiments.statistics as statistics, mine.study\n",
+        "other.py": "",
+        "__init__.py": "",
+    }.items():
+        write(tmp_path / "mine" / name, text)
+    study = ModuleType("mine.study")
+    study.__file__ = str(tmp_path / "mine" / "study.py")
+    found = sources(study)
+    mine = {name for name in found if name.startswith("mine")}
+    assert mine == {"mine", "mine.study", "mine.near", "mine.late", "mine.far"}
+    assert {"experiments.statistics", "probe.errors"} <= set(found) and "torch" not in found
+    before = code_hash(study)
+    write(tmp_path / "mine" / "other.py", "x = 1\n")
+    assert code_hash(study) == before
+    write(tmp_path / "mine" / "late.py", "x = 1\n")
+    assert code_hash(study) != before
+
+
+def test_an_experiment_is_made_of_its_helpers_and_not_of_the_trainings():
+    found = set(sources(runner.experiment("disambiguation")))
+    assert {"experiments.encoders", "experiments.minimal_pairs", "probe.analysis.layers"} <= found
+    assert not any(name.startswith("experiments.train") for name in found)
 
 
 def test_a_folder_with_other_things_and_a_second_run_at_the_same_time(tmp_path):

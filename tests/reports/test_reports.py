@@ -263,6 +263,16 @@ def test_a_run_whose_experiment_is_not_here_still_shows_its_tables(house, tmp_pa
     assert "没有实验 dice" in page and "<figure>" not in page and "<caption>coins" in page
 
 
+def test_a_run_of_several_versions_of_its_code_says_so(house, tmp_path):
+    shutil.copytree(house / "runs" / "coins", tmp_path / "coins")
+    manifest = json.loads((tmp_path / "coins" / "manifest.json").read_text(encoding="utf-8"))
+    manifest["jobs"]["银元-1"]["code_sha256"] = "0" * 64
+    write(tmp_path / "coins" / "manifest.json", json.dumps(manifest))
+    report([tmp_path / "coins"], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "computed with 2 versions of the code" in page and "<figure>" in page
+
+
 def test_a_trace_that_was_broken_off_says_so(tmp_path):
     picture = np.zeros((32, 32, 3), np.uint8)
     trace = made_trace(tmp_path / "run", "猫", picture, {}, steps=2)
