@@ -17,9 +17,10 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
 
     trace = open_trace(folder)
     asked = chosen(trace, words, "cond")
+    maps = [trace.heat_map(word) for word in asked]
     figure = folder / "words.png"
     try:
-        save(words_figure(trace, asked), figure)
+        save(words_figure(trace, asked, maps=maps), figure)
     except OSError as error:
         figure.unlink(missing_ok=True)
         why = f"{reason(error)}. The trace is finished and can be read (toushi info {shlex.quote(str(folder))})"
@@ -48,7 +49,7 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
             shortened(shown(trace.prompt or "(no prompt)")),
             run,
             "",
-            where_words_went(trace, asked),
+            where_words_went(trace, asked, maps),
             "",
             others(trace),
             "",
@@ -57,7 +58,7 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     )
 
 
-def where_words_went(trace, words) -> str:
+def where_words_went(trace, words, maps) -> str:
     """A row for each word: its share of the attention, and where in the picture it stands out.
 
     The centre is that of the part above the map's mean; (0, 0) is the top left corner, (1, 1) the bottom right one.
@@ -66,8 +67,7 @@ def where_words_went(trace, words) -> str:
     from probe.figures.style import labels, percent
 
     rows = [("word", "share", "looked at", "centre y, x", "peak y, x")]
-    for word, name in zip(words, labels(words, trace.words())):
-        heat = trace.heat_map(word).values
+    for heat, name in zip((one.values for one in maps), labels(words, trace.words())):
         (y, x), top = centre(above_mean(heat)), peak(heat)
         place = in_words(float(y), float(x), float(entropy(heat)))
         rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))

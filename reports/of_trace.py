@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,14 @@ def chapter_of_trace(
 def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[str, tuple[Said, Any]]:
     """By name: the caption, and what draws it."""
     found: dict[str, tuple[Said, Any]] = {}
+    maps = cache(lambda: [trace.heat_map(word) for word in told])
     if told:
-        found["words"] = (words.WORDS, lambda: words_figure(trace, columns=4))
+        found["words"] = (words.WORDS, lambda: words_figure(trace, told, maps=maps(), columns=4))
         shown: list[tuple[Word, Said]] = []
         if asked:
             shown = [(word, Said("", "")) for word in chosen(trace, asked, "cond")]
         else:
-            evenness = [float(entropy(trace.heat_map(word).values)) for word in told]
+            evenness = [float(entropy(heat.values)) for heat in maps()]
             shown = [(told[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))], words.NARROWEST)]
         for word, why in shown:
             caption = filled(words.LAYERS, word=word.text)

@@ -26,16 +26,19 @@ SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
 
 @styled
-def words_figure(trace, words=None, *, branch: str = "cond", steps=None, sites=None, columns: int = 6) -> Figure:
+def words_figure(
+    trace, words=None, *, branch: str = "cond", steps=None, sites=None, maps=None, columns: int = 6
+) -> Figure:
     """The picture of the trace, and one overlay for each word.
 
     `words` as `trace.heat_map` takes them ("猫", "猫#2", Word, span); None means all words of the prompt, save those
     that were cut from it or not recorded. All overlays share one scale from 0 to the largest value, in attention
     probability for each latent cell, so they can be compared. The share beside a word is the mean of its map: its
-    part of all the attention of the image's cells.
+    part of all the attention of the image's cells. `maps`: what `trace.heat_map` gave of each word, if it is known.
     """
     asked = chosen(trace, words, branch)
-    maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]
+    if maps is None:
+        maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]
     picture = shown(trace)
     height, width = picture.shape[:2]
     top = max((float(heat.max()) for heat in maps), default=0.0)
