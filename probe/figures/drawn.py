@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from probe.figures.embedded import picture_in
 from probe.figures.fonts import drawable
-from probe.figures.semantics import band, by_layer, of
-from probe.figures.style import CATEGORIES, FAINT, INK, PAGE, shortened, styled
+from probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, of, shortened, styled
 
 NAMES = {
     "object": ("物体", "objects"),
@@ -48,13 +47,11 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
         for index, (thing, colour) in enumerate(zip(things, CATEGORIES)):
             band(axes, part[part.thing == thing], "right", "low", "high", colour, label=said(thing, language))
             for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
-                below.plot([one.low, one.high], [index, index], color=colour, linewidth=2, solid_capstyle="butt")
-                below.plot([one.onset], [index], "o", color=colour, markersize=4)
+                dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
         axes.legend(fontsize=7, loc="upper left")
         below.set_yticks([])
-        below.set_ylim(3.6, -0.6)
-        by_layer(below, part.layer, language)
+        by_layer(below, part.layer, language, reach=(3.6, -0.6))
     grid[0, 0].set_ylabel(of(language, "画对的比例", "share drawn right"))
     title = of(language, "达到最佳层 80% 的首层及区间", "first layer with 80 % of the best one's share")
     grid[1, 0].set_title(title, loc="left", fontsize=8)
@@ -134,11 +131,9 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
         for model, colour, shift in zip(("bidirectional", "causal"), CATEGORIES, (-0.13, 0.13)):
             for one in rates[(rates.thing == thing) & (rates.model == model)].itertuples():
                 label = said(model, language) if index == 0 else None
-                axes.plot([one.low, one.high], [index + shift] * 2, color=colour, linewidth=1.6)
-                axes.plot([one.right], [index + shift], "o", color=colour, markersize=4, label=label)
+                dot(axes, index + shift, one.right, one.low, one.high, colour, label, linewidth=1.6)
         for one in differences[differences.thing == thing].itertuples():
-            beside.plot([one.low, one.high], [index] * 2, color=INK, linewidth=1.6)
-            beside.plot([one.difference], [index], "o", color=INK, markersize=4)
+            dot(beside, index, one.difference, one.low, one.high, INK, linewidth=1.6)
     beside.axvline(0, color=FAINT, linewidth=0.6)
     axes.set_yticks(range(len(things)), [said(thing, language) for thing in things])
     axes.set_ylim(len(things) - 0.5, -0.5)
@@ -175,10 +170,8 @@ def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
             axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.8, linestyle="--")
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         comma = of(language, "，", ", ")
-        axes.set_title(said(where, language) + comma + said(place, language), fontsize=7, loc="left")
-        axes.set_ylim(min(0.35, float(read.low.min())), 1.03)
-        by_layer(axes, np.unique(read.layer), language)
-        axes.set_xlabel(of(language, "层", "layer"))
+        title, lowest = said(where, language) + comma + said(place, language), min(0.35, float(read.low.min()))
+        by_layer(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
     figure.axes[0].set_ylabel(of(language, "读对的词义", "senses read off"))
     figure.axes[0].legend(fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7)
     figure.subplots_adjust(left=0.075, right=0.99, bottom=0.19, top=0.9, wspace=0.08)

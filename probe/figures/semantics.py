@@ -1,16 +1,10 @@
 """What each layer of a text encoder knows: probes at three levels, characters inside words, two languages."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probe.figures.style import CATEGORIES, FAINT, INK, PAGE, styled
+from probe.figures.style import CATEGORIES, FAINT, INK, LAYER, PAGE, band, by_layer, dot, of, styled
 
-LANGUAGES = ("zh", "en")
-LAYER = ("层（0：词嵌入）", "layer (0: embeddings)")
 NAMES = {
     "words": ("词", "words"),
     "phrases": ("短语", "phrases"),
@@ -33,22 +27,7 @@ NAMES = {
 
 
 def said(name: str, language: str) -> str:
-    return NAMES[name][LANGUAGES.index(language)] if name in NAMES else name
-
-
-def of(language: str, zh: str, en: str) -> str:
-    return (zh, en)[LANGUAGES.index(language)]
-
-
-def band(axes: Axes, part: pd.DataFrame, value: str, low: str, high: str, colour: str, **look) -> None:
-    axes.fill_between(part.layer, part[low], part[high], color=colour, alpha=0.16, linewidth=0)
-    axes.plot(part.layer, part[value], color=colour, **{"linewidth": 1.4} | look)
-
-
-def by_layer(axes: Axes, layers: Sequence[int], language: str) -> None:
-    axes.set_xticks(range(0, max(layers) + 1, 1 if max(layers) < 7 else 2))
-    axes.set_xlim(-0.3, max(layers) + 0.3)
-    axes.set_xlabel(of(language, *LAYER))
+    return of(language, *NAMES[name]) if name in NAMES else name
 
 
 @styled
@@ -77,24 +56,19 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
             (onsets.weights == "trained") & (onsets.level == level) & (onsets["where"] == where)
         ].itertuples():
             below.barh(index, one.claim_last - one.claim_first + 0.8, left=one.claim_first - 0.4, color="#e4e4e4")
-            below.plot([one.low, one.high], [index, index], color=colour, linewidth=2)
-            below.plot([one.onset], [index], "o", color=colour, markersize=4)
+            dot(below, index, one.onset, one.low, one.high, colour, linewidth=2)
     axes.axhline(0, color=FAINT, linewidth=0.5)
     axes.set_ylabel(of(language, "选择性", "selectivity"))
     title = of(language, "细线：随机权重", "thin: random weights")
     axes.legend(fontsize=7, title=title, title_fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     below.set_yticks(range(len(names)), names, fontsize=7)
     below.set_ylim(len(names) - 0.4, -0.6)
-    below.set_title(
-        of(
-            language,
-            "达到最大值 80% 的首层及区间；灰：说法所称的层",
-            "first layer with 80 % of the most; grey: where the claim puts it",
-        ),
-        loc="left",
-        fontsize=7,
+    title = of(
+        language,
+        "达到最大值 80% 的首层及区间；灰：说法所称的层",
+        "first layer with 80 % of the most; grey: where the claim puts it",
     )
-    by_layer(below, levels.layer, language)
+    by_layer(below, levels.layer, language, title, 7)
     figure.subplots_adjust(left=0.26, right=0.7, bottom=0.12, top=0.97, hspace=0.22)
     caption = of(
         language,
@@ -130,9 +104,7 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
         if where != "word":
             name += of(language, "（末词元）", " (last token)")
         axes.set_title(name, fontsize=8, loc="left", pad=2)
-        by_layer(axes, part.layer, language)
-        axes.set_ylim(0, 1.03)
-        axes.set_xlabel("")
+        by_layer(axes, part.layer, language, reach=(0, 1.03), label=("", ""))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     above = grid.flat[len(panels) - columns : len(panels)] if len(panels) >= columns else grid.flat[: len(panels)]
@@ -178,9 +150,7 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
             part = inside[(inside.which == which) & (inside.weights == kind)]
             band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=said(kind, language))
             axes.plot(part.layer, part.retrieval_shuffled, color=colour, linewidth=0.8, linestyle="--")
-        axes.set_title(titles[which][LANGUAGES.index(language)], fontsize=7, loc="left")
-        axes.set_ylim(0, 1.03)
-        by_layer(axes, inside.layer, language)
+        by_layer(axes, inside.layer, language, of(language, *titles[which]), 7, (0, 1.03))
     figure.axes[0].set_ylabel(of(language, "找到自身的比例", "share that finds itself"))
     figure.axes[0].legend(
         fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7, loc="center right"
@@ -213,9 +183,7 @@ def languages_figure(layers: pd.DataFrame, language: str) -> Figure:
             if kind == "trained":
                 label = of(language, "未减均值", "means left in")
                 axes.plot(part.layer, part.retrieval_uncentred, color=colour, linewidth=0.9, linestyle=":", label=label)
-        axes.set_title(said(name, language), loc="left", fontsize=8)
-        axes.set_ylim(0, 1.03)
-        by_layer(axes, layers.layer, language)
+        by_layer(axes, layers.layer, language, said(name, language), reach=(0, 1.03))
     figure.axes[0].set_ylabel(of(language, "找到对应者的比例", "share that finds its partner"))
     title = of(language, "虚线：打乱后 95% 分位", "dashed: shuffled, 95 %")
     figure.axes[-1].legend(fontsize=7, title=title, title_fontsize=7, loc="best")
@@ -228,8 +196,3 @@ def languages_figure(layers: pd.DataFrame, language: str) -> Figure:
     )
     figure.set_label(caption)
     return figure
-
-
-def finite(values) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    return values[np.isfinite(values)]

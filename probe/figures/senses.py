@@ -7,8 +7,19 @@ from matplotlib.figure import Figure
 
 from probe.figures.encoder import stands
 from probe.figures.fonts import drawable
-from probe.figures.semantics import band, by_layer, finite, of
-from probe.figures.style import CATEGORIES, FAINT, PAGE, SEQUENTIAL, cells, colour_bar, styled
+from probe.figures.style import (
+    CATEGORIES,
+    FAINT,
+    PAGE,
+    SEQUENTIAL,
+    SHORT,
+    band,
+    by_layer,
+    cells,
+    colour_bar,
+    of,
+    styled,
+)
 
 PLACES = {
     "both": ("全部句子", "all sentences"),
@@ -38,9 +49,8 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
                 band(axes, part, "accuracy", "accuracy_low", "accuracy_high", colour, label=label)
                 axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
-        axes.set_title(of(language, *title), loc="left", fontsize=9)
-        axes.set_ylim(min(0.28, float(senses.accuracy.min()) - 0.02), 1.02)
-        by_layer(axes, senses.layer, language)
+        lowest = min(0.28, float(senses.accuracy.min()) - 0.02)
+        by_layer(axes, senses.layer, language, of(language, *title), 9, (lowest, 1.02))
     figure.axes[0].set_ylabel(of(language, "词义读对的比例", "right senses"))
     title = of(language, "虚线：打乱词义", "dashed: senses shuffled")
     figure.axes[0].legend(loc="lower right", title=title, title_fontsize=6, fontsize=6, labelspacing=0.2)
@@ -72,10 +82,7 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
         for colour, (side, label) in zip(CATEGORIES, sides.items()):
             part = left_out[(left_out.place == place) & (left_out.side == side) & (left_out.layer > 0)]
             band(axes, part, "change", "change_low", "change_high", colour, label=label)
-        axes.set_title(of(language, *PLACES[place]), loc="left", fontsize=9)
-        axes.set_ylim(bottom=0)
-        by_layer(axes, left_out.layer, language)
-        axes.set_xlabel(of(language, "层", "layer"))
+        by_layer(axes, left_out.layer, language, of(language, *PLACES[place]), 9, (0, None), SHORT)
     figure.axes[0].set_ylabel(of(language, "状态变化（1 − 余弦）", "change of state (1 - cosine)"))
     figure.axes[-1].legend(fontsize=7)
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.19, top=0.9, wspace=0.08)
@@ -116,7 +123,7 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figu
         )
         x = left + index * (side + 0.6)
         axes = figure.add_axes((x / wide, 0.25 / tall, side / wide, side / tall))
-        top = float(finite(values).max(initial=0)) or 1.0
+        top = float(values[np.isfinite(values)].max(initial=0)) or 1.0
         axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
         axes.xaxis.tick_top()
         ticks = range(len(words))

@@ -23,6 +23,8 @@ SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind reader
 # Okabe and Ito, "Color Universal Design", 2008; their yellow is too light for a line on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
+LANGUAGES = ("zh", "en")
+LAYER, SHORT = ("层（0：词嵌入）", "layer (0: embeddings)"), ("层", "layer")
 
 RC: dict[Any, Any] = {
     "font.family": FAMILY,
@@ -136,6 +138,35 @@ def bare(axes: Axes) -> Axes:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
+
+
+def of(language: str, zh: str, en: str) -> str:
+    return (zh, en)[LANGUAGES.index(language)]
+
+
+def by_layer(
+    axes: Axes, layers: Sequence[int], language: str, title: str = "", size: int = 8, reach=(), label=LAYER
+) -> None:
+    """Layers along x, the embeddings first; the title in `size` points; y from and to `reach`, if it is given."""
+    axes.set_xticks(range(0, max(layers) + 1, 1 if max(layers) < 7 else 2))
+    axes.set_xlim(-0.3, max(layers) + 0.3)
+    axes.set_xlabel(of(language, *label))
+    if title:
+        axes.set_title(title, loc="left", fontsize=size)
+    if reach:
+        axes.set_ylim(*reach)
+
+
+def band(axes: Axes, part: Any, value: str, low: str, high: str, colour: str, **look) -> None:
+    """A line by layer with its interval; the names are columns of the table `part`, as `layer` is."""
+    axes.fill_between(part.layer, part[low], part[high], color=colour, alpha=0.16, linewidth=0)
+    axes.plot(part.layer, part[value], color=colour, **{"linewidth": 1.4} | look)
+
+
+def dot(axes: Axes, place: float, value: float, low: float, high: float, colour: str, label=None, **line) -> None:
+    """A value at the height `place`, with its interval along x."""
+    axes.plot([low, high], [place, place], color=colour, **line)
+    axes.plot([value], [place], "o", color=colour, markersize=4, label=label)
 
 
 def labels(words: Sequence[Word], among: Sequence[Word]) -> list[str]:
