@@ -64,7 +64,8 @@ def where_words_went(trace, words, maps) -> str:
     The centre is that of the part above the map's mean; (0, 0) is the top left corner, (1, 1) the bottom right one.
     """
     from probe.analysis.maps import above_mean, centre, entropy, mass, peak
-    from probe.figures.style import labels, percent
+    from probe.figures.style import percent
+    from probe.text.alignment import labels
 
     rows = [("word", "share", "looked at", "centre y, x", "peak y, x")]
     for heat, name in zip((one.values for one in maps), labels(words, trace.words())):

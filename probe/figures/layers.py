@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 
 from probe.errors import ToushiError
 from probe.figures.fonts import drawable
-from probe.figures.style import FAINT, bare, colour_bar, labels, overlay, overlay_colours, styled
+from probe.figures.style import FAINT, bare, colour_bar, overlay, overlay_colours, styled
 from probe.figures.words import chosen, shown
+from probe.text.alignment import labels
 
 NAMES, HEAD, BAR, SIDE, GAP = 1.5, 0.5, 0.95, 0.85, 0.05  # inches
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from probe.analysis.maps import resample
 from probe.figures.fonts import FAMILY, drawable, register
-from probe.text.alignment import Word
 
 INK, FAINT = "#222222", "#767676"
 COLUMN, PAGE = 3.35, 6.9  # inches: widths of figures for a paper, one column and the whole page
@@ -167,19 +166,6 @@ def dot(axes: Axes, place: float, value: float, low: float, high: float, colour:
     """A value at the height `place`, with its interval along x."""
     axes.plot([low, high], [place, place], color=colour, **line)
     axes.plot([value], [place], "o", color=colour, markersize=4, label=label)
-
-
-def labels(words: Sequence[Word], among: Sequence[Word]) -> list[str]:
-    """What each word is called: its text, with #1, #2, … where the text is more than one of the words `among`."""
-    places: dict[str, list[tuple[int, int]]] = {}
-    for word in among:
-        places.setdefault(word.text, []).append(word.span)
-    named = []
-    for word in words:
-        spans = places.get(word.text, [])
-        number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
-        named.append(word.text + number)
-    return named
 
 
 def percent(share: float) -> str:

@@ -5,8 +5,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from probe.analysis.maps import timeline
 from probe.figures.fonts import drawable
-from probe.figures.style import CATEGORIES, FAINT, LINES, labels, styled
+from probe.figures.style import CATEGORIES, FAINT, LINES, styled
 from probe.figures.words import chosen, rule
+from probe.text.alignment import labels
 
 
 @styled

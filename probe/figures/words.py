@@ -12,14 +12,13 @@ from probe.figures.style import (
     FAINT,
     cells,
     colour_bar,
-    labels,
     overlay,
     overlay_colours,
     percent,
     shortened,
     styled,
 )
-from probe.text.alignment import Word, find, shares
+from probe.text.alignment import Word, find, labels, shares
 from probe.trace.layout import columns_of, prompt_of
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches

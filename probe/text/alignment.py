@@ -232,6 +232,19 @@ def _not_there(prompt: str, words: Sequence[Word], asked: str) -> str:
     )
 
 
+def labels(words: Sequence[Word], among: Sequence[Word]) -> list[str]:
+    """What each word is called: its text, with #1, #2, … where the text is more than one of the words `among`."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for word in among:
+        places.setdefault(word.text, []).append(word.span)
+    named = []
+    for word in words:
+        spans = places.get(word.text, [])
+        number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
+        named.append(word.text + number)
+    return named
+
+
 # --- sharing out mass -----------------------------------------------------------------------------------
 
 

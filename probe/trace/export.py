@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probe.errors import ToushiError
-from probe.text.alignment import Word
+from probe.text.alignment import Word, labels
 from probe.trace.attention import Asked, NotRecorded, Question
+from probe.trace.export_table import write_parquet
 from probe.trace.layout import map_key
 from probe.trace.room import WriteFailed, reason
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "zarr": ".zarr.zip"}
 PACKAGES = {"parquet": "pyarrow", "zarr": "zarr"}
-ROWS = 2**18  # of a parquet row group; the table is never in memory beyond that and one site's maps at one step
 
 Tick = Callable[[int, int], None]
 
@@ -173,7 +173,7 @@ def _of_texts(trace, to: str, words: Sequence[Asked] | None, tokens: bool):
 def _of_picture(trace: "Trace", to: str, words: Sequence[Asked] | None, tokens: bool):
     branches, left_out = _branches(trace, words, tokens)
     about = {**_about(trace, branches), "left_out": left_out}
-    write = {"npz": _write_npz, "parquet": _write_parquet, "zarr": _write_zarr}[to]
+    write = {"npz": _write_npz, "parquet": write_parquet, "zarr": _write_zarr}[to]
     return partial(write, branches, about), about, left_out
 
 
@@ -211,17 +211,11 @@ def _branches(trace: "Trace", words: Sequence[Asked] | None, tokens: bool) -> tu
 
 
 def _of_words(name: str, words: list[Word], questions: list[Question], among: list[Word]) -> Branch:
-    """Words called as one asks for them: 猫, or 猫#2 where the text is more than one of the words."""
-    places: dict[str, list[Word]] = {}
-    for word in among:
-        places.setdefault(word.text, []).append(word)
-    labels = []
-    for word in words:
-        same = places.get(word.text, [])
-        label = word.text + (f"#{same.index(word) + 1}" if len(same) > 1 and word in same else "")
-        labels.append(label if label not in labels else f"{label} {word.start}–{word.end}")
-    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in zip(labels, words)]
-    return Branch(name, labels, questions, entries)
+    called: list[str] = []
+    for word, label in zip(words, labels(words, among)):
+        called.append(label if label not in called else f"{label} {word.start}–{word.end}")
+    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in zip(called, words)]
+    return Branch(name, called, questions, entries)
 
 
 def _of_tokens(name: str, every: Question) -> Branch:
@@ -340,80 +334,3 @@ def _write_zarr(branches: list[Branch], about: dict[str, Any], path: Path, tick:
             for index, values in steps:
                 array[index] = values
     return _arrays(sheets)
-
-
-def _write_parquet(branches: list[Branch], about: dict[str, Any], path: Path, tick: Tick) -> str:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    text = pa.dictionary(pa.int32(), pa.string())
-    kinds = dict.fromkeys(("step", "head", "token", "y", "x"), pa.int32())
-    kinds |= {**dict.fromkeys(("branch", "layer", "word", "text"), text), "value": pa.float32()}
-    what = ["token", "text"] if branches[0].by_token else ["word"]
-    order = ["step", "branch", "layer", "head", *what, "y", "x", "value"]
-    metadata = {"toushi": json.dumps(about, ensure_ascii=False)}
-    schema = pa.schema([(name, kinds[name]) for name in order], metadata=metadata)
-    names = _names(branches)
-    dictionaries = {name: pa.array(values, pa.string()) for name, values in names.items()}
-
-    def batch(columns: dict[str, np.ndarray | None], size: int) -> pa.RecordBatch:
-        arrays = []
-        for name in order:
-            values = columns[name]
-            if values is None:
-                arrays.append(pa.nulls(size, kinds[name]))
-            elif name in dictionaries:
-                arrays.append(pa.DictionaryArray.from_arrays(values, dictionaries[name]))
-            else:
-                arrays.append(pa.array(values, kinds[name]))
-        return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-    rows, waiting = 0, []
-    with open(path, "wb") as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-
-        def flush() -> None:
-            if waiting:
-                writer.write_table(pa.Table.from_batches(waiting, schema), row_group_size=ROWS)
-                waiting.clear()
-
-        for columns, size in _rows(branches, names, tick):
-            waiting.append(batch(columns, size))
-            rows += size
-            if sum(one.num_rows for one in waiting) >= ROWS:
-                flush()
-        flush()
-    return f"{rows:,} rows"
-
-
-def _names(branches: list[Branch]) -> dict[str, list[str]]:
-    """The texts that a row refers to by number."""
-    texts = list(dict.fromkeys(label for branch in branches for label in branch.labels))
-    sites = list(branches[0].questions[0].trace.sites)
-    return {"branch": [branch.name for branch in branches], "layer": sites, "word": texts, "text": texts}
-
-
-def _rows(
-    branches: list[Branch], names: dict[str, list[str]], tick: Tick
-) -> Iterator[tuple[dict[str, np.ndarray | None], int]]:
-    """(column -> numbers, how many rows), at most ROWS at once, in the order of the columns."""
-    steps = sorted({step for branch in branches for step in branch.questions[0].steps})
-    for done, step in enumerate(steps, 1):
-        for number, branch in enumerate(branches):
-            labels = np.array([names["word"].index(label) for label in branch.labels], np.int32)
-            tokens = np.array(branch.questions[0].columns if branch.by_token else [], np.int32)
-            for site in branch.questions[0].sites if step in branch.questions[0].steps else ():
-                if (values := branch.values(site, step)) is None:
-                    continue
-                shape = values.shape if values.ndim == 4 else (1, *values.shape)
-                same = {"step": step, "branch": number, "layer": names["layer"].index(site)}
-                flat = values.reshape(-1)
-                for first in range(0, flat.size, ROWS):
-                    part = flat[first : first + ROWS]
-                    at = np.unravel_index(np.arange(first, first + part.size), shape)
-                    head, place, y, x = (index.astype(np.int32) for index in at)
-                    columns = {name: np.full(part.size, value, np.int32) for name, value in same.items()}
-                    columns |= {"head": head if values.ndim == 4 else None, "y": y, "x": x, "value": part}
-                    columns |= {"word": labels[place], "text": labels[place]}
-                    columns |= {"token": tokens[place]} if branch.by_token else {}
-                    yield columns, part.size
-        tick(done, len(steps))

@@ -5,11 +5,11 @@ import pytest
 from probe.errors import ToushiError
 from probe.figures.encoder import encoder_figure
 from probe.figures.layers import layers_figure
-from probe.figures.style import cells, labels, overlay, overlay_colours, percent, save, shortened
+from probe.figures.style import cells, overlay, overlay_colours, percent, save, shortened
 from probe.figures.timeline import timeline_figure
 from probe.figures.tokens import tokens_figure
 from probe.figures.words import chosen, words_figure
-from probe.text.alignment import Word
+from probe.text.alignment import Word, labels
 from probe.trace.reader import open_trace
 from tests.text.prompts import HARD
 

@@ -87,7 +87,7 @@ def test_tokens_leave_nothing_out(tmp_path):
 def test_a_row_of_the_table_is_a_value_of_the_map(tmp_path, monkeypatch, keep, rows):
     from pyarrow import parquet
 
-    monkeypatch.setattr("probe.trace.export.ROWS", rows)
+    monkeypatch.setattr("probe.trace.export_table.ROWS", rows)
     sites = {name: {**site, "heads": 2} for name, site in SITES.items()} if rows == 7 else SITES
     trace = traced(tmp_path, keep=keep, steps=2, sites=sites)
     done = export(trace, "parquet", words=["猫", "月亮"])
@@ -261,7 +261,7 @@ def test_progress_counts_to_the_end(tmp_path):
 
 @pytest.mark.parametrize("to", ["npz", "parquet"])
 def test_memory_does_not_grow_with_the_steps(tmp_path, monkeypatch, to):
-    monkeypatch.setattr("probe.trace.export.ROWS", 2**14)
+    monkeypatch.setattr("probe.trace.export_table.ROWS", 2**14)
     sites = {"a": {"kind": "cross", "grid": [64, 64], "heads": 4}}
     peaks = {}
     for steps in (2, 12):
