@@ -134,7 +134,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     tables = {"tasks": tasks, "levels": levels, "onsets": onsets}
     if len(inside):
         tables["inside"] = inside.reset_index(drop=True)
-    return Finding(verdict, sentence(onsets, called(config.encoder)), tables)
+    return Finding(verdict, sentence(onsets, never_read(tasks, config), called(config.encoder)), tables)
 
 
 def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
@@ -214,8 +214,17 @@ def judged(onsets: pd.DataFrame, config: Config) -> Verdict:
     return "supported" if ((rule.low >= rule.claim_first) & (rule.high <= rule.claim_last)).all() else "undecided"
 
 
-def sentence(onsets: pd.DataFrame, encoder: str) -> Said:
-    """Where each level begins, and how much of its selectivity an untrained encoder has too."""
+def never_read(tasks: pd.DataFrame, config: Config) -> list[str]:
+    """The tasks that no layer reads off at a word, which the mean of their level does not tell."""
+    some = tasks[(tasks.weights == "trained") & (tasks["where"] == "word")]
+    best = some.loc[some.groupby("task", sort=False).selectivity.idxmax()]
+    return best.task[best.selectivity_low < config.least].tolist()
+
+
+def sentence(onsets: pd.DataFrame, never: list[str], encoder: str) -> Said:
+    """Where each level begins, how much of its selectivity an untrained encoder has too, and what is never read off."""
+    from probe.figures.semantics import said
+
     zh, en = [], []
     names = {"words": "词", "phrases": "短语", "prompts": "整句"}
     floor = onsets[onsets.weights == "random"].set_index(["level", "where"]).most
@@ -227,6 +236,9 @@ def sentence(onsets: pd.DataFrame, encoder: str) -> Said:
         there = ("", "") if one["where"] == "word" else ("在末词元处", " at the last token")
         zh.append(f"{there[0]}{names[one['level']]}从第 {layers} 层起（最大选择性 {most}，未训练者 {untrained}）")
         en.append(f"{one['level']}{there[1]} from layer {layers} (largest selectivity {most}, untrained {untrained})")
+    if never:
+        zh.append(f"在词处无一层可读出：{'、'.join(said(task, 'zh') for task in never)}")
+        en.append(f"at a word no layer tells: {', '.join(said(task, 'en') for task in never)}")
     return Said(f"{encoder}：" + "；".join(zh) + "。", f"{encoder}: " + "; ".join(en) + ".")
 
 

@@ -80,6 +80,15 @@ def test_what_is_never_read_off_is_left_undecided():
     assert conclude(Config(resamples=100), short).verdict == "undecided"
 
 
+def test_a_task_that_the_mean_of_its_level_hides_is_named():
+    rows = planted({"words": 1, "phrases": 6, "prompts": 10})
+    assert "no layer" not in conclude(Config(resamples=100), rows).sentence.en
+    rows.loc[(rows.task == "style") & (rows.part == "probe"), "right"] = 1
+    finding = conclude(Config(resamples=100), rows)
+    assert finding.verdict == "supported" and finding.sentence.en.endswith("; at a word no layer tells: style.")
+    assert finding.sentence.zh.endswith("；在词处无一层可读出：风格。")
+
+
 @pytest.mark.parametrize("count", [1, 12, 48])
 def test_too_few_templates_are_refused_before_any_work(count, tiny):
     with pytest.raises(ToushiError, match=f"count must be larger, but {count} came: of the task .* stands in"):
