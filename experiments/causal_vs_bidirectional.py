@@ -21,7 +21,8 @@ C below 75 %. Undecided: anything else, and where either draws one of the two se
 tell what it understood, or fewer than 6 words are asked.
 
 It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
-another (it is the same for both). It speaks of small models of this world, with their training's contexts.
+another (it is the same for both). It speaks of small models of this world, with their training's contexts, and of one
+pair of twins: how much two others, from another beginning, would differ is in no interval.
 """
 
 from dataclasses import dataclass
