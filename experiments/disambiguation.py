@@ -194,7 +194,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     tables = {"senses": senses}
     if len(moved):
         tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config)
-        said = _with_sides(said, tables["left_out"], data)
+        said = _with_sides(said, moved[moved.data == data], config)
     if len(shown):
         tables["example"] = shown.drop(columns="part").reset_index(drop=True)
     return Finding(verdict, said, tables)
@@ -246,20 +246,21 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     return verdict, Said(zh, en)
 
 
-def _with_sides(said: Said, table: pd.DataFrame, data: str) -> Said:
-    """How much more the deciding side matters, at the last layer."""
-    last = table[(table.data == data) & (table.layer == table.layer.max())]
-    last = (
-        last.pivot(index="place", columns="side", values="change").dropna().mean()
-    )  # of places with words on both sides
-    if set(last.index) != {"decides", "shared"} or last.isna().any():
+def _with_sides(said: Said, moved: pd.DataFrame, config: Config) -> Said:
+    """How much more the deciding side matters, at the last layer, where there are words on both sides."""
+    last = moved[moved.layer == moved.layer.max()]
+    sides = last.groupby(["word", "place", "side"]).change.mean().unstack().dropna().groupby("word").mean()
+    if set(sides) != {"decides", "shared"} or sides.empty:
         return said
-    numbers = f"{last['decides']:.3f}", f"{last['shared']:.3f}"
+    more = (sides.decides - sides.shared).to_numpy()
+    picks = np.random.default_rng(config.seed).integers(len(more), size=(config.resamples, len(more)))
+    low, high = np.quantile(more[picks].mean(1), (0.025, 0.975))
+    decides, shared = f"{sides.decides.mean():.3f}", f"{sides.shared.mean():.3f}"
+    apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
     return Said(
-        said.zh
-        + f"去掉决定词义一侧的一个词，末层该词状态平均变化 {numbers[0]}（1 − 余弦），去掉相同一侧的词 {numbers[1]}。",
-        said.en + f" Leaving out a word of the side that decides moves the word's last state by {numbers[0]} "
-        f"(1 - cosine), one of the shared side by {numbers[1]}.",
+        f"{said.zh}去掉决定词义一侧的一个词，末层该词状态平均变化 {decides}（1 − 余弦），去掉相同一侧的词 {shared}，相差 {apart}。",
+        f"{said.en} Leaving out a word of the side that decides moves the word's last state by {decides} (1 - cosine), "
+        f"one of the shared side by {shared}, {apart} apart.",
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from experiments import disambiguation as experiment
 from experiments.disambiguation import Config, conclude, figures, jobs, judged, ruled
 from experiments.minimal_pairs import checked, sentences
+from experiments.study import Said
 from probe.errors import ToushiError
 from probe.figures.style import save
 from probe.models.mini_unet import MiniUNet
@@ -114,6 +115,19 @@ def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
         for name, figure in figures(finding.tables, language).items():
             save(figure, tmp_path / f"{name}-{language}.png")
             assert figure.get_label()
+
+
+def test_the_two_sides_are_set_against_each_other_word_by_word():
+    rows = [
+        {"word": f"w{n}", "place": place, "side": side, "layer": layer, "change": change + 0.01 * n}
+        for n in range(8)
+        for place in ("before", "after")
+        for layer in (0, 1)
+        for side, change in (("decides", 0.2 * layer), ("shared", 0.1 * layer))
+    ]
+    alone = {"word": "w9", "place": "after", "side": "shared", "layer": 1, "change": 5.0}  # nothing to set it against
+    said = experiment._with_sides(Said("", ""), pd.DataFrame([*rows, alone]), Config(resamples=100))
+    assert "by 0.235 (1 - cosine), one of the shared side by 0.135, 0.100 [0.100, 0.100] apart" in said.en
 
 
 def test_at_the_embeddings_no_sense_is_told_and_no_word_changes_another(tiny):
