@@ -77,7 +77,7 @@ def of_picture(trace: Any) -> Trace:
     if not isinstance(trace, Trace):
         raise ToushiError(
             f"{trace.folder} is a trace of a text encoder, and a report shows traces of pictures; "
-            f"toushi look {shlex.quote(str(trace.folder))} tells what it holds"
+            f"toushi info {shlex.quote(str(trace.folder))} tells what it holds"
         )
     return trace
 

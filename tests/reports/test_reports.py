@@ -330,7 +330,7 @@ def test_a_trace_of_an_encoder_is_told_what_shows_it(tmp_path, capsys):
         pass
     assert main(["report", str(tmp_path / "texts"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "is a trace of a text encoder" in said and "toushi look" in said and len(said.splitlines()) == 1
+    assert "is a trace of a text encoder" in said and "toushi info" in said and len(said.splitlines()) == 1
 
 
 def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
