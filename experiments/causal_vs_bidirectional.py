@@ -165,7 +165,8 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
             low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
             differences.append({"thing": thing, "difference": means[i, 0] - means[i, 1], "low": low, "high": high})
     tables = {"rates": pd.DataFrame(rates).round(5), "differences": pd.DataFrame(differences).round(5)}
-    tables["read_off"] = by_layer(rows[rows.part == "states"], config)
+    states = rows[rows.part == "states"]
+    tables["read_off"], tables["best"] = by_layer(states, config), best_layers(states, config)
     tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
     verdict = judged(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)
@@ -181,6 +182,22 @@ def by_layer(states: pd.DataFrame, config: Config) -> pd.DataFrame:
         names = dict(zip(("model", "where", "place", "layer"), about)) | {"accuracy": values[:, 0].mean()}
         table.append(names | {"low": low, "high": high, "accuracy_shuffled": values[:, 1].mean(), "words": len(values)})
     return pd.DataFrame(table).astype({"layer": int}).round(5)
+
+
+def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """What the best layer reads off, chosen on one half of the words and judged on the other, both ways round."""
+    table = []
+    for about, part in states.groupby(["model", "where", "place"], sort=False):
+        curves = part.pivot(index="word", columns="layer", values="accuracy").to_numpy()
+        half = np.arange(len(curves)) % 2 == 0
+        chosen = np.where(half, curves[~half].mean(0).argmax(), curves[half].mean(0).argmax())
+        values = curves[np.arange(len(curves)), chosen]
+        draws = values[resampled(len(values), config.resamples, config.seed)].mean(1)
+        low, high = interval(values.mean(), draws, len(values))
+        names = dict(zip(("model", "where", "place"), about))
+        layers = "/".join(map(str, sorted(set(chosen.tolist()))))
+        table.append(names | {"layers": layers, "accuracy": values.mean(), "low": low, "high": high})
+    return pd.DataFrame(table).round(5)
 
 
 def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
@@ -211,18 +228,13 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Said:
     en.append(
         f"of {choice.cases} pictures with either sense and the context after, the causal model has {numbers} right"
     )
-    read = tables["read_off"]
+    best = tables["best"].set_index(["model", "where", "place"])
     for where, place in (("last token", "after"), ("word", "before")):
-        tops = [_top(read, model, where, place) for model in TWINS]
+        pair = (best.loc[model, where, place] for model in TWINS)
+        tops = [f"{one.accuracy:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in pair]
         zh.append(f"{NAMES[where][0]}（{NAMES[place][0]}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
         en.append(f"{NAMES[where][1]} ({NAMES[place][1]}) the best layers read off {tops[0]} and {tops[1]}")
     return Said("；".join(zh) + "。", "; ".join(en) + ".")
-
-
-def _top(read: pd.DataFrame, model: str, where: str, place: str) -> str:
-    part = read[(read.model == model) & (read["where"] == where) & (read.place == place)]
-    best = part.loc[part.accuracy.idxmax()]
-    return f"{best.accuracy:.0%} [{best.low:.0%}, {best.high:.0%}]"
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -12,13 +12,13 @@ from probe.figures.style import save
 from probe.models.mini_unet import MiniUNet
 
 
-def planted(trained: list[float], floor: float = 0.3, sentences: int = 80) -> pd.DataFrame:
-    random, rows = np.random.default_rng(0), []
+def planted(trained: list[float], floor: float = 0.3, sentences: int = 80, seed: int = 0) -> pd.DataFrame:
+    random, rows = np.random.default_rng(seed), []
     for weights, curve in (("trained", trained), ("random", [floor] * len(trained))):
         for layer, share in enumerate(curve):
-            for sentence in range(sentences):
-                row = {"weights": weights, "data": "scenes", "layer": layer, "sentence": sentence, "count": 4}
-                rows.append(row | {"right": float(random.binomial(4, share))})
+            for pair in range(4 * sentences):
+                about = {"weights": weights, "data": "scenes", "layer": layer, "pair": pair}
+                rows.append(about | {"sentence": pair // 4, "name": pair % 60, "right": float(random.random() < share)})
     return pd.DataFrame(rows)
 
 
@@ -49,13 +49,23 @@ def test_the_verdict_follows_what_was_planted(curve, verdict):
     ],
 )
 def test_the_rule_gives_one_verdict_at_each_of_its_borders(interval, lead_low, sentences, verdict):
-    one = pd.Series({"gain_low": interval[0], "gain_high": interval[1], "lead_low": lead_low, "sentences": sentences})
-    assert ruled(one) == verdict
+    numbers = {"gain_low": interval[0], "gain_high": interval[1], "lead_low": lead_low}
+    assert ruled(pd.Series(numbers | {"sentences": sentences, "words": 50})) == verdict
+    assert ruled(pd.Series(numbers | {"sentences": 50, "words": sentences})) == verdict
+
+
+def test_a_word_that_is_lost_wherever_it_stands_widens_the_interval():
+    table, config = planted([0.3, 0.4, 0.8, 0.6]), Config(resamples=300)
+    lost = table.assign(right=table.right.where((table.name % 3 > 0) | (table.layer == 0), 0.0))
+    alone, together = gain(lost.assign(name=lost.pair), config), gain(lost, config)
+    assert together["gain"] == alone["gain"]
+    width = [found["gain_high"] - found["gain_low"] for found in (alone, together)]
+    assert width[1] > 1.2 * width[0]
 
 
 def test_the_best_of_many_equal_layers_gains_nothing():
-    gains = [gain(planted([0.5] * 13).sample(frac=1, random_state=n), Config(resamples=50))["gain"] for n in range(3)]
-    assert abs(np.mean(gains)) < 0.06
+    gains = [gain(planted([0.5] * 13, seed=n).sample(frac=1), Config(resamples=50))["gain"] for n in range(8)]
+    assert abs(np.mean(gains)) < 0.05
 
 
 def test_both_sides_of_a_pair_mean_the_same():

@@ -184,6 +184,8 @@ def test_a_run_of_two_twins(model, blind, tmp_path):
     assert (read.loc[("bidirectional", "word", "after")].accuracy.iloc[1:] != 0.5).any()
     for where, place in product(("word", "last token"), ("before", "after")):
         assert read.loc[("causal", where, place)].layer.tolist() == list(range(13))
+    best = tables["best"].set_index(["model", "where", "place"])
+    assert best.loc[("causal", "word", "after"), "accuracy"] == 0.5
     assert (tables["differences"].difference.dropna() == 0).all()  # one bank in every picture of both
     check_figures(twins.figures(tables, "zh"), twins.figures(tables, "en"), {"rates", "read_off", "pictures"})
 
