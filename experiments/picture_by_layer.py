@@ -19,7 +19,8 @@ where the best layer draws less than a fifth of any of the three, or fewer than 
 It could fail to say anything: the image model has never seen any state but the last one. What it cannot draw from layer
 k may well be there in another form (`layer_semantics` asks that); what it can draw from layer k is there. So a thing
 appears here no sooner than it is known. An object in the wrong colour is an object; an object that is missing has no
-position: positions and colours are counted among all that were asked for.
+position: positions and colours are counted among all that were asked for, so the three curves begin together. Beside
+them the same of the objects that are drawn alone: whether what is there has its own colour, and stands in its place.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,18 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
-from experiments.pictures import all_asked, as_table, by_item, interval, of_scenes, of_senses, opened, resampled, shares
+from experiments.pictures import (
+    all_asked,
+    as_table,
+    by_item,
+    conditional,
+    interval,
+    of_scenes,
+    of_senses,
+    opened,
+    resampled,
+    shares,
+)
 from experiments.settings import Count, Seed, Share, Within
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import first_reaching
@@ -165,7 +177,7 @@ def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
     """For each thing the best layer's share, the first layer that has most of it, and what the last layer draws."""
     table = []
     for thing, (curve, draws) in drawn.items():
-        if thing.startswith("choice"):  # of few pictures at first
+        if conditional(thing):
             continue
         low, high = np.quantile(onset(draws, config), (0.025, 0.975))
         most = np.nanmax(curve) if np.isfinite(curve).any() else 0.0

@@ -60,13 +60,21 @@ def of_scenes(
 
 
 def asked(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
-    """Of what the scene's caption has to say, whether it is right."""
+    """Of what the scene's caption has to say, whether it is right; `drawn`: of the objects that are there alone."""
+    there, stands = verdict.objects, scene.layout != "middle"
     return {
-        "object": list(verdict.objects),
+        "object": list(there),
         "colour": [right for right in verdict.colours if right is not None],
-        "position": list(verdict.positions) if scene.layout != "middle" else [],
+        "position": list(verdict.positions) if stands else [],
         "place": [verdict.place] if scene.place != "plain" else [],
+        "colour, drawn": [right for seen, right in zip(there, verdict.colours) if seen and right is not None],
+        "position, drawn": [right for seen, right in zip(there, verdict.positions) if seen and stands],
     }
+
+
+def conditional(thing: str) -> bool:
+    """Whether it is counted only where a picture shows the object at all, which at first may be in few."""
+    return thing.startswith("choice, ") or thing.endswith(", drawn")
 
 
 def sense_prompts(contexts: int, words: int | None) -> pd.DataFrame:

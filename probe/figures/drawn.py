@@ -15,6 +15,8 @@ NAMES = {
     "colour": ("颜色", "colours"),
     "position": ("位置", "positions"),
     "place": ("地点", "places"),
+    "colour, drawn": ("画出的物体的颜色", "colours of objects drawn"),
+    "position, drawn": ("画出的物体的位置", "positions of objects drawn"),
     "sense, before": ("词义，语境在前", "senses, context before"),
     "sense, after": ("词义，语境在后", "senses, context after"),
     "choice, before": ("二义择一，语境在前", "one of two senses, context before"),
@@ -44,8 +46,11 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
     grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
     for part, axes, below in zip(panels, *grid):
         things = [thing for thing in NAMES if thing in set(part.thing)]
-        for index, (thing, colour) in enumerate(zip(things, CATEGORIES)):
-            band(axes, part[part.thing == thing], "right", "low", "high", colour, label=said(thing, language))
+        for index, thing in enumerate(things):
+            whole = thing.removesuffix(", drawn")
+            look = {"label": said(thing, language), "linestyle": "-" if whole == thing else (0, (3, 2))}
+            colour = CATEGORIES[things.index(whole)]
+            band(axes, part[part.thing == thing], "right", "low", "high", colour, **look)
             for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
                 dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
@@ -59,9 +64,9 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
     figure.set_label(
         of(
             language,
-            "以第 k 层的输出为条件画出的图中，提示所要的事物画对的比例，带 95% 区间；下：每样事物从哪一层起已有。",
+            "以第 k 层的输出为条件画出的图中，提示所要的事物画对的比例，带 95% 区间；虚线只算已画出的物体；下：每样事物从哪一层起已有。",
             "Of pictures conditioned on layer k's output, the share in which what the prompt asks for is right, with 95 % "
-            "intervals; below, from which layer each thing is there.",
+            "intervals; dashed, among the objects that are drawn alone; below, from which layer each thing is there.",
         )
     )
     return figure

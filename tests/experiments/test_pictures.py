@@ -92,7 +92,10 @@ def test_a_thing_counts_where_it_is_asked_for():
     assert {thing for thing, answers in asked(plain, right).items() if answers} == {"object"}
     beach = Scene((replace(cat, colour="red"),), "beach", "day", "flat", "left")
     verdict = replace(right, colours=(False,))
-    assert asked(beach, verdict) == {"object": [True], "colour": [False], "position": [True], "place": [True]}
+    found = {"object": [True], "colour": [False], "position": [True], "place": [True]}
+    assert asked(beach, verdict) == found | {"colour, drawn": [False], "position, drawn": [True]}
+    missing = asked(beach, replace(verdict, objects=(False,), positions=(False,)))
+    assert missing["position"] == [False] and missing["colour, drawn"] == missing["position, drawn"] == []
 
 
 def test_scenes_that_ask_all_ask_it_of_each_object():
