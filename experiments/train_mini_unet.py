@@ -47,7 +47,7 @@ class Config(Recipe):
 
 
 def captions_for_tokenizer(count: int):
-    return (caption(draw_scene(seed), seed) for seed in range(count))
+    return (caption(draw_scene(seed), seed).text for seed in range(count))
 
 
 def first_model(config: Config) -> MiniUNet:
@@ -92,7 +92,7 @@ def train(config: Config) -> None:
     while True:
         spent = time.monotonic() - start
         lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.05, (1 - spent / total) / config.cooldown))
-        losses.append(training.step(pool.batch(config.batch, rng, config.dropped), lr))
+        losses.append(training.step(pool.batch(config.batch, rng, config.dropped, config.garbled), lr))
         step += 1
         bar.update(round(spent) - bar.n)
         finished = spent >= total

@@ -39,6 +39,8 @@ class Recipe:
     """AdamW's learning rate, for embeddings and all that is no hidden matrix, as a share of Muon's."""
     dropped: float = 0.1
     """Share of captions that are emptied, for classifier-free guidance."""
+    garbled: float = 0.0
+    """Share of what stands between the parts of a caption that is replaced at random, see `training_data.garbled`."""
     object_weight: float = 4.0
     """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
     early: float = 0.0

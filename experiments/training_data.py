@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probe.models.vae import VAE
-from probe.world.captions import describe
+from probe.world.captions import Caption, describe
 from probe.world.draw import render
 from probe.world.example import language_of
 from probe.world.objects import COLOURS, KINDS
@@ -31,9 +31,24 @@ def unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def caption(scene: Scene, seed: int) -> str:
+def caption(scene: Scene, seed: int) -> Caption:
     """One of the many things that can be said of a scene, mostly in Chinese."""
-    return describe(scene, language_of(scene, seed), seed).text
+    return describe(scene, language_of(scene, seed), seed)
+
+
+def garbled(said: Caption, share: float, rng: np.random.Generator) -> str:
+    """The caption with a `share` of what stands between its parts (objects, colours, positions, contexts, …) left out or
+    replaced by characters at random: so that a form of sentence never seen does not hide what it says."""
+    text, at = "", 0
+    for start, end in [*sorted((part.start, part.end) for part in said.parts), (len(said.text),) * 2]:
+        between = said.text[at:start]
+        if rng.random() < share:
+            count = int(rng.integers(4))
+            between = "".join(map(chr, rng.integers(0x4E00, 0x9FA6, size=count)))
+            if said.language == "en":
+                between = f" {''.join(map(chr, rng.integers(ord('a'), ord('z') + 1, size=2 * count)))} "
+        text, at = text + between + said.text[max(start, at) : end], max(at, end)
+    return text
 
 
 class Batch(NamedTuple):
@@ -54,10 +69,16 @@ class Pool:
     def __post_init__(self):
         self.tables = torch.stack([colour_of_kind(scene) for scene in self.scenes])  # uint8 [n, kinds + 1]
 
-    def batch(self, size: int, rng: np.random.Generator, dropped: float) -> "Batch":
-        """Scenes drawn at random with a fresh caption each, `dropped` of them empty."""
+    def batch(self, size: int, rng: np.random.Generator, dropped: float, share: float = 0.0) -> "Batch":
+        """Scenes drawn at random with a fresh caption each, `dropped` of them empty, the others `garbled`."""
         chosen = rng.integers(len(self.scenes), size=size)
-        captions = ["" if rng.random() < dropped else caption(self.scenes[i], int(rng.integers(2**31))) for i in chosen]
+        captions = []
+        for i in chosen:
+            if rng.random() < dropped:
+                captions.append("")
+                continue
+            said = caption(self.scenes[i], int(rng.integers(2**31)))
+            captions.append(garbled(said, share, rng) if share else said.text)
         rows = torch.from_numpy(chosen)
         kinds = self.kinds[rows].long()
         colours = self.tables[rows].long().gather(1, kinds.flatten(1)).view_as(kinds)

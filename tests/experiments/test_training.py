@@ -8,7 +8,7 @@ from experiments.muon import orthogonal
 from experiments.train_encoder import teach_encoder
 from experiments.train_mini_unet import Config
 from experiments.training import Training
-from experiments.training_data import Batch, Pool, cell_kinds, colour_of_kind
+from experiments.training_data import Batch, Pool, caption, cell_kinds, colour_of_kind, garbled
 from experiments.training_losses import read_captions, velocity_loss
 from probe.models.mini_unet import MiniUNet
 from probe.world.objects import COLOURS, KINDS
@@ -135,3 +135,15 @@ def test_bf16_learns_what_fp32_does_and_keeps_its_weights_in_fp32():
         assert {w.dtype for w in training.weights} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
     assert losses["bf16"] != losses["fp32"]
+
+
+def test_a_garbled_caption_says_what_it_said():
+    rng, changed = np.random.default_rng(0), 0
+    for number in range(60):
+        said = caption(draw_scene(number), number)
+        assert garbled(said, 0.0, rng) == said.text
+        text, at = garbled(said, 0.5, rng), 0
+        changed += text != said.text
+        for part in sorted(said.parts, key=lambda part: part.start):
+            at = text.index(said.text[part.start : part.end], at)  # whole, and in the same order
+    assert changed > 40
