@@ -89,6 +89,7 @@ open_trace(FOLDER) reads it in Python."""
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
         self.check_numbers()
+        self.check_no_record()
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
         self.check_words(prompts)
@@ -232,6 +233,11 @@ open_trace(FOLDER) reads it in Python."""
             raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one, 1 turns it off")
         if self.negative and self.guidance == 1:
             raise ToushiError("--negative needs guidance, but --guidance 1 turns it off; leave one of them out")
+
+    def check_no_record(self) -> None:
+        asked = [f"--{name}" for name in ("keep", "sites", "words") if getattr(self, name) != getattr(Trace(), name)]
+        if self.no_record and asked:
+            raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
 
     def check_words(self, prompts: list[str]) -> None:
         if not self.words:
