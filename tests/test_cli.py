@@ -107,10 +107,12 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_the_finished_steps(tiny, tmp_pat
     folder = tmp_path / "run"
     arguments = [sys.executable, "-m", "toushi", "trace", PROMPT, "--model", tiny, "--steps", "3000", "--out", folder]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
-    # A session of its own is the foreground group that the terminal would send Ctrl-C to.
+    # A session of its own is the foreground group that the terminal would send Ctrl-C to. The terminal's own shell does
+    # not ignore that signal, as whatever started these tests may (`make test &`), and a child inherits it.
     process = subprocess.Popen(
-        list(map(str, arguments)), env=environment, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
-    )
+        list(map(str, arguments)), env=environment, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 100
     while not (folder / "steps.jsonl").exists() or len((folder / "steps.jsonl").read_bytes().splitlines()) < 3:
         assert process.poll() is None and time.monotonic() < deadline
@@ -253,6 +255,8 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["trace", "猫", "--resume", "runs/cat"], "leave PROMPT away"),
         (["trace", "--resume", "runs/cat", "--steps", "50", "--dtype", "bf16"], "leave --steps, --dtype away"),
         (["trace", "猫", "--edits", "nowhere.json"], "nowhere.json"),
+        (["trace", "猫", "--no-record", "--keep", "sum"], "--no-record only draws"),
+        (["trace", "猫", "--no-record", "--sites", "unet.up.*", "--words", "猫"], "leave --sites, --words away"),
         (["trace", "half a character \ud83d"], "surrogate"),
         (["tracee", "猫"], "'trace'"),
         (["words"], "PROMPT"),

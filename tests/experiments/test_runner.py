@@ -153,6 +153,8 @@ def started(out: Path, *more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         start_new_session=True,
+        # Ctrl-C is ignored in what `make test &` starts, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
