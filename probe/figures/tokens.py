@@ -35,7 +35,7 @@ def tokens_figure(trace, *, branch: str = "cond") -> Figure:
         for row, token in enumerate(tokens[block * LONGEST : (block + 1) * LONGEST]):
             y, colour = 0.22 + (row + 1) * ROW, "#222222" if token.kind == "text" else FAINT
             of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
-            cells = (token.position, token.id, shortened(token.text, 10) or "␣", shortened("+".join(of), 12))
+            cells = (token.position, token.id, shortened(token.text, 10).strip() or "␣", shortened("+".join(of), 12))
             for (_, x, side), cell in zip(HEADS, cells):
                 axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)
             share = drawn.get(token.column, 0.0)

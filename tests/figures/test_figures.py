@@ -1,3 +1,6 @@
+import re
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -129,6 +132,18 @@ def test_the_encoders_attention_is_drawn_as_it_is(trace):
         assert f"encoder layer 0, {name}" in texts(figure)
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert labels == [token.text for token in trace.tokens()]
+
+
+def test_attention_to_what_was_not_kept_is_told(trace):
+    attention = trace.encoder_attention(0)
+    whole, cut = (SimpleNamespace(encoder_attention=lambda *_, part=part: attention * part) for part in (1, 0.7))
+    assert "row reads column" in texts(encoder_figure(whole, 0))
+    assert "row reads column; padding, up to 30 % of a row, is not shown" in texts(encoder_figure(cut, 0))
+
+
+def test_the_encoders_figure_speaks_chinese(trace):
+    said = [text for text in texts(encoder_figure(trace, 0, language="zh")) if text not in ("<bos>", "<eos>")]
+    assert {"编码器第 0 层，各头平均", "注意力概率"} <= set(said) and not re.search("[A-Za-z]", "".join(said))
 
 
 def test_the_table_accounts_for_every_token(trace):
