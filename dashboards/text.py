@@ -102,7 +102,7 @@ PAGE = {
                  "the words of the two sentences beside each other; last what each word reads.",
                  "{encoder} 对“{texts}”的理解：先是每个词逐层与其嵌入的相似度，再是两句的词之间的相似度，最后是每个词读了谁。"),
     "lens_how": ("How to read it: bright is alike. In many encoders all words are alike, so compare every number with the "
-                 "row “different words”.", "怎么读：越亮越相似。很多编码器里所有词都彼此相似，所以要和“different words”一行比较。"),
+                 "row “different words”.", "怎么读：越亮越相似。很多编码器里所有词都彼此相似，所以要和“不同词”一行比较。"),
     "empty_prompt": ("(empty prompt)", "（空提示词）"),
     "unknown_prompt": ("(prompt not known)", "（提示词未知）"),
     "picture_alt": ("Picture made from the prompt: {prompt}", "由提示词“{prompt}”生成的图像"),

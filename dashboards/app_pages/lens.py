@@ -5,6 +5,7 @@ import warnings
 
 import streamlit as st
 
+from dashboards import library
 from dashboards.library import escaped, say
 from probe.errors import ToushiError
 
@@ -32,11 +33,11 @@ def read(encoder: str, texts: tuple[str, ...]) -> tuple:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def figure(encoder: str, texts: tuple[str, ...], layers: tuple[int, ...]) -> tuple[bytes, int]:
+def figure(encoder: str, texts: tuple[str, ...], layers: tuple[int, ...], language: str) -> tuple[bytes, int]:
     """PNG, and how many pixels wide it is shown: twice as fine as that, for good screens."""
     from probe.figures.lens import lens_figure
 
-    drawn, buffer = lens_figure(read(encoder, texts)[0], layers or None), io.BytesIO()
+    drawn, buffer = lens_figure(read(encoder, texts)[0], layers or None, language=language), io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=2 * INCH)
     return buffer.getvalue(), round(INCH * drawn.get_figwidth())
 
@@ -65,7 +66,7 @@ if "sentences" in st.session_state:
             readings, notes = read(name, texts)
             every = [int(number) for number in readings[0].states["layer"].values]
             chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{len(every)}")
-            drawn, width = figure(name, texts, tuple(sorted(chosen)))
+            drawn, width = figure(name, texts, tuple(sorted(chosen)), library.language())
     except ToushiError as error:
         st.error(escaped(str(error)), title=say("lens_failed"), icon=":material/error:")
     else:

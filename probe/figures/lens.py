@@ -11,21 +11,23 @@ from probe.analysis.layers import commonness, cosine
 from probe.errors import ToushiError
 from probe.figures.encoder import stands
 from probe.figures.fonts import drawable
+from probe.figures.semantics import of
 from probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, shortened, styled
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
-OTHERS = "different words, mean"
+OTHERS = ("不同词，平均", "different words, mean")
 
 
 @styled
-def lens_figure(readings, layers: Sequence[int] | None = None) -> Figure:
+def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
     """Three blocks of maps from `lens(encoder, texts)`, one scale in each block.
 
     First, for each text, the cosine of every word with its own embedding (layer 0), layer by layer; the last row is the
     mean cosine of different words at that layer, which any similarity has to be read against. Then, for the first
     text and each other one, the cosines of their words at `layers` (default: four, evenly spread). Last, for each text,
     how much its words read of each other, of other text and of special tokens at those layers: attention probability,
-    mean of the heads; rows sum to 1. Left out, with a note, if the encoder's attention cannot be read.
+    mean of the heads; rows sum to 1. Left out, with a note, if the encoder's attention cannot be read. `language` of
+    the labels: zh or en.
     """
     if not len(readings):
         raise ToushiError("expected at least one text that was read, but none came")
@@ -37,29 +39,45 @@ def lens_figure(readings, layers: Sequence[int] | None = None) -> Figure:
     blocks: list[tuple[str, str, list[list[Map]], tuple[float, float]]] = []
     heads = [str(number) for number in every]
     own = [
-        [Map(f"sentence {index}", [*name, OTHERS], heads, changed(state.values))]
+        [
+            Map(
+                of(language, f"句 {index}", f"sentence {index}"),
+                [*name, of(language, *OTHERS)],
+                heads,
+                changed(state.values),
+            )
+        ]
         for index, (state, name) in enumerate(zip(states, names), 1)
     ]
-    blocks.append(("each word beside its own embedding", "cosine with layer 0", own, (lowest(own), 1.0)))
+    title = of(language, "每个词与它自己的嵌入", "each word beside its own embedding")
+    blocks.append((title, of(language, "与第 0 层的余弦", "cosine with layer 0"), own, (lowest(own), 1.0)))
     if len(readings) > 1:
         pairs = []
         for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
             maps = [cosine(states[0].sel(layer=k).values, other.sel(layer=k).values) for k in chosen]
-            titles = [f"with {index}, layer {k}" for k in chosen]
+            titles = [of(language, f"与句 {index}，第 {k} 层", f"with {index}, layer {k}") for k in chosen]
             pairs.append([Map(title, names[0], name, values) for title, values in zip(titles, maps)])
-        blocks.append(("words of sentence 1 (rows) beside those of another", "cosine", pairs, (lowest(pairs), 1.0)))
-    note = next((f"attention is not shown: layer {k} {why}" for r in readings for k, why in r.blind.items()), "")
+        title = of(language, "句 1 的词（行）与另一句的词", "words of sentence 1 (rows) beside those of another")
+        blocks.append((title, of(language, "余弦", "cosine"), pairs, (lowest(pairs), 1.0)))
+    blind = next((f"layer {k} {why}" for r in readings for k, why in r.blind.items()), "")
+    note = blind and of(language, f"没有显示注意力：{blind}", f"attention is not shown: {blind}")
     reading_layers = [] if note else [k for k in chosen if k]  # layer 0 is the embeddings, which read nothing
     if reading_layers:
         rows = []
         for index, (reading, name) in enumerate(zip(readings, names), 1):
             read = reading.word_attention().mean("head")
-            maps = [(f"sentence {index}, layer {k}", read.sel(layer=k).values) for k in reading_layers]
-            rows.append([Map(title, name, [*name, "other %", "special %"], part, told=2) for title, part in maps])
+            titles = [of(language, f"句 {index}，第 {k} 层", f"sentence {index}, layer {k}") for k in reading_layers]
+            columns = [*name, of(language, "其他％", "other %"), of(language, "特殊％", "special %")]
+            maps = [read.sel(layer=k).values for k in reading_layers]
+            rows.append([Map(title, name, columns, part, told=2) for title, part in zip(titles, maps)])
         top = max((float(one.coloured.max()) for row in rows for one in row if one.coloured.size), default=1.0)
-        title = "what the words (rows) read: other words, other text, special tokens"
-        blocks.append((title, "attention probability", rows, (0.0, top)))
-    return _page(readings, blocks, note)
+        title = of(
+            language,
+            "每个词（行）读了谁：别的词、其他文字、特殊词元",
+            "what the words (rows) read: other words, other text, special tokens",
+        )
+        blocks.append((title, of(language, "注意力概率", "attention probability"), rows, (0.0, top)))
+    return _page(readings, blocks, note or of(language, "各头平均", "mean of heads"))
 
 
 class Map:
@@ -153,7 +171,7 @@ def _page(readings, blocks, note: str) -> Figure:
         place = (right / wide, 1 - (begin + first.above + length) / tall, 0.11 / wide, length / tall)
         bar = colour_bar(figure, place, 1.0, unit, matplotlib.colormaps[SEQUENTIAL])
         bar.set_yticks([0, 0.5, 1], [f"{value:.2f}" for value in (low, (low + top) / 2, top)])
-    foot = "  ·  ".join(part for part in (readings.encoder, note or "mean of heads") if part)
+    foot = "  ·  ".join(part for part in (readings.encoder, note) if part)
     figure.text(0.15 / wide, 0.08 / tall, drawable(shortened(foot, 150)), size=7, va="bottom", color=FAINT)
     return figure
 

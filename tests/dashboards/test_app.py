@@ -274,6 +274,17 @@ def test_the_lens_shows_two_sentences(app, monkeypatch):
     assert not test.error and not test.warning
 
 
+def test_the_lens_draws_in_the_language_of_the_page(app, monkeypatch):
+    from probe.figures import lens as figures
+
+    asked, drawn = [], figures.lens_figure
+    monkeypatch.setattr(figures, "lens_figure", lambda *given, **how: asked.append(how) or drawn(*given, **how))
+    test = lens_page(app, monkeypatch, "河边的银行", "")
+    test.session_state["language"] = "zh"
+    test.run()
+    assert asked == [{"language": "en"}, {"language": "zh"}]
+
+
 @pytest.mark.parametrize("values, said", [
     (("", ""), "Type a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "cut"),
 ])  # fmt: skip

@@ -83,6 +83,12 @@ def test_what_is_read_beside_the_words_is_written(readings):
     assert {"other %", "special %"} <= set(texts(figure))
 
 
+def test_the_figure_speaks_chinese(readings):
+    drawn = texts(lens_figure(readings, language="zh"))
+    said = [text.replace("\n", "") for text in drawn if readings.encoder not in text]
+    assert {"句 1", "余弦", "其他％", "不同词，平均"} <= set(said) and not re.search("[A-Za-z]", "".join(said))
+
+
 def test_made_again_it_is_the_same_file(readings, tmp_path):
     for ending in ("png", "svg"):
         first = save(lens_figure(readings), tmp_path / f"1.{ending}").read_bytes()
