@@ -81,6 +81,8 @@ PAGE = {
     "same_prompt": ("same prompt · ", "同一提示词 · "),
     "no_other": ("There is no other trace to compare with yet. Draw this prompt again with another seed, or make one on "
                  "the page “Traces”.", "还没有可对比的记录。换个种子再画一次，或到“记录”页做一份。"),
+    "nothing_in_common": ("These two traces have no word, or no layer, in common, so there is nothing to compare. Choose "
+                          "another one above.", "这两份记录没有共同的词，或没有共同的层，无从对比。请在上面另选一份。"),
     "again": ("Draw again with seed {s}", "用种子 {s} 再画一次"),
     "lost_pair": ("Not a word of both traces", "不是两份记录共有的词"),
     "same_run": ("Both runs have the same settings.", "两份记录的设置相同。"),

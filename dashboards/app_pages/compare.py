@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboards import library, making, worker
 from dashboards.heat_map import component, payload
+from dashboards.heat_map.pairs import NothingInCommon
 from dashboards.library import say
 from probe.errors import ToushiError
 
@@ -69,6 +70,8 @@ if found:
     try:
         with st.spinner(say("reading")):
             block = library.pair((folder, other_folder), (version, other_version), branch, library.language())
+    except NothingInCommon:
+        st.info(say("nothing_in_common"), icon=":material/compare:")
     except ToushiError as error:
         library.refuse(error)
     else:

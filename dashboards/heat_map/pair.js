@@ -68,6 +68,13 @@ function makePair({ header, arrays }) {
   return app
 }
 
+// A difference of shares in points of percent: +0.04%.
+function points(value) {
+  if (!Number.isFinite(value)) return '–'
+  const size = (100 * Math.abs(value)).toFixed(2)
+  return (size === '0.00' ? '' : value > 0 ? '+' : '−') + size + '%'
+}
+
 // Each word's share in A and in B, in the picture or in the box, and the difference.
 function makeTable(app) {
   const { header, t } = app
@@ -94,7 +101,7 @@ function makeTable(app) {
         Object.assign(row.dataset, { a, b })
         cells[0].textContent = percent(a)
         cells[1].textContent = percent(b)
-        cells[2].textContent = `${b - a > 0 ? '+' : '−'}${percent(Math.abs(b - a))}`
+        cells[2].textContent = points(b - a)
       })
     },
   }

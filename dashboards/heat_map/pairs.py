@@ -9,6 +9,10 @@ from probe.analysis.maps import resample
 from probe.errors import ToushiError
 
 
+class NothingInCommon(ToushiError):
+    """Both traces are in order, but there is nothing to compare."""
+
+
 @dataclass(frozen=True)
 class Pair:
     units: tuple[Unit, ...]  # in the reading order of the first
@@ -21,12 +25,12 @@ def pair(first: Planes, second: Planes) -> Pair:
     theirs = {_key(unit): i for i, unit in enumerate(second.units)}
     units = [(i, theirs[_key(unit)]) for i, unit in enumerate(first.units) if _key(unit) in theirs]
     if not any(first.units[i].kind in ("word", "token") for i, _ in units):
-        raise ToushiError("The two prompts have no word in common, so there is nothing to compare.")
+        raise NothingInCommon("The two prompts have no word in common, so there is nothing to compare.")
     slots = _slots(first.steps, second.steps)
     others = {layer.name: layer for layer in second.layers}
     layers = tuple(_together(layer, others[layer.name], units, slots) for layer in first.layers if layer.name in others)
     if not layers:
-        raise ToushiError("The two traces have no layer in common, so there is nothing to compare.")
+        raise NothingInCommon("The two traces have no layer in common, so there is nothing to compare.")
     steps = tuple((first.steps[i - 1], second.steps[j - 1]) for i, j in slots[1:])
     return Pair(tuple(first.units[i] for i, _ in units), steps, layers)
 

@@ -38,7 +38,7 @@ function makeChips(app) {
   })
   plain(at, characters.length)
   if (!header.prompt) prompt.append(h('span', { className: 'gap' }, t(header.prompt === null ? 'unknown_prompt' : 'empty_prompt')))
-  const root = h('div', { className: 'chips' }, prompt, others)
+  const root = h('div', { className: 'chips' }, prompt, others.childElementCount > 1 ? others : null)
   return {
     root,
     update(view) {
