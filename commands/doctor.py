@@ -43,8 +43,9 @@ A folder that has only configs and index files will do. For a hub id download th
     def run(self) -> None:
         from probe.models.load import folder_of
 
-        if (self.steps is not None and self.steps < 1) or self.tokens < 1:
-            raise ToushiError("--steps and --tokens must be 1 or more")
+        for name, number in (("steps", self.steps), ("tokens", self.tokens)):
+            if number is not None and number < 1:
+                raise ToushiError(f"--{name} must be 1 or more, but {number} came")
         loading = self.chosen()
         home = folder_of(self.model)
         if home is None:

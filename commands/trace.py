@@ -310,7 +310,7 @@ def checked_size(size: str | None) -> tuple[int, int] | None:
     except ValueError:
         raise ToushiError(f"--size must be like 64 or 64x96 (height x width), but {size!r} came") from None
     if min(height, width) < 16 or height % 16 or width % 16:
-        near = "x".join(str(max(16, round(n / 16) * 16)) for n in (height, width))
+        near = "x".join(str(min(8192, max(16, round(n / 16) * 16))) for n in (height, width))
         raise ToushiError(f"--size must be multiples of 16, at least 16, but {size} came; the nearest is {near}")
     if max(height, width) > 8192:
         raise ToushiError(f"--size may be 8192 pixels a side at most, but {size} came")

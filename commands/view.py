@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,11 +33,18 @@ Ends with Ctrl-C."""
 
     def run(self) -> int:
         if self.folder is not None:
-            from probe.trace.layout import MEMBERS
+            from probe.trace.layout import MANIFEST, MEMBERS
             from probe.trace.reader import open_collection, open_picture
 
+            several = (self.folder / MEMBERS).exists()
+            below = sorted(manifest.parent for manifest in self.folder.glob(f"*/{MANIFEST}"))
+            if below and not several and not (self.folder / MANIFEST).exists():  # recorded into it one by one
+                raise ToushiError(
+                    f"{self.folder} is no trace, but holds {len(below)}: name one of them, {shlex.quote(str(below[0]))}; "
+                    "without a folder toushi view shows all traces below runs/"
+                )
             # A damaged trace is said here, not in the browser.
-            (open_collection if (self.folder / MEMBERS).exists() else open_picture)(self.folder)
+            (open_collection if several else open_picture)(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)

@@ -255,6 +255,8 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["trace", "猫", "--resume", "runs/cat"], "leave PROMPT away"),
         (["trace", "--resume", "runs/cat", "--steps", "50", "--dtype", "bf16"], "leave --steps, --dtype away"),
         (["trace", "猫", "--edits", "nowhere.json"], "nowhere.json"),
+        (["trace", "猫", "--size", "99999"], "the nearest is 8192x8192"),
+        (["doctor", "mini-unet", "--steps", "0"], "--steps must be 1 or more, but 0 came"),
         (["trace", "猫", "--no-record", "--keep", "sum"], "--no-record only draws"),
         (["trace", "猫", "--no-record", "--sites", "unet.up.*", "--words", "猫"], "leave --sites, --words away"),
         (["trace", "half a character \ud83d"], "surrogate"),
@@ -283,6 +285,10 @@ def test_a_collection_can_be_viewed(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *how: started.append(how))
     assert main(["view", str(tmp_path / "many"), "--headless"]) == 0
     assert started[0][1][-1] == str(tmp_path / "many")
+
+
+def test_a_folder_of_traces_that_is_no_collection_names_one(recorded, fails):
+    assert f"name one of them, '{recorded[0]}'" in fails("view", recorded[0].parent)
 
 
 def test_a_folder_that_exists_is_kept(recorded, tiny, fails, tmp_path):

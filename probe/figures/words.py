@@ -100,7 +100,9 @@ def shown(trace) -> np.ndarray:
 def caption_lines(trace, columns: int) -> list[str]:
     """The prompt in lines that fit; a wide character counts twice."""
     lines, room = [""], int(columns * 19.5)
-    for character in drawable(trace.prompt or "") or "(no prompt)":
+    for character in drawable(trace.prompt or "") or (
+        "(prompt not known)" if trace.prompt is None else "(empty prompt)"
+    ):
         if cells(lines[-1]) >= room:
             lines.append("")
         lines[-1] += character

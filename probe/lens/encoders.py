@@ -29,7 +29,7 @@ from probe.lens.spans import tokens_of
 from probe.models.load import SHIPPED, best_device, load, shipped
 from probe.models.mini_unet import MiniUNet, PromptCut
 from probe.models.text_encoder import TextEncoder
-from probe.text.alignment import Token, Word, readable, segment, shares
+from probe.text.alignment import Token, Word, listed, readable, segment, shares
 
 BATCH = 16  # texts at once
 OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
@@ -84,7 +84,7 @@ def lens(
             raise ToushiError(f"the text {text!r} has no tokens for {known.name}, so there is nothing to look at")
         tokens.append(found)
         if cut:
-            lost = "、".join(word.text for word in _words(text, found)[1])
+            lost = listed(_words(text, found)[1])
             said = f"a text is longer than the {known.limit} tokens that {known.name} reads; cut: {lost}"
             warnings.warn(PromptCut(said), stacklevel=2)
     lengths: dict[int, list[int]] = {}
