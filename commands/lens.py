@@ -1,5 +1,6 @@
 """`toushi lens`: what every layer of a text encoder makes of one or a few sentences."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Lens:
   toushi lens "我在河边的银行钓鱼"
   toushi lens "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
   toushi lens "他去银行存钱了" --encoder models/multilingual-e5-small --layers 1 6 12
-  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: open_trace, toushi info)
+  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_trace)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own
 embedding and to the words of the other sentences (cosine), and what it reads (attention, mean of the heads).
@@ -78,7 +79,8 @@ lens(encoder, texts), and probe.analysis.layers for measures over many sentences
                 raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
             print(f"\n{table([('figure', str(self.out))])}")
         if self.save is not None:
-            print(f"\n{table([('trace', str(self.save))])}")
+            look = f"{self.save}  (look at it with: toushi view {shlex.quote(str(self.save))})"
+            print(f"\n{table([('trace', look)])}")
 
     def _check(self) -> None:
         if not self.sentences:

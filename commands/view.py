@@ -19,6 +19,7 @@ class View:
     ABOUT = """Opens the explorer in the browser.
 
   toushi view runs/cat
+  toushi view runs/bank                          (what toushi lens --save kept: the page Layers)
   toushi view                                    (all traces below runs/)
   toushi view runs/cat --port 8600 --headless    (on a machine without a browser)
 
@@ -34,7 +35,7 @@ Ends with Ctrl-C."""
     def run(self) -> int:
         if self.folder is not None:
             from probe.trace.layout import MANIFEST, MEMBERS
-            from probe.trace.reader import open_collection, open_picture
+            from probe.trace.reader import open_collection, open_trace
 
             several = (self.folder / MEMBERS).exists()
             below = sorted(manifest.parent for manifest in self.folder.glob(f"*/{MANIFEST}"))
@@ -44,7 +45,7 @@ Ends with Ctrl-C."""
                     "without a folder toushi view shows all traces below runs/"
                 )
             # A damaged trace is said here, not in the browser.
-            (open_collection if several else open_picture)(self.folder)
+            (open_collection if several else open_trace)(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)

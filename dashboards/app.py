@@ -15,6 +15,7 @@ st.session_state.setdefault("language", of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
 given = library.argument() is not None
+texts = given and not library.entry(Path(library.argument())).picture  # what `toushi lens --save` kept
 
 
 def page_of(name: str, icon: str, default: bool = False):
@@ -23,10 +24,10 @@ def page_of(name: str, icon: str, default: bool = False):
 
 
 traces = page_of("traces", "photo_library", default=not given)
-picture = page_of("picture", "image_search", default=given)
+picture = page_of("picture", "image_search", default=given and not texts)
 compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
-lens = page_of("lens", "layers")
+lens = page_of("lens", "layers", default=texts)
 page = st.navigation([traces, picture, compare, encoder, lens], position="top")
 
 with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):

@@ -107,6 +107,12 @@ def chosen() -> str | None:
     return folder
 
 
+def kept_texts() -> str | None:
+    """The open folder, if it is the trace of a text encoder, which the page “Layers” shows."""
+    folder = chosen()
+    return folder if folder and not entry(Path(folder)).picture else None
+
+
 def choose(folder: str | os.PathLike) -> None:
     st.session_state["folder"] = str(folder)
 
@@ -149,6 +155,9 @@ def opened():
     folder = chosen()
     if folder is None:
         st.info(say("nothing_open_hint"), title=say("nothing_open"), icon=":material/folder_open:")
+        st.stop()
+    if kept_texts():
+        st.info(say("texts_open"), icon=":material/layers:")
         st.stop()
     return read(folder)
 

@@ -56,6 +56,8 @@ PAGE = {
     "nothing_open": ("No trace is open.", "还没有打开记录。"),
     "nothing_open_hint": ("Choose one on the page “Traces”, or make one there from a prompt.",
                           "请到“记录”页选一份，或用提示词新做一份。"),
+    "texts_open": ("The open trace is that of a text encoder. The page “Layers” shows it; for this page choose the trace of a "
+                   "picture.", "打开的是文本编码器的记录，请看“各层”页；这一页需要一份图像的记录。"),
     "bad_trace": ("This trace cannot be opened", "这份记录打不开"),
     "bad_trace_hint": ("Make it again, or choose another one on the page “Traces”.",
                        "请重新制作，或到“记录”页另选一份。"),
@@ -86,14 +88,17 @@ PAGE = {
     "again": ("Draw again with seed {s}", "用种子 {s} 再画一次"),
     "lost_pair": ("Not a word of both traces", "不是两份记录共有的词"),
     "same_run": ("Both runs have the same settings.", "两份记录的设置相同。"),
-    "lens_intro": ("Type one or two sentences. Each map shows what the encoder makes of their words, from the embeddings "
+    "lens_intro": ("One or two sentences: each map shows what the encoder makes of their words, from the embeddings "
                    "(layer 0) to its last layer.",
-                   "输入一两句话。每张图显示编码器从嵌入（第 0 层）到最后一层怎样理解其中的词。"),
+                   "一两句话：每张图显示编码器从嵌入（第 0 层）到最后一层怎样理解其中的词。"),
     "lens_first": ("Sentence", "句子"),
     "lens_second": ("A second one, to compare (may stay empty)", "第二句，用来比较（可以留空）"),
     "lens_encoder": ("Encoder", "编码器"),
     "lens_encoder_help": ("mini-unet, or the folder of a text encoder of the transformers library.",
                           "mini-unet，或一个 transformers 文本编码器的文件夹。"),
+    "lens_kept": ("Sentences in {folder}", "{folder} 里的句子"),
+    "lens_kept_help": ("What `toushi lens --save` kept. To type sentences of your own, open the trace of a picture.",
+                       "由 `toushi lens --save` 保存。要自己输入句子，请打开一份图像的记录。"),
     "lens_layers": ("Layers to show in detail", "细看哪些层"),
     "lens_look": ("Look inside", "透视"),
     "lens_reading": ("Running the encoder…", "正在运行编码器……"),

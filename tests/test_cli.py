@@ -451,11 +451,12 @@ def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
     assert str(HOUSE) in environment["PYTHONPATH"]
 
 
-def test_view_says_at_once_that_a_text_encoder_has_no_picture(tmp_path, capsys):
-    folder = tmp_path / "bank"
+def test_what_the_lens_saved_can_be_viewed(tmp_path, monkeypatch, capsys):
+    folder, calls = tmp_path / "bank", []
+    monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append(command))
     assert main(["lens", "我在河边的银行钓鱼", "--save", str(folder)]) == 0
-    assert main(["view", str(folder)]) == 2
-    assert f"toushi info {folder}" in capsys.readouterr().err
+    assert f"toushi view {folder}" in capsys.readouterr().out
+    assert main(["view", str(folder)]) == 0 and calls[0][-1] == str(folder)
 
 
 # --- the front door ---

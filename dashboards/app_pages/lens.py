@@ -1,4 +1,4 @@
-"""One or two sentences, and what each layer of a text encoder makes of their words."""
+"""One or two sentences, or those that `toushi lens --save` kept, and what each layer of a text encoder makes of them."""
 
 import io
 import warnings
@@ -10,6 +10,7 @@ from dashboards.library import escaped, say
 from probe.errors import ToushiError
 
 LONGEST = 200  # characters; the page is for a look, `toushi lens` and lens() take more
+MOST = 4  # kept texts in one figure
 INCH = 88  # pixels on the page
 BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
@@ -33,44 +34,72 @@ def read(encoder: str, texts: tuple[str, ...]) -> tuple:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def figure(encoder: str, texts: tuple[str, ...], layers: tuple[int, ...], language: str) -> tuple[bytes, int]:
-    """PNG, and how many pixels wide it is shown: twice as fine as that, for good screens."""
+def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tuple[bytes, int]:
+    """PNG, and how many pixels wide it is shown: twice as fine as that, for good screens. `key` is of the readings."""
     from probe.figures.lens import lens_figure
 
-    drawn, buffer = lens_figure(read(encoder, texts)[0], layers or None, language=language), io.BytesIO()
+    drawn, buffer = lens_figure(_readings, layers or None, language=language), io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=2 * INCH)
     return buffer.getvalue(), round(INCH * drawn.get_figwidth())
 
 
-with st.form("lens"):
-    left, right = st.columns(2)
-    first = left.text_input(say("lens_first"), BANK[0])
-    second = right.text_input(say("lens_second"), BANK[1])
-    encoder = st.text_input(say("lens_encoder"), "mini-unet", help=say("lens_encoder_help"))
-    if st.form_submit_button(say("lens_look"), type="primary", icon=":material/layers:"):
-        st.session_state["sentences"] = (
-            encoder.strip(),
-            tuple(text.strip() for text in (first, second) if text.strip()),
-        )
+def show(readings, key: tuple) -> None:
+    every = [int(number) for number in readings[0].states["layer"].values]
+    chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{len(every)}")
+    drawn, width = figure(readings, key, tuple(sorted(chosen)), library.language())
+    texts = " / ".join(reading.text for reading in readings)
+    st.image(drawn, alt=say("lens_alt", encoder=readings.encoder, texts=texts), width=width)
+    st.caption(say("lens_how"))
 
-if "sentences" in st.session_state:
+
+def kept(folder: str) -> None:
+    """The texts of a trace."""
+    from probe.lens.readings import Readings
+    from probe.trace.reader import open_trace
+
+    trace = open_trace(folder)
+    texts = range(len(trace))
+    chosen = st.multiselect(
+        say("lens_kept", folder=escaped(folder)), texts, texts[:2], format_func=lambda i: f"{i + 1}  {trace.texts[i]}",
+        max_selections=MOST, help=say("lens_kept_help"),
+    )  # fmt: skip
+    if chosen:
+        readings = Readings(trace.readings().encoder, [trace.reading(i) for i in chosen])
+        show(readings, (folder, library.stamp(folder), *chosen))
+
+
+def typed() -> None:
+    """The sentences of a form."""
+    with st.form("lens"):
+        left, right = st.columns(2)
+        first = left.text_input(say("lens_first"), BANK[0])
+        second = right.text_input(say("lens_second"), BANK[1])
+        encoder = st.text_input(say("lens_encoder"), "mini-unet", help=say("lens_encoder_help"))
+        if st.form_submit_button(say("lens_look"), type="primary", icon=":material/layers:"):
+            st.session_state["sentences"] = (
+                encoder.strip(),
+                tuple(text.strip() for text in (first, second) if text.strip()),
+            )
+    if "sentences" not in st.session_state:
+        return
     name, texts = st.session_state["sentences"]
     if not texts:
         st.warning(say("lens_none"), icon=":material/edit:")
-        st.stop()
-    if max(map(len, texts)) > LONGEST:
+    elif max(map(len, texts)) > LONGEST:
         st.warning(say("lens_long", n=LONGEST), icon=":material/content_cut:")
-        st.stop()
-    try:
+    else:
         with st.spinner(say("lens_reading")):
             readings, notes = read(name, texts)
-            every = [int(number) for number in readings[0].states["layer"].values]
-            chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{len(every)}")
-            drawn, width = figure(name, texts, tuple(sorted(chosen)), library.language())
-    except ToushiError as error:
-        st.error(escaped(str(error)), title=say("lens_failed"), icon=":material/error:")
-    else:
         for note in notes:
             st.warning(escaped(note), icon=":material/content_cut:")
-        st.image(drawn, alt=say("lens_alt", encoder=name, texts=" / ".join(texts)), width=width)
-        st.caption(say("lens_how"))
+        show(readings, (name, texts))
+
+
+folder = library.kept_texts()
+try:
+    if folder:
+        kept(folder)
+    else:
+        typed()
+except ToushiError as error:
+    st.error(escaped(str(error)), title=say("lens_failed"), icon=":material/error:")

@@ -6,12 +6,12 @@ from dashboards import library, making, worker
 from dashboards.library import escaped, say
 
 CARD = 222  # pixels
-PICTURE_PAGE = "app_pages/picture.py"
+PICTURE_PAGE, LENS_PAGE = "app_pages/picture.py", "app_pages/lens.py"
 
 
 def show(folder) -> None:
     library.choose(folder)
-    st.switch_page(PICTURE_PAGE)
+    st.switch_page(LENS_PAGE if library.kept_texts() else PICTURE_PAGE)
 
 
 def make() -> None:

@@ -123,7 +123,7 @@ def test_damaged_traces_are_explained(app, tmp_path):
 def test_a_trace_of_texts_is_no_picture(app, tmp_path, page):
     lens(open_encoder(MiniUNet.tiny()), ["a red cat"], folder=tmp_path / "texts")
     shown = app(tmp_path / "texts", page)
-    assert not shown.exception and "trace of a text encoder" in shown.error[0].value
+    assert not shown.exception and "that of a text encoder" in shown.info[0].value
 
 
 def test_no_step_finished(app, tmp_path):
@@ -284,6 +284,17 @@ def test_the_lens_draws_in_the_language_of_the_page(app, monkeypatch):
     test.session_state["language"] = "zh"
     test.run()
     assert asked == [{"language": "en"}, {"language": "zh"}]
+
+
+def test_the_lens_opens_what_was_kept(app, tmp_path):
+    lens(open_encoder(MiniUNet.tiny()), ["a red cat", "a blue cat", "月亮"], folder=tmp_path / "texts")
+    test = app(tmp_path / "texts", LENS)
+    (picture,) = test.get("image")
+    assert "a red cat / a blue cat" in picture.proto.imgs[0].alt and not test.text_input
+    test.multiselect[0].set_value([2]).run()
+    assert not test.exception and "月亮" in test.get("image")[0].proto.imgs[0].alt
+    test.multiselect[0].set_value([]).run()
+    assert not test.exception and not test.get("image")
 
 
 @pytest.mark.parametrize("values, said", [
