@@ -13,7 +13,7 @@ LANGUAGES = ("zh", "en")
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that lies beside the report as .svg, .pdf and .png; the two languages may share the files."""
+    """A figure that lies beside the report as .svg, .pdf and .png, in each language."""
 
     name: str
     caption: Said

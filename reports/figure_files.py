@@ -14,13 +14,8 @@ from reports.chapter import LANGUAGES, Picture
 ENDINGS = (".svg", ".pdf", ".png")
 
 
-def picture(
-    name: str, figures: Figure | Mapping[str, Figure], caption: Said, out: Path, place: str, command: str
-) -> Picture:
-    """Writes the figure as `out/place/name.ENDING`, or that of each language as `name.LANGUAGE.ENDING`."""
-    if isinstance(figures, Figure):
-        stem = _saved(figures, name, out, place)
-        return Picture(name, caption, Said(stem, stem), Said(*[_width(figures)] * 2), command)
+def picture(name: str, figures: Mapping[str, Figure], caption: Said, out: Path, place: str, command: str) -> Picture:
+    """Writes the figure of each language as `out/place/name.LANGUAGE.ENDING`."""
     stems = (_saved(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES)
     return Picture(name, caption, Said(*stems), Said(*(_width(figures[language]) for language in LANGUAGES)), command)
 

@@ -30,17 +30,16 @@ def page(chapters: Sequence[Chapter], out: Path) -> str:
 
 
 def images(picture: Picture, out: Path) -> list[dict]:
-    """One for each language, or one for both if they share it."""
-    both = picture.stem.zh == picture.stem.en
+    """One for each language."""
     return [
         {
-            "language": None if both else language,
+            "language": language,
             "alt": getattr(picture.caption, language),
             "pixels": round(float(getattr(picture.inches, language)) * DOTS),
             "kind": "image/svg+xml",
             "data": base64.b64encode((out / f"{getattr(picture.stem, language)}.svg").read_bytes()).decode(),
         }
-        for language in (LANGUAGES[:1] if both else LANGUAGES)
+        for language in LANGUAGES
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from probe.figures.words import chosen, words_figure
 from probe.text.alignment import Word
 from probe.trace.reader import Trace
 from reports import words
-from reports.chapter import Chapter, alike
+from reports.chapter import LANGUAGES, Chapter, alike
 from reports.figure_files import Picture, picture
 from reports.words import FACTS, filled
 
@@ -48,7 +48,8 @@ def chapter_of_trace(
             command = ["toushi", "report", trace.folder.as_posix(), "--figures", name]
             command += ["--words", *asked] if asked else []
             command += ["-o", out.as_posix()]
-            pictures.append(picture(name, draw(), caption, out, place, shlex.join(command)))
+            drawn = {language: draw(language=language) for language in LANGUAGES}
+            pictures.append(picture(name, drawn, caption, out, place, shlex.join(command)))
     title = trace.prompt if trace.prompt else trace.folder.name
     return Chapter(
         key,
@@ -63,11 +64,14 @@ def chapter_of_trace(
 
 
 def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[str, tuple[Said, Any]]:
-    """By name: the caption, and what draws it."""
+    """By name: the caption, and what draws it in a language."""
     found: dict[str, tuple[Said, Any]] = {}
     maps = cache(lambda: [trace.heat_map(word) for word in told])
     if told:
-        found["words"] = (words.WORDS, lambda: words_figure(trace, told, maps=maps(), columns=4))
+        found["words"] = (
+            words.WORDS,
+            lambda language: words_figure(trace, told, maps=maps(), columns=4, language=language),
+        )
         shown: list[tuple[Word, Said]] = []
         if asked:
             shown = [(word, Said("", "")) for word in chosen(trace, asked, "cond")]
@@ -78,11 +82,11 @@ def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[st
             caption = filled(words.LAYERS, word=word.text)
             caption = Said(caption.zh + why.zh, f"{caption.en} {why.en}".strip())
             name = "layers" if len(shown) == 1 else f"layers-{word.start}-{word.end}"
-            found[name] = (caption, lambda word=word: layers_figure(trace, word, columns=4))
+            found[name] = (caption, partial(layers_figure, trace, word, columns=4))
         if trace.keep != "sum":
-            found["timeline"] = (words.TIMELINE, lambda: timeline_figure(trace, list(told)))
+            found["timeline"] = (words.TIMELINE, partial(timeline_figure, trace, list(told)))
     if "cond" in trace.branches:
-        found["tokens"] = (words.TOKENS, lambda: tokens_figure(trace))
+        found["tokens"] = (words.TOKENS, partial(tokens_figure, trace))
     return found
 
 

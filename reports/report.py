@@ -2,7 +2,7 @@
 
     report/index.html              everything in one file, in both languages
     report/report.zh.pdf, .en.pdf
-    report/figures/RUN/NAME.zh.svg, .pdf, .png       NAME.svg where both languages share it
+    report/figures/RUN/NAME.zh.svg, .pdf, .png, NAME.en.svg, …
 
 The same folders give the same bytes: no date of today is in them.
 """

@@ -4,8 +4,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from probe.figures.fonts import drawable
-from probe.figures.semantics import of
-from probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, percent, styled
+from probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, percent, styled
 
 CELL = 0.2  # inches
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from probe.errors import ToushiError
 from probe.figures.fonts import drawable
-from probe.figures.style import FAINT, bare, colour_bar, overlay, overlay_colours, styled
+from probe.figures.style import FAINT, bare, colour_bar, of, overlay, overlay_colours, styled
 from probe.figures.words import chosen, shown
 from probe.text.alignment import labels
 
@@ -13,12 +13,12 @@ NAMES, HEAD, BAR, SIDE, GAP = 1.5, 0.5, 0.95, 0.85, 0.05  # inches
 
 
 @styled
-def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int = 8) -> Figure:
+def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int = 8, language: str = "en") -> Figure:
     """Rows are layers, in the order of the network, columns are steps: where each layer looked for the word.
 
     Heads are averaged. When more than `columns` steps were recorded, that many are shown, evenly spread from the first
     to the last. All maps share one scale, in attention probability for each cell; behind them is the
-    picture of that step where the trace has it, else the finished one.
+    picture of that step where the trace has it, else the finished one. `language` of the labels: zh or en.
     """
     (asked,) = chosen(trace, [word], branch)
     if not trace.steps:
@@ -36,7 +36,9 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     height = HEAD + len(layers) * (tall + GAP) + 0.1
     figure = Figure(figsize=(width, height))
     figure.text(0.1 / width, 1 - 0.08 / height, drawable(labels([asked], trace.words(branch))[0]), size=12, va="top")
-    figure.text((NAMES - 0.1) / width, 1 - (HEAD - 0.01) / height, "step", size=8, ha="right", va="bottom")
+    figure.text(
+        (NAMES - 0.1) / width, 1 - (HEAD - 0.01) / height, of(language, "步", "step"), size=8, ha="right", va="bottom"
+    )
     for row, (name, maps) in enumerate(layers.items()):
         under = HEAD + (row + 1) * (tall + GAP) - GAP
         note = f"{' × '.join(str(n) for n in maps.shape[-2:])}"
@@ -53,7 +55,7 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     left = NAMES + len(steps) * (SIDE + GAP) + 0.12
     tallest = min(len(layers) * (tall + GAP) - GAP, 2.2)
     place = (left / width, 1 - (HEAD + tallest) / height, 0.11 / width, tallest / height)
-    colour_bar(figure, place, top, "attention probability", overlay_colours())
+    colour_bar(figure, place, top, of(language, "注意力概率", "attention probability"), overlay_colours())
     return figure
 
 

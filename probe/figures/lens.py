@@ -11,8 +11,7 @@ from probe.analysis.layers import commonness, cosine
 from probe.errors import ToushiError
 from probe.figures.encoder import stands
 from probe.figures.fonts import drawable
-from probe.figures.semantics import of
-from probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, shortened, styled
+from probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, shortened, styled
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
 OTHERS = ("不同词，平均", "different words, mean")

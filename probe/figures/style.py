@@ -14,6 +14,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from probe.analysis.maps import resample
+from probe.errors import ToushiError
 from probe.figures.fonts import FAMILY, drawable, register
 
 INK, FAINT = "#222222", "#767676"
@@ -140,6 +141,9 @@ def bare(axes: Axes) -> Axes:
 
 
 def of(language: str, zh: str, en: str) -> str:
+    """What a figure says, in its language."""
+    if language not in LANGUAGES:
+        raise ToushiError(f"the language of a figure is zh or en, but {language!r} came")
     return (zh, en)[LANGUAGES.index(language)]
 
 

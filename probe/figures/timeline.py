@@ -5,16 +5,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from probe.analysis.maps import timeline
 from probe.figures.fonts import drawable
-from probe.figures.style import CATEGORIES, FAINT, LINES, styled
+from probe.figures.style import CATEGORIES, FAINT, LINES, of, styled
 from probe.figures.words import chosen, rule
 from probe.text.alignment import labels
 
 
 @styled
-def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None) -> Figure:
+def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None, language: str = "en") -> Figure:
     """One line for each word: its share of the attention at every recorded step (heads, then sites equally).
 
-    Step 0 is the first and noisiest. `words` as `words_figure` takes them.
+    Step 0 is the first and noisiest. `words` and `language` as `words_figure` takes them.
     """
     asked = chosen(trace, words, branch)
     figure = Figure(figsize=(5.4, 3.0), layout="constrained")
@@ -24,12 +24,15 @@ def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None) -> F
         line = LINES[i // len(CATEGORIES) % len(LINES)]
         colour = CATEGORIES[i % len(CATEGORIES)]
         axes.plot(shares["step"], shares.values, line, color=colour, lw=1.4, marker="o", ms=2, label=drawable(name))
-    axes.set(xlabel="step (0 = noise)", ylabel="share of the attention", ylim=(0, None))
+    axes.set_xlabel(of(language, "步（0：噪声）", "step (0 = noise)"))
+    axes.set_ylabel(of(language, "注意力占比", "share of the attention"))
+    axes.set_ylim(0, None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     axes.grid(axis="y", lw=0.4, alpha=0.5)
     if asked:
         figure.legend(loc="outside right upper", fontsize=9, handlelength=1.8, ncols=1 + (len(asked) - 1) // 14)
-    note = rule(trace, branch, "mean over heads within a site, then over sites")
+    how = of(language, "先平均一处的各头，再平均各处", "mean over heads within a site, then over sites")
+    note = rule(trace, branch, how)
     axes.set_title(note, size=7, loc="left", color=FAINT)
     return figure

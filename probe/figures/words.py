@@ -12,6 +12,7 @@ from probe.figures.style import (
     FAINT,
     cells,
     colour_bar,
+    of,
     overlay,
     overlay_colours,
     percent,
@@ -19,6 +20,7 @@ from probe.figures.style import (
     styled,
 )
 from probe.text.alignment import Word, find, labels, shares
+from probe.trace.attention import PLAIN_MEAN
 from probe.trace.layout import columns_of, prompt_of
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
@@ -26,7 +28,15 @@ SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
 @styled
 def words_figure(
-    trace, words=None, *, branch: str = "cond", steps=None, sites=None, maps=None, columns: int = 6
+    trace,
+    words=None,
+    *,
+    branch: str = "cond",
+    steps=None,
+    sites=None,
+    maps=None,
+    columns: int = 6,
+    language: str = "en",
 ) -> Figure:
     """The picture of the trace, and one overlay for each word.
 
@@ -34,6 +44,7 @@ def words_figure(
     that were cut from it or not recorded. All overlays share one scale from 0 to the largest value, in attention
     probability for each latent cell, so they can be compared. The share beside a word is the mean of its map: its
     part of all the attention of the image's cells. `maps`: what `trace.heat_map` gave of each word, if it is known.
+    `language` of the labels: zh or en.
     """
     asked = chosen(trace, words, branch)
     if maps is None:
@@ -45,7 +56,7 @@ def words_figure(
     rows = -(-(1 + len(maps)) // columns)
     columns = -(-(1 + len(maps)) // rows)  # rows of nearly equal length
     tall = SIDE * height / width
-    caption = caption_lines(trace, columns)
+    caption = caption_lines(trace, columns, language)
     head = 0.2 * len(caption) + 0.12
     size = (columns * (SIDE + GAP) + GAP + (BAR if maps else 0), head + rows * (tall + TITLE) + 0.3)
     figure = Figure(figsize=size)
@@ -56,7 +67,8 @@ def words_figure(
     for i, line in enumerate(caption):
         page.text(GAP, 0.08 + 0.2 * i, line, va="top", size=10)
 
-    panels = [(picture, "picture" if trace.complete else "picture so far", "")]
+    name = of(language, "图像", "picture") if trace.complete else of(language, "目前的图像", "picture so far")
+    panels = [(picture, name, "")]
     for heat, name in zip(maps, labels(asked, trace.words(branch))):
         panels.append((overlay(picture, heat.values, top), shortened(name, 11), percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
@@ -69,8 +81,10 @@ def words_figure(
     if maps:
         left = columns * (SIDE + GAP) + GAP
         place = (left / size[0], 1 - (head + TITLE + tall) / size[1], 0.11 / size[0], tall / size[1])
-        colour_bar(figure, place, top, "attention probability", overlay_colours())
-    note = rule(trace, branch, maps[0].attrs["rule"] if maps else "no words")
+        colour_bar(figure, place, top, of(language, "注意力概率", "attention probability"), overlay_colours())
+    how = maps[0].attrs["rule"] if maps else of(language, "没有词", "no words")
+    how = of(language, "先平均一处的各头，再平均各步，再平均各处", how) if how == PLAIN_MEAN else how
+    note = rule(trace, branch, how)
     page.text(GAP, size[1] - 0.08, note, size=7, color=FAINT, va="bottom")
     return figure
 
@@ -97,12 +111,11 @@ def shown(trace) -> np.ndarray:
     return np.full((64, 64, 3), 200, np.uint8) if picture is None else np.asarray(picture)
 
 
-def caption_lines(trace, columns: int) -> list[str]:
+def caption_lines(trace, columns: int, language: str) -> list[str]:
     """The prompt in lines that fit; a wide character counts twice."""
     lines, room = [""], int(columns * 19.5)
-    for character in drawable(trace.prompt or "") or (
-        "(prompt not known)" if trace.prompt is None else "(empty prompt)"
-    ):
+    none = ("（提示词未知）", "(prompt not known)") if trace.prompt is None else ("（空提示词）", "(empty prompt)")
+    for character in drawable(trace.prompt or "") or of(language, *none):
         if cells(lines[-1]) >= room:
             lines.append("")
         lines[-1] += character

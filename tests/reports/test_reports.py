@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from experiments import runner
 from experiments.executor import Outcome
@@ -124,8 +125,8 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 def test_made_again_every_file_is_the_same(house, made):
     before = contents_of(made)
-    names = {"index.html", "report.zh.pdf", "report.en.pdf", "figures/coins/shares.zh.svg", "figures/cat/words.png"}
-    assert names <= set(before) and len(before) == 3 + 2 * 3 + 4 * 3
+    names = {"index.html", "report.zh.pdf", "report.en.pdf", "figures/coins/shares.zh.svg", "figures/cat/words.zh.png"}
+    assert names <= set(before) and len(before) == 3 + 2 * 3 + 2 * 4 * 3
     shutil.rmtree(made)
     with matplotlib.rc_context({"font.family": "serif", "savefig.bbox": "tight"}):
         report([house / "runs" / name for name in ("coins", "坏", "cat")], made)
@@ -137,7 +138,7 @@ def test_the_command_under_a_figure_makes_its_files_again(house, made, html, cap
     commands = re.findall(r'<code class="command">(toushi report .*?)</code>', html)
     assert len(commands) == 5
     before = contents_of(made / "figures")
-    for name in ("shares.zh", "tokens"):
+    for name in ("shares.zh", "tokens.zh"):
         next((made / "figures").rglob(f"{name}.svg")).unlink()
     for command in commands:
         if "shares" in command or "tokens" in command:
@@ -178,7 +179,7 @@ def test_both_languages_tell_question_verdict_method_and_provenance(html):
     assert "银元-1" in seen.text["zh"] and "under the table" in seen.text["en"]
     assert "toushi run tests.experiments.coins" in html and "sha256" in html
     alts = [attrs["alt"] for tag, attrs in seen.tags if tag == "img"]
-    assert len(alts) == 2 + 4 and all(alts)
+    assert len(alts) == 2 + 2 * 4 and all(alts)
 
 
 def test_the_font_in_the_page_has_every_character_of_it(html):
@@ -287,8 +288,8 @@ def test_a_trace_that_was_broken_off_says_so(tmp_path):
 def test_the_layers_of_the_words_that_are_asked_for(house, tmp_path, capsys):
     arguments = ["report", str(house / "runs" / "cat"), "-o", str(tmp_path / "out")]
     assert main([*arguments, "--words", "月亮", "猫", "--figures", "layers-3-4"]) == 0
-    assert (tmp_path / "out" / "figures" / "cat" / "layers-3-4.pdf").is_file()
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert (tmp_path / "out" / "figures" / "cat" / "layers-3-4.zh.pdf").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 3
 
 
 def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
@@ -351,4 +352,8 @@ def test_figures_of_a_trace_fit_a_page(house):
 
     trace = open_trace(house / "runs" / "cat")
     for name, (_, draw) in figures(trace, chosen(trace, None, "cond"), ()).items():
-        assert draw().get_figwidth() <= PAGE, name
+        for language in ("zh", "en"):
+            figure = draw(language=language)
+            assert figure.get_figwidth() <= PAGE, name
+            said = [text.get_text() for text in figure.findobj(Text)]
+            assert "注意力" in "".join(said) if language == "zh" else not any("注意力" in text for text in said), name
