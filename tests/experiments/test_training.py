@@ -89,8 +89,8 @@ def test_captions_are_read_in_groups_as_they_are_alone():
     model = MiniUNet.tiny()
     captions = [*CAPTIONS, "猫" * 30, "一只猫头鹰"] * 3
     text = read_captions(model, captions, group=4)
-    for row, caption in enumerate(captions):
-        alone = model.encode_text([caption])
+    for row, text_of_row in enumerate(captions):
+        alone = model.encode_text([text_of_row])
         assert torch.allclose(text.states[row][text.mask[row]], alone.states[0], atol=1e-5)
 
 
