@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from difflib import get_close_matches
+from importlib import metadata
 from itertools import dropwhile, pairwise, takewhile
 
 import tyro
@@ -28,7 +29,7 @@ A prompt goes in; a picture, and where each word of it went, comes out:
   toushi view runs/cat"""
 
 HELP = """Each command teaches itself: toushi trace --help
-With --debug anywhere, an error also shows where it came from."""
+With --debug anywhere, an error also shows where it came from; toushi --version says which this is."""
 
 COMMANDS = {
     "trace": Trace,
@@ -87,6 +88,9 @@ def parse(arguments: list[str]):
     """The command with its options. A mistake in them is a ToushiError; --help prints and exits."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(front_page())
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        print(f"toushi {metadata.version('toushi')}")
         raise SystemExit(0)
     name, *options = arguments
     if name not in COMMANDS:

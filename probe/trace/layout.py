@@ -114,7 +114,7 @@ def check_manifest(manifest: Any, where: str) -> dict:
 
     need(isinstance(manifest, dict), "the manifest", "a JSON object", manifest)
     came = manifest.get("format")
-    need(came == FORMAT, "format", f'"{FORMAT}" (or this is no Toushi trace)', came)
+    need(came == FORMAT, "format", f'"{FORMAT}" (or this is no Toushi trace; of an experiment see toushi report)', came)
     check_version(manifest, where)
     came = manifest.get("kind")
     need(came == "picture", "kind", '"picture" or "encoder", the kinds that this version reads', came)
