@@ -46,7 +46,7 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     )
     return "\n".join(
         [
-            shortened(shown("(not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
+            shortened(shown("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
             run,
             "",
             where_words_went(trace, asked, maps),

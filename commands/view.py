@@ -34,11 +34,11 @@ Ends with Ctrl-C."""
 
     def run(self) -> int:
         if self.folder is not None:
-            from probe.trace.layout import MANIFEST, MEMBERS
+            from probe.trace.layout import FORMAT, MANIFEST, MEMBERS, format_of
             from probe.trace.reader import open_collection, open_trace
 
             several = (self.folder / MEMBERS).exists()
-            below = sorted(manifest.parent for manifest in self.folder.glob(f"*/{MANIFEST}"))
+            below = sorted(one.parent for one in self.folder.glob(f"*/{MANIFEST}") if format_of(one.parent) == FORMAT)
             if below and not several and not (self.folder / MANIFEST).exists():  # recorded into it one by one
                 raise ToushiError(
                     f"{self.folder} is no trace, but holds {len(below)}: name one of them, {shlex.quote(str(below[0]))}; "

@@ -54,12 +54,12 @@ STUDY = Study(
     ),
     method=Said(
         "两个小模型从同样的初始权重出发，以同样的次序见到同样的描述、图、噪声，只有文本编码器的注意力掩码不同。以同样的噪声画训练中"
-        "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边。因果状态看不到其后的"
+        "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边；所报最佳层在一半词上选出，在另一半词上评判。因果状态看不到其后的"
         "内容，故语境在后时词自身的状态不作为判据。区间由对场景（词义为词）重抽样得到，差值成对计算。",
         "Two small models begin with the same weights and see the same captions, pictures and noise in the same order; only "
         "the mask of the text encoder's attention differs. From the same noise they draw held-out captions and minimal "
         "pairs, judged by the recogniser; beside it the sense is read off the last token and off the word itself by nearest "
-        "centroids, no context on both sides of a split. A causal state cannot see what follows it, so the word's own state "
+        "centroids, no context on both sides of a split; the best layer that is told is chosen on one half of the words and judged on the other. A causal state cannot see what follows it, so the word's own state "
         "is no criterion there. Intervals resample scenes (words for the senses); differences are paired.",
     ),
 )
@@ -74,7 +74,7 @@ class Config:
     causal: str = "twins/causal"
     scenes: Count = 150  # held-out captions
     contexts: Count = 5  # of each sense and each place of the context, for pictures; the read-outs use all
-    words: Count | None = None  # with two senses; only so many, for a first look
+    words: Annotated[int, Within(2)] | None = None  # with two senses; only so many, for a first look
     steps: Count = 20
     guidance: Annotated[float, Within(0)] = 3.0
     shuffles: Count = 20

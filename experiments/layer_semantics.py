@@ -217,8 +217,8 @@ def judged(onsets: pd.DataFrame, config: Config) -> Verdict:
 def never_read(tasks: pd.DataFrame, config: Config) -> list[str]:
     """The tasks that no layer reads off at a word, which the mean of their level does not tell."""
     some = tasks[(tasks.weights == "trained") & (tasks["where"] == "word")]
-    best = some.loc[some.groupby("task", sort=False).selectivity.idxmax()]
-    return best.task[best.selectivity_low < config.least].tolist()
+    surely = some.groupby("task", sort=False).selectivity_low.max()
+    return surely[surely < config.least].index.tolist()
 
 
 def sentence(onsets: pd.DataFrame, never: list[str], encoder: str) -> Said:
@@ -237,8 +237,8 @@ def sentence(onsets: pd.DataFrame, never: list[str], encoder: str) -> Said:
         zh.append(f"{there[0]}{names[one['level']]}从第 {layers} 层起（最大选择性 {most}，未训练者 {untrained}）")
         en.append(f"{one['level']}{there[1]} from layer {layers} (largest selectivity {most}, untrained {untrained})")
     if never:
-        zh.append(f"在词处无一层可读出：{'、'.join(said(task, 'zh') for task in never)}")
-        en.append(f"at a word no layer tells: {', '.join(said(task, 'en') for task in never)}")
+        zh.append(f"在词处无一层确能读出：{'、'.join(said(task, 'zh') for task in never)}")
+        en.append(f"at a word no layer surely tells: {', '.join(said(task, 'en') for task in never)}")
     return Said(f"{encoder}：" + "；".join(zh) + "。", f"{encoder}: " + "; ".join(en) + ".")
 
 

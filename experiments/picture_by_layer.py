@@ -229,6 +229,6 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
     from probe.figures.drawn import by_layer_figure, pictures_figure
 
     curves = tables["curves"]
-    found = {"curves": by_layer_figure(curves[~curves.thing.str.startswith("choice")], tables["onsets"], language)}
+    found = {"curves": by_layer_figure(curves[~curves.thing.str.startswith("choice, ")], tables["onsets"], language)}
     found["pictures"] = pictures_figure(tables["pictures"], language)
     return found

@@ -26,7 +26,7 @@ def teach_encoder(model: MiniUNet, pool: Pool, recipe: Recipe, samples: int, bat
     rng = np.random.default_rng(recipe.seed)
     bar = tqdm(range(samples // batch), desc="encoder", unit="step")
     for step in bar:
-        chosen = pool.batch(batch, rng, 0.0)
+        chosen = pool.batch(batch, rng, 0.0, recipe.garbled)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"), attention_in_fp32():
             loss = reader.loss(read_captions(model, chosen.captions), chosen.kinds)
         loss.backward()

@@ -109,7 +109,7 @@ class Twins:
         """What is left to see. A step's batch and noise follow from its number, wherever the run began."""
         for step in range(self.samples // self.config.batch, self.steps):
             rng = np.random.default_rng([self.config.seed, step])
-            batch = pool.batch(self.config.batch, rng, self.config.dropped)
+            batch = pool.batch(self.config.batch, rng, self.config.dropped, self.config.garbled)
             generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
             yield batch, Noise.like(batch.latents, self.config.early, generator)
 
@@ -189,6 +189,7 @@ for drawing: they are smaller than `mini-unet` and saw less. `load("twins/causal
 - Both began with the same weights (seed {seed}) and saw the same captions, pictures, noise and times in the same order.
 - First the encoders alone learnt what lies where from {encoder_samples:,} captions, then each model saw {samples:,}
   samples of a pool of {pool:,} scenes (asked for: {wanted:,}); {hours:.1f} hours for both. The learning rate {decay}.
+  Recipe: {recipe}.
 - {parameters:.2f} million parameters each: encoder {text}; U-Net {unet}. Tokenizer and VAE are mini-unet's and lie there.
 - Weights: running average, fp16. Losses on {held} held-out scenes: bidirectional {bidirectional}, causal {causal}.
 
@@ -220,6 +221,7 @@ def card(config: Config, twins: Twins, last: dict) -> str:
         wanted=asked[0]["samples"],
         pool=asked[0]["pool"],
         hours=last["hours"],
+        recipe=", ".join(f"{name} {asked[0][name]}" for name in ("lr", "batch", "early", "naming_weight", "reading_weight")),
         decay="fell to a tenth over the last fifth" if fell else f"had not fallen yet: {last['lr']:.1e} at the end",
         parameters=sum(p.numel() for p in own) / 1e6,
         text=f"{text.layers} layers, {text.width} wide, {text.heads} heads",

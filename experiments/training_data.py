@@ -39,6 +39,8 @@ def caption(scene: Scene, seed: int) -> Caption:
 def garbled(said: Caption, share: float, rng: np.random.Generator) -> str:
     """The caption with a `share` of what stands between its parts (objects, colours, positions, contexts, …) left out or
     replaced by characters at random: so that a form of sentence never seen does not hide what it says."""
+    if "%" in said.template:  # there the words between say of which of two objects the position is
+        return said.text
     text, at = "", 0
     for start, end in [*sorted((part.start, part.end) for part in said.parts), (len(said.text),) * 2]:
         between = said.text[at:start]
@@ -69,7 +71,7 @@ class Pool:
     def __post_init__(self):
         self.tables = torch.stack([colour_of_kind(scene) for scene in self.scenes])  # uint8 [n, kinds + 1]
 
-    def batch(self, size: int, rng: np.random.Generator, dropped: float, share: float = 0.0) -> "Batch":
+    def batch(self, size: int, rng: np.random.Generator, dropped: float, garble: float = 0.0) -> "Batch":
         """Scenes drawn at random with a fresh caption each, `dropped` of them empty, the others `garbled`."""
         chosen = rng.integers(len(self.scenes), size=size)
         captions = []
@@ -78,7 +80,7 @@ class Pool:
                 captions.append("")
                 continue
             said = caption(self.scenes[i], int(rng.integers(2**31)))
-            captions.append(garbled(said, share, rng) if share else said.text)
+            captions.append(garbled(said, garble, rng) if garble else said.text)
         rows = torch.from_numpy(chosen)
         kinds = self.kinds[rows].long()
         colours = self.tables[rows].long().gather(1, kinds.flatten(1)).view_as(kinds)

@@ -7,14 +7,13 @@
 The same folders give the same bytes: no date of today is in them.
 """
 
-import json
 import re
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.run_folder import MANIFEST, NoRun, read_manifest, write
+from experiments.run_folder import NoRun, read_manifest, write
 from probe.errors import ToushiError
 from probe.trace import layout
 from probe.trace.reader import Trace, open_collection, open_trace
@@ -64,7 +63,7 @@ def opened(folder: Path) -> list[Path | Trace]:
     """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
     if (folder / layout.MEMBERS).is_file():
         return [of_picture(trace) for trace in open_collection(folder)]
-    if _format(folder) == layout.FORMAT:
+    if layout.format_of(folder) == layout.FORMAT:
         return [of_picture(open_trace(folder))]
     try:
         read_manifest(folder)
@@ -80,14 +79,6 @@ def of_picture(trace: Any) -> Trace:
             f"toushi info {shlex.quote(str(trace.folder))} tells what it holds"
         )
     return trace
-
-
-def _format(folder: Path) -> object:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest.get("format") if isinstance(manifest, dict) else None
 
 
 def key_of(folder: Path, taken: Collection[str]) -> str:

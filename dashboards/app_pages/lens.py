@@ -45,7 +45,7 @@ def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tup
 
 def show(readings, key: tuple) -> None:
     every = [int(number) for number in readings[0].states["layer"].values]
-    chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{len(every)}")
+    chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{key[0]}_{len(every)}")
     drawn, width = figure(readings, key, tuple(sorted(chosen)), library.language())
     texts = " / ".join(reading.text for reading in readings)
     st.image(drawn, alt=say("lens_alt", encoder=readings.encoder, texts=texts), width=width)
@@ -99,6 +99,8 @@ folder = library.kept_texts()
 try:
     if folder:
         kept(folder)
+        with st.expander(say("lens_own"), icon=":material/edit:"):
+            typed()
     else:
         typed()
 except ToushiError as error:

@@ -48,9 +48,9 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
         things = [thing for thing in NAMES if thing in set(part.thing)]
         for index, thing in enumerate(things):
             whole = thing.removesuffix(", drawn")
-            look = {"label": said(thing, language), "linestyle": "-" if whole == thing else (0, (3, 2))}
-            colour = CATEGORIES[things.index(whole)]
-            band(axes, part[part.thing == thing], "right", "low", "high", colour, **look)
+            colour, line = CATEGORIES[things.index(whole)], "-" if whole == thing else (0, (3, 2))
+            some = part[part.thing == thing]
+            band(axes, some, "right", "low", "high", colour, label=said(thing, language), linestyle=line)
             for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
                 dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
@@ -153,8 +153,9 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
     figure.set_label(
         of(
             language,
-            "两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间。",
-            "What the twins draw right, and the difference between them (same prompts and noise), with 95 % intervals.",
+            "两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
+            "What the twins draw right, and the difference between them (same prompts and noise), with 95 % "
+            "intervals; “of objects drawn” and “one of two senses” count only what each of them drew.",
         )
     )
     return figure

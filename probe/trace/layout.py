@@ -39,6 +39,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from probe.errors import ToushiError
@@ -103,6 +104,15 @@ def is_member(name: object) -> bool:
 
 
 # --- the manifest ---------------------------------------------------------------------------------------
+
+
+def format_of(folder: Path) -> object:
+    """What the manifest in the folder says it is of; None where there is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest.get("format") if isinstance(manifest, dict) else None
 
 
 def check_manifest(manifest: Any, where: str) -> dict:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments import bilingual
-from experiments.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, told
+from experiments.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, sentence
 from probe.figures.style import save
 from probe.models.mini_unet import MiniUNet
 
@@ -29,7 +29,7 @@ def planted(trained: list[float], floor: float = 0.3, sentences: int = 80, seed:
 def test_the_verdict_follows_what_was_planted(curve, verdict):
     one = pd.Series(gain(planted(curve), Config(resamples=300)) | {"data": "scenes"})
     layers = pd.DataFrame([{"weights": "trained", "data": "scenes", "layer": 0, "pairs": 320, "retrieval": curve[0]}])
-    assert ruled(one) == verdict and told(one, "made", layers).en.startswith("made")
+    assert ruled(one) == verdict and sentence(one, "made", layers).en.startswith("made")
 
 
 @pytest.mark.parametrize(
