@@ -85,8 +85,8 @@ def test_a_task_that_the_mean_of_its_level_hides_is_named():
     assert "no layer" not in conclude(Config(resamples=100), rows).sentence.en
     rows.loc[(rows.task == "style") & (rows.part == "probe"), "right"] = 1
     finding = conclude(Config(resamples=100), rows)
-    assert finding.verdict == "supported" and finding.sentence.en.endswith("; at a word no layer tells: style.")
-    assert finding.sentence.zh.endswith("；在词处无一层可读出：风格。")
+    assert finding.verdict == "supported" and finding.sentence.en.endswith("; at a word no layer surely tells: style.")
+    assert finding.sentence.zh.endswith("；在词处无一层确能读出：风格。")
 
 
 @pytest.mark.parametrize("count", [1, 12, 48])
