@@ -168,8 +168,8 @@ def test_edits_from_a_file_and_from_a_trace(tiny, tmp_path, capsys, fails):
 
 def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\ufeff一只猫\r\n\r\na red cat\r\n", encoding="utf-8")
-    options = ["--model", tiny, "--steps", "1", "--size", "16", "--keep", "mean", "--out", str(tmp_path / "many")]
-    assert main(["trace", "--prompts", str(tmp_path / "prompts.txt"), *options]) == 0
+    options = ["--model", tiny, "--steps", "1", "--size", "16", "--out", str(tmp_path / "many")]
+    assert main(["trace", "--prompts", str(tmp_path / "prompts.txt"), *options, "--keep", "mean"]) == 0
     assert [trace.prompt for trace in open_collection(tmp_path / "many")] == ["一只猫", "a red cat"]
     assert (tmp_path / "many" / "001" / "words.png").exists()
     capsys.readouterr()

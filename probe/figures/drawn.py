@@ -54,7 +54,7 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
             for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
                 dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="lower right")
         below.set_yticks([])
         by_layer(below, part.layer, language, reach=(3.6, -0.6))
     grid[0, 0].set_ylabel(of(language, "画对的比例", "share drawn right"))
