@@ -39,7 +39,7 @@ def caption(scene: Scene, seed: int) -> Caption:
 def garbled(said: Caption, share: float, rng: np.random.Generator) -> str:
     """The caption with a `share` of what stands between its parts (objects, colours, positions, contexts, …) left out or
     replaced by characters at random: so that a form of sentence never seen does not hide what it says."""
-    if "%" in said.template:  # there the words between say of which of two objects the position is
+    if not share or "%" in said.template:  # in the latter the words between say of which of two objects the position is
         return said.text
     text, at = "", 0
     for start, end in [*sorted((part.start, part.end) for part in said.parts), (len(said.text),) * 2]:
@@ -80,7 +80,7 @@ class Pool:
                 captions.append("")
                 continue
             said = caption(self.scenes[i], int(rng.integers(2**31)))
-            captions.append(garbled(said, garble, rng) if garble else said.text)
+            captions.append(garbled(said, garble, rng))
         rows = torch.from_numpy(chosen)
         kinds = self.kinds[rows].long()
         colours = self.tables[rows].long().gather(1, kinds.flatten(1)).view_as(kinds)

@@ -276,10 +276,8 @@ class Run:
                 raise self.refusal
             if not self.writers:
                 self._open()
-            info = {
-                "seconds": round(time.perf_counter() - self.started, 6),
-                "evaluations": max(self.evaluations.values(), default=0),
-            }
+            seconds = round(time.perf_counter() - self.started, 6)
+            info = {"seconds": seconds, "evaluations": max(self.evaluations.values(), default=0)}
             # A copy: the sampler, or its caller, may change its latents while they wait for the disk.
             latents = self.family.picture(stepped.latents.detach(), self.latent)
             latents = latents.to("cpu", torch.float32, copy=True)
