@@ -1,6 +1,7 @@
 """LoRA files: put into a diffusers pipeline by peft, and told as they are at the moment of a recording."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,14 @@ def sha256(file: Path) -> str:
 def loras_of(model) -> list[dict[str, Any]]:
     """Every LoRA that is in the model, as it is now: name, file and sha256 if we loaded it, scale, whether it is on,
     and in which parts of the model. Several scales of one LoRA, which peft allows, are told as a list."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError:
+    peft = sys.modules.get("peft.tuners.tuners_utils")  # to import it takes seconds, and who put a LoRA in has done so
+    if peft is None:
         return []
     known, found = getattr(model, "lora_files", {}), {}
     parts = {"": model} if isinstance(model, nn.Module) else getattr(model, "components", {})
     for part, component in parts.items():
         for layer in component.modules() if isinstance(component, nn.Module) else ():
-            if not isinstance(layer, BaseTunerLayer):
+            if not isinstance(layer, peft.BaseTunerLayer):
                 continue
             for adapter, scaling in getattr(layer, "scaling", {}).items():
                 own = found.setdefault(adapter, {"scales": set(), "on": False, "parts": []})
