@@ -3,12 +3,12 @@
     python -m experiments.train_twins
 
 Both begin with the same weights. First each encoder learns what lies where from the same captions in the same order
-(`train_encoder`), then both see the same captions, pictures, noise and times, each step of one followed by the same
-step of the other. They use mini-unet's tokenizer and VAE. Everything lies in `runs/twins`: a checkpoint of both after
-the encoders' lesson and then every ten minutes, a log. Started again it goes on from there, to the bit as if it had not
-been stopped. Asked for fewer samples it ends earlier, with the decay of the learning rate done, as long as that has not
-begun. `--ship` writes the averaged fp16 weights where `load("twins/causal")` and
-`load("twins/bidirectional")` find them.
+(`train_encoder`), then both see the same captions, pictures, noise and times: those of a step follow from its number.
+So each can be trained in a process of its own, one core each. They use mini-unet's tokenizer and VAE. Everything lies
+in `runs/twins`: for each a checkpoint after the encoder's lesson and then every ten minutes, and a log. Started again it
+goes on from there, to the bit as if it had not been stopped. Asked for fewer samples it ends earlier, with the decay of
+the learning rate done, as long as that has not begun. `--ship` writes the averaged fp16 weights where
+`load("twins/causal")` and `load("twins/bidirectional")` find them.
 """
 
 import json
@@ -24,16 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments.train_encoder import teach_encoder
-from experiments.training import (
-    LOG,
-    Recipe,
-    Training,
-    held_out_loss,
-    logged,
-    read_checkpoint,
-    sheet,
-    write_checkpoint,
-)
+from experiments.training import LOG, Recipe, Training, held_out_loss, logged, read_checkpoint, sheet
 from experiments.training_data import Batch, Pool, make_pool
 from experiments.training_losses import Noise, Reader
 from probe.models.load import SHIPPED, load
@@ -42,6 +33,8 @@ from probe.models.text_encoder import TextEncoderConfig
 from probe.models.unet import UNetConfig
 
 TWINS = ("bidirectional", "causal")
+CONFIGS = "configs.jsonl"  # what each start of a training was asked for
+TOLD = ("lr", "batch", "early", "naming_weight", "reading_weight")  # of the recipe, in the card
 HELD = 512  # scenes of the held-out loss
 
 
@@ -52,12 +45,13 @@ class Config(Recipe):
     out: Path = Path("runs/twins")
     samples: int = 300_000
     """For each of the two. The learning rate falls to a tenth over the last fifth of them."""
-    pool: int = 100_000
-    pool_first: int = 100_000
+    pool: int = 200_000
+    pool_first: int = 200_000
     batch: int = 64
     adam_share: float = 0.4
-    early: float = 0.3
-    naming_weight: float = 1.0
+    early: float = 0.15
+    naming_weight: float = 0.4
+    reading_weight: float = 0.2
     decay: float = 0.1
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int | None = 1
@@ -69,115 +63,97 @@ class Config(Recipe):
     """Only write the averaged weights of the last checkpoint where `load` finds them."""
 
 
-def twin_models(config: Config, family: MiniUNet) -> dict[str, MiniUNet]:
-    """The two, fresh and alike to the bit, with the tokenizer and VAE of `family`."""
-    text = replace(config.text, vocab_size=family.tokenizer.vocab_size)
-    vae = {name: weight.half() for name, weight in family.state_dict().items() if name.startswith("vae.")}
+def twin_model(name: str, config: Config, family: MiniUNet) -> MiniUNet:
+    """One of the two, fresh: alike to the bit but for the mask, with the tokenizer and VAE of `family`."""
+    text = replace(config.text, vocab_size=family.tokenizer.vocab_size, causal=name == "causal")
+    vae = {key: weight.half() for key, weight in family.state_dict().items() if key.startswith("vae.")}
     shares = {"model": "mini-unet", "vae_sha256": digest(vae)}
-    shapes = replace(family.config, text=text, unet=config.unet, heat_map=None, shares=shares)
-    models = {}
     with torch.random.fork_rng(devices=[]):
-        for name in TWINS:
-            torch.manual_seed(config.seed)
-            causal = replace(shapes, text=replace(text, causal=name == "causal"))
-            models[name] = MiniUNet(causal, family.tokenizer)
-            models[name].vae.load_state_dict(family.vae.state_dict())
-    return models
+        torch.manual_seed(config.seed)
+        shape = replace(family.config, text=text, unet=config.unet, heat_map=None, shares=shares)
+        model = MiniUNet(shape, family.tokenizer)
+    model.vae.load_state_dict(family.vae.state_dict())
+    return model
 
 
-class Twins:
-    """Both trainings, always at the same step. With a pool the encoders learn from it first; a run that is resumed has
-    done so before."""
+def beginning(name: str, config: Config, family: MiniUNet, pool: Pool | None = None) -> Training:
+    """The training of a twin before its first step. With a pool its encoder has had its lesson."""
+    model = twin_model(name, config, family)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # both readers begin alike too
+        reader = Reader(config.text.width)
+        if pool is not None:
+            reader = teach_encoder(model, pool, config, config.encoder_samples)
+        return Training(model, config, reader)
 
-    def __init__(self, config: Config, family: MiniUNet, pool: Pool | None = None):
-        self.config = config
-        self.trainings: dict[str, Training] = {}
-        for name, model in twin_models(config, family).items():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)  # both readers begin alike too
-                if pool is None:
-                    reader = Reader(config.text.width)
-                else:
-                    reader = teach_encoder(model, pool, config, config.encoder_samples)
-                self.trainings[name] = Training(model, config, reader)
 
-    @property
-    def samples(self) -> int:
-        return self.trainings[TWINS[0]].samples
+def steps(config: Config) -> int:
+    return -(-config.samples // config.batch)
 
-    def draws(self, pool: Pool) -> Iterator[tuple[Batch, Noise]]:
-        """What is left to see. A step's batch and noise follow from its number, wherever the run began."""
-        for step in range(self.samples // self.config.batch, self.steps):
-            rng = np.random.default_rng([self.config.seed, step])
-            batch = pool.batch(self.config.batch, rng, self.config.dropped, self.config.garbled)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-            yield batch, Noise.like(batch.latents, self.config.early, generator)
 
-    @property
-    def steps(self) -> int:
-        return -(-self.config.samples // self.config.batch)
+def draws(config: Config, begun_at: int, pool: Pool) -> Iterator[tuple[Batch, Noise, float]]:
+    """Captions with their latents, noise and learning rate of every step that is left after `begun_at` samples. They
+    follow from the step's number, whichever twin takes it and wherever the run began."""
+    for step in range(begun_at // config.batch, steps(config)):
+        rng = np.random.default_rng([config.seed, step])
+        batch = pool.batch(config.batch, rng, config.dropped, config.garbled)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        yield batch, Noise.like(batch.latents, config.early, generator), rate(config, step)
 
-    def lr(self) -> float:
-        step = self.samples // self.config.batch
-        return self.config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - step / self.steps)))
 
-    def step(self, batch: Batch, noise: Noise) -> dict[str, tuple[float, float, float]]:
-        lr = self.lr()
-        return {name: training.step(batch, lr, noise) for name, training in self.trainings.items()}
+def rate(config: Config, step: int) -> float:
+    """The learning rate: a warm-up of 200 steps, and over the last fifth down to a tenth."""
+    return config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - step / steps(config))))
 
-    def save(self, folder: Path) -> None:
-        both = {
-            f"{name}.{key}": t for name, training in self.trainings.items() for key, t in training.tensors().items()
-        }
-        write_checkpoint(folder, both, self.samples)
 
-    def resume(self, folder: Path) -> None:
-        both, samples = read_checkpoint(folder)
-        for name, training in self.trainings.items():
-            own = {key.removeprefix(f"{name}."): t for key, t in both.items() if key.startswith(f"{name}.")}
-            training.restore(own, samples)
-
-    def averaged_models(self) -> dict[str, MiniUNet]:
-        return {name: training.averaged_model() for name, training in self.trainings.items()}
+def pools(config: Config, family: MiniUNet) -> tuple[Pool, Pool]:
+    """The scenes to learn from, and those of the held-out loss."""
+    name = f"latents_{config.pool_first}_{config.pool}.safetensors"
+    pool = make_pool(family.vae, config.pool_first, config.pool, config.out / name)
+    return pool, make_pool(family.vae, 10_000_000, HELD, config.out / "latents_held.safetensors")
 
 
 def train(config: Config) -> None:
+    """Both, each in a process of its own; if one fails the other is ended too."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    pools(config, load("mini-unet", "cpu"))  # written once, here
+    torch.multiprocessing.spawn(train_one, (config,), nprocs=len(TWINS))
+
+
+def train_one(number: int, config: Config) -> None:
+    """Twin `number`, from its last checkpoint on."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    config.out.mkdir(parents=True, exist_ok=True)
+    name = TWINS[number]
+    folder = config.out / name
+    folder.mkdir(exist_ok=True)
     family = load("mini-unet", "cpu")
-    name = f"latents_{config.pool_first}_{config.pool}.safetensors"
-    pool = make_pool(family.vae, config.pool_first, config.pool, config.out / name)
-    held = make_pool(family.vae, 10_000_000, HELD, config.out / "latents_held.safetensors")
-    begun = (config.out / "checkpoint.safetensors").exists()
-    twins = Twins(config, family, None if begun else pool)
-    if begun:
-        twins.resume(config.out)
-    else:
-        twins.save(config.out)
-    hours = max((row["hours"] for row in logged(config.out / LOG).values()), default=0.0)
-    with (config.out / "configs.jsonl").open("a") as file:
-        print(json.dumps(asdict(config) | {"begun_at": twins.samples}, default=str), file=file)
+    pool, held = pools(config, family)
+    begun = (folder / "checkpoint.safetensors").exists()
+    training = beginning(name, config, family, None if begun else pool)
+    training.resume(folder) if begun else training.save(folder)
+    hours = max((row["hours"] for row in logged(folder / LOG).values()), default=0.0)
+    with (folder / CONFIGS).open("a") as file:
+        print(json.dumps(asdict(config) | {"begun_at": training.samples}, default=str), file=file)
     start, saved, losses = time.monotonic(), 0.0, []
-    bar = tqdm(twins.draws(pool), total=twins.steps, initial=twins.samples // config.batch, desc="twins", mininterval=5)
-    for batch, noise in bar:
-        lr = twins.lr()
-        losses.append(list(twins.step(batch, noise).values()))
+    left, taken = draws(config, training.samples, pool), training.samples // config.batch
+    bar = tqdm(left, name, steps(config), initial=taken, position=number, unit="step", mininterval=5)
+    for batch, noise, lr in bar:
+        losses.append(training.step(batch, lr, noise))
         spent = time.monotonic() - start
-        finished = twins.samples >= config.samples
+        finished = training.samples >= config.samples
         if finished or spent - saved >= config.checkpoint_minutes * 60:
             saved = spent
-            twins.save(config.out)
-            means = np.mean(losses, axis=0)
-            row: dict = dict(samples=twins.samples, hours=round(hours + spent / 3600, 3), lr=lr)
-            for name, model, own in zip(TWINS, twins.averaged_models().values(), means):
-                row[name] = dict(zip(("loss", "naming_loss", "reading_loss"), own.round(5).tolist()))
-                row[name]["held_out_loss"] = round(held_out_loss(model, held), 5)
-                if finished:
-                    sheet(model, config.out / f"samples_{name}.png")
-            with (config.out / LOG).open("a") as file:
+            training.save(folder)
+            model = training.averaged_model()
+            row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), lr=lr)
+            row |= zip(("loss", "naming_loss", "reading_loss"), np.mean(losses, axis=0).round(5).tolist())
+            row["held_out_loss"] = round(held_out_loss(model, held), 5)
+            with (folder / LOG).open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
             losses = []
+            if finished:
+                sheet(model, folder / "samples.png")
 
 
 CARD = """# The twins: mini-unet with and without sight of what comes after
@@ -188,46 +164,53 @@ for drawing: they are smaller than `mini-unet` and saw less. `load("twins/causal
 
 - Both began with the same weights (seed {seed}) and saw the same captions, pictures, noise and times in the same order.
 - First the encoders alone learnt what lies where from {encoder_samples:,} captions, then each model saw {samples:,}
-  samples of a pool of {pool:,} scenes (asked for: {wanted:,}); {hours:.1f} hours for both. The learning rate {decay}.
+  samples of a pool of {pool:,} scenes (asked for: {wanted:,}), {hours:.1f} hours each. The learning rate {decay}.
   Recipe: {recipe}.
 - {parameters:.2f} million parameters each: encoder {text}; U-Net {unet}. Tokenizer and VAE are mini-unet's and lie there.
 - Weights: running average, fp16. Losses on {held} held-out scenes: bidirectional {bidirectional}, causal {causal}.
 
-Made again by `python -m experiments.train_twins`, then `--ship`; `log.jsonl` is the log of these weights.
+Made again by `python -m experiments.train_twins`, then `--ship`; the `log.jsonl` of each is the log of its weights.
 """
 
 
 def ship(config: Config) -> None:
-    """The averaged weights of both, their card, and the log of how they came about, to where `load` finds them."""
-    home = SHIPPED / "twins"
-    twins = Twins(config, load("mini-unet", "cpu"))
-    twins.resume(config.out)
-    for name, model in twins.averaged_models().items():
-        model.save(home / name)
-    rows = logged(config.out / LOG)
-    (home / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-    (home / "README.md").write_text(card(config, twins, rows[twins.samples]))
+    """The averaged weights of both, their logs and their card, to where `load` finds them."""
+    home, family = SHIPPED / "twins", load("mini-unet", "cpu")
+    seen = {name: read_checkpoint(config.out / name)[1] for name in TWINS}
+    if len(set(seen.values())) > 1:
+        raise SystemExit(f"Expected twins that saw equally much, got {seen} samples: go on with the younger one first.")
+    last = {}
+    for name in TWINS:
+        training = beginning(name, config, family)
+        training.resume(config.out / name)
+        training.averaged_model().save(home / name)
+        rows = logged(config.out / name / LOG)
+        (home / name / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        last[name] = rows[training.samples]
+    (home / "README.md").write_text(card(config, training, last))
 
 
-def card(config: Config, twins: Twins, last: dict) -> str:
-    asked = [json.loads(line) for line in (config.out / "configs.jsonl").read_text().splitlines()]
-    own = [p for n, p in twins.trainings["causal"].model.named_parameters() if not n.startswith("vae.")]
-    fell = last["lr"] < 0.11 * config.lr
+def card(config: Config, training: Training, last: dict[str, dict]) -> str:
+    """`training` is of either, `last` the last row of each one's log."""
+    asked = json.loads((config.out / TWINS[0] / CONFIGS).read_text().splitlines()[-1])
+    own = [p for n, p in training.model.named_parameters() if not n.startswith("vae.")]
+    lr = last["causal"]["lr"]
+    fell = lr < 0.11 * config.lr
     text, unet = config.text, config.unet
     return CARD.format(
         seed=config.seed,
-        encoder_samples=asked[0]["encoder_samples"],
-        samples=twins.samples,
-        wanted=asked[0]["samples"],
-        pool=asked[0]["pool"],
-        hours=last["hours"],
-        recipe=", ".join(f"{name} {asked[0][name]}" for name in ("lr", "batch", "early", "naming_weight", "reading_weight")),
-        decay="fell to a tenth over the last fifth" if fell else f"had not fallen yet: {last['lr']:.1e} at the end",
+        encoder_samples=asked["encoder_samples"],
+        samples=training.samples,
+        wanted=asked["samples"],
+        pool=asked["pool"],
+        hours=max(row["hours"] for row in last.values()),
+        recipe=", ".join(f"{name} {asked[name]}" for name in TOLD),
+        decay="fell to a tenth over the last fifth" if fell else f"had not fallen yet: {lr:.1e} at the end",
         parameters=sum(p.numel() for p in own) / 1e6,
         text=f"{text.layers} layers, {text.width} wide, {text.heads} heads",
         unet=f"{', '.join(map(str, unet.widths))} wide",
         held=HELD,
-        **{name: last[name]["held_out_loss"] for name in TWINS},
+        **{name: row["held_out_loss"] for name, row in last.items()},
     )
 
 
