@@ -1,6 +1,5 @@
 """Peak memory against the number of steps: what is recorded must not pile up. One process for each number."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +39,20 @@ else:
 """
 
 
+# A process begins with the peak of the one that started it, so a small one stands between.
+STARTER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss, os.waitstatus_to_exitcode(status))
+"""
+
+
 def peak(*command: str) -> tuple[float, int]:
     """Peak resident memory of a process, or of its largest child, in MB; and its exit code."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), process.returncode
+    done = subprocess.run([sys.executable, "-S", "-c", STARTER, *command], capture_output=True, text=True, check=True)
+    most, code = map(int, done.stdout.split())
+    return most / (2**20 if sys.platform == "darwin" else 2**10), code
 
 
 def measure(model, rounds: int, quick: bool = False) -> list[dict]:

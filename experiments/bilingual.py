@@ -33,6 +33,7 @@ import pandas as pd
 from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.polysemy import PARALLEL, read_parallel
 from experiments.settings import Count, Seed
+from experiments.statistics import bounds, resampled
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.pairs import matching
 from probe.errors import ToushiError
@@ -167,8 +168,8 @@ def gain(single: pd.DataFrame, config: Config) -> dict:
     found = {"layers": "/".join(f"layer {layer}" for layer in sorted(set(chosen.tolist()))), "retrieval": whole[0]}
     found |= {"sentences": len(set(clusters[0])), "words": len(set(clusters[1]))}
     for name, other in (("gain", 1), ("lead", 2)):
-        bounds = np.array([np.quantile(shares[0] - shares[other], (0.025, 0.975)) for shares in draws])
-        found |= {name: whole[0] - whole[other], f"{name}_low": bounds[:, 0].min(), f"{name}_high": bounds[:, 1].max()}
+        low, high = np.transpose([bounds(shares[0] - shares[other]) for shares in draws])
+        found |= {name: whole[0] - whole[other], f"{name}_low": low.min(), f"{name}_high": high.max()}
     return found
 
 
@@ -176,7 +177,7 @@ def resampled_shares(values: np.ndarray, cluster: np.ndarray, config: Config) ->
     """Means [what, resample] of values [what, pair], whole clusters drawn."""
     sums = np.stack([np.bincount(cluster, row) for row in values])
     counts = np.bincount(cluster)
-    picks = np.random.default_rng(config.seed).integers(len(counts), size=(config.resamples, len(counts)))
+    picks = resampled(len(counts), config.resamples, config.seed)
     return sums[:, picks].sum(-1) / counts[picks].sum(-1)
 
 

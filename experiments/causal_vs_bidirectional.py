@@ -11,14 +11,18 @@ image model may look at every token.
 (a) *Pictures* of held-out captions, and of minimal pairs in which only the context of one word differs, before it
 (河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise; the recogniser says what is there. (b) *Last token*: the
 sense read off the state at the end, which has seen all in both models. (c) *Word*: the sense read off the word's own
-state, with the context before it (fair) and after it (chance for the causal one).
+state, with the context before it (fair) and after it (chance for the causal one). (d) How alike the two have become, and
+how their heads look: debiased CKA of every layer with every layer, over the words of held-out captions; entropy, reach
+and share of special tokens of each head.
 
 The rule, set before the twins were trained. It asks of contexts after the word, in pictures. D is by how much the
 bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
-causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words.
+causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words, and no surer than
+so many words can make one (`statistics.interval`): for C above 75 % all 12 must be drawn, all but always right.
 Refuted: D lies below 10 points, or C above 75 %, half way from chance to always. Supported: not so, D lies above 0, and
 C below 75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
-tell what it understood, or fewer than 6 words are asked.
+tell what it understood, or fewer than 6 words are asked. (As first set, C's interval was Wilson's where all was right and
+resampled where not, so that a causal model with one picture wrong was refuted more surely than a flawless one.)
 
 It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
 another (it is the same for both). It speaks of small models of this world, with their training's contexts, and of one
@@ -26,6 +30,7 @@ pair of twins: how much two others, from another beginning, would differ is in n
 """
 
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Annotated
 
@@ -34,14 +39,18 @@ import pandas as pd
 
 from experiments.encoders import opened as opened_encoder
 from experiments.encoders import states_at
-from experiments.pictures import as_table, by_item, interval, of_scenes, of_senses, opened, pairs_of, resampled, shares
+from experiments.pictures import as_table, of_scenes, of_senses, opened, pairs_of
 from experiments.settings import Count, Seed, Within
+from experiments.statistics import bounds, by_item, interval, means, resampled, shares
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
-from probe.analysis.layers import sense_separation
+from probe.analysis.layers import cka, head_statistics, sense_separation
 from probe.errors import ToushiError
 from probe.figures.drawn import NAMES
 from probe.figures.embedded import embedded
+from probe.lens.encoders import lens
 from probe.models.load import model_files, shipped
+from probe.world.captions import describe
+from probe.world.scenes import draw_scene
 
 STUDY = Study(
     title=Said("双向与因果：谁能分清一词两义", "Both directions or one: which resolves ambiguity"),
@@ -55,16 +64,17 @@ STUDY = Study(
     method=Said(
         "两个小模型从同样的初始权重出发，以同样的次序见到同样的描述、图、噪声，只有文本编码器的注意力掩码不同。以同样的噪声画训练中"
         "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边；所报最佳层在一半词上选出，在另一半词上评判。因果状态看不到其后的"
-        "内容，故语境在后时词自身的状态不作为判据。区间由对场景（词义为词）重抽样得到，差值成对计算。",
+        "内容，故语境在后时词自身的状态不作为判据。另比较二者各层的相似度（去偏线性 CKA）与各注意力头看向何处。区间由对场景（词义为词）重抽样得到，差值成对计算。",
         "Two small models begin with the same weights and see the same captions, pictures and noise in the same order; only "
         "the mask of the text encoder's attention differs. From the same noise they draw held-out captions and minimal "
         "pairs, judged by the recogniser; beside it the sense is read off the last token and off the word itself by nearest "
         "centroids, no context on both sides of a split; the best layer that is told is chosen on one half of the words and judged on the other. A causal state cannot see what follows it, so the word's own state "
-        "is no criterion there. Intervals resample scenes (words for the senses); differences are paired.",
+        "is no criterion there. Beside it, how alike their layers are (debiased linear CKA), and where their heads look. Intervals resample scenes (words for the senses); differences are paired.",
     ),
 )
 TWINS = ("bidirectional", "causal")
 MATTERS, HALF, SEEN = 0.1, 0.75, 0.3  # of the rule: difference that counts, causal choices right, pictures with a sense
+HEADS = ("entropy", "distance", "special")  # of `head_statistics`
 SHOWN = ("银行", "苹果", "宝马", "杜鹃")
 
 
@@ -106,7 +116,9 @@ def jobs(config: Config) -> list[Job]:
         found.append(Job(f"{twin}-senses", drawn_senses, drawing | about | {"contexts": config.contexts}))
         found.append(Job(f"{twin}-shown", shown_pictures, drawing))
         found.append(Job(f"{twin}-states", read_off, call | about | {"shuffles": config.shuffles}))
-    return found
+        found.append(Job(f"{twin}-heads", heads_of, {"twin": twin, "model": call["model"], "count": config.scenes}))
+    models = {twin: getattr(config, twin) for twin in TWINS}
+    return [*found, Job("likeness", likeness, models | {"count": config.scenes})]
 
 
 def drawn_scenes(twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int) -> pd.DataFrame:
@@ -136,12 +148,46 @@ def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int)
         for where in ("word", "last token"):
             spans = [(start, start + len(word)) if where == "word" else None for start in table.start]
             states = states_at(encoder, list(table.sentence), spans)
-            found = sense_separation(states, table.sense, table.pair, resamples=1, shuffles=shuffles, seed=seed)
+            found = sense_separation(states, table.sense, table.pair, resamples=0, shuffles=shuffles, seed=seed)
             about = {"part": "states", "model": twin, "where": where, "place": place, "word": word}
             for layer in found.layer.values.tolist():
                 numbers = {name: float(found[name][layer]) for name in ("accuracy", "accuracy_shuffled")}
                 rows.append(about | {"layer": layer} | numbers)
     return pd.DataFrame(rows)
+
+
+def likeness(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
+    """CKA of every layer of either twin with every layer of the other and its own, over objects in captions."""
+    texts, spans = zip(*[place for caption in captions(count) for place in caption])
+    states = {twin: states_at(opened_encoder(model), texts, spans) for twin, model in zip(TWINS, (bidirectional, causal))}
+    rows = []
+    for one, other in combinations_with_replacement(TWINS, 2):
+        for (layer, beside), value in np.ndenumerate(cka(states[one], states[other])):
+            # Equal states, such as those before any layer has mixed them, may leave nothing to compare: None.
+            number = round(float(value), 5) if np.isfinite(value) else None
+            rows.append({"one": one, "other": other, "layer": layer, "other_layer": beside, "cka": number})
+    return as_table(rows, part="likeness")
+
+
+def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
+    """Where each head looks, mean over captions."""
+    texts = list(dict.fromkeys(text for caption in captions(count) for text, _ in caption))
+    found = []
+    for reading in lens(opened_encoder(model), texts):
+        special = [token.span is None or token.span[0] == token.span[1] for token in reading.tokens]
+        found.append(head_statistics(reading.attention.values, special).to_array("what").values)
+    means = np.nanmean(found, axis=0)  # [what, layer, head]
+    rows = [
+        {"layer": layer + 1, "head": head, **dict(zip(HEADS, means[:, layer, head].round(5).tolist()))}
+        for layer, head in np.ndindex(means.shape[1:])
+    ]
+    return as_table(rows, part="heads", model=twin)
+
+
+def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
+    """Of each of the first held-out captions the text with the characters of each object."""
+    found = (describe(draw_scene(number, "held_out"), "zh", number) for number in range(count))
+    return [[(one.text, (part.start, part.end)) for part in one.parts if part.role == "object"] for one in found]
 
 
 # --- what is made of it ---------------------------------------------------------------------------------
@@ -153,35 +199,27 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         some = rows[rows.part == part]
         items, things = (list(dict.fromkeys(some[name])) for name in ("item", "thing"))
         counts = by_item(some, {"thing": things, "model": TWINS}, items)
-        means, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
+        right, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
         for i, thing in enumerate(things):
             for j, model in enumerate(TWINS):
                 cases = counts["cases"][i, j]
-                low, high = interval(means[i, j], draws[:, i, j], int((cases > 0).sum()))
-                about = {"model": model, "thing": thing, "right": means[i, j], "low": low, "high": high}
+                low, high = interval(draws[:, i, j], int((cases > 0).sum()))
+                about = {"model": model, "thing": thing, "right": right[i, j], "low": low, "high": high}
                 rates.append(about | {"cases": int(cases.sum()), "items": len(items)})
-            gaps = draws[:, i, 0] - draws[:, i, 1]  # the same items in every draw: paired
-            known = gaps[np.isfinite(gaps)]
-            low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-            differences.append({"thing": thing, "difference": means[i, 0] - means[i, 1], "low": low, "high": high})
+            low, high = bounds(draws[:, i, 0] - draws[:, i, 1])  # the same items in every draw: paired
+            differences.append({"thing": thing, "difference": right[i, 0] - right[i, 1], "low": low, "high": high})
     tables = {"rates": pd.DataFrame(rates).round(5), "differences": pd.DataFrame(differences).round(5)}
     states = rows[rows.part == "states"]
-    tables["read_off"], tables["best"] = by_layer(states, config), best_layers(states, config)
+    keys, numbers = ["model", "where", "place", "layer"], ["accuracy", "accuracy_shuffled"]
+    tables["read_off"] = means(states, keys, numbers, config.resamples, config.seed).astype({"layer": int})
+    tables["best"] = best_layers(states, config)
+    alike, heads = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
+    whole = {"layer": int, "other_layer": int}
+    tables["likeness"] = alike[["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
+    tables["heads"] = heads[["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
     tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
     verdict = judged(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)
-
-
-def by_layer(states: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Means over words with intervals that resample them."""
-    table = []
-    for about, part in states.groupby(["model", "where", "place", "layer"], sort=False):
-        values = part[["accuracy", "accuracy_shuffled"]].to_numpy()
-        picks = resampled(len(values), config.resamples, config.seed)
-        low, high = np.quantile(values[picks, 0].mean(1), (0.025, 0.975))
-        names = dict(zip(("model", "where", "place", "layer"), about)) | {"accuracy": values[:, 0].mean()}
-        table.append(names | {"low": low, "high": high, "accuracy_shuffled": values[:, 1].mean(), "words": len(values)})
-    return pd.DataFrame(table).astype({"layer": int}).round(5)
 
 
 def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -193,7 +231,7 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
         chosen = np.where(half, curves[~half].mean(0).argmax(), curves[half].mean(0).argmax())
         values = curves[np.arange(len(curves)), chosen]
         draws = values[resampled(len(values), config.resamples, config.seed)].mean(1)
-        low, high = interval(values.mean(), draws, len(values))
+        low, high = interval(draws, len(values))
         names = dict(zip(("model", "where", "place"), about))
         layers = "/".join(map(str, sorted(set(chosen.tolist()))))
         table.append(names | {"layers": layers, "accuracy": values.mean(), "low": low, "high": high})
@@ -239,9 +277,12 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Said:
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
     from probe.figures.drawn import pairs_figure, read_out_figure, twins_figure
+    from probe.figures.encoders import heads_figure, likeness_figure
 
     return {
         "rates": twins_figure(tables["rates"], tables["differences"], language),
         "read_off": read_out_figure(tables["read_off"], language),
         "pictures": pairs_figure(tables["pictures"], language),
+        "likeness": likeness_figure(tables["likeness"], language),
+        "heads": heads_figure(tables["heads"], language),
     }

@@ -12,9 +12,11 @@ ordinary Chinese for encoders that can read it; for ours, which knows only the s
 where each sense has a picture. At each layer the word's own state is read out by nearest centroids, each pair judged
 by the others (`probe.analysis.layers`). Beside it the same with senses shuffled; the same design with random weights;
 the context before and after the word apart; and the state of the *neighbour* on the shared side: what can be read off
-there as well is the topic of the sentence, not the sense of the word. Then each other word is blanked
-in turn (its embedding exchanged for the mean, so that nothing moves): does the word's state change more for words on
-the side that decides?
+there as well is the topic of the sentence, not the sense of the word. And a *bag*: the mean of the embeddings of all
+other tokens, which knows what stands around the word and has understood nothing. Then each other word is blanked in
+turn (its embedding exchanged for the mean, so that nothing moves): does a word on one side of the ambiguous one move its
+state more where that side decides the sense than where it is the shared one? (Not one side against the other: words far
+away move it less than those beside it, whatever they mean.)
 
 The rule, as set before: with the best layer of the first third and the best of the deeper ones (of the mean over words,
 chosen anew in every draw), s is the share of what is read off above chance that is there in the first third. Supported:
@@ -22,8 +24,9 @@ s lies below one half with its 95 % interval, which resamples words. Refuted: it
 or where the deeper layers do not read off the senses either (lower end under 60 %), or fewer than 6 words are asked.
 
 Limits: the best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
-characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that holds what stands around
-tells them apart without any understanding. The random weights show how much of it that is.
+characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that merely holds what stands
+around tells them apart without any understanding. The bag shows how much of it that could be; the rule does not ask it.
+(Random weights do not show it: they hardly mix, so there the word's state holds nothing but the word.)
 """
 
 from collections.abc import Iterator
@@ -34,10 +37,11 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
-from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
+from experiments.encoders import WEIGHTS, bags_at, called, data_sets, opened, states_at, weight_files
 from experiments.minimal_pairs import checked, sentences
 from experiments.polysemy import POLYSEMY
 from experiments.settings import Count, Seed, Within
+from experiments.statistics import bounds, means, resampled
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation
 from probe.lens.context import rolled_out, without_each_word
@@ -53,10 +57,11 @@ STUDY = Study(
     ),
     method=Said(
         "成对的句子在词的一侧逐字相同，另一侧决定词义。逐层用最近质心从该词自身的状态读出词义，每一对由其余各对判断；"
-        "对照：打乱词义、随机权重的同构编码器、相同一侧的邻字。再逐个去掉别的词，看该词的状态变化多少。区间由对词重抽样得到。",
+        "对照：打乱词义、随机权重的同构编码器、相同一侧的邻字、其余各词嵌入的均值（词袋）。再逐个去掉别的词，看该词的状态变化多少。区间由对词重抽样得到。",
         "Sentences in pairs are the same on one side of the word, and the other side decides its sense. At each layer the "
         "sense is read off the word's own state by nearest centroids, each pair judged by the others; beside it senses "
-        "shuffled, an untrained encoder of the same design, and the neighbour on the shared side. Each other word is left "
+        "shuffled, an untrained encoder of the same design, the neighbour on the shared side, and a bag: the mean embedding of "
+        "the other tokens. Each other word is left "
         "out in turn to see how much the word's state changes. Intervals resample words.",
     ),
 )
@@ -111,10 +116,10 @@ def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shu
         there = np.array([span is not None for span in beside])
         spans = own + [span for span in beside if span is not None]
         states = states_at(known, list(table.sentence) + list(table.sentence[there]), spans)
-        for where, part, some in (
-            ("word", table, states[:, : len(table)]),
-            ("neighbour", table[there], states[:, len(table) :]),
-        ):
+        asked = [("word", table, states[:, : len(table)]), ("neighbour", table[there], states[:, len(table) :])]
+        if weights == "trained":
+            asked.append(("bag", table, bags_at(known, list(table.sentence), own)))
+        for where, part, some in asked:
             for place in ("both", "before", "after"):
                 chosen = np.ones(len(part), bool) if place == "both" else (part.place == place).to_numpy()
                 if part[chosen].groupby("sense").pair.nunique().min() < 2:
@@ -123,7 +128,7 @@ def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shu
                     some[:, chosen],
                     part.sense.to_numpy()[chosen],
                     part.pair.to_numpy()[chosen],
-                    resamples=1,
+                    resamples=0,
                     shuffles=shuffles,
                     seed=seed,
                 )
@@ -188,30 +193,18 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     told, moved, shown = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example"))
     keys = ["data", "weights", "where", "place", "layer"]
     numbers = ["accuracy", "accuracy_shuffled", "separation"]
-    senses = means(told, keys, numbers, config).drop(columns=["separation_low", "separation_high"])
+    senses = means(told, keys, numbers, config.resamples, config.seed)
     data = told.data.iloc[0]  # what was asked first
     verdict, said = judged(told[told.data == data], config, called(config.encoder), data)
     tables = {"senses": senses}
     if len(moved):
-        tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config)
+        tables["left_out"] = means(
+            moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed
+        )
         said = _with_sides(said, moved[moved.data == data], config)
     if len(shown):
         tables["example"] = shown.drop(columns="part").reset_index(drop=True)
     return Finding(verdict, said, tables)
-
-
-def means(table: pd.DataFrame, keys: list[str], numbers: list[str], config: Config) -> pd.DataFrame:
-    """Means over words of each combination of `keys`, the first and last number with 95 % intervals that resample words."""
-    rows = []
-    for about, part in table.groupby(keys, sort=False):
-        by_word = part.groupby("word")[numbers].mean().to_numpy()
-        picks = np.random.default_rng(config.seed).integers(len(by_word), size=(config.resamples, len(by_word)))
-        row = dict(zip(keys, about)) | dict(zip(numbers, by_word.mean(0))) | {"words": len(by_word)}
-        for index in {0, len(numbers) - 1}:
-            low, high = np.quantile(by_word[picks, index].mean(1), (0.025, 0.975))
-            row |= {f"{numbers[index]}_low": low, f"{numbers[index]}_high": high}
-        rows.append(row)
-    return pd.DataFrame(rows).round(5)
 
 
 def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
@@ -230,37 +223,40 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     first = (curves.shape[1] - 1) // 3
     if first < 1:
         return "undecided", Said(f"{encoder}：层数太少。", f"{encoder}: it has too few layers.")
-    picks = np.random.default_rng(config.seed).integers(len(curves), size=(config.resamples, len(curves)))
+    picks = resampled(len(curves), config.resamples, config.seed)
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
-    share, low, high = (early / late)[0], *np.quantile((early / late)[1:], (0.025, 0.975))
-    verdict = ruled(len(curves), low, high, np.quantile(late[1:], 0.025) + 0.5)
+    share, (low, high) = (early / late)[0], bounds((early / late)[1:])
+    verdict = ruled(len(curves), low, high, bounds(late[1:])[0] + 0.5)
+    bag = told[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
     zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
-        f"高于机遇的部分，前三分之一的层已有 {numbers}。"
+        f"高于机遇的部分，前三分之一的层已有 {numbers}；仅凭周围各词的词袋读对 {bag:.0%}。"
     )
     en = f"{encoder} ({data}, {len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, " + (
-        f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third."
+        f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third. "
+        f"A bag of the words around reads off {bag:.0%}."
     )
     return verdict, Said(zh, en)
 
 
 def _with_sides(said: Said, moved: pd.DataFrame, config: Config) -> Said:
-    """How much more the deciding side matters, at the last layer, where there are words on both sides."""
+    """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
+    word by word, mean over the sides that are known in both roles."""
     last = moved[moved.layer == moved.layer.max()]
-    sides = last.groupby(["word", "place", "side"]).change.mean().unstack().dropna().groupby("word").mean()
-    if set(sides) != {"decides", "shared"} or sides.empty:
+    before = (last.side == "decides") == (last.place == "before")  # where the word that was left out stood
+    roles = last.assign(before=before).groupby(["word", "before", "side"]).change.mean().unstack()
+    if not {"decides", "shared"} <= set(roles) or (roles := roles.dropna().groupby("word").mean()).empty:
         return said
-    more = (sides.decides - sides.shared).to_numpy()
-    picks = np.random.default_rng(config.seed).integers(len(more), size=(config.resamples, len(more)))
-    low, high = np.quantile(more[picks].mean(1), (0.025, 0.975))
-    decides, shared = f"{sides.decides.mean():.3f}", f"{sides.shared.mean():.3f}"
+    more = (roles.decides - roles.shared).to_numpy()
+    low, high = bounds(more[resampled(len(more), config.resamples, config.seed)].mean(1))
+    decides, shared = f"{roles.decides.mean():.3f}", f"{roles.shared.mean():.3f}"
     apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
     return Said(
-        f"{said.zh}去掉决定词义一侧的一个词，末层该词状态平均变化 {decides}（1 − 余弦），去掉相同一侧的词 {shared}，相差 {apart}。",
-        f"{said.en} Leaving out a word of the side that decides moves the word's last state by {decides} (1 - cosine), "
-        f"one of the shared side by {shared}, {apart} apart.",
+        f"{said.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
+        f"{said.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
+        f"sense, by {shared} where the same side does not, {apart} apart.",
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from probe.errors import ToushiError
 from probe.lens.encoders import Encoder, folder_of, lens, open_encoder
-from probe.text.alignment import Span
+from probe.text.alignment import Span, shares
 
 WEIGHTS = ("trained", "random")  # the encoder itself, and the same design before it has learnt anything
 AT_ONCE = 64  # texts whose states of every token are in memory together
@@ -48,6 +48,18 @@ def data_sets(which: str, asked: str, ordinary: str) -> list[str]:
 def called(which: str) -> str:
     """A name for figures and sentences."""
     return which if "/" not in which else Path(which).name
+
+
+def bags_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span]) -> np.ndarray:
+    """fp32 [1, place, feature]: what stands around the characters `spans`, in no order and read by no layer: the mean
+    of the embeddings of all other tokens of text."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(texts), AT_ONCE):
+        for reading in lens(encoder, texts[start : start + AT_ONCE], attention=False):
+            own = shares(reading.tokens, spans[len(found)]) > 0
+            text = np.array([token.span is not None and token.span[0] < token.span[1] for token in reading.tokens])
+            found.append(reading.states.values[0, text & ~own].mean(0))
+    return np.stack(found)[None]
 
 
 def states_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span | None]) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.encoders import opened, states_at
+from experiments.study import FEWEST
 from probe.analysis.pairs import matching
 from probe.lens.encoders import Encoder, lens
 from probe.text.alignment import shares
@@ -44,15 +45,15 @@ def _characters(known: Encoder, weights: str, seed: int):
     b = states_at(known, list(table.alone), list(table.here))
     own = np.array([_has_own(known, text, span) for text, span in zip(table.inside, table.there)])
     for some, name in ((own, "own token"), (~own, "part of a token")):
-        if len(set(table.char[some])) > 1:
-            part = table[some]
+        part = table[some]
+        if part.char.nunique() > 1 and part.word.nunique() >= FEWEST:
             found = matching(a[:, some], b[:, some], names=part.char, among=part.frame, groups=part.word, seed=seed)
             yield from _rows("characters", weights, name, found, part.word.nunique())
 
 
 def _bytes(known: Encoder, weights: str, seed: int):
     spelt = [char for char in RARE if _tokens(known, char) > 1]
-    if len(spelt) < 4:
+    if len(spelt) < FEWEST:
         return
     sides, first = [], []
     for frame in TWO:
@@ -62,7 +63,7 @@ def _bytes(known: Encoder, weights: str, seed: int):
         sides.append(np.stack([r.states.values[:, place] for r, place in zip(readings, places)], axis=1))
         first = [reading.tokens[place].id for reading, place in zip(readings, places)]
     several = np.array([first.count(one) > 1 for one in first])
-    if several.sum() < 4:
+    if several.sum() < FEWEST:
         return
     among = [f"id {one}" for one, many in zip(first, several) if many]
     found = matching(*(side[:, several] for side in sides), among=among, seed=seed)

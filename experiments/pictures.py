@@ -5,14 +5,13 @@ a colour that is said, a place that is not plain, a position that is not the mid
 `experiments/minimal_pairs.py`, one word with two meanings in a context that stands before it or after it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count as naturals
 from itertools import islice
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from experiments.minimal_pairs import checked, sentences
 from probe.models.load import load
@@ -107,42 +106,6 @@ def of_senses(
         rows.append(dict(item=row.word, thing=f"sense, {row.place}", right=right, cases=1))
         rows.append(dict(item=row.word, thing=f"choice, {row.place}", right=right, cases=int(len(seen) == 1)))
     yield from pd.DataFrame(rows).groupby(["item", "thing"], sort=False).sum().reset_index().to_dict("records")
-
-
-# --- shares and their intervals -------------------------------------------------------------------------
-
-
-def shares(right: np.ndarray, cases: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share right [...] of counts [..., item], and the same of every resample [resample, ...]: `picks` [resample,
-    item] are the items drawn. NaN where there are no cases."""
-    times = np.stack([np.bincount(row, minlength=right.shape[-1]) for row in picks]).astype(float)
-    sums = np.moveaxis(right @ times.T, -1, 0), np.moveaxis(cases @ times.T, -1, 0)
-    with np.errstate(invalid="ignore"):
-        return right.sum(-1) / cases.sum(-1), sums[0] / sums[1]
-
-
-def interval(share: float, draws: np.ndarray, items: int) -> tuple[float, float]:
-    """95 %, of resamples; Wilson's, an item being a trial, where all are alike and resampling knows no doubt. NaN of
-    nothing."""
-    if share in (0.0, 1.0):
-        found = binomtest(round(share) * items, items).proportion_ci(method="wilson")
-        return found.low, found.high
-    known = draws[np.isfinite(draws)]
-    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def by_item(rows: pd.DataFrame, keys: Mapping[str, Sequence], items: Sequence[str]) -> dict[str, np.ndarray]:
-    """right and cases as arrays [*keys, item] over the values of each key, 0 where an item has none."""
-    index = pd.MultiIndex.from_product([*keys.values(), items])
-    table = rows.set_index([*keys, "item"])[["right", "cases"]].reindex(index, fill_value=0)
-    shape = [len(values) for values in keys.values()] + [len(items)]
-    return {name: table[name].to_numpy(float).reshape(shape) for name in ("right", "cases")}
-
-
-def resampled(items: int, resamples: int, seed: int) -> np.ndarray:
-    """[resample, item]: which items are drawn."""
-    return np.random.default_rng(seed).integers(items, size=(resamples, items))
 
 
 def as_table(rows: Iterable[dict], **about) -> pd.DataFrame:

@@ -1,21 +1,75 @@
-"""Intervals for shares, when several answers come from one scene and so are no independent trials."""
+"""Shares and means with their intervals, where several answers come from one scene, word or sentence.
+
+Such answers are no independent trials, so what they come from (an *item*) is resampled as a whole.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+INTERVAL = (0.025, 0.975)
+
+
+def resampled(items: int, resamples: int, seed: int) -> np.ndarray:
+    """[resample, item]: which items are drawn."""
+    return np.random.default_rng(seed).integers(items, size=(resamples, items))
+
+
+def bounds(draws: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The 95 % percentile interval of resamples along `axis`: [2, ...], NaN of none that is finite."""
+    draws = np.asarray(draws, float)
+    if not np.isfinite(draws).any():
+        return np.full((2, *np.delete(draws.shape, axis)), np.nan)
+    return np.nanquantile(draws, INTERVAL, axis=axis)
+
+
+def interval(draws: np.ndarray, items: int) -> tuple[float, float]:
+    """The 95 % percentile interval of a share, and no surer than so many items can make anyone.
+
+    Items that all agree agree in every resample too, which knows no doubt then; so the low end is at most that of
+    Wilson's interval for `items` right of `items`, and the high end at least that for none. One wrong answer more
+    never raises either.
+    """
+    low, high = bounds(draws)
+    if not items or np.isnan(low):
+        return np.nan, np.nan
+    none = binomtest(0, items).proportion_ci(method="wilson").high
+    return min(float(low), 1 - none), max(float(high), none)
+
 
 def share(right: pd.Series, scene: pd.Series, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """The share of True, and a 95% percentile interval from resampling whole scenes: (share, low, high) in 0..1.
-
-    Where every answer is the same, resampling knows no doubt; then the interval is Wilson's, a scene being a trial.
-    """
+    """The share of True and its interval, resampling scenes: (share, low, high) in 0..1."""
     by_scene = right.astype(float).groupby(scene.to_numpy()).agg(["sum", "count"]).to_numpy()
-    mean = by_scene[:, 0].sum() / by_scene[:, 1].sum()
-    if mean in (0.0, 1.0):
-        interval = binomtest(round(mean) * len(by_scene), len(by_scene)).proportion_ci(method="wilson")
-        return mean, interval.low, interval.high
-    chosen = np.random.default_rng(seed).integers(len(by_scene), size=(resamples, len(by_scene)))
-    sums, counts = by_scene[chosen].sum(axis=1).T
-    low, high = np.percentile(sums / counts, [2.5, 97.5])
-    return mean, float(low), float(high)
+    sums, counts = by_scene[resampled(len(by_scene), resamples, seed)].sum(axis=1).T
+    return right.astype(float).mean(), *interval(sums / counts, len(by_scene))
+
+
+def shares(right: np.ndarray, cases: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share right [...] of counts [..., item], and the same of every resample [resample, ...]: `picks` [resample,
+    item] are the items drawn. NaN where there are no cases."""
+    times = np.stack([np.bincount(row, minlength=right.shape[-1]) for row in picks]).astype(float)
+    sums = np.moveaxis(right @ times.T, -1, 0), np.moveaxis(cases @ times.T, -1, 0)
+    with np.errstate(invalid="ignore"):
+        return right.sum(-1) / cases.sum(-1), sums[0] / sums[1]
+
+
+def by_item(rows: pd.DataFrame, keys: Mapping[str, Sequence], items: Sequence[str]) -> dict[str, np.ndarray]:
+    """right and cases as arrays [*keys, item] over the values of each key, 0 where an item has none."""
+    index = pd.MultiIndex.from_product([*keys.values(), items])
+    table = rows.set_index([*keys, "item"])[["right", "cases"]].reindex(index, fill_value=0)
+    shape = [len(values) for values in keys.values()] + [len(items)]
+    return {name: table[name].to_numpy(float).reshape(shape) for name in ("right", "cases")}
+
+
+def means(table: pd.DataFrame, keys: list[str], numbers: list[str], resamples: int, seed: int) -> pd.DataFrame:
+    """Means over words of each combination of `keys`, the first number with an interval that resamples words (`low`,
+    `high`), and how many `words` there are."""
+    rows = []
+    for about, part in table.groupby(keys, sort=False):
+        by_word = part.groupby("word")[numbers].mean().to_numpy()
+        low, high = bounds(by_word[resampled(len(by_word), resamples, seed), 0].mean(1))
+        numbered = dict(zip(numbers, by_word.mean(0)))
+        rows.append(dict(zip(keys, about)) | numbered | {"low": low, "high": high, "words": len(by_word)})
+    return pd.DataFrame(rows).round(5)

@@ -71,7 +71,7 @@ def sense_separation(
     the read-out is not trained again. `_shuffled`, `_shuffled_high`: mean and 95th percentile with senses shuffled
     (inside groups that hold several, else between groups), everything else the same: the number to beat, since
     leaving one out pushes a read-out that knows nothing below chance. `_p`: share of shuffles at least as large,
-    itself counted in.
+    itself counted in. Neither is there for no `resamples`, no `shuffles`.
     """
     states = _three(states, "layer, sentence, feature")
     names, sense = np.unique(np.asarray(senses), return_inverse=True)
@@ -100,9 +100,10 @@ def sense_separation(
 
     result = {"within": within[:, 0], "across": across[:, 0]}
     for name, value in found.items():
-        low, high = np.nanquantile(drawn[name], (0.025, 0.975), axis=1)
         chance = np.array(null[name]).reshape(shuffles, len(value))
-        result |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        result[name] = value
+        if resamples:
+            result[f"{name}_low"], result[f"{name}_high"] = np.nanquantile(drawn[name], (0.025, 0.975), axis=1)
         if shuffles:
             result |= {f"{name}_shuffled": chance.mean(0), f"{name}_shuffled_high": np.quantile(chance, 0.95, axis=0)}
             result[f"{name}_p"] = (1 + (chance >= value - TIE).sum(0)) / (1 + shuffles)

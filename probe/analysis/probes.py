@@ -83,12 +83,14 @@ def probe(
 def code_length(states, labels: Sequence, groups: Sequence, *, components: int = 32, seed: int = 0) -> xr.Dataset:
     """Bits that tell all labels to someone who has the states, by an online code, for each layer.
 
-    `bits` [layer]; `uniform`: the bits without the states; `compression` [layer] uniform / bits: 1 if the states say
-    nothing. Voita and Titov, "Information-Theoretic Probing with Minimum Description Length", 2020, section 2.2: the
+    `bits` [layer]; `uniform`: the bits without the states; `compression` [layer] uniform / bits: about 1 if neither the
+    states nor the labels' frequencies say anything. Voita and Titov, "Information-Theoretic Probing with Minimum Description Length", 2020, section 2.2: the
     units come in blocks, the first in the uniform code, each later one in the code of a classifier trained on those
-    before it. So it counts how soon the labels can be read off, not only how well in the end. Blocks are whole groups,
-    in random order. The classifier is logistic regression on `components` principal components of standardised states;
-    as it may not have met a label yet, its probabilities are those of n observations with one more of each label.
+    before it, or, where that is shorter, in that of the labels' frequencies so far; one bit says in which. So it counts
+    how soon the labels can be read off, not only how well in the end, and a classifier that has learnt nothing but noise
+    costs no more than the bit. Blocks are whole groups, in random order. The classifier is logistic regression on
+    `components` principal components of standardised states; as it may not have met a label yet, its probabilities, and
+    the frequencies, are those of n observations with one more of each label.
     """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
@@ -104,8 +106,8 @@ def code_length(states, labels: Sequence, groups: Sequence, *, components: int =
     for layer, state in enumerate(states):
         for start, end in itertools.pairwise(ends):
             known, coming = order[:start], order[start:end]
-            given = np.full((len(coming), size), 1.0)
             seen = np.unique(label[known])
+            codes = [np.tile(np.bincount(label[known], minlength=size) + 1.0, (len(coming), 1))]
             if len(seen) > 1:
                 few = min(components, len(known) - 1, state.shape[1])
                 # Single layers of one state, such as embeddings at <s>, have no variance: then the prior speaks.
@@ -113,11 +115,11 @@ def code_length(states, labels: Sequence, groups: Sequence, *, components: int =
                 reduce = make_pipeline(StandardScaler(), PCA(few, svd_solver=solver, random_state=0))
                 model = make_pipeline(reduce, LogisticRegression(C=PRIOR, max_iter=100, tol=1e-3))
                 with _calm():
-                    given[:, seen] += len(known) * model.fit(state[known], label[known]).predict_proba(state[coming])
-            else:
-                given[:, seen] += len(known)
-            given /= given.sum(1, keepdims=True)
-            bits[layer] -= np.log2(given[np.arange(len(coming)), label[coming]]).sum()
+                    told = model.fit(state[known], label[known]).predict_proba(state[coming])
+                codes.append(np.ones((len(coming), size)))
+                codes[1][:, seen] += len(known) * told
+            shares = (code[np.arange(len(coming)), label[coming]] / code.sum(1) for code in codes)
+            bits[layer] += 1 + min(-np.log2(share).sum() for share in shares)
     uniform = len(label) * np.log2(size)
     return xr.Dataset(
         {"bits": ("layer", bits), "compression": ("layer", uniform / bits)},

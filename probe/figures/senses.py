@@ -32,8 +32,8 @@ PLACES = {
 def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
     """Read-out accuracy by layer, mean over words with its interval; dashed the same with the senses shuffled.
 
-    `senses` has weights, where (word, neighbour), place (both, before, after), layer, accuracy, accuracy_low,
-    accuracy_high, accuracy_shuffled. A panel for each place of the context.
+    `senses` has weights, where (word, neighbour), place (both, before, after), layer, accuracy, low, high,
+    accuracy_shuffled; a bag of the words around (where) has no layers but 0. A panel for each place of the context.
     """
     lines = [
         ("trained", "word", of(language, "该词", "the word")),
@@ -46,8 +46,10 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
             chosen = (senses.place == place) & (senses.weights == weights) & (senses["where"] == where)
             part = senses[chosen]
             if len(part):
-                band(axes, part, "accuracy", "accuracy_low", "accuracy_high", colour, label=label)
+                band(axes, part, "accuracy", "low", "high", colour, label=label)
                 axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
+        for bag in senses[(senses.place == place) & (senses["where"] == "bag")].accuracy:
+            axes.axhline(bag, color=CATEGORIES[3], linewidth=0.9, linestyle=":", label=of(language, "词袋", "a bag"))
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         lowest = min(0.28, float(senses.accuracy.min()) - 0.02)
         by_layer(axes, senses.layer, language, of(language, *title), 9, (lowest, 1.02))
@@ -70,7 +72,7 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
 def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
     """How much the word's state changes when a word of the deciding or of the shared side is left out, by layer.
 
-    `left_out` has place (before, after), side (decides, shared), layer, change, change_low, change_high.
+    `left_out` has place (before, after), side (decides, shared), layer, change, low, high.
     """
     sides = {
         "decides": of(language, "决定词义的一侧", "side that decides"),
@@ -81,7 +83,7 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
     for axes, place in zip(figure.subplots(1, len(places), sharey=True, squeeze=False)[0], places):
         for colour, (side, label) in zip(CATEGORIES, sides.items()):
             part = left_out[(left_out.place == place) & (left_out.side == side) & (left_out.layer > 0)]
-            band(axes, part, "change", "change_low", "change_high", colour, label=label)
+            band(axes, part, "change", "low", "high", colour, label=label)
         by_layer(axes, left_out.layer, language, of(language, *PLACES[place]), 9, (0, None), SHORT)
     figure.axes[0].set_ylabel(of(language, "状态变化（1 − 余弦）", "change of state (1 - cosine)"))
     figure.axes[-1].legend(fontsize=7)

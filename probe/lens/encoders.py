@@ -6,13 +6,14 @@ is found by counting, so no table of families is needed: it is the list with as 
 layers.
 """
 
+import hashlib
 import inspect
 import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Encoder:
     limit: int  # tokens that it reads at most
     device: torch.device
     unknown: int | None = None  # the id of <unk>
+    weights_sha256: Callable[[], str | None] = field(default=lambda: None, repr=False)  # reads whole files; None: no files
 
 
 def lens(
@@ -120,6 +122,7 @@ def open_encoder(
         if untrained is not None:
             with _seeded(untrained):
                 model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
+                model.weights_sha256 = None
         return ours(model)
     return pretrained(folder, device, dtype, untrained)
 
@@ -173,7 +176,10 @@ def ours(model: MiniUNet) -> Encoder:
         return model.encoder(ids, torch.ones_like(ids, dtype=torch.bool))
 
     layers = list(model.encoder.layers)
-    return Encoder(model.name, layers, forward, tokenize, model.tokenizer.length, model.device)
+    sha256 = model.weights_sha256
+    return Encoder(
+        model.name, layers, forward, tokenize, model.tokenizer.length, model.device, weights_sha256=lambda: sha256
+    )
 
 
 # --- encoders of the transformers library ---------------------------------------------------------------
@@ -208,7 +214,8 @@ def pretrained(
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
             model = type(model)._from_config(model.config).eval().requires_grad_(False)
-    return wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
+    found = wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
+    return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
 
 def wrapped(model, tokenizer, name: str | None = None) -> Encoder:
@@ -237,6 +244,15 @@ def wrapped(model, tokenizer, name: str | None = None) -> Encoder:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
     return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, tokenizer.unk_token_id)
+
+
+def _sha256(home: Path) -> str:
+    """Of the one file of weights; of several, of their hashes in the order of their names."""
+    found = []
+    for path in sorted(home.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
 def _load(transformers, home: Path, dtype: torch.dtype):

@@ -37,7 +37,7 @@ def about(known: "encoders.Encoder", count: int, first: Reading | None) -> dict:
     """What the manifest says before the first text is written."""
     heads = None if first is None or first.seen is None else first.seen.sizes["head"]
     return {
-        "model": {"name": known.name, "revision": None, "weights_sha256": None},
+        "model": {"name": known.name, "revision": None, "weights_sha256": known.weights_sha256()},
         "count": count,
         "layers": len(known.layers),
         "heads": heads,

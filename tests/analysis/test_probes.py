@@ -62,6 +62,14 @@ def test_the_code_is_short_where_the_label_is_and_not_elsewhere(made):
     assert code_length(states, label, group).identical(found)
 
 
+def test_states_of_noise_cost_no_more_than_the_labels_alone():
+    """A classifier that has learnt noise is surely wrong; its code is then not taken."""
+    random = np.random.default_rng(0)
+    label, group = random.integers(4, size=240), np.repeat(np.arange(12), 20)
+    found = code_length(random.normal(size=(3, 240, 64)), label, group)
+    assert (found.compression > 0.95).all() and (found.compression < 1.05).all()
+
+
 def test_states_without_any_difference_say_nothing():
     label, group = np.tile([0, 1], 30), np.repeat(np.arange(6), 10)
     same = np.ones((1, 60, 5))

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, and what they measure keeps to its bounds."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -37,6 +38,13 @@ def test_what_is_read_is_the_plain_softmax():
         assert float(row["difference"]) <= float(row["goal"]), row
         assert float(row["fp16_storage_adds"]) <= 2.5e-4
         assert not row["from_the_peer"] or float(row["from_the_peer"]) <= 1e-4
+
+
+def test_a_small_process_is_small_whoever_measures_it():
+    held = b"x" * 150_000_000
+    memory_of_little, ended = memory.peak(sys.executable, "-S", "-c", "raise SystemExit(3)")
+    assert memory_of_little < 50 < len(held) / 2**20 and ended == 3
+    assert 100 < memory.peak(sys.executable, "-S", "-c", "x = b'x' * 100_000_000")[0] < 150
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import disambiguation as experiment
 from experiments.disambiguation import Config, conclude, figures, jobs, judged, ruled
+from experiments.encoders import bags_at, opened, states_at
 from experiments.minimal_pairs import checked, sentences
 from experiments.study import Said
 from probe.errors import ToushiError
@@ -110,24 +111,38 @@ def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
     finding = conclude(config, pd.concat([job.function(**job.arguments) for job in made]))
     assert set(finding.tables) == {"senses", "left_out", "example"}
     senses = finding.tables["senses"]
-    assert (senses.accuracy_low <= senses.accuracy).all() and (senses.accuracy <= senses.accuracy_high).all()
+    assert (senses[senses["where"] == "bag"].layer == 0).all() and "A bag of the words around reads off" in finding.sentence.en
+    assert (senses.low <= senses.accuracy).all() and (senses.accuracy <= senses.high).all()
     for language in ("zh", "en"):
         for name, figure in figures(finding.tables, language).items():
             save(figure, tmp_path / f"{name}-{language}.png")
             assert figure.get_label()
 
 
-def test_the_two_sides_are_set_against_each_other_word_by_word():
+def test_a_side_is_set_against_itself_in_its_other_role_word_by_word():
+    """Words before the ambiguous one move it by 0.3 more than those after it, whatever they decide: that is no finding."""
     rows = [
-        {"word": f"w{n}", "place": place, "side": side, "layer": layer, "change": change + 0.01 * n}
+        {"word": f"w{n}", "place": place, "side": side, "layer": layer, "change": (change + far) * layer + 0.01 * n}
         for n in range(8)
         for place in ("before", "after")
         for layer in (0, 1)
-        for side, change in (("decides", 0.2 * layer), ("shared", 0.1 * layer))
+        for side, change in (("decides", 0.2), ("shared", 0.1))
+        for far in [0.3 * ((side == "decides") == (place == "before"))]
     ]
     alone = {"word": "w9", "place": "after", "side": "shared", "layer": 1, "change": 5.0}  # nothing to set it against
-    said = experiment._with_sides(Said("", ""), pd.DataFrame([*rows, alone]), Config(resamples=100))
-    assert "by 0.235 (1 - cosine), one of the shared side by 0.135, 0.100 [0.100, 0.100] apart" in said.en
+    one_sided = [row for row in rows if (row["place"], row["side"]) not in (("after", "decides"), ("before", "shared"))]
+    for some, moved in ((rows, "0.385 (1 - cosine)"), (one_sided, "0.535 (1 - cosine)")):
+        said = experiment._with_sides(Said("", ""), pd.DataFrame([*some, alone]), Config(resamples=100))
+        assert f"by {moved} where its side decides" in said.en and "0.100 [0.100, 0.100] apart" in said.en
+
+
+def test_a_bag_knows_the_words_around_and_not_their_order(tiny):
+    texts = ["猫在左边，狗在右边", "猫在右边，狗在左边", "猫在左边，牛在右边"]
+    bags = bags_at(opened(tiny), texts, [(0, 1)] * 3)
+    own = states_at(opened(tiny), texts, [(0, 1)] * 3)
+    assert bags.shape == (1, 3, own.shape[2])
+    np.testing.assert_allclose(bags[0, 0], bags[0, 1], atol=1e-6)
+    assert not np.allclose(bags[0, 0], bags[0, 2], atol=1e-3) and not np.allclose(bags[0, 0], own[0, 0], atol=1e-3)
 
 
 def test_at_the_embeddings_no_sense_is_told_and_no_word_changes_another(tiny):

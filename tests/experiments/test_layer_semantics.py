@@ -9,6 +9,7 @@ from experiments.encoders import opened, states_at, weight_files
 from experiments.inside_words import inside_words
 from experiments.layer_semantics import Config, conclude, figures, jobs, weights
 from experiments.scene_words import HANGING, POOLS, units
+from experiments.study import FEWEST
 from probe.errors import ToushiError
 from probe.figures.style import save
 from probe.lens.encoders import lens
@@ -37,7 +38,7 @@ def planted(begins: dict[str, int], layers: int = 12, templates: int = 30) -> pd
                         rows.append({"part": "code", **about, "layer": layer, "bits": 100.0, "compression": 2.0})
                         for number in range(templates):
                             right = random.binomial(10, 0.95 if there else 0.33)
-                            counts = {"places": 10, "right": right, "control": 1.0, "chance": 0.25}
+                            counts = {"places": 10, "right": right, "control": 1.0, "chance": 0.25, "components": 8.0}
                             rows.append({"part": "probe", **about, "layer": layer, "template": f"t{number}", **counts})
     return pd.DataFrame(rows)
 
@@ -85,8 +86,20 @@ def test_a_task_that_the_mean_of_its_level_hides_is_named():
     assert "no layer" not in conclude(Config(resamples=100), rows).sentence.en
     rows.loc[(rows.task == "style") & (rows.part == "probe"), "right"] = 1
     finding = conclude(Config(resamples=100), rows)
-    assert finding.verdict == "supported" and finding.sentence.en.endswith("; at a word no layer surely tells: style.")
-    assert finding.sentence.zh.endswith("；在词处无一层确能读出：风格。")
+    assert finding.verdict == "supported"
+    assert finding.sentence.en.endswith("; at a word no layer surely tells more than an untrained one: style.")
+    assert finding.sentence.zh.endswith("；在词处无一层确能比未训练者读出更多的：风格。")
+
+
+def test_each_task_begins_where_it_was_planted_and_random_weights_are_its_floor():
+    rows = planted({"words": 1, "phrases": 6, "prompts": 10})
+    probes = (rows.part == "probe") & (rows.weights == "trained")
+    rows.loc[probes & (rows.task == "noun") & (rows.layer >= 3), "right"] = 10
+    rows.loc[(rows.part == "probe") & (rows.weights == "random") & (rows.task == "place"), "right"] = 10
+    tables = conclude(Config(resamples=100), rows).tables
+    found = tables["task_onsets"].query("weights == 'trained' and where == 'word'").set_index("task")
+    assert found.onset.to_dict() == {"object": 1, "colour": 6, "noun": 3, "place": 10, "style": 10}
+    assert found.index[~found.read].tolist() == ["place"]
 
 
 @pytest.mark.parametrize("count", [1, 12, 48])
@@ -135,10 +148,13 @@ def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
     config = Config(encoder=tiny, count=72, controls=2, resamples=50)
     made = jobs(config)
     assert len({job.name for job in made}) == len(made) == 10
-    rows = pd.concat([job.function(**job.arguments) for job in made if "prompts" not in job.name])
+    rows = pd.concat([job.function(**job.arguments) for job in made if job.name != "random-prompts"])
     finding = conclude(config, rows)
-    assert finding.verdict in ("undecided", "refuted", "supported")
-    assert set(finding.tables) == {"tasks", "levels", "onsets", "inside"}
+    assert finding.verdict == "undecided"  # it has learnt nothing
+    assert set(finding.tables) == {"tasks", "levels", "onsets", "task_onsets", "inside"}
+    tasks = finding.tables["tasks"].query("level == 'prompts' and weights == 'trained'")
+    assert (tasks.control - tasks.chance).abs().max() < 0.25  # no prompt comes twice: there is nothing to memorise
+    assert tasks.components.between(1, 64).all()
     for language in ("zh", "en"):
         for name, figure in figures(finding.tables, language).items():
             save(figure, tmp_path / f"{name}-{language}.png")
@@ -148,8 +164,11 @@ def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
 
 def test_characters_that_stand_alone_find_themselves(tiny):
     table = inside_words(tiny, "trained", 0)
-    assert {"characters", "bytes"} >= set(table.part) and len(table)
-    assert table.retrieval.between(0, 1).all()
+    assert set(table.part) == {"characters", "bytes"} and (table["items"] >= FEWEST).all()
+    own = table[(table.which == "own token") & (table.layer == 0)]
+    assert (own.retrieval > 0.8).all() and (own.retrieval_shuffled < 0.3).all()  # the same token is the same state
+    first = table[(table.part == "bytes") & (table.layer == 0)]
+    assert (first.retrieval_high < 1).all()  # a token that many characters share tells none of them
 
 
 def test_a_folder_that_is_not_there_is_told():

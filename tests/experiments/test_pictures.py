@@ -14,8 +14,9 @@ from experiments import causal_vs_bidirectional as twins
 from experiments import picture_by_layer as layers
 from experiments import pictures, runner
 from experiments.picture_by_layer import ORDER
-from experiments.pictures import all_asked, asked, interval, sense_prompts, shares
+from experiments.pictures import all_asked, asked, sense_prompts
 from experiments.run_folder import read_manifest, read_tables
+from experiments.statistics import interval, shares
 from probe.errors import ToushiError
 from probe.figures.embedded import embedded, picture_in
 from probe.figures.style import PAGE
@@ -140,9 +141,9 @@ def test_shares_and_their_intervals():
     share, draws = shares(right, cases, np.array([[0, 1, 2], [0, 0, 0]]))
     assert share[0] == 0.75 and math.isnan(share[1])
     assert draws[:, 0].tolist() == [0.75, 1.0]
-    low, high = interval(1.0, np.ones(5), 10)
+    low, high = interval(np.ones(5), 10)
     assert 0.7 < low < 0.75 and high == 1
-    assert all(map(math.isnan, interval(share[1], draws[:, 1], 0)))
+    assert all(map(math.isnan, interval(draws[:, 1], 0)))
 
 
 def test_a_picture_in_a_table_comes_back():
@@ -223,8 +224,11 @@ def curves(onsets: dict[str, int], most: float = 1.0, scenes: int = 40) -> pd.Da
     "onsets, most, verdict",
     [
         ((3, 6, 10), 0.9, "supported"),
-        ((6, 6, 10), 0.9, "refuted"),  # colours are not later
-        ((3, 8, 6), 0.9, "refuted"),  # positions come before them
+        ((3, 4, 10), 0.9, "refuted"),  # colours are there in the first third
+        ((3, 5, 8), 0.9, "refuted"),  # positions in the first two
+        ((3, 5, 9), 0.9, "supported"),
+        ((6, 6, 10), 0.9, "undecided"),  # colours are not later, but may have been known before
+        ((9, 9, 9), 0.9, "undecided"),  # all from the one layer on with which the image model copes
         ((3, 6, 10), 0.1, "undecided"),  # hardly anything is drawn
     ],
 )
@@ -258,6 +262,8 @@ def twin_rows(right: dict[str, float], seen: dict[str, float]) -> pd.DataFrame:
         numbers = dict(accuracy=0.5, accuracy_shuffled=0.5)
         rows.append(dict(part="states", model=model, where=where, place=place, word=word, layer=0, **numbers))
     rows.append(dict(part="shown", model="causal", prompt="猫", picture="data:image/png;base64,"))
+    rows.append(dict(part="likeness", one="causal", other="causal", layer=0, other_layer=0, cka=1.0))
+    rows.append(dict(part="heads", model="causal", layer=1, head=0, entropy=1.0, distance=2.0, special=0.5))
     return pd.DataFrame(rows)
 
 

@@ -1,8 +1,11 @@
 """What the scoring experiments count, on answers that are known."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from experiments.pointing import best_layers, rates, scored
 from experiments.score_mini_unet import answers
@@ -22,6 +25,18 @@ def test_an_interval_knows_that_answers_of_one_scene_are_one():
     assert apart[2] - apart[1] == pytest.approx(0.196, abs=0.03)  # 1.96 sqrt(0.25 / 100), twice
     assert together[1:] == (0.0, 1.0)
     assert share(pd.Series([True] * 10), pd.Series(range(10)))[1] == pytest.approx(0.722, abs=0.001)
+
+
+@pytest.mark.parametrize("scenes", [9, 12, 500])
+def test_one_wrong_answer_more_never_raises_an_interval(scenes):
+    """Resampling knows no doubt where all agree; taken alone it would make the flawless the less sure one."""
+    right = pd.Series([True] * (5 * scenes))
+    ends = []
+    for wrong in range(6):
+        right[: wrong] = False
+        ends.append(share(right, pd.Series(range(len(right))) // 5)[1:])
+    assert all(b <= a for one, other in pairwise(ends) for a, b in zip(one, other))
+    assert ends[0] == (pytest.approx(binomtest(scenes, scenes).proportion_ci(method="wilson").low), 1.0)
 
 
 def test_a_scene_drawn_by_the_world_itself_is_right_and_another_is_not():
