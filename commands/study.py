@@ -52,7 +52,7 @@ Killed and started again, it goes on with the jobs that are missing; jobs that f
         for option, number in (("--jobs", self.jobs), ("--threads", self.threads)):
             if number is not None and number < 1:
                 raise ToushiError(f"{option} must be 1 or more, but {number} came")
-        from experiments import runner
+        from experiments.running import runner
 
         module = runner.experiment(self.name)
         config = runner.config_of(module, self.config, sum(self.set, ()))
@@ -106,7 +106,7 @@ The page opens without a network. The same runs give the same bytes again."""
 
 
 def questions() -> str:
-    from experiments import runner
+    from experiments.running import runner
 
     lines = []
     for name in runner.names():

@@ -32,7 +32,7 @@ import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, data_sets, opened, states_at, weight_files
 from experiments.polysemy import PARALLEL, read_parallel
-from experiments.settings import Count, Seed
+from experiments.running.settings import Count, Seed
 from experiments.statistics import bounds, resampled
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.pairs import matching

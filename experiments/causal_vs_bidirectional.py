@@ -40,7 +40,7 @@ import pandas as pd
 from experiments.encoders import opened as opened_encoder
 from experiments.encoders import states_at
 from experiments.pictures import as_table, of_scenes, of_senses, opened, pairs_of
-from experiments.settings import Count, Seed, Within
+from experiments.running.settings import Count, Seed, Within
 from experiments.statistics import bounds, by_item, interval, means, resampled, shares
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import cka, head_statistics, sense_separation
@@ -103,6 +103,7 @@ def weights(config: Config) -> list[Path]:
 
 
 AT_A_TIME = 50  # scenes in a job
+CAPTIONS = 150  # that likeness and heads are measured on
 
 
 def jobs(config: Config) -> list[Job]:
@@ -116,9 +117,9 @@ def jobs(config: Config) -> list[Job]:
         found.append(Job(f"{twin}-senses", drawn_senses, drawing | about | {"contexts": config.contexts}))
         found.append(Job(f"{twin}-shown", shown_pictures, drawing))
         found.append(Job(f"{twin}-states", read_off, call | about | {"shuffles": config.shuffles}))
-        found.append(Job(f"{twin}-heads", heads_of, {"twin": twin, "model": call["model"], "count": config.scenes}))
+        found.append(Job(f"{twin}-heads", heads_of, {"twin": twin, "model": call["model"], "count": CAPTIONS}))
     models = {twin: getattr(config, twin) for twin in TWINS}
-    return [*found, Job("likeness", likeness, models | {"count": config.scenes})]
+    return [*found, Job("likeness", likeness, models | {"count": CAPTIONS})]
 
 
 def drawn_scenes(twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int) -> pd.DataFrame:
@@ -158,8 +159,10 @@ def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int)
 
 def likeness(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
     """CKA of every layer of either twin with every layer of the other and its own, over objects in captions."""
-    texts, spans = zip(*[place for caption in captions(count) for place in caption])
-    states = {twin: states_at(opened_encoder(model), texts, spans) for twin, model in zip(TWINS, (bidirectional, causal))}
+    known = {twin: opened_encoder(model) for twin, model in zip(TWINS, (bidirectional, causal))}
+    places = [place for caption in captions(count) for place in caption]
+    texts, spans = zip(*[place for place in places if not known["causal"].tokenize(place[0])[1]])  # whole texts
+    states = {twin: states_at(encoder, texts, spans) for twin, encoder in known.items()}
     rows = []
     for one, other in combinations_with_replacement(TWINS, 2):
         for (layer, beside), value in np.ndenumerate(cka(states[one], states[other])):

@@ -40,7 +40,7 @@ import pandas as pd
 from experiments.encoders import WEIGHTS, bags_at, called, data_sets, opened, states_at, weight_files
 from experiments.minimal_pairs import checked, sentences
 from experiments.polysemy import POLYSEMY
-from experiments.settings import Count, Seed, Within
+from experiments.running.settings import Count, Seed, Within
 from experiments.statistics import bounds, means, resampled
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.layers import sense_separation

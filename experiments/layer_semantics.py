@@ -36,8 +36,8 @@ import pandas as pd
 
 from experiments.encoders import WEIGHTS, called, opened, states_at, weight_files
 from experiments.inside_words import inside_words
+from experiments.running.settings import Count, Seed, Share
 from experiments.scene_words import HANGING, LEVELS, POOLS, units
-from experiments.settings import Count, Seed, Share
 from experiments.statistics import bounds, resampled
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import code_length, first_reaching, probe

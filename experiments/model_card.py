@@ -76,7 +76,7 @@ From 392 thousand on: `--begin shipped --batch 64 --average 0.999 --pool-first 1
 namer then told 100 % of single objects and 56 % of those in pairs: which of two stood where had never been learnt. The
 scores of the encoder's first layer had grown (deviation 35): its softmax was saturated. So at 536 thousand the encoder
 was replaced by a fresh one with normalised, rotary attention, which learnt what lies where from 96 thousand captions
-alone (`Reader`, `experiments/train_encoder.py`), and training of both went on with `--decay 0.1`: 27 thousand samples
+alone (`Reader`, `experiments/training/encoder.py`), and training of both went on with `--decay 0.1`: 27 thousand samples
 later 93 % of the objects in pairs were named right at pure noise. From 703 thousand on
 `--minutes 34 --cooldown 0.75 --average 0.998 --early 0.12 --naming-weight 0.15 --reading-weight 0.1`; from 834 thousand
 on the same with `--minutes 106 --cooldown 0.55 --pool-first 200000 --pool 200000`, where the process stood still for

@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.pictures import all_asked, as_table, conditional, of_scenes, of_senses, opened
-from experiments.settings import Count, Seed, Share, Within
+from experiments.running.settings import Count, Seed, Share, Within
 from experiments.statistics import bounds, by_item, interval, resampled, shares
 from experiments.study import FEWEST, Finding, Job, Said, Study, Verdict
 from probe.analysis.probes import first_reaching

@@ -28,7 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments.statistics import share
-from experiments.training_data import unit
+from experiments.training.data import unit
 from probe.analysis.maps import auc, pointing_game, resample
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet

@@ -4,7 +4,7 @@ A module `experiments/NAME.py` that `toushi run NAME` can run has a docstring (t
 
     STUDY = Study(title=…, question=…, method=…)       in Chinese and English, for people
     @dataclass(frozen=True) class Config               every number that shapes the result; JSON values and Paths only;
-                                                       numbers with bounds are of the types of experiments/settings.py
+                                                       numbers with bounds are of the types of experiments/running/settings.py
     def weights(config) -> list[Path]                  the files whose bytes the result depends on
     def jobs(config) -> list[Job]                      the work, cut into pieces that stand by themselves
     def conclude(config, rows) -> Finding              tables, verdict and sentence from the rows of all jobs
@@ -16,7 +16,7 @@ A job runs in a process of its own with one thread, and its rows go through CSV:
 for what is missing, never "". Of a table in a Finding the same holds. A small picture is text too, as
 `probe.figures.embedded` writes it.
 
-Nothing here runs anything: `experiments/runner.py` does, `reports/` shows what came out.
+Nothing here runs anything: `experiments/running/runner.py` does, `reports/` shows what came out.
 """
 
 from collections.abc import Callable, Mapping

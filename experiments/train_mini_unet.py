@@ -17,10 +17,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from experiments.train_encoder import teach_encoder
 from experiments.train_vae import train_vae
-from experiments.training import LOG, Recipe, Training, held_out_loss, logged, sheet
-from experiments.training_data import caption, make_pool
+from experiments.training.data import caption, make_pool
+from experiments.training.encoder import teach_encoder
+from experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, sheet
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from probe.text.bpe import Tokenizer

@@ -3,7 +3,7 @@
     python -m experiments.train_twins
 
 Both begin with the same weights. First each encoder learns what lies where from the same captions in the same order
-(`train_encoder`), then both see the same captions, pictures, noise and times: those of a step follow from its number.
+(`training/encoder.py`), then both see the same captions, pictures, noise and times: those of a step follow from its number.
 So each can be trained in a process of its own, one core each. They use mini-unet's tokenizer and VAE. Everything lies
 in `runs/twins`: for each a checkpoint after the encoder's lesson and then every ten minutes, and a log. Started again it
 goes on from there, to the bit as if it had not been stopped. Asked for fewer samples it ends earlier, with the decay of
@@ -23,10 +23,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from experiments.train_encoder import teach_encoder
-from experiments.training import LOG, Recipe, Training, held_out_loss, logged, read_checkpoint, sheet
-from experiments.training_data import Batch, Pool, make_pool
-from experiments.training_losses import Noise, Reader
+from experiments.training.data import Batch, Pool, make_pool
+from experiments.training.encoder import teach_encoder
+from experiments.training.losses import Noise, Reader
+from experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, read_checkpoint, sheet
 from probe.models.load import SHIPPED, load
 from probe.models.mini_unet import MiniUNet, digest
 from probe.models.text_encoder import TextEncoderConfig

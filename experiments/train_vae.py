@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments.muon import optimizers
-from experiments.training_data import pictures, unit
+from experiments.training.data import pictures, unit
+from experiments.training.muon import optimizers
 from probe.models.vae import VAE
 from probe.world.scenes import draw_scene
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments import runner
-from experiments.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
+from experiments.running import runner
+from experiments.running.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
 from experiments.study import Said
 from probe.errors import ToushiError
 from reports import words

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.run_folder import NoRun, read_manifest, write
+from experiments.running.run_folder import NoRun, read_manifest, write
 from probe.errors import ToushiError
 from probe.trace import layout
 from probe.trace.reader import Trace, open_collection, open_trace

@@ -12,10 +12,11 @@ from PIL import Image
 
 from experiments import causal_vs_bidirectional as twins
 from experiments import picture_by_layer as layers
-from experiments import pictures, runner
+from experiments import pictures
 from experiments.picture_by_layer import ORDER
 from experiments.pictures import all_asked, asked, sense_prompts
-from experiments.run_folder import read_manifest, read_tables
+from experiments.running import runner
+from experiments.running.run_folder import read_manifest, read_tables
 from experiments.statistics import interval, shares
 from probe.errors import ToushiError
 from probe.figures.embedded import embedded, picture_in
@@ -172,6 +173,9 @@ def test_a_run_of_each_layer(model, blind, tmp_path):
     check_figures(layers.figures(tables, "zh"), layers.figures(tables, "en"), {"curves", "pictures"})
 
 
+NAMES = {"rates", "read_off", "pictures", "likeness", "heads"}
+
+
 def test_a_run_of_two_twins(model, blind, tmp_path):
     causal = MiniUNet(replace(model.config, text=replace(model.config.text, causal=True)), model.tokenizer)
     causal.load_state_dict(model.state_dict())
@@ -191,7 +195,11 @@ def test_a_run_of_two_twins(model, blind, tmp_path):
     best = tables["best"].set_index(["model", "where", "place"])
     assert best.loc[("causal", "word", "after"), "accuracy"] == 0.5
     assert (tables["differences"].difference.dropna() == 0).all()  # one bank in every picture of both
-    check_figures(twins.figures(tables, "zh"), twins.figures(tables, "en"), {"rates", "read_off", "pictures"})
+    check_figures(twins.figures(tables, "zh"), twins.figures(tables, "en"), NAMES)
+    alike = tables["likeness"].set_index(["one", "other", "layer", "other_layer"]).cka
+    assert all(alike["causal", "causal", layer, layer] == 1 for layer in range(13))
+    assert alike["bidirectional", "causal", 0, 0] == 1 and alike["bidirectional", "causal", 12, 12] < 1
+    assert len(tables["heads"]) == 2 * 12 * 2
 
 
 def test_twins_that_are_not_trained_are_asked_for():

@@ -16,12 +16,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import runner
-from experiments.executor import Call, LocalPool, Outcome
-from experiments.run_folder import NoRun, alone_in, read_manifest, read_table, read_tables, table_of, table_text, write
-from experiments.settings import Count, Seed, Share, Within, as_words, configured, plain
+from experiments.running import runner
+from experiments.running.executor import Call, LocalPool, Outcome
+from experiments.running.run_folder import (
+    NoRun,
+    alone_in,
+    read_manifest,
+    read_table,
+    read_tables,
+    table_of,
+    table_text,
+    write,
+)
+from experiments.running.settings import Count, Seed, Share, Within, as_words, configured, plain
+from experiments.running.surroundings import code_hash, sources
 from experiments.study import Finding, Job, Said
-from experiments.surroundings import code_hash, sources
 from probe.errors import ToushiError
 from tests.experiments import coins
 from tests.experiments.coins import Config

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.muon import orthogonal
-from experiments.train_encoder import teach_encoder
 from experiments.train_mini_unet import Config
-from experiments.training import Training
-from experiments.training_data import Batch, Pool, caption, cell_kinds, colour_of_kind, garbled
-from experiments.training_losses import read_captions, velocity_loss
+from experiments.training.data import Batch, Pool, caption, cell_kinds, colour_of_kind, garbled
+from experiments.training.encoder import teach_encoder
+from experiments.training.losses import read_captions, velocity_loss
+from experiments.training.muon import orthogonal
+from experiments.training.recipe import Training
 from probe.models.mini_unet import MiniUNet
 from probe.world.objects import COLOURS, KINDS
 from probe.world.scenes import draw_scene

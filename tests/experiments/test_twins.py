@@ -8,8 +8,8 @@ import torch
 
 from experiments import train_twins
 from experiments.train_twins import TWINS, Config, beginning, draws, rate, twin_model
-from experiments.training import Training, logged
-from experiments.training_data import Pool, make_pool
+from experiments.training.data import Pool, make_pool
+from experiments.training.recipe import Training, logged
 from probe.lens.encoders import lens
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet

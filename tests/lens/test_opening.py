@@ -1,12 +1,18 @@
 """Encoders by hub id, and untrained twins."""
 
+import hashlib
+import shutil
+
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from probe.lens.encoders import UnknownEncoder, lens, open_encoder
+from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
+from probe.trace.reader import open_trace
 from tests.lens.made import made
 
 
@@ -57,3 +63,20 @@ def test_an_untrained_twin_has_the_design_and_other_weights(which, saved, tmp_pa
     assert states[0].attention.shape == states[1].attention.shape
     np.testing.assert_array_equal(states[1].states, states[2].states)
     assert not np.allclose(states[0].states, states[1].states) and not np.allclose(states[1].states, states[3].states)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_trace_says_which_weights_were_read(saved, tmp_path, sharded):
+    home = tmp_path / "encoder"
+    shutil.copytree(saved, home)
+    if sharded:
+        transformers.AutoModel.from_pretrained(home).save_pretrained(home, max_shard_size="20KB")
+        (home / "model.safetensors").unlink()
+    files = sorted(home.glob("*.safetensors"))
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert (len(files) > 1) == sharded
+    lens(str(home), ["猫"], folder=tmp_path / "run")
+    told = open_trace(tmp_path / "run").manifest["model"]["weights_sha256"]
+    assert told == (sums[0] if not sharded else hashlib.sha256(" ".join(sums).encode()).hexdigest())
+    assert open_encoder(str(home), untrained=0).weights_sha256() is None
+    assert open_encoder("mini-unet").weights_sha256() == load("mini-unet", "cpu").weights_sha256

@@ -15,9 +15,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from experiments import runner
-from experiments.executor import Outcome
-from experiments.run_folder import write
+from experiments.running import runner
+from experiments.running.executor import Outcome
+from experiments.running.run_folder import write
 from experiments.study import Said
 from probe.figures.fonts import drawable
 from probe.figures.style import PAGE, save, styled

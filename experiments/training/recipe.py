@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.muon import optimizers
-from experiments.training_data import Batch, Pool
-from experiments.training_losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
+from experiments.training.data import Batch, Pool
+from experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
+from experiments.training.muon import optimizers
 from probe.models.mini_unet import MiniUNet
 from probe.world.sheet import contact_sheet
 
@@ -40,7 +40,7 @@ class Recipe:
     dropped: float = 0.1
     """Share of captions that are emptied, for classifier-free guidance."""
     garbled: float = 0.0
-    """Share of what stands between the parts of a caption that is replaced at random, see `training_data.garbled`."""
+    """Share of what stands between the parts of a caption that is replaced at random, see `data.garbled`."""
     object_weight: float = 4.0
     """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
     early: float = 0.0

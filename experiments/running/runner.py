@@ -2,7 +2,7 @@
 
     toushi run layer_semantics --set encoder=FOLDER
 
-Killed at any moment and started again, it goes on with the jobs that are missing (`experiments/run_folder.py` says
+Killed at any moment and started again, it goes on with the jobs that are missing (`experiments/running/run_folder.py` says
 what lies on disk). A folder is of one experiment, one configuration and the same weights; another is refused.
 """
 
@@ -24,8 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.executor import Call, Executor, LocalPool, Outcome
-from experiments.run_folder import (
+from experiments.running.executor import Call, Executor, LocalPool, Outcome
+from experiments.running.run_folder import (
     CONCLUDE_ERROR,
     FILE_NAME,
     FORMAT,
@@ -41,9 +41,9 @@ from experiments.run_folder import (
     write,
     write_json,
 )
-from experiments.settings import as_words, configured, plain
+from experiments.running.settings import as_words, configured, plain
+from experiments.running.surroundings import code_hash, digest, hardware, now, versions, weights
 from experiments.study import Finding, Job, Said
-from experiments.surroundings import code_hash, digest, hardware, now, versions, weights
 from probe.errors import ToushiError
 
 NEEDED = ("STUDY", "Config", "weights", "jobs", "conclude", "figures")

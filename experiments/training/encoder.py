@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from experiments.muon import optimizers
-from experiments.training import Recipe
-from experiments.training_data import Pool
-from experiments.training_losses import Reader, attention_in_fp32, read_captions
+from experiments.training.data import Pool
+from experiments.training.losses import Reader, attention_in_fp32, read_captions
+from experiments.training.muon import optimizers
+from experiments.training.recipe import Recipe
 from probe.models.mini_unet import MiniUNet
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from experiments.training_data import Batch
+from experiments.training.data import Batch
 from probe.models.mini_unet import MiniUNet
 from probe.models.text import Text, padded_ids
 from probe.models.text_encoder import FeedForward

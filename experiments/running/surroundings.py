@@ -32,7 +32,7 @@ def sources(module: ModuleType) -> dict[str, Path]:
     and of its own package, at the top or within a function."""
     file = Path(str(module.__file__))
     own = file.parents[module.__name__.count(".") + (file.name == "__init__.py")]
-    homes = {name: Path(__file__).parents[1] for name in ("experiments", "probe", "hooks")}
+    homes = {name: Path(__file__).parents[2] for name in ("experiments", "probe", "hooks")}
     homes.setdefault(module.__name__.partition(".")[0], own)
     found: dict[str, Path] = {}
     waiting = [module.__name__]
