@@ -19,7 +19,7 @@ def draw(
     prompt: str,
     negative: str = "",
     *,
-    steps: int = 20,
+    steps: int | None = None,
     seed: int = 0,
     guidance: float | None = None,
     sampler: str | None = None,
@@ -32,8 +32,32 @@ def draw(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     with enough_memory("this picture", getattr(model, "loading", None), size):
         if hasattr(model, "sample"):
-            return model.sample(prompt, negative, steps=steps, seed=seed, callback=callback, **chosen)
-        return _called(model, prompt, negative, steps, seed, guidance, sampler, size, callback)
+            _check(model, negative, chosen)
+            return model.sample(prompt, negative, steps=steps or usual_steps(model), seed=seed, callback=callback, **chosen)
+        return _called(model, prompt, negative, steps or usual_steps(model), seed, guidance, sampler, size, callback)
+
+
+def usual_steps(model) -> int:
+    """How many steps the model takes if it is not told."""
+    call, name = (model.sample, "steps") if hasattr(model, "sample") else (type(model).__call__, "num_inference_steps")
+    found = inspect.signature(call).parameters.get(name)
+    return found.default if found is not None and isinstance(found.default, int) else 20
+
+
+def _check(model, negative: str, chosen: dict) -> None:
+    """Raises ToushiError for what one of our own models does not know, or would not use."""
+    known = inspect.signature(model.sample).parameters
+    if unknown := [name for name in chosen if name not in known]:
+        raise ToushiError(f"{model.name} brings its own {unknown[0]}: leave the {unknown[0]} out")
+    _check_negative(negative, chosen.get("guidance", known["guidance"].default), model.unguided, model.name)
+
+
+def _check_negative(negative: str, guidance: float | None, unguided: float, name: str) -> None:
+    if negative and guidance is not None and guidance == unguided:
+        raise ToushiError(
+            f"a negative prompt needs guidance, but guidance {guidance:g} turns it off for {name}: give a larger number, "
+            "or leave the negative prompt out"
+        )
 
 
 def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callback) -> Image.Image:
@@ -50,8 +74,17 @@ def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callb
             f"{kind} begins with an image ({', '.join(wants)}), which cannot be given here: load the model as its "
             "text-to-image pipeline, or call the pipeline in Python, inside `with record(pipeline, folder):`"
         )
-    # Pipelines that were distilled with guidance take it as a number of the model, and the real one by this name.
-    strength = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    _check_negative(negative, guidance, 0.0 if "ZImage" in kind else 1.0, f"a {kind}")
+    # Pipelines that were distilled with guidance have two: that of the model, and by this name the real one, which
+    # takes a second evaluation and a negative prompt. It is meant where it is on by itself, or such a prompt came.
+    usual = known["true_cfg_scale"].default or 0 if "true_cfg_scale" in known else 0
+    real = "true_cfg_scale" in known and (bool(negative) or usual > 1)
+    strength = "true_cfg_scale" if real else "guidance_scale"
+    if negative and real and guidance is None and usual <= 1:
+        raise ToushiError(
+            f"a {kind} looks at no negative prompt unless guidance is asked for: give a guidance above "
+            "1, such as 4 (twice the time), or leave the negative prompt out"
+        )
     wanted = {
         "prompt": prompt,
         "num_inference_steps": steps,
@@ -60,7 +93,7 @@ def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callb
         "height": size and size[0],
         "width": size and size[1],
         strength: guidance,
-        "negative_prompt": negative if negative or strength == "true_cfg_scale" else None,
+        "negative_prompt": negative if negative or real else None,
         "use_resolution_binning": None if size is None else False,  # what was asked for, not a size near it
         "callback_on_step_end": callback and _told(callback),
         "callback": callback,
@@ -69,7 +102,7 @@ def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callb
     if "callback_on_step_end" in given:
         given.pop("callback", None)
     if negative and "negative_prompt" not in given:
-        raise ToushiError(f"{type(model).__name__} takes no negative prompt; leave it out")
+        raise ToushiError(f"{kind} takes no negative prompt; leave it out")
     return model(**given).images[0]
 
 

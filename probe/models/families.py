@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import ToushiError
-from probe.models.mini_unet import checked_size
+from probe.models.mini_unet import MiniUNet, checked_size
 from probe.text.alignment import Token
 
 
@@ -284,7 +284,7 @@ def evaluated_flow(velocity, arguments: Mapping[str, Any]) -> Stepped:
 
 MINI_UNET = Family(
     name="mini-unet",
-    knows=lambda model: getattr(model, "name", None) == "mini-unet",
+    knows=lambda model: isinstance(model, MiniUNet),  # whatever its weights are called
     encode_prompt="encode_prompt",
     sample="sample",
     evaluate="denoise",

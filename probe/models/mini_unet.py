@@ -55,6 +55,7 @@ class MiniUNetConfig:
 
 class MiniUNet(nn.Module):
     name = "mini-unet"
+    unguided = 1.0  # the guidance that turns guidance off
 
     def __init__(self, config: MiniUNetConfig, tokenizer: Tokenizer):
         super().__init__()
@@ -141,7 +142,7 @@ class MiniUNet(nn.Module):
         noise = self.noise(len(prompts), *checked_size(size), seed)
         if latents is not None and latents.shape != noise.shape:
             raise ToushiError(f"expected latents of shape {tuple(noise.shape)}, but {tuple(latents.shape)} came")
-        guided = guidance != 1
+        guided = guidance != self.unguided
         positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guided else None)
         text = self.unet.read_text(joined(negative_text, positive) if guided else positive)
 

@@ -22,7 +22,8 @@ _fitted: WeakKeyDictionary[nn.Module, dict[int, tuple[Tensor, Tensor]]] = WeakKe
 def preview(vae: nn.Module, factor: int, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b y x 3"]:
     """About what `vae.decode(latents)` shows, at most LARGEST pixels wide and high. Fits on the first call."""
     height, width = latents.shape[-2:]
-    pixels = max(1, min(factor, LARGEST // max(height, width)))
+    fitting = (n for n in range(factor, 1, -1) if factor % n == 0 and n * max(height, width) <= LARGEST)
+    pixels = next(fitting, 1)
     fits = _fitted.setdefault(vae, {})
     if pixels not in fits:
         fits[pixels] = fit(vae, factor, pixels)

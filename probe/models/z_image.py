@@ -75,6 +75,7 @@ def first_step(steps: int, strength: float) -> int:
 
 class ZImage(nn.Module):
     name = "z-image"
+    unguided = 0.0  # the guidance that turns guidance off
 
     def __init__(
         self,

@@ -1,0 +1,81 @@
+"""One way to ask any model for a picture: what one of them does not know, or would not look at, is refused."""
+
+import inspect
+
+import pytest
+
+from probe.errors import ToushiError
+from probe.models.drawing import draw, usual_steps
+from probe.models.families import family_of
+from probe.models.load import load, shipped
+from probe.models.mini_unet import MiniUNet
+from probe.models.z_image import ZImage
+from probe.record import record
+from probe.trace.reader import open_trace
+from tests.pipelines.tiny import made
+
+
+class OurZImage:
+    """What `draw` looks at before it draws."""
+
+    name, unguided, sample = ZImage.name, ZImage.unguided, ZImage.sample
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_model_is_one_of_the_family(name, tmp_path):
+    model = load(name, "cpu")
+    assert family_of(model).name == "mini-unet" and usual_steps(model) == 20
+    with record(model, tmp_path / "run"):
+        draw(model, "河边的银行", steps=1)
+    assert open_trace(tmp_path / "run").manifest["model"]["name"] == name
+
+
+@pytest.mark.parametrize("size", [(144, 144), (160, 48), (16, 160)])
+def test_a_size_that_halves_badly_is_recorded_too(size, tmp_path):
+    model = MiniUNet.tiny()
+    with record(model, tmp_path / "run"):
+        picture = draw(model, "猫", steps=1, size=size)
+    assert picture.size == size[::-1] and open_trace(tmp_path / "run").preview(0) is not None
+
+
+def test_what_the_model_does_not_know_is_left_out():
+    with pytest.raises(ToushiError, match="z-image brings its own sampler: leave the sampler out"):
+        draw(OurZImage(), "a cat", sampler="euler")
+    assert usual_steps(OurZImage()) == 8
+
+
+def test_a_negative_prompt_that_no_guidance_looks_at_is_refused():
+    with pytest.raises(ToushiError, match="guidance 1 turns it off for mini-unet"):
+        draw(MiniUNet.tiny(), "猫", "蓝色", guidance=1.0)
+    with pytest.raises(ToushiError, match="guidance 0 turns it off for z-image"):
+        draw(OurZImage(), "a cat", "blue")
+    with pytest.raises(ToushiError, match="guidance 1 turns it off for a StableDiffusionPipeline"):
+        draw(made("stable-diffusion"), "a cat", "blue", guidance=1.0, size=(32, 32))
+    with pytest.raises(ToushiError, match="a FluxPipeline looks at no negative prompt unless guidance is asked for"):
+        draw(made("flux"), "a cat", "blue", size=(32, 32))
+
+
+@pytest.mark.parametrize(
+    "name, negative, guidance, given",
+    [
+        ("flux", "", 2.5, {"guidance_scale": 2.5}),
+        ("flux", "blue", 2.5, {"true_cfg_scale": 2.5, "negative_prompt": "blue"}),
+        ("flux", "", None, {}),
+        ("qwen-image", "", 2.5, {"true_cfg_scale": 2.5, "negative_prompt": ""}),
+        ("qwen-image", "blue", None, {"negative_prompt": "blue"}),
+        ("stable-diffusion", "blue", 2.5, {"guidance_scale": 2.5, "negative_prompt": "blue"}),
+    ],
+)
+def test_guidance_is_the_number_that_the_pipeline_means_by_it(name, negative, guidance, given, monkeypatch):
+    pipeline, came = made(name), {}
+    call = type(pipeline).__call__
+
+    def called(self, *args, **named):
+        came.update(inspect.signature(call).bind(self, *args, **named).arguments)
+        return call(self, *args, **named)
+
+    called.__signature__ = inspect.signature(call)
+    monkeypatch.setattr(type(pipeline), "__call__", called)
+    draw(pipeline, "a cat", negative, guidance=guidance, steps=1, size=(32, 32))
+    names = ("guidance_scale", "true_cfg_scale", "negative_prompt")
+    assert {one: came[one] for one in names if one in came} == given
