@@ -27,7 +27,7 @@ class Doctor(Loads):
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
 A folder that has only configs and index files will do. For a hub id download them first
-(huggingface-cli download OWNER/NAME --include "*.json" --local-dir FOLDER): no weights are needed."""
+(hf download OWNER/NAME --include "*.json" "*.txt" "*.model" --local-dir FOLDER): no weights are needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or the folder of a diffusers pipeline."""
@@ -50,8 +50,8 @@ A folder that has only configs and index files will do. For a hub id download th
         home = folder_of(self.model)
         if home is None:
             raise ToushiError(
-                f"{self.model} is on the hub; download its configs and index files and give their folder: "
-                f'huggingface-cli download {self.model} --include "*.json" --local-dir FOLDER'
+                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and give "
+                f'their folder: hf download {self.model} --include "*.json" "*.txt" "*.model" --local-dir FOLDER'
             )
         found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
         tell = teller(TEXTS, language_of(self.language))

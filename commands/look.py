@@ -206,9 +206,11 @@ def tokenizer_of(model: str):
     for home in (*homes, Path(model)):
         if (home / "tokenizer.json").is_file():
             return Tokenizer.load(home / "tokenizer.json")
-    from probe.models.load import load
+    from probe.models.load import folder_of, load
 
-    tokenizer = None if (Path(model) / "model_index.json").is_file() else getattr(load(model), "tokenizer", None)
+    home = folder_of(model)  # None: on the hub, where none of ours is
+    ours = home is not None and not (home / "model_index.json").is_file()
+    tokenizer = getattr(load(model), "tokenizer", None) if ours else None
     if not isinstance(tokenizer, Tokenizer):
         raise ToushiError(
             f"expected one of our own models, whose tokenizer can be shown by itself, but {model} came; the tokens of "

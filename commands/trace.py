@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -72,6 +73,8 @@ open_trace(FOLDER) reads it in Python."""
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
     """Record only these words."""
+    budget: str | None = None
+    """What the maps may take on disk, such as 20GB; a run that would take more is refused. 8GB if not given."""
     edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Interventions: a JSON list such as
     [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
@@ -90,6 +93,8 @@ open_trace(FOLDER) reads it in Python."""
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
         self.check_numbers()
+        if self.budget is not None:
+            checked_bytes(self.budget)
         self.check_no_record()
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
@@ -111,6 +116,7 @@ open_trace(FOLDER) reads it in Python."""
         started: float,
     ) -> None:
         """`drawer` is another process: it imports what figures need while this one imports torch."""
+        from probe.models.drawing import check
         from probe.models.load import loaded as load
 
         edits = edits_in(self.edits)
@@ -118,6 +124,7 @@ open_trace(FOLDER) reads it in Python."""
             print("toushi: warning: --compile speeds up --no-record; recorded steps run uncompiled", file=sys.stderr)
         model = load(self.model, loading)
         loaded = time.perf_counter()
+        check(model, self.negative, self.guidance, self.sampler, size)
         with edited(model, edits):
             if self.no_record:
                 files = self.draw(model, prompts, size, folder)
@@ -187,6 +194,7 @@ open_trace(FOLDER) reads it in Python."""
         from probe.record import record
 
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
+        choice |= {} if self.budget is None else {"budget": checked_bytes(self.budget)}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
                 with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
@@ -237,7 +245,7 @@ open_trace(FOLDER) reads it in Python."""
             raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one for mini-unet")
 
     def check_no_record(self) -> None:
-        asked = [f"--{name}" for name in ("keep", "sites", "words") if getattr(self, name) != getattr(Trace(), name)]
+        asked = [f"--{name}" for name in ("keep", "sites", "words", "budget") if getattr(self, name) != getattr(Trace(), name)]
         if self.no_record and asked:
             raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
 
@@ -301,6 +309,18 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def checked_bytes(text: str) -> int:
+    """Bytes of "20GB", "500 MB" or "8e9"."""
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    try:
+        size = float(found[1]) * 1000 ** ("kmgt".index(found[2].lower()) + 1 if found[2] else 0) if found else 0
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ToushiError(f"--budget must be a size on disk such as 20GB or 500MB, but {text} came")
+    return int(size)
 
 
 def checked_size(size: str | None) -> tuple[int, int] | None:

@@ -27,8 +27,8 @@ Ends with Ctrl-C."""
 
     folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FOLDER")] = None
     """The trace, or the collection of traces, to open first."""
-    port: int = 8501
-    """Where the explorer answers."""
+    port: int | None = None
+    """Where the explorer answers; 8501 or the next that is free, if not given."""
     headless: bool = False
     """Only serve; do not open a browser."""
 
@@ -53,10 +53,11 @@ Ends with Ctrl-C."""
         os.execve(command[0], command, environment)  # this very process, so that whoever ends it ends the explorer
 
     def command(self) -> list[str]:
-        if not 1 <= self.port <= 65535:
+        if self.port is not None and not 1 <= self.port <= 65535:
             raise ToushiError(f"--port must lie in 1 to 65535, but {self.port} came")
         app = Path(house()) / "dashboards" / "app.py"
-        options = ["--server.port", str(self.port), "--browser.gatherUsageStats", "false"]
+        options = [] if self.port is None else ["--server.port", str(self.port)]
+        options += ["--browser.gatherUsageStats", "false"]
         options += ["--server.headless", "true"] if self.headless else []
         opened = ["--", str(self.folder)] if self.folder else []
         return [sys.executable, "-m", "streamlit", "run", str(app), *options, *opened]

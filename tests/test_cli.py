@@ -1,5 +1,6 @@
 """The `toushi` command as a stranger uses it. Most cases run in this process; a few start the real one."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -187,8 +188,10 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     trace = open_trace(tmp_path / "run")
     assert all(name.startswith("unet.middle.") for name in trace.sites)
     assert (trace.manifest["seed"], trace.manifest["sampler"], trace.manifest["size"]) == (7, "heun", [16, 16])
-    assert trace.branches == ["cond"]
-    assert "猫" in capsys.readouterr().out
+    assert trace.branches == ["cond"] and trace.steps == [0, 1]
+    assert trace.manifest["dtype"] == "bfloat16" and trace.manifest["kept"]["words"] == ["猫"]
+    rows = capsys.readouterr().out.split("looked at", 1)[1].splitlines()[1:]
+    assert rows[0].startswith("猫 ") and not any(row.startswith("月亮") for row in rows)
 
 
 def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
@@ -243,7 +246,7 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
         (["trace", "猫", "--size", "100000"], "8192"),
         (["trace", "猫", "--seed", "-1"], "--seed"),
         (["trace", "猫", "--guidance", "nan"], "--guidance"),
-        (["trace", "猫", "--guidance", "1", "--negative", "狗"], "--negative"),
+        (["trace", "猫", "--guidance", "1", "--negative", "狗"], "a negative prompt needs guidance"),
         (["trace", "猫", "--sampler", "eulr"], "euler"),
         (["trace", "猫", "--words", "狗"], "Its words: 猫"),
         (["trace", "猫头鹰", "--words", "猫"], "part of 猫头鹰"),
@@ -495,3 +498,21 @@ def test_small_things():
     assert in_words(0.3, 0.3, 0.9) == "top left" and in_words(0.5, 0.5, 0.9) == "middle"
     assert in_words(0.5, 0.7, 0.9) == "right" and in_words(0.3, 0.3, 1.0) == "everywhere"
     assert in_words(float("nan"), 0.5, 0.5) == "everywhere"
+
+
+def test_a_budget_is_a_size_and_is_kept(fails, tmp_path, capsys):
+    assert "--budget must be a size on disk such as 20GB" in fails("trace", "猫", "--budget", "much", "--out", tmp_path / "a")
+    assert main(["trace", "猫", "--budget", "10kB", "--steps", "2", "--out", str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # after the bar: what a run takes is known at its first step
+    assert said.startswith("toushi: ") and "the budget is 10 kB" in said and "--budget" in said
+    assert main(["trace", "猫", "--budget", "1 GB", "--steps", "1", "--out", str(tmp_path / "c")]) == 0
+
+
+def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
+    missing = tmp_path.name + "/flux"
+    for command in (["trace", "猫", "--out", str(tmp_path / "run"), "--model"], ["doctor"], ["words", "猫", "--model"]):
+        with contextlib.chdir(tmp_path.parent):
+            assert f"no such folder: '{missing}'" in fails(*command, missing)
+    said = fails("words", "猫", "--model", "nobody-is-here/flux")  # a hub id: refused before anything is loaded
+    assert "expected one of our own models" in said
+    assert "if it is a hub id" in fails("doctor", "nobody-is-here/flux")

@@ -1,7 +1,7 @@
 """One way to ask any model for a picture: our own by `sample`, a diffusers pipeline by its call."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from PIL import Image
@@ -28,28 +28,54 @@ def draw(
 ) -> Image.Image:
     """The picture. What is None is left to the model. `size` is (height, width) in pixels; `callback` is called
     after each step, with whatever the model tells."""
-    chosen = {"guidance": guidance, "sampler": sampler, "size": size}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    check(model, negative, guidance, sampler, size)
+    steps = steps or usual_steps(model)
     with enough_memory("this picture", getattr(model, "loading", None), size):
         if hasattr(model, "sample"):
-            _check(model, negative, chosen)
-            return model.sample(prompt, negative, steps=steps or usual_steps(model), seed=seed, callback=callback, **chosen)
-        return _called(model, prompt, negative, steps or usual_steps(model), seed, guidance, sampler, size, callback)
+            chosen = {"guidance": guidance, "sampler": sampler, "size": size}
+            chosen = {name: value for name, value in chosen.items() if value is not None}
+            return model.sample(prompt, negative, steps=steps, seed=seed, callback=callback, **chosen)
+        return _called(model, prompt, negative, steps, seed, guidance, size, callback)
 
 
 def usual_steps(model) -> int:
     """How many steps the model takes if it is not told."""
-    call, name = (model.sample, "steps") if hasattr(model, "sample") else (type(model).__call__, "num_inference_steps")
-    found = inspect.signature(call).parameters.get(name)
+    found = _parameters(model).get("steps" if hasattr(model, "sample") else "num_inference_steps")
     return found.default if found is not None and isinstance(found.default, int) else 20
 
 
-def _check(model, negative: str, chosen: dict) -> None:
-    """Raises ToushiError for what one of our own models does not know, or would not use."""
-    known = inspect.signature(model.sample).parameters
-    if unknown := [name for name in chosen if name not in known]:
-        raise ToushiError(f"{model.name} brings its own {unknown[0]}: leave the {unknown[0]} out")
-    _check_negative(negative, chosen.get("guidance", known["guidance"].default), model.unguided, model.name)
+def check(
+    model,
+    negative: str = "",
+    guidance: float | None = None,
+    sampler: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Raises ToushiError for what the model does not know, or would not look at; `draw` asks it before it begins."""
+    known, kind = _parameters(model), type(model).__name__
+    if hasattr(model, "sample"):
+        if sampler is not None and "sampler" not in known:
+            raise ToushiError(f"{model.name} brings its own sampler: leave the sampler out ({sampler} came)")
+        usual = known["guidance"].default
+        return _check_negative(negative, usual if guidance is None else guidance, model.unguided, model.name)
+    check_size(model, size)
+    if sampler is not None:
+        own = type(model.scheduler).__name__
+        raise ToushiError(f"this pipeline brings its own sampler, {own}: leave the sampler out ({sampler} came)")
+    wants = [name for name in ("image", "control_image", "mask_image") if name in known]
+    if wants and kind not in IMAGE_OPTIONAL:
+        raise ToushiError(
+            f"{kind} begins with an image ({', '.join(wants)}), which cannot be given here: load the model as its "
+            "text-to-image pipeline, or call the pipeline in Python, inside `with record(pipeline, folder):`"
+        )
+    if negative and "negative_prompt" not in known:
+        raise ToushiError(f"{kind} takes no negative prompt; leave it out")
+    _check_negative(negative, guidance, 0.0 if "ZImage" in kind else 1.0, f"a {kind}")
+    if negative and guidance is None and "true_cfg_scale" in known and _usual_real(known) <= 1:
+        raise ToushiError(
+            f"a {kind} looks at no negative prompt unless guidance is asked for: give a guidance above 1, such as 4 "
+            "(twice the time), or leave the negative prompt out"
+        )
 
 
 def _check_negative(negative: str, guidance: float | None, unguided: float, name: str) -> None:
@@ -60,31 +86,22 @@ def _check_negative(negative: str, guidance: float | None, unguided: float, name
         )
 
 
-def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callback) -> Image.Image:
+def _parameters(model) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.sample if hasattr(model, "sample") else type(model).__call__).parameters
+
+
+def _usual_real(known: Mapping[str, inspect.Parameter]) -> float:
+    """The real guidance of a pipeline that was distilled with another, if it is not told; 0 if it has none."""
+    return known["true_cfg_scale"].default or 0 if "true_cfg_scale" in known else 0
+
+
+def _called(model, prompt, negative, steps, seed, guidance, size, callback) -> Image.Image:
     """By the call of a diffusers pipeline."""
-    check_size(model, size)
-    if sampler is not None:
-        own = type(model.scheduler).__name__
-        raise ToushiError(f"this pipeline brings its own sampler, {own}: leave the sampler out ({sampler} came)")
-    known = inspect.signature(type(model).__call__).parameters
-    wants = [name for name in ("image", "control_image", "mask_image") if name in known]
-    kind = type(model).__name__
-    if wants and kind not in IMAGE_OPTIONAL:
-        raise ToushiError(
-            f"{kind} begins with an image ({', '.join(wants)}), which cannot be given here: load the model as its "
-            "text-to-image pipeline, or call the pipeline in Python, inside `with record(pipeline, folder):`"
-        )
-    _check_negative(negative, guidance, 0.0 if "ZImage" in kind else 1.0, f"a {kind}")
+    known = _parameters(model)
     # Pipelines that were distilled with guidance have two: that of the model, and by this name the real one, which
     # takes a second evaluation and a negative prompt. It is meant where it is on by itself, or such a prompt came.
-    usual = known["true_cfg_scale"].default or 0 if "true_cfg_scale" in known else 0
-    real = "true_cfg_scale" in known and (bool(negative) or usual > 1)
+    real = "true_cfg_scale" in known and (bool(negative) or _usual_real(known) > 1)
     strength = "true_cfg_scale" if real else "guidance_scale"
-    if negative and real and guidance is None and usual <= 1:
-        raise ToushiError(
-            f"a {kind} looks at no negative prompt unless guidance is asked for: give a guidance above "
-            "1, such as 4 (twice the time), or leave the negative prompt out"
-        )
     wanted = {
         "prompt": prompt,
         "num_inference_steps": steps,
@@ -101,8 +118,6 @@ def _called(model, prompt, negative, steps, seed, guidance, sampler, size, callb
     given = {name: value for name, value in wanted.items() if value is not None and name in known}
     if "callback_on_step_end" in given:
         given.pop("callback", None)
-    if negative and "negative_prompt" not in given:
-        raise ToushiError(f"{kind} takes no negative prompt; leave it out")
     return model(**given).images[0]
 
 

@@ -80,7 +80,7 @@ def folder_of(name: str) -> Path | None:
     folder = SHIPPED / name if name in known else Path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return folder
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not folder.parent.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
     near = get_close_matches(name, known, n=1)
     hint = (
@@ -88,7 +88,8 @@ def folder_of(name: str) -> Path | None:
         if near
         else f"there are: {', '.join(known)}; or a folder with config.json or model_index.json, or a hub id"
     )
-    raise UnknownModel(f"no model {name!r}; {hint}")
+    what = "the folder holds no model" if folder.is_dir() else "no such folder" if folder.parent != Path() else "no model"
+    raise UnknownModel(f"{what}: {name!r}; {hint}")
 
 
 def small(folder: Path, loading: Loading) -> MiniUNet:

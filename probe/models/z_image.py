@@ -76,6 +76,7 @@ def first_step(steps: int, strength: float) -> int:
 class ZImage(nn.Module):
     name = "z-image"
     unguided = 0.0  # the guidance that turns guidance off
+    name_or_path: str | None = None
 
     def __init__(
         self,
@@ -260,6 +261,7 @@ class ZImage(nn.Module):
             AutoencoderKL.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True),
             schedule["shift"],
         )
+        model.name_or_path = str(folder)  # as a pipeline has it: traces tell by it which weights drew
         return model.eval().requires_grad_(False)
 
 

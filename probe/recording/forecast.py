@@ -94,14 +94,15 @@ def check(forecast: Forecast, policy: Policy, pictures: int) -> None:
         return
     cheaper = [k for k in forecast.disk if forecast.disk[k] < forecast.disk[keep]]
     listed = ", ".join(f'keep="{k}" {readable(forecast.disk[k] * pictures)}' for k in cheaper)
-    allowed = f"the budget is {readable(policy.budget)}"
+    allowed, more = f"the budget is {readable(policy.budget)}", "; or raise the budget (budget=, --budget)"
     if disk <= policy.budget:
-        allowed = (
-            f"it would hold {readable(memory)} in memory, more than a tenth of the {readable(free or 0)} that are free"
+        allowed, more = (
+            f"it would hold {readable(memory)} in memory, more than a tenth of the {readable(free or 0)} that are free",
+            "",
         )
     raise OverBudget(
         f'keep="{keep}" would take {readable(disk)} on disk; {allowed}. '
-        f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words; or raise the budget."
+        f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words{more}."
     )
 
 

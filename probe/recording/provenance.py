@@ -62,14 +62,15 @@ def git_commit() -> str | None:
 
 
 def _identity(model) -> dict[str, str | None]:
-    """Name and revision of the model: of a pipeline, where it was loaded from."""
+    """Name and revision of the model: where it was loaded from, if it knows."""
     name, revision = getattr(model, "name", None), getattr(model, "revision", None)
-    source = str(getattr(model, "name_or_path", None) or type(model).__name__)
+    path = getattr(model, "name_or_path", None)
+    source = str(path or type(model).__name__)
     # A cache of the hub: models--owner--name/snapshots/commit
     if cached := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\](\w+)", source):
         source, revision = cached[1].replace("--", "/"), revision or cached[2]
     return {
-        "name": name or source,
+        "name": source if path else name or source,
         "revision": revision,
         "weights_sha256": getattr(model, "weights_sha256", None),
     }
