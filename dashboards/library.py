@@ -12,7 +12,7 @@ from typing import NoReturn
 import streamlit as st
 
 from dashboards import text
-from dashboards.heat_map import pairs, payload, planes
+from dashboards.heat_map import matrices, pairs, payload, planes
 from probe.errors import ToushiError
 from probe.language import of_locale
 from probe.trace.layout import IMAGE, MANIFEST, MEMBERS
@@ -145,9 +145,14 @@ def pair(folders: tuple[str, str], versions: tuple, branch: str, language: str) 
     return payload.pair([_trace(folder, version) for folder, version in both], common, branch, language)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _matrices(folder: str, version: tuple, branch: str):
+    return matrices.matrices(_trace(folder, version), branch)
+
+
 @st.cache_data(max_entries=4, show_spinner=False)
 def encoder(folder: str, version: tuple, branch: str, language: str) -> bytes:
-    return payload.encoder(_trace(folder, version), branch, language)
+    return payload.encoder(_trace(folder, version), _matrices(folder, version, branch), branch, language)
 
 
 def opened():
@@ -221,7 +226,7 @@ def branch(trace) -> str:
 
 
 def has_encoder(trace, branch: str) -> bool:
-    return next(payload.encoder_layers(trace, branch), None) is not None
+    return bool(trace.encoder_layers(branch))
 
 
 def facts(trace) -> None:
@@ -241,6 +246,12 @@ def facts(trace) -> None:
     if edits := manifest.get("edits"):
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
+
+
+def heads_left_out(folder: str, version: tuple, branch: str) -> None:
+    """Says so where the page of the text had to leave out the single heads to keep its block small."""
+    if _matrices(folder, version, branch).heads_left_out:
+        st.caption(say("heads_left_out"))
 
 
 def left_out(folder: str, version: tuple, branch: str) -> None:

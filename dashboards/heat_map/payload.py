@@ -2,15 +2,14 @@
 
 import hashlib
 import io
-import itertools
 import json
 import math
 
 import numpy as np
 
 from dashboards import text
+from dashboards.heat_map.matrices import Matrices
 from dashboards.heat_map.planes import Planes
-from probe.trace.attention import NotRecorded
 from probe.trace.layout import prompt_of
 
 # Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
@@ -203,17 +202,14 @@ def _previews(trace, steps) -> np.ndarray | None:
     return frames[:, ::stride, ::stride]
 
 
-def encoder(trace, branch: str, language: str) -> bytes:
+def encoder(trace, matrices: Matrices, branch: str, language: str) -> bytes:
     """The block for `component.text_map`: tokens, words and, where the trace has it, the encoder's attention."""
-    tokens = trace.encoder_tokens(branch)
-    positions = [token.position for token in tokens]
+    tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}
-    for number, maps in enumerate(encoder_layers(trace, branch)):
-        maps = maps[:, positions][:, :, positions]
-        heads = np.concatenate([maps.mean(0, keepdims=True), maps]) if len(maps) > 1 else maps
+    for i, (number, heads) in enumerate(matrices.layers.items()):
         name = text.say(language, "layer_n", n=number + 1)
         layers.append({"label": str(number + 1), "title": name, "heads": len(heads) - 1})
-        arrays[f"attention{number}"] = heads.astype(np.float16)
+        arrays[f"attention{i}"] = heads
     seen_text = False
     rows = []
     for token in tokens:
@@ -231,12 +227,3 @@ def encoder(trace, branch: str, language: str) -> bytes:
         "layers": layers,
     }
     return pack(header, arrays)
-
-
-def encoder_layers(trace, branch: str):
-    """float [head, query, token] of each layer that was recorded, in order."""
-    for number in itertools.count():
-        try:
-            yield trace.encoder_attention(number, branch).values
-        except NotRecorded:
-            return

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 import dashboards
 from dashboards import library, worker
+from dashboards.heat_map import planes
 from probe.lens.encoders import lens, open_encoder
 from probe.models.mini_unet import MiniUNet
 
@@ -142,9 +143,16 @@ def test_the_empty_prompt(app, tmp_path):
 
 
 def test_without_a_recorded_encoder_the_text_is_still_aligned(app, tmp_path):
-    sites = {name: site for name, site in made_trace.SITES.items() if site["kind"] == "cross"}
-    test = app(made_trace.write(tmp_path / "run", steps=2, sites=sites), ENCODER)
+    test = app(made_trace.write(tmp_path / "run", steps=2, sites=made_trace.CROSS), ENCODER)
     assert component(test) and "no attention of the text encoder" in test.info[0].value
+
+
+@pytest.mark.parametrize("locale, said", [("en-GB", "single heads are left out"), ("zh-CN", "不显示单个头")])
+def test_the_text_page_says_that_it_leaves_out_single_heads(app, tmp_path, monkeypatch, locale, said):
+    small, large = (made_trace.write(tmp_path / name, steps=1) for name in ("small", "large"))
+    assert not any(said in caption.value for caption in app(small, ENCODER, locale).caption)
+    monkeypatch.setattr(planes, "BUDGET", 10_000)
+    assert any(said in caption.value for caption in app(large, ENCODER, locale).caption)
 
 
 def test_a_collection_opens_at_its_first_trace(app, tmp_path):
@@ -273,6 +281,8 @@ def test_the_lens_shows_two_sentences(app, monkeypatch):
     (picture,) = test.get("image")
     assert "河边的银行 / 他去银行" in picture.proto.imgs[0].alt
     assert not test.error and not test.warning
+    # Bytes would be scaled down to the width that they are shown at.
+    assert picture.proto.imgs[0].url.startswith("data:image/png;base64,")
 
 
 def test_the_lens_draws_in_the_language_of_the_page(app, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dashboards.heat_map import payload, planes
+from dashboards.heat_map.matrices import matrices
 from probe.errors import ToushiError
 from probe.trace.reader import open_trace
 
@@ -128,7 +129,7 @@ def test_the_block_holds_what_it_says(trace):
 
 
 def test_the_text_block_has_the_encoder_s_attention(trace):
-    header, arrays = unpack(payload.encoder(trace, "cond", "en"))
+    header, arrays = unpack(payload.encoder(trace, matrices(trace, "cond"), "cond", "en"))
     n = len(header["tokens"])
     assert len(header["layers"]) == 12 and "".join(word["text"] for word in header["words"]) == "左边是猫右边是月亮夜晚"
     kept = trace.encoder_attention(3)
@@ -137,6 +138,28 @@ def test_the_text_block_has_the_encoder_s_attention(trace):
     np.testing.assert_allclose(heads[0], kept.mean("head"), **HALF)
     first, last = header["tokens"][0], header["tokens"][-1]
     assert first["before"] and not last["before"]
+
+
+def test_of_a_large_encoder_only_the_means_travel(trace, monkeypatch):
+    whole = matrices(trace, "cond")
+    n = len(whole.tokens)
+    assert not whole.heads_left_out
+    monkeypatch.setattr(planes, "BUDGET", sum(one.nbytes for one in whole.layers.values()) - 1)
+    few = matrices(trace, "cond")
+    assert few.heads_left_out and {one.shape for one in few.layers.values()} == {(1, n, n)}
+    for number, mean in few.layers.items():
+        np.testing.assert_array_equal(mean[0], whole.layers[number][0])
+    assert all(layer["heads"] == 0 for layer in unpack(payload.encoder(trace, few, "cond", "en"))[0]["layers"])
+
+
+def test_single_layers_of_the_encoder_keep_their_numbers(tmp_path):
+    sites = {f"encoder.layers.{i}.attention": {"kind": "encoder", "grid": None, "heads": 4} for i in (5, 11)}
+    trace = open_trace(made_trace.write(tmp_path / "run", steps=1, sites=made_trace.CROSS | sites))
+    shown = matrices(trace, "cond")
+    header, arrays = unpack(payload.encoder(trace, shown, "cond", "en"))
+    assert [(layer["label"], layer["title"]) for layer in header["layers"]] == [("6", "layer 6"), ("12", "layer 12")]
+    kept = trace.encoder_attention(11)
+    np.testing.assert_allclose(arrays["attention1"].reshape(-1, *kept.shape[1:])[1:], kept, **HALF)
 
 
 def test_short_names():
