@@ -24,12 +24,14 @@ SITES = {
 CENTRES = {"左": (0.5, 0.25), "猫": (0.6, 0.28), "右": (0.5, 0.75), "月": (0.25, 0.75), "夜": (0.1, 0.5)}
 
 
-def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=None, sites=SITES, only=None, **fields):
-    """The trace of a run with two branches; `stop_after` steps it ends, as if it had been killed.
+def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=None, sites=SITES, only=None,
+          branches=("cond", "uncond"), **fields):  # fmt: skip
+    """The trace of a run with two branches; after `stop_after` steps it ends, as if it had been killed.
 
     `only`: the columns of the prompt that are kept.
     """
-    encodings = {"cond": TOKENIZER.encode(prompt), "uncond": TOKENIZER.encode(negative)}
+    texts = {"cond": prompt, "uncond": negative}
+    encodings = {branch: TOKENIZER.encode(texts[branch]) for branch in branches}
     manifest = {
         "model": {"name": "made-up", "revision": "0", "weights_sha256": None},
         "prompt": prompt,
