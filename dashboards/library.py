@@ -12,6 +12,7 @@ from typing import NoReturn
 import streamlit as st
 
 from dashboards import text
+from dashboards.facts import facts as known
 from dashboards.heat_map import matrices, pairs, payload, planes
 from probe.errors import ToushiError
 from probe.language import of_locale
@@ -209,9 +210,12 @@ def toolbar() -> None:
     if len(branches) > 1:
         st.segmented_control(
             say("branch"), branches, default=branches[0], required=True, key="branch",
-            format_func=lambda name: say(f"branch_{name}") if name in ("cond", "uncond") else name,
-            label_visibility="collapsed",
+            format_func=branch_name, label_visibility="collapsed",
         )  # fmt: skip
+
+
+def branch_name(branch: str) -> str:
+    return say(f"branch_{branch}") if branch in ("cond", "uncond") else branch
 
 
 def branch(trace) -> str:
@@ -225,25 +229,22 @@ def branch(trace) -> str:
     return wanted if wanted in branches else branches[0]
 
 
+def no_encoder(trace) -> None:
+    """Says that there is no attention of the text encoder, and why where the manifest knows."""
+    unseen = (trace.manifest.get("not_recorded") or {}).items()
+    about = [f"{glob}: {why}" for glob, why in unseen if glob == "*" or glob.startswith(("text_encoder", "encoder"))]
+    st.info("\n\n".join([say("no_encoder"), *map(escaped, about)]), icon=":material/info:")
+
+
 def has_encoder(trace, branch: str) -> bool:
     return bool(trace.encoder_layers(branch))
 
 
 def facts(trace) -> None:
-    """How the picture was made, in one line."""
-    manifest = trace.manifest
-    model, size = manifest.get("model"), manifest.get("size")
-    line = [
-        model.get("name") if isinstance(model, dict) else None,
-        say("fact_steps", n=manifest["steps"]["count"]),
-        manifest.get("sampler"),
-        manifest.get("guidance") is not None and say("fact_guidance", g=manifest["guidance"]),
-        manifest.get("seed") is not None and say("fact_seed", s=manifest["seed"]),
-        size and say("fact_size", w=size[1], h=size[0]),
-        str(trace.folder),
-    ]
-    st.caption(escaped(" · ".join(str(fact) for fact in line if fact)))
-    if edits := manifest.get("edits"):
+    """How the picture was made, in one line; what it was drawn under in another."""
+    line = [fact for name, fact in known(trace, language()).items() if name not in ("revision", "prompt", "edits")]
+    st.caption(escaped(" · ".join([*line, str(trace.folder)])))
+    if edits := trace.manifest.get("edits"):
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
 

@@ -79,12 +79,20 @@ PAGE = {
     "fact_size": ("{w}×{h} px", "{w}×{h} 像素"),
     "fact_negative": ("negative “{n}”", "负向“{n}”"),
     "fact_no_edit": ("no intervention", "没有干预"),
+    "fact_lora": ("LoRA {name} × {scale}", "LoRA {name} × {scale}"),
+    "fact_lora_off": ("LoRA {name} × {scale} (off)", "LoRA {name} × {scale}（未启用）"),
+    "safety_blocked": ("blocked by the safety checker", "图像被安全检查器拦下"),
+    "safety_passed": ("passed by the safety checker", "已通过安全检查器"),
+    "safety_not_run": ("the safety checker did not run", "安全检查器未运行"),
     "other": ("The trace to compare with", "对比的另一份记录"),
     "same_prompt": ("same prompt · ", "同一提示词 · "),
     "no_other": ("There is no other trace to compare with yet. Draw this prompt again with another seed, or make one on "
                  "the page “Traces”.", "还没有可对比的记录。换个种子再画一次，或到“记录”页做一份。"),
     "nothing_in_common": ("These two traces have no word, or no layer, in common, so there is nothing to compare. Choose "
                           "another one above.", "这两份记录没有共同的词，或没有共同的层，无从对比。请在上面另选一份。"),
+    "no_such_branch": ("The other trace has no branch “{missing}”: it was drawn without guidance, or without recording that "
+                       "branch. Choose “{there}” above, or another trace.",
+                       "另一份记录没有“{missing}”分支：它作画时没有用引导，或没有记录这一分支。请在上方选“{there}”，或另选一份记录。"),
     "again": ("Draw again with seed {s}", "用种子 {s} 再画一次"),
     "lost_pair": ("Not a word of both traces", "不是两份记录共有的词"),
     "same_run": ("Both runs have the same settings.", "两份记录的设置相同。"),

@@ -144,7 +144,14 @@ def test_the_empty_prompt(app, tmp_path):
 
 def test_without_a_recorded_encoder_the_text_is_still_aligned(app, tmp_path):
     test = app(made_trace.write(tmp_path / "run", steps=2, sites=made_trace.CROSS), ENCODER)
-    assert component(test) and "no attention of the text encoder" in test.info[0].value
+    assert component(test) and test.info[0].value == "This trace holds no attention of the text encoder."
+
+
+def test_why_there_is_no_attention_of_the_encoder(app, tmp_path):
+    unseen = {"text_encoder.layers.*.self_attn": "it attends in eager", "transformer.*": "it is linear"}
+    test = app(made_trace.write(tmp_path / "run", steps=2, sites=made_trace.CROSS, not_recorded=unseen), ENCODER)
+    said = test.info[0].value
+    assert "no attention of the text encoder" in said and "it attends in eager" in said and "linear" not in said
 
 
 @pytest.mark.parametrize("locale, said", [("en-GB", "single heads are left out"), ("zh-CN", "不显示单个头")])
@@ -200,6 +207,12 @@ def test_a_failure_of_the_worker_is_shown(app, monkeypatch):
     assert "no weights" in test.error[0].value and not test.exception
 
 
+def test_the_page_tells_the_negative_prompt_and_the_checker_s_verdict(app, tmp_path):
+    test = app(made_trace.write(tmp_path / "run", steps=1, negative="模糊", safety="blocked"), PICTURE)
+    (line,) = [caption.value for caption in test.caption if "guidance" in caption.value]
+    assert "模糊" in line and "blocked by the safety checker" in line
+
+
 def test_a_picture_drawn_under_edits_says_so(app, tmp_path):
     edits = [{"site": "unet.*", "kind": "zero", "word": "猫"}]
     made_trace.write(tmp_path / "edited", edits=edits)
@@ -231,6 +244,15 @@ def test_comparing_needs_another_trace_and_a_common_word(app, tmp_path):
     made_trace.write(tmp_path / "runs" / "dog", prompt="a red dog", steps=2)
     test = app(folder, COMPARE)
     assert "nothing to compare" in test.info[0].value and not test.error
+
+
+@pytest.mark.parametrize("locale, said", [("en-GB", "Choose “Prompt” above"), ("zh-CN", "请在上方选“提示词”")])
+def test_the_other_trace_may_lack_the_branch(app, tmp_path, locale, said):
+    folder = made_trace.write(tmp_path / "runs" / "guided", steps=2)
+    made_trace.write(tmp_path / "runs" / "free", steps=2, guidance=1.0, branches=("cond",))
+    test = app(folder, COMPARE, locale)
+    test.segmented_control(key="branch").set_value("uncond").run()
+    assert not test.exception and not test.error and said in test.info[0].value
 
 
 def test_one_press_draws_the_prompt_again_with_another_seed(app, tmp_path, monkeypatch):
