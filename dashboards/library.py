@@ -249,6 +249,11 @@ def facts(trace) -> None:
         st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
 
 
+def cut(key: str, words, **values) -> None:
+    """Says which words did not fit in."""
+    st.warning(escaped(say(key, lost=text.listed(language(), words), **values)), icon=":material/content_cut:")
+
+
 def heads_left_out(folder: str, version: tuple, branch: str) -> None:
     """Says so where the page of the text had to leave out the single heads to keep its block small."""
     if _matrices(folder, version, branch).heads_left_out:

@@ -23,13 +23,15 @@ def opened(encoder: str):
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def read(encoder: str, texts: tuple[str, ...]) -> tuple:
-    """What lens() tells, and its warnings."""
+    """What lens() tells, how many tokens the encoder reads, and of each text that has more the words that were cut."""
     from probe.lens.encoders import lens
+    from probe.models.mini_unet import PromptCut
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        readings = lens(opened(encoder), texts)
-    return readings, [str(w.message) for w in caught if type(w.message).__name__ == "PromptCut"]
+    known = opened(encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptCut)  # the page says it in its own language
+        readings = lens(known, texts)
+    return readings, known.limit, [[word.text for word in one.lost] for one in readings if known.tokenize(one.text)[1]]
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
@@ -86,9 +88,9 @@ def typed() -> None:
         st.warning(say("lens_long", n=LONGEST), icon=":material/content_cut:")
     else:
         with st.spinner(say("lens_reading")):
-            readings, notes = read(name, texts)
-        for note in notes:
-            st.warning(escaped(note), icon=":material/content_cut:")
+            readings, limit, cuts = read(name, texts)
+        for lost in cuts:
+            library.cut("lens_cut", lost, limit=limit, encoder=readings.encoder)
         show(readings, (name, texts))
 
 

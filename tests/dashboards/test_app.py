@@ -12,7 +12,7 @@ import dashboards
 from dashboards import library, worker
 from dashboards.heat_map import planes
 from probe.lens.encoders import lens, open_encoder
-from probe.models.mini_unet import MiniUNet
+from probe.models.mini_unet import MiniUNet, PromptCut
 
 APP = Path(dashboards.__file__).parent / "app.py"
 PICTURE, ENCODER = "app_pages/picture.py", "app_pages/encoder.py"
@@ -193,6 +193,16 @@ def test_prompts_are_not_markup():
     assert library.escaped("*a* <b> 猫 :smile: $x$") == r"\*a\* \<b\> 猫 \:smile\: \$x\$"
 
 
+@pytest.mark.parametrize("locale, said", [
+    ("en-GB", "longer than the 77 tokens that the model reads; cut: 猫、鸟"), ("zh-CN", "超过模型能读的 77 个词元，被截去的词：猫、鸟"),
+])  # fmt: skip
+def test_a_cut_prompt_is_told_in_the_language_of_the_page(app, tmp_path, locale, said):
+    test = app(made_trace.write(tmp_path / "run", steps=1), locale=locale)
+    test.session_state["cut"] = [PromptCut("…", 77, ["猫", "鸟", "猫"])]
+    test.switch_page(PICTURE).run()
+    assert not test.exception and said in test.warning[0].value.replace("\\", "")
+
+
 def test_a_failure_of_the_worker_is_shown(app, monkeypatch):
     def broken(name):
         raise RuntimeError("no weights")
@@ -334,6 +344,13 @@ def test_the_lens_opens_what_was_kept(app, tmp_path):
 ])  # fmt: skip
 def test_the_lens_says_what_it_cannot_show(app, monkeypatch, values, said):
     assert said in lens_page(app, monkeypatch, *values).warning[0].value
+
+
+def test_the_lens_says_in_chinese_what_was_cut(app, monkeypatch):
+    test = lens_page(app, monkeypatch, "x" * 150, "")
+    test.session_state["language"] = "zh"
+    test.run()
+    assert "被截去的词" in test.warning[0].value
 
 
 def test_an_encoder_that_is_not_there(app, monkeypatch):
