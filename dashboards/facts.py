@@ -11,7 +11,7 @@ def facts(trace, language: str) -> dict[str, str]:
 
     told = trace.manifest.get
     model, size = told("model"), told("size")
-    safety = f"safety_{told('safety')}".replace(" ", "_")
+    verdict = str(told("safety")).replace(" ", "_")
     named = {
         "model": model.get("name") if isinstance(model, dict) else None,
         "revision": model.get("revision") if isinstance(model, dict) else None,
@@ -23,7 +23,7 @@ def facts(trace, language: str) -> dict[str, str]:
         "size": size and say("fact_size", w=size[1], h=size[0]),
         "negative": told("negative_prompt") and say("fact_negative", n=told("negative_prompt")),
         "loras": ", ".join(_lora(one, say) for one in told("loras") or []),
-        "safety": safety in text.PAGE and say(safety),
+        "safety": f"safety_{verdict}" in text.PAGE and say(f"safety_{verdict}"),
         "edits": "; ".join(_edit(one) for one in told("edits") or []),
     }
     return {name: str(fact) for name, fact in named.items() if fact}
