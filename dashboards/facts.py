@@ -31,8 +31,9 @@ def facts(trace, language: str) -> dict[str, str]:
 
 def differences(first, second, language: str) -> list[str]:
     """For each of two traces in what its run differs from the other: "seed 1 · 20 steps"."""
-    none = {"edits": text.say(language, "fact_no_edit")}
-    both = none | facts(first, language), none | facts(second, language)
+    both = facts(first, language), facts(second, language)
+    for one in both:
+        one.setdefault("edits", text.say(language, "fact_no_edit"))
     return [
         " · ".join(fact for name, fact in one.items() if both[1 - i].get(name) != fact) for i, one in enumerate(both)
     ]
