@@ -1,10 +1,12 @@
 """Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session."""
 
 import io
+import itertools
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -52,10 +54,14 @@ def escaped(words: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:])", r"\\\1", words)
 
 
-def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
-    """The traces of pictures below `root`, the newest first."""
-    found = [entry(path.parent) for depth in range(1, deepest + 1) for path in root.glob("*/" * depth + MANIFEST)]
+def entries(root: Path | None = None, deepest: int = DEEPEST) -> list[Entry]:
+    """The traces of pictures below `root`, by default the gallery's, the newest first."""
+    found = [entry(path.parent) for path in _manifests(root or gallery(), deepest)]
     return sorted((one for one in found if one.picture), key=lambda entry: -entry.written)[:MOST]
+
+
+def _manifests(root: Path, deepest: int) -> Iterator[Path]:
+    return itertools.chain.from_iterable(root.glob("*/" * depth + MANIFEST) for depth in range(1, deepest + 1))
 
 
 def entry(folder: Path) -> Entry:
@@ -95,14 +101,27 @@ def thumbnail(entry: Entry) -> bytes | None:
 
 
 def argument() -> str | None:
-    """The folder after `--` in `streamlit run dashboards/app.py -- FOLDER`."""
+    """The folder after `--` in `streamlit run dashboards/app.py -- FOLDER`: a trace, a collection, or many traces."""
     ours = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has arguments of its own
     return sys.argv[1] if ours and len(sys.argv) > 1 else None
 
 
+def gallery() -> Path:
+    """Whose traces the gallery shows and where new ones go: the argument, if it is no trace but holds some; else runs/."""
+    folder = Path(argument() or RUNS)
+    is_trace = (folder / MANIFEST).is_file() or (folder / MEMBERS).is_file()
+    return folder if not is_trace and any(_manifests(folder, DEEPEST)) else RUNS
+
+
+def given() -> str | None:
+    """The trace, or the collection, of the command line."""
+    folder = argument()
+    return None if folder is None or Path(folder) == gallery() else folder
+
+
 def chosen() -> str | None:
-    """The folder that is open, as text: chosen by hand, else the argument; of a collection its first trace."""
-    folder = st.session_state.get("folder") or argument()
+    """The folder that is open, as text: chosen by hand, else the one given; of a collection its first trace."""
+    folder = st.session_state.get("folder") or given()
     if folder and (Path(folder) / MEMBERS).is_file() and not (Path(folder) / MANIFEST).is_file():
         return str(min((entry.folder for entry in entries(Path(folder), 1)), default=folder))
     return folder

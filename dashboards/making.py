@@ -13,7 +13,7 @@ from probe.errors import ToushiError
 def order(wanted: worker.Order) -> None:
     """Begins a job, which is this session's from then on."""
     try:
-        st.session_state["job"] = worker.start(wanted, library.RUNS)
+        st.session_state["job"] = worker.start(wanted, library.gallery())
         st.session_state["ordered"] = True
     except ToushiError:
         st.warning(say("busy"), icon=":material/hourglass_top:")

@@ -61,6 +61,26 @@ def test_the_gallery_lists_the_traces_and_opens_them(app, tmp_path):
     assert not test.exception and made_trace.PROMPT.encode("unicode-escape") in component(test)
 
 
+def test_the_folder_of_the_command_line_may_hold_traces(app, tmp_path, monkeypatch):
+    made_trace.write(tmp_path / "runs" / "cat", steps=1)
+    made_trace.write(tmp_path / "study" / "owls" / "owl", prompt="猫头鹰在右边", steps=1)
+    monkeypatch.setattr(library, "argument", lambda: str(tmp_path / "study"))
+    test = app()
+    shown = [markdown.value for markdown in test.markdown]
+    assert "**猫头鹰在右边**" in shown and f"**{made_trace.PROMPT}**" not in shown
+    test.switch_page(PICTURE).run()
+    assert "make one there" in test.info[0].value, "a folder of traces is none of them"
+    assert library.gallery() == tmp_path / "study"
+
+
+def test_the_folder_of_the_command_line_may_be_a_trace(app, tmp_path, monkeypatch):
+    folder = made_trace.write(tmp_path / "elsewhere" / "cat", steps=1)
+    monkeypatch.setattr(library, "argument", lambda: str(folder))
+    assert component(app()) and library.gallery() == library.RUNS
+    monkeypatch.setattr(library, "argument", lambda: str(tmp_path / "nowhere"))
+    assert "no such folder" in app().error[0].value
+
+
 def test_nothing_open(app):
     for page in (PICTURE, COMPARE, ENCODER):
         assert "make one there" in app(page=page).info[0].value
