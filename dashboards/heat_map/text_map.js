@@ -135,7 +135,7 @@ function build(root, bytes) {
   const hint = h('div', { className: 'hint' }, t('token_hint'))
   if (!header.layers.length) {
     root.replaceChildren(lines.root)
-    Object.assign(app, { set() {}, peek() {}, stop() {} }) // nothing to choose: a token reads nothing that is known
+    Object.assign(app, { state: {}, set() {}, peek() {}, stop() {} }) // what a token reads is not known
     root.dataset.ready = 'true'
     return app
   }
