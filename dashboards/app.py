@@ -14,8 +14,8 @@ st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"),
 st.session_state.setdefault("language", of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
-given = library.argument() is not None
-texts = given and not library.entry(Path(library.argument())).picture  # what `toushi lens --save` kept
+given = library.given() is not None
+texts = given and not library.entry(Path(library.given())).picture  # what `toushi lens --save` kept
 
 
 def page_of(name: str, icon: str, default: bool = False):

@@ -1,10 +1,12 @@
 """Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session."""
 
 import io
+import itertools
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +14,8 @@ from typing import NoReturn
 import streamlit as st
 
 from dashboards import text
-from dashboards.heat_map import pairs, payload, planes
+from dashboards.facts import facts as known
+from dashboards.heat_map import matrices, pairs, payload, planes
 from probe.errors import ToushiError
 from probe.language import of_locale
 from probe.trace.layout import IMAGE, MANIFEST, MEMBERS
@@ -51,10 +54,14 @@ def escaped(words: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:])", r"\\\1", words)
 
 
-def entries(root: Path = RUNS, deepest: int = DEEPEST) -> list[Entry]:
-    """The traces of pictures below `root`, the newest first."""
-    found = [entry(path.parent) for depth in range(1, deepest + 1) for path in root.glob("*/" * depth + MANIFEST)]
+def entries(root: Path | None = None, deepest: int = DEEPEST) -> list[Entry]:
+    """The traces of pictures below `root`, by default the gallery's, the newest first."""
+    found = [entry(path.parent) for path in _manifests(root or gallery(), deepest)]
     return sorted((one for one in found if one.picture), key=lambda entry: -entry.written)[:MOST]
+
+
+def _manifests(root: Path, deepest: int) -> Iterator[Path]:
+    return itertools.chain.from_iterable(root.glob("*/" * depth + MANIFEST) for depth in range(1, deepest + 1))
 
 
 def entry(folder: Path) -> Entry:
@@ -94,14 +101,27 @@ def thumbnail(entry: Entry) -> bytes | None:
 
 
 def argument() -> str | None:
-    """The folder after `--` in `streamlit run dashboards/app.py -- FOLDER`."""
+    """The folder after `--` in `streamlit run dashboards/app.py -- FOLDER`: a trace, a collection, or many traces."""
     ours = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has arguments of its own
     return sys.argv[1] if ours and len(sys.argv) > 1 else None
 
 
+def gallery() -> Path:
+    """Whose traces the gallery shows and where new ones go: the argument, if it is no trace but holds some; else runs/."""
+    folder = Path(argument() or RUNS)
+    is_trace = (folder / MANIFEST).is_file() or (folder / MEMBERS).is_file()
+    return folder if not is_trace and any(_manifests(folder, DEEPEST)) else RUNS
+
+
+def given() -> str | None:
+    """The trace, or the collection, of the command line."""
+    folder = argument()
+    return None if folder is None or Path(folder) == gallery() else folder
+
+
 def chosen() -> str | None:
-    """The folder that is open, as text: chosen by hand, else the argument; of a collection its first trace."""
-    folder = st.session_state.get("folder") or argument()
+    """The folder that is open, as text: chosen by hand, else the one given; of a collection its first trace."""
+    folder = st.session_state.get("folder") or given()
     if folder and (Path(folder) / MEMBERS).is_file() and not (Path(folder) / MANIFEST).is_file():
         return str(min((entry.folder for entry in entries(Path(folder), 1)), default=folder))
     return folder
@@ -145,9 +165,14 @@ def pair(folders: tuple[str, str], versions: tuple, branch: str, language: str) 
     return payload.pair([_trace(folder, version) for folder, version in both], common, branch, language)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _matrices(folder: str, version: tuple, branch: str):
+    return matrices.matrices(_trace(folder, version), branch)
+
+
 @st.cache_data(max_entries=4, show_spinner=False)
 def encoder(folder: str, version: tuple, branch: str, language: str) -> bytes:
-    return payload.encoder(_trace(folder, version), branch, language)
+    return payload.encoder(_trace(folder, version), _matrices(folder, version, branch), branch, language)
 
 
 def opened():
@@ -204,9 +229,12 @@ def toolbar() -> None:
     if len(branches) > 1:
         st.segmented_control(
             say("branch"), branches, default=branches[0], required=True, key="branch",
-            format_func=lambda name: say(f"branch_{name}") if name in ("cond", "uncond") else name,
-            label_visibility="collapsed",
+            format_func=branch_name, label_visibility="collapsed",
         )  # fmt: skip
+
+
+def branch_name(branch: str) -> str:
+    return say(f"branch_{branch}") if branch in ("cond", "uncond") else branch
 
 
 def branch(trace) -> str:
@@ -220,27 +248,35 @@ def branch(trace) -> str:
     return wanted if wanted in branches else branches[0]
 
 
+def no_encoder(trace) -> None:
+    """Says that there is no attention of the text encoder, and why where the manifest knows."""
+    unseen = (trace.manifest.get("not_recorded") or {}).items()
+    about = [f"{glob}: {why}" for glob, why in unseen if glob == "*" or glob.startswith(("text_encoder", "encoder"))]
+    st.info("\n\n".join([say("no_encoder"), *map(escaped, about)]), icon=":material/info:")
+
+
 def has_encoder(trace, branch: str) -> bool:
-    return next(payload.encoder_layers(trace, branch), None) is not None
+    return bool(trace.encoder_layers(branch))
 
 
 def facts(trace) -> None:
-    """How the picture was made, in one line."""
-    manifest = trace.manifest
-    model, size = manifest.get("model"), manifest.get("size")
-    line = [
-        model.get("name") if isinstance(model, dict) else None,
-        say("fact_steps", n=manifest["steps"]["count"]),
-        manifest.get("sampler"),
-        manifest.get("guidance") is not None and say("fact_guidance", g=manifest["guidance"]),
-        manifest.get("seed") is not None and say("fact_seed", s=manifest["seed"]),
-        size and say("fact_size", w=size[1], h=size[0]),
-        str(trace.folder),
-    ]
-    st.caption(escaped(" · ".join(str(fact) for fact in line if fact)))
-    if edits := manifest.get("edits"):
+    """How the picture was made, in one line; what it was drawn under in another."""
+    line = [fact for name, fact in known(trace, language()).items() if name not in ("revision", "prompt", "edits")]
+    st.caption(escaped(" · ".join([*line, str(trace.folder)])))
+    if edits := trace.manifest.get("edits"):
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
+
+
+def cut(key: str, words, **values) -> None:
+    """Says which words did not fit in."""
+    st.warning(escaped(say(key, lost=text.listed(language(), words), **values)), icon=":material/content_cut:")
+
+
+def heads_left_out(folder: str, version: tuple, branch: str) -> None:
+    """Says so where the page of the text had to leave out the single heads to keep its block small."""
+    if _matrices(folder, version, branch).heads_left_out:
+        st.caption(say("heads_left_out"))
 
 
 def left_out(folder: str, version: tuple, branch: str) -> None:

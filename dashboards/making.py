@@ -13,7 +13,7 @@ from probe.errors import ToushiError
 def order(wanted: worker.Order) -> None:
     """Begins a job, which is this session's from then on."""
     try:
-        st.session_state["job"] = worker.start(wanted, library.RUNS)
+        st.session_state["job"] = worker.start(wanted, library.gallery())
         st.session_state["ordered"] = True
     except ToushiError:
         st.warning(say("busy"), icon=":material/hourglass_top:")
@@ -51,7 +51,7 @@ def follow(done: Callable[[Path], None]) -> None:
     del st.session_state["job"]
     ours = st.session_state.pop("ordered", False)
     if job.state == "done" and ours:
-        st.session_state["notes"] = job.warnings
+        st.session_state["cut"] = job.cut
         done(job.folder)
     elif job.state == "stopped":
         st.info(escaped(say("stopped", folder=job.folder)), icon=":material/stop_circle:")

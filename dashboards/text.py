@@ -1,5 +1,7 @@
 """Every sentence of the explorer, in English and Chinese. Keys are the same in both; tests see to it."""
 
+from collections.abc import Iterable
+
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 # key: (English, Chinese). Names in braces are filled in.
@@ -51,7 +53,7 @@ PAGE = {
     "making_step": ("Step {i} of {n}", "第 {i} 步，共 {n} 步"),
     "making_write": ("Finishing the trace…", "正在写完记录……"),
     "stopped": ("Stopped. The steps that were finished are in {folder}.", "已停止。完成的步骤在 {folder}。"),
-    "make_failed": ("The trace could not be made", "没能做成记录"),
+    "make_failed": ("The trace could not be made", "记录失败"),
     "busy": ("Many traces are waiting already; wait, or stop one.", "已有很多份记录在排队，请稍等，或停掉一份。"),
     "nothing_open": ("No trace is open.", "还没有打开记录。"),
     "nothing_open_hint": ("Choose one on the page “Traces”, or make one there from a prompt.",
@@ -72,19 +74,27 @@ PAGE = {
                        "这份记录的图很大，这里只显示 {all} 步中的 {n} 步。"),
     "reading": ("Reading the maps…", "正在读取注意力图……"),
     "fact_steps": ("{n} steps", "{n} 步"),
-    "fact_guidance": ("guidance {g}", "引导 {g}"),
+    "fact_guidance": ("guidance {g}", "引导强度 {g}"),
     "fact_seed": ("seed {s}", "种子 {s}"),
     "edited": ("Drawn under interventions; each map is what its site computed before it was edited: {edits}",
                "作画时做了干预；各处的图是该处在被改动之前算出的注意力：{edits}"),
     "fact_size": ("{w}×{h} px", "{w}×{h} 像素"),
     "fact_negative": ("negative “{n}”", "负向“{n}”"),
     "fact_no_edit": ("no intervention", "没有干预"),
+    "fact_lora": ("LoRA {name} × {scale}", "LoRA {name} × {scale}"),
+    "fact_lora_off": ("LoRA {name} × {scale} (off)", "LoRA {name} × {scale}（未启用）"),
+    "safety_blocked": ("blocked by the safety checker", "图像被安全检查器拦下"),
+    "safety_passed": ("passed by the safety checker", "已通过安全检查器"),
+    "safety_not_run": ("the safety checker did not run", "安全检查器未运行"),
     "other": ("The trace to compare with", "对比的另一份记录"),
     "same_prompt": ("same prompt · ", "同一提示词 · "),
     "no_other": ("There is no other trace to compare with yet. Draw this prompt again with another seed, or make one on "
                  "the page “Traces”.", "还没有可对比的记录。换个种子再画一次，或到“记录”页做一份。"),
     "nothing_in_common": ("These two traces have no word, or no layer, in common, so there is nothing to compare. Choose "
                           "another one above.", "这两份记录没有共同的词，或没有共同的层，无从对比。请在上面另选一份。"),
+    "no_such_branch": ("The other trace has no branch “{missing}”: it was drawn without guidance, or without recording that "
+                       "branch. Choose “{there}” above, or another trace.",
+                       "另一份记录没有“{missing}”分支：它作画时没有用引导，或没有记录这一分支。请在上方选“{there}”，或另选一份记录。"),
     "again": ("Draw again with seed {s}", "用种子 {s} 再画一次"),
     "lost_pair": ("Not a word of both traces", "不是两份记录共有的词"),
     "same_run": ("Both runs have the same settings.", "两份记录的设置相同。"),
@@ -104,6 +114,11 @@ PAGE = {
     "lens_reading": ("Running the encoder…", "正在运行编码器……"),
     "lens_none": ("Type a sentence first.", "请先输入一句话。"),
     "lens_long": ("A sentence may have {n} characters at most here.", "这里每句最多 {n} 个字符。"),
+    "cut": ("The prompt is longer than the {limit} tokens that the model reads; cut: {lost}",
+            "提示词超过模型能读的 {limit} 个词元，被截去的词：{lost}"),
+    "lens_cut": ("A sentence is longer than the {limit} tokens that {encoder} reads; cut: {lost}",
+                 "句子超过 {encoder} 能读的 {limit} 个词元，被截去的词：{lost}"),
+    "and_more": ("{words} and {n} more", "{words} 等，另有 {n} 个"),
     "lens_failed": ("The encoder cannot be shown", "无法显示这个编码器"),
     "lens_alt": ("Maps of what {encoder} makes of: {texts}. First each word beside its own embedding, layer by layer; then "
                  "the words of the two sentences beside each other; last what each word reads.",
@@ -125,7 +140,7 @@ PAGE = {
     "kind_text_help": ("Characters that belong to no word: punctuation and spaces",
                        "不属于任何词的字符：标点和空格"),
     "kind_template": ("template", "模板"),
-    "kind_template_help": ("Tokens that the pipeline's template adds", "流程模板加上的词元"),
+    "kind_template_help": ("Tokens that the pipeline's template adds", "对话模板加上的词元"),
     "kind_special": ("special", "特殊"),
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
     "kind_pad": ("padding", "填充"),
@@ -134,7 +149,7 @@ PAGE = {
 
 COMPONENT = {
     "words": ("Words of the prompt", "提示词里的词"),
-    "not_words": ("not words", "非词"),
+    "not_words": ("not words", "其他词元"),
     "no_image": ("no picture", "没有图像"),
     "empty_prompt": PAGE["empty_prompt"],
     "unknown_prompt": ("(the prompt is not known)", "（提示词未知）"),
@@ -143,9 +158,9 @@ COMPONENT = {
     "head": ("Head", "头"),
     "head_hint": ("Choose one layer to see its heads.", "选定一层，就能看它的各个头。"),
     "mean": ("all", "全部"),
-    "all_steps": ("All steps", "全部步"),
-    "all_heads": ("all heads", "全部头"),
-    "head_n": ("head {n}", "第 {n} 头"),
+    "all_steps": ("All steps", "所有步"),
+    "all_heads": ("all heads", "所有头"),
+    "head_n": ("head {n}", "第 {n} 个头"),
     "mean_of_steps": ("mean of {n} steps", "{n} 步平均"),
     "step_of": ("step {i} of {n}, t = {time}", "第 {i}/{n} 步，t = {time}"),
     "curve": ("Share of the attention over the steps", "注意力占比随步数的变化"),
@@ -161,7 +176,7 @@ COMPONENT = {
     "share_box": ("Where the attention goes: box y {y}, x {x}", "注意力分给了谁：方框 y {y}，x {x}"),
     "shares_hint": ("Point at a cell, or drag a box over the picture, to see which words fed it. "
                     "× compares it with the whole picture.",
-                    "指着一格，或在画面上拖一个方框，看哪些词供给了它。× 是与整幅画面相比的倍数。"),
+                    "指着一格，或在画面上拖一个方框，看它关注了哪些词。× 是与整幅画面相比的倍数。"),
     "clear_box": ("Remove the box", "去掉方框"),
     "opacity": ("Opacity", "不透明度"),
     "low_values": ("Low values", "低值"),
@@ -171,7 +186,7 @@ COMPONENT = {
     "cells_exact": ("Exact", "原样"),
     "cells_exact_help": ("Each latent cell as it is", "每个潜空间格子原样显示"),
     "cells_smooth": ("Smooth", "平滑"),
-    "cells_smooth_help": ("Blended between cells, for the eye only", "格子间平滑过渡，只为好看"),
+    "cells_smooth_help": ("Blended between cells, for the eye only", "格子间平滑过渡，仅改变观感，不改变数值"),
     "background": ("Picture", "底图"),
     "background_step": ("At the step", "这一步"),
     "background_step_help": ("What the model expects the picture to become, seen at the step that is shown",
@@ -197,12 +212,12 @@ COMPONENT = {
     "compare_help": ("Two words side by side on one scale; click a picture, then a word",
                      "两个词并排，共用色标；先点一幅图，再点一个词"),
     "keys": ("Keys: ← → step · ↑ ↓ layer · [ ] head · 0 all steps · P play · M hides the map · Esc removes the box",
-             "按键：← → 步 · ↑ ↓ 层 · [ ] 头 · 0 全部步 · P 播放 · M 隐藏热力图 · Esc 去掉方框"),
+             "按键：← → 步 · ↑ ↓ 层 · [ ] 头 · 0 所有步 · P 播放 · M 隐藏热力图 · Esc 去掉方框"),
     "pair_hint": ("Drag a box over a picture to compare inside it. A and B share one scale; red: B more, blue: B less.",
                   "在画面上拖一个方框，只比较框内。A 与 B 共用色标；红：B 更多，蓝：B 更少。"),
     "pair_box": ("Where the attention goes: inside the box", "注意力分给了谁：方框内"),
     "pair_keys": ("Keys: ← → step · ↑ ↓ layer · 0 all steps · P play · M hides the map. Curves: A solid, B dashed.",
-                  "按键：← → 步 · ↑ ↓ 层 · 0 全部步 · P 播放 · M 隐藏热力图。曲线：A 实线，B 虚线。"),
+                  "按键：← → 步 · ↑ ↓ 层 · 0 所有步 · P 播放 · M 隐藏热力图。曲线：A 实线，B 虚线。"),
     "signed_bar": ("Colour scale of the difference", "差值的色标"),
     "scale_pair_caption": ("attention (probability), one scale for A and B, all words and steps",
                            "注意力（概率），A、B、所有词和步共用色标"),
@@ -244,6 +259,13 @@ COMPONENT = {
 
 def say(language: str, key: str, **values) -> str:
     return PAGE[key][language == "zh"].format(**values)
+
+
+def listed(language: str, words: Iterable[str], most: int = 12) -> str:
+    """The words in one line, each once; of many the first ones and how many more there are."""
+    each = list(dict.fromkeys(words))
+    line = "、".join(each[:most])
+    return line if len(each) <= most else say(language, "and_more", words=line, n=len(each) - most)
 
 
 def component(language: str) -> dict[str, str]:

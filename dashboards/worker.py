@@ -48,7 +48,7 @@ class Job:
     state: str = "wait"  # wait, load, draw, write; then done, stopped or failed
     step: int = 0
     error: str = ""
-    warnings: list[str] = field(default_factory=list)
+    cut: list[Warning] = field(default_factory=list)  # PromptCut, of the prompt and of the negative one
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -121,16 +121,18 @@ def _work(job: Job) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             model = _model(order.model)
+            from probe.models.drawing import draw
+            from probe.models.mini_unet import PromptCut
             from probe.record import record
 
             job.state = "draw"
             with record(model, job.folder):
-                model.sample(
-                    order.prompt, negative=order.negative, steps=order.steps, guidance=order.guidance,
-                    sampler=order.sampler, size=order.size, seed=order.seed, callback=after_step,
+                draw(
+                    model, order.prompt, order.negative, steps=order.steps, seed=order.seed, guidance=order.guidance,
+                    sampler=order.sampler, size=order.size, callback=after_step,
                 )  # fmt: skip
                 job.state = "write"
-        job.warnings = [str(w.message) for w in caught if type(w.message).__name__ == "PromptCut"]
+        job.cut = [one.message for one in caught if isinstance(one.message, PromptCut)]
         job.state = "done"
     except Stopped:
         job.state = "stopped"

@@ -5,7 +5,8 @@ from pathlib import Path
 import streamlit as st
 
 from dashboards import library, making, worker
-from dashboards.heat_map import component, payload
+from dashboards.facts import differences
+from dashboards.heat_map import component
 from dashboards.heat_map.pairs import NothingInCommon
 from dashboards.library import say
 from probe.errors import ToushiError
@@ -67,6 +68,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 
 if found:
     other, other_folder, other_version = library.read(picked)
+    if branch not in other.branches:
+        there = library.branch_name("cond" if branch == "uncond" else "uncond")
+        st.info(say("no_such_branch", missing=library.branch_name(branch), there=there), icon=":material/compare:")
+        st.stop()
     try:
         with st.spinner(say("reading")):
             block = library.pair((folder, other_folder), (version, other_version), branch, library.language())
@@ -76,7 +81,7 @@ if found:
         library.refuse(error)
     else:
         component.pair_map(block, key="pair_map")
-        if not any(payload.differences(trace, other, library.language())):
+        if not any(differences(trace, other, library.language())):
             st.caption(say("same_run"))
         library.facts(trace)
         library.facts(other)

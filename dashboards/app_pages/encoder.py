@@ -16,6 +16,7 @@ except ToushiError as error:
     library.refuse(error)
 else:
     component.text_map(block, key="text_map")
+    library.heads_left_out(folder, version, branch)
     if not library.has_encoder(trace, branch):
-        st.info(say("no_encoder"), icon=":material/info:")
+        library.no_encoder(trace)
     library.facts(trace)

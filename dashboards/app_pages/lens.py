@@ -1,17 +1,16 @@
 """One or two sentences, or those that `toushi lens --save` kept, and what each layer of a text encoder makes of them."""
 
-import io
 import warnings
 
 import streamlit as st
 
 from dashboards import library
+from dashboards.drawn import drawn
 from dashboards.library import escaped, say
 from probe.errors import ToushiError
 
 LONGEST = 200  # characters; the page is for a look, `toushi lens` and lens() take more
 MOST = 4  # kept texts in one figure
-INCH = 88  # pixels on the page
 BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
 
@@ -24,31 +23,31 @@ def opened(encoder: str):
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def read(encoder: str, texts: tuple[str, ...]) -> tuple:
-    """What lens() tells, and its warnings."""
+    """What lens() tells, how many tokens the encoder reads, and of each text that has more the words that were cut."""
     from probe.lens.encoders import lens
+    from probe.models.mini_unet import PromptCut
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        readings = lens(opened(encoder), texts)
-    return readings, [str(w.message) for w in caught if type(w.message).__name__ == "PromptCut"]
+    known = opened(encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptCut)  # the page says it in its own language
+        readings = lens(known, texts)
+    return readings, known.limit, [[word.text for word in one.lost] for one in readings if known.tokenize(one.text)[1]]
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tuple[bytes, int]:
-    """PNG, and how many pixels wide it is shown: twice as fine as that, for good screens. `key` is of the readings."""
+def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
+    """The figure for `st.image`, and how wide it is shown. `key` is of the readings."""
     from probe.figures.lens import lens_figure
 
-    drawn, buffer = lens_figure(_readings, layers or None, language=language), io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=2 * INCH)
-    return buffer.getvalue(), round(INCH * drawn.get_figwidth())
+    return drawn(lens_figure(_readings, layers or None, language=language))
 
 
 def show(readings, key: tuple) -> None:
     every = [int(number) for number in readings[0].states["layer"].values]
     chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{key[0]}_{len(every)}")
-    drawn, width = figure(readings, key, tuple(sorted(chosen)), library.language())
+    picture, width = figure(readings, key, tuple(sorted(chosen)), library.language())
     texts = " / ".join(reading.text for reading in readings)
-    st.image(drawn, alt=say("lens_alt", encoder=readings.encoder, texts=texts), width=width)
+    st.image(picture, alt=say("lens_alt", encoder=readings.encoder, texts=texts), width=width)
     st.caption(say("lens_how"))
 
 
@@ -89,9 +88,9 @@ def typed() -> None:
         st.warning(say("lens_long", n=LONGEST), icon=":material/content_cut:")
     else:
         with st.spinner(say("lens_reading")):
-            readings, notes = read(name, texts)
-        for note in notes:
-            st.warning(escaped(note), icon=":material/content_cut:")
+            readings, limit, cuts = read(name, texts)
+        for lost in cuts:
+            library.cut("lens_cut", lost, limit=limit, encoder=readings.encoder)
         show(readings, (name, texts))
 
 

@@ -8,8 +8,8 @@ from dashboards.library import say
 from probe.errors import ToushiError
 
 trace, folder, version = library.opened()
-for note in st.session_state.pop("notes", []):
-    st.warning(library.escaped(note), icon=":material/content_cut:")
+for one in st.session_state.pop("cut", []):
+    library.cut("cut", one.lost, limit=one.limit)
 branch = library.branch(trace)
 
 try:

@@ -41,11 +41,11 @@ with old:
         if st.form_submit_button(say("open"), icon=":material/folder_open:") and folder.strip():
             show(folder.strip())
 
-below = say("below_runs", folder=f"{library.RUNS}/")
-st.markdown(f"##### {below}")
+gallery = escaped(f"{library.gallery()}/")
+st.markdown(f"##### {say('below_runs', folder=gallery)}")
 found = library.entries()
 if not found:
-    st.caption(say("none_below_runs", folder=f"{library.RUNS}/"))
+    st.caption(say("none_below_runs", folder=gallery))
 with st.container(horizontal=True):
     for entry in found:
         with st.container(border=True, width=CARD):

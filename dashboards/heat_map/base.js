@@ -206,13 +206,14 @@ function enliven(app, { fresh, passing, clamp, steps }) {
   app.stop = () => { clearInterval(timer); cancelAnimationFrame(frame) }
 }
 
-// Keys -> what they do. A slider keeps its own arrows.
+// Keys -> what they do; a letter counts with Caps Lock, too. A slider keeps its own arrows.
 function onKeys(root, actions) {
   root.onkeydown = (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey || event.target.type === 'range' && event.key.startsWith('Arrow')) return
-    if (!actions[event.key]) return
+    const action = actions[event.key] ?? actions[event.key.toLowerCase()]
+    if (!action) return
     event.preventDefault()
-    actions[event.key]()
+    action()
   }
 }
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import io
-import itertools
 import json
 import math
 
 import numpy as np
 
 from dashboards import text
+from dashboards.facts import differences
+from dashboards.heat_map.matrices import Matrices
 from dashboards.heat_map.planes import Planes
-from probe.trace.attention import NotRecorded
+from probe.trace.attention import PLAIN_MEAN
 from probe.trace.layout import prompt_of
 
 # Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
@@ -59,7 +60,7 @@ def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
     times = dict(zip(trace.steps, trace.times))
     size = image.shape[1::-1] if image is not None else planes.layers[0].grid[::-1]
-    rule = (trace.manifest.get("heat_map") or {}).get("rule")
+    _, rule = trace.heat_map_rule()
     telling = _telling(planes.units, planes.layers[0].maps[0, 0])
     header = {
         "id": f"{trace.folder}#{branch}",
@@ -75,7 +76,7 @@ def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
         "total": trace.manifest["steps"]["count"],
         "averaged": len(planes.steps) or len(trace.steps),
         "times": [None if math.isnan(times[step]) else times[step] for step in planes.steps],
-        "layers": [_layer(layer, language, rule) for layer in planes.layers],
+        "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in planes.layers],
     }
     return pack(header, arrays)
 
@@ -94,6 +95,7 @@ def _contrast(maps: np.ndarray) -> float:
 def pair(traces, common, branch: str, language: str) -> bytes:
     """The block for `component.pair_map`: two traces on the axes of `pairs.pair`."""
     arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
+    about = differences(*traces, language)
     for side, trace in enumerate(traces):
         image = trace.image()
         if image is not None:
@@ -105,7 +107,7 @@ def pair(traces, common, branch: str, language: str) -> bytes:
             "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
             "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
             "preview": list(previews.shape[1:3]) if previews is not None else None,
-            "about": differences(*traces, language)[side],
+            "about": about[side],
             "total": trace.manifest["steps"]["count"],
         })  # fmt: skip
     for i, layer in enumerate(common.layers):
@@ -127,37 +129,6 @@ def pair(traces, common, branch: str, language: str) -> bytes:
         "layers": [_layer(layer, language, None) for layer in common.layers],
     }
     return pack(header, arrays)
-
-
-def differences(first, second, language: str) -> list[str]:
-    """For each of two traces in what its run differs from the other: "seed 1 · 20 steps"."""
-
-    def facts(trace) -> dict[str, str]:
-        manifest = trace.manifest
-        model, size = manifest.get("model"), manifest.get("size")
-        named = {
-            "model": model.get("name") if isinstance(model, dict) else None,
-            "revision": model.get("revision") if isinstance(model, dict) else None,
-            "prompt": trace.prompt,
-            "negative": manifest.get("negative_prompt") and text.say(language, "fact_negative", n=manifest["negative_prompt"]),
-            "seed": manifest.get("seed") is not None and text.say(language, "fact_seed", s=manifest["seed"]),
-            "steps": text.say(language, "fact_steps", n=manifest["steps"]["count"]),
-            "guidance": manifest.get("guidance") is not None and text.say(language, "fact_guidance", g=manifest["guidance"]),
-            "sampler": manifest.get("sampler"),
-            "size": size and text.say(language, "fact_size", w=size[1], h=size[0]),
-            "edits": "; ".join(_edit(one) for one in manifest.get("edits") or []) or text.say(language, "fact_no_edit"),
-        }  # fmt: skip
-        return {name: str(fact) for name, fact in named.items() if fact}
-
-    both = facts(first), facts(second)
-    return [
-        " · ".join(fact for name, fact in one.items() if both[1 - i].get(name) != fact) for i, one in enumerate(both)
-    ]
-
-
-def _edit(edit: dict) -> str:
-    """An edit in a few words: zero 猫 at unet.*.cross_attention."""
-    return " ".join(str(part) for part in (edit.get("kind"), edit.get("word"), "@", edit.get("site")) if part)
 
 
 def _unit(unit, number: int, language: str) -> dict:
@@ -203,17 +174,14 @@ def _previews(trace, steps) -> np.ndarray | None:
     return frames[:, ::stride, ::stride]
 
 
-def encoder(trace, branch: str, language: str) -> bytes:
+def encoder(trace, matrices: Matrices, branch: str, language: str) -> bytes:
     """The block for `component.text_map`: tokens, words and, where the trace has it, the encoder's attention."""
-    tokens = trace.encoder_tokens(branch)
-    positions = [token.position for token in tokens]
+    tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}
-    for number, maps in enumerate(encoder_layers(trace, branch)):
-        maps = maps[:, positions][:, :, positions]
-        heads = np.concatenate([maps.mean(0, keepdims=True), maps]) if len(maps) > 1 else maps
+    for i, (number, heads) in enumerate(matrices.layers.items()):
         name = text.say(language, "layer_n", n=number + 1)
         layers.append({"label": str(number + 1), "title": name, "heads": len(heads) - 1})
-        arrays[f"attention{number}"] = heads.astype(np.float16)
+        arrays[f"attention{i}"] = heads
     seen_text = False
     rows = []
     for token in tokens:
@@ -231,12 +199,3 @@ def encoder(trace, branch: str, language: str) -> bytes:
         "layers": layers,
     }
     return pack(header, arrays)
-
-
-def encoder_layers(trace, branch: str):
-    """float [head, query, token] of each layer that was recorded, in order."""
-    for number in itertools.count():
-        try:
-            yield trace.encoder_attention(number, branch).values
-        except NotRecorded:
-            return

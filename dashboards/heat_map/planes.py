@@ -4,7 +4,7 @@ A *unit* is a row of the shares: a word, or what is no word (the rest of the tex
 The maps of all units add up to what the text got in each cell. Slot 0 of step and head means "all": the mean.
 """
 
-import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,9 @@ def planes(trace, branch: str) -> Planes:
     steps = [] if trace.keep == "sum" else trace.steps
     grids = {name: maps.shape[-2:] for name, maps in firsts.items()}
     heads = {name: maps.sizes.get("head", 0) for name, maps in firsts.items()}
-    heads, shown, heads_left_out = _fit(grids, heads, steps, len(units))
+    means = _means(trace, list(grids))
+    finest = {name: _finest(grids[site] for site in sites) for name, sites in means.items()}
+    heads, shown, heads_left_out = _fit(grids | finest, heads | dict.fromkeys(means, 0), steps, len(units))
     steps_left_out = len(shown) < len(steps)
     blocks = {
         name: _block(trace, branch, name, weights, steps or [None], shown, (1 + heads[name], len(units), *grid))
@@ -94,7 +96,7 @@ def planes(trace, branch: str) -> Planes:
     there = [i for i in range(len(shown)) if not all(np.isnan(block[1 + i]).all() for block in blocks.values())]
     blocks = {name: block[[0, *(1 + i for i in there)]] for name, block in blocks.items()}
     lost = tuple(word for word in words if word.span not in {unit.span for unit in units})
-    layers = tuple(_layers(trace, blocks))
+    layers = tuple(_layers(blocks, means))
     return Planes(tuple(units), lost, tuple(shown[i] for i in there), layers, heads_left_out, steps_left_out)
 
 
@@ -145,13 +147,16 @@ def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shap
     return block
 
 
-def _layers(trace, blocks: dict[str, np.ndarray]):
-    """The trace's own heat map first, then each site; the plain mean too, where the model's card has another rule."""
-    rule = trace.manifest.get("heat_map")
-    chosen = [name for name in blocks if rule and any(fnmatch.fnmatchcase(name, glob) for glob in rule["sites"])]
-    yield _layer("", "", _together(blocks, chosen or list(blocks)))
-    if chosen and len(chosen) < len(blocks):
-        yield _layer("*", "*", _together(blocks, list(blocks)))
+def _means(trace, sites: list[str]) -> dict[str, list[str]]:
+    """Which sites are averaged to the trace's own heat map, and to the plain mean where the card has another rule."""
+    chosen = [name for name in trace.heat_map_rule()[0] if name in sites] or sites
+    return {"": chosen} if len(chosen) == len(sites) else {"": chosen, "*": sites}
+
+
+def _layers(blocks: dict[str, np.ndarray], means: dict[str, list[str]]):
+    """The means first, then each site."""
+    for name, sites in means.items():
+        yield _layer(name, name, _together(blocks, sites))
     labels = short_names(list(blocks))
     for name, block in blocks.items():
         yield _layer(name, labels[name], block)
@@ -163,8 +168,12 @@ def _layer(name: str, label: str, block: np.ndarray) -> Layer:
 
 def _together(blocks: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
     """float32 [1 + step, 1, unit, y, x]: heads averaged within a site, then sites equally, on the finest grid."""
-    finest = max((blocks[name].shape[-2:] for name in names), key=np.prod)
+    finest = _finest(blocks[name].shape[-2:] for name in names)
     return _mean(np.stack([resample(blocks[name][:, :1], finest) for name in names]))
+
+
+def _finest(grids: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    return max(grids, key=np.prod)
 
 
 def _mean(arrays: np.ndarray) -> np.ndarray:
@@ -175,12 +184,12 @@ def _mean(arrays: np.ndarray) -> np.ndarray:
 
 
 def _fit(grids: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:
-    """Heads and steps cut down until the maps keep to the budget; all of them where they do."""
+    """Heads and steps cut down until the maps of all layers keep to the budget; all of them where they do."""
 
     def size(heads: dict[str, int]) -> int:
         return sum(2 * units * (1 + heads[name]) * grid[0] * grid[1] for name, grid in grids.items())
 
-    left_out = (1 + len(steps)) * size(heads) > BUDGET
+    left_out = any(heads.values()) and (1 + len(steps)) * size(heads) > BUDGET
     if left_out:
         heads = dict.fromkeys(heads, 0)
     most = BUDGET // max(1, size(heads)) - 1

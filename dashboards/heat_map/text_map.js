@@ -111,8 +111,7 @@ function build(root, bytes) {
   const { header, arrays } = unpack(bytes)
   const n = header.tokens.length
   const cells = n * n
-  const app = { header, tables: colourTables(arrays.colours), peeked: {},
-    state: { layer: header.layers.length - 1, head: 0, token: null, key: null, scale: 'layer' } }
+  const app = { header, tables: colourTables(arrays.colours) }
   app.t = (key, values = {}) => fill(header.text[key] ?? key, values)
   app.value = ({ layer, head }, query, key) => HALF[arrays[`attention${layer}`][head * cells + query * n + key]]
   app.matrix = ({ layer, head }) => Float32Array.from(
@@ -131,22 +130,22 @@ function build(root, bytes) {
     return [0, Math.max(...Array.from({ length: header.layers[view.layer].heads + 1 }, (_, head) => highest(head)))]
   }
   app.view = () => ({ ...app.state, ...app.peeked })
-  app.set = (patch) => { Object.assign(app.state, patch); app.changed() }
-  app.peek = (patch) => { app.peeked = patch; app.changed() }
-  let frame = 0
-  app.changed = () => { frame ||= requestAnimationFrame(() => { frame = 0; app.render() }) }
-  app.stop = () => cancelAnimationFrame(frame)
-
   const { t } = app
   const lines = makeLines(app)
   const hint = h('div', { className: 'hint' }, t('token_hint'))
   if (!header.layers.length) {
     root.replaceChildren(lines.root)
-    app.render = () => {}
-    app.state.token = null
+    Object.assign(app, { state: {}, set() {}, peek() {}, stop() {} }) // what a token reads is not known
     root.dataset.ready = 'true'
     return app
   }
+  const clamp = (state) => {
+    state.layer = Math.min(state.layer, header.layers.length - 1)
+    state.head = Math.min(state.head, header.layers[state.layer].heads)
+    if (state.token >= n) state.token = null
+  }
+  const fresh = { layer: header.layers.length - 1, head: 0, token: null, key: null, scale: 'layer' }
+  enliven(app, { fresh, passing: {}, clamp })
   const matrix = makeMatrix(app)
   const bar = colourBar(t('colour_bar'))
   const scale = segmented(t('scale'), [['layer', t('scale_layer'), t('scale_layer_help')], ['text', t('scale_text'), t('scale_text_help')],
@@ -181,23 +180,18 @@ function build(root, bytes) {
     scale.update()
     Object.assign(root.dataset, { ready: 'true', layer: view.layer, head: view.head, token: view.token ?? '' })
   }
-  root.onkeydown = (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey) return
-    const { state } = app
-    const turn = (value, by, count) => (value + by + count) % count
-    const actions = {
-      ArrowUp: () => app.set({ layer: turn(state.layer, -1, header.layers.length), head: 0 }),
-      ArrowDown: () => app.set({ layer: turn(state.layer, 1, header.layers.length), head: 0 }),
-      ArrowLeft: () => app.set({ token: turn(state.token ?? 0, -1, n) }),
-      ArrowRight: () => app.set({ token: turn(state.token ?? -1, 1, n) }),
-      '[': () => app.set({ head: turn(state.head, -1, header.layers[state.layer].heads + 1) }),
-      ']': () => app.set({ head: turn(state.head, 1, header.layers[state.layer].heads + 1) }),
-      Escape: () => app.set({ token: null }),
-    }
-    if (!actions[event.key]) return
-    event.preventDefault()
-    actions[event.key]()
-  }
+  const { state } = app
+  const turn = (value, by, count) => (value + by + count) % count
+  const heads = () => header.layers[state.layer].heads + 1
+  onKeys(root, {
+    ArrowUp: () => app.set({ layer: turn(state.layer, -1, header.layers.length), head: 0 }),
+    ArrowDown: () => app.set({ layer: turn(state.layer, 1, header.layers.length), head: 0 }),
+    ArrowLeft: () => app.set({ token: turn(state.token ?? 0, -1, n) }),
+    ArrowRight: () => app.set({ token: turn(state.token ?? -1, 1, n) }),
+    '[': () => app.set({ head: turn(state.head, -1, heads()) }),
+    ']': () => app.set({ head: turn(state.head, 1, heads()) }),
+    Escape: () => app.set({ token: null }),
+  })
   app.render()
   return app
 }

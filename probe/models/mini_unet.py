@@ -31,7 +31,14 @@ MOST_PIXELS = 1024 * 1024  # beyond it one evaluation takes minutes and gigabyte
 
 
 class PromptCut(UserWarning):
-    """A prompt had more tokens than the model reads; the message names the words that were lost."""
+    """A prompt had more tokens than the model reads; the message names the words that were lost.
+
+    `limit` tokens are read, the words `lost` were cut: for who says it in another language. None and () if not told.
+    """
+
+    def __init__(self, message: str, limit: int | None = None, lost: Sequence[str] = ()):
+        super().__init__(message)
+        self.limit, self.lost = limit, tuple(lost)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ class MiniUNet(nn.Module):
         for encoding in encodings:
             if encoding.lost:
                 cut = f"the prompt is longer than {self.tokenizer.length} tokens; cut: {listed(encoding.lost)}"
-                warnings.warn(PromptCut(cut), stacklevel=3)
+                lost = [word.text for word in encoding.lost]
+                warnings.warn(PromptCut(cut, self.tokenizer.length, lost), stacklevel=3)
         if key in self.embedding_cache and not self.encoder_is_hooked():
             return self.embedding_cache[key]
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)

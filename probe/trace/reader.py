@@ -251,6 +251,13 @@ class Trace:
             np.stack(states), dims=("layer", "token", "feature"), coords={"layer": list(keys), **positions}
         )
 
+    def encoder_layers(self, branch: str = "cond") -> list[int]:
+        """The encoder layers whose attention was kept, numbered from 0; none if it was not recorded."""
+        try:
+            return list(self._numbered(self._encoder(), "attention", self.known_branch(branch)))
+        except NotRecorded:
+            return []
+
     def encoder_attention(self, layer: int, branch: str = "cond") -> xr.DataArray:
         """Attention probabilities of one encoder layer [head, query, token]; layers are numbered from 0."""
         file = self._encoder()

@@ -10,23 +10,28 @@ from probe.trace.writer import TraceWriter
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 TOKENIZER = Tokenizer.train([PROMPT, "猫头鹰在右边", "a red cat on the left"] * 4, vocab_size=340)
-SITES = {
+CROSS = {
     "unet.down.0.cross_attention": {"kind": "cross", "grid": [16, 16], "heads": 2},
     "unet.down.1.cross_attention": {"kind": "cross", "grid": [8, 8], "heads": 4},
     "unet.middle.cross_attention": {"kind": "cross", "grid": [4, 4], "heads": 6},
     "unet.up.0.cross_attention": {"kind": "cross", "grid": [8, 8], "heads": 4},
     "unet.up.1.cross_attention": {"kind": "cross", "grid": [16, 16], "heads": 2},
+}
+SITES = {
+    **CROSS,
     **{f"encoder.layers.{i}.attention": {"kind": "encoder", "grid": None, "heads": 4} for i in range(12)},
 }
 CENTRES = {"左": (0.5, 0.25), "猫": (0.6, 0.28), "右": (0.5, 0.75), "月": (0.25, 0.75), "夜": (0.1, 0.5)}
 
 
-def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=None, sites=SITES, only=None, **fields):
-    """The trace of a run with two branches; `stop_after` steps it ends, as if it had been killed.
+def write(folder, prompt=PROMPT, negative="", steps=6, keep="heads", stop_after=None, sites=SITES, only=None,
+          branches=("cond", "uncond"), **fields):  # fmt: skip
+    """The trace of a run with two branches; after `stop_after` steps it ends, as if it had been killed.
 
     `only`: the columns of the prompt that are kept.
     """
-    encodings = {"cond": TOKENIZER.encode(prompt), "uncond": TOKENIZER.encode(negative)}
+    texts = {"cond": prompt, "uncond": negative}
+    encodings = {branch: TOKENIZER.encode(texts[branch]) for branch in branches}
     manifest = {
         "model": {"name": "made-up", "revision": "0", "weights_sha256": None},
         "prompt": prompt,
@@ -93,7 +98,7 @@ def _encoder(encodings, sites) -> dict[str, np.ndarray]:
     layers = [name for name, site in sites.items() if site["kind"] == "encoder"]
     for branch, encoding in encodings.items():
         n = len(encoding.tokens)
-        for layer in range(len(layers)):
+        for layer in (int(name.split(".")[2]) for name in layers):
             logits = np.random.default_rng(layer).normal(size=(4, n, n)) + (3 * np.eye(n) if layer < 4 else 0)
             logits[:, :, 0] += layer / 3
             weights = np.exp(logits)

@@ -10,8 +10,9 @@ from streamlit.testing.v1 import AppTest
 
 import dashboards
 from dashboards import library, worker
+from dashboards.heat_map import planes
 from probe.lens.encoders import lens, open_encoder
-from probe.models.mini_unet import MiniUNet
+from probe.models.mini_unet import MiniUNet, PromptCut
 
 APP = Path(dashboards.__file__).parent / "app.py"
 PICTURE, ENCODER = "app_pages/picture.py", "app_pages/encoder.py"
@@ -58,6 +59,26 @@ def test_the_gallery_lists_the_traces_and_opens_them(app, tmp_path):
     assert f"**{made_trace.PROMPT}**" in shown and "**猫头鹰在右边**" in shown
     test.button(key=f"open {Path('runs/cat')}").click().run()
     assert not test.exception and made_trace.PROMPT.encode("unicode-escape") in component(test)
+
+
+def test_the_folder_of_the_command_line_may_hold_traces(app, tmp_path, monkeypatch):
+    made_trace.write(tmp_path / "runs" / "cat", steps=1)
+    made_trace.write(tmp_path / "study" / "owls" / "owl", prompt="猫头鹰在右边", steps=1)
+    monkeypatch.setattr(library, "argument", lambda: str(tmp_path / "study"))
+    test = app()
+    shown = [markdown.value for markdown in test.markdown]
+    assert "**猫头鹰在右边**" in shown and f"**{made_trace.PROMPT}**" not in shown
+    test.switch_page(PICTURE).run()
+    assert "make one there" in test.info[0].value, "a folder of traces is none of them"
+    assert library.gallery() == tmp_path / "study"
+
+
+def test_the_folder_of_the_command_line_may_be_a_trace(app, tmp_path, monkeypatch):
+    folder = made_trace.write(tmp_path / "elsewhere" / "cat", steps=1)
+    monkeypatch.setattr(library, "argument", lambda: str(folder))
+    assert component(app()) and library.gallery() == library.RUNS
+    monkeypatch.setattr(library, "argument", lambda: str(tmp_path / "nowhere"))
+    assert "no such folder" in app().error[0].value
 
 
 def test_nothing_open(app):
@@ -142,9 +163,23 @@ def test_the_empty_prompt(app, tmp_path):
 
 
 def test_without_a_recorded_encoder_the_text_is_still_aligned(app, tmp_path):
-    sites = {name: site for name, site in made_trace.SITES.items() if site["kind"] == "cross"}
-    test = app(made_trace.write(tmp_path / "run", steps=2, sites=sites), ENCODER)
-    assert component(test) and "no attention of the text encoder" in test.info[0].value
+    test = app(made_trace.write(tmp_path / "run", steps=2, sites=made_trace.CROSS), ENCODER)
+    assert component(test) and test.info[0].value == "This trace holds no attention of the text encoder."
+
+
+def test_why_there_is_no_attention_of_the_encoder(app, tmp_path):
+    unseen = {"text_encoder.layers.*.self_attn": "it attends in eager", "transformer.*": "it is linear"}
+    test = app(made_trace.write(tmp_path / "run", steps=2, sites=made_trace.CROSS, not_recorded=unseen), ENCODER)
+    said = test.info[0].value
+    assert "no attention of the text encoder" in said and "it attends in eager" in said and "linear" not in said
+
+
+@pytest.mark.parametrize("locale, said", [("en-GB", "single heads are left out"), ("zh-CN", "不显示单个头")])
+def test_the_text_page_says_that_it_leaves_out_single_heads(app, tmp_path, monkeypatch, locale, said):
+    small, large = (made_trace.write(tmp_path / name, steps=1) for name in ("small", "large"))
+    assert not any(said in caption.value for caption in app(small, ENCODER, locale).caption)
+    monkeypatch.setattr(planes, "BUDGET", 10_000)
+    assert any(said in caption.value for caption in app(large, ENCODER, locale).caption)
 
 
 def test_a_collection_opens_at_its_first_trace(app, tmp_path):
@@ -178,6 +213,16 @@ def test_prompts_are_not_markup():
     assert library.escaped("*a* <b> 猫 :smile: $x$") == r"\*a\* \<b\> 猫 \:smile\: \$x\$"
 
 
+@pytest.mark.parametrize("locale, said", [
+    ("en-GB", "longer than the 77 tokens that the model reads; cut: 猫、鸟"), ("zh-CN", "超过模型能读的 77 个词元，被截去的词：猫、鸟"),
+])  # fmt: skip
+def test_a_cut_prompt_is_told_in_the_language_of_the_page(app, tmp_path, locale, said):
+    test = app(made_trace.write(tmp_path / "run", steps=1), locale=locale)
+    test.session_state["cut"] = [PromptCut("…", 77, ["猫", "鸟", "猫"])]
+    test.switch_page(PICTURE).run()
+    assert not test.exception and said in test.warning[0].value.replace("\\", "")
+
+
 def test_a_failure_of_the_worker_is_shown(app, monkeypatch):
     def broken(name):
         raise RuntimeError("no weights")
@@ -190,6 +235,12 @@ def test_a_failure_of_the_worker_is_shown(app, monkeypatch):
             break
         test.run()
     assert "no weights" in test.error[0].value and not test.exception
+
+
+def test_the_page_tells_the_negative_prompt_and_the_checker_s_verdict(app, tmp_path):
+    test = app(made_trace.write(tmp_path / "run", steps=1, negative="模糊", safety="blocked"), PICTURE)
+    (line,) = [caption.value for caption in test.caption if "guidance" in caption.value]
+    assert "模糊" in line and "blocked by the safety checker" in line
 
 
 def test_a_picture_drawn_under_edits_says_so(app, tmp_path):
@@ -223,6 +274,17 @@ def test_comparing_needs_another_trace_and_a_common_word(app, tmp_path):
     made_trace.write(tmp_path / "runs" / "dog", prompt="a red dog", steps=2)
     test = app(folder, COMPARE)
     assert "nothing to compare" in test.info[0].value and not test.error
+
+
+def test_the_other_trace_may_lack_the_branch(app, tmp_path):
+    folder = made_trace.write(tmp_path / "runs" / "guided", steps=2)
+    made_trace.write(tmp_path / "runs" / "free", steps=2, guidance=1.0, branches=("cond",))
+    test = app(folder, COMPARE)
+    test.segmented_control(key="branch").set_value("uncond").run()
+    for language, said in (("en", "Choose “Prompt” above"), ("zh", "请在上方选“提示词”")):
+        test.session_state["language"] = language
+        test.run()
+        assert not test.exception and not test.error and said in test.info[0].value
 
 
 def test_one_press_draws_the_prompt_again_with_another_seed(app, tmp_path, monkeypatch):
@@ -273,6 +335,8 @@ def test_the_lens_shows_two_sentences(app, monkeypatch):
     (picture,) = test.get("image")
     assert "河边的银行 / 他去银行" in picture.proto.imgs[0].alt
     assert not test.error and not test.warning
+    # Bytes would be scaled down to the width that they are shown at.
+    assert picture.proto.imgs[0].url.startswith("data:image/png;base64,")
 
 
 def test_the_lens_draws_in_the_language_of_the_page(app, monkeypatch):
@@ -302,6 +366,13 @@ def test_the_lens_opens_what_was_kept(app, tmp_path):
 ])  # fmt: skip
 def test_the_lens_says_what_it_cannot_show(app, monkeypatch, values, said):
     assert said in lens_page(app, monkeypatch, *values).warning[0].value
+
+
+def test_the_lens_says_in_chinese_what_was_cut(app, monkeypatch):
+    test = lens_page(app, monkeypatch, "x" * 150, "")
+    test.session_state["language"] = "zh"
+    test.run()
+    assert "被截去的词" in test.warning[0].value
 
 
 def test_an_encoder_that_is_not_there(app, monkeypatch):

@@ -260,7 +260,14 @@ def test_the_text_page(page, trace):
     np.testing.assert_allclose(np.reshape(values, kept.shape), kept, **HALF)
     names = page.locator(".left-names span").all_inner_texts()
     assert names == [token.text for token in trace.tokens()]
+    page.locator(".token[title^='猫 ']").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("]")
+    page.wait_for_selector(".toushi[data-layer='3'][data-head='1']")
     assert not page.sent
+    page.get_by_text("English", exact=True).click()
+    page.locator(".thumb[title='layer 4'][aria-pressed='true']").wait_for()
+    page.wait_for_selector(".toushi[data-layer='3'][data-head='1']")
 
 
 def test_the_film_shows_the_steps_and_the_map_can_be_hidden(page, trace):
@@ -278,6 +285,9 @@ def test_the_film_shows_the_steps_and_the_map_can_be_hidden(page, trace):
     page.keyboard.press("m")
     drawn(page)
     assert page.locator("canvas.heat").first.evaluate("(c) => c.style.opacity") == "0"
+    page.keyboard.press("M")
+    drawn(page)
+    assert page.locator("canvas.heat").first.evaluate("(c) => c.style.opacity") != "0"
     assert not page.sent
 
 

@@ -4,7 +4,8 @@ import made_trace
 import numpy as np
 import pytest
 
-from dashboards.heat_map import pairs, payload
+from dashboards.facts import differences, facts
+from dashboards.heat_map import pairs
 from dashboards.heat_map.planes import planes
 from probe.errors import ToushiError
 from probe.trace.reader import open_trace
@@ -79,5 +80,15 @@ def test_without_a_common_word_there_is_nothing_to_compare(first, made):
 
 def test_only_what_differs_is_told(first, made):
     seed = made("seed", steps=9, edits=[{"kind": "zero", "word": "猫", "site": "unet.*"}])
-    assert payload.differences(first, first, "en") == ["", ""]
-    assert payload.differences(first, seed, "en") == ["6 steps · no intervention", "9 steps · zero 猫 @ unet.*"]
+    assert differences(first, first, "en") == ["", ""]
+    assert differences(first, seed, "en") == ["6 steps · no intervention", "9 steps · zero 猫 @ unet.*"]
+
+
+def test_the_facts_tell_what_else_went_into_the_picture(made):
+    loras = [{"file": "ink.safetensors", "scale": 0.8, "on": True}, {"name": "wash", "scale": 1.0, "on": False}]
+    trace = made("blocked", negative="模糊", loras=loras, safety="blocked")
+    told = facts(trace, "en")
+    assert told["negative"] == "negative “模糊”" and told["safety"] == "blocked by the safety checker"
+    assert told["loras"] == "LoRA ink.safetensors × 0.8, LoRA wash × 1.0 (off)"
+    assert "图像被安全检查器拦下" in facts(trace, "zh").values()
+    assert facts(made("other", safety="something else"), "en").keys().isdisjoint({"negative", "loras", "safety"})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dashboards.heat_map import payload, planes
+from dashboards.heat_map.matrices import matrices
 from probe.errors import ToushiError
 from probe.trace.reader import open_trace
 
@@ -78,22 +79,47 @@ def test_a_rule_of_the_model_s_card_comes_first(tmp_path):
     np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit], trace.heat_map("猫"), **HALF)
     plain = trace.heat_map("猫", sites="unet.*")
     np.testing.assert_allclose(shown.layers[1].maps[0, 0, unit], plain, **HALF)
+    header, _ = unpack(payload.picture(trace, shown, "cond", "en"))
+    assert [layer["label"] for layer in header["layers"][:2]] == ["default", "all"]
+
+
+def test_a_rule_that_names_sites_which_were_not_kept_is_not_the_trace_s(tmp_path):
+    rule = {"sites": ["unet.up.*", "unet.deep.*"], "rule": "mean of the sites on the way up"}
+    trace = open_trace(made_trace.write(tmp_path / "run", heat_map=rule))
+    shown = planes.planes(trace, "cond")
+    np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit_of(shown, "猫")], trace.heat_map("猫"), **HALF)
+    header, _ = unpack(payload.picture(trace, shown, "cond", "en"))
+    assert [layer["label"] for layer in header["layers"][:2]] == ["all", "down.0"]
+
+
+@pytest.mark.parametrize("heat_map", [None, {"sites": ["unet.up.*"], "rule": "the way up"}])
+@pytest.mark.parametrize("sites", [["unet.up.1.cross_attention"], list(made_trace.CROSS)])
+def test_the_means_of_layers_count_in_the_budget(tmp_path, monkeypatch, heat_map, sites):
+    kept = {name: made_trace.SITES[name] for name in sites}
+    trace = open_trace(made_trace.write(tmp_path / "run", keep="mean", sites=kept, heat_map=heat_map))
+    whole = sum(layer.maps.nbytes for layer in planes.planes(trace, "cond").layers)
+    monkeypatch.setattr(planes, "BUDGET", whole)
+    assert not planes.planes(trace, "cond").steps_left_out
+    monkeypatch.setattr(planes, "BUDGET", whole - 1)
+    shown = planes.planes(trace, "cond")
+    assert shown.steps_left_out and not shown.heads_left_out, "no single head was kept"
+    assert sum(layer.maps.nbytes for layer in shown.layers) < whole
 
 
 def test_a_large_trace_keeps_to_the_budget(trace, monkeypatch):
     whole = planes.planes(trace, "cond")
-    monkeypatch.setattr(planes, "BUDGET", 50_000)
+    monkeypatch.setattr(planes, "BUDGET", 80_000)
     shown = planes.planes(trace, "cond")
     assert shown.heads_left_out and shown.steps_left_out
     assert set(shown.steps) < set(whole.steps) and shown.steps[0] == 0 and shown.steps[-1] == whole.steps[-1]
-    assert sum(layer.maps.nbytes for layer in shown.layers[1:]) <= 50_000
+    assert sum(layer.maps.nbytes for layer in shown.layers) <= 80_000
     monkeypatch.setattr(planes, "BUDGET", 10)
     with pytest.raises(ToushiError, match="Record fewer words or sites"):
         planes.planes(trace, "cond")
 
 
 def test_the_mean_is_over_all_steps_even_if_some_are_not_shown(trace, monkeypatch):
-    monkeypatch.setattr(planes, "BUDGET", 50_000)
+    monkeypatch.setattr(planes, "BUDGET", 80_000)
     shown = planes.planes(trace, "cond")
     np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit_of(shown, "猫")], trace.heat_map("猫"), **HALF)
 
@@ -128,7 +154,7 @@ def test_the_block_holds_what_it_says(trace):
 
 
 def test_the_text_block_has_the_encoder_s_attention(trace):
-    header, arrays = unpack(payload.encoder(trace, "cond", "en"))
+    header, arrays = unpack(payload.encoder(trace, matrices(trace, "cond"), "cond", "en"))
     n = len(header["tokens"])
     assert len(header["layers"]) == 12 and "".join(word["text"] for word in header["words"]) == "左边是猫右边是月亮夜晚"
     kept = trace.encoder_attention(3)
@@ -137,6 +163,28 @@ def test_the_text_block_has_the_encoder_s_attention(trace):
     np.testing.assert_allclose(heads[0], kept.mean("head"), **HALF)
     first, last = header["tokens"][0], header["tokens"][-1]
     assert first["before"] and not last["before"]
+
+
+def test_of_a_large_encoder_only_the_means_travel(trace, monkeypatch):
+    whole = matrices(trace, "cond")
+    n = len(whole.tokens)
+    assert not whole.heads_left_out
+    monkeypatch.setattr(planes, "BUDGET", sum(one.nbytes for one in whole.layers.values()) - 1)
+    few = matrices(trace, "cond")
+    assert few.heads_left_out and {one.shape for one in few.layers.values()} == {(1, n, n)}
+    for number, mean in few.layers.items():
+        np.testing.assert_array_equal(mean[0], whole.layers[number][0])
+    assert all(layer["heads"] == 0 for layer in unpack(payload.encoder(trace, few, "cond", "en"))[0]["layers"])
+
+
+def test_single_layers_of_the_encoder_keep_their_numbers(tmp_path):
+    sites = {f"encoder.layers.{i}.attention": {"kind": "encoder", "grid": None, "heads": 4} for i in (5, 11)}
+    trace = open_trace(made_trace.write(tmp_path / "run", steps=1, sites=made_trace.CROSS | sites))
+    shown = matrices(trace, "cond")
+    header, arrays = unpack(payload.encoder(trace, shown, "cond", "en"))
+    assert [(layer["label"], layer["title"]) for layer in header["layers"]] == [("6", "layer 6"), ("12", "layer 12")]
+    kept = trace.encoder_attention(11)
+    np.testing.assert_allclose(arrays["attention1"].reshape(-1, *kept.shape[1:])[1:], kept, **HALF)
 
 
 def test_short_names():

@@ -5,6 +5,8 @@ import time
 import pytest
 
 from dashboards import worker
+from probe.errors import ToushiError
+from probe.models import drawing
 from probe.models.mini_unet import MiniUNet
 from probe.trace.reader import open_trace
 
@@ -30,7 +32,7 @@ def finished(job):
 def test_a_new_trace_is_what_was_ordered(tmp_path):
     order = worker.Order("左边是猫", negative="模糊", steps=3, guidance=2.0, seed=7, sampler="heun")
     job = finished(worker.start(order, tmp_path))
-    assert (job.state, job.step, job.error, job.warnings) == ("done", 3, "", [])
+    assert (job.state, job.step, job.error, job.cut) == ("done", 3, "", [])
     trace = open_trace(job.folder)
     assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
     kept = [trace.manifest[name] for name in ("negative_prompt", "guidance", "seed", "sampler")]
@@ -39,7 +41,17 @@ def test_a_new_trace_is_what_was_ordered(tmp_path):
 
 def test_words_that_were_cut_are_named(tmp_path):
     job = finished(worker.start(worker.Order("一只猫和" * 40, steps=1), tmp_path))
-    assert job.state == "done" and len(job.warnings) == 1 and "猫" in job.warnings[0]
+    (cut,) = job.cut
+    assert job.state == "done" and cut.limit == 77 and "猫" in cut.lost
+
+
+def test_the_picture_is_asked_for_as_everywhere(tmp_path, monkeypatch):
+    def refuse(model, prompt, negative, **settings):
+        raise ToushiError(f"{negative} with guidance {settings['guidance']}")
+
+    monkeypatch.setattr(drawing, "draw", refuse)
+    job = finished(worker.start(worker.Order("猫", negative="模糊", guidance=1.0), tmp_path))
+    assert (job.state, job.error) == ("failed", "模糊 with guidance 1.0")
 
 
 def test_stopping_leaves_the_finished_steps(tmp_path):

@@ -1,0 +1,27 @@
+"""A figure on a page: twice as fine as it is shown, and never too large."""
+
+import base64
+import io
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dashboards import drawn
+
+
+def png(url: str) -> Image.Image:
+    kind, data = url.split(",")
+    assert kind == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_a_figure_is_twice_as_fine_as_it_is_shown():
+    url, width = drawn.drawn(Figure(figsize=(2, 1)))
+    assert width == 2 * drawn.INCH and png(url).size == (4 * drawn.INCH, 2 * drawn.INCH)
+
+
+def test_a_large_figure_has_no_more_pixels_than_a_browser_takes(monkeypatch):
+    monkeypatch.setattr(drawn, "MOST", 20_000)
+    url, width = drawn.drawn(Figure(figsize=(8, 4)))
+    assert width == 8 * drawn.INCH and png(url).size == pytest.approx((200, 100), abs=1)
