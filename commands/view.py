@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ class View:
   toushi view runs/cat
   toushi view runs/bank                          (what toushi lens --save kept: the page Layers)
   toushi view                                    (all traces below runs/)
+  toushi view traces/class-3                     (all traces below another folder; new ones go there)
   toushi view runs/cat --port 8600 --headless    (on a machine without a browser)
 
 Ends with Ctrl-C."""
 
     folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FOLDER")] = None
-    """The trace, or the collection of traces, to open first."""
+    """The trace, or the collection of traces, to open first; or a folder whose traces the gallery shows."""
     port: int | None = None
     """Where the explorer answers; 8501 or the next that is free, if not given."""
     headless: bool = False
@@ -38,14 +38,10 @@ Ends with Ctrl-C."""
             from probe.trace.reader import open_collection, open_trace
 
             several = (self.folder / MEMBERS).exists()
-            below = sorted(one.parent for one in self.folder.glob(f"*/{MANIFEST}") if format_of(one.parent) == FORMAT)
-            if below and not several and not (self.folder / MANIFEST).exists():  # recorded into it one by one
-                raise ToushiError(
-                    f"{self.folder} is no trace, but holds {len(below)}: name one of them, {shlex.quote(str(below[0]))}; "
-                    "without a folder toushi view shows all traces below runs/"
-                )
-            # A damaged trace is said here, not in the browser.
-            (open_collection if several else open_trace)(self.folder)
+            below = any(format_of(one.parent) == FORMAT for one in self.folder.glob(f"*/{MANIFEST}"))
+            if several or (self.folder / MANIFEST).exists() or not below:
+                # A damaged trace is said here, not in the browser.
+                (open_collection if several else open_trace)(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)
