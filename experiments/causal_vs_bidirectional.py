@@ -234,7 +234,7 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
         chosen = np.where(half, curves[~half].mean(0).argmax(), curves[half].mean(0).argmax())
         values = curves[np.arange(len(curves)), chosen]
         draws = values[resampled(len(values), config.resamples, config.seed)].mean(1)
-        low, high = interval(draws, len(values))
+        low, high = bounds(draws)
         names = dict(zip(("model", "where", "place"), about))
         layers = "/".join(map(str, sorted(set(chosen.tolist()))))
         table.append(names | {"layers": layers, "accuracy": values.mean(), "low": low, "high": high})

@@ -65,14 +65,9 @@ class Call:
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self.probabilities(columns, rows, queries, mean, dtype)
-        what, lse = self.what, self.lse
-        if rows is not None:
-            what, lse = what.rows(rows), None if lse is None else lse[rows]
-        if queries is not None:
-            if what.causal:
-                raise WireError(f"{self.site}: some queries of a causal attention cannot be read by themselves")
-            what, lse = what.queries(queries), None if lse is None else lse[:, :, queries]
-        return probabilities(what, lse, columns, mean, dtype)
+        some = slice(None) if rows is None else rows, slice(None) if queries is None else queries
+        lse = None if self.lse is None else self.lse[some[0]][:, :, some[1]]
+        return probabilities(self.what.part(*some), lse, columns, mean, dtype)
 
 
 class Watch:
@@ -82,10 +77,8 @@ class Watch:
     stops the model. `ran` and `seen` count the runs of each module and the attention calls in it.
     """
 
-    changes = False  # see hooks.edits.ChangeAttention
-
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable):
-        self.modules, self.see = dict(modules), see
+    def __init__(self, modules: Mapping[str, nn.Module], see: Callable | None = None, change: Callable | None = None):
+        self.modules, self.see, self.change = dict(modules), see, change
         self.handles: list = []
         self.forget()
 
@@ -102,8 +95,9 @@ class Watch:
                 )
         _replace()
         for name, module in self.modules.items():
-            self.handles.append(module.register_forward_pre_hook(self._entering(name)))
-            self.handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+            enter, leave = self._wires(name)
+            self.handles.append(module.register_forward_pre_hook(enter))
+            self.handles.append(module.register_forward_hook(leave, always_call=True))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -126,27 +120,20 @@ class Watch:
                 )
         return reasons
 
-    def _entering(self, name: str):
+    def _wires(self, name: str):
         entry = (self, name)
 
-        def enter(module, arguments):
-            stack = _stack()
-            if entry in stack:  # left there by a KeyboardInterrupt, which skips forward hooks
-                del stack[stack.index(entry) :]
-            stack.append(entry)
-            self.ran[name] += 1
-
-        return enter
-
-    def _leaving(self, name: str):
-        entry = (self, name)
-
-        def leave(module, arguments, output):
+        def leave(*_):
             stack = _stack()
             if entry in stack:
                 del stack[stack.index(entry) :]
 
-        return leave
+        def enter(*_):
+            leave()  # left there by a KeyboardInterrupt, which skips forward hooks
+            _stack().append(entry)
+            self.ran[name] += 1
+
+        return enter, leave
 
 
 # --- the one replacement ---
@@ -178,9 +165,8 @@ def _replacing(original: Callable) -> Callable:
             raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
         query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
         attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, FEW)
-        what = Scored(
-            query.detach(), key.detach(), query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, is_causal
-        )
+        scaled = query.shape[-1] ** -0.5 if scale is None else scale
+        what = Scored(query.detach(), key.detach(), scaled, attn_mask, 0 if is_causal else None)
         told: list[Watch] = []
         output = attended.output
         for watch, name in reversed(stack):
@@ -188,10 +174,10 @@ def _replacing(original: Callable) -> Callable:
                 told.append(watch)
                 watch.seen[name] += 1
                 call = Call(name, what, attended)
-                if watch.changes:
-                    output = watch.see(call, value, output)
-                else:
+                if watch.see is not None:
                     watch.see(call)
+                if watch.change is not None:
+                    output = watch.change(call, value, output)
         return output
 
     attention.__doc__ = original.__doc__

@@ -4,20 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hooks.attention import Call, Watch
+from hooks.attention import Call
 from hooks.kernels import FEW, Columns
 
 Rows = slice | list[int]
-
-
-class ChangeAttention(Watch):
-    """`with ChangeAttention({name: module}, change):` — what `change(call, value, output)` returns is the output.
-
-    `value` is [row, head, key, d], `output` [row, head, query, d] with the changes of contexts that were opened
-    later. The `call` itself goes on telling what the module's own softmax was.
-    """
-
-    changes = True
 
 
 def attended_anew(

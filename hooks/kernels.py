@@ -146,36 +146,31 @@ Columns = slice | Sequence[int] | Tensor
 
 
 class Scored(NamedTuple):
-    """What decides an attention. `causal`: query i sees keys 0..i."""
+    """What decides an attention."""
 
     query: Tensor  # [row, head, query, d]
     key: Tensor  # [row | 1, head, key, d]; with grouped queries fewer heads
     scale: float
     mask: Tensor | None = None  # True = look, or numbers added to the scores; broadcasts to [row, head, query, key]
-    causal: bool = False
+    first: int | None = None  # causal: query i sees keys 0..first + i
 
-    def rows(self, rows: slice | list[int]) -> "Scored":
-        """Some rows of the batch."""
-        if rows == slice(0, len(self.query)):
-            return self
+    def part(self, rows: slice | list[int], queries: slice) -> "Scored":
+        """Some rows of the batch, and some queries of each."""
         key = self.key if self.key.shape[0] == 1 else self.key[rows]
-        mask = self.mask
+        mask, first = self.mask, self.first
         if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
             mask = mask[rows]
-        return self._replace(query=self.query[rows], key=key, mask=mask)
-
-    def queries(self, queries: slice) -> "Scored":
-        """Some queries of an attention that is not causal."""
-        mask = self.mask
         if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
             mask = mask[..., queries, :]
-        return self._replace(query=self.query[:, :, queries], mask=mask)
+        if first is not None:
+            first += queries.start or 0
+        return Scored(self.query[rows][:, :, queries], key, self.scale, mask, first)
 
 
 def rounded(query: Tensor) -> bool:
     """Whether fp32 matrix products may be rounded to TF32 or bf16 here."""
     backend = torch.backends.cuda.matmul if query.is_cuda else torch.backends.mkldnn.matmul
-    return torch.get_float32_matmul_precision() != "highest" or backend.fp32_precision not in ("none", "ieee")
+    return backend.fp32_precision not in ("none", "ieee")  # torch.set_float32_matmul_precision shows there too
 
 
 def working_dtype(query: Tensor) -> torch.dtype:
@@ -184,11 +179,9 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def scores(
-    what: Scored, columns: Columns, dtype: torch.dtype, queries: slice | None = None, into: Tensor | None = None
-) -> Tensor:
-    """q k^T * scale + mask at some columns and queries: [row, head, column, query]. It may lie in `into`, if given."""
-    query = (what.query if queries is None else what.query[:, :, queries]).to(dtype)
+def scores(what: Scored, columns: Columns, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
+    """q k^T * scale + mask at some columns: [row, head, column, query]. It may lie in `into`, if given."""
+    query = what.query.to(dtype)
     key = what.key[:, :, columns].to(dtype) * what.scale
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -202,13 +195,11 @@ def scores(
     if what.mask is not None:
         mask = what.mask if what.mask.shape[-1] > 1 else what.mask.expand(*what.mask.shape[:-1], what.key.shape[2])
         mask = mask if mask.dim() > 1 else mask[None]
-        if queries is not None and mask.shape[-2] > 1:
-            mask = mask[..., queries, :]
         mask = mask[..., columns].transpose(-1, -2)
         result = result.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else result.add_(mask)
-    if what.causal:
+    if what.first is not None:
         key_at = torch.arange(what.key.shape[2], device=result.device)[columns]
-        query_at = torch.arange(what.query.shape[2], device=result.device)[queries or slice(None)]
+        query_at = what.first + torch.arange(length, device=result.device)
         result.masked_fill_(key_at[:, None] > query_at, -torch.inf)
     return result
 
@@ -231,7 +222,7 @@ def log_sum_exp(what: Scored) -> Tensor:
     dtype = working_dtype(what.query)
     lse = what.query.new_empty(what.query.shape[:3], dtype=dtype)
     for rows, queries in blocks(what, what.key.shape[2]):
-        lse[rows, :, queries] = scores(what.rows(rows), slice(None), dtype, queries).logsumexp(dim=2)
+        lse[rows, :, queries] = scores(what.part(rows, queries), slice(None), dtype).logsumexp(dim=2)
     return lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
@@ -261,7 +252,7 @@ def probabilities(
     result = what.query.new_empty(shape, dtype=dtype or working)
     room = None  # memory that is new costs as much as what is done in it
     for some, part in blocks(what, keys if again else count):
-        found = scores(what.rows(some), slice(None) if again else columns, working, part, room)
+        found = scores(what.part(some, part), slice(None) if again else columns, working, room)
         room = found.view(-1) if room is None else room
         if known is None:
             found = softmax_(found)[:, :, columns]

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hooks.attention import Call
-from hooks.edits import ChangeAttention, attended_anew
-from hooks.states import States
+from hooks.attention import Call, Watch
+from hooks.edits import attended_anew
+from hooks.states import state_hooks
 from probe.editing import source
 from probe.editing.edit import BadEdit, Edit, edits_of_manifest
 from probe.editing.following import Following
@@ -127,8 +127,8 @@ class Editing:
             _edited[id(model)] = self
             wires.callback(_edited.pop, id(model))
             wires.enter_context(self.run)
-            self.watch = wires.enter_context(ChangeAttention(modules, self._attend))
-            wires.enter_context(States(self.state_modules, self._change))
+            self.watch = wires.enter_context(Watch(modules, change=self._attend))
+            wires.enter_context(state_hooks(self.state_modules, self._change))
             self.wires = wires.pop_all()
         return self
 
@@ -258,9 +258,9 @@ def _opened(folders: Iterable[str]) -> dict:
     folders = list(folders)
     if not folders:
         return {}
-    from probe.trace.reader import open_trace  # half a second of imports, which recording can do without
+    from probe.trace.reader import open_picture  # half a second of imports, which recording can do without
 
-    return {folder: open_trace(folder) for folder in folders}
+    return {folder: open_picture(folder) for folder in folders}
 
 
 def _alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:

@@ -17,7 +17,7 @@ import torch
 
 from hooks.attention import Call, Watch
 from hooks.errors import WireError
-from hooks.states import Arguments
+from hooks.states import argument_hooks
 from probe.errors import ToushiError
 from probe.models.families import Encoded, Said, family_of, plain, submodule
 from probe.recording.encoder import EncodedIds, EncoderCapture
@@ -123,7 +123,7 @@ class Recording:
             _recorded[id(model)] = self.folder
             wires.callback(_recorded.pop, id(model))
             self.watch = wires.enter_context(Watch(watched, self._take))
-            wires.enter_context(Arguments({family.denoiser: (denoiser, family.inputs)}, self._evaluate))
+            wires.enter_context(argument_hooks({family.denoiser: (denoiser, family.inputs)}, self._evaluate))
             wires.enter_context(wrapped(model, family.encode_prompt, self._encoding))
             wires.enter_context(wrapped(model, family.sample, self._sampling))
             if family.evaluate is not None:

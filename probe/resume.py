@@ -15,7 +15,7 @@ from probe.edits import edit, edits_of_manifest
 from probe.errors import ToushiError
 from probe.models.families import family_of
 from probe.record import Recording
-from probe.recording.policy import Policy
+from probe.recording.policy import DISK, Policy
 from probe.recording.provenance import surroundings
 from probe.trace.reader import Trace, open_trace
 from probe.trace.writer import TraceWriter
@@ -58,9 +58,8 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     kept = manifest["kept"]
     words = None if kept["words"] is None else tuple(map(_word, kept["words"]))
     recorded = manifest["steps"].get("recorded")
-    policy = Policy(
-        trace.keep, words, None if recorded is None else tuple(recorded), tuple(trace.branches), kept["dtype"]
-    )
+    recorded, budget = None if recorded is None else tuple(recorded), kept.get("budget", DISK)
+    policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept["dtype"], budget)
     with Recording(model, Path(folder), policy, list(trace.sites), resumed=True), edited:
         return model.sample(*draw, **how)
 

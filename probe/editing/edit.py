@@ -143,7 +143,8 @@ class Edit:
         """What is not default, for a manifest or a file."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if self.function is not None:
-            given["function"] = f"{self.function.__module__}.{self.function.__qualname__}"
+            made = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+            given["function"] = f"{made.__module__}.{made.__qualname__}"
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}}
 
 

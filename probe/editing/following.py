@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hooks.states import Arguments
+from hooks.states import argument_hooks
 from probe.editing.edit import BadEdit
 from probe.models.families import Encoded, Family, Said, Stretch, submodule
 from probe.recording.branches import Place, places
@@ -46,7 +46,7 @@ class Following:
             watched[family.encoder] = (submodule(model, family.encoder), [family.ids])
         scheduler = getattr(model, family.scheduler)
         with ExitStack() as wires:
-            wires.enter_context(Arguments(watched, self._begin))
+            wires.enter_context(argument_hooks(watched, self._begin))
             wires.enter_context(wrapped(model, family.encode_prompt, self._encoding))
             wires.enter_context(wrapped(model, family.sample, self._sampling))
             if family.evaluate is not None:

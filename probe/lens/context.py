@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from hooks.states import Given, States
+from hooks.states import input_hook, state_hooks
 from probe.analysis.layers import rollout
 from probe.errors import ToushiError
 from probe.lens.encoders import BATCH, Encoder, lens, open_encoder
@@ -182,9 +182,9 @@ def _run_with(encoder: Encoder, reading: Reading, layer: int, patches) -> np.nda
 
     first = encoder.layers[0]
     entry = next(iter(inspect.signature(first.forward).parameters))
-    given = Given(first, entry, change) if layer == 0 else nullcontext()
-    middle = States({"patched": encoder.layers[layer - 1]}, put) if layer else nullcontext()
+    given = input_hook(first, entry, change) if layer == 0 else nullcontext()
+    middle = state_hooks({"patched": encoder.layers[layer - 1]}, put) if layer else nullcontext()
     every = {str(number): module for number, module in enumerate(encoder.layers, 1)}
-    with torch.no_grad(), given, middle, States(every, keep):
+    with torch.no_grad(), given, middle, state_hooks(every, keep):
         encoder.forward(ids)
     return np.stack([kept[number] for number in every])

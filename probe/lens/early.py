@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from hooks.states import States
+from hooks.states import state_hooks
 from probe.errors import ToushiError
 from probe.models.mini_unet import MiniUNet
 
@@ -27,5 +27,5 @@ def ending_at(model: MiniUNet, layer: int) -> Iterator[None]:
         return kept.pop() if name == "last" else None
 
     this = model.encoder.layers[layer - 1] if layer else model.encoder.embed
-    with States({"this": this, "last": model.encoder.layers[-1]}, see):
+    with state_hooks({"this": this, "last": model.encoder.layers[-1]}, see):
         yield

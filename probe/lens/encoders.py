@@ -23,7 +23,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from hooks.attention import Call, Watch
-from hooks.states import Arguments, States
+from hooks.states import argument_hooks, state_hooks
 from probe.errors import ToushiError
 from probe.lens.readings import Reading, Readings
 from probe.lens.spans import tokens_of
@@ -357,7 +357,7 @@ def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, 
             attention[number] = _numpy(call.probabilities().transpose(2, 3))
 
     watch = Watch(layers if attended else {}, see)
-    with torch.no_grad(), Arguments({"0": (first, [entry])}, keep), States(layers, keep), watch:
+    with torch.no_grad(), argument_hooks({"0": (first, [entry])}, keep), state_hooks(layers, keep), watch:
         final = _numpy(encoder.forward(ids))
     blind |= {int(number): why for number, why in watch.blind().items()}
     if not attended:

@@ -32,7 +32,7 @@ from probe.trace.stored import read_bytes
 FORMAT = "toushi-text-1"
 # Hooks of these only serve the encoder itself; anybody else's may want, or change, what it computes.
 OWN = ("transformers", "accelerate", "diffusers", "peft", "torch")
-READER = "Arguments._before"  # reads ids, which lie in the cache as well
+READER = "argument_hooks.<locals>.before"  # reads ids, which lie in the cache as well
 
 
 class NotKept(UserWarning):

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from hooks.attention import Call, Watch
-from hooks.states import Arguments, States
+from hooks.states import argument_hooks, state_hooks
 from probe.models.families import Encoded, Family, Read, plain, submodule
 
 
@@ -23,6 +23,8 @@ class Batch:
     def row(self, ids: Iterable[int]) -> tuple[int, slice] | None:
         """The row that is these ids and padding, and where in it they are: at the beginning, or at the end."""
         ids = list(ids)
+        if not ids:  # a text that came as embeddings: no row is its own
+            return None
         for index, row in enumerate(self.ids):
             for start in (0, len(row) - len(ids)):
                 if row[start : start + len(ids)] == ids:
@@ -37,7 +39,7 @@ class EncodedIds:
         modules = {name: getattr(model, name, None) for name in family.read}
         given = {name: (plain(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module}
         self.found: dict[str, list[Read]] = {name: [] for name in given}
-        self.wires = Arguments(given, self._see)
+        self.wires = argument_hooks(given, self._see)
 
     def __enter__(self) -> "EncodedIds":
         self.wires.__enter__()
@@ -74,8 +76,8 @@ class EncoderCapture:
         if self.attends:
             attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
         encoder = submodule(self.model, family.encoder)
-        self.wires.enter_context(Arguments({family.encoder: (encoder, [family.ids])}, self._begin))
-        self.wires.enter_context(States(states, self._keep))
+        self.wires.enter_context(argument_hooks({family.encoder: (encoder, [family.ids])}, self._begin))
+        self.wires.enter_context(state_hooks(states, self._keep))
         self.watch = self.wires.enter_context(Watch(attention, self._see))
         return self
 

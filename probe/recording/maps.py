@@ -31,7 +31,7 @@ def probabilities(
     for call in calls:
         many, what = call.shape, call.what
         small = many[0] * many[1] * many[2] * many[3] <= SMALL and what.key.shape[:2] == what.query.shape[:2]
-        key = (many, what.query.shape[3], what.query.dtype, what.scale, what.causal, id(what.mask), call.lse is None)
+        key = (many, what.query.shape[3], what.query.dtype, what.scale, what.first, id(what.mask), call.lse is None)
         alike.setdefault(key if small else (id(call),), []).append(call)
     found: dict[int, Tensor] = {}
     for some in alike.values():

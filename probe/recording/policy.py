@@ -30,7 +30,10 @@ class Policy:
         if self.steps is None:
             return list(range(count))
         if isinstance(self.steps, slice):
-            return list(range(*self.steps.indices(count)))
+            found = list(range(*self.steps.indices(count)))
+            if not found:
+                raise ToushiError(f"steps: {self.steps} holds none of the {count} steps of this run (0 to {count - 1})")
+            return found
         asked = [self.steps] if isinstance(self.steps, int) else self.steps
         if outside := [step for step in asked if not -count <= step < count]:
             raise ToushiError(f"steps: there is no step {outside[0]} in a run of {count} steps (0 to {count - 1})")
@@ -42,6 +45,9 @@ class Policy:
         if self.words is not None and branch == "cond" and text.prompt is not None:
             words = segment(text.prompt)
             spans = [find(text.prompt, words, word) for word in self.words]
+            for word, span in zip(self.words, spans):
+                if not any(share and token.column is not None for token, share in zip(tokens, shares(tokens, span))):
+                    raise ToushiError(f"words: no text column stands for {word!r}, since it was cut; leave it out")
             mass = sum((shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         return sorted(token.column for token in tokens if token.column is not None)

@@ -369,8 +369,8 @@ class Run:
             "heat_map": getattr(self.model, "heat_map", None),
             "batch": count,
             "safety": None if getattr(self.model, "safety_checker", None) is None else "not run",
-            "kept": {"words": self.policy.words, "dtype": self.policy.dtype},
-            **{name: value[item] if isinstance(value, list | tuple) else value for name, value in self.about.items()},
+            "kept": {"words": self.policy.words, "dtype": self.policy.dtype, "budget": self.policy.budget},
+            **{name: of_picture(value, item, count) for name, value in self.about.items()},
         }
 
     def end(self, pictures: Iterable | None, safety: Sequence[str] | None = None) -> None:
@@ -398,3 +398,10 @@ class Run:
                 failure = error
         if failure is not None:
             raise failure
+
+
+def of_picture(value: Any, item: int, count: int) -> Any:
+    """What is told of one picture out of `count`: its own entry of a list, which may have one for several pictures."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return value
+    return value[item * len(value) // count]

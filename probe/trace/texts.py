@@ -92,10 +92,14 @@ class TextsWriter:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self._lines.close()
-        if kind is None:
-            self.manifest["complete"] = True
-            save_json(self.folder / layout.MANIFEST, self.manifest)
+        try:
+            self._lines.close()  # which writes what a full disk did not take before
+            if kind is None:
+                self.manifest["complete"] = True
+                save_json(self.folder / layout.MANIFEST, self.manifest)
+        except Exception as failed:
+            if kind is None:
+                raise WriteFailed(f"Writing in {self.folder} failed: {reason(failed)}; {self.count} texts can be read.") from None
 
 
 def texts_file(number: int) -> str:

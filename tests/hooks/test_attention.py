@@ -9,7 +9,7 @@ from torch import nn
 
 from hooks.attention import Watch, _stack
 from hooks.errors import WireError
-from hooks.states import Arguments, States
+from hooks.states import argument_hooks, state_hooks
 
 SDPA = F.scaled_dot_product_attention
 
@@ -310,7 +310,7 @@ def test_torch_multihead_attention_is_seen(x):
 
 def test_states_are_what_the_modules_return(model, x):
     seen = {}
-    with States(sites(model), seen.__setitem__):
+    with state_hooks(sites(model), seen.__setitem__):
         out = model(x)
     assert torch.equal(seen["second"], out) and not hooks_of(model)
     assert torch.equal(seen["first"], model.first(x))
@@ -321,13 +321,13 @@ def test_states_of_something_else_are_refused():
         def forward(self):
             return {"text": 1}
 
-    with pytest.raises(WireError, match="dict came"), States({"words": (words := Words())}, lambda name, state: None):
+    with pytest.raises(WireError, match="dict came"), state_hooks({"words": (words := Words())}, lambda name, state: None):
         words()
 
 
 def test_arguments_are_what_the_module_was_called_with(model, x):
     seen = []
-    with Arguments({"first": (model.first, ["x", "mask"])}, lambda name, *values: seen.append((name, *values))):
+    with argument_hooks({"first": (model.first, ["x", "mask"])}, lambda name, *values: seen.append((name, *values))):
         model.first(x)
         model.first(mask=None, x=x)
         model(x)
@@ -337,7 +337,8 @@ def test_arguments_are_what_the_module_was_called_with(model, x):
 
 def test_a_parameter_that_does_not_exist_is_refused(model):
     with pytest.raises(WireError, match="no parameter 'text'; it has x, mask"):
-        Arguments({"first": (model.first, ["text"])}, lambda *values: None).__enter__()
+        wrong = {"first": (model.first, ["x"]), "second": (model.first, ["text"])}  # the first one is no reason to stay
+        argument_hooks(wrong, lambda *values: None).__enter__()
     assert not hooks_of(model)
 
 

@@ -49,7 +49,7 @@ def explicit(q, k, mask=None, causal=False, scale=None):
 
 def read(q, k, attended, columns=slice(None), mask=None, causal=False, scale=None):
     """As `Call` does it, without the wires: these columns, and what all others got."""
-    what, every = Scored(q, k, scale or q.shape[-1] ** -0.5, mask, causal), list(range(k.shape[2]))
+    what, every = Scored(q, k, scale or q.shape[-1] ** -0.5, mask, 0 if causal else None), list(range(k.shape[2]))
     taken = every[columns] if isinstance(columns, slice) else columns
     others = [column for column in every if column not in taken]
     return probabilities(what, attended.lse, columns), probabilities(what, attended.lse, others).sum(2)
@@ -130,7 +130,7 @@ def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
     whole = log_sum_exp(what)
     monkeypatch.setattr(kernels, "CHUNK", chunk)
     torch.testing.assert_close(log_sum_exp(what), whole, atol=1e-6, rtol=0)
-    causal = Scored(q, k, 0.2, causal=True)
+    causal = Scored(q, k, 0.2, first=0)
     lse = log_sum_exp(causal)
     torch.testing.assert_close(probabilities(causal, lse, slice(None)).sum(2), torch.ones(2, 3, 33), atol=1e-5, rtol=0)
 
@@ -219,6 +219,19 @@ def test_scores_are_never_taken_in_bf16():
     assert (rough - truth).abs().max() > 1e-3
 
 
+def test_a_precision_that_was_set_for_one_backend_hinders_nothing():
+    """Then torch refuses to tell one precision for all of them."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        assert kernels.working_dtype(inputs(queries=4, keys=4, width=8)[0]) == torch.float32
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_reduced_precision_products_are_not_used():
     q, k, v = inputs(queries=256, keys=256, width=64)
     before = torch.get_float32_matmul_precision()
@@ -286,6 +299,17 @@ def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, mo
     assert (attended.output if attended.lse is not None else None) == expected and attended.kernel == name
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("queries", [slice(0, 9), slice(7, 12), slice(5, None)])
+def test_some_queries_are_the_same_as_in_the_whole(causal, queries):
+    q, k, v = inputs()
+    attended = attend(SDPA, q, k, v, is_causal=causal)
+    what = Scored(q, k, 32**-0.5, None, 0 if causal else None)
+    some = probabilities(what.part([1], queries), attended.lse[[1]][:, :, queries], [2, 5, 8])
+    whole = probabilities(what, attended.lse, [2, 5, 8])[[1]][..., queries]
+    torch.testing.assert_close(some, whole, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
 @pytest.mark.parametrize("rows", [slice(1, 2), [1, 0]])
 def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
@@ -293,7 +317,7 @@ def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
     attended = attend(SDPA, q, k, v, masks(2, 3, 33, 21)[mask])
     mask = masks(2, 3, 33, 21)[mask]
     what = Scored(q, k, 32**-0.5, mask)
-    some = probabilities(what.rows(rows), attended.lse[rows], [2, 5])
+    some = probabilities(what.part(rows, slice(None)), attended.lse[rows], [2, 5])
     torch.testing.assert_close(some, read(q, k, attended, [2, 5], mask)[0][rows], atol=0, rtol=0)
 
 
@@ -304,4 +328,4 @@ def test_one_text_for_all_rows():
     torch.testing.assert_close(
         probabilities(one, attended.lse, slice(None)).double(), explicit(q, k[:1]), atol=2e-6, rtol=0
     )
-    assert one.rows([1]).key.shape[0] == 1
+    assert one.part([1], slice(None)).key.shape[0] == 1

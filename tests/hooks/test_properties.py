@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hooks.attention import Watch
-from hooks.edits import ChangeAttention, attended_anew
+from hooks.edits import attended_anew
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -100,7 +100,7 @@ def test_what_is_changed_is_the_changed_softmax(call, data):
     def change(call, value, output):
         return attended_anew(call, value, output, lambda p: p * factor, columns, renormalise=renormalise)
 
-    with ChangeAttention({"site": module}, change):
+    with Watch({"site": module}, change=change):
         found = module(query, key, value, **named)
     wanted = explicit(query, key, **named)
     wanted[..., columns] *= factor
@@ -129,7 +129,7 @@ def test_what_is_left_shares_the_mass_however_little_it_was(dtype, lead):
     def change(call, value, output):
         return attended_anew(call, value, output, torch.zeros_like, [4], renormalise=True)
 
-    with ChangeAttention({"site": module}, change):
+    with Watch({"site": module}, change=change):
         found = module(query, key, value, attn_mask=bias)
     bias[..., 4] = -math.inf
     expected = explicit(query, key, attn_mask=bias) @ value.double()

@@ -21,6 +21,7 @@ from probe.models.families import UnknownFamily, family_of, named_modules
 from probe.models.mini_unet import PromptCut
 from probe.models.pipelines.readable import UnreadableAttention
 from probe.record import HiddenStatesOnly, record
+from probe.trace.attention import NotRecorded
 from probe.trace.reader import open_collection, open_trace
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made, scaled
 
@@ -435,6 +436,18 @@ def test_embeddings_from_elsewhere_have_numbers_for_words(pipeline, name, tmp_pa
         draw(pipeline, None, prompt_embeds=states, negative_prompt_embeds=negative)
     trace = open_trace(tmp_path / "run")
     assert trace.prompt is None and [t.text for t in trace.tokens()][:2] == ["#0", "#1"] and not trace.verify()
+
+
+def test_embeddings_beside_an_encoded_negative_prompt_leave_no_empty_states(tmp_path):
+    pipeline = made("stable-diffusion")
+    how = {"device": "cpu", "do_classifier_free_guidance": False, "num_images_per_prompt": 1}
+    states, _ = pipeline.encode_prompt(prompt=PROMPT, **how)
+    with record(pipeline, tmp_path / "run"):
+        draw(pipeline, None, prompt_embeds=states)  # the negative prompt "" is encoded inside
+    trace = open_trace(tmp_path / "run")
+    assert not trace.verify() and trace.encoder_states("uncond").size
+    with pytest.raises(NotRecorded):
+        trace.encoder_states("cond")
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion-xl"])

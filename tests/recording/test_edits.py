@@ -1,17 +1,21 @@
 """Edits do what they say, nothing else, and are noted; a patch of a run with itself changes nothing."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from probe.edits import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from probe.lens.encoders import lens
 from probe.models.families import UnknownSite
 from probe.models.mini_unet import PromptCut
 from probe.record import record
 from probe.text.alignment import AmbiguousWord, UnknownWord, Word
 from probe.trace.reader import open_trace
+from probe.trace.texts import NotAPicture
 from tests.recording.made import LONG, PROMPT, draw, recorded, same
 
 MIDDLE = "unet.middle.cross_attention"
@@ -312,6 +316,12 @@ def test_a_source_that_lacks_what_is_asked_says_so(model, tmp_path):
             draw(model)
 
 
+def test_what_the_lens_kept_is_no_picture_to_take_maps_from(model, tmp_path):
+    lens(model, ["河边的银行"], folder=tmp_path / "lens")
+    with pytest.raises(NotAPicture):
+        edit(model, Edit(CROSS, "replace", word="月亮", source=tmp_path / "lens"))
+
+
 def test_a_head_named_twice_is_edited_once(model):
     with edit(model, Edit(MIDDLE, word="猫", factor=3.0, head=(0, 0))):
         twice = velocity(model)
@@ -320,9 +330,10 @@ def test_a_head_named_twice_is_edited_once(model):
 
 
 def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
-    with record(model, tmp_path / "run"), edit(model, MIDDLE, lambda p: p.clone()):
-        draw(model)
-    (raw,) = open_trace(tmp_path / "run").manifest["edits"]
-    assert raw["kind"] == "function"
+    for number, function in enumerate([lambda p: p.clone(), partial(torch.mul, other=1.0), nn.Identity()]):
+        with record(model, tmp_path / str(number)), edit(model, MIDDLE, function):
+            draw(model)
+        (raw,) = open_trace(tmp_path / str(number)).manifest["edits"]
+        assert raw["kind"] == "function" and raw["function"].endswith(("<lambda>", "partial", "Identity"))
     with pytest.raises(BadEdit, match="run it from Python"):
         edits_of_manifest([raw])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probe.errors import ToushiError
-from tests.recording.made import recorded, same
+from tests.recording.made import LONG, recorded, same
 
 
 def test_the_policies_agree(model, tmp_path):
@@ -44,6 +44,13 @@ def test_words_may_be_given_alone_or_by_span(model, tmp_path):
     for number, words in enumerate(["猫", (3, 4), [(3, 4)]]):
         _, trace = recorded(model, tmp_path / str(number), keeping={"words": words})
         assert [trace.tokens()[c].text for c in trace.manifest["branches"]["cond"]["columns"]] == ["猫"]
+
+
+def test_what_would_keep_nothing_is_refused(model, tmp_path):
+    with pytest.raises(ToushiError, match=r"words: no text column stands for '夜晚', since it was cut"), pytest.warns():
+        recorded(model, tmp_path / "cut", prompt=LONG + "夜晚", keeping={"words": "夜晚"})
+    with pytest.raises(ToushiError, match=r"steps: slice\(10, 20, None\) holds none of the 3 steps"):
+        recorded(model, tmp_path / "late", keeping={"steps": slice(10, 20)})
 
 
 @pytest.mark.parametrize("branch", ["cond", "uncond"])

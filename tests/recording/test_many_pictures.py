@@ -9,6 +9,7 @@ import torch
 from probe.errors import ToushiError
 from probe.models.mini_unet import MiniUNet
 from probe.record import record
+from probe.recording.run import of_picture
 from probe.trace.reader import NoTrace, open_collection, open_trace
 from probe.trace.writer import WriteFailed
 from tests.recording.made import PROMPT, draw, explicit, recorded, same
@@ -32,6 +33,15 @@ def test_a_batch_of_prompts_of_different_lengths(model, tmp_path):
         assert np.abs(found - truth.numpy()).max() < 1e-3
     with pytest.raises(NoTrace, match="collection"):
         open_trace(tmp_path / "run")
+
+
+def test_each_picture_has_its_own_seed_whatever_holds_them(model, tmp_path):
+    for number, seed in enumerate(([4, 5], range(4, 6))):
+        with record(model, tmp_path / str(number)) as recording:
+            model.sample(["猫", "狗"], seed=seed, steps=1)
+        assert [open_trace(folder).manifest["seed"] for folder in recording.traces] == [4, 5]
+    assert [of_picture(["a", "b"], item, 4) for item in range(4)] == ["a", "a", "b", "b"]
+    assert of_picture("猫", 1, 2) == "猫" and of_picture([], 1, 2) == [] and of_picture(7, 1, 2) == 7
 
 
 def test_several_runs_in_one_recording(model, tmp_path):

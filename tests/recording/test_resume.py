@@ -77,6 +77,13 @@ def test_the_end_is_the_same(model, tmp_path, keeping, named):
     alike(open_trace(tmp_path / "whole"), open_trace(tmp_path / "broken"))
 
 
+def test_the_budget_is_the_run_s_own(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.resume.DISK", 1)  # what a trace without one would be given
+    broken_off(model, tmp_path / "run", 2, keeping={"budget": 10**7})
+    resume(model, tmp_path / "run")
+    assert open_trace(tmp_path / "run").complete
+
+
 def test_edits_go_on_too(model, tmp_path):
     edits = [
         Edit("unet.*.cross_attention", "zero", word="猫", steps="1:4"),
