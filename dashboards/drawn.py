@@ -8,7 +8,7 @@ MOST = 40e6  # pixels of the PNG
 
 
 def drawn(figure) -> tuple[str, int]:
-    """Of a matplotlib figure a data URL, which Streamlit hands on as it is (it would scale bytes down to `width`), and the width in pixels."""
+    """A data URL of a matplotlib figure, and its width on the page in pixels. Streamlit would scale bytes down to it."""
     wide, tall = figure.get_size_inches()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=min(2 * INCH, (MOST / (wide * tall)) ** 0.5))
