@@ -8,7 +8,7 @@ MOST = 40e6  # pixels of the PNG
 
 
 def drawn(figure) -> tuple[str, int]:
-    """A data URL of a matplotlib figure, and its width on the page in pixels. Streamlit would scale bytes down to it."""
+    """A data URL of a matplotlib figure, and its width on the page in pixels; Streamlit would scale bytes to that."""
     wide, tall = figure.get_size_inches()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=min(2 * INCH, (MOST / (wide * tall)) ** 0.5))
