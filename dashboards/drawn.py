@@ -3,14 +3,12 @@
 import base64
 import io
 
-from matplotlib.figure import Figure
-
 INCH = 88  # pixels on the page
 MOST = 40e6  # pixels of the PNG
 
 
-def drawn(figure: Figure) -> tuple[str, int]:
-    """A data URL, which Streamlit hands on as it is (it would scale bytes down to `width`), and the width in pixels."""
+def drawn(figure) -> tuple[str, int]:
+    """A data URL of a matplotlib figure, and its width on the page in pixels; Streamlit would scale bytes to that."""
     wide, tall = figure.get_size_inches()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=min(2 * INCH, (MOST / (wide * tall)) ** 0.5))

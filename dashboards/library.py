@@ -107,7 +107,7 @@ def argument() -> str | None:
 
 
 def gallery() -> Path:
-    """Whose traces the gallery shows and where new ones go: the argument, if it is no trace but holds some; else runs/."""
+    """Whose traces are shown and where new ones go: the argument, if it is no trace but holds some; else runs/."""
     folder = Path(argument() or RUNS)
     is_trace = (folder / MANIFEST).is_file() or (folder / MEMBERS).is_file()
     return folder if not is_trace and any(_manifests(folder, DEEPEST)) else RUNS

@@ -295,7 +295,7 @@ def test_two_traces_and_their_difference(page, trace, folder):
     opened(page, "/compare")
     page.get_by_role("combobox").nth(1).click()
     page.get_by_role("option").filter(has_text="other").click()
-    page.get_by_text("种子 1 · 4 步").wait_for()
+    page.get_by_text("种子 1 · 4 步", exact=True).wait_for()
     choose(page, word="月亮")
     other = open_trace(folder.parent / "other")
     maps = [one.heat_map("月亮") for one in (trace, other)]
