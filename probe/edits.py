@@ -88,6 +88,7 @@ class Editing:
         by_step = any(one.steps is not None for one in edits)
         self.run = Following(self.model, self.family, of_encoder, by_step, self._beginning)
         self.wires = ExitStack()
+        self.reached: set[str] = set()  # sites in the text encoder at which some edit of the prompt found it
 
     def _state_modules(self) -> dict[str, nn.Module]:
         """Embeddings and layers of the text encoder, in order: states 0, 1, …"""
@@ -138,6 +139,19 @@ class Editing:
         if kind is None and blind:
             listed = "; ".join(f"{name} {why}" for name, why in blind.items())
             raise BadEdit(f"these sites could not be edited: {listed}")
+        if kind is None and self.run.step:
+            self._check_reached()
+
+    def _check_reached(self) -> None:
+        """Raises BadEdit for an edit of the prompt in a text encoder that did not read it: it changed nothing."""
+        encoder = [name for name in self.attention if self.sites[name].kind == "encoder"]
+        for name in (*self.states, *encoder):
+            edits = self.states.get(name) or self.attention[name]
+            if name not in self.reached and any("cond" in one.branches for one in edits):
+                raise BadEdit(
+                    f"the edit of {name} changed nothing: the text encoder did not read the prompt inside this edit, since "
+                    "it came as embeddings; give the prompt, or make the embeddings inside"
+                )
 
     def _beginning(self, count: int) -> None:
         for one in self.edits:
@@ -178,6 +192,7 @@ class Editing:
             chosen = one.heads(heads)
             for row, branch, text, start in self._rows(one):
                 start += 0 if joint is None else joint[row].text
+                self.reached.add(call.site)
                 if one.function is not None:
                     own = [column for token in text.tokens if (column := self._column(call, token)) is not None]
                     touched.setdefault(row, set()).update(start + column for column in own)
@@ -235,9 +250,11 @@ class Editing:
         rows = changed.transpose(0, 1) if self.family.sequence_first else changed  # a view: [row, position, feature]
         for one in self.states[name]:
             if one.function is not None:
+                self.reached.add(name)
                 rows.copy_(_same_shape(one.function(rows), rows, name))
                 continue
             for row, branch, text, start in self._rows(one):
+                self.reached.add(name)
                 shares = one.shares(text) if one.of_columns else np.ones(len(text.tokens))
                 tokens = zip(text.tokens, shares)
                 at = {token.position: share for token, share in tokens if share and self.encoder in token.encoders}
