@@ -4,7 +4,7 @@
 TEXTS = {
     "model": ("model", "模型"),
     "family": ("{kind}, family {family}", "{kind}，家族 {family}"),
-    "no_family": ("{kind}, of no family that can be recorded", "{kind}，不属于可记录的家族"),
+    "no_family": ("{kind}, of no family that can be recorded", "{kind}，不属于可记录的模型族"),
     "own": (
         "{kind}, family {family}; our own engine (--engine diffusers for the other)",
         "{kind}，家族 {family}；自有引擎（另一个用 --engine diffusers）",

@@ -47,13 +47,13 @@ lens(encoder, texts), and probe.analysis.layers for measures over many sentences
 
     def run(self) -> None:
         self._check()
-        from probe.lens.encoders import lens
+        from probe.lens.encoders import lens, open_encoder
 
-        readings = lens(self.encoder, list(self.sentences), folder=self.save, overwrite=self.overwrite)
-        every = [int(number) for number in readings[0].states["layer"].values]
-        wrong = [number for number in self.layers if number not in every]
-        if wrong:
-            raise ToushiError(f"there is no layer {wrong[0]}; {readings.encoder} has 0 (the embeddings) to {every[-1]}")
+        encoder = open_encoder(self.encoder)
+        every = list(range(len(encoder.layers) + 1))
+        if wrong := [number for number in self.layers if number not in every]:
+            raise ToushiError(f"there is no layer {wrong[0]}; {encoder.name} has 0 (the embeddings) to {every[-1]}")
+        readings = lens(encoder, list(self.sentences), folder=self.save, overwrite=self.overwrite)
         print(about(readings))
         for index, reading in enumerate(readings, 1):
             print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, columns())}")

@@ -117,6 +117,7 @@ class Info:
             ),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
+            *(("not recorded", f"{site}: {why}") for site, why in (manifest.get("not_recorded") or {}).items()),
             ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
             ("safety checker", manifest.get("safety")),
             ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),

@@ -55,7 +55,7 @@ from probe.world.scenes import draw_scene
 STUDY = Study(
     title=Said("双向与因果：谁能分清一词两义", "Both directions or one: which resolves ambiguity"),
     question=Said(
-        "“双向注意力能化解中文歧义，因果模型则不能”——当语境在词之后时，双向模型是否更常画对词义，而因果模型是否接近机遇？"
+        "“双向注意力能化解中文歧义，因果模型则不能”——当语境在词之后时，双向模型是否更常画对词义，而因果模型是否只有随机水平？"
         "若二者相差无几，或因果模型多半画对，便被推翻。",
         "“Bidirectional attention resolves Chinese ambiguity where a causal model fails”: with the context after the word, "
         "does the bidirectional model draw the right sense more often, and is the causal one near chance? Hardly any "

@@ -232,7 +232,7 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
     zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
-        f"高于机遇的部分，前三分之一的层已有 {numbers}；仅凭周围各词的词袋读对 {bag:.0%}。"
+        f"高于随机水平的部分，前三分之一的层已有 {numbers}；仅凭周围各词的词袋读对 {bag:.0%}。"
     )
     en = f"{encoder} ({data}, {len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, " + (
         f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third. "

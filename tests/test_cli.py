@@ -513,3 +513,8 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
     said = fails("words", "猫", "--model", "nobody-is-here/flux")  # a hub id: refused before anything is loaded
     assert "expected one of our own models" in said
     assert "if it is a hub id" in fails("doctor", "nobody-is-here/flux")
+
+
+def test_a_layer_that_is_not_there_is_said_before_anything_is_kept(fails, tmp_path):
+    said = fails("lens", "河边的银行", "--layers", "99", "--save", tmp_path / "run")
+    assert "there is no layer 99" in said and not (tmp_path / "run").exists()

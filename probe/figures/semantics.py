@@ -118,7 +118,7 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
         0.995,
         of(
             language,
-            "虚线：控制任务　黑细线：随机权重　灰线：机遇水平",
+            "虚线：控制任务　黑细线：随机权重　灰线：随机水平",
             "dashed: control tasks    thin black: random weights    grey: chance",
         ),
         ha="right",
