@@ -65,17 +65,48 @@ class Sites(Loads):
     def run(self) -> None:
         from commands.trace import checked_size
         from probe.models.drawing import draw
-        from probe.models.load import loaded
+        from probe.models.load import folder_of, loaded
+
+        size, home = checked_size(self.size), folder_of(self.model)
+        if home is not None and (home / "model_index.json").is_file():
+            print(site_table(of_configs(home, size)))
+            return
         from probe.record import record
         from probe.trace.reader import open_trace
 
-        size = checked_size(self.size)
         model = loaded(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
                 draw(model, "猫", steps=1, guidance=1.0, size=size)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
+
+
+def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
+    """The sites of a pipeline by its configs alone, as a manifest tells them: its weights may be larger than memory."""
+    from commands.doctor import own_size
+    from probe.models.drawing import check_size
+    from probe.models.families import family_of
+    from probe.models.parts import opened
+    from probe.recording import ahead
+
+    found = opened(folder)
+    if found.pipeline is None:
+        lacking = "; ".join(f"{name} {why}" for name, why in found.unknown.items())
+        raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
+    family = family_of(found.pipeline)
+    check_size(found.pipeline, size)
+    factor, own = family.factor(found.pipeline), own_size(family, found.pipeline)
+    cells = [-(-pixels // factor) for pixels in size or (own, own)]
+    depth = ahead.depth(family, found.pipeline)
+
+    def told(name: str, site) -> dict:
+        if site.kind == "encoder":
+            return {"kind": site.kind, "grid": None, "heads": None}
+        coarser = 2 ** ahead.level(name, depth)
+        return {"kind": site.kind, "grid": [-(-n // coarser) for n in cells], "heads": ahead.heads(site.module)}
+
+    return {name: told(name, site) for name, site in family.sites(found.pipeline).items()}
 
 
 @dataclass(frozen=True)

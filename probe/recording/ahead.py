@@ -23,12 +23,16 @@ class Shape(NamedTuple):
 
 def shapes(family: Family, pipeline) -> dict[str, Shape]:
     """Every image-to-text site, with its heads and how much coarser than the finest grid it is."""
-    denoiser = getattr(pipeline, family.denoiser)
-    depth = len(getattr(denoiser.config, "down_block_types", ())) - 1
+    finest = depth(family, pipeline)
     sites: Mapping[str, Site] = family.chosen(pipeline, None)
     return {
-        name: Shape(heads(site.module), 2 ** level(name, depth)) for name, site in sites.items() if site.kind == "cross"
+        name: Shape(heads(site.module), 2 ** level(name, finest)) for name, site in sites.items() if site.kind == "cross"
     }
+
+
+def depth(family: Family, pipeline) -> int:
+    """How often the denoiser halves the latents; -1 if it is no U-Net."""
+    return len(getattr(getattr(pipeline, family.denoiser).config, "down_block_types", ())) - 1
 
 
 def heads(attention: nn.Module) -> int:

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
+from commands.look import of_configs
 from dashboards import library
 from probe.errors import ToushiError
 from probe.models.drawing import draw as drawn
 from probe.models.load import UnknownModel, load
+from probe.record import record
 from probe.trace.reader import open_trace
 from tests.pipelines.tiny import MAKERS, made, scaled
 from tests.pipelines.variants import variant
@@ -103,3 +106,19 @@ def test_edits_of_a_pipeline(name, tmp_path):
     plain, edited, again = (open_trace(tmp_path / out) for out in ("plain", "edited", "again"))
     assert edited.manifest["edits"] == again.manifest["edits"] and edited.manifest["edits"][0]["word"] == "cat"
     assert np.array_equal(edited.latent(1), again.latent(1)) and not np.array_equal(edited.latent(1), plain.latent(1))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path):
+    pipeline, size = made(name), scaled(made(name), (32, 48))
+    pipeline.save_pretrained(tmp_path / "model")
+    with record(pipeline, tmp_path / "run", sites=["*"], keep="mean"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn(pipeline, PROMPT, steps=1, size=size)
+    for weights in (tmp_path / "model").rglob("*.safetensors"):
+        weights.unlink()
+    told, found = of_configs(tmp_path / "model", size), open_trace(tmp_path / "run").sites
+    assert set(told) == set(found)
+    for site, about in found.items():
+        assert told[site]["kind"] == about["kind"] and told[site]["heads"] == about["heads"], site
+        assert told[site]["grid"] == about["grid"], site
