@@ -51,7 +51,7 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
         for bag in senses[(senses.place == place) & (senses["where"] == "bag")].accuracy:
             axes.axhline(bag, color=CATEGORIES[3], linewidth=0.9, linestyle=":", label=of(language, "词袋", "a bag"))
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
-        lowest = min(0.28, float(senses.accuracy.min()) - 0.02)
+        lowest = min(0.2, float(senses.accuracy.min()) - 0.02)
         by_layer(axes, senses.layer, language, of(language, *title), 9, (lowest, 1.02))
     figure.axes[0].set_ylabel(of(language, "词义读对的比例", "right senses"))
     title = of(language, "虚线：打乱词义", "dashed: senses shuffled")
