@@ -115,6 +115,8 @@ class Run:
             )
         if index > self.index and not self.writers and not self.resumed:
             self.recorded = [step for step in self.recorded if step >= index]
+            if not self.recorded and self.policy.steps is not None:
+                raise ToushiError(f"steps: this run begins at step {index}, after all that were asked for")
         self.index = index
 
     # --- from the wires
