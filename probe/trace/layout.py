@@ -243,23 +243,23 @@ def prompt_of(manifest: dict, branch: str) -> str | None:
     return manifest.get("negative_prompt" if branch == "uncond" else "prompt")
 
 
+def token_of(raw: dict) -> Token:
+    """A token as a manifest or a list of texts has it."""
+    span = None if raw.get("span") is None else tuple(raw["span"])
+    encoders = tuple(raw["encoders"])
+    return Token(raw.get("id"), raw["text"], span, raw["kind"], encoders, raw["position"], raw.get("column"))
+
+
+def word_of(raw: dict) -> Word:
+    return Word(raw["text"], raw["start"], raw["end"])
+
+
 def tokens_of(manifest: dict, branch: str) -> list[Token]:
-    return [
-        Token(
-            id=raw.get("id"),
-            text=raw["text"],
-            span=tuple(raw["span"]) if raw.get("span") is not None else None,
-            kind=raw["kind"],
-            encoders=tuple(raw["encoders"]),
-            position=raw["position"],
-            column=raw.get("column"),
-        )
-        for raw in manifest["branches"][branch]["tokens"]
-    ]
+    return list(map(token_of, manifest["branches"][branch]["tokens"]))
 
 
 def words_of(manifest: dict, branch: str) -> list[Word]:
-    return [Word(raw["text"], raw["start"], raw["end"]) for raw in manifest["branches"][branch]["words"]]
+    return list(map(word_of, manifest["branches"][branch]["words"]))
 
 
 def columns_of(manifest: dict, branch: str) -> list[int]:
