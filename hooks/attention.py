@@ -35,7 +35,7 @@ class Call:
 
     @property
     def bytes(self) -> int:
-        """What is held in memory for this call beyond its end: the queries."""
+        """Of what is held in memory for this call beyond its end the queries; keys, mask and output come on top."""
         return self.what.query.numel() * self.what.query.element_size()
 
     @property

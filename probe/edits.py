@@ -13,7 +13,7 @@ and at the image stays. A whole head is the head of both.
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from difflib import get_close_matches
 from typing import Any
@@ -28,7 +28,8 @@ from hooks.states import state_hooks
 from probe.editing import source
 from probe.editing.edit import BadEdit, Edit, edits_of_manifest
 from probe.editing.following import Following
-from probe.models.families import Encoded, Stretch, UnknownSite, family_of, plain, submodule
+from probe.models.families import Encoded, UnknownSite, family_of, plain, submodule
+from probe.recording.branches import alike
 from probe.text.alignment import Token
 
 __all__ = ["BadEdit", "Edit", "Editing", "edit", "edits_of", "edits_of_manifest"]
@@ -212,7 +213,7 @@ class Editing:
                         for head in chosen:
                             factor[row, head, columns, 0] *= scaled
         renormalise = any(one.renormalise for one in edits)
-        for stretch, own in _alike(touched, joint).items():
+        for stretch, own in alike(touched, joint).items():
             columns = sorted(set().union(*(touched[row] for row in own)))
             place = {column: index for index, column in enumerate(columns)}
             image = None if stretch is None else slice(stretch.image, stretch.image + run.cells)
@@ -278,14 +279,6 @@ def _opened(folders: Iterable[str]) -> dict:
     from probe.trace.reader import open_picture  # half a second of imports, which recording can do without
 
     return {folder: open_picture(folder) for folder in folders}
-
-
-def _alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:
-    """The rows, those together that have image and text at the same places of their sequence."""
-    groups: dict[Stretch | None, list[int]] = {}
-    for row in sorted(rows):
-        groups.setdefault(None if joint is None else joint[row], []).append(row)
-    return groups
 
 
 def _same_shape(after: Any, before: Tensor, where: str) -> Tensor:

@@ -20,12 +20,13 @@ from hooks.errors import WireError
 from hooks.states import argument_hooks
 from probe.errors import ToushiError
 from probe.models.families import Encoded, Said, family_of, plain, submodule
+from probe.recording.branches import known
 from probe.recording.encoder import EncodedIds, EncoderCapture
 from probe.recording.policy import DISK, Policy
 from probe.recording.provenance import git_commit
 from probe.recording.run import Run, Texts, Unrecordable
 from probe.recording.safety import verdicts
-from probe.recording.wrapped import wrapped
+from probe.recording.wrapped import wrapped_run
 from probe.text.alignment import Word
 from probe.trace import layout
 from probe.trace.room import make_room
@@ -118,20 +119,13 @@ class Recording:
         model, family = self.model, self.family
         denoiser = submodule(model, family.denoiser)
         watched = {name: site.module for name, site in self.sites.items() if site.kind != "encoder"}
-        scheduler = getattr(model, family.scheduler)
         with ExitStack() as wires:
             _recorded[id(model)] = self.folder
             wires.callback(_recorded.pop, id(model))
             self.watch = wires.enter_context(Watch(watched, self._take))
             wires.enter_context(argument_hooks({family.denoiser: (denoiser, family.inputs)}, self._evaluate))
-            wires.enter_context(wrapped(model, family.encode_prompt, self._encoding))
-            wires.enter_context(wrapped(model, family.sample, self._sampling))
-            if family.evaluate is not None:
-                wires.enter_context(wrapped(model, family.evaluate, self._evaluating))
-            wires.enter_context(wrapped(scheduler, "set_timesteps", self._beginning))
-            wires.enter_context(wrapped(scheduler, "step", self._stepping))
-            if family.begins is not None and hasattr(model, family.begins):
-                wires.enter_context(wrapped(model, family.begins, self._starting))
+            around = self._encoding, self._sampling, self._evaluating, self._beginning, self._stepping, self._starting
+            wires.enter_context(wrapped_run(model, family, *around))
             self.wires = wires.pop_all()
         return self
 
@@ -175,7 +169,7 @@ class Recording:
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
             before = self.texts if self.arguments is not None else Texts({}, {})
             said = Said(result, self.model, given, self.arguments or {}, read, before.branches)
-            texts = {branch: [self._known(text) for text in some] for branch, some in self.family.texts(said).items()}
+            texts = known(self.family.texts(said), self.aside)
             encoder = {branch: [capture.of(text) for text in some] for branch, some in texts.items()}
             # A later call, for another encoder, does not run this one again.
             encoder = {branch: some for branch, some in encoder.items() if any(some) or branch not in before.encoder}
@@ -186,13 +180,6 @@ class Recording:
 
         return wrapper
 
-    def _known(self, text: Encoded) -> Encoded:
-        """Of ready-made embeddings the prompt, if they were encoded inside this recording."""
-        if text.prompt is not None:
-            return text
-        equal = (other for other in self.aside if _equal(other.states, text.states))
-        return next(equal, text)
-
     def _sampling(self, sample: Callable) -> Callable:
         signature = inspect.signature(sample)
 
@@ -201,7 +188,7 @@ class Recording:
             bound.apply_defaults()
             given = self.family.given(bound.arguments)
             self.arguments = bound.arguments
-            self.texts = Texts({branch: [self._known(one) for one in some] for branch, some in given.items()}, {})
+            self.texts = Texts(known(given, self.aside), {})
             try:
                 result = sample(*arguments, **named)
             except BaseException as error:
@@ -251,16 +238,9 @@ class Recording:
 
         return wrapper
 
-    def _starting(self, get_timesteps: Callable) -> Callable:
-        """An image to begin with stands for the first steps, which are not drawn."""
-
-        def wrapper(*arguments, **named):
-            result = get_timesteps(*arguments, **named)
-            if self.run is not None:
-                self.run.at(len(getattr(self.model, self.family.scheduler).timesteps) - len(result[0]))
-            return result
-
-        return wrapper
+    def _starting(self, index: int) -> None:
+        if self.run is not None:
+            self.run.at(index)
 
     def _stepping(self, step: Callable) -> Callable:
         signature = inspect.signature(step)
@@ -325,10 +305,6 @@ class Recording:
         self.traces = self.traces + new
         write_collection(self.folder, [path.name for path in self.traces])
         return new
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other.to(one))
 
 
 def _moved_inside(folder: Path) -> Path:

@@ -31,7 +31,8 @@ class Edit:
                 "zero": the same with factor 0, a knock-out;
                 "replace": attention to the word as another trace recorded it at the same site and step;
                 "patch": the word's state as another trace recorded it at the same layer
-    word        "猫", "猫#2", a span; or `token`, a position in the encoder. Without either a scale is of whole heads
+    word        "猫", "猫#2", a span; or `token`, a position in the encoder. Without either a scale is of whole heads.
+                Of a token that is the word's in part, "scale" and "zero" change that part, "replace" and "patch" all
     head        index or indices; by default all
     steps       index, indices or "5:" as in a slice; by default all. Encoder sites know no steps
     branch      "cond" or "uncond"; by default cond for words, both for heads

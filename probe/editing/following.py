@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
 from hooks.states import argument_hooks
 from probe.editing.edit import BadEdit
 from probe.models.families import Encoded, Family, Said, Stretch, submodule
-from probe.recording.branches import Place, places
-from probe.recording.encoder import EncodedIds
-from probe.recording.wrapped import wrapped
+from probe.recording.branches import Place, known, places
+from probe.recording.encoder import EncodedIds, place_in
+from probe.recording.wrapped import wrapped_run
 
 
 class Following:
@@ -44,17 +42,10 @@ class Following:
         watched = {family.denoiser: (submodule(model, family.denoiser), family.inputs)}
         if self.twice:
             watched[family.encoder] = (submodule(model, family.encoder), [family.ids])
-        scheduler = getattr(model, family.scheduler)
         with ExitStack() as wires:
             wires.enter_context(argument_hooks(watched, self._begin))
-            wires.enter_context(wrapped(model, family.encode_prompt, self._encoding))
-            wires.enter_context(wrapped(model, family.sample, self._sampling))
-            if family.evaluate is not None:
-                wires.enter_context(wrapped(model, family.evaluate, self._evaluating))
-            wires.enter_context(wrapped(scheduler, "set_timesteps", self._beginning))
-            wires.enter_context(wrapped(scheduler, "step", self._stepping))
-            if family.begins is not None and hasattr(model, family.begins):
-                wires.enter_context(wrapped(model, family.begins, self._starting))
+            around = self._encoding, self._sampling, self._evaluating, self._beginning, self._stepping, self._starting
+            wires.enter_context(wrapped_run(model, family, *around))
             self.wires = wires.pop_all()
         return self
 
@@ -90,19 +81,12 @@ class Following:
                     warnings.simplefilter("ignore")  # they were said a moment ago
                     result = encode_prompt(*bound.args, **bound.kwargs)
                     texts = self.family.texts(said._replace(result=result))
-            self.texts = {**before, **{branch: list(map(self._known, some)) for branch, some in texts.items()}}
+            self.texts = {**before, **known(texts, self.aside)}
             if self.arguments is None:
                 self.aside += [text for some in texts.values() for text in some]
             return result
 
         return wrapper
-
-    def _known(self, text: Encoded) -> Encoded:
-        """Of ready-made embeddings the prompt, if they were encoded inside this `with`."""
-        if text.prompt is not None:
-            return text
-        same = (o for o in self.aside if o.states.shape == text.states.shape and torch.equal(o.states, text.states))
-        return next(same, text)
 
     def _sampling(self, sample: Callable) -> Callable:
         signature = inspect.signature(sample)
@@ -111,7 +95,7 @@ class Following:
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
             given = self.family.given(bound.arguments)
-            self.texts = {branch: list(map(self._known, some)) for branch, some in given.items()}
+            self.texts = known(given, self.aside)
             self.arguments = bound.arguments
             try:
                 return sample(*arguments, **named)
@@ -130,15 +114,8 @@ class Following:
 
         return wrapper
 
-    def _starting(self, get_timesteps: Callable) -> Callable:
-        """An image to begin with stands for the first steps, which are not drawn."""
-
-        def wrapper(*arguments, **named):
-            result = get_timesteps(*arguments, **named)
-            self.step = len(getattr(self.model, self.family.scheduler).timesteps) - len(result[0])
-            return result
-
-        return wrapper
+    def _starting(self, index: int) -> None:
+        self.step = index
 
     def _stepping(self, step: Callable) -> Callable:
         signature = inspect.signature(step)
@@ -191,11 +168,10 @@ class Following:
     def _whose(self, ids: list[int]) -> tuple[Place, int] | None:
         """Whose these ids are, with padding behind or before them, and where they begin."""
         for place in self.unread:
-            own = list(self.texts[place[0]][place[1]].ids)
-            for start in (0, len(ids) - len(own)):
-                if own and ids[start : start + len(own)] == own:
-                    self.unread.remove(place)
-                    return place, start
+            start = place_in(ids, list(self.texts[place[0]][place[1]].ids))
+            if start is not None:
+                self.unread.remove(place)
+                return place, start
         return None
 
     def known_rows(self) -> list[tuple[int, str, Encoded, int]]:

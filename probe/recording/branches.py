@@ -4,12 +4,13 @@ Pipelines differ in the order ([negative, positive] or the reverse), change it, 
 not change is that each row carries a text that the encoding returned.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from probe.errors import ToushiError
+from probe.models.families import Encoded, Stretch
 
 Place = tuple[str, int]  # branch, and which picture of the batch
 
@@ -31,7 +32,7 @@ def places(
     first that were not `seen` in this step yet (pipelines may evaluate their branches in separate calls), then `cond`.
     """
     every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
-    equals = [tuple(place for place in every if _equal(row, texts[place[0]][place[1]])) for row in rows]
+    equals = [tuple(place for place in every if equal(row, texts[place[0]][place[1]])) for row in rows]
     for index, (row, places) in enumerate(zip(rows, equals)):
         if not places:
             known = ", ".join(f"{branch} {tuple(texts[branch][item].shape)}" for branch, item in every)
@@ -60,5 +61,23 @@ def _shared_out(group: Sequence[Place], count: int, order: Sequence[str], seen: 
     return sorted(group, key=lambda place: (rank.get(place[0], len(rank)), place[1]))
 
 
-def _equal(row: Tensor, text: Tensor) -> bool:
+def equal(row: Tensor, text: Tensor) -> bool:
     return row.shape == text.shape and torch.equal(row, text.to(row))
+
+
+def known(texts: Mapping[str, Sequence[Encoded]], aside: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    """The texts, those that came as embeddings with their prompts, if they are among those that were encoded aside."""
+
+    def one(text: Encoded) -> Encoded:
+        same = (other for other in aside if equal(other.states, text.states))
+        return text if text.prompt is not None else next(same, text)
+
+    return {branch: list(map(one, some)) for branch, some in texts.items()}
+
+
+def alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:
+    """The rows, those together that have image and text at the same places of their sequence."""
+    groups: dict[Stretch | None, list[int]] = {}
+    for row in sorted(rows):
+        groups.setdefault(None if joint is None else joint[row], []).append(row)
+    return groups

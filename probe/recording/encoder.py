@@ -21,15 +21,21 @@ class Batch:
     calls: dict[int, Call] = field(default_factory=dict)
 
     def row(self, ids: Iterable[int]) -> tuple[int, slice] | None:
-        """The row that is these ids and padding, and where in it they are: at the beginning, or at the end."""
+        """The row that is these ids and padding, and where in it they are."""
         ids = list(ids)
-        if not ids:  # a text that came as embeddings: no row is its own
-            return None
         for index, row in enumerate(self.ids):
-            for start in (0, len(row) - len(ids)):
-                if row[start : start + len(ids)] == ids:
-                    return index, slice(start, start + len(ids))
+            if (start := place_in(row, ids)) is not None:
+                return index, slice(start, start + len(ids))
         return None
+
+
+def place_in(row: list[int], ids: list[int]) -> int | None:
+    """Where in the row these ids begin, with padding behind or before them; None if the row is not theirs.
+
+    A text that came as embeddings has no ids, and no row is its own.
+    """
+    starts = (0, len(row) - len(ids)) if ids else ()
+    return next((start for start in starts if row[start : start + len(ids)] == ids), None)
 
 
 class EncodedIds:

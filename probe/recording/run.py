@@ -18,7 +18,7 @@ from hooks.errors import WireError
 from probe.errors import ToushiError
 from probe.models.families import Encoded, Family, Scene, Site, Stepped, Stretch
 from probe.models.preview import preview
-from probe.recording.branches import Place, places
+from probe.recording.branches import Place, alike, places
 from probe.recording.forecast import OverBudget, Size, check, forecast_of
 from probe.recording.maps import Maps, probabilities
 from probe.recording.policy import Policy
@@ -115,6 +115,8 @@ class Run:
             )
         if index > self.index and not self.writers and not self.resumed:
             self.recorded = [step for step in self.recorded if step >= index]
+            if not self.recorded and self.policy.steps is not None:
+                raise ToushiError(f"steps: this run begins at step {index}, after all that were asked for")
         self.index = index
 
     # --- from the wires
@@ -219,10 +221,12 @@ class Run:
         some = None if len(self.fresh) == len(self.rows) else [row for row, _ in self.fresh]
         read = probabilities(crossing, self.span[0], some, mean, stored)
         self.maps += [Maps(call.site, self.fresh, self.span[1], found, None) for call, found in zip(crossing, read)]
+        fresh_places = dict(self.fresh)
         for call in (call for call in calls if call not in crossing):
             whole = self.sites[call.site].kind == "self"
-            for fresh, stretch in self._alike(None if whole else self.joint):
-                some = None if len(fresh) == len(self.rows) else [row for row, _ in fresh]
+            for stretch, rows in alike(fresh_places, None if whole else self.joint).items():
+                fresh = [(row, fresh_places[row]) for row in rows]
+                some = None if len(rows) == len(self.rows) else rows
                 own = None if whole else [self.span[1][self.fresh.index(one)] for one in fresh]
                 rest = None
                 if stretch is None:
@@ -236,15 +240,6 @@ class Run:
                     rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
                     found = text[..., self.span[0], :].to(stored)
                 self.maps.append(Maps(call.site, fresh, own, found, rest))
-
-    def _alike(self, joint: Sequence[Stretch] | None) -> list[tuple[list[tuple[int, Place]], Stretch | None]]:
-        """The fresh rows, those together that have image and text at the same places of their sequence."""
-        if joint is None:
-            return [(self.fresh, None)]
-        groups: dict[Stretch, list[tuple[int, Place]]] = {}
-        for row, place in self.fresh:
-            groups.setdefault(joint[row], []).append((row, place))
-        return [(fresh, stretch) for stretch, fresh in groups.items()]
 
     def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
         """Adds a site to the forecast."""

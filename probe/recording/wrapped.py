@@ -1,8 +1,10 @@
-"""Putting something around a method of one instance, for as long as a `with` lasts."""
+"""Putting something around methods of one instance, for as long as a `with` lasts."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
+
+from probe.models.families import Family
 
 _nothing = object()
 
@@ -45,3 +47,43 @@ def _of_own_class(instance, name: str, wrap: Callable[[Callable], Callable]):
         yield
     finally:
         object.__setattr__(instance, "__class__", before)
+
+
+Wrap = Callable[[Callable], Callable]
+
+
+@contextmanager
+def wrapped_run(
+    model,
+    family: Family,
+    encoding: Wrap,
+    sampling: Wrap,
+    evaluating: Wrap,
+    beginning: Wrap,
+    stepping: Wrap,
+    starting: Callable[[int], None],
+):
+    """Puts something around all by which a run is followed: the methods of the model and of its scheduler.
+
+    `starting` is told the first step that is drawn, where an image to begin with stands for those before it.
+    """
+    scheduler = getattr(model, family.scheduler)
+
+    def beginning_late(get_timesteps: Callable) -> Callable:
+        def wrapper(*arguments, **named):
+            result = get_timesteps(*arguments, **named)
+            starting(len(scheduler.timesteps) - len(result[0]))
+            return result
+
+        return wrapper
+
+    methods = [(model, family.encode_prompt, encoding), (model, family.sample, sampling)]
+    if family.evaluate is not None:
+        methods.append((model, family.evaluate, evaluating))
+    methods += [(scheduler, "set_timesteps", beginning), (scheduler, "step", stepping)]
+    if family.begins is not None and hasattr(model, family.begins):
+        methods.append((model, family.begins, beginning_late))
+    with ExitStack() as wires:
+        for instance, name, wrap in methods:
+            wires.enter_context(wrapped(instance, name, wrap))
+        yield

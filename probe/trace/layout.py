@@ -18,6 +18,7 @@ The manifest. Fields marked * must be there; what is not known is null; further 
 
     format* "toushi-trace", version* 1, kind* "picture", complete* bool
     model            {name, revision, weights_sha256}
+    loading          how a pipeline was loaded (dtype, offload, …), or null; loras: its LoRAs, with sha256 and scale
     prompt*          str, or null for ready-made embeddings; negative_prompt the same
     branches*        {cond: {tokens: [{id, text, span, kind, encoders, position, column}], words: [{text, start,
                      end}], columns}}; spans are in characters of the prompt (uncond: of the negative prompt).
@@ -27,7 +28,13 @@ The manifest. Fields marked * must be there; what is not known is null; further 
     sites*           {name: {kind: cross | self | encoder, grid: [y, x] or null, heads: n or null}}
     keep*            heads | mean | sum
     steps*           {count, times: [count or count + 1 numbers] or null, recorded: [step, …]; null means all}
-    evaluations, guidance, sampler, seed, device, dtype, kernel, threads, edits, versions, git, argv
+    kept             {words, dtype, budget}: what else was asked for. words: as they were named, or null for all of them
+    batch            how many pictures were drawn together, of which this is one
+    evaluations      of the denoiser for one step; kept_evaluation: "first", which of them the maps are of
+    guidance, sampler, seed, device, dtype, kernel, threads, edits, versions, git, argv
+    true_guidance    where a model has two: the one by a negative prompt. strength: of an image to begin with
+    asked            the prompt that a pipeline outside of the family table was given, whose tokens are not known
+    safety           "passed", "blocked", "not run", or null where there is no checker
     family           the row of the family table by which it was recorded
     not_recorded     {glob: why} of the model's attention that no site stands for
     size             [height, width] in pixels
@@ -236,23 +243,23 @@ def prompt_of(manifest: dict, branch: str) -> str | None:
     return manifest.get("negative_prompt" if branch == "uncond" else "prompt")
 
 
+def token_of(raw: dict) -> Token:
+    """A token as a manifest or a list of texts has it."""
+    span = None if raw.get("span") is None else tuple(raw["span"])
+    encoders = tuple(raw["encoders"])
+    return Token(raw.get("id"), raw["text"], span, raw["kind"], encoders, raw["position"], raw.get("column"))
+
+
+def word_of(raw: dict) -> Word:
+    return Word(raw["text"], raw["start"], raw["end"])
+
+
 def tokens_of(manifest: dict, branch: str) -> list[Token]:
-    return [
-        Token(
-            id=raw.get("id"),
-            text=raw["text"],
-            span=tuple(raw["span"]) if raw.get("span") is not None else None,
-            kind=raw["kind"],
-            encoders=tuple(raw["encoders"]),
-            position=raw["position"],
-            column=raw.get("column"),
-        )
-        for raw in manifest["branches"][branch]["tokens"]
-    ]
+    return list(map(token_of, manifest["branches"][branch]["tokens"]))
 
 
 def words_of(manifest: dict, branch: str) -> list[Word]:
-    return [Word(raw["text"], raw["start"], raw["end"]) for raw in manifest["branches"][branch]["words"]]
+    return list(map(word_of, manifest["branches"][branch]["words"]))
 
 
 def columns_of(manifest: dict, branch: str) -> list[int]:

@@ -99,7 +99,9 @@ class TextsWriter:
                 save_json(self.folder / layout.MANIFEST, self.manifest)
         except Exception as failed:
             if kind is None:
-                raise WriteFailed(f"Writing in {self.folder} failed: {reason(failed)}; {self.count} texts can be read.") from None
+                raise WriteFailed(
+                    f"Writing in {self.folder} failed: {reason(failed)}. {self.count} texts are finished and can be read."
+                ) from None
 
 
 def texts_file(number: int) -> str:
@@ -148,10 +150,10 @@ class EncoderTrace:
         return [about["text"] for _, about in self._about]
 
     def tokens(self, text: int) -> list[Token]:
-        return [_token(raw) for raw in self._of(text)[1]["tokens"]]
+        return list(map(layout.token_of, self._of(text)[1]["tokens"]))
 
     def words(self, text: int) -> list[Word]:
-        return [_word(raw) for raw in self._of(text)[1]["words"]]
+        return list(map(layout.word_of, self._of(text)[1]["words"]))
 
     def states(self, text: int) -> xr.DataArray:
         """fp32 [layer, token, feature]; layer 0 is the embeddings."""
@@ -166,7 +168,7 @@ class EncoderTrace:
         line, about = self._of(text)
         number = self._number(text)
         file = self._file(line)
-        tokens = tuple(map(_token, about["tokens"]))
+        tokens = tuple(map(layout.token_of, about["tokens"]))
         width = (len(tokens), self.manifest["width"])
         places = {"token": np.arange(len(tokens)), "text": ("token", [token.text for token in tokens])}
         layers = np.arange(self.layers + 1)
@@ -178,7 +180,7 @@ class EncoderTrace:
             read = np.stack([_read(file, attention_key(number, layer), square) for layer in layers[1:]])
             coords = {"layer": layers[1:], "query": np.arange(len(tokens)), **places}
             seen = xr.DataArray(read, dims=("layer", "head", "query", "token"), coords=coords)
-        words = {part: tuple(map(_word, about[part])) for part in PARTS[1:]}
+        words = {part: tuple(map(layout.word_of, about[part])) for part in PARTS[1:]}
         return Reading(
             text=about["text"],
             tokens=tokens,
@@ -325,13 +327,3 @@ def _read(file: Tensors, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
     if len(found) != len(shape) or any(n is not None and n != m for n, m in zip(shape, found)):
         raise DamagedTrace(f'{file.path}: "{key}" must be {shape} by the manifest; it is {found}.')
     return file.read(key)
-
-
-def _token(raw: dict) -> Token:
-    span = None if raw.get("span") is None else tuple(raw["span"])
-    encoders = tuple(raw["encoders"])
-    return Token(raw.get("id"), raw["text"], span, raw["kind"], encoders, raw["position"], raw.get("column"))
-
-
-def _word(raw: dict) -> Word:
-    return Word(raw["text"], raw["start"], raw["end"])

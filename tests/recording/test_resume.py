@@ -200,6 +200,16 @@ def test_a_recording_that_begins_in_the_midst(model, tmp_path):
     assert whole.manifest["seed"] == 0 and late.manifest["seed"] is None
 
 
+def test_a_recording_that_begins_after_all_that_was_to_be_kept(model, tmp_path):
+    seen = {}
+    draw(model, steps=4, callback=lambda index, latents: seen.setdefault(index, latents.clone()))
+    with (
+        pytest.raises(ToushiError, match="begins at step 2, after all that were asked for"),
+        record(model, tmp_path / "run", steps=[0, 1]),
+    ):
+        draw(model, steps=4, latents=seen[1], first_step=2)
+
+
 def test_a_batch_says_so(model, tmp_path):
     with record(model, tmp_path / "run"):
         model.sample([PROMPT, "狗"], steps=2)

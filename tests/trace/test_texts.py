@@ -17,7 +17,7 @@ from probe.trace.export import export
 from probe.trace.layout import DamagedTrace
 from probe.trace.reader import open_trace
 from probe.trace.room import WriteFailed
-from probe.trace.texts import TEXTS, NotAPicture
+from probe.trace.texts import TEXTS, NotAPicture, TextsWriter
 
 HERE = ["左边是红色的猫，右边是月亮", "a red cat", "𰻝𰻝面", *(f"{n}只猫" for n in range(BATCH))]
 
@@ -96,6 +96,44 @@ def test_a_line_that_was_cut_off_does_not_count(encoder, tmp_path):
     file = tmp_path / "run" / TEXTS
     file.write_bytes(file.read_bytes()[:-20])
     assert len(open_trace(tmp_path / "run")) == BATCH
+
+
+def full(*how, **more):
+    raise OSError(28, "No space left on device")
+
+
+class Unflushed:
+    """A file whose last bytes the disk does not take."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def close(self):
+        self.file.close()
+        full()
+
+
+@pytest.mark.parametrize("at", ["the manifest", "the list"])
+def test_a_disk_that_is_full_at_the_very_end(encoder, tmp_path, monkeypatch, at):
+    readings = lens(encoder, HERE[:2])
+    about = {"count": 2, "layers": len(encoder.layers), "heads": 2, "width": readings[0].states.sizes["feature"]}
+
+    def write(trouble=None):
+        with TextsWriter(tmp_path / "run", about, overwrite=True) as writer:
+            writer.write(readings)
+            if at == "the list":
+                writer._lines = Unflushed(writer._lines)
+            else:
+                monkeypatch.setattr("probe.trace.texts.save_json", full)
+            if trouble is not None:
+                raise trouble
+
+    with pytest.raises(WriteFailed, match="No space left on device. 2 texts are finished"):
+        write()
+    assert len(open_trace(tmp_path / "run")) == 2 and not open_trace(tmp_path / "run").complete
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt):  # what ended it first is what is told
+        write(KeyboardInterrupt())
 
 
 def test_damage_is_told(encoder, tmp_path):
