@@ -146,6 +146,7 @@ class Info:
                 (name, manifest.get(name))
                 for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
             ),
+            ("real guidance", manifest.get("true_guidance")),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
             *(("not recorded", f"{site}: {why}") for site, why in (manifest.get("not_recorded") or {}).items()),

@@ -1,6 +1,7 @@
 """The `toushi` command as a stranger uses it. Most cases run in this process; a few start the real one."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -68,6 +69,11 @@ def command(*arguments: str, **environment) -> subprocess.CompletedProcess:
     )
 
 
+def rows_of(said: str) -> list[str]:
+    """The row of each word in what `toushi trace` says; the prompt itself stands above the table."""
+    return said.split("peak y, x\n", 1)[1].split("\n\n", 1)[0].splitlines()
+
+
 # --- trace ---
 
 
@@ -81,7 +87,8 @@ def test_trace_draws_records_and_tells(recorded):
     folder, done = recorded
     assert done.returncode == 0, done.stderr
     assert "/3" in done.stderr  # the progress bar
-    assert all(word in done.stdout for word in ("左边", "猫", "月亮", "夜晚", "<bos>", "centre", "sampling"))
+    assert [row.split()[0] for row in rows_of(done.stdout)] == ["左边", "是#1", "猫", "右边", "是#2", "月亮", "夜晚"]
+    assert "besides   <bos> " in done.stdout and "time      sampling " in done.stdout
     assert str(folder / "words.png") in done.stdout and f"toushi view '{folder}'" in done.stdout
     assert Image.open(folder / "image.png").size == (64, 32)
     assert Image.open(folder / "words.png").width > 500
@@ -190,8 +197,7 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     assert (trace.manifest["seed"], trace.manifest["sampler"], trace.manifest["size"]) == (7, "heun", [16, 16])
     assert trace.branches == ["cond"] and trace.steps == [0, 1]
     assert trace.manifest["dtype"] == "bfloat16" and trace.manifest["kept"]["words"] == ["猫"]
-    rows = capsys.readouterr().out.split("looked at", 1)[1].splitlines()[1:]
-    assert rows[0].startswith("猫 ") and not any(row.startswith("月亮") for row in rows)
+    assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
 
 
 def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
@@ -379,8 +385,30 @@ def test_interrupting_is_no_fault(monkeypatch, capsys):
 def test_info_tells_what_is_there(recorded, capsys):
     assert main(["info", str(recorded[0])]) == 0
     said = capsys.readouterr().out
-    assert all(text in said for text in (PROMPT, "3 of 3", "32x64", "euler", "image to text", "unet.", "月亮"))
+    facts, sites = said.split("\n\n")
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in facts.splitlines())
+    assert (facts["prompt"], facts["words"]) == (PROMPT, "左边  是  猫  右边  是  月亮  夜晚")
+    assert (facts["steps"], facts["size"], facts["sampler"], facts["seed"]) == ("3 of 3", "32x64", "euler", "0")
+    assert not {"LoRA", "safety checker", "edits"} & set(facts)
+    assert re.search(r"^unet\.down\.0\.cross_attention +image to text +8x16 ", sites, re.MULTILINE)
     assert main(["verify", str(recorded[0])]) == 0 and "in order" in capsys.readouterr().out
+
+
+def test_info_tells_what_was_put_in_what_was_blocked_and_what_is_not_recorded(recorded, tmp_path, capsys):
+    shutil.copytree(recorded[0], tmp_path / "run")
+    more = {
+        "loras": [{"name": "style", "file": "style.safetensors", "scale": 0.8, "on": True}],
+        "safety": "blocked",
+        "true_guidance": 2.5,
+        "not_recorded": {"controlnet.*": "a control network attends by itself"},
+    }
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({**manifest, **more}), encoding="utf-8")
+    assert main(["info", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    unseen = r"not recorded +controlnet\.\*: a control network attends by itself"
+    for row in ("LoRA +style.safetensors x 0.8", "safety checker +blocked", "real guidance +2.5", unseen):
+        assert re.search(f"^{row}$", said, re.MULTILINE), row
 
 
 def test_export_writes_one_file_and_keeps_what_is_there(recorded, fails, tmp_path, capsys):

@@ -59,11 +59,8 @@ def _name(file: Path, number: int) -> str:
 
 
 def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def loras_of(model) -> list[dict[str, Any]]:
