@@ -27,7 +27,8 @@ class Doctor(Loads):
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
 A folder that has only configs and index files will do. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" "*.txt" "*.model" --local-dir FOLDER): no weights are needed."""
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model" --local-dir FOLDER): no weights are
+needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or the folder of a diffusers pipeline."""
@@ -50,8 +51,9 @@ A folder that has only configs and index files will do. For a hub id download th
         home = folder_of(self.model)
         if home is None:
             raise ToushiError(
-                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and give "
-                f'their folder: hf download {self.model} --include "*.json" "*.txt" "*.model" --local-dir FOLDER'
+                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
+                f'give their folder: hf download {self.model} --include "*.json" --include "*.txt" --include "*.model" '
+                "--local-dir FOLDER"
             )
         found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
         tell = teller(TEXTS, language_of(self.language))

@@ -93,6 +93,7 @@ open_trace(FOLDER) reads it in Python."""
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
         self.check_numbers()
+        self.check_sampler()
         if self.budget is not None:
             checked_bytes(self.budget)
         self.check_no_record()
@@ -244,8 +245,22 @@ open_trace(FOLDER) reads it in Python."""
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one for mini-unet")
 
+    def check_sampler(self) -> None:
+        """Of a pipeline, which takes minutes to load, before that; else `probe.models.drawing.check` says it."""
+        if self.sampler is None:
+            return
+        from probe.models.load import folder_of
+
+        home = folder_of(self.model)
+        if home is None or (home / "model_index.json").is_file():
+            raise ToushiError(
+                f"--sampler is for mini-unet; {self.model} is a pipeline and brings its own: leave it out"
+            )
+
     def check_no_record(self) -> None:
-        asked = [f"--{name}" for name in ("keep", "sites", "words", "budget") if getattr(self, name) != getattr(Trace(), name)]
+        usual = Trace()
+        keeping = ("keep", "sites", "words", "budget")
+        asked = [f"--{name}" for name in keeping if getattr(self, name) != getattr(usual, name)]
         if self.no_record and asked:
             raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
 
@@ -318,7 +333,7 @@ def checked_bytes(text: str) -> int:
         size = float(found[1]) * 1000 ** ("kmgt".index(found[2].lower()) + 1 if found[2] else 0) if found else 0
     except ValueError:
         size = 0
-    if size < 1:
+    if not 1 <= size < math.inf:
         raise ToushiError(f"--budget must be a size on disk such as 20GB or 500MB, but {text} came")
     return int(size)
 

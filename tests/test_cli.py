@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -526,7 +527,9 @@ def test_small_things():
 
 
 def test_a_budget_is_a_size_and_is_kept(fails, tmp_path, capsys):
-    assert "--budget must be a size on disk such as 20GB" in fails("trace", "猫", "--budget", "much", "--out", tmp_path / "a")
+    for wrong in ("much", "0", "-1GB", "1.2.3GB", "1e999"):
+        said = fails("trace", "猫", f"--budget={wrong}", "--out", tmp_path / "a")
+        assert "--budget must be a size on disk such as 20GB" in said
     assert main(["trace", "猫", "--budget", "10kB", "--steps", "2", "--out", str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # after the bar: what a run takes is known at its first step
     assert said.startswith("toushi: ") and "the budget is 10 kB" in said and "--budget" in said
@@ -540,7 +543,10 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
             assert f"no such folder: '{missing}'" in fails(*command, missing)
     said = fails("words", "猫", "--model", "nobody-is-here/flux")  # a hub id: refused before anything is loaded
     assert "expected one of our own models" in said
-    assert "if it is a hub id" in fails("doctor", "nobody-is-here/flux")
+    advice = fails("doctor", "nobody-is-here/flux")
+    assert "if it is a hub id" in advice
+    given = shlex.split(advice[advice.index("hf download") :])  # hf takes one pattern after each --include
+    assert given[2] == "nobody-is-here/flux" and given[3::2] == ["--include"] * 3 + ["--local-dir"]
 
 
 def test_a_layer_that_is_not_there_is_said_before_anything_is_kept(fails, tmp_path):

@@ -56,8 +56,8 @@ def check(
     if hasattr(model, "sample"):
         if sampler is not None and "sampler" not in known:
             raise ToushiError(f"{model.name} brings its own sampler: leave the sampler out ({sampler} came)")
-        usual = known["guidance"].default
-        return _check_negative(negative, usual if guidance is None else guidance, model.unguided, model.name)
+        strength = known["guidance"].default if guidance is None else guidance
+        return _check_negative(negative, strength, strength == model.unguided, model.name)
     check_size(model, size)
     if sampler is not None:
         own = type(model.scheduler).__name__
@@ -70,7 +70,8 @@ def check(
         )
     if negative and "negative_prompt" not in known:
         raise ToushiError(f"{kind} takes no negative prompt; leave it out")
-    _check_negative(negative, guidance, 0.0 if "ZImage" in kind else 1.0, f"a {kind}")
+    least = 0.0 if "ZImage" in kind else 1.0  # at it and below it diffusers looks at the prompt alone
+    _check_negative(negative, guidance, guidance is not None and guidance <= least, f"a {kind}")
     if negative and guidance is None and "true_cfg_scale" in known and _usual_real(known) <= 1:
         raise ToushiError(
             f"a {kind} looks at no negative prompt unless guidance is asked for: give a guidance above 1, such as 4 "
@@ -78,8 +79,8 @@ def check(
         )
 
 
-def _check_negative(negative: str, guidance: float | None, unguided: float, name: str) -> None:
-    if negative and guidance is not None and guidance == unguided:
+def _check_negative(negative: str, guidance: float | None, off: bool, name: str) -> None:
+    if negative and off:
         raise ToushiError(
             f"a negative prompt needs guidance, but guidance {guidance:g} turns it off for {name}: give a larger number, "
             "or leave the negative prompt out"
@@ -99,8 +100,10 @@ def _called(model, prompt, negative, steps, seed, guidance, size, callback) -> I
     """By the call of a diffusers pipeline."""
     known = _parameters(model)
     # Pipelines that were distilled with guidance have two: that of the model, and by this name the real one, which
-    # takes a second evaluation and a negative prompt. It is meant where it is on by itself, or such a prompt came.
-    real = "true_cfg_scale" in known and (bool(negative) or _usual_real(known) > 1)
+    # takes a second evaluation and a negative prompt. It is meant where it is on by itself or the only one, or such a
+    # prompt came.
+    alone = "guidance_scale" not in known
+    real = "true_cfg_scale" in known and (bool(negative) or alone or _usual_real(known) > 1)
     strength = "true_cfg_scale" if real else "guidance_scale"
     wanted = {
         "prompt": prompt,

@@ -51,6 +51,9 @@ def test_a_negative_prompt_that_no_guidance_looks_at_is_refused():
         draw(OurZImage(), "a cat", "blue")
     with pytest.raises(ToushiError, match="guidance 1 turns it off for a StableDiffusionPipeline"):
         draw(made("stable-diffusion"), "a cat", "blue", guidance=1.0, size=(32, 32))
+    for kind, guidance in (("stable-diffusion", 0.0), ("flux", 0.5), ("qwen-image", 1.0), ("z-image", 0.0)):
+        with pytest.raises(ToushiError, match=f"guidance {guidance:g} turns it off for a "):
+            draw(made(kind), "a cat", "blue", guidance=guidance, size=(32, 32))
     with pytest.raises(ToushiError, match="a FluxPipeline looks at no negative prompt unless guidance is asked for"):
         draw(made("flux"), "a cat", "blue", size=(32, 32))
 

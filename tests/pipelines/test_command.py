@@ -77,10 +77,14 @@ def test_weights_that_are_missing(tmp_path):
 
 
 def test_a_pipeline_brings_its_own_sampler(tmp_path, capsys):
-    made("stable-diffusion").save_pretrained(tmp_path / "model")
+    """Which is said before its weights are loaded: here there are none."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
     arguments = ["trace", "cat", "--model", str(tmp_path / "model"), "--steps", "1", "--out", str(tmp_path / "run")]
     assert main([*arguments, "--sampler", "heun"]) == 2
-    assert "DDIMScheduler" in capsys.readouterr().err
+    assert "is a pipeline and brings its own: leave it out" in capsys.readouterr().err
+    with pytest.raises(ToushiError, match="DDIMScheduler"):
+        drawn(made("stable-diffusion"), "cat", sampler="heun")
 
 
 def test_the_size_of_the_pipeline_itself(tmp_path):
