@@ -152,7 +152,7 @@ def report(found: Found, asked: Doctor, loading, tell: Callable[..., str]) -> li
         head(found, loading, device, dtype, free, tell),
         parts_table(found, denoiser, loading.quantize or dtype, tell),
         ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], tell),
-        recording(found, sizes, asked.steps or found.steps, asked.tokens, tell),
+        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", tell),
     ]
     lines += ["\n".join(tell("unknown", part=part, why=why) for part, why in found.unknown.items())]
     return lines
@@ -275,8 +275,8 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
     return "\n".join(lines)
 
 
-def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int, tokens: int, tell) -> str:
-    """What a trace takes, for each size and way to keep it."""
+def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, tell) -> str:
+    """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
     from probe.recording.ahead import branches, columns, foreseen, shapes
     from probe.recording.forecast import OverBudget, check, forecast
     from probe.recording.policy import DISK, Policy
@@ -286,11 +286,19 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int, tokens
     keeps = ("heads", "mean", "sum")
     rows, refused = [(tell("size"), *(tell("keep", keep=keep) for keep in keeps))], False
     small = found.family.evaluate is not None
+    texts = 2 if small else branches(found.model)
+    usual = found.steps
+    if own:
+        from probe.models.drawing import usual_steps
+        from probe.models.z_image import ZImage
+
+        texts, usual = 1, usual_steps(ZImage)
+    steps = steps or usual
     for size in sizes:
         if small:
             ahead = forecast(found.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
         else:
-            ahead = foreseen(found.family, found.model, size, steps, tokens)
+            ahead = foreseen(found.family, found.model, size, steps, tokens, texts=texts)
         row = []
         for keep in keeps:
             key = "within"
@@ -304,7 +312,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int, tokens
     told = {
         "sites": sum(site.kind == "cross" for site in sites) if small else len(shapes(found.family, found.model)),
         "columns": found.model.tokenizer.length if small else columns(found.family, found.model, tokens),
-        "branches": 2 if small else branches(found.model),
+        "branches": texts,
     }
     lines = [tell("recording", steps=steps, **told), table(rows)]
     if refused:

@@ -89,15 +89,22 @@ def columns(family: Family, pipeline, tokens: int) -> int:
 
 
 def foreseen(
-    family: Family, pipeline, size: tuple[int, int], steps: int, tokens: int, policy: Policy | None = None
+    family: Family,
+    pipeline,
+    size: tuple[int, int],
+    steps: int,
+    tokens: int,
+    policy: Policy | None = None,
+    texts: int | None = None,
 ) -> Forecast:
-    """Bytes of one picture's trace, for each way to keep it; `size` in pixels, with the default guidance."""
+    """Bytes of one picture's trace, for each way to keep it; `size` in pixels. `texts`: how many the denoiser is given,
+    as many as with the pipeline's default guidance if not told."""
     factor, width = family.factor(pipeline), columns(family, pipeline, tokens)
     rows, across = -(-size[0] // factor), -(-size[1] // factor)
     maps = [
         # In joint attention what went to the image's own keys is kept too, as one column more.
         Size(shape.heads, width + (not name.endswith("attn2")), -(-rows // shape.coarser) * -(-across // shape.coarser))
         for name, shape in shapes(family, pipeline).items()
-        for _ in range(branches(pipeline))
+        for _ in range(texts or branches(pipeline))
     ]
     return forecast_of(maps, policy or Policy(), steps, (rows, across))

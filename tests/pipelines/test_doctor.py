@@ -79,6 +79,12 @@ def test_the_command_on_a_saved_pipeline(name, saved, capsys):
     assert "file headers + config" in said and "--keep mean" in said and "not here:" in said
 
 
+@pytest.mark.parametrize(("engine", "says"), [("own", "8 steps, 64 text columns, 1 "), ("diffusers", "50 steps")])
+def test_each_engine_of_z_image_records_as_many_steps_as_it_draws(engine, says, saved, capsys):
+    arguments = ["doctor", str(saved("z-image")), "--size", "32", "--language", "en", "--engine", engine]
+    assert main(arguments) == 0 and says in capsys.readouterr().out
+
+
 def test_a_released_folder_without_weights(capsys):
     if not RELEASED.is_dir():
         pytest.skip(f"{RELEASED} is not here")
