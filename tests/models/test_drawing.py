@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from probe.errors import ToushiError
-from probe.models.drawing import draw, usual_steps
+from probe.models.drawing import _called, draw, usual_steps
 from probe.models.families import family_of
 from probe.models.load import load, shipped
 from probe.models.mini_unet import MiniUNet
@@ -82,3 +82,16 @@ def test_guidance_is_the_number_that_the_pipeline_means_by_it(name, negative, gu
     draw(pipeline, "a cat", negative, guidance=guidance, steps=1, size=(32, 32))
     names = ("guidance_scale", "true_cfg_scale", "negative_prompt")
     assert {one: came[one] for one in names if one in came} == given
+
+
+@pytest.mark.parametrize("negative", ["", "blue"])
+def test_guidance_reaches_a_pipeline_that_has_none_but_the_real_one(negative):
+    came = {}
+
+    class Pipeline:
+        def __call__(self, prompt, num_inference_steps=4, true_cfg_scale=1.0, negative_prompt=None):
+            came.update(true_cfg_scale=true_cfg_scale, negative_prompt=negative_prompt)
+            return type("Drawn", (), {"images": ["picture"]})
+
+    assert _called(Pipeline(), "a cat", negative, 4, 0, 2.5, None, None) == "picture"
+    assert came == {"true_cfg_scale": 2.5, "negative_prompt": negative}
