@@ -62,13 +62,18 @@ def git_commit() -> str | None:
 
 
 def _identity(model) -> dict[str, str | None]:
-    """Name and revision of the model: where it was loaded from, if it knows."""
+    """Name and revision of the model: of one that knows where it was loaded from its hub id, or its folder's name.
+
+    Where the folder lay on this machine says nothing to others, and figures and reports show the name.
+    """
     name, revision = getattr(model, "name", None), getattr(model, "revision", None)
     path = getattr(model, "name_or_path", None)
     source = str(path or type(model).__name__)
     # A cache of the hub: models--owner--name/snapshots/commit
     if cached := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\](\w+)", source):
         source, revision = cached[1].replace("--", "/"), revision or cached[2]
+    elif path and (Path(source).is_absolute() or Path(source).is_dir()):
+        source = Path(source).resolve().name
     return {
         "name": source if path else name or source,
         "revision": revision,

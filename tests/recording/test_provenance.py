@@ -45,3 +45,21 @@ def test_somebody_elses_repository_around_an_installed_package_is_not_ours(commi
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "theirs")
     assert commit(file) is None
+
+
+def test_a_model_is_told_by_its_folder_or_hub_id_never_by_a_path_of_this_machine(tmp_path, monkeypatch):
+    class Pipeline:
+        name_or_path = ""
+
+    def told(source: str) -> tuple[str | None, str | None]:
+        model = Pipeline()
+        model.name_or_path = source
+        found = provenance._identity(model)
+        return found["name"], found["revision"]
+
+    (tmp_path / "models" / "flux").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for source in (str(tmp_path / "models" / "flux"), "models/flux", "/gone/flux"):
+        assert told(source) == ("flux", None)
+    assert told("/home/me/hub/models--owner--flux/snapshots/0a1b") == ("owner/flux", "0a1b")
+    assert told("owner/flux") == ("owner/flux", None) and told("") == ("Pipeline", None)
