@@ -304,7 +304,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "code_sha256": code_hash(module),
         "hardware": hardware(),
         "threads": threads,
-        "argv": sys.argv,
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],  # not where the command lies on this machine
         "concluded": None,
         "may_differ": MAY_DIFFER._asdict(),
         "jobs": {},
