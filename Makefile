@@ -32,6 +32,7 @@ browser:
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q commands dashboards reports benchmarks experiments probe hooks tests toushi.py
 	$(BIN)/lint-imports
 
 # One thread: the tests' models are tiny, and on a busy machine two threads wait for each other ten times as long.

@@ -123,7 +123,9 @@ def paired(
     ]
     options = {"names": table.name, "groups": table.group, "shuffles": shuffles, "resamples": resamples, "seed": seed}
     found, plain = matching(*sides, **options), matching(*sides, **options, centred=False)
-    clusters = {one: np.unique(table[of], return_inverse=True)[1] for one, of in (("sentence", "group"), ("name", "name"))}
+    clusters = {
+        one: np.unique(table[of], return_inverse=True)[1] for one, of in (("sentence", "group"), ("name", "name"))
+    }
     about, rows = {"weights": weights, "data": data}, []
     for layer in found.layer.values.tolist():
         at = found.sel(layer=layer).drop_vars("right")
@@ -142,7 +144,9 @@ def paired(
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     layers, single = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("layers", "pairs"))
     if single.empty:
-        raise ToushiError("these jobs are of an older bilingual, which kept sentences, not pairs: --overwrite does them again")
+        raise ToushiError(
+            "these jobs are of an older bilingual, which kept sentences, not pairs: --overwrite does them again"
+        )
     layers = layers.drop(columns="part").reset_index(drop=True)
     gains = pd.DataFrame([gain(part, config) | {"data": data} for data, part in single.groupby("data", sort=False)])
     said = sentence(gains.iloc[0], called(config.encoder), layers)

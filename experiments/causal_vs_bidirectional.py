@@ -219,7 +219,9 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     alike, heads = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
     whole = {"layer": int, "other_layer": int}
     tables["likeness"] = alike[["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
-    tables["heads"] = heads[["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
+    tables["heads"] = (
+        heads[["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
+    )
     tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
     verdict = judged(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)

@@ -198,9 +198,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     verdict, said = judged(told[told.data == data], config, called(config.encoder), data)
     tables = {"senses": senses}
     if len(moved):
-        tables["left_out"] = means(
-            moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed
-        )
+        tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed)
         said = _with_sides(said, moved[moved.data == data], config)
     if len(shown):
         tables["example"] = shown.drop(columns="part").reset_index(drop=True)

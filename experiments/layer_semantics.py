@@ -267,7 +267,9 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
         )
     if never := of_words[~of_words.read].task.tolist():
         zh.append(f"在词处无一层确能比未训练者读出更多的：{'、'.join(said(task, 'zh') for task in never)}")
-        en.append(f"at a word no layer surely tells more than an untrained one: {', '.join(said(t, 'en') for t in never)}")
+        en.append(
+            f"at a word no layer surely tells more than an untrained one: {', '.join(said(t, 'en') for t in never)}"
+        )
     return Said(f"{encoder}：" + "；".join(zh) + "。", f"{encoder}: " + "; ".join(en) + ".")
 
 

@@ -144,7 +144,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def read_tables(folder: Path, manifest: dict[str, Any]) -> dict[str, pd.DataFrame]:
     names = list(manifest.get("tables") or {})
     if odd := [name for name in names if not FILE_NAME.fullmatch(name)]:
-        raise NoRun(f"{folder / MANIFEST} has no name of a table in {odd[0]!r}: expected letters, digits, . , + = @ - _")
+        raise NoRun(
+            f"{folder / MANIFEST} has no name of a table in {odd[0]!r}: expected letters, digits, . , + = @ - _"
+        )
     return {name: read_table(folder / TABLES / f"{name}.csv") for name in names}
 
 

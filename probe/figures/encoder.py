@@ -21,7 +21,9 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
     attention = trace.encoder_attention(layer, branch)
     values = (attention.mean("head") if head is None else attention.sel(head=head)).values
     names = [drawable(text).strip() or "␣" for text in attention["text"].values.tolist()]
-    which = of(language, "各头平均", "mean of heads") if head is None else of(language, f"第 {head} 个头", f"head {head}")
+    which = (
+        of(language, "各头平均", "mean of heads") if head is None else of(language, f"第 {head} 个头", f"head {head}")
+    )
     title = of(language, f"编码器第 {layer} 层，{which}", f"encoder layer {layer}, {which}")
     note = of(language, "行读列", "row reads column")
     unkept = 1 - float(values.sum(1).min(initial=1))

@@ -53,7 +53,9 @@ class Encoder:
     limit: int  # tokens that it reads at most
     device: torch.device
     unknown: int | None = None  # the id of <unk>
-    weights_sha256: Callable[[], str | None] = field(default=lambda: None, repr=False)  # reads whole files; None: no files
+    weights_sha256: Callable[[], str | None] = field(
+        default=lambda: None, repr=False
+    )  # reads whole files; None: no files
 
 
 def lens(

@@ -132,7 +132,9 @@ class Family:
     beyond: Mapping[str, str] = field(default_factory=dict)  # globs of attention that is not recorded, and why
     begins: str | None = None  # the method that says at which of the scheduler's steps a run begins
     place: Callable[[Any, Mapping[str, Any], int], int | None] = (  # which step this one is, of the scheduler, the
-        lambda scheduler, arguments, next: arguments.get("index")  # arguments of its `step`, and the step after the last
+        lambda scheduler, arguments, next: arguments.get(
+            "index"
+        )  # arguments of its `step`, and the step after the last
     )
     check: Callable[[Any, Mapping[str, Site]], None] = lambda model, sites: None  # raises if these cannot be read
     given: Callable[[Mapping[str, Any]], dict[str, list[Encoded]]] = (
@@ -155,7 +157,9 @@ class Family:
         if kernel == "sdpa":
             return None
         kind = type(plain(getattr(model, self.encoder.partition(".")[0]))).__name__
-        return f"{kind} attends in {kernel}, not in scaled_dot_product_attention: its hidden states are kept, no attention"
+        return (
+            f"{kind} attends in {kernel}, not in scaled_dot_product_attention: its hidden states are kept, no attention"
+        )
 
     def not_recorded(self, model) -> dict[str, str]:
         """Globs of the attention that no site stands for, each with the reason."""

@@ -88,7 +88,9 @@ def folder_of(name: str) -> Path | None:
         if near
         else f"there are: {', '.join(known)}; or a folder with config.json or model_index.json, or a hub id"
     )
-    what = "the folder holds no model" if folder.is_dir() else "no such folder" if folder.parent != Path() else "no model"
+    what = (
+        "the folder holds no model" if folder.is_dir() else "no such folder" if folder.parent != Path() else "no model"
+    )
     raise UnknownModel(f"{what}: {name!r}; {hint}")
 
 

@@ -26,7 +26,9 @@ def shapes(family: Family, pipeline) -> dict[str, Shape]:
     finest = depth(family, pipeline)
     sites: Mapping[str, Site] = family.chosen(pipeline, None)
     return {
-        name: Shape(heads(site.module), 2 ** level(name, finest)) for name, site in sites.items() if site.kind == "cross"
+        name: Shape(heads(site.module), 2 ** level(name, finest))
+        for name, site in sites.items()
+        if site.kind == "cross"
     }
 
 

@@ -84,7 +84,10 @@ def test_a_run_on_a_tiny_encoder_comes_through(tmp_path):
     made = jobs(config)
     assert [job.name for job in made] == ["trained-scenes", "random-scenes"]
     assert [file.name for file in bilingual.weights(config)] == ["model.safetensors"]
-    assert [file.name for file in bilingual.weights(replace(config, data="both"))] == ["model.safetensors", "parallel.tsv"]
+    assert [file.name for file in bilingual.weights(replace(config, data="both"))] == [
+        "model.safetensors",
+        "parallel.tsv",
+    ]
     finding = conclude(config, pd.concat([job.function(**job.arguments) for job in made]))
     assert set(finding.tables) == {"layers", "gains"}
     for language in ("zh", "en"):

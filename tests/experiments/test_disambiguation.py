@@ -111,7 +111,9 @@ def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
     finding = conclude(config, pd.concat([job.function(**job.arguments) for job in made]))
     assert set(finding.tables) == {"senses", "left_out", "example"}
     senses = finding.tables["senses"]
-    assert (senses[senses["where"] == "bag"].layer == 0).all() and "A bag of the words around reads off" in finding.sentence.en
+    assert (
+        senses[senses["where"] == "bag"].layer == 0
+    ).all() and "A bag of the words around reads off" in finding.sentence.en
     assert (senses.low <= senses.accuracy).all() and (senses.accuracy <= senses.high).all()
     for language in ("zh", "en"):
         for name, figure in figures(finding.tables, language).items():

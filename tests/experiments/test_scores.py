@@ -33,7 +33,7 @@ def test_one_wrong_answer_more_never_raises_an_interval(scenes):
     right = pd.Series([True] * (5 * scenes))
     ends = []
     for wrong in range(6):
-        right[: wrong] = False
+        right[:wrong] = False
         ends.append(share(right, pd.Series(range(len(right))) // 5)[1:])
     assert all(b <= a for one, other in pairwise(ends) for a, b in zip(one, other))
     assert ends[0] == (pytest.approx(binomtest(scenes, scenes).proportion_ci(method="wilson").low), 1.0)

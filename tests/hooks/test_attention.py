@@ -321,7 +321,10 @@ def test_states_of_something_else_are_refused():
         def forward(self):
             return {"text": 1}
 
-    with pytest.raises(WireError, match="dict came"), state_hooks({"words": (words := Words())}, lambda name, state: None):
+    with (
+        pytest.raises(WireError, match="dict came"),
+        state_hooks({"words": (words := Words())}, lambda name, state: None),
+    ):
         words()
 
 

@@ -234,7 +234,10 @@ def test_what_cannot_be_edited_says_why():
             embeddings, pooled, _ = made("flux").encode_prompt(PROMPT, None, max_sequence_length=48)
             draw(pipeline, None, guidance=False, prompt_embeds=embeddings, pooled_prompt_embeds=pooled)
     states, _ = (sd := made("stable-diffusion")).encode_prompt(PROMPT, "cpu", 1, False)
-    for one in (Edit("text_encoder.*.layers.1", "zero", word="cat"), Edit("text_encoder.*.self_attn", "zero", word="cat")):
+    for one in (
+        Edit("text_encoder.*.layers.1", "zero", word="cat"),
+        Edit("text_encoder.*.self_attn", "zero", word="cat"),
+    ):
         with pytest.raises(BadEdit, match="changed nothing: the text encoder did not read the prompt"), edit(sd, one):
             draw(sd, None, prompt_embeds=states)  # only the negative prompt is read inside
     assert F.scaled_dot_product_attention is SDPA
