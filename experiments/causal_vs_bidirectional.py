@@ -12,13 +12,14 @@ image model may look at every token.
 (河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise; the recogniser says what is there. (b) *Last token*: the
 sense read off the state at the end, which has seen all in both models. (c) *Word*: the sense read off the word's own
 state, with the context before it (fair) and after it (chance for the causal one). (d) How alike the two have become, and
-how their heads look: debiased CKA of every layer with every layer, over the words of held-out captions; entropy, reach
+how their heads look: debiased CKA of every layer with every layer, over the objects of held-out captions; entropy, reach
 and share of special tokens of each head.
 
 The rule, set before the twins were trained. It asks of contexts after the word, in pictures. D is by how much the
 bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
-causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words, and no surer than
-so many words can make one (`statistics.interval`): for C above 75 % all 12 must be drawn, all but always right.
+causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words; that of C is no
+surer than so many words can make one (`statistics.interval`): for C above 75 % all 12 must be drawn, all but always
+right. That of D is the plain one, which knows no doubt where all words agree.
 Refuted: D lies below 10 points, or C above 75 %, half way from chance to always. Supported: not so, D lies above 0, and
 C below 75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
 tell what it understood, or fewer than 6 words are asked. (As first set, C's interval was Wilson's where all was right and

@@ -26,6 +26,8 @@ or where the deeper layers do not read off the senses either (lower end under 60
 Limits: the best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
 characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that merely holds what stands
 around tells them apart without any understanding. The bag shows how much of it that could be; the rule does not ask it.
+In the ordinary sentences with the context before the word nothing but a full stop follows it, so there only the side before
+the word can be set against itself.
 (Random weights do not show it: they hardly mix, so there the word's state holds nothing but the word.)
 """
 

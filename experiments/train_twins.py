@@ -144,13 +144,13 @@ def train_one(number: int, config: Config) -> None:
         finished = training.samples >= config.samples
         if finished or spent - saved >= config.checkpoint_minutes * 60:
             saved = spent
-            training.save(folder)
             model = training.averaged_model()
             row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), lr=lr)
             row |= zip(("loss", "naming_loss", "reading_loss"), np.mean(losses, axis=0).round(5).tolist())
             row["held_out_loss"] = round(held_out_loss(model, held), 5)
             with (folder / LOG).open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
+            training.save(folder)  # the row first: a checkpoint without one could not be shipped
             losses = []
             if finished:
                 sheet(model, folder / "samples.png")

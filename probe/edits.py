@@ -123,6 +123,8 @@ class Editing:
         if id(self.model) in _edited:
             raise BadEdit("this model is being edited already: give all edits to one edit(model, Edit(...), Edit(...))")
         model, family = self.model, self.family
+        self.reached.clear()
+        self.run.step = 0
         family.check(model, {name: self.sites[name] for name in self.attention})
         modules = {name: self.sites[name].module for name in self.attention}
         with ExitStack() as wires:
@@ -193,7 +195,8 @@ class Editing:
             chosen = one.heads(heads)
             for row, branch, text, start in self._rows(one):
                 start += 0 if joint is None else joint[row].text
-                self.reached.add(call.site)
+                if branch == "cond":
+                    self.reached.add(call.site)
                 if one.function is not None:
                     own = [column for token in text.tokens if (column := self._column(call, token)) is not None]
                     touched.setdefault(row, set()).update(start + column for column in own)
@@ -251,11 +254,13 @@ class Editing:
         rows = changed.transpose(0, 1) if self.family.sequence_first else changed  # a view: [row, position, feature]
         for one in self.states[name]:
             if one.function is not None:
-                self.reached.add(name)
+                if any(row[1] == "cond" for row in self._rows(one)):
+                    self.reached.add(name)
                 rows.copy_(_same_shape(one.function(rows), rows, name))
                 continue
             for row, branch, text, start in self._rows(one):
-                self.reached.add(name)
+                if branch == "cond":
+                    self.reached.add(name)
                 shares = one.shares(text) if one.of_columns else np.ones(len(text.tokens))
                 tokens = zip(text.tokens, shares)
                 at = {token.position: share for token, share in tokens if share and self.encoder in token.encoders}

@@ -234,10 +234,14 @@ def test_what_cannot_be_edited_says_why():
             embeddings, pooled, _ = made("flux").encode_prompt(PROMPT, None, max_sequence_length=48)
             draw(pipeline, None, guidance=False, prompt_embeds=embeddings, pooled_prompt_embeds=pooled)
     states, _ = (sd := made("stable-diffusion")).encode_prompt(PROMPT, "cpu", 1, False)
-    for one in (
-        Edit("text_encoder.*.layers.1", "zero", word="cat"),
-        Edit("text_encoder.*.self_attn", "zero", word="cat"),
-    ):
-        with pytest.raises(BadEdit, match="changed nothing: the text encoder did not read the prompt"), edit(sd, one):
+    layer, attention = "text_encoder.*.layers.1", "text_encoder.*.self_attn"
+    zeros = [(Edit(glob, "zero", word="cat"),) for glob in (layer, attention)]
+    for what in (*zeros, (layer, lambda state: state * 0.5)):  # the function changes both, but finds the negative one
+        with pytest.raises(BadEdit, match="changed nothing: the text encoder did not read the prompt"), edit(sd, *what):
             draw(sd, None, prompt_embeds=states)  # only the negative prompt is read inside
+    twice = edit(sd, *zeros[0])
+    with twice:
+        draw(sd)
+    with pytest.raises(BadEdit, match="changed nothing"), twice:
+        draw(sd, None, prompt_embeds=states)
     assert F.scaled_dot_product_attention is SDPA
