@@ -16,11 +16,13 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     from probe.trace.reader import open_trace
 
     trace = open_trace(folder)
-    asked = chosen(trace, words, "cond")
+    looked = any(site["kind"] == "cross" for site in trace.sites.values())
+    asked = chosen(trace, words, "cond") if looked else []
     maps = [trace.heat_map(word) for word in asked]
     figure = folder / "words.png"
     try:
-        save(words_figure(trace, asked, maps=maps), figure)
+        if looked:
+            save(words_figure(trace, asked, maps=maps), figure)
     except OSError as error:
         figure.unlink(missing_ok=True)
         why = f"{reason(error)}. The trace is finished and can be read (toushi info {shlex.quote(str(folder))})"
@@ -34,16 +36,23 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
             ("steps", len(trace.steps)),
             ("seed", trace.manifest.get("seed")),
             ("guidance", trace.manifest.get("guidance")),
+            ("real guidance", trace.manifest.get("true_guidance")),
             ("", "x".join(map(str, trace.manifest.get("size") or []))),
         )
         if value not in (None, "")
     )
     blocked = trace.manifest.get("safety") == "blocked"
     picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
-    files = [("picture", picture), ("words", str(figure))]
+    files = [("picture", picture)]
+    files.append(("words", str(figure) if looked else "none: no attention of the picture to the text was recorded"))
     files.append(
         ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
+    edits = len(trace.manifest.get("edits") or [])
+    if edits:
+        run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
+    if not looked:
+        return f"{shortened(shown(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
     return "\n".join(
         [
             shortened(shown("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),

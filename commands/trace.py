@@ -81,7 +81,7 @@ open_trace(FOLDER) reads it in Python."""
     or the folder of a trace, whose edits are made again."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Finish the run that was recorded there; it ends as if it had never been cut off.
-    Everything else comes from the trace."""
+    For mini-unet and its twins. Everything else comes from the trace."""
     overwrite: bool = False
     """Replace a trace that is already in the folder."""
     no_record: bool = False
@@ -153,8 +153,9 @@ open_trace(FOLDER) reads it in Python."""
         import torch
 
         from probe.models.load import load
-        from probe.resume import check, resume
+        from probe.resume import check, check_family, resume
 
+        check_family(trace)
         model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
         check(model, trace)
         count = trace.manifest["steps"]["count"]

@@ -78,6 +78,16 @@ def _word(raw):
     return tuple(raw) if isinstance(raw, list) else raw
 
 
+def check_family(trace: Trace) -> None:
+    """Raises CannotResume for a run that no model can go on with; it needs none loaded."""
+    family = trace.manifest.get("family")
+    if family not in (None, "mini-unet"):
+        raise CannotResume(
+            f"{trace.folder} was drawn by {family}, which keeps state of its own between steps; only runs of mini-unet "
+            "and its twins can be gone on with. What is finished can be read; draw it again for the rest."
+        )
+
+
 def check(model, trace: Trace) -> None:
     """Raises CannotResume, with the reason, if this run cannot be gone on with by this model here."""
     manifest, where = trace.manifest, trace.folder
@@ -94,9 +104,9 @@ def check(model, trace: Trace) -> None:
             f"{where} is one of {manifest['batch']} pictures drawn in one batch, and alone it would round "
             "differently: draw them again."
         )
-    family = family_of(model)
-    if family.name != "mini-unet":
-        raise CannotResume(f"a {family.name} pipeline keeps state of its own between steps: draw it again.")
+    check_family(trace)
+    if family_of(model).name != "mini-unet":
+        raise CannotResume(f"{where} was begun with mini-unet or one of its twins: name it with --model.")
     now = surroundings(model)
     if now["model"]["weights_sha256"] is None:
         raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")

@@ -552,3 +552,22 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
 def test_a_layer_that_is_not_there_is_said_before_anything_is_kept(fails, tmp_path):
     said = fails("lens", "河边的银行", "--layers", "99", "--save", tmp_path / "run")
     assert "there is no layer 99" in said and not (tmp_path / "run").exists()
+
+
+def test_without_attention_to_the_text_there_is_no_figure_of_words_and_no_failure(tiny, tmp_path, capsys):
+    out = tmp_path / "run"
+    sites = ["--sites", "unet.*.self_attention", "--size", "16", "--steps", "1", "--out", str(out)]
+    assert main(["trace", "猫", "--model", tiny, *sites]) == 0
+    assert "none: no attention of the picture to the text was recorded" in capsys.readouterr().out
+    assert not (out / "words.png").exists() and not open_trace(out).verify()
+
+
+def test_edits_are_told_where_the_maps_are(tiny, tmp_path, capsys):
+    (tmp_path / "edits.json").write_text('[{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}]')
+    options = ["--edits", str(tmp_path / "edits.json"), "--size", "16", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main(["trace", "猫", "--model", tiny, *options]) == 0
+    assert "1 edit (a map shows where was looked before its own edit)" in capsys.readouterr().out
+
+
+def test_a_mistyped_twin_is_no_hub_id(fails, tmp_path):
+    assert "did you mean 'twins/causal'?" in fails("trace", "猫", "--model", "twins/causl", "--out", tmp_path / "run")

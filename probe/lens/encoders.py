@@ -263,7 +263,7 @@ def _load(transformers, home: Path, dtype: torch.dtype):
     kind, auto = getattr(config, "model_type", ""), transformers.AutoModel
     if kind == "clip":
         auto = transformers.CLIPTextModel
-    elif getattr(config, "is_encoder_decoder", False):
+    elif getattr(config, "is_encoder_decoder", False) or _saved_alone(config):
         auto = transformers.AutoModelForTextEncoding
     options = {"dtype": dtype, "output_loading_info": True, **OURS_ONLY}
     try:
@@ -273,6 +273,11 @@ def _load(transformers, home: Path, dtype: torch.dtype):
             raise
         model, report = auto.from_pretrained(home, **options)  # its attention is not readable, and `lens` says so
     return model.eval().requires_grad_(False), report["missing_keys"]
+
+
+def _saved_alone(config) -> bool:
+    """Whether it is the encoder half of a model, as pipelines save a T5's, whose configuration then denies the rest."""
+    return any(name.endswith("EncoderModel") for name in getattr(config, "architectures", None) or ())
 
 
 def _layers(model, name: str) -> list[nn.Module]:

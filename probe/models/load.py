@@ -80,9 +80,10 @@ def folder_of(name: str) -> Path | None:
     folder = SHIPPED / name if name in known else Path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return folder
-    if not folder.parent.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    mistyped = get_close_matches(name, known, n=1, cutoff=0.85)
+    if not folder.parent.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not mistyped:
         return None
-    near = get_close_matches(name, known, n=1)
+    near = mistyped or get_close_matches(name, known, n=1)
     hint = (
         f"did you mean {near[0]!r}?"
         if near

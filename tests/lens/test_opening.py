@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from copy import deepcopy
 
 import huggingface_hub
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from probe.lens.encoders import UnknownEncoder, lens, open_encoder
+from probe.lens.encoders import UnknownEncoder, lens, open_encoder, wrapped
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
 from probe.trace.reader import open_trace
@@ -80,3 +81,15 @@ def test_a_trace_says_which_weights_were_read(saved, tmp_path, sharded):
     assert told == (sums[0] if not sharded else hashlib.sha256(" ".join(sums).encode()).hexdigest())
     assert open_encoder(str(home), untrained=0).weights_sha256() is None
     assert open_encoder("mini-unet").weights_sha256() == load("mini-unet", "cpu").weights_sha256
+
+
+def test_the_encoder_half_as_a_pipeline_saves_it(tmp_path):
+    """Its configuration says that it is no encoder-decoder, and it has no decoder that could be missed."""
+    model, tokenizer = made("t5")
+    alone = transformers.T5EncoderModel(deepcopy(model.config))
+    alone.encoder.load_state_dict(model.encoder.state_dict())
+    alone.save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    states = lens(open_encoder(tmp_path / "half", "cpu"), ["红色的猫"], attention=False)[0].states
+    whole = lens(wrapped(model, tokenizer), ["红色的猫"], attention=False)[0].states
+    np.testing.assert_allclose(states, whole, atol=1e-6)

@@ -127,3 +127,17 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
     for site, about in found.items():
         assert told[site]["kind"] == about["kind"] and told[site]["heads"] == about["heads"], site
         assert told[site]["grid"] == about["grid"], site
+
+
+def test_a_run_of_a_pipeline_cannot_be_gone_on_with_and_says_so_before_it_loads(tmp_path, capsys):
+    pipeline = made("flux")
+    with pytest.raises(KeyboardInterrupt), record(pipeline, tmp_path / "run"):
+        drawn(pipeline, PROMPT, steps=3, size=(32, 32), callback=interrupted)
+    assert main(["trace", "--resume", str(tmp_path / "run"), "--model", "nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert "was drawn by flux, which keeps state of its own" in said and "draw it again" in said
+
+
+def interrupted(step, latents):
+    if step == 1:
+        raise KeyboardInterrupt
