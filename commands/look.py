@@ -11,7 +11,7 @@ import tyro
 
 from commands.lanes import lanes
 from commands.loading import Loads
-from commands.terminal import bytes_in_words, columns, table
+from commands.terminal import bytes_in_words, columns, shortened, table
 from probe.errors import ToushiError
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
@@ -119,13 +119,15 @@ class Info:
     """The trace."""
 
     def run(self) -> None:
-        from probe.trace.layout import MEMBERS
-        from probe.trace.reader import open_collection, open_trace
+        from probe.trace.reader import open_trace
 
-        if (self.folder / MEMBERS).exists():
+        found = traces_in(self.folder)
+        if found != [self.folder]:
             rows = [("trace", "steps", "prompt")]
-            for trace in open_collection(self.folder):
-                rows.append((str(trace.folder), progress(trace), trace.prompt or "(not known)"))
+            for trace in map(open_trace, found):
+                first = trace.texts[0] if trace.manifest["kind"] == "encoder" and trace.texts else None
+                prompt = first if trace.manifest["kind"] == "encoder" else trace.prompt
+                rows.append((str(trace.folder), progress(trace), shortened(prompt or "(not known)")))
             print(table(rows))
             return
         trace = open_trace(self.folder)
@@ -173,12 +175,10 @@ The exit code is 1 if something is wrong."""
     """The trace, or a folder of traces."""
 
     def run(self) -> int:
-        from probe.trace.layout import MEMBERS
-        from probe.trace.reader import open_collection, open_trace
+        from probe.trace.reader import open_trace
 
-        traces = open_collection(self.folder) if (self.folder / MEMBERS).exists() else [open_trace(self.folder)]
         bad = 0
-        for trace in traces:
+        for trace in map(open_trace, traces_in(self.folder)):
             problems = trace.verify()
             bad += bool(problems)
             for problem in problems:
@@ -186,6 +186,19 @@ The exit code is 1 if something is wrong."""
             if not problems:
                 print(f"{trace.folder}: in order, {progress(trace)}")
         return 1 if bad else 0
+
+
+def traces_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a trace, or holds none; of a collection, or of traces recorded one by one, all of them."""
+    from probe.trace.layout import FORMAT, MANIFEST, MEMBERS, format_of
+    from probe.trace.reader import open_collection
+
+    if (folder / MEMBERS).exists():
+        return [trace.folder for trace in open_collection(folder)]
+    if (folder / MANIFEST).exists():
+        return [folder]
+    below = sorted(one.parent for one in folder.glob(f"*/{MANIFEST}") if format_of(one.parent) == FORMAT)
+    return below or [folder]
 
 
 def of_texts(trace) -> str:

@@ -571,3 +571,14 @@ def test_edits_are_told_where_the_maps_are(tiny, tmp_path, capsys):
 
 def test_a_mistyped_twin_is_no_hub_id(fails, tmp_path):
     assert "did you mean 'twins/causal'?" in fails("trace", "猫", "--model", "twins/causl", "--out", tmp_path / "run")
+
+
+def test_traces_that_lie_in_one_folder_are_told_and_checked_together(tiny, tmp_path, capsys):
+    for name in ("a", "b"):
+        main(["trace", f"猫 {name}", "--model", tiny, "--size", "16", "--steps", "1", "--out", str(tmp_path / name)])
+    main(["lens", "河边的银行", "--save", str(tmp_path / "lens")])
+    capsys.readouterr()
+    assert main(["info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "猫 a" in said and "猫 b" in said and "河边的银行" in said
+    assert main(["verify", str(tmp_path)]) == 0 and capsys.readouterr().out.count("in order") == 3
