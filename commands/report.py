@@ -105,7 +105,7 @@ def others(trace) -> str:
             besides[name] = besides.get(name, 0.0) + by_column[token.column]
     parts = [f"{name} {percent(share)}" for name, share in besides.items()]
     parts += [f"no text {percent(shares.attrs['rest'])}"] if shares.attrs["rest"] > 1e-4 else []
-    return "besides   " + ", ".join(parts)
+    return "besides   " + (", ".join(parts) or "nothing that was recorded")
 
 
 def in_words(y: float, x: float, evenness: float) -> str:
