@@ -47,7 +47,8 @@ lens(encoder, texts), and probe.analysis.layers for measures over many sentences
 
     def run(self) -> None:
         self._check()
-        from probe.lens.encoders import lens, open_encoder
+        from probe.lens.encoders import lens
+        from probe.lens.opening import open_encoder
 
         encoder = open_encoder(self.encoder)
         every = list(range(len(encoder.layers) + 1))

@@ -124,9 +124,13 @@ class Info:
         found = traces_in(self.folder)
         if found != [self.folder]:
             rows = [("trace", "steps", "prompt")]
-            for trace in map(open_trace, found):
-                first = trace.texts[0] if trace.manifest["kind"] == "encoder" and trace.texts else None
-                prompt = first if trace.manifest["kind"] == "encoder" else trace.prompt
+            for folder in found:
+                try:
+                    trace = open_trace(folder)
+                except ToushiError as error:
+                    rows.append((str(folder), "damaged", str(error)))
+                    continue
+                prompt = " / ".join(trace.texts) if trace.manifest["kind"] == "encoder" else trace.prompt
                 rows.append((str(trace.folder), progress(trace), shortened(prompt or "(not known)")))
             print(table(rows))
             return
@@ -178,18 +182,26 @@ The exit code is 1 if something is wrong."""
         from probe.trace.reader import open_trace
 
         bad = 0
-        for trace in map(open_trace, traces_in(self.folder)):
-            problems = trace.verify()
+        found = traces_in(self.folder)
+        for folder in found:
+            try:
+                trace = open_trace(folder)
+                problems = trace.verify()
+            except ToushiError as error:
+                if len(found) == 1:
+                    raise
+                problems = [str(error)]  # the others are looked at all the same
             bad += bool(problems)
             for problem in problems:
-                print(f"{trace.folder}: {problem}")
+                print(f"{folder}: {problem}")
             if not problems:
-                print(f"{trace.folder}: in order, {progress(trace)}")
+                print(f"{folder}: in order, {progress(trace)}")
         return 1 if bad else 0
 
 
 def traces_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a trace, or holds none; of a collection, or of traces recorded one by one, all of them."""
+    """The folder itself if it is a trace, or holds none; of a collection, or of traces recorded one by one, all of them,
+    those whose manifest cannot be read among them."""
     from probe.trace.layout import FORMAT, MANIFEST, MEMBERS, format_of
     from probe.trace.reader import open_collection
 
@@ -197,7 +209,7 @@ def traces_in(folder: Path) -> list[Path]:
         return [trace.folder for trace in open_collection(folder)]
     if (folder / MANIFEST).exists():
         return [folder]
-    below = sorted(one.parent for one in folder.glob(f"*/{MANIFEST}") if format_of(one.parent) == FORMAT)
+    below = sorted(one.parent for one in folder.glob(f"*/{MANIFEST}") if format_of(one.parent) in (FORMAT, None))
     return below or [folder]
 
 

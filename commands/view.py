@@ -34,14 +34,11 @@ Ends with Ctrl-C."""
 
     def run(self) -> int:
         if self.folder is not None:
-            from probe.trace.layout import FORMAT, MANIFEST, MEMBERS, format_of
-            from probe.trace.reader import open_collection, open_trace
+            from commands.look import traces_in
+            from probe.trace.reader import open_trace
 
-            several = (self.folder / MEMBERS).exists()
-            below = any(format_of(one.parent) == FORMAT for one in self.folder.glob(f"*/{MANIFEST}"))
-            if several or (self.folder / MANIFEST).exists() or not below:
-                # A damaged trace is said here, not in the browser.
-                (open_collection if several else open_trace)(self.folder)
+            if traces_in(self.folder) == [self.folder]:
+                open_trace(self.folder)  # a damaged trace is said here, not in the browser
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from probe.errors import ToushiError
-from probe.lens.encoders import Encoder, folder_of, lens, open_encoder
+from probe.lens.encoders import lens
+from probe.lens.opening import Encoder, folder_of, open_encoder
 from probe.text.alignment import Span, shares
 
 WEIGHTS = ("trained", "random")  # the encoder itself, and the same design before it has learnt anything

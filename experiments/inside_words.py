@@ -15,7 +15,8 @@ import pandas as pd
 from experiments.encoders import opened, states_at
 from experiments.study import FEWEST
 from probe.analysis.pairs import matching
-from probe.lens.encoders import Encoder, lens
+from probe.lens.encoders import lens
+from probe.lens.opening import Encoder
 from probe.text.alignment import shares
 
 CARRIERS = {

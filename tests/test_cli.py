@@ -582,3 +582,10 @@ def test_traces_that_lie_in_one_folder_are_told_and_checked_together(tiny, tmp_p
     said = capsys.readouterr().out
     assert "猫 a" in said and "猫 b" in said and "河边的银行" in said
     assert main(["verify", str(tmp_path)]) == 0 and capsys.readouterr().out.count("in order") == 3
+    (tmp_path / "a" / "manifest.json").write_text((tmp_path / "a" / "manifest.json").read_text()[:-9])
+    assert main(["verify", str(tmp_path)]) == 1  # the damaged one is named, the others are looked at all the same
+    said = capsys.readouterr().out
+    assert said.count("in order") == 2 and f"{tmp_path / 'a'}: " in said
+    assert main(["info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "damaged" in said and "猫 b" in said

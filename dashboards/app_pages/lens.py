@@ -16,7 +16,7 @@ BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def opened(encoder: str):
-    from probe.lens.encoders import open_encoder
+    from probe.lens.opening import open_encoder
 
     return open_encoder(encoder)
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from hooks.states import input_hook, state_hooks
 from probe.analysis.layers import rollout
 from probe.errors import ToushiError
-from probe.lens.encoders import BATCH, Encoder, lens, open_encoder
+from probe.lens.encoders import BATCH, lens
+from probe.lens.opening import Encoder, open_encoder
 from probe.lens.readings import Reading
 from probe.text.alignment import Span, shares
 

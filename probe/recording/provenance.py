@@ -4,9 +4,11 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,3 +103,10 @@ def surroundings(model) -> dict:
         "argv": sys.argv,
         "edits": edits_of(model),
     }
+
+
+def of_picture(value: Any, item: int, count: int) -> Any:
+    """What is told of one picture out of `count`: its own entry of a list, which may have one for several pictures."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return value
+    return value[item * len(value) // count]

@@ -22,7 +22,7 @@ from probe.recording.branches import Place, alike, places
 from probe.recording.forecast import OverBudget, Size, check, forecast_of
 from probe.recording.maps import Maps, probabilities
 from probe.recording.policy import Policy
-from probe.recording.provenance import surroundings
+from probe.recording.provenance import of_picture, surroundings
 from probe.text.alignment import segment
 from probe.trace import layout
 from probe.trace.writer import TraceWriter
@@ -393,10 +393,3 @@ class Run:
                 failure = error
         if failure is not None:
             raise failure
-
-
-def of_picture(value: Any, item: int, count: int) -> Any:
-    """What is told of one picture out of `count`: its own entry of a list, which may have one for several pictures."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        return value
-    return value[item * len(value) // count]

@@ -11,7 +11,8 @@ from streamlit.testing.v1 import AppTest
 import dashboards
 from dashboards import library, worker
 from dashboards.heat_map import planes
-from probe.lens.encoders import lens, open_encoder
+from probe.lens.encoders import lens
+from probe.lens.opening import open_encoder
 from probe.models.mini_unet import MiniUNet, PromptCut
 
 APP = Path(dashboards.__file__).parent / "app.py"
@@ -319,9 +320,9 @@ def test_another_window_sees_the_job_but_is_not_carried_away(app, tmp_path, monk
 
 def lens_page(app, monkeypatch, *values):
     """The page after a look with the encoder, the first and the second sentence."""
-    from probe.lens import encoders
+    from probe.lens import opening
 
-    monkeypatch.setattr(encoders, "load", lambda *_, **__: MiniUNet.tiny())
+    monkeypatch.setattr(opening, "load", lambda *_, **__: MiniUNet.tiny())
     test = app(page=LENS)
     for field, value in zip(test.text_input, values):
         field.set_value(value)

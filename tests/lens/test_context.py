@@ -6,7 +6,8 @@ import torch
 
 from probe.errors import ToushiError
 from probe.lens.context import cut, patched, rolled_out, shift, without_each_word
-from probe.lens.encoders import lens, open_encoder, wrapped
+from probe.lens.encoders import lens
+from probe.lens.opening import open_encoder, wrapped
 from probe.models.mini_unet import MiniUNet
 from probe.text.alignment import UnknownWord
 from tests.lens.made import made

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from probe.analysis.layers import sense_separation
 from probe.errors import ToushiError
 from probe.lens import spans
-from probe.lens.encoders import UnknownEncoder, lens, open_encoder, pretrained, wrapped
+from probe.lens.encoders import lens
+from probe.lens.opening import UnknownEncoder, open_encoder, pretrained, wrapped
 from probe.lens.readings import OTHER, SPECIAL, NotReadable
 from probe.models.mini_unet import MiniUNet, PromptCut
 from probe.models.text_encoder import turned

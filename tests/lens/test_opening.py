@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from probe.lens.encoders import UnknownEncoder, lens, open_encoder, wrapped
+from probe.lens.encoders import lens
+from probe.lens.opening import UnknownEncoder, open_encoder, wrapped
 from probe.models.load import load
 from probe.models.mini_unet import MiniUNet
 from probe.trace.reader import open_trace

@@ -12,7 +12,8 @@ from probe.analysis.layers import cosine
 from probe.errors import ToushiError
 from probe.figures.lens import lens_figure, spread
 from probe.figures.style import save
-from probe.lens.encoders import lens, wrapped
+from probe.lens.encoders import lens
+from probe.lens.opening import wrapped
 from probe.models.mini_unet import MiniUNet
 from tests.lens.made import made
 from tests.text.prompts import HARD
@@ -154,7 +155,7 @@ def test_short_and_strange_sentences(sentence, tiny, capsys):
 
 
 def test_unknown_words_and_unreadable_attention_are_warned_of(capsys, monkeypatch, eager):
-    monkeypatch.setattr("probe.lens.encoders.open_encoder", lambda *_: eager)
+    monkeypatch.setattr("probe.lens.opening.open_encoder", lambda *_: eager)
     assert main(["lens", "红色的龘"]) == 0
     said = capsys.readouterr()
     assert "does not know: 龘" in said.err and "no attention is shown: layer 1" in said.err

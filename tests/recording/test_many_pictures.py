@@ -9,7 +9,7 @@ import torch
 from probe.errors import ToushiError
 from probe.models.mini_unet import MiniUNet
 from probe.record import record
-from probe.recording.run import of_picture
+from probe.recording.provenance import of_picture
 from probe.trace.reader import NoTrace, open_collection, open_trace
 from probe.trace.writer import WriteFailed
 from tests.recording.made import PROMPT, draw, explicit, recorded, same

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from probe.errors import ToushiError
-from probe.lens.encoders import BATCH, lens, open_encoder
+from probe.lens.encoders import BATCH, lens
+from probe.lens.opening import open_encoder
 from probe.models.mini_unet import MiniUNet
 from probe.trace.export import export
 from probe.trace.layout import DamagedTrace
