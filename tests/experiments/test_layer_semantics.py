@@ -166,7 +166,7 @@ def test_characters_that_stand_alone_find_themselves(tiny):
     table = inside_words(tiny, "trained", 0)
     assert set(table.part) == {"characters", "bytes"} and (table["items"] >= FEWEST).all()
     own = table[(table.which == "own token") & (table.layer == 0)]
-    assert (own.retrieval > 0.8).all() and (own.retrieval_shuffled < 0.3).all()  # the same token is the same state
+    assert (own.retrieval > 0.8).all() and (own.retrieval_shuffled < 0.3).all()  # equal states, less two means
     first = table[(table.part == "bytes") & (table.layer == 0)]
     assert (first.retrieval_high < 1).all()  # a token that many characters share tells none of them
 
