@@ -32,7 +32,7 @@ browser:
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check -q commands dashboards reports benchmarks experiments probe hooks tests toushi.py
+	$(BIN)/ruff format --check -q benchmarks dashboards experiments hooks probe reports tests toushi
 	$(BIN)/lint-imports
 
 # One thread: the tests' models are tiny, and on a busy machine two threads wait for each other ten times as long.
@@ -44,9 +44,9 @@ test-slow: setup browser
 
 # The model card's scores: what it draws, judged by the recogniser, and whether its heat maps point at objects.
 scores: setup
-	$(BIN)/python -m experiments.score_mini_unet
-	$(BIN)/python -m experiments.score_mini_unet --split test
-	$(BIN)/python -m experiments.pointing
+	$(BIN)/python -m toushi.experiments.measures.score_mini_unet
+	$(BIN)/python -m toushi.experiments.measures.score_mini_unet --split test
+	$(BIN)/python -m toushi.experiments.measures.pointing
 
 # What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
 bench: setup

@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from benchmarks import command, exactness, memory, overhead, peer, reading
-from probe.models.load import load
+from toushi.probe.pipelines.load import load
 
 PARTS = {
     "overhead": (overhead, "Time of recorded sampling, as a ratio to the same without recording"),

@@ -4,8 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.interleaved import ratios
 from benchmarks.memory import peak
-from benchmarks.turns import ratios
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 

@@ -11,8 +11,8 @@ from benchmarks import peer
 STEPS = (5, 20, 80)
 MINI = """
 import sys, tempfile
-from probe.models.load import load
-from probe.record import record
+from toushi.probe.pipelines.load import load
+from toushi.probe.recording.record import record
 keep, steps = sys.argv[1], int(sys.argv[2])
 model = load("mini-unet", "cpu")
 model.sample("猫", steps=2)
@@ -26,7 +26,7 @@ PIPELINE = """
 import sys, tempfile
 from benchmarks import peer
 from benchmarks.shapes import SMALL
-from probe.record import record
+from toushi.probe.recording.record import record
 keep, steps = sys.argv[1], int(sys.argv[2])
 pipeline, draw = SMALL["stable-diffusion, small"](steps)
 if keep == "bare":

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peer
+from benchmarks.interleaved import ratios
 from benchmarks.shapes import SHAPES, SMALL
-from benchmarks.turns import ratios
-from probe.record import record
+from toushi.probe.recording.record import record
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 STEPS = 4  # of the large shapes, whose steps take a second or more

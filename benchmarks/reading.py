@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.text.alignment import Token, segment, segmenter
-from probe.trace.layout import map_key
-from probe.trace.writer import TraceWriter
+from toushi.probe.text.alignment import Token, segment, segmenter
+from toushi.probe.trace.manifest import map_key
+from toushi.probe.trace.writer import TraceWriter
 
 LAYERS, STEPS, TOKENS, SIDE = 30, 30, 64, 64
 READ = """
 import json, sys, time
-from probe.trace.reader import open_trace
-import probe.analysis.maps
+from toushi.probe.trace.reader import open_trace
+import toushi.probe.analysis.maps
 seconds = []
 start = time.perf_counter()
 trace = open_trace(sys.argv[1])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import library, text
-from dashboards.library import say
-from probe.language import of_locale
+from toushi.dashboards import messages as text
+from toushi.dashboards import trace_library as library
+from toushi.dashboards.trace_library import say
+from toushi.probe.base.locale_language import of_locale
 
 HERE = Path(__file__).parent
 
@@ -20,24 +21,25 @@ texts = given and not library.entry(Path(library.given())).picture  # what `tous
 
 def page_of(name: str, icon: str, default: bool = False):
     title, purpose = say(f"page_{name}"), say(f"page_{name}_help")
-    return st.Page(pages / f"{name}.py", title=title, help=purpose, icon=f":material/{icon}:", default=default)
+    file = pages / f"{name}_page.py"
+    return st.Page(file, title=title, help=purpose, icon=f":material/{icon}:", url_path=name, default=default)
 
 
 traces = page_of("traces", "photo_library", default=not given)
 picture = page_of("picture", "image_search", default=given and not texts)
 compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
-lens = page_of("lens", "layers", default=texts)
-page = st.navigation([traces, picture, compare, encoder, lens], position="top")
+layers = page_of("layers", "layers", default=texts)
+page = st.navigation([traces, picture, compare, encoder, layers], position="top")
 
 with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
     if page is traces:
         with st.container():
             st.markdown(f"### {say('app')}")
             st.caption(say("tagline"))
-    elif page is lens:
+    elif page is layers:
         with st.container():
-            st.markdown(f"### {say('page_lens')}")
+            st.markdown(f"### {say('page_layers')}")
             st.caption(say("lens_intro"))
     else:
         library.toolbar()

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hooks.errors import WireError
-from hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
+from toushi.hooks.hook_error import WireError
+from toushi.hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
 
 
 class Call:

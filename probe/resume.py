@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from probe.edits import edit, edits_of_manifest
-from probe.errors import ToushiError
-from probe.models.families import family_of
-from probe.record import Recording
-from probe.recording.policy import DISK, Policy
-from probe.recording.provenance import surroundings
-from probe.trace.reader import Trace, open_trace
-from probe.trace.writer import TraceWriter
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.editing.editor import edit, edits_of_manifest
+from toushi.probe.pipelines.family import family_of
+from toushi.probe.recording.policy import DISK, Policy
+from toushi.probe.recording.provenance import surroundings
+from toushi.probe.recording.record import Recording
+from toushi.probe.trace.reader import Trace, open_trace
+from toushi.probe.trace.writer import TraceWriter
 
 
 class CannotResume(ToushiError):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.study import Said
-from probe.figures.embedded import PREFIX
+from toushi.experiments.runner.study import Said
+from toushi.probe.figures.embedded_fonts import PREFIX
 
 LANGUAGES = ("zh", "en")
 

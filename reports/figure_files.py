@@ -6,10 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.study import Said
-from probe.errors import ToushiError
-from probe.figures.style import PAGE, save
-from reports.chapter import LANGUAGES, Picture
+from toushi.experiments.runner.study import Said
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.figures.style import PAGE, save
+from toushi.reports.chapter import LANGUAGES, Picture
 
 ENDINGS = (".svg", ".pdf", ".png")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from probe.figures.fonts import FILES, FOLDER
-from reports import words
-from reports.chapter import LANGUAGES, Chapter, Picture, Sheet, shown
+from toushi.probe.figures.fonts import FILES, FOLDER
+from toushi.reports import report_messages as words
+from toushi.reports.chapter import LANGUAGES, Chapter, Picture, Sheet, shown
 
 ROWS, DOWNLOAD = 500, 2_000_000  # of a table that are shown; bytes of a CSV that go into the page
 DOTS = 96  # CSS pixels of an inch

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.study import Said
-from probe.figures.fonts import FOLDER, drawable
-from reports import words
-from reports.chapter import Chapter, shown
-from reports.html import is_number
+from toushi.experiments.runner.study import Said
+from toushi.probe.figures.fonts import FOLDER, drawable
+from toushi.reports import report_messages as words
+from toushi.reports.chapter import Chapter, shown
+from toushi.reports.html import is_number
 
 ROWS, SOME = 60, 15  # of a table: the longest that is printed, and what is of a longer one
 

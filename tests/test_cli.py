@@ -17,22 +17,22 @@ import pytest
 from PIL import Image
 
 import toushi
-from commands.lanes import lanes
-from commands.report import in_words
-from commands.terminal import bytes_in_words, cells, table
-from commands.trace import checked_size, default_folder
-from probe.text.alignment import Token, Word
-from probe.trace.reader import open_collection, open_trace
-from probe.trace.writer import write_collection
 from toushi import main
+from toushi.cli.terminal import bytes_in_words, cells, table
+from toushi.cli.token_alignment import lanes
+from toushi.cli.trace import checked_size, default_folder
+from toushi.cli.trace_summary import in_words
+from toushi.probe.text.alignment import Token, Word
+from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.writer import write_collection
 
-HOUSE = Path(toushi.__file__).parent
+HOUSE = Path(toushi.__file__).resolve().parents[1]
 PROMPT = "左边是猫，右边是月亮，夜晚"
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> str:
-    from probe.models.mini_unet import MiniUNet
+    from toushi.probe.models.mini_unet import MiniUNet
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     MiniUNet.tiny().save(folder)
@@ -137,8 +137,8 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_the_finished_steps(tiny, tmp_pat
 
 
 def test_resume_finishes_what_was_cut_off(tiny, tmp_path, capsys, fails):
-    from probe.models.load import load
-    from probe.record import record
+    from toushi.probe.pipelines.load import load
+    from toushi.probe.recording.record import record
 
     class Cut(Exception):
         pass
@@ -343,7 +343,7 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     def broken(self):
         raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr("commands.look.Words.run", broken)
+    monkeypatch.setattr("toushi.cli.inspect.Words.run", broken)
     assert main(["words", "猫"]) == 1
     assert capsys.readouterr().err == (
         "toushi: ZeroDivisionError: deep inside (a fault of Toushi; with --debug it shows where)\n"
@@ -364,10 +364,10 @@ def test_what_may_not_be_read_says_so(monkeypatch, fails, tmp_path):
 def test_interrupting_while_it_is_loaded_is_no_fault(monkeypatch, capsys):
     class Interrupted:
         def find_spec(self, name, *_):
-            if name == "commands.run":
+            if name == "toushi.cli.main":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "commands.run")
+    monkeypatch.delitem(sys.modules, "toushi.cli.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
     assert main(["words", "猫"]) == 130 and capsys.readouterr().err == "toushi: interrupted\n"
 
@@ -376,7 +376,7 @@ def test_interrupting_is_no_fault(monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("commands.look.Words.run", interrupted)
+    monkeypatch.setattr("toushi.cli.inspect.Words.run", interrupted)
     assert main(["words", "猫"]) == 130 and "interrupted" in capsys.readouterr().err
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dashboards.heat_map import planes
-from probe.text.alignment import Token
+from toushi.dashboards.heat_map import planes
+from toushi.probe.text.alignment import Token
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probe.analysis.maps import resample
-from probe.errors import ToushiError
-from probe.text.alignment import Token, Word, shares
-from probe.trace.attention import NotRecorded
-from probe.trace.layout import prompt_of
+from toushi.probe.analysis.maps import resample
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import Token, Word, shares
+from toushi.probe.trace.manifest import prompt_of
+from toushi.probe.trace.selection import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
 

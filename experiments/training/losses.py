@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from experiments.training.data import Batch
-from probe.models.mini_unet import MiniUNet
-from probe.models.text import Text, padded_ids
-from probe.models.text_encoder import FeedForward
-from probe.world.objects import COLOURS, KINDS
+from toushi.experiments.scene_world.objects import COLOURS, KINDS
+from toushi.experiments.training.scene_batches import Batch
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.models.prompt_batch import Text, padded_ids
+from toushi.probe.models.text_encoder import FeedForward
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.training.data import Batch, Pool
-from experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
-from experiments.training.muon import optimizers
-from probe.models.mini_unet import MiniUNet
-from probe.world.sheet import contact_sheet
+from toushi.experiments.scene_world.contact_sheet import contact_sheet
+from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
+from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.scene_batches import Batch, Pool
+from toushi.probe.models.mini_unet import MiniUNet
 
 SHOWN = (
     "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",

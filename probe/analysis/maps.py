@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from probe.errors import ToushiError
+from toushi.probe.base.errors import ToushiError
 
 
 def resample(maps, size: tuple[int, int]):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from probe.analysis.layers import cosine
-from probe.errors import ToushiError
+from toushi.probe.analysis.layer_measures import cosine
+from toushi.probe.base.errors import ToushiError
 
 TIE = 1e-9  # cosines that differ by less are alike
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from probe.errors import ToushiError
+from toushi.probe.base.errors import ToushiError
 
 COMPONENTS = (8, 32, 64)  # how many principal components a probe may see
 STRENGTHS = (1.0, 100.0)  # of the ridge penalty, on components of standardised states

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from probe.errors import ToushiError
-from probe.models.families import Encoded
-from probe.text.alignment import Span, Word, find, segment, shares
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import Encoded
+from toushi.probe.text.alignment import Span, Word, find, segment, shares
 
 KINDS = ("scale", "zero", "replace", "patch", "function")
 

@@ -13,9 +13,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from probe.analysis.maps import resample
-from probe.errors import ToushiError
-from probe.figures.fonts import FAMILY, drawable, register
+from toushi.probe.analysis.maps import resample
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.figures.fonts import FAMILY, drawable, register
 
 INK, FAINT = "#222222", "#767676"
 COLUMN, PAGE = 3.35, 6.9  # inches: widths of figures for a paper, one column and the whole page

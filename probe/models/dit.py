@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from probe.errors import ToushiError
+from toushi.probe.base.errors import ToushiError
 
 PATCH = 2  # latent cells of a token, each way
 MULTIPLE = 32  # of tokens, to which each part of the sequence is filled up

@@ -1,7 +1,7 @@
 """mini-unet: text encoder, U-Net and VAE joined into one text-to-image model that runs on a CPU in seconds.
 
 The design of the popular article, in small: byte-level BPE, 77 tokens, a bidirectional encoder, a latent U-Net
-with cross-attention, classifier-free guidance. Weights are trained by `python -m experiments.train_mini_unet`.
+with cross-attention, classifier-free guidance. Weights are trained by `python -m toushi.experiments.training.train_mini_unet`.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from probe.errors import ToushiError
-from probe.models.samplers import Scheduler
-from probe.models.text import Text, joined, padded_ids
-from probe.models.text_encoder import TextEncoder, TextEncoderConfig
-from probe.models.unet import UNet, UNetConfig
-from probe.models.vae import VAE, VAEConfig
-from probe.text.alignment import listed
-from probe.text.bpe import Tokenizer
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.prompt_batch import Text, joined, padded_ids
+from toushi.probe.models.samplers import Scheduler
+from toushi.probe.models.text_encoder import TextEncoder, TextEncoderConfig
+from toushi.probe.models.unet import UNet, UNetConfig
+from toushi.probe.models.vae import VAE, VAEConfig
+from toushi.probe.text.alignment import listed
+from toushi.probe.text.bpe import Tokenizer
 
 SHIPPED = Path(__file__).parent / "weights"
 MOST_PIXELS = 1024 * 1024  # beyond it one evaluation takes minutes and gigabytes

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.errors import ToushiError
+from toushi.probe.base.errors import ToushiError
 
 Velocity = Callable[[Tensor, float], Tensor]
 

@@ -13,8 +13,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probe.models.text import Text
-from probe.models.text_encoder import FeedForward, SelfAttention
+from toushi.probe.models.prompt_batch import Text
+from toushi.probe.models.text_encoder import FeedForward, SelfAttention
 
 
 @dataclass(frozen=True)

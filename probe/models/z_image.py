@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
 
-from probe.errors import ToushiError
-from probe.models.dit import PATCH, DiT, DiTConfig
-from probe.models.mini_unet import PromptCut, to_images
-from probe.models.samplers import Scheduler
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.dit import PATCH, DiT, DiTConfig
+from toushi.probe.models.mini_unet import PromptCut, to_images
+from toushi.probe.models.samplers import Scheduler
 
 LENGTH = 512  # tokens that are read, the chat template's among them
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hooks.attention import Call, Watch
-from probe.errors import ToushiError
-from probe.models.families import Said, family_of
-from probe.recording.policy import Policy
+from toushi.hooks.attention import Call, Watch
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import Said, family_of
+from toushi.probe.recording.policy import Policy
 
 EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
 QUEUED = 4  # steps in memory at once: two wait for the disk, one is written, one is being made

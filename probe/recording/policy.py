@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probe.errors import ToushiError
-from probe.models.families import Encoded
-from probe.text.alignment import find, segment, shares
-from probe.trace.layout import KEEPS
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import Encoded
+from toushi.probe.text.alignment import find, segment, shares
+from toushi.probe.trace.manifest import KEEPS
 
 BRANCHES = ("cond", "uncond")
 DTYPES = ("float16", "float32")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from probe.edits import edits_of
-from probe.models.lora import loras_of
-from probe.text.alignment import segmenter
+from toushi.probe.editing.editor import edits_of
+from toushi.probe.pipelines.lora import loras_of
+from toushi.probe.text.alignment import segmenter
 
 PACKAGES = (
     "toushi",

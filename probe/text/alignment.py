@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.errors import ToushiError
+from toushi.probe.base.errors import ToushiError
 
 Span = tuple[int, int]
 

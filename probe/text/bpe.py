@@ -13,8 +13,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from probe.errors import ToushiError
-from probe.text.alignment import Span, Token, Word, readable, segment
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import Span, Token, Word, readable, segment
 
 SPECIALS = ("<bos>", "<eos>", "<pad>")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tokenizers import decoders, pre_tokenizers
 
-from probe.text.alignment import Span, Token
+from toushi.probe.text.alignment import Span, Token
 
 SPACES = b" \t\n\r\f\v"
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probe.errors import ToushiError
-from probe.text.alignment import Span, Token, Word, find
-from probe.trace import attention, layout
-from probe.trace.attention import Asked, NotRecorded, Question, Sites, Steps, on_finest_grid, on_native_grids
-from probe.trace.layout import DamagedTrace
-from probe.trace.stored import JSON_BYTES, StepFiles, Tensors, read_bytes, read_lines
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import Span, Token, Word, find
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import selection as attention
+from toushi.probe.trace.manifest import DamagedTrace
+from toushi.probe.trace.safetensors_reader import JSON_BYTES, StepFiles, Tensors, read_bytes, read_lines
+from toushi.probe.trace.selection import Asked, NotRecorded, Question, Sites, Steps, on_finest_grid, on_native_grids
 
 
 class NoTrace(ToushiError):
@@ -24,7 +25,7 @@ class NoTrace(ToushiError):
 
 
 def open_trace(folder: str | Path) -> Any:
-    """The trace in the folder, finished or not: a Trace of a picture, or an EncoderTrace (probe/trace/texts.py) of texts.
+    """The trace in the folder, finished or not: a Trace of a picture, or an EncoderTrace (probe/trace/encoder_trace.py) of texts.
 
     Raises NoTrace, DamagedTrace, NewerTrace.
     """
@@ -43,7 +44,7 @@ def open_trace(folder: str | Path) -> Any:
     where = str(folder / layout.MANIFEST)
     raw = layout.parse(read_bytes(folder, layout.MANIFEST, JSON_BYTES), where)
     if isinstance(raw, dict) and raw.get("kind") == "encoder":
-        from probe.trace.texts import EncoderTrace
+        from toushi.probe.trace.encoder_trace import EncoderTrace
 
         return EncoderTrace(folder, raw)
     manifest = layout.check_manifest(raw, where)
@@ -55,7 +56,7 @@ def open_picture(folder: str | Path) -> "Trace":
     trace = open_trace(folder)
     if isinstance(trace, Trace):
         return trace
-    from probe.trace.texts import NotAPicture
+    from toushi.probe.trace.encoder_trace import NotAPicture
 
     raise NotAPicture(
         f"{folder} is a trace of a text encoder, where a trace of a picture was expected: toushi info {folder} says "
@@ -145,7 +146,7 @@ class Trace:
         return layout.words_of(self.manifest, self.known_branch(branch))
 
     def span(self, word: Asked, branch: str = "cond") -> Span:
-        """The characters that `word` means: text, "猫#2", a Word, or (start, end). See probe.text.alignment.find."""
+        """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
         self.known_branch(branch)
         prompt = layout.prompt_of(self.manifest, branch)
         if prompt is None:
@@ -271,7 +272,7 @@ class Trace:
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the trace, in sentences; an empty list if nothing is."""
-        from probe.trace.verify import problems
+        from toushi.probe.trace.integrity import problems
 
         return list(problems(self))
 

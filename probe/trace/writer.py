@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from probe.errors import ToushiError
-from probe.text.alignment import Token, Word
-from probe.trace import layout
-from probe.trace.room import WriteFailed, make_room, picture_bytes, reason
-from probe.trace.safely import contents, replace, save_json, store, sync_file, sync_folder
+from toushi.probe.base.atomic_io import contents, replace, save_json, store, sync_file, sync_folder
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import Token, Word
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.output_dir import WriteFailed, make_room, picture_bytes, reason
 
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
@@ -179,7 +179,7 @@ class TraceWriter:
 
     def _go_on(self) -> None:
         """Takes up the finished steps of the folder; what an end by force left half done is removed."""
-        from probe.trace.reader import open_trace  # half a second of imports, which writing can do without
+        from toushi.probe.trace.reader import open_trace  # half a second of imports, which writing can do without
 
         trace = open_trace(self.folder)
         for field in SAME_RUN:

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from probe.analysis import layers
-from probe.errors import ToushiError
+from toushi.probe.analysis import layer_measures as layers
+from toushi.probe.base.errors import ToushiError
 
 RANDOM = np.random.default_rng(0)
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from probe.analysis import maps
-from probe.errors import ToushiError
+from toushi.probe.analysis import maps
+from toushi.probe.base.errors import ToushiError
 
 RANDOM = np.random.default_rng(0)
 sides = st.integers(1, 12)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from probe.analysis.pairs import matching
-from probe.errors import ToushiError
+from toushi.probe.analysis.pairs import matching
+from toushi.probe.base.errors import ToushiError
 
 PAIRS, WIDE = 60, 32
 

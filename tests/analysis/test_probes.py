@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from probe.analysis.probes import code_length, first_reaching, probe
-from probe.errors import ToushiError
+from toushi.probe.analysis.probes import code_length, first_reaching, probe
+from toushi.probe.base.errors import ToushiError
 
 LAYERS, UNITS, WIDE, TEMPLATES = 4, 240, 40, 12
 

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks import command, exactness, memory, peer
 from benchmarks.__main__ import PARTS, Config, main
+from benchmarks.interleaved import ratios
 from benchmarks.shapes import SMALL
-from benchmarks.turns import ratios
-from probe.models.mini_unet import MiniUNet
+from toushi.probe.models.mini_unet import MiniUNet
 
 
 def test_arms_take_turns_and_are_compared_within_their_round():

@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from probe.text.alignment import segment, segmenter
-from probe.text.bpe import Tokenizer
-from probe.trace import layout
-from probe.trace.writer import TraceWriter
+from toushi.probe.text.alignment import segment, segmenter
+from toushi.probe.text.bpe import Tokenizer
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.writer import TraceWriter
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 TOKENIZER = Tokenizer.train([PROMPT, "猫头鹰在右边", "a red cat on the left"] * 4, vocab_size=340)

@@ -8,16 +8,17 @@ import made_trace
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import dashboards
-from dashboards import library, worker
-from dashboards.heat_map import planes
-from probe.lens.encoders import lens
-from probe.lens.opening import open_encoder
-from probe.models.mini_unet import MiniUNet, PromptCut
+from toushi import dashboards
+from toushi.dashboards import sampling_worker as worker
+from toushi.dashboards import trace_library as library
+from toushi.dashboards.heat_map import planes
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.load_encoder import open_encoder
+from toushi.probe.models.mini_unet import MiniUNet, PromptCut
 
 APP = Path(dashboards.__file__).parent / "app.py"
-PICTURE, ENCODER = "app_pages/picture.py", "app_pages/encoder.py"
-COMPARE, LENS = "app_pages/compare.py", "app_pages/lens.py"
+PICTURE, ENCODER = "app_pages/picture_page.py", "app_pages/encoder_page.py"
+COMPARE, LENS = "app_pages/compare_page.py", "app_pages/layers_page.py"
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_the_text_page_says_that_it_leaves_out_single_heads(app, tmp_path, monke
 
 
 def test_a_collection_opens_at_its_first_trace(app, tmp_path):
-    from probe.trace.writer import write_collection
+    from toushi.probe.trace.writer import write_collection
 
     for name, prompt in (("000", made_trace.PROMPT), ("001", "猫头鹰在右边")):
         made_trace.write(tmp_path / "batch" / name, prompt=prompt, steps=2)
@@ -320,7 +321,7 @@ def test_another_window_sees_the_job_but_is_not_carried_away(app, tmp_path, monk
 
 def lens_page(app, monkeypatch, *values):
     """The page after a look with the encoder, the first and the second sentence."""
-    from probe.lens import opening
+    from toushi.probe.encoders import load_encoder as opening
 
     monkeypatch.setattr(opening, "load", lambda *_, **__: MiniUNet.tiny())
     test = app(page=LENS)
@@ -341,7 +342,7 @@ def test_the_lens_shows_two_sentences(app, monkeypatch):
 
 
 def test_the_lens_draws_in_the_language_of_the_page(app, monkeypatch):
-    from probe.figures import lens as figures
+    from toushi.probe.figures import encoding_figure as figures
 
     asked, drawn = [], figures.lens_figure
     monkeypatch.setattr(figures, "lens_figure", lambda *given, **how: asked.append(how) or drawn(*given, **how))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-import dashboards
-from probe.trace.reader import open_trace
+from toushi import dashboards
+from toushi.probe.trace.reader import open_trace
 
 APP = Path(dashboards.__file__).parent / "app.py"
 HALF = {"rtol": 2**-10, "atol": 1e-7}  # the maps travel as float16
@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
     """A recorded run: random weights, but the real model, recorder and writer."""
     import torch
 
-    from probe.models.mini_unet import MiniUNet
-    from probe.record import record
+    from toushi.probe.models.mini_unet import MiniUNet
+    from toushi.probe.recording.record import record
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

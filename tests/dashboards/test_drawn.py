@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dashboards import drawn
+from toushi.dashboards import figure_png as drawn
 
 
 def png(url: str) -> Image.Image:

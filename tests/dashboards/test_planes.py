@@ -6,10 +6,10 @@ import made_trace
 import numpy as np
 import pytest
 
-from dashboards.heat_map import payload, planes
-from dashboards.heat_map.matrices import matrices
-from probe.errors import ToushiError
-from probe.trace.reader import open_trace
+from toushi.dashboards.heat_map import payload, planes
+from toushi.dashboards.heat_map.matrices import matrices
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace.reader import open_trace
 
 HALF = {"rtol": 2**-10, "atol": 1e-7}  # what storing as float16 may change
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dashboards import text
-from probe.language import of_locale
+from toushi.dashboards import messages as text
+from toushi.probe.base.locale_language import of_locale
 
 HERE = Path(text.__file__).parent
 EVERY = {**text.PAGE, **text.COMPONENT}

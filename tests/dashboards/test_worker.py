@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from dashboards import worker
-from probe.errors import ToushiError
-from probe.models import drawing
-from probe.models.mini_unet import MiniUNet
-from probe.trace.reader import open_trace
+from toushi.dashboards import sampling_worker as worker
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines import generate as drawing
+from toushi.probe.trace.reader import open_trace
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.study import Finding, Job, Said, Study
-from probe.figures.style import CATEGORIES, styled
+from toushi.experiments.runner.study import Finding, Job, Said, Study
+from toushi.probe.figures.style import CATEGORIES, styled
 
 STUDY = Study(
     title=Said("硬币是否公平", "Is a coin fair?"),

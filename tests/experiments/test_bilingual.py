@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import bilingual
-from experiments.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, sentence
-from probe.figures.style import save
-from probe.models.mini_unet import MiniUNet
+from toushi.experiments.studies import bilingual
+from toushi.experiments.studies.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, sentence
+from toushi.probe.figures.style import save
+from toushi.probe.models.mini_unet import MiniUNet
 
 
 def planted(trained: list[float], floor: float = 0.3, sentences: int = 80, seed: int = 0) -> pd.DataFrame:

@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import disambiguation as experiment
-from experiments.disambiguation import Config, conclude, figures, jobs, judged, ruled
-from experiments.encoders import bags_at, opened, states_at
-from experiments.minimal_pairs import checked, sentences
-from experiments.study import Said
-from probe.errors import ToushiError
-from probe.figures.style import save
-from probe.models.mini_unet import MiniUNet
+from toushi.experiments.measures.encoder_states import bags_at, opened, states_at
+from toushi.experiments.measures.minimal_pairs import checked, sentences
+from toushi.experiments.runner.study import Said
+from toushi.experiments.studies import disambiguation as experiment
+from toushi.experiments.studies.disambiguation import Config, conclude, figures, jobs, judged, ruled
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.figures.style import save
+from toushi.probe.models.mini_unet import MiniUNet
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import layer_semantics as experiment
-from experiments.encoders import opened, states_at, weight_files
-from experiments.inside_words import inside_words
-from experiments.layer_semantics import Config, conclude, figures, jobs, weights
-from experiments.scene_words import HANGING, POOLS, units
-from experiments.study import FEWEST
-from probe.errors import ToushiError
-from probe.figures.style import save
-from probe.lens.encoders import lens
-from probe.models.mini_unet import MiniUNet
+from toushi.experiments.measures.encoder_states import opened, states_at, weight_files
+from toushi.experiments.measures.inside_words import inside_words
+from toushi.experiments.measures.scene_words import HANGING, POOLS, units
+from toushi.experiments.runner.study import FEWEST
+from toushi.experiments.studies import layer_semantics as experiment
+from toushi.experiments.studies.layer_semantics import Config, conclude, figures, jobs, weights
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.figures.style import save
+from toushi.probe.models.mini_unet import MiniUNet
 
 TASKS = {"words": ["object"], "phrases": ["colour", "noun"], "prompts": ["place", "style"]}
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from experiments.model_card import faults, heat_map_rule
+from toushi.experiments.training.model_card import faults, heat_map_rule
 
 
 def pointing(layer: float, mean: float) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,24 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import causal_vs_bidirectional as twins
-from experiments import picture_by_layer as layers
-from experiments import pictures
-from experiments.picture_by_layer import ORDER
-from experiments.pictures import all_asked, asked, sense_prompts
-from experiments.running import runner
-from experiments.running.run_folder import read_manifest, read_tables
-from experiments.statistics import interval, shares
-from probe.errors import ToushiError
-from probe.figures.embedded import embedded, picture_in
-from probe.figures.style import PAGE
-from probe.lens.early import ending_at
-from probe.models.mini_unet import MiniUNet
-from probe.world.captions import describe
-from probe.world.recogniser import Found, Seen, Verdict
-from probe.world.scenes import Object, Scene, draw_scene
-from reports.chapter import shown
 from tests.experiments.test_runner import Here
+from toushi.experiments.measures import pictures
+from toushi.experiments.measures.pictures import all_asked, asked, sense_prompts
+from toushi.experiments.measures.statistics import interval, shares
+from toushi.experiments.runner import run_experiment as runner
+from toushi.experiments.runner.run_folder import read_manifest, read_tables
+from toushi.experiments.scene_world.captions import describe
+from toushi.experiments.scene_world.recogniser import Found, Seen, Verdict
+from toushi.experiments.scene_world.scenes import Object, Scene, draw_scene
+from toushi.experiments.studies import causal_vs_bidirectional as twins
+from toushi.experiments.studies import picture_by_layer as layers
+from toushi.experiments.studies.picture_by_layer import ORDER
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.encoders.early_exit import ending_at
+from toushi.probe.figures.embedded_fonts import embedded, picture_in
+from toushi.probe.figures.style import PAGE
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.reports.chapter import shown
 
 PROMPTS = ["左边是猫，右边是月亮", "河边的银行"]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import rjieba
 
-from experiments.polysemy import DATA, read_parallel, read_polysemy
-from probe.text.alignment import UnknownWord, find, segment
+from toushi.experiments.measures.polysemy import DATA, read_parallel, read_polysemy
+from toushi.probe.text.alignment import UnknownWord, find, segment
 
 # All other words count as content, so 他, 不 and 一个 too may stand in four sentences of a sense at most.
 FUNCTION = frozenset("的了着是在就都也和里上它她")

@@ -16,9 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.running import runner
-from experiments.running.executor import Call, LocalPool, Outcome
-from experiments.running.run_folder import (
+from tests.experiments import coins
+from tests.experiments.coins import Config
+from toushi import main
+from toushi.experiments.runner import run_experiment as runner
+from toushi.experiments.runner.environment import code_hash, sources
+from toushi.experiments.runner.executor import Call, LocalPool, Outcome
+from toushi.experiments.runner.run_folder import (
     NoRun,
     alone_in,
     read_manifest,
@@ -28,13 +32,9 @@ from experiments.running.run_folder import (
     table_text,
     write,
 )
-from experiments.running.settings import Count, Seed, Share, Within, as_words, configured, plain
-from experiments.running.surroundings import code_hash, sources
-from experiments.study import Finding, Job, Said
-from probe.errors import ToushiError
-from tests.experiments import coins
-from tests.experiments.coins import Config
-from toushi import main
+from toushi.experiments.runner.settings import Count, Seed, Share, Within, as_words, configured, plain
+from toushi.experiments.runner.study import Finding, Job, Said
+from toushi.probe.base.errors import ToushiError
 
 HOUSE = Path(__file__).parents[2]
 NAME = "tests.experiments.coins"
@@ -252,9 +252,9 @@ def test_the_rest_of_a_run_is_not_computed_with_other_packages_or_threads(tmp_pa
 def test_the_hash_of_the_code_is_of_all_that_an_experiment_imports_and_of_nothing_else(tmp_path):
     for name, text in {
         "study.py": "import torch, mine.far\nfrom mine.near import told\n",
-        "near.py": "from probe.errors import ToushiError\n\ndef told():\n    from . import late\n",
+        "near.py": "from toushi.probe.base.errors import ToushiError\n\ndef told():\n    from . import late\n",
         "late.py": "",
-        "far.py": "import experiments.statistics as statistics, mine.study\n",
+        "far.py": "import toushi.experiments.measures.statistics as statistics, mine.study\n",
         "other.py": "",
         "__init__.py": "",
     }.items():
@@ -264,7 +264,7 @@ def test_the_hash_of_the_code_is_of_all_that_an_experiment_imports_and_of_nothin
     found = sources(study)
     mine = {name for name in found if name.startswith("mine")}
     assert mine == {"mine", "mine.study", "mine.near", "mine.late", "mine.far"}
-    assert {"experiments.statistics", "probe.errors"} <= set(found) and "torch" not in found
+    assert {"toushi.experiments.measures.statistics", "toushi.probe.base.errors"} <= set(found) and "torch" not in found
     before = code_hash(study)
     write(tmp_path / "mine" / "other.py", "x = 1\n")
     assert code_hash(study) == before
@@ -274,8 +274,12 @@ def test_the_hash_of_the_code_is_of_all_that_an_experiment_imports_and_of_nothin
 
 def test_an_experiment_is_made_of_its_helpers_and_not_of_the_trainings():
     found = set(sources(runner.experiment("disambiguation")))
-    assert {"experiments.encoders", "experiments.minimal_pairs", "probe.analysis.layers"} <= found
-    assert not any(name.startswith("experiments.train") for name in found)
+    assert {
+        "toushi.experiments.measures.encoder_states",
+        "toushi.experiments.measures.minimal_pairs",
+        "toushi.probe.analysis.layer_measures",
+    } <= found
+    assert not any(name.startswith("toushi.experiments.training.train") for name in found)
 
 
 def test_a_folder_with_other_things_and_a_second_run_at_the_same_time(tmp_path):

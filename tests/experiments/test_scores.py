@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from experiments.pointing import best_layers, rates, scored
-from experiments.score_mini_unet import answers
-from experiments.score_mini_unet import rates as score_rates
-from experiments.statistics import share
-from probe.models.mini_unet import MiniUNet
-from probe.record import record
-from probe.trace.reader import open_trace
-from probe.world.example import example
-from probe.world.recogniser import judge
+from toushi.experiments.measures.pointing import best_layers, rates, scored
+from toushi.experiments.measures.score_mini_unet import answers
+from toushi.experiments.measures.score_mini_unet import rates as score_rates
+from toushi.experiments.measures.statistics import share
+from toushi.experiments.scene_world.example import example
+from toushi.experiments.scene_world.recogniser import judge
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 
 def test_an_interval_knows_that_answers_of_one_scene_are_one():

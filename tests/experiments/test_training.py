@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.train_mini_unet import Config
-from experiments.training.data import Batch, Pool, caption, cell_kinds, colour_of_kind, garbled
-from experiments.training.encoder import teach_encoder
-from experiments.training.losses import read_captions, velocity_loss
-from experiments.training.muon import orthogonal
-from experiments.training.recipe import Training
-from probe.models.mini_unet import MiniUNet
-from probe.world.objects import COLOURS, KINDS
-from probe.world.scenes import draw_scene
+from toushi.experiments.scene_world.objects import COLOURS, KINDS
+from toushi.experiments.scene_world.scenes import draw_scene
+from toushi.experiments.training.losses import read_captions, velocity_loss
+from toushi.experiments.training.muon import orthogonal
+from toushi.experiments.training.recipe import Training
+from toushi.experiments.training.scene_batches import Batch, Pool, caption, cell_kinds, colour_of_kind, garbled
+from toushi.experiments.training.train_encoder import teach_encoder
+from toushi.experiments.training.train_mini_unet import Config
+from toushi.probe.models.mini_unet import MiniUNet
 
 CAPTIONS = ["左边是猫，右边是月亮", "", "a red circle", "河边的银行"]
 

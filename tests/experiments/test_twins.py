@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import train_twins
-from experiments.train_twins import TWINS, Config, beginning, draws, rate, twin_model
-from experiments.training.data import Pool, make_pool
-from experiments.training.recipe import Training, logged
-from probe.lens.encoders import lens
-from probe.models.load import load
-from probe.models.mini_unet import MiniUNet
-from probe.models.text_encoder import TextEncoderConfig
-from probe.models.unet import UNetConfig
+from toushi.experiments.training import train_twins
+from toushi.experiments.training.recipe import Training, logged
+from toushi.experiments.training.scene_batches import Pool, make_pool
+from toushi.experiments.training.train_twins import TWINS, Config, beginning, draws, rate, twin_model
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.models.text_encoder import TextEncoderConfig
+from toushi.probe.models.unet import UNetConfig
+from toushi.probe.pipelines.load import load
 
 CONFIG = Config(
     samples=24,

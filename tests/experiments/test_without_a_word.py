@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments.without_a_word import Config, pictures
-from probe.models.mini_unet import MiniUNet
+from toushi.experiments.measures.without_a_word import Config, pictures
+from toushi.probe.models.mini_unet import MiniUNet
 
 
 def test_every_word_has_its_column():

@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from probe.analysis.maps import resample
-from probe.text.alignment import Token, Word, segment
-from probe.trace.reader import Trace, open_trace
-from probe.trace.writer import TraceWriter
+from toushi.probe.analysis.maps import resample
+from toushi.probe.text.alignment import Token, Word, segment
+from toushi.probe.trace.reader import Trace, open_trace
+from toushi.probe.trace.writer import TraceWriter
 
 SITES = {
     "unet.down.0.cross_attention": (16, 2),

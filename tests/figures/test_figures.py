@@ -5,16 +5,16 @@ import matplotlib
 import numpy as np
 import pytest
 
-from probe.errors import ToushiError
-from probe.figures.encoder import encoder_figure
-from probe.figures.layers import layers_figure
-from probe.figures.style import cells, overlay, overlay_colours, percent, save, shortened
-from probe.figures.timeline import timeline_figure
-from probe.figures.tokens import tokens_figure
-from probe.figures.words import chosen, words_figure
-from probe.text.alignment import Word, labels
-from probe.trace.reader import open_trace
 from tests.text.prompts import HARD
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.figures.encoder_figure import encoder_figure
+from toushi.probe.figures.layers_figure import layers_figure
+from toushi.probe.figures.style import cells, overlay, overlay_colours, percent, save, shortened
+from toushi.probe.figures.timeline_figure import timeline_figure
+from toushi.probe.figures.tokens_figure import tokens_figure
+from toushi.probe.figures.words_figure import chosen, words_figure
+from toushi.probe.text.alignment import Word, labels
+from toushi.probe.trace.reader import open_trace
 
 ALL = {
     "words": words_figure,

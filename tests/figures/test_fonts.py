@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 
-from probe.figures import fonts
-from probe.figures.style import RC, save, styled
+from toushi.probe.figures import fonts
+from toushi.probe.figures.style import RC, save, styled
 
 
 def gb2312() -> list[str]:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hooks.attention import Watch, _stack
-from hooks.errors import WireError
-from hooks.states import argument_hooks, state_hooks
+from toushi.hooks.attention import Watch, _stack
+from toushi.hooks.hook_error import WireError
+from toushi.hooks.module_hooks import argument_hooks, state_hooks
 
 SDPA = F.scaled_dot_product_attention
 
@@ -81,7 +81,7 @@ def test_a_watched_model_computes_the_same_and_is_seen(model, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype, few, monkeypatch):
     """Both with the kernel's log-sum-exp and, as for few keys, without."""
-    monkeypatch.setattr("hooks.attention.FEW", few)
+    monkeypatch.setattr("toushi.hooks.attention.FEW", few)
     plain = model.to(dtype)(x.to(dtype))
     model, x = model.to(dtype), x.to(dtype)
     found = []
@@ -106,7 +106,7 @@ def test_text_columns_and_the_rest_sum_to_one(model, x):
 
 @pytest.mark.parametrize("few", [0, 512])
 def test_some_queries_are_those_rows_of_the_whole(few, monkeypatch):
-    monkeypatch.setattr("hooks.attention.FEW", few)
+    monkeypatch.setattr("toushi.hooks.attention.FEW", few)
     draw = torch.Generator().manual_seed(2)
     module, calls = Attention().requires_grad_(False), []
     x, mask = torch.randn(2, 7, 16, generator=draw), torch.randn(2, 1, 7, 7, generator=draw)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hooks.states import input_hook
+from toushi.hooks.module_hooks import input_hook
 
 
 class Scaled(nn.Module):

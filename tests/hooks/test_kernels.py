@@ -1,4 +1,4 @@
-"""The probabilities of `hooks.kernels` against an explicit softmax in fp64, and the output against PyTorch's own."""
+"""The probabilities of `toushi.hooks.kernels` against an explicit softmax in fp64, and the output against PyTorch's own."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hooks import kernels
-from hooks.kernels import Scored, additive, attend, log_sum_exp, probabilities
+from toushi.hooks import kernels
+from toushi.hooks.kernels import Scored, additive, attend, log_sum_exp, probabilities
 
 SDPA = F.scaled_dot_product_attention
 AVAILABLE = ["flash-cpu", "math"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hooks.attention import Watch
-from hooks.edits import attended_anew
+from toushi.hooks.attention import Watch
+from toushi.hooks.attention_edits import attended_anew
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 

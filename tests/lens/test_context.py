@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from probe.errors import ToushiError
-from probe.lens.context import cut, patched, rolled_out, shift, without_each_word
-from probe.lens.encoders import lens
-from probe.lens.opening import open_encoder, wrapped
-from probe.models.mini_unet import MiniUNet
-from probe.text.alignment import UnknownWord
 from tests.lens.made import made
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.encoders.ablation import cut, patched, rolled_out, shift, without_each_word
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.load_encoder import open_encoder, wrapped
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.text.alignment import UnknownWord
 
 PAIR = "左边是红色的猫，右边是狗"
 

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from probe.analysis.layers import sense_separation
-from probe.errors import ToushiError
-from probe.lens import spans
-from probe.lens.encoders import lens
-from probe.lens.opening import UnknownEncoder, open_encoder, pretrained, wrapped
-from probe.lens.readings import OTHER, SPECIAL, NotReadable
-from probe.models.mini_unet import MiniUNet, PromptCut
-from probe.models.text_encoder import turned
-from probe.text.alignment import UnknownWord, shares
 from tests.lens.made import KINDS, made
 from tests.text.prompts import HARD, prompts
+from toushi.probe.analysis.layer_measures import sense_separation
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.encoders import word_spans as spans
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.load_encoder import UnknownEncoder, open_encoder, pretrained, wrapped
+from toushi.probe.models.mini_unet import MiniUNet, PromptCut
+from toushi.probe.models.text_encoder import turned
+from toushi.probe.text.alignment import UnknownWord, shares
+from toushi.probe.trace.text_encoding import OTHER, SPECIAL, NotReadable
 
 pytest.importorskip("transformers")
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 
-from probe.lens.encoders import lens
-from probe.lens.opening import UnknownEncoder, open_encoder, wrapped
-from probe.models.load import load
-from probe.models.mini_unet import MiniUNet
-from probe.trace.reader import open_trace
 from tests.lens.made import made
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.load_encoder import UnknownEncoder, open_encoder, wrapped
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.load import load
+from toushi.probe.trace.reader import open_trace
 
 
 @pytest.fixture

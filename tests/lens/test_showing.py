@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands.lens import few, number_of
-from probe.analysis.layers import cosine
-from probe.errors import ToushiError
-from probe.figures.lens import lens_figure, spread
-from probe.figures.style import save
-from probe.lens.encoders import lens
-from probe.lens.opening import wrapped
-from probe.models.mini_unet import MiniUNet
 from tests.lens.made import made
 from tests.text.prompts import HARD
 from toushi import main
+from toushi.cli.layers import few, number_of
+from toushi.probe.analysis.layer_measures import cosine
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.load_encoder import wrapped
+from toushi.probe.figures.encoding_figure import lens_figure, spread
+from toushi.probe.figures.style import save
+from toushi.probe.models.mini_unet import MiniUNet
 
 BANK, MONEY = "我在河边的银行钓鱼，", "他去银行存钱了"
 
@@ -155,7 +155,7 @@ def test_short_and_strange_sentences(sentence, tiny, capsys):
 
 
 def test_unknown_words_and_unreadable_attention_are_warned_of(capsys, monkeypatch, eager):
-    monkeypatch.setattr("probe.lens.opening.open_encoder", lambda *_: eager)
+    monkeypatch.setattr("toushi.probe.encoders.load_encoder.open_encoder", lambda *_: eager)
     assert main(["lens", "红色的龘"]) == 0
     said = capsys.readouterr()
     assert "does not know: 龘" in said.err and "no attention is shown: layer 1" in said.err

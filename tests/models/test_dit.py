@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from probe.errors import ToushiError
-from probe.models.dit import DiT, DiTConfig, filled_length, rotations
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.dit import DiT, DiTConfig, filled_length, rotations
 
 transformer_z_image = pytest.importorskip("diffusers.models.transformers.transformer_z_image")
 

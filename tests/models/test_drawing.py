@@ -4,15 +4,15 @@ import inspect
 
 import pytest
 
-from probe.errors import ToushiError
-from probe.models.drawing import _called, draw, usual_steps
-from probe.models.families import family_of
-from probe.models.load import load, shipped
-from probe.models.mini_unet import MiniUNet
-from probe.models.z_image import ZImage
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import made
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.models.z_image import ZImage
+from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.generate import _called, draw, usual_steps
+from toushi.probe.pipelines.load import load, shipped
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 
 class OurZImage:

@@ -1,7 +1,7 @@
 """The family table: sites by name and kind."""
 
-from probe.models.families import family_of
-from probe.models.mini_unet import MiniUNet
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.family import family_of
 
 
 def test_sites_by_name_and_kind():

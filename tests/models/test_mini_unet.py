@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from probe.errors import ToushiError
-from probe.models.load import UnknownModel, load, model_files
-from probe.models.mini_unet import MiniUNet, PromptCut, digest
-from probe.models.text import joined
-from probe.models.text_encoder import turned
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.mini_unet import MiniUNet, PromptCut, digest
+from toushi.probe.models.prompt_batch import joined
+from toushi.probe.models.text_encoder import turned
+from toushi.probe.pipelines.load import UnknownModel, load, model_files
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from probe.models.mini_unet import MiniUNet
-from probe.models.preview import preview
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.models.preview import preview
 
 
 @pytest.fixture(scope="module")

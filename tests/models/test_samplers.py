@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from probe.models.samplers import Scheduler, shifted_times
+from toushi.probe.models.samplers import Scheduler, shifted_times
 
 
 def run(sampler: str, steps: int, velocity_of, start):

@@ -18,10 +18,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from probe.errors import ToushiError
-from probe.models.mini_unet import PromptCut
-from probe.models.samplers import shifted_times
-from probe.models.z_image import LENGTH, ZImage, first_step, guided_velocity
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.mini_unet import PromptCut
+from toushi.probe.models.samplers import shifted_times
+from toushi.probe.models.z_image import LENGTH, ZImage, first_step, guided_velocity
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚，月亮在河边的银行上面" * 2
 NEGATIVE = "模糊"

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hooks.attention import _stack
-from probe.record import _recorded
 from tests.pipelines.tiny import made
+from toushi.hooks.attention import _stack
+from toushi.probe.recording.record import _recorded
 
 SDPA = F.scaled_dot_product_attention
 _made = cache(made)

@@ -7,16 +7,16 @@ import warnings
 import numpy as np
 import pytest
 
-from commands.look import of_configs
-from dashboards import library
-from probe.errors import ToushiError
-from probe.models.drawing import draw as drawn
-from probe.models.load import UnknownModel, load
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import MAKERS, made, scaled
 from tests.pipelines.variants import variant
 from toushi import main
+from toushi.cli.inspect import of_configs
+from toushi.dashboards import trace_library as library
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.generate import draw as drawn
+from toushi.probe.pipelines.load import UnknownModel, load
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 PROMPT = "a red cat and 月亮"
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands.doctor import Found
-from commands.language import language_of
-from probe.models.families import family_of
-from probe.models.parts import needed, opened
-from probe.record import record
-from probe.recording.ahead import columns, foreseen, shapes
-from probe.recording.run import Run
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import MAKERS, draw, made
 from toushi import main
+from toushi.cli.doctor import Found
+from toushi.cli.language import language_of
+from toushi.probe.pipelines.checkpoint_info import needed, opened
+from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.size_estimate import columns, foreseen, shapes
+from toushi.probe.recording.record import record
+from toushi.probe.recording.run_recorder import Run
+from toushi.probe.trace.reader import open_trace
 
 RELEASED = Path(__file__).resolve().parents[3] / "shared" / "models" / "z-image-turbo-meta"
 
@@ -64,8 +64,8 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     joint = not next(iter(sites)).endswith("attn2")
     if name == "hunyuan-dit":  # its own lengths are fixed
         assert columns(family, found.pipeline, 4) == cond[0].columns
-    monkeypatch.setattr("probe.recording.ahead.columns", lambda *_: cond[0].columns - joint)
-    monkeypatch.setattr("probe.recording.ahead.branches", lambda _: 1)
+    monkeypatch.setattr("toushi.probe.pipelines.size_estimate.columns", lambda *_: cond[0].columns - joint)
+    monkeypatch.setattr("toushi.probe.pipelines.size_estimate.branches", lambda _: 1)
     told = foreseen(family, found.pipeline, tuple(trace.manifest["size"]), 1, 4)
     monkeypatch.undo()
     assert told.disk["heads"] == sum(2 * s.heads * s.columns * s.cells for s in cond) + 80 * finest[0] * finest[1]
@@ -119,7 +119,7 @@ def test_what_offload_needs(saved):
 
 @pytest.mark.parametrize(("free", "says"), [(10**6, "It will not run here"), (10**13, "It will run with")])
 def test_what_fits(free, says, saved, capsys, monkeypatch):
-    monkeypatch.setattr("commands.doctor.free_on", lambda device: free)
+    monkeypatch.setattr("toushi.cli.doctor.free_on", lambda device: free)
     assert main(["doctor", str(saved("flux")), "--language", "en", "--size", "64"]) == 0
     assert says in capsys.readouterr().out
 

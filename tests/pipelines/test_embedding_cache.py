@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from probe.models.embedding_cache import NotKept, keep_texts
-from probe.models.families import family_of
-from probe.models.load import load
-from probe.models.loading import BadOption
-from probe.models.mini_unet import PromptCut
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+from toushi.probe.models.mini_unet import PromptCut
+from toushi.probe.pipelines.embedding_cache import NotKept, keep_texts
+from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.load import load
+from toushi.probe.pipelines.load_options import BadOption
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 
 def kept(name, folder):
@@ -157,7 +157,7 @@ def test_what_is_damaged_is_encoded_anew(harm, tmp_path):
 def test_from_the_shell_with_our_own_engine(tmp_path, monkeypatch):
     from toushi import main
 
-    monkeypatch.setattr("probe.models.z_image.LENGTH", 24)
+    monkeypatch.setattr("toushi.probe.models.z_image.LENGTH", 24)
     made("z-image").save_pretrained(tmp_path / "model")
     prompt = "the moon and the red cat " * 6  # longer than it reads
     with pytest.warns(PromptCut):

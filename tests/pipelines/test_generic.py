@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from hooks.attention import Watch
-from probe.errors import ToushiError
-from probe.models.families import UnknownFamily, family_of
-from probe.models.pipelines.generic import ByTokenIndex
-from probe.models.pipelines.readable import UnreadableAttention
-from probe.record import record
-from probe.recording.run import Unrecordable
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
 from toushi import main
+from toushi.hooks.attention import Watch
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.attention_processors import UnreadableAttention
+from toushi.probe.pipelines.family import UnknownFamily, family_of
+from toushi.probe.pipelines.generic import ByTokenIndex
+from toushi.probe.recording.record import record
+from toushi.probe.recording.run_recorder import Unrecordable
+from toushi.probe.trace.reader import open_trace
 
 
 def consistency():

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import probe.models.loading as loading_module
-from commands.trace import Trace
-from probe.errors import ToushiError
-from probe.models.drawing import draw as drawn
-from probe.models.load import NoGain, UnknownModel, in_four_bits, load
-from probe.models.loading import BadOption, Loading
-from probe.models.lora import BadLora
-from probe.models.memory import OutOfMemory
-from probe.record import record
-from probe.trace.reader import open_collection, open_trace
+import toushi.probe.pipelines.load_options as loading_module
 from tests.pipelines.tiny import draw, made
 from toushi import main
+from toushi.cli.trace import Trace
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.generate import draw as drawn
+from toushi.probe.pipelines.load import NoGain, UnknownModel, in_four_bits, load
+from toushi.probe.pipelines.load_options import BadOption, Loading
+from toushi.probe.pipelines.lora import BadLora
+from toushi.probe.pipelines.out_of_memory import OutOfMemory
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_collection, open_trace
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -87,7 +87,7 @@ class Here:
 
 
 def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("commands.trace.ProcessPoolExecutor", Here)
+    monkeypatch.setattr("toushi.cli.trace.ProcessPoolExecutor", Here)
     file = lora("stable-diffusion")
     options = ["--dtype", "bf16", "--device", "cpu", "--vae-tiling", "--medvram", "--lora", f"{file}:0.5"]
     options += ["--steps", "1", "--size", "32", "--out", str(tmp_path / "run")]
@@ -135,7 +135,7 @@ def test_many_prompts_from_a_file(saved, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     file.write_text("a red cat\n\nthe moon and 月亮\n", encoding="utf-8")
     options = ["--model", saved("stable-diffusion"), "--steps", "1", "--size", "32x48", "--out", tmp_path / "run"]
-    monkeypatch.setattr("commands.trace.ProcessPoolExecutor", Here)
+    monkeypatch.setattr("toushi.cli.trace.ProcessPoolExecutor", Here)
     assert main(["trace", "--prompts", str(file), *map(str, options)]) == 0
     traces = open_collection(tmp_path / "run")
     assert [trace.prompt for trace in traces] == ["a red cat", "the moon and 月亮"]
@@ -190,7 +190,7 @@ def test_what_our_own_z_image_does_not_take(saved, lora):
 PEAK = """
 import json, sys, threading, time
 from pathlib import Path
-import torch, probe.models.z_image, probe.models.load
+import torch, toushi.probe.models.z_image, toushi.probe.pipelines.load
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
@@ -202,7 +202,7 @@ def look():
         time.sleep(0.002)
 thread = threading.Thread(target=look)
 thread.start()
-model = probe.models.load.load(sys.argv[1], "cpu", sys.argv[2])
+model = toushi.probe.pipelines.load.load(sys.argv[1], "cpu", sys.argv[2])
 done = True
 thread.join()
 print(json.dumps([peak - before, sum(p.numel() * p.element_size() for p in model.transformer.parameters())]))
@@ -434,7 +434,7 @@ def test_out_of_memory_says_which_setting_to_change(error, saved, monkeypatch):
 
 
 def test_the_next_cheaper_setting_on_a_gpu():
-    from probe.models.memory import advice
+    from toushi.probe.pipelines.out_of_memory import advice
 
     assert advice(Loading(device="cuda"), None)[0] == "take --offload model (now none)"
     assert advice(Loading(device="cuda", offload="model"), None)[0] == "take --offload group (now model)"
@@ -442,7 +442,7 @@ def test_the_next_cheaper_setting_on_a_gpu():
 
 
 def test_other_errors_are_not_called_out_of_memory():
-    from probe.models.memory import enough_memory
+    from toushi.probe.pipelines.out_of_memory import enough_memory
 
     with pytest.raises(RuntimeError, match="shape"), enough_memory("it", None):
         raise RuntimeError("shape mismatch")

@@ -9,9 +9,9 @@ padding counts as text, and there is no grid where the image is padded; FLUX.2's
 import numpy as np
 import pytest
 
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import NEGATIVE, draw
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 peer = pytest.importorskip(
     "attention_map_diffusers", reason="NOT COMPARED: pip install --no-deps attention-map-diffusers==1.0.0"

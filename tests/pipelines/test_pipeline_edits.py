@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from probe.edits import BadEdit, Edit, edit, edits_of, edits_of_manifest
-from probe.models.families import UnknownSite, family_of
-from probe.record import record
-from probe.text.alignment import UnknownWord
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+from toushi.probe.editing.editor import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from toushi.probe.pipelines.family import UnknownSite, family_of
+from toushi.probe.recording.record import record
+from toushi.probe.text.alignment import UnknownWord
+from toushi.probe.trace.reader import open_trace
 
 SDPA = F.scaled_dot_product_attention
 every = pytest.mark.parametrize("name", MAKERS)

@@ -15,15 +15,15 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 
-from hooks.attention import Watch
-from probe.errors import ToushiError
-from probe.models.families import UnknownFamily, family_of, named_modules
-from probe.models.mini_unet import PromptCut
-from probe.models.pipelines.readable import UnreadableAttention
-from probe.record import HiddenStatesOnly, record
-from probe.trace.attention import NotRecorded
-from probe.trace.reader import open_collection, open_trace
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made, scaled
+from toushi.hooks.attention import Watch
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.mini_unet import PromptCut
+from toushi.probe.pipelines.attention_processors import UnreadableAttention
+from toushi.probe.pipelines.family import UnknownFamily, family_of, named_modules
+from toushi.probe.recording.record import HiddenStatesOnly, record
+from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.selection import NotRecorded
 
 SITES = {  # of the image looking at the text, of it looking at itself, and of the text encoder
     "stable-diffusion": (4, 4, 3),

@@ -7,9 +7,9 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
-from probe.record import record
-from probe.trace.reader import open_collection, open_trace
 from tests.pipelines.tiny import draw, made
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_collection, open_trace
 
 
 def checked(block: bool):
@@ -59,8 +59,8 @@ def test_a_tuple_latents_and_no_checker(tmp_path):
 
 
 def test_what_the_command_says_of_a_blocked_picture(tmp_path, capsys):
-    from commands.report import told
     from toushi import main
+    from toushi.cli.trace_summary import told
 
     pipeline = checked(True)
     with record(pipeline, tmp_path / "run", keep="mean"):

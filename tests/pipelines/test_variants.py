@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
 from tests.pipelines.variants import VARIANTS, given, variant
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 
 @pytest.mark.parametrize("name", VARIANTS)

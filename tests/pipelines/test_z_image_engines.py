@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from probe.edits import Edit, edit
-from probe.models.load import load
-from probe.models.z_image import ZImage
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.pipelines.tiny import PROMPT, made
 from toushi import main
+from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.models.z_image import ZImage
+from toushi.probe.pipelines.load import load
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 SIZE = (32, 48)
 

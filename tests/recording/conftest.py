@@ -3,10 +3,10 @@
 import pytest
 import torch.nn.functional as F
 
-from hooks.attention import _stack
-from probe.models.mini_unet import MiniUNet
-from probe.record import _recorded
 from tests.recording.made import SDPA
+from toushi.hooks.attention import _stack
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.recording.record import _recorded
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from probe.record import record
-from probe.trace.reader import open_trace
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 SDPA = F.scaled_dot_product_attention
 PROMPT = "左边是猫，右边是月亮，夜晚"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from probe.edits import BadEdit, Edit, edit, edits_of, edits_of_manifest
-from probe.lens.encoders import lens
-from probe.models.families import UnknownSite
-from probe.models.mini_unet import PromptCut
-from probe.record import record
-from probe.text.alignment import AmbiguousWord, UnknownWord, Word
-from probe.trace.reader import open_trace
-from probe.trace.texts import NotAPicture
 from tests.recording.made import LONG, PROMPT, draw, recorded, same
+from toushi.probe.editing.editor import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.models.mini_unet import PromptCut
+from toushi.probe.pipelines.family import UnknownSite
+from toushi.probe.recording.record import record
+from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word
+from toushi.probe.trace.encoder_trace import NotAPicture
+from toushi.probe.trace.reader import open_trace
 
 MIDDLE = "unet.middle.cross_attention"
 CROSS = "unet.*.cross_attention"

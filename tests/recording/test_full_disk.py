@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probe.errors import ToushiError
-from probe.trace import layout
-from probe.trace.reader import open_trace
-from probe.trace.room import check_room
 from tests.recording.made import PROMPT
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.output_dir import check_room
+from toushi.probe.trace.reader import open_trace
 
 resource = pytest.importorskip("resource")
 HOUSE = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ sys.exit(main(sys.argv[4:]))
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from probe.models.mini_unet import MiniUNet
+    from toushi.probe.models.mini_unet import MiniUNet
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     MiniUNet.tiny().save(folder)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from probe.errors import ToushiError
 from tests.recording.made import LONG, recorded, same
+from toushi.probe.base.errors import ToushiError
 
 
 def test_the_policies_agree(model, tmp_path):

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from probe.models.load import load
-from probe.record import record
-from probe.resume import resume
-from probe.trace import layout
-from probe.trace.reader import NoTrace, open_trace
-from probe.trace.room import check_room
 from tests.recording.made import PROMPT
+from toushi.probe.pipelines.load import load
+from toushi.probe.recording.record import record
+from toushi.probe.resume import resume
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.output_dir import check_room
+from toushi.probe.trace.reader import NoTrace, open_trace
 
 HOUSE = Path(__file__).parents[2]
 MOMENTS, STEPS = 30, 60

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from probe.errors import ToushiError
-from probe.models.mini_unet import MiniUNet
-from probe.record import record
-from probe.recording.provenance import of_picture
-from probe.trace.reader import NoTrace, open_collection, open_trace
-from probe.trace.writer import WriteFailed
 from tests.recording.made import PROMPT, draw, explicit, recorded, same
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.recording.provenance import of_picture
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import NoTrace, open_collection, open_trace
+from toushi.probe.trace.writer import WriteFailed
 
 
 def test_a_batch_of_prompts_of_different_lengths(model, tmp_path):
@@ -185,9 +185,9 @@ def test_latents_that_are_changed_afterwards(model, tmp_path):
 
 def test_calls_read_together_are_what_each_alone_would_give(model):
     """Sites of one shape, with the mask of a shorter text, all rows or some."""
-    from hooks.attention import Watch
-    from probe.models.families import family_of
-    from probe.recording import maps
+    from toushi.hooks.attention import Watch
+    from toushi.probe.pipelines.family import family_of
+    from toushi.probe.recording import step_maps as maps
 
     calls = []
     sites = {n: s.module for n, s in family_of(model).sites(model).items() if s.kind == "cross"}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from probe.models.mini_unet import MiniUNet
-from probe.record import record
-from probe.trace.reader import open_trace
 from tests.recording.made import draw, recorded
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import open_trace
 
 
 @pytest.mark.parametrize("keep", ["heads", "mean", "sum"])
@@ -69,6 +69,6 @@ def test_a_compiled_model_is_covered(tmp_path):
 
 
 def test_recording_waits_for_no_import_that_only_reading_needs():
-    code = "import sys, probe.record; print({'xarray', 'pandas', 'matplotlib', 'diffusers'} & set(sys.modules))"
+    code = "import sys, toushi.probe.recording.record; print({'xarray', 'pandas', 'matplotlib', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from probe.recording import provenance
+from toushi.probe.recording import provenance
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from probe.edits import Edit, edit
-from probe.errors import ToushiError
-from probe.models.mini_unet import MiniUNet
-from probe.record import record
-from probe.resume import CannotResume, resume
-from probe.trace import layout
-from probe.trace.reader import open_trace
 from tests.recording.made import PROMPT, draw, recorded, same
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.recording.record import record
+from toushi.probe.resume import CannotResume, resume
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.reader import open_trace
 
 STEPS = 5
 
@@ -78,7 +78,7 @@ def test_the_end_is_the_same(model, tmp_path, keeping, named):
 
 
 def test_the_budget_is_the_run_s_own(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("probe.resume.DISK", 1)  # what a trace without one would be given
+    monkeypatch.setattr("toushi.probe.resume.DISK", 1)  # what a trace without one would be given
     broken_off(model, tmp_path / "run", 2, keeping={"budget": 10**7})
     resume(model, tmp_path / "run")
     assert open_trace(tmp_path / "run").complete

@@ -2,10 +2,10 @@
 
 import pytest
 
-from probe.record import record
-from probe.recording.forecast import OverBudget, forecast
-from probe.recording.policy import Policy
 from tests.recording.made import PROMPT, draw, recorded
+from toushi.probe.recording.forecast import OverBudget, forecast
+from toushi.probe.recording.policy import Policy
+from toushi.probe.recording.record import record
 
 
 @pytest.mark.parametrize("keep", ["heads", "mean", "sum"])

@@ -5,16 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from probe.errors import ToushiError
-from probe.models.families import UnknownFamily, UnknownSite
-from probe.record import record
-from probe.recording.branches import BranchMismatch, places
-from probe.recording.run import Unrecordable, grid_of
-from probe.text.alignment import UnknownWord
-from probe.trace import writer
-from probe.trace.reader import open_collection, open_trace
-from probe.trace.writer import WriteFailed
 from tests.recording.made import PROMPT, draw, recorded, same
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import UnknownFamily, UnknownSite
+from toushi.probe.recording.record import record
+from toushi.probe.recording.run_recorder import Unrecordable, grid_of
+from toushi.probe.session.row_matching import BranchMismatch, places
+from toushi.probe.text.alignment import UnknownWord
+from toushi.probe.trace import writer
+from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.writer import WriteFailed
 
 
 @pytest.mark.parametrize("trouble", [ValueError("inside"), KeyboardInterrupt()])
@@ -130,7 +130,7 @@ def test_a_folder_with_other_files_is_left_alone(model, tmp_path):
 
 
 def test_queries_that_are_changed_in_place_are_refused(model, tmp_path, monkeypatch):
-    import probe.models.unet as unet
+    import toushi.probe.models.unet as unet
 
     class Namespace:
         def __getattr__(self, name):
@@ -150,13 +150,13 @@ def test_queries_that_are_changed_in_place_are_refused(model, tmp_path, monkeypa
 @pytest.mark.parametrize("held", [0, 20_000])
 def test_reading_at_once_or_at_the_end_is_the_same(model, tmp_path, monkeypatch, held):
     _, late = recorded(model, tmp_path / "late")
-    monkeypatch.setattr("probe.recording.run.HELD", held)
+    monkeypatch.setattr("toushi.probe.recording.run_recorder.HELD", held)
     _, early = recorded(model, tmp_path / "early")
     assert same(early.attention(), late.attention()) and list(early.sites) == list(late.sites)
 
 
 def test_attention_that_cannot_be_read_is_refused(model, tmp_path, monkeypatch):
-    import probe.models.unet as unet
+    import toushi.probe.models.unet as unet
 
     def explicit_attention(q, k, v, attn_mask=None):
         scores = q @ k.mT * q.shape[-1] ** -0.5

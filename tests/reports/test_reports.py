@@ -15,24 +15,24 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from experiments.running import runner
-from experiments.running.executor import Outcome
-from experiments.running.run_folder import write
-from experiments.study import Said
-from probe.figures.fonts import drawable
-from probe.figures.style import PAGE, save, styled
-from probe.text.alignment import Word
-from probe.trace.reader import open_trace
-from probe.trace.texts import TextsWriter
-from reports import words
-from reports.chapter import LANGUAGES, Chapter, Sheet, alike, shown
-from reports.html import rows
-from reports.pdf import contents, pdf
-from reports.report import report
 from tests.experiments import coins
 from tests.figures.made import made_trace
 from tests.reports.ink import is_wide, signs
 from toushi import main
+from toushi.experiments.runner import run_experiment as runner
+from toushi.experiments.runner.executor import Outcome
+from toushi.experiments.runner.run_folder import write
+from toushi.experiments.runner.study import Said
+from toushi.probe.figures.fonts import drawable
+from toushi.probe.figures.style import PAGE, save, styled
+from toushi.probe.text.alignment import Word
+from toushi.probe.trace.encoder_trace import TextsWriter
+from toushi.probe.trace.reader import open_trace
+from toushi.reports import report_messages as words
+from toushi.reports.build_report import report
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, alike, shown
+from toushi.reports.html import rows
+from toushi.reports.pdf import contents, pdf
 
 PROMPT = '左边是猫，<img src="http://x.y/z">右边是鸮 & 月亮'
 
@@ -86,7 +86,7 @@ def made(house, chapters):
         return pdf(found, out, language)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reports.report.pdf", spied)
+        patch.setattr("toushi.reports.build_report.pdf", spied)
         assert main(["report", *(str(house / "runs" / name) for name in ("coins", "坏", "cat")), "-o", str(out)]) == 0
     return out
 
@@ -348,7 +348,7 @@ def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
 
 
 def test_figures_of_a_trace_fit_a_page(house):
-    from reports.of_trace import chosen, figures
+    from toushi.reports.trace_chapter import chosen, figures
 
     trace = open_trace(house / "runs" / "cat")
     for name, (_, draw) in figures(trace, chosen(trace, None, "cond"), ()).items():

@@ -1,7 +1,7 @@
 import pytest
 
-from probe.text.bpe import Tokenizer
 from tests.text.prompts import TEXTS
+from toushi.probe.text.bpe import Tokenizer
 
 
 @pytest.fixture(scope="session")

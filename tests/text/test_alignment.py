@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.errors import ToushiError
-from probe.text.alignment import (
+from tests.text.prompts import HARD, prompts
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import (
     AmbiguousWord,
     Token,
     UnknownWord,
@@ -19,7 +20,6 @@ from probe.text.alignment import (
     segmenter,
     shares,
 )
-from tests.text.prompts import HARD, prompts
 
 
 def words_of(prompt):
@@ -182,5 +182,5 @@ def test_words_and_gaps_share_out_all_mass_of_a_real_prompt(prompt, tokenizer):
 
 
 def test_no_torch_and_no_segmenter_until_needed():
-    code = "import sys, probe.text.alignment; assert not {'torch', 'rjieba', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, toushi.probe.text.alignment; assert not {'torch', 'rjieba', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,9 +3,9 @@ import copy
 import pytest
 from hypothesis import given
 
-from probe.text.alignment import UnreadablePrompt, segment
-from probe.text.bpe import BadTokenizer, Tokenizer
 from tests.text.prompts import HARD, TEXTS, prompts
+from toushi.probe.text.alignment import UnreadablePrompt, segment
+from toushi.probe.text.bpe import BadTokenizer, Tokenizer
 
 TRAINED = Tokenizer.train(TEXTS, vocab_size=420)  # hypothesis and function fixtures do not mix
 

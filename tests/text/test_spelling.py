@@ -10,8 +10,6 @@ import tokenizers
 
 transformers = pytest.importorskip("transformers")
 
-from probe.text.alignment import segment, shares  # noqa: E402
-from probe.text.spelling import Misspelled, Vocabulary, spelled_out  # noqa: E402
 from tests.pipelines.vocabularies import (  # noqa: E402
     bert_tokenizer,
     chatglm_tokenizer,
@@ -21,6 +19,8 @@ from tests.pipelines.vocabularies import (  # noqa: E402
     qwen_tokenizer,
     t5_tokenizer,
 )
+from toushi.probe.text.alignment import segment, shares  # noqa: E402
+from toushi.probe.text.spelling import Misspelled, Vocabulary, spelled_out  # noqa: E402
 
 REAL = Path(os.environ.get("TOUSHI_Z_IMAGE_TOKENIZER", "nowhere"))  # a folder; the tests need no network
 HARD = [

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from probe.text.alignment import segment, segmenter
-from probe.text.bpe import Tokenizer
-from probe.trace import layout
-from probe.trace.writer import TraceWriter
+from toushi.probe.text.alignment import segment, segmenter
+from toushi.probe.text.bpe import Tokenizer
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.writer import TraceWriter
 
 PROMPT = "左边是猫，右边是月亮，𰻝"
 TOKENIZER = Tokenizer.train([PROMPT[:-1], "左边是猫头鹰，夜晚", "a red cat on the left"] * 4, vocab_size=340)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from probe.errors import ToushiError
-from probe.trace import layout
-from probe.trace.reader import open_trace
 from tests.trace.runs import Run
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.reader import open_trace
 
 STEP = "step_0001.safetensors"
 anything = st.recursive(
@@ -34,7 +34,7 @@ anything = st.recursive(
 def whole(tmp_path_factory):
     from PIL import Image
 
-    from probe.trace.writer import TraceWriter
+    from toushi.probe.trace.writer import TraceWriter
 
     run, folder = Run(rest=True), tmp_path_factory.mktemp("whole") / "run"
     with TraceWriter(folder, run.manifest()) as writer:

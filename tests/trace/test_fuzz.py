@@ -21,11 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from commands.look import Info, Verify
-from probe.errors import ToushiError
-from probe.trace import layout, stored
-from probe.trace.reader import open_collection, open_trace
 from tests.trace.test_damaged import STEP, use_all, whole  # noqa: F401
+from toushi.cli.inspect import Info, Verify
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import safetensors_reader as stored
+from toushi.probe.trace.reader import open_collection, open_trace
 
 COUNT, FAST = 640, 60
 SECONDS, MEMORY = 10, 3 * 2**28  # of one case: of the processor; bytes beyond what was there

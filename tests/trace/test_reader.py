@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from probe.analysis.maps import resample
-from probe.errors import ToushiError
-from probe.text.alignment import AmbiguousWord, UnknownWord, Word, segment, shares
-from probe.trace import layout
-from probe.trace.attention import NotRecorded
-from probe.trace.layout import NewerTrace
-from probe.trace.reader import NoTrace, open_trace
-from probe.trace.writer import TraceWriter
 from tests.trace.runs import PROMPT, SITES, TOKENIZER, Run
+from toushi.probe.analysis.maps import resample
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word, segment, shares
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.manifest import NewerTrace
+from toushi.probe.trace.reader import NoTrace, open_trace
+from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace.writer import TraceWriter
 
 ROOT = Path(__file__).parents[2]
 FINE, COARSE = "unet.down.0.cross_attention", "unet.middle.cross_attention"
@@ -214,7 +214,7 @@ def test_image_self_attention(tmp_path):
 
 
 def test_an_answer_that_would_fill_the_memory_is_refused(trace, monkeypatch):
-    monkeypatch.setattr("probe.trace.attention.LARGEST", 1000)
+    monkeypatch.setattr("toushi.probe.trace.selection.LARGEST", 1000)
     for grid in ("finest", "native"):
         with pytest.raises(ToushiError, match="fewer"):
             trace.attention(grid=grid)
@@ -386,7 +386,7 @@ def test_no_trace(tmp_path):
 
 def test_reading_needs_no_torch(folder):
     code = (
-        "import sys; from probe.trace.reader import open_trace; t = open_trace(sys.argv[1]); t.heat_map('猫'); "
+        "import sys; from toushi.probe.trace.reader import open_trace; t = open_trace(sys.argv[1]); t.heat_map('猫'); "
         "assert not t.verify(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
@@ -399,7 +399,7 @@ def test_reading_gives_no_warnings(trace):
 
 
 def test_only_the_asked_tokens_are_read(trace, monkeypatch):
-    from probe.trace.stored import Tensors
+    from toushi.probe.trace.safetensors_reader import Tensors
 
     real, sizes = Tensors.read, []
     monkeypatch.setattr(Tensors, "read", lambda *a: sizes.append(real(*a).shape) or real(*a))

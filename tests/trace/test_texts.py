@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probe.errors import ToushiError
-from probe.lens.encoders import BATCH, lens
-from probe.lens.opening import open_encoder
-from probe.models.mini_unet import MiniUNet
-from probe.trace.export import export
-from probe.trace.layout import DamagedTrace
-from probe.trace.reader import open_trace
-from probe.trace.room import WriteFailed
-from probe.trace.texts import TEXTS, NotAPicture, TextsWriter
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.encoders.encode_layers import BATCH, lens
+from toushi.probe.encoders.load_encoder import open_encoder
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.trace.encoder_trace import TEXTS, NotAPicture, TextsWriter
+from toushi.probe.trace.manifest import DamagedTrace
+from toushi.probe.trace.output_dir import WriteFailed
+from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.trace_export import export
 
 HERE = ["左边是红色的猫，右边是月亮", "a red cat", "𰻝𰻝面", *(f"{n}只猫" for n in range(BATCH))]
 
@@ -69,9 +69,9 @@ def test_another_trace_is_only_replaced_when_that_is_asked_for(encoder, tmp_path
 def test_killed_half_way_everything_that_is_listed_can_be_read(tmp_path):
     script = f"""
 import os, signal
-from probe.lens.encoders import lens
-from probe.models.mini_unet import MiniUNet
-from probe.trace.texts import TextsWriter
+from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.trace.encoder_trace import TextsWriter
 write = TextsWriter.write
 def killed(self, readings):
     write(self, readings)
@@ -125,7 +125,7 @@ def test_a_disk_that_is_full_at_the_very_end(encoder, tmp_path, monkeypatch, at)
             if at == "the list":
                 writer._lines = Unflushed(writer._lines)
             else:
-                monkeypatch.setattr("probe.trace.texts.save_json", full)
+                monkeypatch.setattr("toushi.probe.trace.encoder_trace.save_json", full)
             if trouble is not None:
                 raise trouble
 
@@ -194,7 +194,7 @@ def test_exported_by_word_the_texts_that_lack_it_are_left_out(folder, tmp_path):
 
 
 def test_commands(folder, tmp_path, capsys):
-    from commands.run import run
+    from toushi.cli.main import run
 
     assert run(["info", str(folder)]) == 0
     said = capsys.readouterr().out

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from probe.errors import ToushiError
-from probe.trace import layout
-from probe.trace import writer as writer_module
-from probe.trace.layout import DamagedTrace
-from probe.trace.reader import open_collection, open_trace
-from probe.trace.room import check_room, make_room, save_picture
-from probe.trace.safely import contents, store
-from probe.trace.writer import TOGETHER, BadRecord, TraceWriter, WriteFailed, write_collection
 from tests.trace.runs import Run
+from toushi.probe.base.atomic_io import contents, store
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import writer as writer_module
+from toushi.probe.trace.manifest import DamagedTrace
+from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.writer import TOGETHER, BadRecord, TraceWriter, WriteFailed, write_collection
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +139,7 @@ def test_files_are_those_of_the_safetensors_library(tmp_path, monkeypatch, small
         "preview": np.full((2, 3, 3), 7, np.uint8),
         "latent": np.ones((0, 3), np.float32),
     }
-    monkeypatch.setattr("probe.trace.safely.SMALL", small)
+    monkeypatch.setattr("toushi.probe.base.atomic_io.SMALL", small)
     about = store(tmp_path / "ours", contents(arrays, {"counts": "{}"}))
     whole = (tmp_path / "ours").read_bytes()
     assert about == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
@@ -198,8 +198,8 @@ def test_a_removed_folder_is_a_clear_error_also_at_close(tmp_path):
 KILLED = """
 import sys
 from tests.trace.runs import Run
-from probe.trace.room import check_room, make_room, save_picture
-from probe.trace.writer import TraceWriter
+from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.writer import TraceWriter
 run = Run(keep=sys.argv[2], steps=5000)
 writer = TraceWriter(sys.argv[1], run.manifest())
 steps = [run.tensors(step) for step in range(5)]

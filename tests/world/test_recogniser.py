@@ -5,12 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from probe.world.draw import render
-from probe.world.matching import PAD, Canvas, Fit
-from probe.world.recogniser import found_masks, judge, recognise
-from probe.world.scenes import Object, Scene, draw_scene
-from probe.world.templates import SOFT, Background, variants
-from probe.world.validation import accuracy, blurred, drawn, failed, noise, scaled, scores, through_vae, wobbled
+from toushi.experiments.scene_world.draw import render
+from toushi.experiments.scene_world.matching import PAD, Canvas, Fit
+from toushi.experiments.scene_world.recogniser import found_masks, judge, recognise
+from toushi.experiments.scene_world.scenes import Object, Scene, draw_scene
+from toushi.experiments.scene_world.templates import SOFT, Background, variants
+from toushi.experiments.scene_world.validation import (
+    accuracy,
+    blurred,
+    drawn,
+    failed,
+    noise,
+    scaled,
+    scores,
+    through_vae,
+    wobbled,
+)
 
 
 def thing(kind: str, x: int, y: int = 36, colour: str | None = None, pixels: int = 27, sense: str | None = None):

@@ -6,14 +6,14 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from probe.world import scenes
-from probe.world.captions import ROLES, describe, templates
-from probe.world.draw import render
-from probe.world.example import example
-from probe.world.grammar_zh import PLACES as ZH_PLACES
-from probe.world.objects import KINDS
-from probe.world.scenes import Object, Scene, colour_is_held_out, draw_scene, pair_is_held_out
-from probe.world.senses import SENSES
+from toushi.experiments.scene_world import scenes
+from toushi.experiments.scene_world.captions import ROLES, describe, templates
+from toushi.experiments.scene_world.draw import render
+from toushi.experiments.scene_world.example import example
+from toushi.experiments.scene_world.grammar_zh import PLACES as ZH_PLACES
+from toushi.experiments.scene_world.objects import KINDS
+from toushi.experiments.scene_world.scenes import Object, Scene, colour_is_held_out, draw_scene, pair_is_held_out
+from toushi.experiments.scene_world.senses import SENSES
 
 MANY = [example(seed) for seed in range(1500)]
 
@@ -110,7 +110,7 @@ def test_held_out_combinations_never_occur_in_training():
 
 
 def test_every_held_out_scene_has_a_held_out_combination():
-    from probe.world import grammar_en, grammar_zh
+    from toushi.experiments.scene_world import grammar_en, grammar_zh
 
     for seed in range(300):
         scene = draw_scene(seed, "held_out")

@@ -1,0 +1,89 @@
+"""Two traces side by side: the same prompt with another seed, other steps or an edit, and the difference of their maps."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from toushi.dashboards import job_view as making
+from toushi.dashboards import sampling_worker as worker
+from toushi.dashboards import trace_library as library
+from toushi.dashboards.heat_map import component
+from toushi.dashboards.heat_map.trace_pair import NothingInCommon
+from toushi.dashboards.run_metadata import differences
+from toushi.dashboards.trace_library import say
+from toushi.probe.base.errors import ToushiError
+
+trace, folder, version = library.opened()
+branch = library.branch(trace)
+
+
+def candidates() -> list[library.Entry]:
+    """The other traces, those of the same prompt first."""
+    beside = Path(folder).parent
+    known = {entry.folder.resolve(): entry for entry in [*library.entries(beside, 1), *library.entries()]}
+    known.pop(Path(folder).resolve(), None)
+    return sorted((one for one in known.values() if not one.damaged), key=lambda one: one.prompt != trace.prompt)
+
+
+def label(entry: library.Entry) -> str:
+    return (say("same_prompt") if entry.prompt == trace.prompt else "") + f"{library.title(entry)} · {entry.folder}"
+
+
+def done(made: Path) -> None:
+    st.session_state["other"] = str(made)
+    st.rerun()
+
+
+def again() -> None:
+    """One press draws the same prompt with the next seed, where this app has the model."""
+    manifest = trace.manifest
+    model = manifest.get("model")
+    if trace.prompt is None or not isinstance(model, dict) or model.get("name") != worker.Order.model:
+        return
+    if manifest.get("edits"):
+        return  # the app draws without them
+    guidance, seed = manifest.get("guidance"), (manifest.get("seed") or 0) + 1
+    if st.button(say("again", s=seed), icon=":material/casino:"):
+        making.order(
+            worker.Order(
+                trace.prompt, manifest.get("negative_prompt") or "", manifest["steps"]["count"],
+                worker.Order.guidance if guidance is None else guidance, seed, manifest.get("sampler") or worker.Order.sampler,
+                size=tuple(manifest.get("size") or worker.Order.size),
+            )
+        )  # fmt: skip
+    making.follow(done)
+
+
+found = {str(entry.folder): label(entry) for entry in candidates()}
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    if found:
+        names = list(found)
+        wanted = st.session_state.get("other")
+        picked = st.selectbox(
+            say("other"), names, index=names.index(wanted) if wanted in found else 0, format_func=found.__getitem__,
+            label_visibility="collapsed",
+        )  # fmt: skip
+        st.session_state["other"] = picked
+    else:
+        st.info(say("no_other"), icon=":material/compare:")
+    again()
+
+if found:
+    other, other_folder, other_version = library.read(picked)
+    if branch not in other.branches:
+        there = library.branch_name("cond" if branch == "uncond" else "uncond")
+        st.info(say("no_such_branch", missing=library.branch_name(branch), there=there), icon=":material/compare:")
+        st.stop()
+    try:
+        with st.spinner(say("reading")):
+            block = library.pair((folder, other_folder), (version, other_version), branch, library.language())
+    except NothingInCommon:
+        st.info(say("nothing_in_common"), icon=":material/compare:")
+    except ToushiError as error:
+        library.refuse(error)
+    else:
+        component.pair_map(block, key="pair_map")
+        if not any(differences(trace, other, library.language())):
+            st.caption(say("same_run"))
+        library.facts(trace)
+        library.facts(other)

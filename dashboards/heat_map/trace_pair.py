@@ -1,0 +1,57 @@
+"""Two traces on common axes: the words, layers and steps that both have, so that their maps can be subtracted."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from toushi.dashboards.heat_map.planes import Layer, Planes, Unit
+from toushi.probe.analysis.maps import resample
+from toushi.probe.base.errors import ToushiError
+
+
+class NothingInCommon(ToushiError):
+    """Both traces are in order, but there is nothing to compare."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    units: tuple[Unit, ...]  # in the reading order of the first
+    steps: tuple[tuple[int, int], ...]  # which step of each lies in a slot: the same one, else equally far on
+    layers: tuple[Layer, ...]  # maps float16 [2, 1 + step, unit, y, x], shares float32 [2, 1 + step, unit]
+
+
+def pair(first: Planes, second: Planes) -> Pair:
+    """Means over heads; of unequal grids the coarser is brought to the finer."""
+    theirs = {_key(unit): i for i, unit in enumerate(second.units)}
+    units = [(i, theirs[_key(unit)]) for i, unit in enumerate(first.units) if _key(unit) in theirs]
+    if not any(first.units[i].kind in ("word", "token") for i, _ in units):
+        raise NothingInCommon("The two prompts have no word in common, so there is nothing to compare.")
+    slots = _slots(first.steps, second.steps)
+    others = {layer.name: layer for layer in second.layers}
+    layers = tuple(_together(layer, others[layer.name], units, slots) for layer in first.layers if layer.name in others)
+    if not layers:
+        raise NothingInCommon("The two traces have no layer in common, so there is nothing to compare.")
+    steps = tuple((first.steps[i - 1], second.steps[j - 1]) for i, j in slots[1:])
+    return Pair(tuple(first.units[i] for i, _ in units), steps, layers)
+
+
+def _key(unit: Unit) -> tuple:
+    return unit.label, unit.kind, max(1, unit.occurrence)
+
+
+def _slots(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(slot of the first, slot of the second); (0, 0), the means, comes first."""
+    if not first or not second:
+        return [(0, 0)]
+    count = max(len(first), len(second))
+    place = [np.linspace(1, len(steps), count).round().astype(int).tolist() for steps in (first, second)]
+    return [(0, 0), *zip(*place)]
+
+
+def _together(first: Layer, second: Layer, units: list, slots: list) -> Layer:
+    finest = max(first.grid, second.grid, key=np.prod)
+    maps = np.stack([
+        resample(layer.maps[[slot[side] for slot in slots], 0][:, [unit[side] for unit in units]].astype(np.float32), finest)
+        for side, layer in enumerate((first, second))
+    ])  # fmt: skip
+    return Layer(first.name, first.label, maps.astype(np.float16), maps.mean((-2, -1)))

@@ -1,0 +1,141 @@
+"""Makes traces in a thread of its own, one after the other. It never touches Streamlit; pages look at the job's fields.
+
+This is the only part of the app that needs torch, and it imports it when the first job starts.
+"""
+
+import itertools
+import queue
+import threading
+import warnings
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from toushi.probe.base.errors import ToushiError
+
+MOST_WAITING = 8
+
+_living: "list[Job]" = []  # in the order in which they were asked for
+_orders: "queue.Queue[Job]" = queue.Queue()
+_changing = threading.Lock()
+
+
+class Stopped(Exception):
+    """The reader pressed stop."""
+
+
+class Busy(ToushiError):
+    """More traces wait than a reader would wait for."""
+
+
+@dataclass(frozen=True)
+class Order:
+    prompt: str
+    negative: str = ""
+    steps: int = 20
+    guidance: float = 3.0
+    seed: int = 0
+    sampler: str = "euler"
+    model: str = "mini-unet"
+    size: tuple[int, int] = (64, 64)  # pixels, height and width
+
+
+@dataclass
+class Job:
+    order: Order
+    folder: Path
+    state: str = "wait"  # wait, load, draw, write; then done, stopped or failed
+    step: int = 0
+    error: str = ""
+    cut: list[Warning] = field(default_factory=list)  # PromptCut, of the prompt and of the negative one
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def running(self) -> bool:
+        return self.state in ("wait", "load", "draw", "write")
+
+    def cancel(self) -> None:
+        """Ends it before its turn, or after the step that is being drawn."""
+        self.stop.set()
+        with _changing:
+            if self.state == "wait":
+                self.state = "stopped"
+
+
+@cache
+def _model(name: str):
+    from toushi.probe.pipelines.load import load
+
+    return load(name)
+
+
+def start(order: Order, runs: Path) -> Job:
+    """A job in a new folder of `runs`, which begins when those before it have ended. Raises Busy when many wait."""
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}"
+    names = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))  # two within one second
+    with _changing:
+        _living[:] = [job for job in _living if job.running]
+        if len(_living) > MOST_WAITING:
+            raise Busy(f"{len(_living)} traces are being made or wait already; stop one, or wait")
+        taken = {job.folder for job in _living}
+        job = Job(order, next(runs / name for name in names if runs / name not in taken and not (runs / name).exists()))
+        _living.append(job)
+        _orders.put(job)
+        _worker()
+    return job
+
+
+def running() -> Job | None:
+    """The job that is being worked at, whichever page asked for it."""
+    return next((job for job in list(_living) if job.running), None)
+
+
+@cache
+def _worker() -> threading.Thread:
+    """The one thread that draws: two at once would only make each other wait."""
+
+    def serve() -> None:
+        while True:
+            job = _orders.get()
+            with _changing:
+                if job.state != "wait":
+                    continue
+                job.state = "load"
+            _work(job)
+
+    thread = threading.Thread(target=serve, daemon=True, name="traces")
+    thread.start()
+    return thread
+
+
+def _work(job: Job) -> None:
+    order = job.order
+
+    def after_step(index, latents) -> None:
+        job.step = index + 1
+        if job.stop.is_set():
+            raise Stopped
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            model = _model(order.model)
+            from toushi.probe.models.mini_unet import PromptCut
+            from toushi.probe.pipelines.generate import draw
+            from toushi.probe.recording.record import record
+
+            job.state = "draw"
+            with record(model, job.folder):
+                draw(
+                    model, order.prompt, order.negative, steps=order.steps, seed=order.seed, guidance=order.guidance,
+                    sampler=order.sampler, size=order.size, callback=after_step,
+                )  # fmt: skip
+                job.state = "write"
+        job.cut = [one.message for one in caught if isinstance(one.message, PromptCut)]
+        job.state = "done"
+    except Stopped:
+        job.state = "stopped"
+    except Exception as error:  # whatever went wrong belongs on the page, not in a dead thread
+        job.error = str(error) if isinstance(error, ToushiError) else f"{type(error).__name__}: {error}"
+        job.state = "failed"

@@ -1,0 +1,62 @@
+"""Sentences in which one word has one of two senses: of the scene world, and of ordinary Chinese.
+
+Both are tables with a row for each sentence: word, sense, place, sentence, start, pair. `place` says on which side of
+the word stands what decides the sense; the other side is the same, character for character, in the two sentences of a
+pair. So the shared side can tell nothing, and a causal encoder has read the same text up to an `after` word.
+"""
+
+import pandas as pd
+
+from toushi.experiments.measures.polysemy import read_polysemy
+from toushi.experiments.scene_world.senses import SENSES, Sense
+from toushi.probe.base.errors import ToushiError
+
+# {A} is the word, with the context before it (河边的银行) or bare; what follows {A} in an `after` frame is shared too.
+BEFORE = ("{A}在左边", "右边是{A}", "画的是{A}，夜晚")
+AFTER = ("{A}在左边，", "右边是{A}，", "画的是{A}，")
+
+
+def sentences(data: str) -> pd.DataFrame:
+    """`scenes`: 12 words whose two senses are two pictures; `polysemy`: 32 words of `data/polysemy.tsv`."""
+    if data == "scenes":
+        return _of_scenes()
+    table = read_polysemy()
+    number = table.groupby(["word", "sense", "place"]).cumcount()
+    return table.assign(pair=table.place + number.astype(str))
+
+
+def checked(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, if each word is where it is said to be and has at least two sentences of each of two senses."""
+    for row in table.itertuples():
+        if row.sentence[row.start : row.start + len(row.word)] != row.word:
+            raise ToushiError(f"{row.word!r} is not at character {row.start} of {row.sentence!r:.60}")
+    for word, part in table.groupby("word", sort=False):
+        counts = part.groupby("sense").pair.nunique()
+        if len(counts) < 2:
+            raise ToushiError(f"{word} has sentences of one sense only, {counts.index[0]}; two are needed")
+        if (counts < 2).any():
+            sense = counts.idxmin()
+            raise ToushiError(
+                f"the sense {sense} of {word} has {counts[sense]} sentence; at least two are needed, one to learn from "
+                "and one to ask"
+            )
+    return table
+
+
+def _of_scenes() -> pd.DataFrame:
+    words: dict[str, list[Sense]] = {}
+    for sense in SENSES.values():
+        if sense.language == "zh":
+            words.setdefault(sense.word, []).append(sense)
+    rows = []
+    for word, senses in words.items():
+        for sense in senses:
+            for place, contexts, frames in (("before", sense.before, BEFORE), ("after", sense.after, AFTER)):
+                for number in range(min(len(getattr(one, place)) for one in senses)):
+                    for frame in frames:
+                        text, after = (contexts[number], "") if place == "before" else ("", contexts[number])
+                        start = frame.index("{A}") + len(text)
+                        sentence = frame.replace("{A}", text + word) + after
+                        # Sentences with one context are never on both sides of a split.
+                        rows.append((word, sense.kind, place, sentence, start, f"{place}{number}"))
+    return pd.DataFrame(rows, columns=["word", "sense", "place", "sentence", "start", "pair"])

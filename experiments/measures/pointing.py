@@ -1,0 +1,166 @@
+"""Do heat maps lie on what their words describe? The pointing game, where the true masks are known.
+
+    python -m toushi.experiments.measures.pointing
+
+Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and looked at once by the
+denoiser. *Drawn*: pictures that the model drew itself, whose masks are those of the sprites that the recogniser
+finds there; an object that it does not find has no mask and cannot be scored, so the share that was found stands
+beside each rate: they are the objects drawn best.
+
+A word hits when its map has its peak inside the mask of its object. Each layer is scored, and the plain mean over
+layers, all of it from recorded traces. `other` is the control: how often the map of another word (the other object,
+or, in a scene of one object, <eos>) has its peak in that same mask. A map that finds whatever object there is scores
+as high there. `chance` is the mask's share of the picture. Intervals resample scenes. The best layer is chosen on
+even scenes and scored on odd ones, since the best of several scores is luck in part.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from tqdm import tqdm
+
+from toushi.experiments.measures.statistics import share
+from toushi.experiments.scene_world.example import Example, example
+from toushi.experiments.scene_world.recogniser import found_masks
+from toushi.experiments.training.scene_batches import unit
+from toushi.probe.analysis.maps import auc, pointing_game, resample
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.load import load
+from toushi.probe.recording.record import record
+from toushi.probe.trace.reader import Trace, open_collection
+
+SITES = "unet.*cross_attention"
+
+
+def batched(items, size: int) -> Iterator[list]:
+    items = iter(items)
+    while some := list(islice(items, size)):
+        yield some
+
+
+@dataclass(frozen=True)
+class Config:
+    """How many scenes, noised to which times, and how pictures are drawn."""
+
+    model: str = "mini-unet"
+    split: str = "held_out"
+    noised: int = 200
+    drawn: int = 200
+    times: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
+    steps: int = 20
+    seed: int = 0
+    batch: int = 20
+    out: Path = Path("runs/pointing")
+
+
+def scored(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
+    """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
+    word's does, AUC and chance. Objects without a mask give one row that says so."""
+    named = {part.object: (part.start, part.end) for part in reversed(example.caption.parts) if part.role == "object"}
+    maps = {item: layer_maps(trace, span) for item, span in named.items()}
+    last = trace.tokens()[-1].column
+    for item, span in named.items():
+        about = dict(word=example.caption.text[slice(*span)], objects=len(example.scene.objects))
+        mask = masks[item]
+        if mask is None or not mask.any():
+            yield about | dict(found=False)
+            continue
+        others = [maps[k] for k in named if k != item] or [layer_maps(trace, None, last)]
+        for layer, map in maps[item].items():
+            hit, other = (bool(pointing_game(m, mask)) for m in (map, others[0][layer]))
+            area = dict(auc=float(auc(map, mask)), chance=float(mask.mean()))
+            yield about | dict(found=True, layer=layer, hit=hit, other=other) | area
+
+
+def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = None) -> dict[str, np.ndarray]:
+    """Mean over steps [y, x] of each layer, and of all layers alike, for a word or for the token of a column."""
+
+    def one(maps):
+        return (maps if column is None else maps.sel(token=column)).mean("step").values
+
+    maps = {site: one(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
+    finest = max(m.shape for m in maps.values())
+    return maps | {"plain mean": np.mean([resample(m, finest) for m in maps.values()], axis=0)}
+
+
+def noised(model: MiniUNet, config: Config) -> Iterator[dict]:
+    generator = torch.Generator().manual_seed(config.seed)
+    seeds = range(config.noised)
+    for some in batched(tqdm(seeds, desc="noised scenes"), config.batch):
+        examples = [example(seed, config.split) for seed in some]
+        pictures = torch.from_numpy(np.stack([e.picture for e in examples])).permute(0, 3, 1, 2)
+        latents = model.vae.encode(unit(pictures).to(model.device, model.dtype)).float()
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        for time in config.times:
+            with tempfile.TemporaryDirectory() as folder:
+                with record(model, Path(folder) / "runs", keep="mean", sites=SITES):
+                    model.denoise((1 - time) * latents + time * noise, time, [e.caption.text for e in examples])
+                for seed, e, trace in zip(some, examples, open_collection(Path(folder) / "runs")):
+                    for row in scored(trace, e, list(e.masks)):
+                        yield dict(kind="noised", scene=seed, time=time) | row
+
+
+def drawn(model: MiniUNet, config: Config) -> Iterator[dict]:
+    # Other scenes than the noised ones.
+    for some in batched(tqdm(range(10_000, 10_000 + config.drawn), desc="drawn pictures"), config.batch):
+        examples = [example(seed, config.split) for seed in some]
+        with tempfile.TemporaryDirectory() as folder:
+            with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
+                pictures = model.sample(
+                    [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
+                )
+            for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
+                masks = found_masks(e.scene, np.asarray(picture))
+                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in scored(trace, e, masks))
+
+
+def rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and how many objects
+    could be scored."""
+    rows = []
+    for (kind, time), part in table.groupby(["kind", "time"], dropna=False, sort=False):
+        found = part[part.found].drop_duplicates(["scene", "word"]).shape[0]
+        for layer, some in part[part.found].groupby("layer", sort=False):
+            hit, low, high = share(some.hit, some.scene)
+            means = dict(other=some.other.mean(), auc=some.auc.mean(), chance=some.chance.mean())
+            counts = dict(words=len(some), found=found / (found + int((~part.found).sum())))
+            rows.append(dict(kind=kind, time=time, layer=layer, hit=hit, low=low, high=high) | means | counts)
+    return pd.DataFrame(rows)
+
+
+def best_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """For each kind: the layer with the most hits on even scenes (over all times), and its rate on odd ones."""
+    rows = []
+    for kind, part in table[table.found & (table.layer != "plain mean")].groupby("kind"):
+        choosing, judging = part[part.scene % 2 == 0], part[part.scene % 2 == 1]
+        layer = choosing.groupby("layer").hit.mean().idxmax()
+        judged = judging[judging.layer == layer]
+        hit, low, high = share(judged.hit, judged.scene)
+        other = judged.other.mean()
+        rows.append(dict(kind=kind, best_layer=layer, hit=hit, low=low, high=high, other=other, words=len(judged)))
+    return pd.DataFrame(rows)
+
+
+def main(config: Config) -> None:
+    model = load(config.model)
+    table = pd.DataFrame([*noised(model, config), *drawn(model, config)])
+    config.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(config.out / "words.csv", index=False)
+    rates(table).to_csv(config.out / "rates.csv", index=False)
+    best_layers(table).to_csv(config.out / "best_layers.csv", index=False)
+    (config.out / "config.json").write_text(json.dumps(asdict(config), default=str, indent=1))
+    print(rates(table).to_string(index=False, float_format="{:.3f}".format))
+    print("\nThe best layer, chosen on the even scenes and scored on the odd ones:")
+    print(best_layers(table).to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

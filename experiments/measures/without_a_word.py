@@ -1,0 +1,55 @@
+"""What becomes of a picture when nobody looks at one of its words?
+
+    python -m toushi.experiments.measures.without_a_word "左边是猫，右边是月亮，夜晚" --out runs/without.png
+
+A column for each word, a row for each seed: all cross-attention to the word is put to zero, at every step, layer and
+head, and what it had goes to the other tokens. A word whose column looks like the first one was looked at without
+being needed there: other words may say the same, or its meaning may have gone into their states in the text encoder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from toushi.experiments.scene_world.contact_sheet import contact_sheet
+from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.pipelines.load import load
+from toushi.probe.text.alignment import segment
+
+
+@dataclass(frozen=True)
+class Config:
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = "左边是猫，右边是月亮，夜晚"
+    words: tuple[str, ...] = ()
+    """Which; all of the prompt's words if not given."""
+    seeds: int = 4
+    steps: int = 20
+    out: Path = Path("runs/without.png")
+
+
+def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
+    """The column as it is, then one for each word: pictures one below the other, and what they are."""
+
+    def column() -> list[np.ndarray]:
+        drawn = model.sample([config.prompt] * config.seeds, steps=config.steps, seed=range(config.seeds))
+        return [np.concatenate([np.asarray(picture) for picture in drawn])]
+
+    columns = [(column(), "as it is")]
+    for word in config.words or segment(config.prompt):
+        with edit(model, Edit("unet.*cross_attention", "zero", word=word, renormalise=True)):
+            columns.append((column(), f"without {word if isinstance(word, str) else word.text}"))
+    return columns
+
+
+def main(config: Config) -> None:
+    found = pictures(load("mini-unet", "cpu"), config)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(found, len(found)).save(config.out)
+    print(config.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,227 @@
+"""What a picture of the scene world shows, and whether that is what its scene asked for.
+
+    python -m toushi.experiments.scene_world.validation --count 500 --model mini-unet     # how far it can be trusted
+
+Nothing is learnt. The picture minus the nearest empty scene leaves the objects; every sprite in every colour and
+size is laid over that difference (matching.py), the one that fits best is taken away, and so on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+
+from toushi.experiments.scene_world.draw import sprite
+from toushi.experiments.scene_world.matching import Canvas, shortlist
+from toushi.experiments.scene_world.objects import COLOURS
+from toushi.experiments.scene_world.scenes import CENTRES, SIDE, SKY, THREE, Scene
+from toushi.experiments.scene_world.senses import BY_KIND, SENSES
+from toushi.experiments.scene_world.templates import BACKGROUNDS, Background, backgrounds, variants
+
+THRESHOLD = 0.6  # of Found.score
+_MOST = 4  # objects looked for in one picture
+_GLIMPSE = 0.3  # share of the difference that a sprite must explain to be taken up at all; its score decides in the end
+_UNLIKE = 90  # grey levels, over three channels, at which a pixel is no part of the background
+_ASTRAY = 12  # pixels from where an object should be, beyond which it is nowhere
+_ALIKE = 60  # grey levels between an icon's own colour and the name that it may have
+
+
+@dataclass(frozen=True)
+class Found:
+    """`colour` None is the icon's own; `x`, `y` the centre and `pixels` the side of its square. `score` says how much
+    of what is to be seen there the sprite explains (Canvas.likeness): 1 is all."""
+
+    kind: str
+    colour: str | None
+    pixels: int
+    x: int
+    y: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Objects from the most to the least conspicuous."""
+
+    place: str
+    time: str
+    style: str
+    objects: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One answer for each object of the scene. `objects`: it is there, wherever; `positions`: and where it should be;
+    `colours`: and in the colour that was said (None where none is said); `senses`: and nothing of the word's other
+    meaning is there (None where the object is not called by a word with two meanings). `place`, `time` and `style`
+    are the background's. `extra` counts the objects that nobody asked for."""
+
+    objects: tuple[bool, ...]
+    positions: tuple[bool, ...]
+    colours: tuple[bool | None, ...]
+    senses: tuple[bool | None, ...]
+    place: bool
+    time: bool
+    style: bool
+    extra: int
+
+
+def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Seen:
+    """What is seen in a picture uint8 [64, 64, 3]; at most `count` objects, each with at least this score."""
+    if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
+        raise ValueError(f"expected a picture uint8 [64, 64, 3], but {picture.dtype} {list(picture.shape)} came")
+    pixels, most = picture.astype(np.float32), _MOST if count is None else count
+    ground = nearest_background(pixels, [])
+    found = _objects(pixels, ground, most, threshold)
+    for _ in range(2):  # large objects may have hidden what tells two backgrounds apart
+        again = nearest_background(pixels, found)
+        if again == ground:
+            break
+        ground, found = again, _objects(pixels, again, most, threshold)
+    return Seen(*ground, tuple(found))
+
+
+def nearest_background(pixels: np.ndarray, found: list[Found]) -> Background:
+    """The empty scene that most pixels [64, 64, 3] outside the objects agree with; every other pixel is asked."""
+    free = np.ones((SIDE, SIDE), np.float32)
+    for thing in found:
+        left, top = thing.x - thing.pixels // 2, thing.y - thing.pixels // 2
+        free[max(top, 0) : top + thing.pixels, max(left, 0) : left + thing.pixels] = 0.02
+    far = np.abs(_thinned(backgrounds()) - _thinned(pixels)).reshape(len(BACKGROUNDS), 3, -1)
+    far = np.minimum(far[:, 0] + far[:, 1] + far[:, 2], _UNLIKE)
+    return BACKGROUNDS[int((far @ free[::2, ::2].ravel()).argmin())]
+
+
+def _thinned(planes: np.ndarray) -> np.ndarray:
+    """Every other pixel each way: [..., y, x, 3] as [..., 3, y, x]."""
+    return np.moveaxis(planes[..., ::2, ::2, :], -1, -3)
+
+
+def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Found]:
+    canvas, fits = Canvas(pixels, ground), []
+    while len(fits) < count:
+        likely = [fit for fit in map(canvas.refined, shortlist(canvas)) if fit.share > _GLIMPSE]
+        if not likely:
+            break
+        likely.sort(key=lambda fit: fit.worth, reverse=True)
+        fits.append(max(map(canvas.resized, likely[:3]), key=lambda fit: fit.worth))
+        canvas.take(fits[-1])
+    found: list[Found] = []
+    for fit in fits:  # once more, now that its neighbours are gone
+        canvas.give(fit)
+        fit = canvas.resized(canvas.refined(fit))
+        kind, colour = variants(ground.style, ground.light.dark)[fit.variant]
+        thing = Found(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3))
+        if thing.score >= threshold and not any(_within(thing, other) for other in found):
+            found.append(thing)
+        canvas.take(fit)
+    return found
+
+
+def _within(thing: Found, other: Found) -> bool:
+    """Whether it stands in the middle of another: then it is what was left of that one."""
+    return max(abs(thing.x - other.x), abs(thing.y - other.y)) < other.pixels / 2
+
+
+def judge(scene: Scene, seen: Seen | np.ndarray, language: str | None = None) -> Verdict:
+    """Whether a picture, or what was seen in it, is what the scene asked for. In a caption of one `language` only
+    words of that language have two meanings; without it the word that the scene means is taken."""
+    seen = seen if isinstance(seen, Seen) else recognise(seen)
+    matched = match(scene, seen)
+    pairs = list(zip(range(len(matched)), scene.objects, matched))
+    return Verdict(
+        objects=tuple(found is not None for found in matched),
+        positions=tuple(found is not None and _stands(scene, i, found) for i, _, found in pairs),
+        colours=tuple(
+            None if thing.colour is None or scene.style != "flat" else found is not None and _has(found, thing.colour)
+            for _, thing, found in pairs
+        ),
+        senses=tuple(_means(scene, i, seen, found, language) for i, _, found in pairs),
+        place=seen.place == scene.place,
+        time=seen.time == scene.time,
+        style=seen.style == scene.style,
+        extra=len(seen.objects) - sum(found is not None for found in matched),
+    )
+
+
+def match(scene: Scene, seen: Seen) -> tuple[Found | None, ...]:
+    """Which object that was seen is which of the scene: of all ways the one with most objects, then most of them in
+    place, then most colours right."""
+
+    def merit(way: tuple[Found | None, ...]) -> tuple[int, int, int]:
+        there = [(i, thing, found) for i, (thing, found) in enumerate(zip(scene.objects, way)) if found]
+        in_place = sum(_stands(scene, i, found) for i, _, found in there)
+        return len(there), in_place, sum(_has(found, thing.colour) for _, thing, found in there)
+
+    return max(_ways(scene, seen), key=merit)
+
+
+def _ways(scene: Scene, seen: Seen) -> Iterator[tuple[Found | None, ...]]:
+    wanted = [thing.kind for thing in scene.objects]
+    for way in permutations([*seen.objects, *[None] * len(wanted)], len(wanted)):
+        yield tuple(found if found and found.kind == kind else None for found, kind in zip(way, wanted))
+
+
+def found_masks(scene: Scene, seen: Seen | np.ndarray) -> list[np.ndarray | None]:
+    """Where each object of the scene lies in a picture: bool [64, 64], the sprite that was found; None where none
+    was. Unlike a scene's own masks they take no account of what hides what."""
+    matched = match(scene, seen if isinstance(seen, Seen) else recognise(seen))
+    return [None if found is None else _mask(found) for found in matched]
+
+
+def _mask(found: Found) -> np.ndarray:
+    solid = sprite(found.kind, found.colour, found.pixels)[1][..., 0] > 0.5
+    around = np.zeros((3 * SIDE, 3 * SIDE), bool)
+    left, top = SIDE + found.x - found.pixels // 2, SIDE + found.y - found.pixels // 2
+    around[top : top + found.pixels, left : left + found.pixels] = solid
+    return around[SIDE : 2 * SIDE, SIDE : 2 * SIDE]
+
+
+@cache
+def _spots(count: int) -> tuple[tuple[str, int, int], ...]:
+    """Every side that one of so many objects may stand on, with a centre of it."""
+    if count == 1:
+        return tuple((side, *CENTRES[side][0]) for side in ("middle", "left", "right", "top", "bottom"))
+    row = THREE if count == 3 else CENTRES["row"]
+    names = ("left", "middle", "right") if count == 3 else ("left", "right")
+    spots = [(name, x, height) for name, (x, y) in zip(names, row) for height in (y, SKY)]
+    column = [] if count == 3 else [(name, *centre) for name, centre in zip(("top", "bottom"), CENTRES["column"])]
+    return (*spots, *column)
+
+
+def _stands(scene: Scene, index: int, found: Found) -> bool:
+    """Whether it stands on the side where this object of the scene belongs, and on no other."""
+
+    def side(x: int, y: int) -> str | None:
+        far, name = min(((x - u) ** 2 + (y - v) ** 2, name) for name, u, v in _spots(len(scene.objects)))
+        return name if far <= _ASTRAY**2 else None
+
+    thing = scene.objects[index]
+    return side(found.x, found.y) == side(thing.x, thing.y)
+
+
+def _has(found: Found, colour: str | None) -> bool:
+    return colour is None or (found.colour or _own_colour(found.kind)) == colour
+
+
+@cache
+def _own_colour(kind: str) -> str | None:
+    """What a person would call the icon's own colour, where one of the names fits: a car is red."""
+    own, alpha = sprite(kind, None, 38)
+    far = {name: (np.square(sprite(kind, name, 38)[0] - own) * alpha).sum() / alpha.sum() for name in COLOURS}
+    name = min(far, key=lambda name: far[name])
+    return name if far[name] < _ALIKE**2 else None
+
+
+def _means(scene: Scene, index: int, seen: Seen, found: Found | None, language: str | None) -> bool | None:
+    thing = scene.objects[index]
+    if thing.sense is None:
+        return None
+    sense = SENSES[thing.sense] if language is None else BY_KIND.get((language, thing.kind))
+    if sense is None:
+        return None
+    others = {s.kind for s in SENSES.values() if (s.word, s.language) == (sense.word, sense.language)}
+    others -= {other.kind for other in scene.objects}
+    return found is not None and not any(other.kind in others for other in seen.objects)

@@ -1,0 +1,179 @@
+"""How far the recogniser can be trusted: real scenes, whose contents are known, as they are, through a model's VAE,
+and softer, rougher or less steady than that, as generated pictures are; and pictures with nothing in them.
+
+    python -m toushi.experiments.scene_world.validation --count 500 --model mini-unet
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from toushi.experiments.scene_world.contact_sheet import contact_sheet
+from toushi.experiments.scene_world.draw import render
+from toushi.experiments.scene_world.recogniser import THRESHOLD, Seen, judge, match, recognise
+from toushi.experiments.scene_world.scenes import SIDE, Object, Scene, draw_scene
+from toushi.experiments.scene_world.templates import backgrounds
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Compare what the recogniser sees with what is there."""
+
+    count: int = 500
+    """Scenes, seen as they are and through the VAE."""
+    soft: int = 100
+    """How many of them are also seen softer, rougher, larger, smaller and bent."""
+    model: str = "mini-unet"
+    """Name or folder of the model whose VAE is used; `none` leaves out all that needs one."""
+    split: str = "test"
+    failures: Path | None = None
+    """Write a sheet of the pictures seen wrongly, each beside a drawing of what was seen."""
+
+
+Pictures = np.ndarray  # uint8 [n, 64, 64, 3]
+
+
+def blurred(pictures: Pictures, pixels: float) -> Pictures:
+    """Gaussian, of this standard deviation."""
+    return gaussian_filter(pictures.astype(np.float32), (0, pixels, pixels, 0)).round().astype(np.uint8)
+
+
+def wobbled(pictures: Pictures, pixels: float, seed: int = 0) -> Pictures:
+    """Every point moved by a smooth random distance of this standard deviation, as by an unsteady hand."""
+    random = np.random.default_rng(seed)
+    out = np.empty_like(pictures)
+    for picture, bent in zip(pictures, out):
+        shift = gaussian_filter(random.normal(size=(2, SIDE, SIDE)), (0, 6, 6))
+        points = np.mgrid[:SIDE, :SIDE] + shift * pixels / shift.std()
+        for c in range(3):
+            bent[..., c] = map_coordinates(picture[..., c].astype(np.float32), points, order=1, mode="nearest").round()
+    return out
+
+
+def scaled(scene: Scene, factor: float) -> Scene:
+    """The same scene with objects of sizes that the world does not draw."""
+    return replace(scene, objects=tuple(replace(o, pixels=round(o.pixels * factor)) for o in scene.objects))
+
+
+def noise(count: int, pixels: float, seed: int = 0) -> Pictures:
+    """Coloured noise of this grain, with the contrast of a scene."""
+    grains = np.random.default_rng(seed).normal(size=(count, SIDE, SIDE, 3))
+    grains = gaussian_filter(grains, (0, pixels, pixels, 0), mode="wrap")
+    return np.clip(128 + 60 * grains / grains.std(), 0, 255).astype(np.uint8)
+
+
+def through_vae(name: str) -> Callable[..., Pictures]:
+    """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
+    import torch
+
+    from toushi.probe.pipelines.load import load
+
+    vae = load(name).vae.eval()
+    device = next(vae.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+
+    @torch.no_grad()
+    def passed(pictures: Pictures, deviation: float = 0.0) -> Pictures:
+        parts = []
+        for start in range(0, len(pictures), 50):
+            unit = torch.from_numpy(pictures[start : start + 50]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            latents = vae.encode(unit.to(device))
+            latents += deviation * torch.randn(latents.shape, generator=generator).to(device)
+            decoded = vae.decode(latents).clamp(-1, 1).permute(0, 2, 3, 1).cpu()
+            parts.append(((decoded + 1) * 127.5).round().byte().numpy())
+        return np.concatenate(parts)
+
+    return passed
+
+
+def accuracy(scenes: list[Scene], seen: list[Seen]) -> pd.DataFrame:
+    """Share right with its 95% Wilson interval, for each thing that can be right."""
+    answers = {name: [] for name in ("object", "position", "colour", "sense", "place", "time", "style", "nothing more")}
+    for scene, one in zip(scenes, seen):
+        verdict = judge(scene, one)
+        answers["object"] += verdict.objects
+        answers["position"] += verdict.positions
+        answers["colour"] += verdict.colours
+        answers["sense"] += verdict.senses
+        for name in ("place", "time", "style"):
+            answers[name].append(getattr(verdict, name))
+        answers["nothing more"].append(verdict.extra == 0)
+    rows = []
+    for name, given in answers.items():
+        given = [answer for answer in given if answer is not None]
+        interval = binomtest(sum(given), len(given)).proportion_ci(method="wilson") if given else (0.0, 1.0)
+        rows.append((name, np.mean(given) if given else np.nan, *interval, len(given)))
+    return pd.DataFrame(rows, columns=["what", "right", "low", "high", "cases"])
+
+
+def scores(scenes: list[Scene], seen: list[Seen]) -> np.ndarray:
+    """Of the objects that were rightly found."""
+    return np.array([found.score for scene, one in zip(scenes, seen) for found in match(scene, one) if found])
+
+
+def drawn(scenes: list[Scene]) -> Pictures:
+    return np.stack([render(scene)[0] for scene in scenes])
+
+
+def redrawn(seen: Seen) -> np.ndarray:
+    """A drawing of what was seen, uint8 [64, 64, 3]."""
+    objects = tuple(Object(f.kind, None, f.colour, "medium", f.x, f.y, f.pixels) for f in seen.objects)
+    return render(Scene(objects, seen.place, seen.time, seen.style, "row"))[0]
+
+
+def failed(scene: Scene, seen: Seen) -> bool:
+    answers = asdict(judge(scene, seen))
+    return answers.pop("extra") > 0 or any(
+        False in (answer if isinstance(answer, tuple) else (answer,)) for answer in answers.values()
+    )
+
+
+def _told(seen: Seen) -> str:
+    things = (f"{f.colour or ''} {f.kind} {f.score:.2f}".strip() for f in seen.objects)
+    return f"{seen.style} {seen.time} {seen.place}: {', '.join(things)}"
+
+
+def main(config: Validation) -> None:
+    scenes = [draw_scene(seed, config.split) for seed in range(config.count)]
+    raw = drawn(scenes)
+    empty = backgrounds().astype(np.uint8)
+    real = {"as drawn": raw}
+    nothing = {"empty scenes": empty} | {f"noise, grain {g} px": noise(25, g) for g in (0, 1, 2, 4)}
+    if config.model != "none":
+        passed, few = through_vae(config.model), scenes[: config.soft]
+        real["through the VAE"] = decoded = passed(raw)
+        real |= {f"and blurred by {blur} px": blurred(decoded[: config.soft], blur) for blur in (0.7, 1.0)}
+        real |= {f"latents with noise {rough}": passed(raw[: config.soft], rough) for rough in (0.2, 0.4)}
+        real |= {f"sizes times {k}, VAE": passed(drawn([scaled(scene, k) for scene in few])) for k in (0.9, 1.1)}
+        real |= {f"bent by {bend} px, VAE": passed(wobbled(raw[: config.soft], bend)) for bend in (1.0, 1.5)}
+        nothing["empty scenes, VAE"] = passed(empty)
+        nothing["empty scenes, noise 0.4"] = passed(empty, 0.4)
+    tables, cells = {}, []
+    for name, pictures in real.items():
+        seen = [recognise(picture) for picture in tqdm(pictures, desc=name)]
+        tables[name] = accuracy(scenes, seen).set_index("what")
+        if len(pictures) == len(scenes):
+            print(f"\n{name}, {len(pictures)} pictures\n{tables[name].to_string(float_format='{:.3f}'.format)}")
+        low = np.percentile(scores(scenes, seen), (0, 1, 5, 50)).round(2)
+        tables[name].loc["lowest score", "right"], tables[name].loc["1% score", "right"] = low[:2]
+        wrong = [i for i, one in enumerate(seen) if failed(scenes[i], one)]
+        cells += [([pictures[i], redrawn(seen[i])], f"{name} {i} {_told(seen[i])}") for i in wrong]
+    print(pd.DataFrame({name: table.right for name, table in tables.items()}).T.to_string(float_format="{:.3f}".format))
+    for name, pictures in nothing.items():
+        best = [recognise(picture, threshold=0.0) for picture in tqdm(pictures, desc=name)]
+        highest = np.array([max((found.score for found in one.objects), default=0.0) for one in best])
+        share = np.mean(highest >= THRESHOLD)
+        print(f"{name}: highest score {highest.max():.2f}; something seen in {share:.1%} of {len(pictures)} pictures")
+    if config.failures is not None and cells:
+        contact_sheet(cells, columns=6).save(config.failures)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Validation, description=__doc__))

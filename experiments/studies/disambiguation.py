@@ -1,0 +1,283 @@
+"""At which layer does a text encoder tell the two senses of a Chinese word apart, and what tells it?
+
+    toushi run disambiguation
+    toushi run disambiguation --set encoder=../shared/models/multilingual-e5-small-zh-en
+
+The claim: the first third of the layers (1-4 of 12) knows words, the second phrases, the last the whole intent; so the
+sense of 苹果 or 小米, which only the rest of the sentence tells, should appear after the first third. It would be
+refuted by senses that can be read off there as well as anywhere.
+
+Sentences come in pairs, one of each sense, that are the same on one side of the word (`experiments/measures/minimal_pairs.py`):
+ordinary Chinese for encoders that can read it; for ours, which knows only the scene world's words, pairs within it,
+where each sense has a picture. At each layer the word's own state is read out by nearest centroids, each pair judged
+by the others (`toushi.probe.analysis.layer_measures`). Beside it the same with senses shuffled; the same design with random weights;
+the context before and after the word apart; and the state of the *neighbour* on the shared side: what can be read off
+there as well is the topic of the sentence, not the sense of the word. And a *bag*: the mean of the embeddings of all
+other tokens, which knows what stands around the word and has understood nothing. Then each other word is blanked in
+turn (its embedding exchanged for the mean, so that nothing moves): does a word on one side of the ambiguous one move its
+state more where that side decides the sense than where it is the shared one? (Not one side against the other: words far
+away move it less than those beside it, whatever they mean.)
+
+The rule, as set before: with the best layer of the first third and the best of the deeper ones (of the mean over words,
+chosen anew in every draw), s is the share of what is read off above chance that is there in the first third. Supported:
+s lies below one half with its 95 % interval, which resamples words. Refuted: it lies above. Undecided: anything else,
+or where the deeper layers do not read off the senses either (lower end under 60 %), or fewer than 6 words are asked.
+
+Limits: the best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
+characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that merely holds what stands
+around tells them apart without any understanding. The bag shows how much of it that could be; the rule does not ask it.
+In the ordinary sentences with the context before the word nothing but a full stop follows it, so there only the side before
+the word can be set against itself.
+(Random weights do not show it: they hardly mix, so there the word's state holds nothing but the word.)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+
+from toushi.experiments.measures.encoder_states import (
+    WEIGHTS,
+    bags_at,
+    called,
+    data_sets,
+    opened,
+    states_at,
+    weight_files,
+)
+from toushi.experiments.measures.minimal_pairs import checked, sentences
+from toushi.experiments.measures.polysemy import POLYSEMY
+from toushi.experiments.measures.statistics import bounds, means, resampled
+from toushi.experiments.runner.settings import Count, Seed, Within
+from toushi.experiments.runner.study import FEWEST, Finding, Job, Said, Study, Verdict
+from toushi.probe.analysis.layer_measures import sense_separation
+from toushi.probe.encoders.ablation import rolled_out, without_each_word
+from toushi.probe.encoders.encode_layers import lens
+
+STUDY = Study(
+    title=Said("一词两义在哪一层分开", "At which layer two senses part"),
+    question=Said(
+        "苹果、银行这样的词，意思只由句中别的词决定。编码器是在前三分之一的层之后才分清词义吗？若前三分之一已分得一样清，"
+        "这一说法便被推翻。",
+        "The sense of a word such as 苹果 or 银行 is told only by the rest of the sentence. Does it appear after the first "
+        "third of the layers? Senses that can be read off there as well refute it.",
+    ),
+    method=Said(
+        "成对的句子在词的一侧逐字相同，另一侧决定词义。逐层用最近质心从该词自身的状态读出词义，每一对由其余各对判断；"
+        "对照：打乱词义、随机权重的同构编码器、相同一侧的邻字、其余各词嵌入的均值（词袋）。再逐个去掉别的词，看该词的状态变化多少。区间由对词重抽样得到。",
+        "Sentences in pairs are the same on one side of the word, and the other side decides its sense. At each layer the "
+        "sense is read off the word's own state by nearest centroids, each pair judged by the others; beside it senses "
+        "shuffled, an untrained encoder of the same design, the neighbour on the shared side, and a bag: the mean embedding of "
+        "the other tokens. Each other word is left "
+        "out in turn to see how much the word's state changes. Intervals resample words.",
+    ),
+)
+AT_A_TIME = 8  # words in a job
+EXAMPLES = {"scenes": "河边的银行在左边，树在右边", "polysemy": "我在河边的银行钓鱼"}
+
+
+@dataclass(frozen=True)
+class Config:
+    encoder: str = "mini-unet"  # or a folder, or a hub id
+    data: Literal["auto", "scenes", "polysemy", "both"] = "auto"  # scenes for ours, both for the others
+    words: Count | None = None  # only so many, for a first look
+    shuffles: Count = 20
+    left_out: Annotated[int, Within(0)] = 2  # sentences of each sense and place from which words are left out
+    resamples: Count = 1000
+    seed: Seed = 0
+
+
+def weights(config: Config) -> list[Path]:
+    data = [POLYSEMY] if "polysemy" in data_sets(config.encoder, config.data, "polysemy") else []
+    return weight_files(config.encoder) + data
+
+
+def jobs(config: Config) -> list[Job]:
+    about, found = {"encoder": config.encoder, "seed": config.seed}, []
+    for data in data_sets(config.encoder, config.data, "polysemy"):
+        count = min(sentences(data).word.nunique(), config.words or 10**6)
+        for first in range(0, count, AT_A_TIME):
+            given = about | {"data": data, "first": first, "last": min(first + AT_A_TIME, count)}
+            for kind in WEIGHTS:
+                call = given | {"weights": kind, "shuffles": config.shuffles}
+                found.append(Job(f"{kind}-{data}-{first:02}", told_apart, call))
+            if config.left_out:
+                call = given | {"sentences_each": config.left_out}
+                found.append(Job(f"left-out-{data}-{first:02}", left_out, call))
+        found.append(Job(f"example-{data}", example, about | {"data": data}))
+    return found
+
+
+def some_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    table = checked(sentences(data))
+    for word in table.word.unique()[first:last]:
+        yield word, table[table.word == word].reset_index(drop=True)
+
+
+def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
+    """For each word, place of the context, state that is read and layer: how many senses are told."""
+    known, rows = opened(encoder, weights, seed), []
+    for word, table in some_words(data, first, last):
+        own = [(start, start + len(word)) for start in table.start]
+        beside = [_neighbour(*row) for row in zip(table.sentence, table.start, [len(word)] * len(table), table.place)]
+        there = np.array([span is not None for span in beside])
+        spans = own + [span for span in beside if span is not None]
+        states = states_at(known, list(table.sentence) + list(table.sentence[there]), spans)
+        asked = [("word", table, states[:, : len(table)]), ("neighbour", table[there], states[:, len(table) :])]
+        if weights == "trained":
+            asked.append(("bag", table, bags_at(known, list(table.sentence), own)))
+        for where, part, some in asked:
+            for place in ("both", "before", "after"):
+                chosen = np.ones(len(part), bool) if place == "both" else (part.place == place).to_numpy()
+                if part[chosen].groupby("sense").pair.nunique().min() < 2:
+                    continue
+                found = sense_separation(
+                    some[:, chosen],
+                    part.sense.to_numpy()[chosen],
+                    part.pair.to_numpy()[chosen],
+                    resamples=0,
+                    shuffles=shuffles,
+                    seed=seed,
+                )
+                about = {"part": "told", "weights": weights, "data": data, "word": word, "place": place, "where": where}
+                for layer in found.layer.values.tolist():
+                    numbers = {
+                        name: float(found[name][layer]) for name in ("accuracy", "accuracy_shuffled", "separation")
+                    }
+                    rows.append(about | {"layer": layer} | numbers)
+    return pd.DataFrame(rows)
+
+
+def left_out(encoder: str, data: str, first: int, last: int, sentences_each: int, seed: int) -> pd.DataFrame:
+    """How much the word's state changes, mean over left-out words of either side: 1 - cosine, for each layer."""
+    known, rows = opened(encoder, "trained", seed), []
+    for word, table in some_words(data, first, last):
+        table = table.groupby(["sense", "place"]).head(sentences_each)
+        spans = [[(start, start + len(word))] for start in table.start]
+        for row, (own,), changes in zip(
+            table.itertuples(), spans, without_each_word(known, list(table.sentence), spans)
+        ):
+            reading_words = lens(known, [row.sentence], attention=False)[0].words
+            for side in ("decides", "shared"):
+                first_half = (side == "decides") == (row.place == "before")
+                here = [w.end <= own[0] if first_half else w.start >= own[1] for w in reading_words]
+                values = changes.values[:, 0, here]
+                if values.size and np.isfinite(values).any():
+                    about = {"part": "left_out", "weights": "trained", "data": data, "word": word, "place": row.place}
+                    for layer, value in enumerate(np.nanmean(values, axis=1)):
+                        rows.append(about | {"side": side, "layer": layer, "change": float(value)})
+    return pd.DataFrame(rows)
+
+
+def example(encoder: str, data: str, seed: int) -> pd.DataFrame:
+    """The word-by-word matrices of one sentence: left out, and by attention rollout where it can be read."""
+    known, rows = opened(encoder, "trained", seed), []
+    (reading,) = lens(known, [EXAMPLES[data]])
+    matrices = {"left out": without_each_word(known, [EXAMPLES[data]])[0]}
+    if not reading.blind:
+        matrices["rollout"] = rolled_out(reading)
+    for kind, matrix in matrices.items():
+        for layer in matrix.layer.values.tolist():
+            for query in matrix["query"].values.tolist():
+                for word in matrix["word"].values.tolist():
+                    value = float(matrix.sel(layer=layer, query=query, word=word))
+                    about = {"part": "example", "data": data, "sentence": EXAMPLES[data], "kind": kind, "layer": layer}
+                    rows.append(about | {"query": query, "read": word, "value": None if np.isnan(value) else value})
+    return pd.DataFrame(rows)
+
+
+def _neighbour(sentence: str, start: int, length: int, place: str) -> tuple[int, int] | None:
+    """The character next to the word on the shared side."""
+    if place == "before":
+        return (start + length, start + length + 1) if start + length < len(sentence) else None
+    return (start - 1, start) if start else None
+
+
+# --- what is made of it ---------------------------------------------------------------------------------
+
+
+def conclude(config: Config, rows: pd.DataFrame) -> Finding:
+    told, moved, shown = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example"))
+    keys = ["data", "weights", "where", "place", "layer"]
+    numbers = ["accuracy", "accuracy_shuffled", "separation"]
+    senses = means(told, keys, numbers, config.resamples, config.seed)
+    data = told.data.iloc[0]  # what was asked first
+    verdict, said = judged(told[told.data == data], config, called(config.encoder), data)
+    tables = {"senses": senses}
+    if len(moved):
+        tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed)
+        said = _with_sides(said, moved[moved.data == data], config)
+    if len(shown):
+        tables["example"] = shown.drop(columns="part").reset_index(drop=True)
+    return Finding(verdict, said, tables)
+
+
+def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
+    """The rule, of the interval of s and of the lower end of what the deeper layers read off."""
+    if words >= FEWEST and deeper >= 0.6:
+        if high < 0.5:
+            return "supported"
+        if low > 0.5:
+            return "refuted"
+    return "undecided"
+
+
+def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Said]:
+    some = told[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
+    curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
+    first = (curves.shape[1] - 1) // 3
+    if first < 1:
+        return "undecided", Said(f"{encoder}：层数太少。", f"{encoder}: it has too few layers.")
+    picks = resampled(len(curves), config.resamples, config.seed)
+    drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
+    early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
+    share, (low, high) = (early / late)[0], bounds((early / late)[1:])
+    verdict = ruled(len(curves), low, high, bounds(late[1:])[0] + 0.5)
+    bag = told[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
+    numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
+    tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
+    zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
+        f"高于随机水平的部分，前三分之一的层已有 {numbers}；仅凭周围各词的词袋读对 {bag:.0%}。"
+    )
+    en = f"{encoder} ({data}, {len(curves)} words): layers 1-{first} read off at most {tops[0]} of the senses, " + (
+        f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third. "
+        f"A bag of the words around reads off {bag:.0%}."
+    )
+    return verdict, Said(zh, en)
+
+
+def _with_sides(said: Said, moved: pd.DataFrame, config: Config) -> Said:
+    """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
+    word by word, mean over the sides that are known in both roles."""
+    last = moved[moved.layer == moved.layer.max()]
+    before = (last.side == "decides") == (last.place == "before")  # where the word that was left out stood
+    roles = last.assign(before=before).groupby(["word", "before", "side"]).change.mean().unstack()
+    if not {"decides", "shared"} <= set(roles) or (roles := roles.dropna().groupby("word").mean()).empty:
+        return said
+    more = (roles.decides - roles.shared).to_numpy()
+    low, high = bounds(more[resampled(len(more), config.resamples, config.seed)].mean(1))
+    decides, shared = f"{roles.decides.mean():.3f}", f"{roles.shared.mean():.3f}"
+    apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
+    return Said(
+        f"{said.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
+        f"{said.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
+        f"sense, by {shared} where the same side does not, {apart} apart.",
+    )
+
+
+def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
+    from toushi.probe.figures.sense_figures import changes_figure, matrix_figure, senses_figure
+
+    found = {}
+    for data in tables["senses"].data.unique():
+        found[f"senses-{data}"] = senses_figure(tables["senses"][tables["senses"].data == data], language)
+        if "left_out" in tables:
+            part = tables["left_out"]
+            found[f"left-out-{data}"] = changes_figure(part[part.data == data], language)
+        if "example" in tables:
+            part = tables["example"]
+            found[f"example-{data}"] = matrix_figure(part[(part.data == data) & (part.kind == "left out")], language)
+    return found

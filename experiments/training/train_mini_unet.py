@@ -1,0 +1,132 @@
+"""Trains mini-unet on the scene world: tokenizer, VAE, text encoder, then text encoder and U-Net together.
+
+    python -m toushi.experiments.training.train_mini_unet --minutes 100
+
+Everything lies in `runs/train_mini_unet`: checkpoints every ten minutes, a sheet of samples beside each, a log.
+Started again it goes on from the last checkpoint; where there is none, `--begin shipped` goes on from the
+weights in the repository. The averaged fp16 weights are written where `load("mini-unet")` finds them by `--ship`.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from toushi.experiments.scene_world.scenes import draw_scene
+from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, sheet
+from toushi.experiments.training.scene_batches import caption, make_pool
+from toushi.experiments.training.train_encoder import teach_encoder
+from toushi.experiments.training.train_vae import train_vae
+from toushi.probe.models.mini_unet import MiniUNet, MiniUNetConfig
+from toushi.probe.pipelines.load import SHIPPED, load
+from toushi.probe.text.bpe import Tokenizer
+
+
+@dataclass(frozen=True)
+class Config(Recipe):
+    """What is trained, on how much, for how long."""
+
+    out: Path = Path("runs/train_mini_unet")
+    minutes: float = 100.0
+    """Time for the denoiser in this run."""
+    cooldown: float = 0.2
+    """Share of that time over which the learning rate falls, to a twentieth."""
+    vae_minutes: float = 10.0
+    encoder_samples: int = 100_000
+    """Captions from which the text encoder learns what lies where, before the U-Net learns anything."""
+    vocab_size: int = 1200
+    begin: str = "fresh"
+    """`fresh`, or `shipped` to go on from the weights in the repository when there is no checkpoint."""
+    ship: bool = False
+    """Only write the averaged weights of the last checkpoint where load("mini-unet") finds them."""
+
+
+def captions_for_tokenizer(count: int):
+    return (caption(draw_scene(seed), seed).text for seed in range(count))
+
+
+def first_model(config: Config) -> MiniUNet:
+    """What training begins with: a fresh denoiser around a tokenizer and a VAE trained first, or the shipped model."""
+    folder = config.out / "base"
+    if not (folder / "model.safetensors").exists():
+        if config.begin == "shipped":
+            model = load("mini-unet", "cpu")
+        else:
+            tokenizer = Tokenizer.train(captions_for_tokenizer(20_000), config.vocab_size)
+            shapes = MiniUNetConfig()
+            model = MiniUNet(replace(shapes, text=replace(shapes.text, vocab_size=tokenizer.vocab_size)), tokenizer)
+            train_vae(model.vae, config.vae_minutes, config.out / "vae.jsonl")
+        model.save(folder, torch.float32)
+    return MiniUNet.from_folder(folder)
+
+
+def train(config: Config) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    config.out.mkdir(parents=True, exist_ok=True)
+    model = first_model(config)
+    pool = make_pool(
+        model.vae, config.pool_first, config.pool, config.out / f"latents_{config.pool_first}_{config.pool}.safetensors"
+    )
+    held = make_pool(model.vae, 10_000_000, 512, config.out / "latents_held.safetensors")
+    begun = (config.out / "checkpoint.safetensors").exists()
+    reader = None if begun or config.begin == "shipped" else teach_encoder(model, pool, config, config.encoder_samples)
+    training = Training(model, config, reader)
+    if begun:
+        training.resume(config.out)
+    elif config.begin == "shipped":
+        training.samples = max(logged(SHIPPED / "mini-unet" / LOG), default=0)
+    before = logged(SHIPPED / "mini-unet" / LOG) | logged(config.out / LOG)
+    hours = max((row["hours"] for row in before.values()), default=0.0)
+    with (config.out / "configs.jsonl").open("a") as file:
+        print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
+    torch.manual_seed(config.seed + training.samples)
+    rng = np.random.default_rng(config.seed + training.samples)
+    start, total, losses, saved, step = time.monotonic(), config.minutes * 60, [], 0.0, 0
+    bar = tqdm(total=round(total), unit="s", desc="denoiser")
+    while True:
+        spent = time.monotonic() - start
+        lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.05, (1 - spent / total) / config.cooldown))
+        losses.append(training.step(pool.batch(config.batch, rng, config.dropped, config.garbled), lr))
+        step += 1
+        bar.update(round(spent) - bar.n)
+        finished = spent >= total
+        if finished or spent - saved >= config.checkpoint_minutes * 60:
+            saved = spent
+            training.save(config.out)
+            averaged = training.averaged_model()
+            sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
+            row = dict(
+                samples=training.samples,
+                hours=round(hours + spent / 3600, 3),
+                loss=round(float(np.mean(losses, axis=0)[0]), 5),
+                naming_loss=round(float(np.mean(losses, axis=0)[1]), 5),
+                reading_loss=round(float(np.mean(losses, axis=0)[2]), 5),
+                held_out_loss=held_out_loss(averaged, held),
+                lr=lr,
+            )
+            with (config.out / LOG).open("a") as file:
+                print(json.dumps(row), file=file, flush=True)
+            bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
+            losses = []
+        if finished:
+            return
+
+
+def ship(config: Config) -> None:
+    """The averaged weights, and the log of how they came about, to where `load` finds them."""
+    training = Training(first_model(config), config)
+    training.resume(config.out)
+    training.averaged_model().save(SHIPPED / "mini-unet")
+    rows = {**logged(SHIPPED / "mini-unet" / LOG), **logged(config.out / LOG)}
+    (SHIPPED / "mini-unet" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    ship(config) if config.ship else train(config)

@@ -1,0 +1,61 @@
+"""What the words of a prompt make of each other inside the text encoder."""
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from toushi.probe.figures.fonts import drawable
+from toushi.probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, percent, styled
+
+CELL = 0.2  # inches
+
+
+@styled
+def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None = None, language: str = "en") -> Figure:
+    """Attention of one encoder layer, rows the reading token, columns the token that is read.
+
+    `layer` counts from 0 as in the site names; `head` None is the mean of the heads. Tokens are labelled with their
+    characters. A row sums to 1 where the encoder reads nothing but these tokens. FLUX.1's T5 also reads the padding,
+    which a trace does not keep: its rows sum to less, and the figure says how much is missing. `language` of the
+    labels: zh or en.
+    """
+    attention = trace.encoder_attention(layer, branch)
+    values = (attention.mean("head") if head is None else attention.sel(head=head)).values
+    names = [drawable(text).strip() or "␣" for text in attention["text"].values.tolist()]
+    which = (
+        of(language, "各头平均", "mean of heads") if head is None else of(language, f"第 {head} 个头", f"head {head}")
+    )
+    title = of(language, f"编码器第 {layer} 层，{which}", f"encoder layer {layer}, {which}")
+    note = of(language, "行读列", "row reads column")
+    unkept = 1 - float(values.sum(1).min(initial=1))
+    if unkept > 0.005:
+        share = percent(unkept)
+        note += of(language, f"；另有至多 {share} 读了填充，未画出", f"; padding, up to {share} of a row, is not shown")
+    side = max(len(names) * CELL, 1.2)
+    left = 0.25 + 0.085 * max((cells(name) for name in names), default=0)
+    above = left + 0.3
+    wide, tall = left + side + 1.0, above + side + 0.1
+    figure = Figure(figsize=(max(wide, 2.6, 0.3 + 0.052 * cells(note)), tall))
+    wide = figure.get_figwidth()
+    axes = figure.add_axes((left / wide, 0.1 / tall, side / wide, side / tall))
+    top = float(values.max()) if values.size else 1.0
+    axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
+    axes.xaxis.tick_top()
+    ticks = range(len(names))
+    axes.set_xticks(ticks, ["\n".join(name) if stands(name) else name for name in names], linespacing=1)
+    for label, name in zip(axes.get_xticklabels(), names):
+        label.set_rotation(0 if stands(name) else 90)
+    axes.set_yticks(ticks, names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.text(0.1 / wide, 1 - 0.08 / tall, title, size=10, va="top")
+    figure.text(0.1 / wide, 1 - 0.27 / tall, note, size=7, va="top", color=FAINT)
+    place = ((left + side + 0.12) / wide, 0.1 / tall, 0.11 / wide, min(side, 2.2) / tall)
+    colour_bar(
+        figure, place, top, of(language, "注意力概率", "attention probability"), matplotlib.colormaps[SEQUENTIAL]
+    )
+    return figure
+
+
+def stands(name: str) -> bool:
+    """Whether a label is set upright, sign under sign: one character, or Chinese."""
+    return len(name) == 1 or cells(name) == 2 * len(name)

@@ -1,0 +1,193 @@
+"""What each layer of a text encoder makes of a few sentences: how its words change, what they are like, what they read."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from toushi.probe.analysis.layer_measures import commonness, cosine
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.figures.encoder_figure import stands
+from toushi.probe.figures.fonts import drawable
+from toushi.probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, shortened, styled
+
+CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
+OTHERS = ("不同词，平均", "different words, mean")
+
+
+@styled
+def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
+    """Three blocks of maps from `lens(encoder, texts)`, one scale in each block.
+
+    First, for each text, the cosine of every word with its own embedding (layer 0), layer by layer; the last row is the
+    mean cosine of different words at that layer, which any similarity has to be read against. Then, for the first
+    text and each other one, the cosines of their words at `layers` (default: four, evenly spread). Last, for each text,
+    how much its words read of each other, of other text and of special tokens at those layers: attention probability,
+    mean of the heads; rows sum to 1. Left out, with a note, if the encoder's attention cannot be read. `language` of
+    the labels: zh or en.
+    """
+    if not len(readings):
+        raise ToushiError("expected at least one text that was read, but none came")
+    every = [int(number) for number in readings[0].states["layer"].values]
+    chosen = spread(every[1:], 4) if layers is None else [known_layer(number, every) for number in layers]
+    states = [reading.word_states() for reading in readings]
+    names = [[drawable(shortened(name, 12)) or "␣" for name in state["word"].values.tolist()] for state in states]
+
+    blocks: list[tuple[str, str, list[list[Map]], tuple[float, float]]] = []
+    heads = [str(number) for number in every]
+    own = [
+        [
+            Map(
+                of(language, f"句 {index}", f"sentence {index}"),
+                [*name, of(language, *OTHERS)],
+                heads,
+                changed(state.values),
+            )
+        ]
+        for index, (state, name) in enumerate(zip(states, names), 1)
+    ]
+    title = of(language, "每个词与它自己的嵌入", "each word beside its own embedding")
+    blocks.append((title, of(language, "与第 0 层的余弦", "cosine with layer 0"), own, (lowest(own), 1.0)))
+    if len(readings) > 1:
+        pairs = []
+        for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
+            maps = [cosine(states[0].sel(layer=k).values, other.sel(layer=k).values) for k in chosen]
+            titles = [of(language, f"与句 {index}，第 {k} 层", f"with {index}, layer {k}") for k in chosen]
+            pairs.append([Map(title, names[0], name, values) for title, values in zip(titles, maps)])
+        title = of(language, "句 1 的词（行）与另一句的词", "words of sentence 1 (rows) beside those of another")
+        blocks.append((title, of(language, "余弦", "cosine"), pairs, (lowest(pairs), 1.0)))
+    blind = next((f"layer {k} {why}" for r in readings for k, why in r.blind.items()), "")
+    note = blind and of(language, f"没有显示注意力：{blind}", f"attention is not shown: {blind}")
+    reading_layers = [] if note else [k for k in chosen if k]  # layer 0 is the embeddings, which read nothing
+    if reading_layers:
+        rows = []
+        for index, (reading, name) in enumerate(zip(readings, names), 1):
+            read = reading.word_attention().mean("head")
+            titles = [of(language, f"句 {index}，第 {k} 层", f"sentence {index}, layer {k}") for k in reading_layers]
+            columns = [*name, of(language, "其他％", "other %"), of(language, "特殊％", "special %")]
+            maps = [read.sel(layer=k).values for k in reading_layers]
+            rows.append([Map(title, name, columns, part, told=2) for title, part in zip(titles, maps)])
+        top = max((float(one.coloured.max()) for row in rows for one in row if one.coloured.size), default=1.0)
+        title = of(
+            language,
+            "每个词（行）读了谁：别的词、其他文字、特殊词元",
+            "what the words (rows) read: other words, other text, special tokens",
+        )
+        blocks.append((title, of(language, "注意力概率", "attention probability"), rows, (0.0, top)))
+    return _page(readings, blocks, note or of(language, "各头平均", "mean of heads"))
+
+
+class Map:
+    """One matrix with names along both sides. The last `told` columns are written in percent, not coloured."""
+
+    def __init__(self, title: str, rows: list[str], columns: list[str], values: np.ndarray, told: int = 0):
+        self.title, self.rows, self.columns, self.values, self.told = title, rows, columns, values, told
+
+    @property
+    def coloured(self) -> np.ndarray:
+        return self.values[:, : len(self.columns) - self.told]
+
+    @property
+    def left(self) -> float:
+        """Room for the names of the rows, in inches."""
+        return 0.12 + 0.078 * max(map(cells, self.rows), default=0)
+
+    @property
+    def above(self) -> float:
+        """Room for the title and the names of the columns."""
+        upright = [0.145 * len(name) if stands(name) else 0.078 * cells(name) for name in self.columns]
+        return 0.1 + max(upright, default=0) + (0.2 if self.title else 0)
+
+    @property
+    def slot(self) -> float:
+        """Width of the matrix, or of its title where that is wider."""
+        return max(self.size[0], 0.075 * cells(self.title))
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the matrix itself."""
+        return max(1, len(self.columns)) * CELL, max(1, len(self.rows)) * CELL
+
+
+def lowest(rows: list[list[Map]]) -> float:
+    """Where the scale begins: 0, or the lowest value if that is negative."""
+    values = [one.values[np.isfinite(one.values)] for row in rows for one in row]
+    return min(0.0, *(float(one.min()) for one in values if one.size), 0.0)
+
+
+def changed(states: np.ndarray) -> np.ndarray:
+    """Cosine of each word with its embedding, and below it the mean of different words: [word + 1, layer]."""
+    own = np.array([cosine(word[:1], word)[0] for word in np.swapaxes(states, 0, 1)]).reshape(-1, len(states))
+    return np.concatenate([own, commonness(states)[None]])
+
+
+def spread(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly from the first to the last."""
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
+    return [numbers[place] for place in places]
+
+
+def known_layer(number: int, every: Sequence[int]) -> int:
+    if number not in every:
+        raise ToushiError(f"there is no layer {number}; the encoder has {every[0]} (the embeddings) to {every[-1]}")
+    return number
+
+
+def _page(readings, blocks, note: str) -> Figure:
+    texts = [drawable(reading.text) for reading in readings]
+    caption = [shortened(f"{index}  {text}", 110) for index, text in enumerate(texts, 1)]
+    wide, tall = 0.0, 0.3 + 0.2 * len(caption)
+    for _, _, rows, _ in blocks:
+        tall += HEAD + sum(max(one.above + one.size[1] for one in row) + GAP / 2 for row in rows if row)
+        wide = max([wide, *(sum(one.left + one.slot + GAP for one in row) for row in rows)])
+    tall += 0.35
+    wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(cells, [*caption, note[:110]])), 4.0)
+    figure = Figure(figsize=(wide, tall))
+
+    def write(x: float, y: float, said: str, **look) -> None:
+        figure.text(x / wide, 1 - y / tall, said, va="top", **look)
+
+    for index, line in enumerate(caption):
+        write(0.15, 0.12 + 0.2 * index, line, size=11)
+    y = 0.2 + 0.2 * len(caption)
+    for title, unit, rows, (low, top) in blocks:
+        write(0.15, y + 0.1, title, size=10)
+        y += HEAD
+        begin, right = y, 0.0
+        for row in filter(None, rows):
+            x, above = 0.15, max(one.above for one in row)
+            for one in row:
+                x += one.left
+                place = (x / wide, 1 - (y + above + one.size[1]) / tall, one.size[0] / wide, one.size[1] / tall)
+                _matrix(figure.add_axes(place), one, low, top)
+                x += one.slot + GAP
+            right = max(right, x)
+            y += above + max(one.size[1] for one in row) + GAP / 2
+        first = next(row[0] for row in rows if row)
+        length = min(max(first.size[1], 0.9), 2.2)
+        place = (right / wide, 1 - (begin + first.above + length) / tall, 0.11 / wide, length / tall)
+        bar = colour_bar(figure, place, 1.0, unit, matplotlib.colormaps[SEQUENTIAL])
+        bar.set_yticks([0, 0.5, 1], [f"{value:.2f}" for value in (low, (low + top) / 2, top)])
+    foot = "  ·  ".join(part for part in (readings.encoder, note) if part)
+    figure.text(0.15 / wide, 0.08 / tall, drawable(shortened(foot, 150)), size=7, va="bottom", color=FAINT)
+    return figure
+
+
+def _matrix(axes: Axes, one: Map, low: float, top: float) -> None:
+    if one.coloured.size:
+        axes.imshow(one.coloured, cmap=SEQUENTIAL, vmin=low, vmax=top, interpolation="nearest", aspect="auto")
+    for row, column in np.ndindex(len(one.rows), one.told):
+        place = len(one.columns) - one.told + column
+        axes.text(place, row, f"{100 * one.values[row, place]:.0f}", size=7, ha="center", va="center")
+    axes.set(xlim=(-0.5, max(1, len(one.columns)) - 0.5), ylim=(max(1, len(one.rows)) - 0.5, -0.5))
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(one.columns)), ["\n".join(n) if stands(n) else n for n in one.columns], linespacing=1)
+    for label, name in zip(axes.get_xticklabels(), one.columns):
+        label.set_rotation(0 if stands(name) or name.isdigit() else 90)
+    axes.set_yticks(range(len(one.rows)), one.rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if one.title:
+        axes.text(0, 1 + (one.above - 0.22) / one.size[1], one.title, transform=axes.transAxes, size=8, va="bottom")

@@ -1,0 +1,212 @@
+"""What was drawn right, by layer and by model, and the pictures themselves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from toushi.probe.figures.embedded_fonts import picture_in
+from toushi.probe.figures.fonts import drawable
+from toushi.probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, of, shortened, styled
+
+NAMES = {
+    "object": ("物体", "objects"),
+    "colour": ("颜色", "colours"),
+    "position": ("位置", "positions"),
+    "place": ("地点", "places"),
+    "colour, drawn": ("画出的物体的颜色", "colours of objects drawn"),
+    "position, drawn": ("画出的物体的位置", "positions of objects drawn"),
+    "sense, before": ("词义，语境在前", "senses, context before"),
+    "sense, after": ("词义，语境在后", "senses, context after"),
+    "choice, before": ("二义择一，语境在前", "one of two senses, context before"),
+    "choice, after": ("二义择一，语境在后", "one of two senses, context after"),
+    "bidirectional": ("双向", "bidirectional"),
+    "causal": ("因果", "causal"),
+    "word": ("在词处", "at the word"),
+    "last token": ("在末词元处", "at the last token"),
+    "before": ("语境在前", "context before"),
+    "after": ("语境在后", "context after"),
+}
+
+
+def said(name: str, language: str) -> str:
+    return of(language, *NAMES[name]) if name in NAMES else name
+
+
+@styled
+def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -> Figure:
+    """Share of pictures that are right by the layer that they were drawn from, and from which layer each thing is there.
+
+    `curves` has thing, layer, right, low, high; `onsets` thing, onset, low, high.
+    """
+    sense = curves.thing.str.startswith("sense")
+    panels = [part for part in (curves[~sense], curves[sense]) if len(part)]
+    figure = Figure(figsize=(PAGE, 3.9))
+    grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
+    for part, axes, below in zip(panels, *grid):
+        things = [thing for thing in NAMES if thing in set(part.thing)]
+        for index, thing in enumerate(things):
+            whole = thing.removesuffix(", drawn")
+            colour, line = CATEGORIES[things.index(whole)], "-" if whole == thing else (0, (3, 2))
+            some = part[part.thing == thing]
+            band(axes, some, "right", "low", "high", colour, label=said(thing, language), linestyle=line)
+            for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
+                dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
+        axes.set_ylim(0, 1.03)
+        axes.legend(fontsize=7, loc="lower right")
+        below.set_yticks([])
+        by_layer(below, part.layer, language, reach=(3.6, -0.6))
+    grid[0, 0].set_ylabel(of(language, "画对的比例", "share drawn right"))
+    title = of(language, "达到最佳层 80% 的首层及区间", "first layer with 80 % of the best one's share")
+    grid[1, 0].set_title(title, loc="left", fontsize=8)
+    figure.subplots_adjust(left=0.075, right=0.99, bottom=0.12, top=0.97, hspace=0.22, wspace=0.06)
+    figure.set_label(
+        of(
+            language,
+            "以第 k 层的输出为条件画出的图中，提示所要的事物画对的比例，带 95% 区间；虚线只算已画出的物体；下：每样事物从哪一层起已有。",
+            "Of pictures conditioned on layer k's output, the share in which what the prompt asks for is right, with 95 % "
+            "intervals; dashed, among the objects that are drawn alone; below, from which layer each thing is there.",
+        )
+    )
+    return figure
+
+
+@styled
+def pictures_figure(pictures: pd.DataFrame, language: str) -> Figure:
+    """A row of pictures for each prompt, from the embeddings to the last layer.
+
+    `pictures` has prompt, layer, picture (text of `embedded`).
+    """
+    prompts, layers = list(dict.fromkeys(pictures.prompt)), sorted(set(pictures.layer))
+    heads = [drawable(prompt) for prompt in prompts]
+    columns = [of(language, f"第 {k} 层" if k else "词嵌入", f"layer {k}" if k else "embeddings") for k in layers]
+    grid = [[_only(pictures, prompt=prompt, layer=layer) for layer in layers] for prompt in prompts]
+    figure = picture_grid(grid, heads, [column if i % 3 == 0 else "" for i, column in enumerate(columns)])
+    figure.set_label(
+        of(
+            language,
+            "同一提示、同一噪声，逐层以第 k 层的输出（经末端归一化）为条件画出的图。",
+            "The same prompt and noise, drawn from layer k's output (final norm applied), layer by layer.",
+        )
+    )
+    return figure
+
+
+@styled
+def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Embedded pictures in a table, its rows named above them, its columns at the top; as wide as a page."""
+    gap, name = 0.03, 0.2
+    head = 0.07 + 0.13 * max(text.count("\n") + 1 for text in columns)
+    side = (PAGE - gap) / len(columns) - gap
+    size = (PAGE, head + len(rows) * (side + name) + gap)
+    figure = Figure(figsize=size)
+    page = figure.add_axes((0, 0, 1, 1))
+    page.set_axis_off()
+    for column, text in enumerate(columns):
+        page.text(gap + column * (side + gap), 0.05, text, va="top", size=7, color=FAINT)
+    for row, (text, some) in enumerate(zip(rows, pictures)):
+        top = head + row * (side + name)
+        page.text(gap, top + name - 0.04, text, va="bottom", size=8, color=INK)
+        for column, picture in enumerate(some):
+            left, under = gap + column * (side + gap), top + name + side
+            place = (left, left + side, under, under - side)
+            page.imshow(picture_in(picture), interpolation="nearest", extent=place, aspect="auto")
+    page.set(xlim=(0, size[0]), ylim=(size[1], 0))
+    return figure
+
+
+def _only(pictures: pd.DataFrame, **wanted) -> str:
+    some = pictures
+    for column, value in wanted.items():
+        some = some[some[column] == value]
+    return some.picture.iloc[0]
+
+
+@styled
+def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) -> Figure:
+    """What each twin draws right, thing by thing, and beside it by how much the bidirectional one is better.
+
+    `rates` has model, thing, right, low, high; `differences` thing, difference, low, high.
+    """
+    things = [thing for thing in NAMES if thing in set(rates.thing)]
+    figure = Figure(figsize=(PAGE * 0.85, 0.32 * len(things) + 0.95))
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for index, thing in enumerate(things):
+        for model, colour, shift in zip(("bidirectional", "causal"), CATEGORIES, (-0.13, 0.13)):
+            for one in rates[(rates.thing == thing) & (rates.model == model)].itertuples():
+                label = said(model, language) if index == 0 else None
+                dot(axes, index + shift, one.right, one.low, one.high, colour, label, linewidth=1.6)
+        for one in differences[differences.thing == thing].itertuples():
+            dot(beside, index, one.difference, one.low, one.high, INK, linewidth=1.6)
+    beside.axvline(0, color=FAINT, linewidth=0.6)
+    axes.set_yticks(range(len(things)), [said(thing, language) for thing in things])
+    axes.set_ylim(len(things) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks(np.arange(0, 1.01, 0.25))
+    beside.tick_params(axis="y", left=False)
+    axes.set_xlabel(of(language, "画对的比例", "share drawn right"))
+    beside.set_xlabel(of(language, "双向 − 因果", "bidirectional − causal"))
+    axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    tall = figure.get_figheight()
+    figure.subplots_adjust(left=0.3, right=0.98, bottom=0.45 / tall, top=1 - 0.25 / tall, wspace=0.14)
+    figure.set_label(
+        of(
+            language,
+            "两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
+            "What the twins draw right, and the difference between them (same prompts and noise), with 95 % "
+            "intervals; “of objects drawn” and “one of two senses” count only what each of them drew.",
+        )
+    )
+    return figure
+
+
+@styled
+def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
+    """How many senses are read off by layer: at the word and at the last token, the context before and after it.
+
+    `read` has model, where, place, layer, accuracy, low, high, accuracy_shuffled.
+    """
+    figure = Figure(figsize=(PAGE, 2.3))
+    panels = [(where, place) for where in ("word", "last token") for place in ("before", "after")]
+    for axes, (where, place) in zip(figure.subplots(1, 4, sharex=True, sharey=True), panels):
+        for model, colour in zip(("bidirectional", "causal"), CATEGORIES):
+            part = read[(read.model == model) & (read["where"] == where) & (read.place == place)]
+            band(axes, part, "accuracy", "low", "high", colour, label=said(model, language))
+            axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.8, linestyle="--")
+        axes.axhline(0.5, color=FAINT, linewidth=0.5)
+        comma = of(language, "，", ", ")
+        title, lowest = said(where, language) + comma + said(place, language), min(0.35, float(read.low.min()))
+        by_layer(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
+    figure.axes[0].set_ylabel(of(language, "读对的词义", "senses read off"))
+    figure.axes[0].legend(fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7)
+    figure.subplots_adjust(left=0.075, right=0.99, bottom=0.19, top=0.9, wspace=0.08)
+    figure.set_label(
+        of(
+            language,
+            "从状态读出词义的准确率，逐层，带 95% 区间：在词自身处与末词元处，语境在词前与词后。语境在后时，因果模型在词处不可能知道。",
+            "Accuracy of the senses read off the states by layer, with 95 % intervals: at the word itself and at the last "
+            "token, the context before and after the word. A causal model cannot know at the word what comes after it.",
+        )
+    )
+    return figure
+
+
+@styled
+def pairs_figure(pictures: pd.DataFrame, language: str) -> Figure:
+    """Minimal pairs as each twin draws them: a column for each prompt, a row for each model.
+
+    `pictures` has model, prompt, picture.
+    """
+    models, prompts = list(dict.fromkeys(pictures.model)), list(dict.fromkeys(pictures.prompt))
+    grid = [[_only(pictures, prompt=prompt, model=model) for prompt in prompts] for model in models]
+    heads = [drawable(shortened(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
+    figure = picture_grid(grid, [said(model, language) for model in models], heads)
+    figure.set_label(
+        of(
+            language,
+            "最小对句：同一个词，只有语境不同，噪声相同。",
+            "Minimal pairs: the same word and noise, only the context differs.",
+        )
+    )
+    return figure

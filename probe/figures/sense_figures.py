@@ -1,0 +1,151 @@
+"""How well each layer of a text encoder tells the senses of a word apart, and which other words tell it."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from toushi.probe.figures.encoder_figure import stands
+from toushi.probe.figures.fonts import drawable
+from toushi.probe.figures.style import (
+    CATEGORIES,
+    FAINT,
+    PAGE,
+    SEQUENTIAL,
+    SHORT,
+    band,
+    by_layer,
+    cells,
+    colour_bar,
+    of,
+    styled,
+)
+
+PLACES = {
+    "both": ("全部句子", "all sentences"),
+    "before": ("语境在词前", "context before the word"),
+    "after": ("语境在词后", "context after the word"),
+}
+
+
+@styled
+def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
+    """Read-out accuracy by layer, mean over words with its interval; dashed the same with the senses shuffled.
+
+    `senses` has weights, where (word, neighbour), place (both, before, after), layer, accuracy, low, high,
+    accuracy_shuffled; a bag of the words around (where) has no layers but 0. A panel for each place of the context.
+    """
+    lines = [
+        ("trained", "word", of(language, "该词", "the word")),
+        ("trained", "neighbour", of(language, "邻字", "its neighbour")),
+    ]
+    lines.append(("random", "word", of(language, "该词，随机权重", "the word, random weights")))
+    figure = Figure(figsize=(PAGE, 2.5))
+    for axes, (place, title) in zip(figure.subplots(1, 3, sharey=True), PLACES.items()):
+        for colour, (weights, where, label) in zip(CATEGORIES, lines):
+            chosen = (senses.place == place) & (senses.weights == weights) & (senses["where"] == where)
+            part = senses[chosen]
+            if len(part):
+                band(axes, part, "accuracy", "low", "high", colour, label=label)
+                axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
+        for bag in senses[(senses.place == place) & (senses["where"] == "bag")].accuracy:
+            axes.axhline(bag, color=CATEGORIES[3], linewidth=0.9, linestyle=":", label=of(language, "词袋", "a bag"))
+        axes.axhline(0.5, color=FAINT, linewidth=0.5)
+        lowest = min(0.2, float(senses.accuracy.min()) - 0.02)
+        by_layer(axes, senses.layer, language, of(language, *title), 9, (lowest, 1.02))
+    figure.axes[0].set_ylabel(of(language, "词义读对的比例", "right senses"))
+    title = of(language, "虚线：打乱词义", "dashed: senses shuffled")
+    figure.axes[0].legend(loc="lower right", title=title, title_fontsize=6, fontsize=6, labelspacing=0.2)
+    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.19, top=0.9, wspace=0.07)
+    figure.set_label(
+        of(
+            language,
+            "逐层从词自身的状态读出词义的正确率，对词取平均，带 95% 区间（对词重抽样）。",
+            "How often the sense is read off the word's own state, by layer, mean over words with 95 % intervals that resample "
+            "words.",
+        )
+    )
+    return figure
+
+
+@styled
+def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
+    """How much the word's state changes when a word of the deciding or of the shared side is left out, by layer.
+
+    `left_out` has place (before, after), side (decides, shared), layer, change, low, high.
+    """
+    sides = {
+        "decides": of(language, "决定词义的一侧", "side that decides"),
+        "shared": of(language, "相同的一侧", "shared side"),
+    }
+    figure = Figure(figsize=(4.8, 2.5))
+    places = [place for place in ("before", "after") if (left_out.place == place).any()]
+    for axes, place in zip(figure.subplots(1, len(places), sharey=True, squeeze=False)[0], places):
+        for colour, (side, label) in zip(CATEGORIES, sides.items()):
+            part = left_out[(left_out.place == place) & (left_out.side == side) & (left_out.layer > 0)]
+            band(axes, part, "change", "low", "high", colour, label=label)
+        by_layer(axes, left_out.layer, language, of(language, *PLACES[place]), 9, (0, None), SHORT)
+    figure.axes[0].set_ylabel(of(language, "状态变化（1 − 余弦）", "change of state (1 - cosine)"))
+    figure.axes[-1].legend(fontsize=7)
+    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.19, top=0.9, wspace=0.08)
+    figure.set_label(
+        of(
+            language,
+            "去掉一个别的词，该词的状态变化多少，逐层（去掉决定词义一侧的词、相同一侧的词）。",
+            "How much the word's state changes when one other word is left out, by layer: a word of the side that decides "
+            "the sense, or of the shared side.",
+        )
+    )
+    return figure
+
+
+@styled
+def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figure:
+    """Word-by-word matrices of a sentence at some layers: rows are whose state, columns the word that is left out.
+
+    `example` has sentence, layer, query, read, value. Each layer has a scale of its own, to its largest value.
+    """
+    words = list(example["query"].drop_duplicates())
+    names = [drawable(word) for word in words]
+    side = max(1.0, 0.17 * len(words))
+    left = 0.2 + 0.085 * max(map(cells, names))
+    layers = max(1, min(layers, int((PAGE - left) / (side + 0.6))))
+    every = [layer for layer in sorted(example.layer.unique()) if layer]
+    chosen = [every[place] for place in np.linspace(0, len(every) - 1, min(layers, len(every))).round().astype(int)]
+    above = 0.75 + max(0.13 * len(name) if stands(name) else 0.07 * cells(name) for name in names)
+    wide, tall = left + len(chosen) * (side + 0.6), above + side + 0.25
+    figure = Figure(figsize=(wide, tall))
+    figure.text(0.1 / wide, 1 - 0.08 / tall, drawable(str(example.sentence.iloc[0])), va="top", size=10)
+    for index, layer in enumerate(chosen):
+        part = example[example.layer == layer]
+        values = (
+            part.pivot(index="query", columns="read", values="value")
+            .reindex(index=words, columns=words)
+            .to_numpy(float)
+        )
+        x = left + index * (side + 0.6)
+        axes = figure.add_axes((x / wide, 0.25 / tall, side / wide, side / tall))
+        top = float(values[np.isfinite(values)].max(initial=0)) or 1.0
+        axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
+        axes.xaxis.tick_top()
+        ticks = range(len(words))
+        axes.set_xticks(ticks, ["\n".join(name) if stands(name) else name for name in names], linespacing=1, fontsize=7)
+        for label, name in zip(axes.get_xticklabels(), names):
+            label.set_rotation(0 if stands(name) else 90)
+        axes.set_yticks(ticks, names if not index else [""] * len(names), fontsize=7)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        figure.text(x / wide, 1 - 0.34 / tall, of(language, f"第 {layer} 层", f"layer {layer}"), va="top", size=8)
+        place = ((x + side + 0.06) / wide, 0.25 / tall, 0.07 / wide, side / tall)
+        colour_bar(figure, place, top, "", matplotlib.colormaps[SEQUENTIAL]).tick_params(labelsize=6)
+    note = of(language, "行：谁的状态变化；列：去掉的词", "row: whose state changes; column: the word left out")
+    figure.text(0.1 / wide, 0.06 / tall, note, size=7, color=FAINT, va="bottom")
+    figure.set_label(
+        of(
+            language,
+            f"去掉“{example.sentence.iloc[0]}”中的一个词，其余各词的状态变化多少（1 − 余弦），各层自有标尺。",
+            f"How much the other words' states change when one word of “{example.sentence.iloc[0]}” is left out (1 - cosine); "
+            "each layer has a scale of its own.",
+        )
+    )
+    return figure

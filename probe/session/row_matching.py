@@ -1,0 +1,83 @@
+"""Which row of the denoiser's batch is which text: found by value, never by the order of rows.
+
+Pipelines differ in the order ([negative, positive] or the reverse), change it, or drop guidance part-way. What does
+not change is that each row carries a text that the encoding returned.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import Encoded, Stretch
+
+Place = tuple[str, int]  # branch, and which picture of the batch
+
+
+class BranchMismatch(ToushiError):
+    """The denoiser was given a text that the encoding did not return."""
+
+
+def places(
+    rows: Sequence[Tensor],
+    texts: Mapping[str, Sequence[Tensor]],
+    order: Sequence[str],
+    seen: Collection[Place] = (),
+) -> list[Place]:
+    """Branch and picture of each row. Rows and texts are [column, feature], without padding.
+
+    Texts that are equal (an empty prompt beside an empty negative one) cannot be told apart by value: among them
+    `order`, the family's order of branches in a batch, decides; where there are fewer rows than texts, those come
+    first that were not `seen` in this step yet (pipelines may evaluate their branches in separate calls), then `cond`.
+    """
+    every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
+    equals = [tuple(place for place in every if equal(row, texts[place[0]][place[1]])) for row in rows]
+    for index, (row, places) in enumerate(zip(rows, equals)):
+        if not places:
+            known = ", ".join(f"{branch} {tuple(texts[branch][item].shape)}" for branch, item in every)
+            raise BranchMismatch(
+                f"row {index} of the denoiser's text, {tuple(row.shape)}, equals no text that was encoded: "
+                f"{known or 'none was'}. Encode the prompts inside `with record(...)`, and pass them on unchanged."
+            )
+    result: list[Place | None] = [None] * len(rows)
+    for group in dict.fromkeys(equals):
+        members = [index for index, places in enumerate(equals) if places == group]
+        for index, place in zip(members, _shared_out(group, len(members), order, seen)):
+            result[index] = place
+    return [place for place in result if place is not None]
+
+
+def _shared_out(group: Sequence[Place], count: int, order: Sequence[str], seen: Collection[Place]) -> list[Place]:
+    """The places of `count` rows, in their order, among texts that are all equal."""
+    if count > len(group):
+        raise BranchMismatch(
+            f"{count} rows of the denoiser's batch carry one text that was encoded {len(group)} times: "
+            "several pictures of one prompt in one batch. Pass the prompt once for each picture."
+        )
+    if count < len(group):
+        group = sorted(group, key=lambda place: (place in seen, place[0] != "cond"))[:count]
+    rank = {branch: number for number, branch in enumerate(order)}
+    return sorted(group, key=lambda place: (rank.get(place[0], len(rank)), place[1]))
+
+
+def equal(row: Tensor, text: Tensor) -> bool:
+    return row.shape == text.shape and torch.equal(row, text.to(row))
+
+
+def known(texts: Mapping[str, Sequence[Encoded]], aside: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    """The texts, those that came as embeddings with their prompts, if they are among those that were encoded aside."""
+
+    def one(text: Encoded) -> Encoded:
+        same = (other for other in aside if equal(other.states, text.states))
+        return text if text.prompt is not None else next(same, text)
+
+    return {branch: list(map(one, some)) for branch, some in texts.items()}
+
+
+def alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:
+    """The rows, those together that have image and text at the same places of their sequence."""
+    groups: dict[Stretch | None, list[int]] = {}
+    for row in sorted(rows):
+        groups.setdefault(None if joint is None else joint[row], []).append(row)
+    return groups

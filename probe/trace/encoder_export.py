@@ -1,0 +1,129 @@
+"""What of a trace of kind `encoder` goes into a file: states and attention of every layer, by word or by token.
+
+    npz, zarr   for each text `text/0/states` [layer, word, feature] and `text/0/attention` [layer, head, query, word];
+                with tokens=True [layer, token, feature] and [layer, head, query, token]. `about` says what lies along
+    parquet     a row for each layer and word (or token) of a text: text, layer, word (or token), characters, state
+
+States are pooled to words as `Reading.word_states` says; the columns of attention by word end with what is read of other
+text and of special tokens. Attention is not in the parquet table.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toushi.probe.text.alignment import UnknownWord
+from toushi.probe.trace.encoder_trace import EncoderTrace
+from toushi.probe.trace.selection import Asked, NotRecorded
+from toushi.probe.trace.text_encoding import Reading
+
+
+def prepared(trace: EncoderTrace, to: str, words: Sequence[Asked] | None, tokens: bool):
+    """A function that writes the file, what is said of it, and the texts that lack the words, with the reason."""
+    asked: dict[int, list | None] = {}
+    left_out: dict[str, str] = {}
+    for number, text in enumerate(trace.texts):
+        if words is None:
+            asked[number] = None
+            continue
+        reading = trace.reading(number)
+        try:
+            asked[number] = reading.spans(list(words))
+        except UnknownWord as missing:
+            left_out[f"text {number}: {text}"] = str(missing)
+    if not asked:
+        raise NotRecorded(f"There is nothing to export: {next(iter(left_out.values()), 'the trace has no texts')}")
+    about: dict[str, Any] = {
+        "format": "toushi-export",
+        "version": 1,
+        "kind": "encoder",
+        "model": trace.manifest.get("model"),
+        "layers": trace.layers,
+        "complete": trace.complete,
+        "texts": {str(number): trace.texts[number] for number in asked},
+        "left_out": left_out,
+    }
+    write = {"npz": _write_npz, "zarr": _write_zarr, "parquet": _write_parquet}[to]
+    return partial(write, trace, asked, tokens, about), about, left_out
+
+
+def _arrays(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, tick) -> Iterator[tuple[str, np.ndarray]]:
+    """Each array with its name; its description goes to `about`."""
+    about["arrays"] = {}
+    for done, (number, words) in enumerate(asked.items(), 1):
+        reading = trace.reading(number)
+        states = reading.states if tokens else reading.word_states(words)
+        found = {"states": states}
+        if not reading.blind:
+            found["attention"] = reading.attention if tokens else reading.word_attention(words)
+        for name, array in found.items():
+            along = {str(dim): array[dim].values.tolist() for dim in array.dims if dim in array.coords}
+            if tokens:
+                along["characters"] = [token.text for token in reading.tokens]
+            about["arrays"][f"text/{number}/{name}"] = {"axes": list(map(str, array.dims)), **along}
+            yield f"text/{number}/{name}", array.values
+        tick(done, len(asked))
+
+
+def _write_npz(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path: Path, tick) -> str:
+    with zipfile.ZipFile(path, "w", allowZip64=True) as file:
+        for name, array in _arrays(trace, asked, tokens, about, tick):
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+        with file.open("about.npy", "w") as entry:
+            np.lib.format.write_array(entry, np.array(json.dumps(about, ensure_ascii=False)), allow_pickle=False)
+    return f"{len(about['arrays'])} arrays"
+
+
+def _write_zarr(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path: Path, tick) -> str:
+    import zarr
+
+    with zarr.storage.ZipStore(path, mode="w") as store:
+        root = zarr.create_group(store)
+        for name, array in _arrays(trace, asked, tokens, about, tick):
+            description = about["arrays"][name]
+            made = root.create_array(
+                name, shape=array.shape, dtype="float32", dimension_names=description["axes"], attributes=description
+            )
+            made[...] = array
+        root.create_array("about", shape=(1,), dtype="uint8", attributes=about)
+    return f"{len(about['arrays'])} arrays"
+
+
+def _write_parquet(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path: Path, tick) -> str:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    what = "token" if tokens else "word"
+    kinds = {"text": pa.int32(), "layer": pa.int32(), what: pa.int32(), "characters": pa.string()}
+    schema = pa.schema(kinds | {"state": pa.list_(pa.float32())})
+    schema = schema.with_metadata({"toushi": json.dumps(about, ensure_ascii=False)})
+    count = 0
+    with parquet.ParquetWriter(path, schema) as file:
+        for done, (number, words) in enumerate(asked.items(), 1):
+            reading = trace.reading(number)
+            states, names = _rows(reading, words, tokens)
+            layers, places, _ = states.shape
+            columns = {
+                "text": np.full(layers * places, number, np.int32),
+                "layer": np.repeat(np.arange(layers, dtype=np.int32), places),
+                what: np.tile(np.arange(places, dtype=np.int32), layers),
+                "characters": names * layers,
+                "state": list(states.reshape(layers * places, -1).astype(np.float32)),
+            }
+            file.write_table(pa.table(columns, schema=schema))
+            count += layers * places
+            tick(done, len(asked))
+    return f"{count} rows"
+
+
+def _rows(reading: Reading, words: list | None, tokens: bool) -> tuple[np.ndarray, list[str]]:
+    if tokens:
+        return reading.states.values, [token.text for token in reading.tokens]
+    states = reading.word_states(words)
+    return states.values, states["word"].values.tolist()

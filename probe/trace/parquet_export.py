@@ -1,0 +1,91 @@
+"""The export of a picture's maps as one parquet table, a row for each value; its columns are told in `export.py`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.trace_export import Branch, Tick
+
+ROWS = 2**18  # of a row group
+
+
+def write_parquet(branches: "list[Branch]", about: dict[str, Any], path: Path, tick: "Tick") -> str:
+    """Writes the file; gives back how many rows it has, in words. Memory holds ROWS of them and a site's maps at a step."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    kinds = dict.fromkeys(("step", "head", "token", "y", "x"), pa.int32())
+    kinds |= {**dict.fromkeys(("branch", "layer", "word", "text"), text), "value": pa.float32()}
+    what = ["token", "text"] if branches[0].by_token else ["word"]
+    order = ["step", "branch", "layer", "head", *what, "y", "x", "value"]
+    metadata = {"toushi": json.dumps(about, ensure_ascii=False)}
+    schema = pa.schema([(name, kinds[name]) for name in order], metadata=metadata)
+    names = _names(branches)
+    dictionaries = {name: pa.array(values, pa.string()) for name, values in names.items()}
+
+    def batch(columns: dict[str, np.ndarray | None], size: int) -> pa.RecordBatch:
+        arrays = []
+        for name in order:
+            values = columns[name]
+            if values is None:
+                arrays.append(pa.nulls(size, kinds[name]))
+            elif name in dictionaries:
+                arrays.append(pa.DictionaryArray.from_arrays(values, dictionaries[name]))
+            else:
+                arrays.append(pa.array(values, kinds[name]))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    rows, waiting = 0, []
+    with open(path, "wb") as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+
+        def flush() -> None:
+            if waiting:
+                writer.write_table(pa.Table.from_batches(waiting, schema), row_group_size=ROWS)
+                waiting.clear()
+
+        for columns, size in _rows(branches, names, tick):
+            waiting.append(batch(columns, size))
+            rows += size
+            if sum(one.num_rows for one in waiting) >= ROWS:
+                flush()
+        flush()
+    return f"{rows:,} rows"
+
+
+def _names(branches: "list[Branch]") -> dict[str, list[str]]:
+    """The texts that a row refers to by number."""
+    texts = list(dict.fromkeys(label for branch in branches for label in branch.labels))
+    sites = list(branches[0].questions[0].trace.sites)
+    return {"branch": [branch.name for branch in branches], "layer": sites, "word": texts, "text": texts}
+
+
+def _rows(
+    branches: "list[Branch]", names: dict[str, list[str]], tick: "Tick"
+) -> Iterator[tuple[dict[str, np.ndarray | None], int]]:
+    """(column -> numbers, how many rows), at most ROWS at once, in the order of the columns."""
+    steps = sorted({step for branch in branches for step in branch.questions[0].steps})
+    for done, step in enumerate(steps, 1):
+        for number, branch in enumerate(branches):
+            labels = np.array([names["word"].index(label) for label in branch.labels], np.int32)
+            tokens = np.array(branch.questions[0].columns if branch.by_token else [], np.int32)
+            for site in branch.questions[0].sites if step in branch.questions[0].steps else ():
+                if (values := branch.values(site, step)) is None:
+                    continue
+                shape = values.shape if values.ndim == 4 else (1, *values.shape)
+                same = {"step": step, "branch": number, "layer": names["layer"].index(site)}
+                flat = values.reshape(-1)
+                for first in range(0, flat.size, ROWS):
+                    part = flat[first : first + ROWS]
+                    at = np.unravel_index(np.arange(first, first + part.size), shape)
+                    head, place, y, x = (index.astype(np.int32) for index in at)
+                    columns = {name: np.full(part.size, value, np.int32) for name, value in same.items()}
+                    columns |= {"head": head if values.ndim == 4 else None, "y": y, "x": x, "value": part}
+                    columns |= {"word": labels[place], "text": labels[place]}
+                    columns |= {"token": tokens[place]} if branch.by_token else {}
+                    yield columns, part.size
+        tick(done, len(steps))

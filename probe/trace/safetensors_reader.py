@@ -1,0 +1,149 @@
+"""Reading what lies on disk without trusting it: regular files inside the folder, of the size that was listed."""
+
+import contextlib
+import itertools
+import math
+import os
+import stat
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.manifest import DamagedTrace
+
+JSON_BYTES = 2**26  # of a manifest or a list of steps; a quarter of a million steps are less
+EMPTY = 2**20  # values along the other axes of a tensor without any
+OPEN_FILES = 256  # mapped at once; a mapping costs address space, not memory
+
+
+def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
+    """The content of a regular file in the folder. A link is refused, for it can lead out of the folder."""
+    path = folder / name
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):  # fdopen would refuse a folder in its own words
+        os.close(descriptor)
+        raise DamagedTrace(f"{path} must be a regular file; something else has that name.")
+    with os.fdopen(descriptor, "rb") as file:
+        if about.st_size > limit:
+            raise DamagedTrace(f"{path} has {about.st_size} bytes; more than {limit} cannot be right.")
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def read_lines(folder: Path, keep: str) -> list[dict]:
+    """The finished steps in order. A last line that was cut off when the process ended does not count."""
+    path = folder / layout.STEPS
+    *whole, last = read_bytes(folder, layout.STEPS, JSON_BYTES).split(b"\n", 2**20)
+    lines = [layout.check_line(layout.parse(line, where), keep, where) for where, line in _numbered(whole, path)]
+    if last:
+        with contextlib.suppress(DamagedTrace):
+            lines.append(layout.check_line(layout.parse(last, str(path)), keep, str(path)))
+    steps = [line["step"] for line in lines]
+    if any(a >= b for a, b in itertools.pairwise(steps)):
+        raise DamagedTrace(f"{path} must list the steps in order, each once; it lists {steps[:20]}.")
+    return lines
+
+
+def _numbered(lines: list[bytes], path: Path):
+    return ((f"{path} line {number}", line) for number, line in enumerate(lines, 1))
+
+
+class Tensors:
+    """One safetensors file, mapped, read slice by slice. Nothing but what is asked for is ever in memory."""
+
+    def __init__(self, folder: Path, name: str, size: int | None = None):
+        self.path = folder / name
+        try:
+            about = self.path.lstat()
+        except OSError as error:
+            raise DamagedTrace(f"{self.path} is listed but cannot be read: {error.strerror}.") from None
+        if not stat.S_ISREG(about.st_mode):
+            raise DamagedTrace(f"{self.path} must be a regular file; something else has that name.")
+        if size is not None and about.st_size != size:
+            raise DamagedTrace(
+                f"{self.path} must have {size} bytes, as listed; it has {about.st_size}. It was cut or changed "
+                "after it was written: record the run again, or leave the step out."
+            )
+        try:
+            self._file = safe_open(self.path, framework="np")
+            self.keys = frozenset(self._file.keys())
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.checked: dict[str, tuple[int, ...]] = {}  # shapes found to be what the manifest says
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DamagedTrace(f"{self.path} is not a readable safetensors file: {error}.") from None
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        shape = tuple(self._slice(key).get_shape())
+        # No bytes stand behind an empty tensor, so what is computed from it could be of any size.
+        if 0 in shape and math.prod(n for n in shape if n) > EMPTY:
+            raise DamagedTrace(f'{self.path}: "{key}" is empty, yet {shape}; that cannot be right.')
+        return shape
+
+    def read(self, key: str, where: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or the part of it that the slices (one for each axis from the first) cut out."""
+        shape = self.shape(key)
+        whole = self._slice(key)
+        if whole.get_dtype() not in ("F16", "F32", "U8"):
+            raise DamagedTrace(f'{self.path}: "{key}" must be F16, F32 or U8; {whole.get_dtype()} is there.')
+        try:
+            if not where and 0 in shape:  # safetensors cuts nothing out of an empty axis
+                return self._file.get_tensor(key)
+            return whole[where] if where else whole[:]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DamagedTrace(f'{self.path}: "{key}" cannot be read: {error}.') from None
+
+    def _slice(self, key: str):
+        if key not in self.keys:
+            raise DamagedTrace(f'{self.path} has no "{key}".')
+        return self._file.get_slice(key)
+
+
+class StepFiles:
+    """The files of one trace, each opened when it is first asked for; their tensors checked against the manifest."""
+
+    def __init__(self, folder: Path, manifest: dict, lines: list[dict]):
+        self.folder, self.manifest = folder, manifest
+        self.lines = {line["step"]: line for line in lines}
+        self._open: OrderedDict[str, Tensors] = OrderedDict()
+        self._allowed: dict[str, list[tuple[int, ...]] | None] = {}
+        self._lock = Lock()
+
+    @property
+    def steps(self) -> list[int]:
+        return list(self.lines)
+
+    def step(self, step: int) -> Tensors:
+        return self.named(self.lines[step]["file"], self.lines[step]["bytes"])
+
+    def named(self, name: str, size: int) -> Tensors:
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = Tensors(self.folder, name, size)
+                if len(self._open) > OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(name)
+            return self._open[name]
+
+    def shape(self, file: Tensors, key: str) -> tuple[int, ...]:
+        """The shape of a tensor of a step file, if it is what the manifest says."""
+        if key in file.checked:
+            return file.checked[key]
+        if key not in self._allowed:
+            self._allowed[key] = layout.step_shapes(self.manifest, key)
+        shape, allowed = file.shape(key), self._allowed[key]
+        if allowed is None or not layout.fits(shape, allowed):
+            expected = " or ".join(map(str, allowed or [])).replace("-1", "any") or "nothing of that name"
+            raise DamagedTrace(f'{file.path}: "{key}" must be {expected} by the manifest; it is {shape}.')
+        file.checked[key] = shape
+        return shape

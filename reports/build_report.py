@@ -1,0 +1,91 @@
+"""From folders of runs and traces to pages: `toushi report runs/a runs/b -o report`.
+
+    report/index.html              everything in one file, in both languages
+    report/report.zh.pdf, .en.pdf
+    report/figures/RUN/NAME.zh.svg, .pdf, .png, NAME.en.svg, …
+
+The same folders give the same bytes: no date of today is in them.
+"""
+
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from toushi.experiments.runner.run_folder import NoRun, read_manifest, write
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace import manifest as layout
+from toushi.probe.trace.reader import Trace, open_collection, open_trace
+from toushi.reports.chapter import LANGUAGES, Chapter
+from toushi.reports.figure_files import ENDINGS
+from toushi.reports.html import page
+from toushi.reports.pdf import pdf
+from toushi.reports.run_chapter import chapter_of_run
+from toushi.reports.trace_chapter import chapter_of_trace
+
+
+def report(
+    folders: Sequence[Path], out: Path, *, figures: Collection[str] = (), asked: Sequence[str] = ()
+) -> list[Path]:
+    """Writes the report into `out`, and gives back its files.
+
+    With `figures` only the files of these are made, and no page. `asked` are words of a trace whose layers are drawn.
+    """
+    sources = [source for folder in folders for source in opened(folder)]
+    if asked and not any(isinstance(source, Trace) for source in sources):
+        raise ToushiError("--words are of a trace, but none of the folders is one")
+    chapters: list[Chapter] = []
+    for source in sources:
+        folder = source.folder if isinstance(source, Trace) else source
+        key = key_of(folder, {chapter.key for chapter in chapters})
+        if isinstance(source, Trace):
+            chapters.append(chapter_of_trace(source, key, out, figures, asked))
+        else:
+            chapters.append(chapter_of_run(source, key, out, figures))
+    stems = [stem for chapter in chapters for picture in chapter.pictures for stem in dict.fromkeys(picture.stem)]
+    made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
+    if figures:
+        there = list(dict.fromkeys(name for chapter in chapters for name in chapter.all_pictures))
+        if lacking := [name for name in figures if name not in there]:
+            raise ToushiError(f"there is no figure {lacking[0]!r}; there are: {', '.join(there) or 'none'}")
+        return made
+    try:
+        write(out / "index.html", page(chapters, out))
+        for language in LANGUAGES:
+            write(out / f"report.{language}.pdf", pdf(chapters, out, language))
+    except OSError as error:
+        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another -o") from None
+    return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *made]
+
+
+def opened(folder: Path) -> list[Path | Trace]:
+    """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
+    if (folder / layout.MEMBERS).is_file():
+        return [of_picture(trace) for trace in open_collection(folder)]
+    if layout.format_of(folder) == layout.FORMAT:
+        return [of_picture(open_trace(folder))]
+    try:
+        read_manifest(folder)
+    except NoRun as error:
+        raise ToushiError(f"{error} (a report is made of what toushi run and toushi trace leave)") from None
+    return [folder]
+
+
+def of_picture(trace: Any) -> Trace:
+    if not isinstance(trace, Trace):
+        raise ToushiError(
+            f"{trace.folder} is a trace of a text encoder, and a report shows traces of pictures; "
+            f"toushi info {shlex.quote(str(trace.folder))} tells what it holds"
+        )
+    return trace
+
+
+def key_of(folder: Path, taken: Collection[str]) -> str:
+    """The folder's name as an anchor and a file name, with a number if it is taken."""
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
+    key, number = name, 1
+    while key in taken or key in LANGUAGES:
+        number += 1
+        key = f"{name}-{number}"
+    return key

@@ -1,0 +1,120 @@
+"""The chapter of a run of an experiment, from its folder: the figures are drawn from its tables, nothing is computed."""
+
+import json
+import shlex
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from toushi.experiments.runner import run_experiment as runner
+from toushi.experiments.runner.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
+from toushi.experiments.runner.study import Said
+from toushi.probe.base.errors import ToushiError
+from toushi.reports import report_messages as words
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, alike
+from toushi.reports.figure_files import Picture, picture
+from toushi.reports.report_messages import FACTS, filled
+
+
+def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
+    """The chapter; its figures (those `wanted` by name, or all) go to `out/figures/KEY`."""
+    manifest = read_manifest(folder)
+    expected = [*words.VERDICTS] if manifest.get("complete") else [None]
+    if (verdict := manifest.get("verdict")) not in expected:
+        raise ToushiError(
+            f"{folder / MANIFEST} gives the verdict {verdict!r}, but expected was {' or '.join(map(str, expected))}; "
+            "the run's own command writes it anew"
+        )
+    try:
+        study = {part: Said(**manifest["study"][part]) for part in ("title", "question", "method")}
+        notices = odd(folder, manifest)
+        tables = read_tables(folder, manifest)
+        figures, pictures = {}, []
+        if manifest["complete"]:
+            figures = drawn(folder, manifest, tables)
+            if figures is None:
+                notices.append(filled(words.NO_MODULE, name=manifest["experiment"]))
+            for name, pair in (figures or {}).items():
+                if not wanted or name in wanted:
+                    pictures.append(saved(name, pair, folder, key, out))
+        return Chapter(
+            key,
+            study["title"],
+            notices,
+            question=study["question"],
+            method=study["method"],
+            verdict=verdict,
+            sentence=Said(**manifest["sentence"]) if manifest["sentence"] else None,
+            pictures=pictures,
+            all_pictures=tuple(figures or ()),
+            sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
+            command=f"{manifest['command']} --out {shlex.quote(folder.as_posix())}",
+            facts=facts(manifest),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ToushiError(f"{folder / MANIFEST} is not whole: {error!r}") from None
+
+
+def odd(folder: Path, manifest: dict[str, Any]) -> list[Said]:
+    """What is not as it should be."""
+    versions = len({record.get("code_sha256") for record in manifest["jobs"].values()})
+    mixed = [filled(words.MIXED, count=versions)] if versions > 1 else []
+    if manifest["complete"]:
+        return mixed
+    done = len(list((folder / JOBS).glob("*.csv")))
+    notices = [filled(words.UNFINISHED, all=manifest["jobs_in_all"], done=done), *mixed]
+    if manifest["failed"]:
+        listed = "; ".join(f"{name} ({why})" for name, why in manifest["failed"].items())
+        notices.append(filled(words.FAILED, jobs=listed))
+    return notices
+
+
+def drawn(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dict[str, Figure]] | None:
+    """By name and language; None if the experiment is not here."""
+    try:
+        module = runner.experiment(manifest["experiment"])
+    except ToushiError:
+        return None
+    try:
+        by_language = {language: module.figures(dict(tables), language) for language in LANGUAGES}
+        return {name: {of: by_language[of][name] for of in LANGUAGES} for name in by_language[LANGUAGES[0]]}
+    except Exception as error:
+        raise ToushiError(f"the figures of {folder} cannot be drawn: {type(error).__name__}: {error}") from error
+
+
+def saved(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
+    """A figure's label is its caption, and its name if it has none."""
+    caption = Said(*(str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES))
+    command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
+    return picture(name, pair, caption, out, f"figures/{key}", shlex.join(command))
+
+
+def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
+    seconds = sum(record["seconds"] for record in manifest["jobs"].values())
+    hardware = manifest["hardware"]
+    machine = ", ".join([hardware["processor"], hardware["system"], *hardware["gpus"]])
+    cores = Said(f"{machine}，{hardware['cores']} 核", f"{machine}, {hardware['cores']} cores")
+    found = {
+        "config": alike(_spoken(manifest["config"])),
+        "config_sha256": alike(manifest["config_sha256"]),
+        "seeds": alike(_spoken(manifest["seeds"])),
+        "weights": alike("; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["weights"].items())),
+        "versions": alike(", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
+        "git": alike(manifest["git"] or ""),
+        "code_sha256": alike(manifest["code_sha256"]),
+        "hardware": cores,
+        "threads": alike(manifest["threads"]),
+        "argv": alike(shlex.join(["toushi", *manifest["argv"][1:]])),
+        "jobs": alike(f"{len(manifest['jobs'])} / {manifest['jobs_in_all']}"),
+        "time": Said(f"{seconds:.0f} 秒", f"{seconds:.0f} s"),
+        "concluded": alike((manifest["concluded"] or {}).get("finished", "")),
+        "tables": alike("; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["tables"].items())),
+        "may_differ": Said(**manifest["may_differ"]),
+    }
+    return [(FACTS[name], value) for name, value in found.items() if value.zh]
+
+
+def _spoken(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())

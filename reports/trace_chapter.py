@@ -1,0 +1,136 @@
+"""The chapter of a trace: where each word went, over layers and steps, and where the trace comes from."""
+
+import json
+import shlex
+from collections.abc import Collection, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toushi.experiments.runner.study import Said
+from toushi.probe.analysis.maps import entropy
+from toushi.probe.figures.layers_figure import layers_figure
+from toushi.probe.figures.timeline_figure import timeline_figure
+from toushi.probe.figures.tokens_figure import tokens_figure
+from toushi.probe.figures.words_figure import chosen, words_figure
+from toushi.probe.text.alignment import Word
+from toushi.probe.trace.reader import Trace
+from toushi.reports import report_messages as words
+from toushi.reports.chapter import LANGUAGES, Chapter, alike
+from toushi.reports.figure_files import Picture, picture
+from toushi.reports.report_messages import FACTS, filled
+
+
+def chapter_of_trace(
+    trace: Trace, key: str, out: Path, wanted: Collection[str] = (), asked: Sequence[str] = ()
+) -> Chapter:
+    """The chapter; figures (those `wanted` by name, or all) go to `out/figures/KEY`.
+
+    `asked` are words whose layers are drawn; the one with the most concentrated map if there is none.
+    """
+    count = trace.manifest["steps"]["count"]
+    notices = [] if trace.complete else [filled(words.TRACE_UNFINISHED, all=count, done=len(trace.steps))]
+    pictures: list[Picture] = []
+    found: dict[str, Any] = {}
+    if not trace.steps:
+        notices.append(words.NO_STEP)
+    else:
+        told = chosen(trace, None, "cond") if "cond" in trace.branches else []
+        if not told:
+            notices.append(words.NO_WORD)
+        found = figures(trace, told, asked)
+        for name, (caption, draw) in found.items():
+            if wanted and name not in wanted:
+                continue
+            place = f"figures/{key}"
+            command = ["toushi", "report", trace.folder.as_posix(), "--figures", name]
+            command += ["--words", *asked] if asked else []
+            command += ["-o", out.as_posix()]
+            drawn = {language: draw(language=language) for language in LANGUAGES}
+            pictures.append(picture(name, drawn, caption, out, place, shlex.join(command)))
+    title = trace.prompt if trace.prompt else trace.folder.name
+    return Chapter(
+        key,
+        alike(title),
+        notices,
+        question=words.TRACE,
+        pictures=pictures,
+        all_pictures=tuple(found),
+        command=command_of(trace),
+        facts=facts(trace.manifest),
+    )
+
+
+def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[str, tuple[Said, Any]]:
+    """By name: the caption, and what draws it in a language."""
+    found: dict[str, tuple[Said, Any]] = {}
+    maps = cache(lambda: [trace.heat_map(word) for word in told])
+    if told:
+        found["words"] = (
+            words.WORDS,
+            lambda language: words_figure(trace, told, maps=maps(), columns=4, language=language),
+        )
+        shown: list[tuple[Word, Said]] = []
+        if asked:
+            shown = [(word, Said("", "")) for word in chosen(trace, asked, "cond")]
+        else:
+            evenness = [float(entropy(heat.values)) for heat in maps()]
+            shown = [(told[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))], words.NARROWEST)]
+        for word, why in shown:
+            caption = filled(words.LAYERS, word=word.text)
+            caption = Said(caption.zh + why.zh, f"{caption.en} {why.en}".strip())
+            name = "layers" if len(shown) == 1 else f"layers-{word.start}-{word.end}"
+            found[name] = (caption, partial(layers_figure, trace, word, columns=4))
+        if trace.keep != "sum":
+            found["timeline"] = (words.TIMELINE, partial(timeline_figure, trace, list(told)))
+    if "cond" in trace.branches:
+        found["tokens"] = (words.TOKENS, partial(tokens_figure, trace))
+    return found
+
+
+def command_of(trace: Trace) -> str:
+    """What draws and records it again; empty where the manifest does not know enough."""
+    manifest = trace.manifest
+    model = (manifest.get("model") or {}).get("name")
+    needed = [manifest.get(name) for name in ("prompt", "seed", "sampler", "size", "guidance")]
+    if model is None or any(value is None for value in needed) or not isinstance(manifest["seed"], int):
+        return ""
+    parts = ["toushi", "trace", manifest["prompt"], "--model", model, "--steps", str(manifest["steps"]["count"])]
+    parts += ["--seed", str(manifest["seed"]), "--guidance", f"{manifest['guidance']:g}"]
+    parts += ["--sampler", manifest["sampler"], "--size", "x".join(map(str, manifest["size"]))]
+    if manifest.get("negative_prompt"):
+        parts += ["--negative", manifest["negative_prompt"]]
+    if manifest.get("edits"):
+        parts += ["--edits", trace.folder.as_posix()]
+    if trace.keep != "heads":
+        parts += ["--keep", trace.keep]
+    return shlex.join([*parts, "--out", f"{trace.folder.as_posix()}-again"])
+
+
+def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
+    model = manifest.get("model") or {}
+    identity = [model.get("name"), model.get("weights_sha256") and f"sha256 {model['weights_sha256']}"]
+    found = {
+        "prompt": manifest["prompt"],
+        "negative_prompt": manifest.get("negative_prompt"),
+        "model": ", ".join(filter(None, identity)),
+        "steps": manifest["steps"]["count"],
+        "size": "×".join(map(str, manifest.get("size") or [])),
+        **{
+            name: manifest.get(name) for name in ("seed", "guidance", "sampler", "device", "dtype", "kernel", "threads")
+        },
+        "heat_map": (manifest.get("heat_map") or {}).get("rule"),
+        "keep": manifest["keep"],
+        "edits": json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None,
+        "segmenter": _spoken(manifest.get("segmenter")),
+        "versions": _spoken(manifest.get("versions")),
+        "git": manifest.get("git"),
+        "argv": shlex.join(["toushi", *manifest["argv"][1:]]) if manifest.get("argv") else None,
+    }
+    return [(FACTS[name], alike(value)) for name, value in found.items() if value not in (None, "")]
+
+
+def _spoken(values: dict | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (values or {}).items())

@@ -1,0 +1,91 @@
+"""Toushi 透视: look inside text-to-image models. The front door: public names and the `toushi` command.
+
+    from toushi import load, record, open_trace
+
+The names are fetched when they are first used, so `import toushi` needs no torch, and reading a trace never does.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toushi.probe.base.errors import ToushiError
+    from toushi.probe.editing.editor import Edit, edit, edits_of_manifest
+    from toushi.probe.encoders.encode_layers import lens
+    from toushi.probe.figures.encoder_figure import encoder_figure
+    from toushi.probe.figures.encoding_figure import lens_figure
+    from toushi.probe.figures.layers_figure import layers_figure
+    from toushi.probe.figures.timeline_figure import timeline_figure
+    from toushi.probe.figures.tokens_figure import tokens_figure
+    from toushi.probe.figures.words_figure import words_figure
+    from toushi.probe.pipelines.load import load
+    from toushi.probe.recording.record import record
+    from toushi.probe.text.alignment import segment
+    from toushi.probe.trace.reader import Trace, open_collection, open_trace
+
+__all__ = [
+    "Edit",
+    "ToushiError",
+    "Trace",
+    "edit",
+    "edits_of_manifest",
+    "encoder_figure",
+    "layers_figure",
+    "lens",
+    "lens_figure",
+    "load",
+    "main",
+    "open_collection",
+    "open_trace",
+    "record",
+    "segment",
+    "timeline_figure",
+    "tokens_figure",
+    "words_figure",
+]
+
+_HOMES = {
+    "Edit": "toushi.probe.editing.editor",
+    "edit": "toushi.probe.editing.editor",
+    "edits_of_manifest": "toushi.probe.editing.editor",
+    "ToushiError": "toushi.probe.base.errors",
+    "Trace": "toushi.probe.trace.reader",
+    "encoder_figure": "toushi.probe.figures.encoder_figure",
+    "layers_figure": "toushi.probe.figures.layers_figure",
+    "lens": "toushi.probe.encoders.encode_layers",
+    "lens_figure": "toushi.probe.figures.encoding_figure",
+    "load": "toushi.probe.pipelines.load",
+    "open_collection": "toushi.probe.trace.reader",
+    "open_trace": "toushi.probe.trace.reader",
+    "record": "toushi.probe.recording.record",
+    "segment": "toushi.probe.text.alignment",
+    "timeline_figure": "toushi.probe.figures.timeline_figure",
+    "tokens_figure": "toushi.probe.figures.tokens_figure",
+    "words_figure": "toushi.probe.figures.words_figure",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"toushi has no {name!r}; it has {', '.join(sorted(__all__))}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `toushi …` and gives back the exit code: 0 done, 2 something that you can put right, 1 a fault of ours."""
+    try:
+        from toushi.cli.main import run
+    except KeyboardInterrupt:  # Ctrl-C in the half second before a command knows what it is
+        print("toushi: interrupted", file=sys.stderr)
+        return 130
+    return run(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,349 @@
+"""`toushi doctor`: what will run here, and what can be recorded, said before anything is loaded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from toushi.cli.doctor_messages import TEXTS
+from toushi.cli.language import Language, language_of, teller
+from toushi.cli.model_options import Loads
+from toushi.cli.terminal import table
+from toushi.probe.base.errors import ToushiError
+
+WAYS = ("none", "model", "group", "sequential")  # from the quickest to the one that needs least
+ROOM = 2 * 10**9  # bytes to leave for activations, for each million pixels: a rule of thumb, not a measurement
+
+
+@dataclass(frozen=True)
+class Doctor(Loads):
+    ABOUT = """Says what will run here and what can be recorded; loads no weights.
+
+  toushi doctor mini-unet
+  toushi doctor models/z-image-turbo --dtype bf16
+  toushi doctor models/flux --size 1024 --steps 28 --language zh
+
+A folder that has only configs and index files will do. For a hub id download them first
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model" --local-dir FOLDER): no weights are
+needed."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
+    """A shipped model, a folder with one, or the folder of a diffusers pipeline."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Pixels; if not given the model's own size, and smaller ones."""
+    steps: int | None = None
+    """How many sampling steps are recorded; the model's own number if not given."""
+    tokens: int = 32
+    """How long the prompt is, for models whose text is not filled up."""
+    language: Language | None = None
+    """en or zh; as the machine is set if not given."""
+
+    def run(self) -> None:
+        from toushi.probe.pipelines.load import folder_of
+
+        for name, number in (("steps", self.steps), ("tokens", self.tokens)):
+            if number is not None and number < 1:
+                raise ToushiError(f"--{name} must be 1 or more, but {number} came")
+        loading = self.chosen()
+        home = folder_of(self.model)
+        if home is None:
+            raise ToushiError(
+                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
+                f'give their folder: hf download {self.model} --include "*.json" --include "*.txt" --include "*.model" '
+                "--local-dir FOLDER"
+            )
+        found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
+        tell = teller(TEXTS, language_of(self.language))
+        print("\n\n".join(filter(None, report(found, self, loading, tell))))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a model without its weights."""
+
+    kind: str
+    family: Any  # None if there is none
+    model: Any  # without weights; None where it could not be built
+    parts: dict[str, Any]
+    unknown: dict[str, str]
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+    own: bool = False
+
+    @classmethod
+    def of_pipeline(cls, folder: Path) -> "Found":
+        from toushi.probe.pipelines.checkpoint_info import opened
+        from toushi.probe.pipelines.family import UnknownFamily, family_of
+        from toushi.probe.pipelines.size_estimate import usual
+
+        found = opened(folder)
+        family, sizes, steps = None, ((1024, 1024),), 28
+        if found.pipeline is not None:
+            try:
+                family = family_of(found.pipeline)
+            except UnknownFamily:
+                family = None
+            steps = usual(found.pipeline, "num_inference_steps") or steps
+        if family is not None:
+            own = own_size(family, found.pipeline)
+            sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
+        parts = {part.name: part for part in found.parts}
+        return cls(
+            found.kind, family, found.pipeline, parts, found.unknown, sizes, steps, found.kind == "ZImagePipeline"
+        )
+
+    @classmethod
+    def of_mini_unet(cls, folder: Path) -> "Found":
+        import torch
+
+        from toushi.probe.pipelines.checkpoint_info import Part, of_headers, of_modules
+        from toushi.probe.pipelines.family import family_of
+        from toushi.probe.pipelines.load import mini_unet
+
+        model = mini_unet(folder)  # a few megabytes
+        _, stored = of_headers([folder / "model.safetensors"])
+        parts = {}
+        for name, module in model.named_children():
+            if isinstance(module, torch.nn.Module) and any(True for _ in module.parameters()):
+                count, sizes = of_modules(module)
+                parts[name] = Part(name, type(module).__name__, count, None, ("config",), 0, **sizes)
+        whole = sum(part.parameters for part in parts.values())
+        parts = {n: _stored(part, int(stored * part.parameters / whole)) for n, part in parts.items()}
+        return cls("MiniUNet", family_of(model), model, parts, {}, ((64, 64), (96, 96)), 20)
+
+
+def _stored(part, size: int):
+    from dataclasses import replace
+
+    return replace(part, stored=size, known=("headers", "config"))
+
+
+def own_size(family, pipeline) -> int:
+    """Pixels of the square that the pipeline draws if no size is given."""
+    denoiser = getattr(pipeline, family.denoiser)
+    cells = getattr(pipeline, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None)
+    scale = getattr(pipeline, "vae_scale_factor", 8)
+    return cells * scale if isinstance(cells, int) and cells * scale >= 16 else 1024
+
+
+# --- the report ---
+
+
+def report(found: Found, asked: Doctor, loading, tell: Callable[..., str]) -> list[str]:
+    """Paragraphs."""
+    import torch
+
+    from toushi.probe.pipelines.load import best_device
+
+    device = torch.device(loading.device or best_device())
+    dtype = loading.dtype or ("bf16" if device.type == "cuda" and found.kind != "MiniUNet" else "fp32")
+    free = free_on(device)
+    sizes = found.sizes
+    if asked.size is not None:
+        from toushi.cli.trace import checked_size
+
+        size = checked_size(asked.size)
+        sizes = (size,) if size else sizes
+    denoiser = found.family.denoiser if found.family else "transformer"
+    lines = [
+        head(found, loading, device, dtype, free, tell),
+        parts_table(found, denoiser, loading.quantize or dtype, tell),
+        ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], tell),
+        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", tell),
+    ]
+    lines += ["\n".join(tell("unknown", part=part, why=why) for part, why in found.unknown.items())]
+    return lines
+
+
+def head(found: Found, loading, device, dtype: str, free: int | None, tell) -> str:
+    import torch
+
+    if found.family is None:
+        model = tell("no_family", kind=found.kind)
+    else:
+        own = "own" if found.own and loading.engine == "own" else "family"
+        model = tell(own, kind=found.kind, family=found.family.name)
+    left = memory(free) if free is not None else "?"
+    if device.type == "cuda":
+        where = tell("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
+    else:
+        where = tell("on_cpu", name=str(device), threads=torch.get_num_threads(), free=left)
+    rows = [
+        (tell("model"), model),
+        (tell("device"), where),
+        (tell("dtype"), tell("asked_dtype" if loading.dtype else "default_dtype", dtype=dtype)),
+        (
+            tell("kernel"),
+            tell("kernels", plain=kernel(found, device, dtype), masked=kernel(found, device, dtype, True)),
+        ),
+    ]
+    names = ("accelerate", "peft", "bitsandbytes")
+    here, absent = [n for n in names if find_spec(n)], [n for n in names if not find_spec(n)]
+    said = [tell("here", names=", ".join(here))] if here else []
+    said += [tell("absent", names=", ".join(absent))] if absent else []
+    return table([*rows, (tell("libraries"), "; ".join(said))])
+
+
+def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
+    """What PyTorch would choose for the denoiser's attention."""
+    import torch
+
+    from toushi.hooks.kernels import chosen
+    from toushi.probe.pipelines.load import torch_dtype
+    from toushi.probe.pipelines.size_estimate import heads
+
+    width, count = 64, 2
+    if found.family is not None and found.model is not None:
+        site = next((site.module for site in found.family.sites(found.model).values() if site.kind == "cross"), None)
+        if site is not None:
+            count = heads(site)
+            inner = next((getattr(site, n) for n in ("to_q", "q") if hasattr(site, n)), None)
+            width = (getattr(inner, "out_features", None) or width * count) // count
+    query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device) if masked else None
+    return chosen(query, query, query, mask, 0.0, False, None, False)
+
+
+def parts_table(found: Found, denoiser: str, dtype: str, tell) -> str:
+    from toushi.probe.pipelines.checkpoint_info import weight_bytes
+
+    rows = [tuple(tell(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
+    for name, part in found.parts.items():
+        known = " + ".join(tell(key) for key in part.known)
+        known += f", {tell('missing', count=part.missing)}" if part.missing else ""
+        held = memory(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
+        stored = memory(part.stored) if part.stored is not None else "–"
+        rows.append((name, part.kind, number(part.parameters), stored, held, known))
+    parts = found.parts.values()
+    if all(part.parameters is not None for part in parts):
+        whole = sum(weight_bytes(part, part.name, denoiser, dtype) for part in parts)
+        rows.append((tell("whole"), "", number(sum(part.parameters for part in parts)), "", memory(whole), ""))
+    return table(rows, right=(2, 3, 4))
+
+
+def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], tell) -> str:
+    """What each offload needs in each kind of numbers, and the first choice that fits."""
+    from toushi.probe.pipelines.checkpoint_info import needed
+    from toushi.probe.recording.forecast import free_memory
+
+    small = found.kind == "MiniUNet"
+    room = 0 if small else int(ROOM * size[0] * size[1] / 2**20)
+    dtypes = list(dict.fromkeys([dtype, "bf16", "fp32", *(() if small else ("4bit",))]))
+    ways = ("none",) if small else WAYS
+    rows, best, least = [(tell("offload"), *dtypes)], None, None
+    for way in ways:
+        row = []
+        for kind in dtypes:
+            need = needed(found.parts, denoiser, way, kind)
+            if need is None:
+                row.append(tell("not_told"))
+                continue
+            # On a CPU all weights lie in main memory whatever the offload.
+            four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
+            if four or (device.type == "cpu" and way != "none"):
+                row.append(memory(need))
+                continue
+            fits = free is None or need + room <= free
+            if way != "none" and (main := free_memory()) is not None:
+                fits = fits and (needed(found.parts, denoiser, "none", kind) or 0) <= main
+            least = need + room if least is None else min(least, need + room)
+            if fits and best is None:
+                best = (way, kind)
+            row.append(tell("fits" if fits else "not", size=memory(need)))
+        rows.append((way, *row))
+    lines = [table(rows)]
+    if room:
+        at = "x".join(map(str, size))
+        lines.append(tell("weights_at_once", room=memory(room), size=at))
+    if device.type == "cpu" and not small:
+        lines.append(tell("cpu_offload"))
+    missing = sum(part.missing for part in found.parts.values())
+    if best is not None:
+        way, kind = best
+        chosen = [f"--device {device}"]
+        other = ["--engine diffusers"] if found.own else []
+        chosen += ["--quantize 4bit", *other] if kind == "4bit" else [f"--dtype {kind}"]
+        chosen += [f"--offload {way}"] if way != "none" else []
+        lines.append(tell("run", how=" ".join(chosen)))
+    elif least is not None:
+        lines.append(tell("nothing_fits", size=memory(least)))
+    if missing:
+        lines.append(tell("weights_absent", count=missing))
+    return "\n".join(lines)
+
+
+def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, tell) -> str:
+    """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
+    from toushi.probe.pipelines.size_estimate import branches, columns, foreseen, shapes
+    from toushi.probe.recording.forecast import OverBudget, check, forecast
+    from toushi.probe.recording.policy import DISK, Policy
+
+    if found.family is None or found.model is None:
+        return ""
+    keeps = ("heads", "mean", "sum")
+    rows, refused = [(tell("size"), *(tell("keep", keep=keep) for keep in keeps))], False
+    small = found.family.evaluate is not None
+    texts = 2 if small else branches(found.model)
+    usual = found.steps
+    if own:
+        from toushi.probe.models.z_image import ZImage
+        from toushi.probe.pipelines.generate import usual_steps
+
+        texts, usual = 1, usual_steps(ZImage)
+    steps = steps or usual
+    for size in sizes:
+        if small:
+            ahead = forecast(found.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
+        else:
+            ahead = foreseen(found.family, found.model, size, steps, tokens, texts=texts)
+        row = []
+        for keep in keeps:
+            key = "within"
+            try:
+                check(ahead, Policy(keep=keep), 1)
+            except OverBudget:
+                key, refused = "beyond", True
+            row.append(tell(key, disk=memory(ahead.disk[keep]), memory=memory(ahead.memory[keep])))
+        rows.append(("x".join(map(str, size)), *row))
+    sites = found.family.chosen(found.model, None).values()
+    told = {
+        "sites": sum(site.kind == "cross" for site in sites) if small else len(shapes(found.family, found.model)),
+        "columns": found.model.tokenizer.length if small else columns(found.family, found.model, tokens),
+        "branches": texts,
+    }
+    lines = [tell("recording", steps=steps, **told), table(rows)]
+    if refused:
+        lines.append(tell("refused", budget=memory(DISK)))
+    if layers := sum(site.kind == "encoder" for site in sites):
+        lines.append(tell("encoder", layers=layers, encoder=found.family.encoder))
+    return "\n".join(lines)
+
+
+def free_on(device) -> int | None:
+    """Bytes that the device can still give."""
+    import torch
+
+    from toushi.probe.recording.forecast import free_memory
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory()
+
+
+def memory(size: float) -> str:
+    from toushi.probe.recording.forecast import readable
+
+    return readable(size)
+
+
+def number(count: int | None) -> str:
+    """Parameters as people say them."""
+    if count is None:
+        return "?"
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return str(count)

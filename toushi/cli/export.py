@@ -1,0 +1,63 @@
+"""`toushi export`: a trace's maps as one file for other programs."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from toushi.cli.inspect import Folder
+from toushi.cli.terminal import bytes_in_words, table
+from toushi.cli.trace import Words
+
+
+@dataclass(frozen=True)
+class Export:
+    ABOUT = """Writes the maps of a trace for use elsewhere: npz, parquet or zarr.
+
+  toushi export runs/cat --to npz                      (one array for each word and grid)
+  toushi export runs/cat --to parquet --out cat.parquet --words 猫 月亮     (a row for each value)
+  toushi export runs/cat --to parquet --tokens         (specials and punctuation too)
+
+Axes, in this order: step, branch, layer, head, word or token, y, x; values are probabilities.
+In an npz, `json.loads(str(data["about"]))` says for each array what lies along its axes."""
+
+    folder: Folder
+    """The trace."""
+    to: Literal["npz", "parquet", "zarr"]
+    """npz for numpy; parquet for pandas, R, DuckDB; zarr (needs that package) for xarray and dask."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The file; beside the folder if not given, runs/cat.npz."""
+    words: Words = ()
+    """Only these words of the prompt."""
+    tokens: bool = False
+    """Every token in place of words."""
+    overwrite: bool = False
+    """Replace a file that is already there."""
+
+    def run(self) -> None:
+        from tqdm import tqdm
+
+        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.trace_export import export
+
+        trace = open_trace(self.folder)
+        bar = None
+
+        def tick(done: int, of: int) -> None:
+            nonlocal bar
+            bar = bar or tqdm(desc="step", unit="step", total=of, leave=False)
+            bar.update(done - bar.n)
+
+        options = {"tokens": self.tokens, "overwrite": self.overwrite, "tick": tick}
+        try:
+            done = export(trace, self.to, self.out, self.words or None, **options)
+        finally:
+            if bar is not None:
+                bar.close()
+        if done.left_out:
+            names, why = "、".join(done.left_out), next(iter(done.left_out.values()))
+            print(f"toushi: warning: not in the trace, so left out: {names}. {why}", file=sys.stderr)
+        size = bytes_in_words(done.path.stat().st_size)
+        print(table([("export", f"{done.path}  ({done.what}, {size})")]))

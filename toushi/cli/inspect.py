@@ -1,0 +1,277 @@
+"""`toushi words`, `sites`, `info` and `verify`: what a prompt becomes, what a model has, what a trace holds."""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from toushi.cli.model_options import Loads
+from toushi.cli.terminal import bytes_in_words, columns, shortened, table
+from toushi.cli.token_alignment import lanes
+from toushi.probe.base.errors import ToushiError
+
+Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+
+
+@dataclass(frozen=True)
+class Words:
+    ABOUT = """Shows a prompt as characters, tokens and words, side by side.
+
+  toushi words "河边的银行在左边，树在右边"
+
+Tokens are what the model reads; words are what heat maps can be asked for. ×4 marks a character made of four tokens."""
+
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
+    """The prompt."""
+    model: str = "mini-unet"
+    """Whose tokenizer."""
+
+    def run(self) -> None:
+        from toushi.probe.text.alignment import listed, segment
+
+        tokenizer = tokenizer_of(self.model)
+        encoding = tokenizer.encode(self.prompt)
+        words = segment(self.prompt)
+        print(lanes(self.prompt, encoding.tokens, words, columns()))
+        rows = [("position", "id", "token", "characters", "word")]
+        for token in encoding.tokens:
+            of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
+            span = f"{token.span[0]}–{token.span[1]}" if token.span else ""
+            rows.append((str(token.position), str(token.id), token.text, span, " + ".join(of)))
+        print(f"\n{table(rows, right=(0, 1))}\n")
+        counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
+        print(", ".join([*counts, f"{len(words)} words"]))
+        if encoding.lost:
+            lost = listed(encoding.lost)
+            print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Sites(Loads):
+    ABOUT = """Lists the places in a model where attention can be recorded.
+
+  toushi sites --model mini-unet
+  toushi trace "猫" --sites 'unet.up.*'       (names and globs work wherever sites are asked for)"""
+
+    model: str = "mini-unet"
+    """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Pixels; grids depend on it. The model's own size if not given."""
+
+    def run(self) -> None:
+        from toushi.cli.trace import checked_size
+        from toushi.probe.pipelines.generate import draw
+        from toushi.probe.pipelines.load import folder_of, loaded
+
+        size, home = checked_size(self.size), folder_of(self.model)
+        if home is not None and (home / "model_index.json").is_file():
+            print(site_table(of_configs(home, size)))
+            return
+        from toushi.probe.recording.record import record
+        from toushi.probe.trace.reader import open_trace
+
+        model = loaded(self.model, self.chosen())
+        with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
+            with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
+                draw(model, "猫", steps=1, guidance=1.0, size=size)
+            sites = open_trace(recording.traces[0]).sites
+        print(site_table(sites))
+
+
+def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
+    """The sites of a pipeline by its configs alone, as a manifest tells them: its weights may be larger than memory."""
+    from toushi.cli.doctor import own_size
+    from toushi.probe.pipelines import size_estimate as ahead
+    from toushi.probe.pipelines.checkpoint_info import opened
+    from toushi.probe.pipelines.family import family_of
+    from toushi.probe.pipelines.generate import check_size
+
+    found = opened(folder)
+    if found.pipeline is None:
+        lacking = "; ".join(f"{name} {why}" for name, why in found.unknown.items())
+        raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
+    family = family_of(found.pipeline)
+    check_size(found.pipeline, size)
+    factor, own = family.factor(found.pipeline), own_size(family, found.pipeline)
+    cells = [-(-pixels // factor) for pixels in size or (own, own)]
+    depth = ahead.depth(family, found.pipeline)
+
+    def told(name: str, site) -> dict:
+        if site.kind == "encoder":
+            return {"kind": site.kind, "grid": None, "heads": None}
+        coarser = 2 ** ahead.level(name, depth)
+        return {"kind": site.kind, "grid": [-(-n // coarser) for n in cells], "heads": ahead.heads(site.module)}
+
+    return {name: told(name, site) for name, site in family.sites(found.pipeline).items()}
+
+
+@dataclass(frozen=True)
+class Info:
+    ABOUT = """Tells what is in a trace, or in a folder of traces.
+
+  toushi info runs/cat"""
+
+    folder: Folder
+    """The trace."""
+
+    def run(self) -> None:
+        from toushi.probe.trace.reader import open_trace
+
+        found = traces_in(self.folder)
+        if found != [self.folder]:
+            rows = [("trace", "steps", "prompt")]
+            for folder in found:
+                try:
+                    trace = open_trace(folder)
+                except ToushiError as error:
+                    rows.append((str(folder), "damaged", str(error)))
+                    continue
+                prompt = " / ".join(trace.texts) if trace.manifest["kind"] == "encoder" else trace.prompt
+                rows.append((str(trace.folder), progress(trace), shortened(prompt or "(not known)")))
+            print(table(rows))
+            return
+        trace = open_trace(self.folder)
+        manifest = trace.manifest
+        if manifest["kind"] == "encoder":
+            print(of_texts(trace))
+            return
+        size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        model = manifest.get("model") or {}
+        facts = [
+            ("prompt", "(not known)" if trace.prompt is None else trace.prompt or "(empty)"),
+            ("negative", manifest.get("negative_prompt")),
+            ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
+            ("model", " ".join(str(part) for part in (model.get("name"), model.get("revision")) if part)),
+            ("steps", progress(trace)),
+            ("size", "x".join(map(str, manifest.get("size") or [])) or None),
+            *(
+                (name, manifest.get(name))
+                for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
+            ),
+            ("real guidance", manifest.get("true_guidance")),
+            ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
+            ("kept", trace.keep),
+            *(("not recorded", f"{site}: {why}") for site, why in (manifest.get("not_recorded") or {}).items()),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
+            ("safety checker", manifest.get("safety")),
+            ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
+            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
+            ("commit", manifest.get("git")),
+            ("on disk", bytes_in_words(size)),
+        ]
+        print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
+        print(f"\n{site_table(trace.sites)}")
+
+
+@dataclass(frozen=True)
+class Verify:
+    ABOUT = """Checks a trace: format, checksums, sums to 1, completeness.
+
+  toushi verify runs/cat
+
+The exit code is 1 if something is wrong."""
+
+    folder: Folder
+    """The trace, or a folder of traces."""
+
+    def run(self) -> int:
+        from toushi.probe.trace.reader import open_trace
+
+        bad = 0
+        found = traces_in(self.folder)
+        for folder in found:
+            try:
+                trace = open_trace(folder)
+                problems = trace.verify()
+            except ToushiError as error:
+                if len(found) == 1:
+                    raise
+                problems = [str(error)]  # the others are looked at all the same
+            bad += bool(problems)
+            for problem in problems:
+                print(f"{folder}: {problem}")
+            if not problems:
+                print(f"{folder}: in order, {progress(trace)}")
+        return 1 if bad else 0
+
+
+def traces_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a trace, or holds none; of a collection, or of traces recorded one by one, all of them,
+    those whose manifest cannot be read among them."""
+    from toushi.probe.trace.manifest import FORMAT, MANIFEST, MEMBERS, format_of
+    from toushi.probe.trace.reader import open_collection
+
+    if (folder / MEMBERS).exists():
+        return [trace.folder for trace in open_collection(folder)]
+    if (folder / MANIFEST).exists():
+        return [folder]
+    below = sorted(one.parent for one in folder.glob(f"*/{MANIFEST}") if format_of(one.parent) in (FORMAT, None))
+    return below or [folder]
+
+
+def of_texts(trace) -> str:
+    """What a trace of kind encoder holds."""
+    manifest = trace.manifest
+    heads = f" of {manifest['heads']} heads" if manifest["heads"] else ", attention not kept"
+    size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
+    facts = [
+        ("encoder", (manifest.get("model") or {}).get("name")),
+        ("texts", progress(trace)),
+        ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
+        ("commit", manifest.get("git")),
+        ("on disk", bytes_in_words(size)),
+    ]
+    rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
+    few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
+    facts = table([(name, str(value)) for name, value in facts if value is not None])
+    return f"{facts}\n\n{table(few, right=(0, 1))}"
+
+
+def lora_line(lora: dict) -> str:
+    return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
+
+
+def progress(trace) -> str:
+    if trace.manifest["kind"] == "encoder":
+        return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
+    steps = trace.manifest["steps"]
+    wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
+    return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
+
+
+def site_table(sites: dict[str, dict]) -> str:
+    says = {"cross": "image to text", "self": "image to image", "encoder": "text to text"}
+    rows = [("site", "attention", "grid", "heads")]
+    for name, site in sites.items():
+        grid = "x".join(map(str, site.get("grid") or [])) or "–"
+        rows.append((name, says[site["kind"]], grid, str(site.get("heads") or "–")))
+    return table(rows, right=(2, 3))
+
+
+def tokenizer_of(model: str):
+    """The tokenizer of a model, without loading the model or torch where it lies in a folder as `save` writes it."""
+    import importlib.util
+
+    from toushi.probe.text.bpe import Tokenizer
+
+    models = importlib.util.find_spec("toushi.probe.models")
+    homes = [Path(place) / "weights" / model for place in (models.submodule_search_locations or [])] if models else []
+    for home in (*homes, Path(model)):
+        if (home / "tokenizer.json").is_file():
+            return Tokenizer.load(home / "tokenizer.json")
+    from toushi.probe.pipelines.load import folder_of, load
+
+    home = folder_of(model)  # None: on the hub, where none of ours is
+    ours = home is not None and not (home / "model_index.json").is_file()
+    tokenizer = getattr(load(model), "tokenizer", None) if ours else None
+    if not isinstance(tokenizer, Tokenizer):
+        raise ToushiError(
+            f"expected one of our own models, whose tokenizer can be shown by itself, but {model} came; the tokens of "
+            f"another encoder are shown by: toushi lens PROMPT --encoder {model}"
+        )
+    return tokenizer

@@ -1,0 +1,139 @@
+"""From the arguments to a command, and from whatever goes wrong to one line that says what to do."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+import warnings
+from difflib import get_close_matches
+from importlib import metadata
+from itertools import dropwhile, pairwise, takewhile
+
+import tyro
+
+from toushi.cli.doctor import Doctor
+from toushi.cli.experiment import Report, Run
+from toushi.cli.export import Export
+from toushi.cli.inspect import Info, Sites, Verify, Words
+from toushi.cli.layers import Lens
+from toushi.cli.trace import Trace
+from toushi.cli.view import View
+from toushi.probe.base.errors import ToushiError
+
+ABOUT = """Toushi 透视: look inside text-to-image models.
+A prompt goes in; a picture, and where each word of it went, comes out:
+
+  toushi trace "左边是猫，右边是月亮，夜晚" --out runs/cat
+  toushi view runs/cat"""
+
+HELP = """Each command teaches itself: toushi trace --help
+With --debug anywhere, an error also shows where it came from; toushi --version says which this is."""
+
+COMMANDS = {
+    "trace": Trace,
+    "view": View,
+    "words": Words,
+    "lens": Lens,
+    "sites": Sites,
+    "doctor": Doctor,
+    "info": Info,
+    "verify": Verify,
+    "export": Export,
+    "run": Run,
+    "report": Report,
+}
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
+
+
+def run(argv: list[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options
+    if debug:
+        arguments.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show 猫 gets a ?, not a crash
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            command = parse(arguments)
+            return command.run() or 0
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except ToushiError as error:
+        return _fail(str(error), 2, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the steps that were finished can be read", 130, debug)
+    except BrokenPipeError:  # `toushi words … | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            return _fault(error, debug)
+        return _fail(f"{error.filename}: {error.strerror or error}; look at its permissions and its disk", 2, debug)
+    except Exception as error:
+        return _fault(error, debug)
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    text = f"{type(error).__name__}: {error} (a fault of Toushi; with --debug it shows where)"
+    return _fail(text, 1, debug)
+
+
+def parse(arguments: list[str]):
+    """The command with its options. A mistake in them is a ToushiError; --help prints and exits."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(front_page())
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        print(f"toushi {metadata.version('toushi')}")
+        raise SystemExit(0)
+    name, *options = arguments
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ToushiError(f"there is no command {name!r}; {hint}there are: {', '.join(COMMANDS)}")
+    kind, said = COMMANDS[name], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"toushi {name}", description=kind.ABOUT, args=options, config=CONFIG)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ToushiError(f"{_spoken(said.getvalue())} (see toushi {name} --help)") from None
+
+
+def front_page() -> str:
+    lines = [f"  {name:8}{kind.ABOUT.splitlines()[0]}" for name, kind in COMMANDS.items()]
+    return "\n".join([ABOUT, "", *lines, "", HELP])
+
+
+def _spoken(box: str) -> str:
+    """One line from tyro's framed message: what is wrong, and the nearest option."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [re.sub(r"^[│╭╰╮╯\s]+|[│╭╰╮╯\s]+$", "", line) for line in plain.splitlines()]
+    title, *rest = [line for line in lines if line] or ["wrong arguments"]
+
+    def is_rule(line: str) -> bool:
+        return set(line) <= set("─-")
+
+    body = list(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, rest)))
+    near = next((after for line, after in pairwise(rest) if line.startswith("Perhaps you meant")), "")
+    return " ".join(body[:2]) + (f"; did you mean {near}?" if near else "") if body else title
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"toushi: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _warn(message, category, filename, lineno, file=None, line=None) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"toushi: warning: {' '.join(str(message).split())}", file=sys.stderr)  # not into a bar's line

@@ -1,0 +1,382 @@
+"""`toushi trace`: a prompt in; a picture, and where each word went, out."""
+
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from toushi.cli.model_options import Loads, checked_device
+from toushi.cli.trace_summary import told
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.load_options import Loading
+from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+
+Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
+Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
+
+
+@dataclass(frozen=True)
+class Trace(Loads):
+    ABOUT = """Draws a prompt and records where every word of it went.
+
+  toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/cat
+  toushi trace "a red cat" --negative "blue" --guidance 4 --sampler heun --size 64x96
+  toushi trace --prompts prompts.txt --out runs/many     (one prompt a line, one trace each)
+  toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
+  toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if 猫 were not looked at?)
+  toushi trace --resume runs/cat                          (goes on with a run that was cut off)
+  toushi trace "a cat" --model FOLDER --dtype bf16 --offload group    (a model that is larger than the GPU)
+  toushi trace "a cat" --model FOLDER --lora style.safetensors:0.8    (`toushi doctor FOLDER` says what fits)
+
+Into the folder go image.png, words.png (the picture, then one overlay for each word,
+all on one scale) and the trace. `toushi view FOLDER` opens it in the browser,
+open_trace(FOLDER) reads it in Python."""
+
+    prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
+    """What to draw, in Chinese or English. "" draws the unconditional picture."""
+    model: str = "mini-unet"
+    """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
+    steps: int | None = None
+    """How many sampling steps; what the model was made for if not given, 20 for mini-unet."""
+    seed: int = 0
+    """The same seed gives the same picture."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where the trace goes; runs/PROMPT-SEED if not given."""
+    negative: str = ""
+    """What to stay away from. Needs guidance."""
+    guidance: float | None = None
+    """How strongly to follow the prompt. If not given what the model was made for: 3 for mini-unet, where 1
+    turns guidance off and is twice as fast; 0 for our own Z-Image, which 0 turns off."""
+    sampler: Literal["euler", "heun"] | None = None
+    """euler if not given; heun takes two evaluations a step, and the first is recorded.
+    A pipeline has its own."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
+    keep: Literal["heads", "mean", "sum"] = "heads"
+    """heads: everything; mean: the mean of the heads at each step; sum: one map set for the whole run."""
+    sites: Globs = ()
+    """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
+    words: Words = ()
+    """Record only these words."""
+    budget: str | None = None
+    """What the maps may take on disk, such as 20GB; a run that would take more is refused. 8GB if not given."""
+    edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Interventions: a JSON list such as
+    [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
+    or the folder of a trace, whose edits are made again."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Finish the run that was recorded there; it ends as if it had never been cut off.
+    For mini-unet and its twins. Everything else comes from the trace."""
+    overwrite: bool = False
+    """Replace a trace that is already in the folder."""
+    no_record: bool = False
+    """Only draw; writes image.png."""
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        if self.resume is not None:
+            return self.go_on(self.resume, started)
+        prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
+        self.check_numbers()
+        self.check_sampler()
+        if self.budget is not None:
+            checked_bytes(self.budget)
+        self.check_no_record()
+        folder = self.out or default_folder(prompts, self.prompts, self.seed)
+        check_folder(folder, self.overwrite)
+        self.check_words(prompts)
+        with ProcessPoolExecutor(1, get_context("spawn"), _ready_to_draw) as drawer:
+            if not self.no_record:
+                told_to = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+                drawer.submit(int)  # the process starts with the first task
+                signal.signal(signal.SIGINT, told_to)
+            self.run_checked(prompts, size, loading, folder, drawer, started)
+
+    def run_checked(
+        self,
+        prompts: list[str],
+        size: tuple[int, int] | None,
+        loading: Loading,
+        folder: Path,
+        drawer,
+        started: float,
+    ) -> None:
+        """`drawer` is another process: it imports what figures need while this one imports torch."""
+        from toushi.probe.pipelines.generate import check
+        from toushi.probe.pipelines.load import loaded as load
+
+        edits = edits_in(self.edits)
+        if loading.compile and not self.no_record:
+            print("toushi: warning: --compile speeds up --no-record; recorded steps run uncompiled", file=sys.stderr)
+        model = load(self.model, loading)
+        loaded = time.perf_counter()
+        check(model, self.negative, self.guidance, self.sampler, size)
+        with edited(model, edits):
+            if self.no_record:
+                files = self.draw(model, prompts, size, folder)
+            else:
+                folders = self.record(model, prompts, size, folder)
+        sampled = time.perf_counter()
+        if self.no_record:
+            print("\n".join(f"picture   {file}" for file in files))
+        else:
+            for report in drawer.map(told, folders, [self.words or None] * len(folders)):
+                print(report)
+        ended = time.perf_counter()
+        print(f"time      sampling {sampled - loaded:.1f} s, in all {ended - started:.1f} s")
+
+    # --- the run
+
+    def go_on(self, folder: Path, started: float) -> None:
+        """Finishes an older run."""
+        if given := self.beside_resume():
+            raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
+        from toushi.probe.trace.reader import open_trace
+
+        trace = open_trace(folder)
+        dtype = str(trace.manifest.get("dtype"))
+        import torch
+
+        from toushi.probe.pipelines.load import load
+        from toushi.probe.resume import check, check_family, resume
+
+        check_family(trace)
+        model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
+        check(model, trace)
+        count = trace.manifest["steps"]["count"]
+        left = count - (trace.steps[-1] + 1 if trace.steps else 0)
+        with progress(left, 0, 1) as tick:
+            resume(model, folder, tick)
+        print(told(folder))
+        print(f"time      {left} of {count} steps, in all {time.perf_counter() - started:.1f} s")
+
+    def beside_resume(self) -> list[str]:
+        """The options that were given beside --resume and --model."""
+        usual = Trace()
+        pairs = [
+            (name, self, usual) for name in self.__dataclass_fields__ if name not in ("loading", "resume", "model")
+        ]
+        pairs += [(name, self.loading, usual.loading) for name in Loading.__dataclass_fields__]
+        given = [name for name, one, other in pairs if getattr(one, name) != getattr(other, name)]
+        return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given]
+
+    def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+        """The pictures alone."""
+        from toushi.probe.pipelines.generate import usual_steps
+
+        make_room(folder, self.overwrite)
+        files = []
+        for index, prompt in enumerate(prompts):
+            with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
+                picture = self.sample(model, prompt, size, tick)
+            home = folder if len(prompts) == 1 else folder / f"{index:03d}"
+            home.mkdir(parents=True, exist_ok=True)
+            save_picture(picture, home / "image.png")
+            files.append(home / "image.png")
+        return files
+
+    def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+        """The folders of the traces."""
+        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.recording.record import record
+
+        choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
+        choice |= {} if self.budget is None else {"budget": checked_bytes(self.budget)}
+        with record(model, folder, overwrite=self.overwrite, **choice) as recording:
+            for index, prompt in enumerate(prompts):
+                with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
+                    self.sample(model, prompt, size, tick)
+        return list(recording.traces)
+
+    def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
+        from toushi.probe.pipelines.generate import draw
+
+        how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
+        return draw(model, prompt, self.negative, size=size, callback=tick, **how)
+
+    # --- checks that need no model, so that a mistake costs no time
+
+    def checked_prompts(self) -> list[str]:
+        from toushi.probe.text.alignment import readable
+
+        if self.prompts is None:
+            if self.prompt is None:
+                raise ToushiError(
+                    'there is no prompt; write toushi trace "左边是猫，右边是月亮" (or use --prompts FILE)'
+                )
+            if not self.prompt.strip():
+                print("toushi: the prompt is empty, so this is the unconditional picture", file=sys.stderr)
+                return [""]
+            return [readable(self.prompt)]
+        if self.prompt is not None:
+            raise ToushiError(
+                f"expected either a prompt or --prompts, but both came: {self.prompt!r} and {self.prompts}"
+            )
+        try:
+            lines = self.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise ToushiError(f"cannot read the prompts in {self.prompts}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise ToushiError(f"{self.prompts} is not UTF-8 (byte {error.start}); save it as UTF-8 text") from None
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ToushiError(f"{self.prompts} holds no prompt; write one a line")
+        return found
+
+    def check_numbers(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ToushiError(f"--steps must be 1 or more, but {self.steps} came; 20 is a good number")
+        if not 0 <= self.seed < 2**63:
+            raise ToushiError(f"--seed must be a whole number from 0 to 2^63 - 1, but {self.seed} came")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one for mini-unet")
+
+    def check_sampler(self) -> None:
+        """Of a pipeline, which takes minutes to load, before that; else `toushi.probe.pipelines.generate.check` says it."""
+        if self.sampler is None:
+            return
+        from toushi.probe.pipelines.load import folder_of
+
+        home = folder_of(self.model)
+        if home is None or (home / "model_index.json").is_file():
+            raise ToushiError(
+                f"--sampler is for mini-unet; {self.model} is a pipeline and brings its own: leave it out"
+            )
+
+    def check_no_record(self) -> None:
+        usual = Trace()
+        keeping = ("keep", "sites", "words", "budget")
+        asked = [f"--{name}" for name in keeping if getattr(self, name) != getattr(usual, name)]
+        if self.no_record and asked:
+            raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
+
+    def check_words(self, prompts: list[str]) -> None:
+        if not self.words:
+            return
+        from toushi.probe.text.alignment import find, segment
+
+        for prompt in prompts:
+            words = segment(prompt)
+            for word in self.words:
+                find(prompt, words, word)
+
+
+def edits_in(source: Path | None) -> list:
+    """The edits of a JSON file, or of a trace."""
+    if source is None:
+        return []
+    from toushi.probe.editing.editor import edits_of_manifest
+    from toushi.probe.trace.manifest import parse
+    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.safetensors_reader import read_bytes
+
+    if source.is_dir():
+        edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
+    else:
+        if not source.is_file():
+            raise ToushiError(f"cannot read the edits in {source}: there is no such file")
+        raw = parse(read_bytes(source.parent, source.name), str(source))
+        if not isinstance(raw, list):
+            raise ToushiError(f'{source} must hold a JSON list of edits, [{{"site": …, "kind": …}}, …]')
+        edits = edits_of_manifest(raw)
+    if not edits:
+        raise ToushiError(f"{source} holds no edit")
+    return edits
+
+
+def edited(model, edits: list):
+    """A context in which they hold."""
+    if not edits:
+        return nullcontext()
+    from toushi.probe.editing.editor import edit
+
+    return edit(model, edits)
+
+
+def _ready_to_draw() -> None:
+    """In the drawing process: what the first figure would have to wait for."""
+    import toushi.probe.figures.words_figure
+    import toushi.probe.trace.reader  # noqa: F401
+    from toushi.probe.figures.style import warm_up
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    Finalize(None, os._exit, (0,), exitpriority=0)  # nothing is open, and the libraries' farewell takes 0.2 s
+    warm_up()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def checked_bytes(text: str) -> int:
+    """Bytes of "20GB", "500 MB" or "8e9"."""
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    try:
+        size = float(found[1]) * 1000 ** ("kmgt".index(found[2].lower()) + 1 if found[2] else 0) if found else 0
+    except ValueError:
+        size = 0
+    if not 1 <= size < math.inf:
+        raise ToushiError(f"--budget must be a size on disk such as 20GB or 500MB, but {text} came")
+    return int(size)
+
+
+def checked_size(size: str | None) -> tuple[int, int] | None:
+    """(height, width) of "64" or "64x96"; None of none."""
+    if size is None:
+        return None
+    parts = size.lower().replace("×", "x").split("x")
+    try:
+        height, width = (int(part) for part in (parts if len(parts) == 2 else parts * 2))
+    except ValueError:
+        raise ToushiError(f"--size must be like 64 or 64x96 (height x width), but {size!r} came") from None
+    if min(height, width) < 16 or height % 16 or width % 16:
+        near = "x".join(str(min(8192, max(16, round(n / 16) * 16))) for n in (height, width))
+        raise ToushiError(f"--size must be multiples of 16, at least 16, but {size} came; the nearest is {near}")
+    if max(height, width) > 8192:
+        raise ToushiError(f"--size may be 8192 pixels a side at most, but {size} came")
+    return height, width
+
+
+def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
+    name = file.stem if file else "".join(c for c in prompts[0] if c.isalnum() or c == " ").strip().replace(" ", "-")
+    return Path("runs") / f"{name[:24] or 'empty'}-{seed}"
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
+    check_room(folder, overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ToushiError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
+
+
+@contextmanager
+def progress(steps: int, index: int, count: int):
+    """A bar over the steps; yields the callback that moves it."""
+    from tqdm import tqdm
+
+    name = "step" if count == 1 else f"{index + 1}/{count}"
+    with tqdm(total=steps, desc=name, unit="step", leave=False) as bar:
+        yield lambda *_: bar.update()
