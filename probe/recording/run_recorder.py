@@ -81,6 +81,7 @@ class Run:
         self.seen: dict[str, dict] = {}  # site -> its entry in the manifest
         self.sizes: dict[str, Size] = {}  # key -> size, of the first picture
         self.kernels: set[str] = set()
+        self.threads = torch.get_num_threads()  # that the denoiser computes with
         self.latent: tuple[int, int] = (0, 0)
         self.joint: tuple[Stretch, ...] | None = None
         self.keys: int | None = None
@@ -129,6 +130,7 @@ class Run:
                 "give each thread a model and a recording of its own"
             )
         self.ran = True
+        self.threads = torch.get_num_threads()
         if not self.recording:
             return
         self._read()  # what waits belongs to the rows of the evaluation before this one
@@ -345,6 +347,7 @@ class Run:
         factor = self.family.factor(self.model)
         return {
             **surroundings(self.model),
+            "threads": self.threads,
             "prompt": prompts.get("cond"),
             "negative_prompt": prompts.get("uncond"),
             "branches": {branch: branches[branch] for branch in ("cond", "uncond") if branch in branches},

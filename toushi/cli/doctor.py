@@ -170,7 +170,7 @@ def head(found: Found, loading, device, dtype: str, free: int | None, tell) -> s
     if device.type == "cuda":
         where = tell("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
     else:
-        where = tell("on_cpu", name=str(device), threads=torch.get_num_threads(), free=left)
+        where = tell("on_cpu", name=str(device), threads=loading.threads or torch.get_num_threads(), free=left)
     rows = [
         (tell("model"), model),
         (tell("device"), where),
