@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from toushi.probe.base.path_error import MESSAGES as PATH
+
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 # key: (English, Chinese). Names in braces are filled in.
@@ -63,6 +65,10 @@ PAGE = {
     "bad_trace": ("This trace cannot be opened", "这份记录打不开"),
     "bad_trace_hint": ("Make it again, or choose another one on the page “Traces”.",
                        "请重新制作，或到“记录”页另选一份。"),
+    "path_long": (PATH["long"], "“{name}”有 {length} 个字符，超出了系统的限制（每一级文件夹名通常最多 255 字节）。请换一个短些的名字。"),
+    "path_denied": (PATH["denied"], "没有权限打开“{name}”。请修改它或上层文件夹的权限，或另选一个。"),
+    "path_character": (PATH["character"], "“{name}”里有文件名中不能出现的字符 {character}，请去掉它。"),
+    "path_other": (PATH["other"], "打不开“{name}”：{reason}。请检查它的权限和所在磁盘，或另选一个。"),
     "incomplete": ("This trace is not complete: {n} steps were written.",
                    "这份记录不完整：只写下了 {n} 步。"),
     "no_encoder": ("This trace holds no attention of the text encoder.",

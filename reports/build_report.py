@@ -15,6 +15,7 @@ from typing import Any
 
 from toushi.experiments.runner.run_folder import NoRun, read_manifest, write
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.trace import manifest as layout
 from toushi.probe.trace.reader import Trace, open_collection, open_trace
 from toushi.reports.chapter import LANGUAGES, Chapter
@@ -61,7 +62,7 @@ def report(
 
 def opened(folder: Path) -> list[Path | Trace]:
     """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
-    if (folder / layout.MEMBERS).is_file():
+    if (checked_path(folder) / layout.MEMBERS).is_file():
         return [of_picture(trace) for trace in open_collection(folder)]
     if layout.format_of(folder) == layout.FORMAT:
         return [of_picture(open_trace(folder))]

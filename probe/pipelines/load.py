@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
@@ -82,7 +83,7 @@ def loaded(name: str, loading: Loading) -> Any:
 def folder_of(name: str) -> Path | None:
     """Where the model lies; None if it can only be on the hub."""
     known = shipped()
-    folder = SHIPPED / name if name in known else Path(name)
+    folder = SHIPPED / name if name in known else checked_path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return folder
     mistyped = get_close_matches(name, known, n=1, cutoff=0.85)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path, short_path
 from toushi.probe.trace import manifest as layout
 
 MADE_BY = "Toushi"  # the PNG text `Software` of every picture that we draw
@@ -16,7 +17,8 @@ class WriteFailed(ToushiError):
 
 
 def check_room(folder: Path, overwrite: bool = False) -> None:
-    """Raises WriteFailed unless `make_room` may make this folder and empty it. Changes nothing."""
+    """Raises WriteFailed, or PathError, unless `make_room` may make this folder and empty it. Changes nothing."""
+    checked_path(folder)
     try:
         if not folder.exists():
             return
@@ -28,9 +30,9 @@ def check_room(folder: Path, overwrite: bool = False) -> None:
         if not overwrite and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
             raise WriteFailed(f"{folder} is not empty. Choose another folder, or replace what is in it (--overwrite).")
     except NotADirectoryError:
-        raise WriteFailed(f"{folder} cannot be a folder: a file of that name is in the way.") from None
+        raise WriteFailed(f"{short_path(folder)} cannot be a folder: a file of that name is in the way.") from None
     except OSError as error:
-        raise WriteFailed(f"Cannot write in {folder}: {reason(error)}. Choose another folder.") from None
+        raise WriteFailed(f"Cannot write in {short_path(folder)}: {reason(error)}. Choose another folder.") from None
 
 
 def make_room(folder: str | Path, overwrite: bool = False) -> Path:
@@ -41,9 +43,9 @@ def make_room(folder: str | Path, overwrite: bool = False) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
     except (FileExistsError, NotADirectoryError):
-        raise WriteFailed(f"{folder} cannot be a folder: a file of that name is in the way.") from None
+        raise WriteFailed(f"{short_path(folder)} cannot be a folder: a file of that name is in the way.") from None
     except OSError as error:
-        raise WriteFailed(f"Cannot write in {folder}: {reason(error)}. Choose another folder.") from None
+        raise WriteFailed(f"Cannot write in {short_path(folder)}: {reason(error)}. Choose another folder.") from None
     return folder
 
 

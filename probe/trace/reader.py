@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.text.alignment import Span, Token, Word, find
 from toushi.probe.trace import manifest as layout
 from toushi.probe.trace import selection as attention
@@ -27,9 +28,9 @@ class NoTrace(ToushiError):
 def open_trace(folder: str | Path) -> Any:
     """The trace in the folder, finished or not: a Trace of a picture, or an EncoderTrace (probe/trace/encoder_trace.py) of texts.
 
-    Raises NoTrace, DamagedTrace, NewerTrace.
+    Raises NoTrace, DamagedTrace, NewerTrace, PathError.
     """
-    folder = Path(folder)
+    folder = checked_path(folder)
     if not folder.is_dir():
         raise NoTrace(f"No trace at {folder}: there is no such folder.")
     if not (folder / layout.MANIFEST).exists():
@@ -66,7 +67,7 @@ def open_picture(folder: str | Path) -> "Trace":
 
 def open_collection(folder: str | Path) -> list["Trace"]:
     """The traces of a folder that several runs, or a batch, were recorded into."""
-    folder = Path(folder)
+    folder = checked_path(folder)
     if not (folder / layout.MEMBERS).exists():
         hint = " It holds one trace: use open_trace." if (folder / layout.MANIFEST).exists() else ""
         raise NoTrace(f"No collection in {folder}: it has no {layout.MEMBERS}.{hint}")

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.text.alignment import Word, labels
 from toushi.probe.trace.manifest import map_key
 from toushi.probe.trace.output_dir import WriteFailed, reason
@@ -155,7 +156,7 @@ def default_path(folder: Path, to: str) -> Path:
 
 
 def _check_place(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
+    if checked_path(path).is_dir():
         raise WriteFailed(f"{path} is a folder; name a file to write (--out).")
     if os.path.lexists(path) and not (overwrite and path.is_file()):
         raise WriteFailed(f"{path} is there already. Choose another --out, or replace it (--overwrite).")

@@ -13,6 +13,7 @@ from toushi.cli.model_options import Loads
 from toushi.cli.terminal import bytes_in_words, columns, shortened, table
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
 
@@ -205,6 +206,7 @@ def traces_in(folder: Path) -> list[Path]:
     from toushi.probe.trace.manifest import FORMAT, MANIFEST, MEMBERS, format_of
     from toushi.probe.trace.reader import open_collection
 
+    checked_path(folder)
     if (folder / MEMBERS).exists():
         return [trace.folder for trace in open_collection(folder)]
     if (folder / MANIFEST).exists():
