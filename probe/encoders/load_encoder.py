@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
@@ -251,10 +252,8 @@ def _positions(model) -> int:
 
 
 def _transformers():
-    try:
+    with missing_library_named():
         import transformers
-    except ImportError:
-        raise UnknownEncoder("encoders from a folder need the transformers library: pip install transformers") from None
     return transformers
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
 from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
@@ -68,7 +69,7 @@ def load(
 def loaded(name: str, loading: Loading) -> Any:
     """The model of this name, loaded so; see `load`."""
     home = folder_of(name)
-    with enough_memory("the model", loading):
+    with enough_memory("the model", loading), missing_library_named():
         if home is None or (home / "model_index.json").is_file():
             return pipeline(name if home is None else home, loading)
         return small(home, loading)

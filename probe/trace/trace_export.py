@@ -13,7 +13,6 @@ last one summed, and its values are the mean over as many steps as `summed` says
 ended before the run. What goes to no text column, in joint attention, is what all tokens leave of 1.
 """
 
-import importlib.util
 import itertools
 import json
 import math
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 from toushi.probe.text.alignment import Word, labels
 from toushi.probe.trace.manifest import map_key
 from toushi.probe.trace.output_dir import WriteFailed, reason
@@ -123,8 +123,8 @@ def export(
     if tokens and words is not None:
         raise ToushiError("Expected either words or all tokens, but both came; leave one of them out.")
     package = PACKAGES.get(to)
-    if package and importlib.util.find_spec(package) is None:
-        raise ToushiError(f"Export to {to} needs the package {package}, which is not installed: pip install {package}")
+    if package is not None:
+        require(package)
     path = default_path(trace.folder, to) if out is None else Path(out)
     _check_place(path, overwrite)
     prepare = _of_texts if trace.manifest["kind"] == "encoder" else _of_picture

@@ -21,6 +21,7 @@ import tyro
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 from toushi.probe.pipelines.load_options import Loading
 from toushi.probe.trace.output_dir import check_room, make_room, save_picture
 
@@ -89,6 +90,8 @@ open_trace(FOLDER) reads it in Python."""
 
     def run(self) -> None:
         started = time.perf_counter()
+        if not self.no_record:
+            require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
