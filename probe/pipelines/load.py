@@ -17,6 +17,7 @@ from toushi.probe.base.extras import missing_library_named
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
 from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
+from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
 
 
 class UnknownModel(ToushiError):
@@ -258,7 +259,7 @@ def tile(model) -> None:
 
 def compile_blocks(denoiser: nn.Module, **how) -> None:
     """torch.compile of each repeated block by itself, which is quick, since blocks that are alike share their code."""
-    if getattr(denoiser, "_repeated_blocks", None):
+    if has_repeated_blocks(denoiser):
         denoiser.compile_repeated_blocks(**how)
         return
     for blocks in (child for child in denoiser.children() if isinstance(child, nn.ModuleList)):
@@ -278,7 +279,7 @@ def put_off(model, denoiser: str, device: torch.device, way: str) -> None:
         model.enable_model_cpu_offload(device=device)
         return
     parts = {name: part for name, part in model.components.items() if isinstance(part, nn.Module)}
-    offload(parts, denoiser, device, way, whole=model._exclude_from_cpu_offload if way == "sequential" else ())
+    offload(parts, denoiser, device, way, whole=parts_without_offload(model) if way == "sequential" else ())
 
 
 def torch_dtype(name: str) -> torch.dtype:
