@@ -36,7 +36,9 @@ def own_names(tree: ast.AST) -> set[str]:
 
 
 def test_private_names_stand_in_two_modules():
-    files = {file: ast.parse(file.read_text(encoding="utf-8")) for name in FOLDERS for file in (ROOT / name).rglob("*.py")}
+    files = {
+        file: ast.parse(file.read_text(encoding="utf-8")) for name in FOLDERS for file in (ROOT / name).rglob("*.py")
+    }
     assert len(files) > 150
     own = set().union(*map(own_names, files.values()))
     found = {
