@@ -13,8 +13,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from toushi.hooks.torch_private import uncompiled
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet, checked_size
+from toushi.probe.pipelines.private_api import attention_implementation
 from toushi.probe.text.alignment import Token
 
 
@@ -153,7 +155,7 @@ class Family:
         if not layers:
             return None
         attention = plain(plain(layers[0]).get_submodule(self.attention))
-        kernel = getattr(getattr(attention, "config", None), "_attn_implementation", "sdpa")
+        kernel = attention_implementation(attention)
         if kernel == "sdpa":
             return None
         kind = type(plain(getattr(model, self.encoder.partition(".")[0]))).__name__
@@ -221,7 +223,7 @@ def any_of(globs: Iterable[str]) -> re.Pattern:
 
 def plain(module: nn.Module) -> nn.Module:
     """The module that torch.compile wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+    return uncompiled(module)
 
 
 def submodule(model, path: str) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import nn
 
 from toushi.probe.editing.editor import edits_of
 from toushi.probe.pipelines.lora import loras_of
+from toushi.probe.pipelines.private_api import execution_device
 from toushi.probe.text.alignment import segmenter
 
 PACKAGES = (
@@ -89,7 +90,7 @@ def surroundings(model) -> dict:
     about = next(iter(parameters), torch.empty(0))
     loading = getattr(model, "loading", None)
     # Of a pipeline whose weights are put off, `device` is where they wait, not where it computes.
-    device = getattr(model, "_execution_device", None) or getattr(model, "device", about.device)
+    device = execution_device(model) or getattr(model, "device", about.device)
     return {
         "model": _identity(model),
         "loading": None if loading is None else loading.manifest(),

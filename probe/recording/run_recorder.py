@@ -15,6 +15,7 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import WireError
+from toushi.hooks.torch_private import tensor_version
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import Encoded, Family, Scene, Site, Stepped, Stretch
@@ -147,7 +148,7 @@ class Run:
 
     def _whose(self, scene: Scene) -> list[Place]:
         """Of each row the branch and picture. Comparing texts takes time, and most come again at every step."""
-        version = tuple(0 if key.is_inference() else key._version for key in scene.key)
+        version = tuple(map(tensor_version, scene.key))
         for key, known_version, rows in self.rows_of_text:
             if known_version == version and len(key) == len(scene.key) and all(map(operator.is_, key, scene.key)):
                 return rows
