@@ -15,7 +15,7 @@ from benchmarks import peer
 from benchmarks.shapes import SMALL
 from toushi.hooks.attention import Call, Watch
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.trace.reader import open_trace
 

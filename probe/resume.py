@@ -13,7 +13,7 @@ import torch
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.editing.editor import edit, edits_of_manifest
-from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import DISK, Policy
 from toushi.probe.recording.provenance import surroundings
 from toushi.probe.recording.record import Recording

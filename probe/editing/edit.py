@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded
+from toushi.probe.pipelines.family import EncodedPrompt
 from toushi.probe.text.alignment import Span, Word, find, segment, shares
 
 KINDS = ("scale", "zero", "replace", "patch", "function")
@@ -128,7 +128,7 @@ class Edit:
             raise BadEdit(f"edit of {self.site}: there is no head {outside[0]}; it has {count} (0 to {count - 1})")
         return list(dict.fromkeys(asked))
 
-    def shares(self, text: Encoded) -> np.ndarray:
+    def shares(self, text: EncodedPrompt) -> np.ndarray:
         """How much of each token of the text is edited, 0..1. Two encoders may each have a token at one position."""
         if self.word is None:
             found = np.array([float(token.position == self.token) for token in text.tokens])

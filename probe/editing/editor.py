@@ -27,7 +27,8 @@ from toushi.hooks.attention_edits import attended_anew
 from toushi.hooks.module_hooks import state_hooks
 from toushi.probe.editing import edit_source as source
 from toushi.probe.editing.edit import BadEdit, Edit, edits_of_manifest
-from toushi.probe.pipelines.family import Encoded, UnknownSite, family_of, plain, submodule
+from toushi.probe.pipelines.family import EncodedPrompt, UnknownSite, submodule, unwrapped
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.session.following import Following
 from toushi.probe.session.row_matching import alike
 from toushi.probe.text.alignment import Token
@@ -57,7 +58,7 @@ _edited: dict[int, "Editing"] = {}  # id of each model that is being edited
 
 def edits_of(model) -> list[dict[str, Any]]:
     """The edits that hold for this model now, as JSON."""
-    editing = _edited.get(id(plain(model)))
+    editing = _edited.get(id(unwrapped(model)))
     return [] if editing is None else [one.as_json() for one in editing.edits]
 
 
@@ -65,14 +66,14 @@ class Editing:
     """Made by `edit`."""
 
     def __init__(self, model, edits: list[Edit]):
-        self.model, self.edits = plain(model), edits
+        self.model, self.edits = unwrapped(model), edits
         self.family = family_of(self.model)
-        self.encoder = self.family.encoder.partition(".")[0]
+        self.encoder = self.family.text_encoder.partition(".")[0]
         self.sources = _opened(one.source for one in edits if one.source is not None)
         self.attention: dict[str, list[Edit]] = {}
         self.states: dict[str, list[Edit]] = {}
         self.sites = self.family.sites(self.model)
-        self.unseen = self.family.unseen(self.model)
+        self.unseen = self.family.hidden_attention(self.model)
         if self.unseen is not None:  # the encoder's layers stand in for their attention
             self.sites = {name: site for name, site in self.sites.items() if site.kind != "encoder"}
         state_modules = self._state_modules()
@@ -97,7 +98,7 @@ class Editing:
         if not layers:
             return {}
         embeddings = submodule(self.model, self.family.embeddings)
-        names = {f"{self.family.layers}.{i}": plain(module) for i, module in enumerate(layers)}
+        names = {f"{self.family.layers}.{i}": unwrapped(module) for i, module in enumerate(layers)}
         return {self.family.embeddings: embeddings, **names}
 
     def _check(self, one: Edit, sites: list[str], states: list[str], state_modules: Mapping[str, nn.Module]) -> None:
@@ -166,7 +167,7 @@ class Editing:
 
     # --- the changes
 
-    def _rows(self, one: Edit) -> list[tuple[int, str, Encoded, int]]:
+    def _rows(self, one: Edit) -> list[tuple[int, str, EncodedPrompt, int]]:
         """The rows that it is about: number, branch, text, and where in the row the text begins."""
         return [row for row in self.run.known_rows() if row[1] in one.branches]
 
@@ -239,7 +240,7 @@ class Editing:
             return token.position if self.encoder in token.encoders else None
         return token.column
 
-    def _share(self, call: Call, one: Edit, text: Encoded) -> tuple[list[int], np.ndarray]:
+    def _share(self, call: Call, one: Edit, text: EncodedPrompt) -> tuple[list[int], np.ndarray]:
         """The columns of the edited tokens, and how much of each is edited."""
         pairs = [(self._column(call, token), share) for token, share in zip(text.tokens, one.shares(text)) if share]
         pairs = [(column, share) for column, share in pairs if column is not None]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
-from toushi.probe.pipelines.family import Family, Read, plain
+from toushi.probe.pipelines.family import EncoderInputs, Family, unwrapped
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.pipelines.lora import loras_of
 from toushi.probe.trace.safetensors_reader import read_bytes
@@ -47,7 +47,7 @@ class Texts:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadOption(f"cannot keep texts in {folder}: {error.strerror}; choose another folder") from None
-        self.model, self.folder, self.read = model, folder, family.read
+        self.model, self.folder, self.read = model, folder, family.text_encoders
         self.encoders = {
             name: part
             for name in (getattr(model, "components", None) or dict(model.named_children()))
@@ -55,7 +55,7 @@ class Texts:
         }
         self.identity = identity(model, self.encoders)
         self.sample = sampled(self.encoders)
-        self.last: Mapping[str, list[Read]] | None = None
+        self.last: Mapping[str, list[EncoderInputs]] | None = None
 
     def around(self, encode_prompt: Callable) -> Callable:
         signature = inspect.signature(encode_prompt)
@@ -113,28 +113,28 @@ class Texts:
     @contextmanager
     def reading(self):
         """Notes what the encoders are given."""
-        found: dict[str, list[Read]] = {name: [] for name in self.encoders if name in self.read}
+        found: dict[str, list[EncoderInputs]] = {name: [] for name in self.encoders if name in self.read}
 
         def noting(name: str):
-            names = list(inspect.signature(plain(self.encoders[name]).forward).parameters)
+            names = list(inspect.signature(unwrapped(self.encoders[name]).forward).parameters)
 
             def before(module, arguments, named):
                 given = {**dict(zip(names, arguments)), **named}
                 ids, mask = given.get("input_ids"), given.get("attention_mask")
                 if ids is not None:
-                    found[name].append(Read(ids.tolist(), None if mask is None else mask.long().tolist()))
+                    found[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
 
             return before
 
         with ExitStack() as hooks:
             for name in found:
-                handle = plain(self.encoders[name]).register_forward_pre_hook(noting(name), with_kwargs=True)
+                handle = unwrapped(self.encoders[name]).register_forward_pre_hook(noting(name), with_kwargs=True)
                 hooks.callback(handle.remove)
             yield found
 
     # --- the folder
 
-    def keep(self, key: str, result, reads: Mapping[str, list[Read]], cuts: list[str]) -> None:
+    def keep(self, key: str, result, reads: Mapping[str, list[EncoderInputs]], cuts: list[str]) -> None:
         tensors: dict[str, Tensor] = {}
         try:
             structure = packed(result, tensors)
@@ -177,7 +177,7 @@ class Texts:
             if about["format"] != FORMAT or about["sha256"] != hashlib.sha256(content).hexdigest():
                 raise ValueError("its checksum is wrong")
             result = unpacked(about["result"], load(content), device)
-            reads = {name: [Read(*one) for one in some] for name, some in about["read"].items()}
+            reads = {name: [EncoderInputs(*one) for one in some] for name, some in about["read"].items()}
             cuts = [str(cut) for cut in about["cut"]]
         except (ToushiError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             warnings.warn(
@@ -203,7 +203,7 @@ def identity(model, encoders: Mapping[str, nn.Module]) -> dict[str, str]:
     """Digests of weights, config and tokenizer."""
     found = {}
     for name, encoder in encoders.items():
-        digest = hashlib.sha256(type(plain(encoder)).__qualname__.encode())
+        digest = hashlib.sha256(type(unwrapped(encoder)).__qualname__.encode())
         for key, weight in sorted(encoder.state_dict().items()):
             if isinstance(weight, Tensor):
                 digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -263,7 +263,7 @@ def settings(model) -> dict[str, Any]:
 
 def hooked(encoder: nn.Module) -> bool:
     """Whether somebody reads or edits what the encoder computes."""
-    for module in plain(encoder).modules():
+    for module in unwrapped(encoder).modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             owner, name = getattr(hook, "__module__", ""), getattr(hook, "__qualname__", "")
             if owner.partition(".")[0] not in OWN and not name.startswith(READER):

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import family_of
 from toushi.probe.pipelines.out_of_memory import enough_memory
+from toushi.probe.pipelines.registry import family_of
 
 # Pipelines that take pictures to look at, and draw without one.
 IMAGE_OPTIONAL = ("Flux2Pipeline", "Flux2KleinPipeline")
@@ -126,7 +126,7 @@ def _called(model, prompt, negative, steps, seed, guidance, size, callback) -> I
 
 def check_size(pipeline, size: tuple[int, int] | None) -> None:
     """Raises ToushiError if a side is no whole number of the pipeline's image cells."""
-    unit = family_of(pipeline).factor(pipeline)
+    unit = family_of(pipeline).cell_pixels(pipeline)
     if size is None or not any(pixels % unit for pixels in size):
         return
     near = "x".join(str(max(unit, round(pixels / unit) * unit)) for pixels in size)

@@ -16,7 +16,16 @@ from torch import Tensor
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines import outputs as drawn
 from toushi.probe.pipelines.attention_processors import readable
-from toushi.probe.pipelines.family import Encoded, Family, Said, Scene, Site, UnknownFamily, named_modules, plain
+from toushi.probe.pipelines.family import (
+    DenoiserInputs,
+    EncodedPrompt,
+    EncodePromptCall,
+    Family,
+    Site,
+    UnknownFamily,
+    named_modules,
+    unwrapped,
+)
 from toushi.probe.pipelines.prompt_tokens import numbered
 
 ROW = "add a row for it to probe/pipelines/table.py"
@@ -26,7 +35,7 @@ class ByTokenIndex(UserWarning):
     """The pipeline is no row of the family table: its maps are by the index of the key, not by word."""
 
 
-def generic(pipeline) -> Family | None:
+def generic_family(pipeline) -> Family | None:
     """A family for this pipeline of diffusers alone; None if it is none. Raises UnknownFamily with the reason."""
     if not any(one.__name__ == "DiffusionPipeline" for one in type(pipeline).__mro__):
         return None
@@ -37,7 +46,7 @@ def generic(pipeline) -> Family | None:
             f"cannot record a {kind}: it is no row of the family table, and without that a transformer or unet, a "
             f"scheduler and encode_prompt are needed; {ROW}"
         )
-    parameters = list(inspect.signature(plain(getattr(pipeline, denoiser)).forward).parameters)
+    parameters = list(inspect.signature(unwrapped(getattr(pipeline, denoiser)).forward).parameters)
     cross, joint = _attention(pipeline, denoiser)
     if joint or not cross or "encoder_hidden_states" not in parameters:
         where = f"{joint[0]} looks at text and image at once" if joint else f"no attention of its {denoiser} is to text"
@@ -47,36 +56,34 @@ def generic(pipeline) -> Family | None:
         )
     return Family(
         name=f"{kind}, by token index",
-        knows=lambda model: model is pipeline,
+        matches=lambda model: model is pipeline,
         encode_prompt="encode_prompt",
         sample="__call__",
         evaluate=None,
         scheduler="scheduler",
         denoiser=denoiser,
-        inputs=(parameters[0], "encoder_hidden_states"),
-        text="encoder_hidden_states",
-        cross_sites=tuple(cross),
-        self_sites=(),
-        rows=("uncond", "cond"),
-        encoder="text_encoder",
-        ids="input_ids",
+        denoiser_inputs=(parameters[0], "encoder_hidden_states"),
+        cross_attention=tuple(cross),
+        self_attention=(),
+        branch_order=("uncond", "cond"),
+        text_encoder="text_encoder",
+        input_ids="input_ids",
         embeddings="",
         layers=None,
-        attention="",
-        texts=_texts,
-        text_rows=lambda text: list(text.unbind()),
-        scene=_scene(parameters[0]),
+        layer_attention="",
+        encoded_prompts=_texts,
+        read_inputs=_scene(parameters[0]),
         step=drawn.step,
-        times=lambda scheduler: [*scheduler.timesteps.tolist(), 0.0],
-        evaluated=None,
-        factor=lambda model: getattr(model, "vae_scale_factor", 8),
-        blank=None,
-        pictures=drawn.pictures,
-        about=lambda model, arguments: drawn.about(model, arguments) | {"asked": arguments.get("prompt")},
+        timesteps=lambda scheduler: [*scheduler.timesteps.tolist(), 0.0],
+        evaluation_step=None,
+        cell_pixels=lambda model: getattr(model, "vae_scale_factor", 8),
+        blank_latents=None,
+        images=drawn.pictures,
+        metadata=lambda model, arguments: drawn.about(model, arguments) | {"asked": arguments.get("prompt")},
         check=_check(kind),
-        begins="get_timesteps",
-        place=drawn.place,
-        beyond={"*": "not a row of the family table: attention to the text alone is recorded, nothing else"},
+        timesteps_method="get_timesteps",
+        step_index=drawn.place,
+        unrecorded={"*": "not a row of the family table: attention to the text alone is recorded, nothing else"},
     )
 
 
@@ -110,14 +117,16 @@ def _check(kind: str):
 
 
 def _scene(latents: str):
-    def scene(pipeline, inputs: Mapping[str, Any]) -> Scene:
+    def scene(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
         image, text = inputs[latents], inputs["encoder_hidden_states"]
         if not isinstance(image, Tensor) or image.dim() != 4 or not isinstance(text, Tensor) or text.dim() != 3:
             raise ToushiError(
                 f"cannot record a {type(pipeline).__name__}: expected latents [row, channel, y, x] and a text [row, "
                 f"column, feature], but {_shape(image)} and {_shape(text)} came, whose grid is not known; {ROW}"
             )
-        return Scene((image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), keys=text.shape[1])
+        return DenoiserInputs(
+            (image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), keys=text.shape[1]
+        )
 
     return scene
 
@@ -126,24 +135,27 @@ def _shape(value) -> object:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _texts(said: Said) -> dict[str, list[Encoded]]:
+def _texts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
     """What `encode_prompt` returns, for each branch: it has to be certain which of the texts is the prompt's."""
-    found = list(_states(said.result))
-    known = inspect.signature(type(said.model).encode_prompt).parameters
+    found = list(_states(call.result))
+    known = inspect.signature(type(call.model).encode_prompt).parameters
     if "negative_prompt" not in known and len(found) == 1:  # called once for each of them
-        asked = {name: said.drawing.get(name, said.arguments.get("prompt")) for name in ("prompt", "negative_prompt")}
-        branches = [name for name, given in asked.items() if given == said.arguments.get("prompt")]
-        first = "cond" in said.before and len(branches) > 1
+        asked = {
+            name: call.sample_arguments.get(name, call.arguments.get("prompt"))
+            for name in ("prompt", "negative_prompt")
+        }
+        branches = [name for name, given in asked.items() if given == call.arguments.get("prompt")]
+        first = "cond" in call.earlier and len(branches) > 1
         names = ["uncond" if first or branches == ["negative_prompt"] else "cond"] if branches else []
     else:
         names = ["cond", "uncond"][: len(found)]
-    if not names or len(found) > 2 or (len(found) == 2 and not _prompt_comes_first(said, found[0])):
+    if not names or len(found) > 2 or (len(found) == 2 and not _prompt_comes_first(call, found[0])):
         raise ToushiError(
-            f"cannot record a {type(said.model).__name__}: encode_prompt returned {len(found)} texts, and which of "
+            f"cannot record a {type(call.model).__name__}: encode_prompt returned {len(found)} texts, and which of "
             f"them is the prompt's cannot be told; {ROW}"
         )
     return {
-        branch: [Encoded(None, (), tuple(numbered(0, len(row), 1)), row) for row in states]
+        branch: [EncodedPrompt(None, (), tuple(numbered(0, len(row), 1)), row) for row in states]
         for branch, states in zip(names, found)
     }
 
@@ -155,12 +167,12 @@ def _states(result) -> Iterator[Tensor]:
             yield one
 
 
-def _prompt_comes_first(said: Said, first: Tensor) -> bool:
+def _prompt_comes_first(call: EncodePromptCall, first: Tensor) -> bool:
     """Whether the prompt encoded without guidance, alone, gives the first text."""
-    encode_prompt = type(said.model).encode_prompt
+    encode_prompt = type(call.model).encode_prompt
     if "do_classifier_free_guidance" not in inspect.signature(encode_prompt).parameters:
         return False
     with torch.random.fork_rng(), torch.no_grad():
-        alone = encode_prompt(said.model, **{**said.arguments, "do_classifier_free_guidance": False})
+        alone = encode_prompt(call.model, **{**call.arguments, "do_classifier_free_guidance": False})
     again = next(_states(alone), None)
     return again is not None and again.shape == first.shape and torch.equal(again, first)

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toushi.probe.pipelines.family import Stepped
+from toushi.probe.pipelines.family import SchedulerStep
 
 
-def step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
+def step(step: Callable, arguments: Mapping[str, Any]) -> SchedulerStep:
     others = arguments.get("kwargs", {})
     result = step(**{name: value for name, value in arguments.items() if name != "kwargs"}, **others)
-    return Stepped(result, result[0] if isinstance(result, tuple) else result.prev_sample, None)
+    return SchedulerStep(result, result[0] if isinstance(result, tuple) else result.prev_sample, None)
 
 
 def place(scheduler, arguments: Mapping[str, Any], next: int) -> int:
@@ -63,10 +63,10 @@ def unpacked(latents: Tensor, grid: tuple[int, int]) -> Tensor:
     return packed.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def own_step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
+def own_step(step: Callable, arguments: Mapping[str, Any]) -> SchedulerStep:
     latents = step(**arguments)
-    return Stepped(latents, latents, None)
+    return SchedulerStep(latents, latents, None)
 
 
-def own_evaluated(velocity: Tensor, arguments: Mapping[str, Any]) -> Stepped:
-    return Stepped(velocity, arguments["latents"], None)
+def own_evaluated(velocity: Tensor, arguments: Mapping[str, Any]) -> SchedulerStep:
+    return SchedulerStep(velocity, arguments["latents"], None)

@@ -24,7 +24,7 @@ class Shape(NamedTuple):
 def shapes(family: Family, pipeline) -> dict[str, Shape]:
     """Every image-to-text site, with its heads and how much coarser than the finest grid it is."""
     finest = depth(family, pipeline)
-    sites: Mapping[str, Site] = family.chosen(pipeline, None)
+    sites: Mapping[str, Site] = family.select_sites(pipeline, None)
     return {
         name: Shape(heads(site.module), 2 ** level(name, finest))
         for name, site in sites.items()
@@ -101,7 +101,7 @@ def foreseen(
 ) -> Forecast:
     """Bytes of one picture's trace, for each way to keep it; `size` in pixels. `texts`: how many the denoiser is given,
     as many as with the pipeline's default guidance if not told."""
-    factor, width = family.factor(pipeline), columns(family, pipeline, tokens)
+    factor, width = family.cell_pixels(pipeline), columns(family, pipeline, tokens)
     rows, across = -(-size[0] // factor), -(-size[1] // factor)
     maps = [
         # In joint attention what went to the image's own keys is kept too, as one column more.

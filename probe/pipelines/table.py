@@ -18,10 +18,10 @@ from toushi.probe.pipelines.prompt_tokens import BLOCK, Part, in_one_call, in_tw
 
 
 def _class_is(*names: str) -> Callable[[Any], bool]:
-    def knows(model) -> bool:
+    def matches(model) -> bool:
         return any(one.__name__ in names and one.__module__.startswith("diffusers.") for one in type(model).__mro__)
 
-    return knows
+    return matches
 
 
 def _row(name: str, *classes: str, **own) -> Family:
@@ -32,29 +32,27 @@ def _row(name: str, *classes: str, **own) -> Family:
         "evaluate": None,
         "scheduler": "scheduler",
         "denoiser": "transformer",
-        "inputs": ("hidden_states", "encoder_hidden_states"),
-        "text": "encoder_hidden_states",
-        "self_sites": (),
-        "rows": ("uncond", "cond"),
-        "encoder": "text_encoder",
-        "ids": "input_ids",
+        "denoiser_inputs": ("hidden_states", "encoder_hidden_states"),
+        "self_attention": (),
+        "branch_order": ("uncond", "cond"),
+        "text_encoder": "text_encoder",
+        "input_ids": "input_ids",
         "embeddings": "",
         "layers": None,
-        "attention": "self_attn",
-        "text_rows": lambda text: list(text.unbind()),
+        "layer_attention": "self_attn",
         "step": drawn.step,
-        "times": lambda scheduler: [*scheduler.timesteps.tolist(), 0.0],
-        "evaluated": None,
-        "factor": lambda pipeline: pipeline.vae_scale_factor * 2,
-        "blank": None,
-        "pictures": drawn.pictures,
-        "about": drawn.about,
-        "read": ("text_encoder",),
-        "begins": "get_timesteps",
-        "place": drawn.place,
+        "timesteps": lambda scheduler: [*scheduler.timesteps.tolist(), 0.0],
+        "evaluation_step": None,
+        "cell_pixels": lambda pipeline: pipeline.vae_scale_factor * 2,
+        "blank_latents": None,
+        "images": drawn.pictures,
+        "metadata": drawn.about,
+        "text_encoders": ("text_encoder",),
+        "timesteps_method": "get_timesteps",
+        "step_index": drawn.place,
     }
-    own["beyond"] = {**OUTSIDE, **own.get("beyond", {})}
-    return Family(name=name, knows=_class_is(*classes), **{**common, **own})
+    own["unrecorded"] = {**OUTSIDE, **own.get("unrecorded", {})}
+    return Family(name=name, matches=_class_is(*classes), **{**common, **own})
 
 
 PICTURE = "looks at the finished picture"
@@ -72,19 +70,23 @@ QWEN = {"embeddings": "text_encoder.embed_tokens", "layers": "text_encoder.layer
 
 def _t5(encoder: str) -> dict[str, str]:
     layers = f"{encoder}.encoder.block"
-    return {"embeddings": f"{encoder}.encoder.embed_tokens", "layers": layers, "attention": "layer.0.SelfAttention"}
+    return {
+        "embeddings": f"{encoder}.encoder.embed_tokens",
+        "layers": layers,
+        "layer_attention": "layer.0.SelfAttention",
+    }
 
 
 # --- U-Nets: cross-attention, all keys are text ---
 
 UNET: dict[str, Any] = {
     "denoiser": "unet",
-    "inputs": ("sample", "encoder_hidden_states"),
-    "cross_sites": ("unet.*.attn2",),
-    "self_sites": ("unet.*.attn1",),
-    "scene": scenes.unet,
+    "denoiser_inputs": ("sample", "encoder_hidden_states"),
+    "cross_attention": ("unet.*.attn2",),
+    "self_attention": ("unet.*.attn1",),
+    "read_inputs": scenes.unet,
     "check": readable("AttnProcessor2_0", "FusedAttnProcessor2_0"),
-    "factor": lambda pipeline: pipeline.vae_scale_factor,
+    "cell_pixels": lambda pipeline: pipeline.vae_scale_factor,
 }
 
 STABLE_DIFFUSION = _row(
@@ -95,7 +97,7 @@ STABLE_DIFFUSION = _row(
     "StableDiffusionControlNetPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
-    texts=in_one_call([Part()], unbound),
+    **in_one_call([Part()], unbound),
     **UNET,
     **CLIP,
 )
@@ -108,9 +110,9 @@ SDXL = _row(
     "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
-    read=("text_encoder", "text_encoder_2"),
-    texts=in_one_call([Part(("text_encoder", "text_encoder_2"))], unbound),
-    beyond={"text_encoder_2.*": SECOND},
+    text_encoders=("text_encoder", "text_encoder_2"),
+    **in_one_call([Part(("text_encoder", "text_encoder_2"))], unbound),
+    unrecorded={"text_encoder_2.*": SECOND},
     **UNET,
     **CLIP,
 )
@@ -119,10 +121,10 @@ KOLORS = _row(
     "kolors",
     "KolorsPipeline",
     "KolorsImg2ImgPipeline",
-    texts=in_one_call([Part()], unbound),
+    **in_one_call([Part()], unbound),
     embeddings="text_encoder.embedding",
     layers="text_encoder.encoder.layers",
-    attention="self_attention.core_attention",
+    layer_attention="self_attention.core_attention",
     sequence_first=True,
     **UNET,
 )
@@ -130,18 +132,18 @@ KOLORS = _row(
 # --- transformers with cross-attention ---
 
 CROSS: dict[str, Any] = {
-    "inputs": ("hidden_states", "encoder_hidden_states", "encoder_attention_mask"),
-    "cross_sites": ("transformer.transformer_blocks.*.attn2",),
-    "scene": scenes.patched,
-    "factor": lambda pipeline: pipeline.vae_scale_factor * pipeline.transformer.config.patch_size,
+    "denoiser_inputs": ("hidden_states", "encoder_hidden_states", "encoder_attention_mask"),
+    "cross_attention": ("transformer.transformer_blocks.*.attn2",),
+    "read_inputs": scenes.patched,
+    "cell_pixels": lambda pipeline: pipeline.vae_scale_factor * pipeline.transformer.config.patch_size,
 }
 
 PIXART = _row(
     "pixart",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
-    texts=in_one_call([Part(kept="real")], with_masks),
-    self_sites=("transformer.transformer_blocks.*.attn1",),
+    **in_one_call([Part(kept="real")], with_masks),
+    self_attention=("transformer.transformer_blocks.*.attn1",),
     check=readable("AttnProcessor2_0", "FusedAttnProcessor2_0"),
     **CROSS,
     **_t5("text_encoder"),
@@ -151,9 +153,9 @@ SANA = _row(
     "sana",
     "SanaPipeline",
     "SanaControlNetPipeline",
-    texts=in_one_call([Part(chosen=texts.sana_chosen, kept="real", template=texts.sana_template)], with_masks),
+    **in_one_call([Part(chosen=texts.sana_chosen, kept="real", template=texts.sana_template)], with_masks),
     check=readable("SanaAttnProcessor2_0"),
-    beyond={"transformer.*.attn1": "linear attention: it has no softmax, so there are no probabilities"},
+    unrecorded={"transformer.*.attn1": "linear attention: it has no softmax, so there are no probabilities"},
     **CROSS,
     **QWEN,
 )
@@ -162,21 +164,22 @@ HUNYUAN_DIT = _row(
     "hunyuan-dit",
     "HunyuanDiTPipeline",
     "HunyuanDiTControlNetPipeline",
-    read=("text_encoder", "text_encoder_2"),
-    texts=texts.hunyuan,
-    beyond={
+    text_encoders=("text_encoder", "text_encoder_2"),
+    encoded_prompts=texts.hunyuan,
+    tokens_of_run=texts.FIRST["tokens_of_run"],
+    unrecorded={
         "text_encoder_2.*": SECOND,
         "transformer.time_extra_emb.*": "makes one vector of a text; no image is there",
     },
     embeddings="text_encoder.embeddings",
     layers="text_encoder.encoder.layer",
-    attention="attention.self",
+    layer_attention="attention.self",
     **{
         **CROSS,
-        "inputs": ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_t5"),
-        "cross_sites": ("transformer.blocks.*.attn2",),
-        "self_sites": ("transformer.blocks.*.attn1",),
-        "scene": scenes.hunyuan,
+        "denoiser_inputs": ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_t5"),
+        "cross_attention": ("transformer.blocks.*.attn2",),
+        "self_attention": ("transformer.blocks.*.attn1",),
+        "read_inputs": scenes.hunyuan,
         "check": readable("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0"),
     },
 )
@@ -190,16 +193,16 @@ SD3 = _row(
     "StableDiffusion3InpaintPipeline",
     "StableDiffusion3ControlNetPipeline",
     "StableDiffusion3ControlNetInpaintingPipeline",
-    read=("text_encoder", "text_encoder_2", "text_encoder_3"),
-    texts=in_one_call(
+    text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+    **in_one_call(
         [Part(("text_encoder", "text_encoder_2")), Part(("text_encoder_3",), ("prompt_3", "prompt"))], unbound
     ),
-    cross_sites=("transformer.transformer_blocks.*.attn",),
-    self_sites=("transformer.transformer_blocks.*.attn2",),  # of SD 3.5 medium
-    scene=scenes.sd3,
+    cross_attention=("transformer.transformer_blocks.*.attn",),
+    self_attention=("transformer.transformer_blocks.*.attn2",),  # of SD 3.5 medium
+    read_inputs=scenes.sd3,
     check=readable("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0"),
-    factor=lambda pipeline: pipeline.vae_scale_factor * pipeline.transformer.config.patch_size,
-    beyond={"text_encoder_2.*": SECOND, "text_encoder_3.*": SECOND},
+    cell_pixels=lambda pipeline: pipeline.vae_scale_factor * pipeline.transformer.config.patch_size,
+    unrecorded={"text_encoder_2.*": SECOND, "text_encoder_3.*": SECOND},
     embeddings="text_encoder.text_model.embeddings",
     layers="text_encoder.text_model.encoder.layers",
 )
@@ -216,41 +219,38 @@ Z_IMAGE = _row(
     "ZImageInpaintPipeline",
     "ZImageControlNetPipeline",
     "ZImageControlNetInpaintPipeline",
-    inputs=("x", "cap_feats"),
-    text="cap_feats",
-    rows=("cond", "uncond"),
-    texts=in_one_call([Part(kept="real", template=texts.chat_template(thinking=True))], texts.z_image_states, BLOCK),
-    cross_sites=("transformer.layers.*.attention",),
-    scene=scenes.z_image,
-    given=texts.z_image_given,
+    denoiser_inputs=("x", "cap_feats"),
+    branch_order=("cond", "uncond"),
+    **in_one_call([Part(kept="real", template=texts.chat_template(thinking=True))], texts.z_image_states, BLOCK),
+    cross_attention=("transformer.layers.*.attention",),
+    read_inputs=scenes.z_image,
+    given_prompts=texts.z_image_given,
     check=readable("ZSingleStreamAttnProcessor"),
-    beyond=REFINERS,
+    unrecorded=REFINERS,
     **QWEN,
 )
 
 OWN_Z_IMAGE = replace(
     Z_IMAGE,
     name="z-image, our own",
-    knows=lambda model: getattr(model, "name", None) == "z-image",
+    matches=lambda model: getattr(model, "name", None) == "z-image",
     sample="sample",
     evaluate="denoise",
-    inputs=("latents", "texts"),
-    text="texts",
-    text_rows=list,
-    texts=in_one_call(
+    denoiser_inputs=("latents", "texts"),
+    **in_one_call(
         [Part(kept="real", template=texts.chat_template(thinking=True))],
-        lambda said: tuple(None if one is None else list(one.states) for one in said.result),
+        lambda call: tuple(None if one is None else list(one.states) for one in call.result),
         BLOCK,
     ),
-    scene=scenes.own,
+    read_inputs=scenes.own,
     step=drawn.own_step,
-    place=lambda scheduler, arguments, next: arguments.get("index"),
-    times=lambda scheduler: scheduler.times.tolist(),
-    evaluated=drawn.own_evaluated,
-    factor=lambda model: model.factor * 2,
-    pictures=lambda result: result if isinstance(result, list) else [result],
+    step_index=lambda scheduler, arguments, next: arguments.get("index"),
+    timesteps=lambda scheduler: scheduler.times.tolist(),
+    evaluation_step=drawn.own_evaluated,
+    cell_pixels=lambda model: model.factor * 2,
+    images=lambda result: result if isinstance(result, list) else [result],
     check=lambda model, sites: None,
-    about=lambda model, arguments: {
+    metadata=lambda model, arguments: {
         **{name: arguments.get(name) for name in ("guidance", "seed")},
         "sampler": type(model.scheduler).__name__,
     },
@@ -262,23 +262,23 @@ LUMINA_2 = _row(
     "lumina-2",
     "Lumina2Pipeline",
     "Lumina2Text2ImgPipeline",
-    inputs=("hidden_states", "encoder_hidden_states", "encoder_attention_mask"),
-    rows=("cond", "uncond"),
-    texts=in_one_call([Part(kept="real", template=texts.lumina_template)], with_masks),
-    cross_sites=("transformer.layers.*.attn",),
-    scene=scenes.lumina,
+    denoiser_inputs=("hidden_states", "encoder_hidden_states", "encoder_attention_mask"),
+    branch_order=("cond", "uncond"),
+    **in_one_call([Part(kept="real", template=texts.lumina_template)], with_masks),
+    cross_attention=("transformer.layers.*.attn",),
+    read_inputs=scenes.lumina,
     check=readable("Lumina2AttnProcessor2_0"),
-    beyond=REFINERS,
+    unrecorded=REFINERS,
     **QWEN,
 )
 
 BLOCKS = ("transformer.transformer_blocks.*.attn", "transformer.single_transformer_blocks.*.attn")
 PACKED: dict[str, Any] = {
-    "inputs": ("hidden_states", "encoder_hidden_states", "img_ids"),
-    "rows": ("cond", "uncond"),
-    "cross_sites": BLOCKS,
-    "scene": scenes.flux,
-    "picture": drawn.unpacked,
+    "denoiser_inputs": ("hidden_states", "encoder_hidden_states", "img_ids"),
+    "branch_order": ("cond", "uncond"),
+    "cross_attention": BLOCKS,
+    "read_inputs": scenes.flux,
+    "unpack_latents": drawn.unpacked,
 }
 
 FLUX = _row(
@@ -292,11 +292,11 @@ FLUX = _row(
     "FluxControlNetPipeline",
     "FluxControlNetImg2ImgPipeline",
     "FluxControlNetInpaintPipeline",
-    read=("text_encoder_2",),
-    encoder="text_encoder_2",
-    texts=in_two_calls([Part(("text_encoder_2",), ("prompt_2", "prompt"))], lambda said: said.result[0].unbind()),
+    text_encoders=("text_encoder_2",),
+    text_encoder="text_encoder_2",
+    **in_two_calls([Part(("text_encoder_2",), ("prompt_2", "prompt"))], lambda call: call.result[0].unbind()),
     check=readable("FluxAttnProcessor"),
-    beyond={"text_encoder.*": "becomes one vector; no key of the denoiser's attention comes from it"},
+    unrecorded={"text_encoder.*": "becomes one vector; no key of the denoiser's attention comes from it"},
     **PACKED,
     **_t5("text_encoder_2"),
 )
@@ -306,9 +306,9 @@ FLUX_2_CHECK = readable("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor")
 FLUX_2 = _row(
     "flux-2",
     "Flux2Pipeline",
-    texts=in_two_calls([Part(template=texts.mistral_template)], lambda said: said.result[0].unbind()),
+    **in_two_calls([Part(template=texts.mistral_template)], lambda call: call.result[0].unbind()),
     check=FLUX_2_CHECK,
-    beyond={"text_encoder.model.vision_tower.*": PICTURE},
+    unrecorded={"text_encoder.model.vision_tower.*": PICTURE},
     embeddings="text_encoder.model.language_model.embed_tokens",
     layers="text_encoder.model.language_model.layers",
     **PACKED,
@@ -318,7 +318,7 @@ FLUX_2_KLEIN = _row(
     "flux-2-klein",
     "Flux2KleinPipeline",
     "Flux2KleinInpaintPipeline",
-    texts=in_two_calls([Part(template=texts.chat_template(thinking=False))], lambda said: said.result[0].unbind()),
+    **in_two_calls([Part(template=texts.chat_template(thinking=False))], lambda call: call.result[0].unbind()),
     check=FLUX_2_CHECK,
     embeddings="text_encoder.model.embed_tokens",
     layers="text_encoder.model.layers",
@@ -331,25 +331,25 @@ QWEN_IMAGE = _row(
     "QwenImageImg2ImgPipeline",
     "QwenImageInpaintPipeline",
     "QwenImageControlNetPipeline",
-    texts=in_two_calls(
+    **in_two_calls(
         [
             Part(
-                chosen=lambda said, count: range(said.model.prompt_template_encode_start_idx, count),
+                chosen=lambda call, count: range(call.model.prompt_template_encode_start_idx, count),
                 kept="real",
                 template=texts.qwen_image_template,
             )
         ],
-        lambda said: masked(*said.result),
+        lambda call: masked(*call.result),
     ),
     check=readable("QwenDoubleStreamAttnProcessor2_0"),
-    beyond={"text_encoder.model.visual.*": PICTURE},
+    unrecorded={"text_encoder.model.visual.*": PICTURE},
     embeddings="text_encoder.model.language_model.embed_tokens",
     layers="text_encoder.model.language_model.layers",
     **{
         **PACKED,
-        "inputs": ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "img_shapes"),
-        "cross_sites": BLOCKS[:1],
-        "scene": scenes.qwen_image,
+        "denoiser_inputs": ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "img_shapes"),
+        "cross_attention": BLOCKS[:1],
+        "read_inputs": scenes.qwen_image,
     },
 )
 

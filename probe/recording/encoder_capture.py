@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call, Watch
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
-from toushi.probe.pipelines.family import Encoded, Family, Read, plain, submodule
+from toushi.probe.pipelines.family import EncodedPrompt, EncoderInputs, Family, submodule, unwrapped
 
 
 @dataclass
@@ -42,9 +42,11 @@ class EncodedIds:
     """`with EncodedIds(...) as ids:` notes what every text encoder is given; `ids.found` has its runs, in order."""
 
     def __init__(self, family: Family, model):
-        modules = {name: getattr(model, name, None) for name in family.read}
-        given = {name: (plain(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module}
-        self.found: dict[str, list[Read]] = {name: [] for name in given}
+        modules = {name: getattr(model, name, None) for name in family.text_encoders}
+        given = {
+            name: (unwrapped(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module
+        }
+        self.found: dict[str, list[EncoderInputs]] = {name: [] for name in given}
         self.wires = argument_hooks(given, self._see)
 
     def __enter__(self) -> "EncodedIds":
@@ -56,7 +58,7 @@ class EncodedIds:
 
     def _see(self, name: str, ids: Tensor | None, mask: Tensor | None) -> None:
         if ids is not None:
-            self.found[name].append(Read(ids.tolist(), None if mask is None else mask.long().tolist()))
+            self.found[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
 
 
 class EncoderCapture:
@@ -68,7 +70,7 @@ class EncoderCapture:
     def __init__(self, family: Family, model, layers: Iterable[int]):
         self.family, self.model = family, model
         self.layers = sorted(layers)
-        self.attends = family.unseen(model) is None
+        self.attends = family.hidden_attention(model) is None
         self.batches: list[Batch] = []
         self.wires = ExitStack()
 
@@ -77,12 +79,12 @@ class EncoderCapture:
             return self
         family, modules = self.family, self.family.encoder_layers(self.model)
         states = {"0": submodule(self.model, family.embeddings)}
-        states |= {str(i + 1): plain(modules[i]) for i in self.layers}
+        states |= {str(i + 1): unwrapped(modules[i]) for i in self.layers}
         attention = {}
         if self.attends:
-            attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
-        encoder = submodule(self.model, family.encoder)
-        self.wires.enter_context(argument_hooks({family.encoder: (encoder, [family.ids])}, self._begin))
+            attention = {str(i): unwrapped(modules[i].get_submodule(family.layer_attention)) for i in self.layers}
+        encoder = submodule(self.model, family.text_encoder)
+        self.wires.enter_context(argument_hooks({family.text_encoder: (encoder, [family.input_ids])}, self._begin))
         self.wires.enter_context(state_hooks(states, self._keep))
         self.watch = self.wires.enter_context(Watch(attention, self._see))
         return self
@@ -90,7 +92,7 @@ class EncoderCapture:
     def __exit__(self, *exception) -> None:
         self.wires.close()
 
-    def of(self, text: Encoded) -> dict[str, np.ndarray]:
+    def of(self, text: EncodedPrompt) -> dict[str, np.ndarray]:
         """`state/{i}` [token, feature] and `attention/{i}` [head, query, token], fp32; {} if it did not run."""
         for batch in reversed(self.batches):
             place = batch.row(text.ids)
@@ -108,7 +110,7 @@ class EncoderCapture:
         """Layers that ran without their attention being seen."""
         if not self.batches:
             return {}
-        return {f"{self.family.layers}.{i}.{self.family.attention}": why for i, why in self.watch.blind().items()}
+        return {f"{self.family.layers}.{i}.{self.family.layer_attention}": why for i, why in self.watch.blind().items()}
 
     def _begin(self, name: str, ids: Tensor) -> None:
         self.batches.append(Batch(ids.tolist()))

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from toushi.hooks.attention import Call, Watch
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Said, family_of
+from toushi.probe.pipelines.family import EncodePromptCall
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import Policy
 
 EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
@@ -52,24 +53,24 @@ def forecast(
 ) -> Forecast:
     """Bytes of the trace that recording `model.sample` with these arguments would make. Runs the denoiser once."""
     family, policy = family_of(model), policy or Policy()
-    if family.evaluate is None or family.blank is None:
+    if family.evaluate is None or family.blank_latents is None:
         raise ToushiError(
             f"the size of a {family.name} pipeline's trace is known when its first step has run: "
             "record checks it against the budget then"
         )
     said = getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None)
-    texts = family.texts(Said(said))
+    texts = family.encoded_prompts(EncodePromptCall(said))
     columns = {branch: len(policy.columns(some[0], branch)) for branch, some in texts.items()}
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
-    modules = {name: site for name, site in family.chosen(model, sites).items() if site.kind != "encoder"}
+    modules = {name: site for name, site in family.select_sites(model, sites).items() if site.kind != "encoder"}
     maps: list[Size] = []
 
     def see(call: Call) -> None:
         _, heads, cells, keys = call.shape
         maps.extend(Size(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
 
-    blank = family.blank(model, size)
+    blank = family.blank_latents(model, size)
     with Watch({name: site.module for name, site in modules.items()}, see):
         getattr(model, family.evaluate)(blank, 1.0, prompt)
     return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded
+from toushi.probe.pipelines.family import EncodedPrompt
 from toushi.probe.text.alignment import find, segment, shares
 from toushi.probe.trace.manifest import KEEPS
 
@@ -39,7 +39,7 @@ class Policy:
             raise ToushiError(f"steps: there is no step {outside[0]} in a run of {count} steps (0 to {count - 1})")
         return sorted({step % count for step in asked})
 
-    def columns(self, text: Encoded, branch: str) -> list[int]:
+    def columns(self, text: EncodedPrompt, branch: str) -> list[int]:
         """The text columns that are kept, ascending. `words` are words of the prompt, so uncond keeps all."""
         tokens = text.tokens
         if self.words is not None and branch == "cond" and text.prompt is not None:

@@ -19,7 +19,8 @@ from toushi.hooks.attention import Call, Watch
 from toushi.hooks.hook_error import WireError
 from toushi.hooks.module_hooks import argument_hooks
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded, Said, family_of, plain, submodule
+from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, submodule, unwrapped
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.encoder_capture import EncodedIds, EncoderCapture
 from toushi.probe.recording.policy import DISK, Policy
 from toushi.probe.recording.provenance import git_commit
@@ -87,16 +88,16 @@ class Recording:
         overwrite: bool = False,
         resumed: bool = False,
     ):
-        self.model, self.folder, self.policy, self.overwrite = plain(model), folder, policy, overwrite
+        self.model, self.folder, self.policy, self.overwrite = unwrapped(model), folder, policy, overwrite
         self.resumed = (
             resumed  # whether the one run of this recording goes on in an older trace, see toushi.probe.resume
         )
         self.family = family_of(self.model)
-        self.sites = self.family.chosen(self.model, sites)
+        self.sites = self.family.select_sites(self.model, sites)
         self.traces: list[Path] = []
         self.run: Run | None = None
         self.texts = Texts({}, {})
-        self.aside: list[Encoded] = []  # encoded outside of `sample`
+        self.aside: list[EncodedPrompt] = []  # encoded outside of `sample`
         self.arguments: dict[str, Any] | None = None  # of the `sample` that is running
         self.stepping = False  # inside scheduler.step
         self.wires = ExitStack()
@@ -112,7 +113,7 @@ class Recording:
                 "end that recording first, or record once and read the trace twice"
             )
         self.family.check(self.model, self.sites)
-        if self.encoder_layers and (why := self.family.unseen(self.model)) is not None:
+        if self.encoder_layers and (why := self.family.hidden_attention(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(why), stacklevel=2)
         if not self.resumed:
             make_room(self.folder, self.overwrite)
@@ -125,7 +126,7 @@ class Recording:
             _recorded[id(model)] = self.folder
             wires.callback(_recorded.pop, id(model))
             self.watch = wires.enter_context(Watch(watched, self._take))
-            wires.enter_context(argument_hooks({family.denoiser: (denoiser, family.inputs)}, self._evaluate))
+            wires.enter_context(argument_hooks({family.denoiser: (denoiser, family.denoiser_inputs)}, self._evaluate))
             around = self._encoding, self._sampling, self._evaluating, self._beginning, self._stepping, self._starting
             wires.enter_context(wrapped_run(model, family, *around))
             self.wires = wires.pop_all()
@@ -147,7 +148,7 @@ class Recording:
 
     def _evaluate(self, name: str, *inputs) -> None:
         if self.run is not None:
-            self.run.evaluate(dict(zip(self.family.inputs, inputs)))
+            self.run.evaluate(dict(zip(self.family.denoiser_inputs, inputs)))
 
     # --- around the model's methods
 
@@ -170,8 +171,8 @@ class Recording:
                 listed = "; ".join(f"{name} {why}" for name, why in blind.items())
                 raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
             before = self.texts if self.arguments is not None else Texts({}, {})
-            said = Said(result, self.model, given, self.arguments or {}, read, before.branches)
-            texts = known(self.family.texts(said), self.aside)
+            said = EncodePromptCall(result, self.model, given, self.arguments or {}, read, before.branches)
+            texts = known(self.family.encoded_prompts(said), self.aside)
             encoder = {branch: [capture.of(text) for text in some] for branch, some in texts.items()}
             # A later call, for another encoder, does not run this one again.
             encoder = {branch: some for branch, some in encoder.items() if any(some) or branch not in before.encoder}
@@ -188,7 +189,7 @@ class Recording:
         def wrapper(*arguments, **named):
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
-            given = self.family.given(bound.arguments)
+            given = self.family.given_prompts(bound.arguments)
             self.arguments = bound.arguments
             self.texts = Texts(known(given, self.aside), {})
             try:
@@ -198,7 +199,7 @@ class Recording:
                 raise
             finally:
                 self.arguments = None
-            self._end_run(self.family.pictures(result), safety=verdicts(self.model, result))
+            self._end_run(self.family.images(result), safety=verdicts(self.model, result))
             return result
 
         return wrapper
@@ -221,7 +222,7 @@ class Recording:
             run = self._begin_run(1, lambda item: [times[item % len(times)]])
             try:
                 result = evaluate(*arguments, **named)
-                run.finish_step(self.family.evaluated(result, bound.arguments), self.watch.blind())
+                run.finish_step(self.family.evaluation_step(result, bound.arguments), self.watch.blind())
             except BaseException as error:
                 self._end_run(error=error)
                 raise
@@ -234,7 +235,7 @@ class Recording:
         def wrapper(*arguments, **named):
             result = set_timesteps(*arguments, **named)
             self._end_run()
-            times = self.family.times(getattr(self.model, self.family.scheduler))
+            times = self.family.timesteps(getattr(self.model, self.family.scheduler))
             self._begin_run(len(times) - 1, lambda item: times)
             return result
 
@@ -253,7 +254,7 @@ class Recording:
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
             scheduler = getattr(self.model, self.family.scheduler)
-            index = self.family.place(scheduler, bound.arguments, self.run.index)
+            index = self.family.step_index(scheduler, bound.arguments, self.run.index)
             if index is not None:  # a run may begin in the midst
                 self.run.at(index)
             self.stepping = True
@@ -270,7 +271,7 @@ class Recording:
 
     def _begin_run(self, count: int, times: Callable[[int], list[float]]) -> Run:
         given = self.arguments or {}
-        about = self.family.about(self.model, given)
+        about = self.family.metadata(self.model, given)
         if given.get("latents") is not None and not self.resumed:
             about["seed"] = None  # these latents, not the seed's, are where it begins
         self.watch.forget()

@@ -17,7 +17,7 @@ from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import WireError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
-from toushi.probe.pipelines.family import Encoded, Family, Scene, Site, Stepped, Stretch
+from toushi.probe.pipelines.family import DenoiserInputs, EncodedPrompt, Family, JointSequence, SchedulerStep, Site
 from toushi.probe.recording.forecast import OverBudget, Size, check, forecast_of
 from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.provenance import of_picture, surroundings
@@ -40,7 +40,7 @@ class Unrecordable(ToushiError):
 class Texts:
     """What one call of encode_prompt gave: for each branch its prompts, and what the encoder did with them."""
 
-    branches: dict[str, list[Encoded]]
+    branches: dict[str, list[EncodedPrompt]]
     encoder: dict[str, list[dict[str, np.ndarray]]]
 
 
@@ -82,7 +82,7 @@ class Run:
         self.sizes: dict[str, Size] = {}  # key -> size, of the first picture
         self.kernels: set[str] = set()
         self.latent: tuple[int, int] = (0, 0)
-        self.joint: tuple[Stretch, ...] | None = None
+        self.joint: tuple[JointSequence, ...] | None = None
         self.keys: int | None = None
         self.rows_of_text: list[tuple[tuple[Tensor, ...], tuple[int, ...], list[Place]]] = []
         self.rows: list[Place] = []
@@ -132,7 +132,7 @@ class Run:
         if not self.recording:
             return
         self._read()  # what waits belongs to the rows of the evaluation before this one
-        scene = self.family.scene(self.model, inputs)
+        scene = self.family.read_inputs(self.model, inputs)
         self.latent, self.joint, self.keys = scene.grid, scene.joint, scene.keys
         self.rows = self._whose(scene)
         wanted = self.policy.branches
@@ -145,7 +145,7 @@ class Run:
         if self.fresh != self.spanned:
             self.spanned, self.span = self.fresh, self._span()
 
-    def _whose(self, scene: Scene) -> list[Place]:
+    def _whose(self, scene: DenoiserInputs) -> list[Place]:
         """Of each row the branch and picture. Comparing texts takes time, and most come again at every step."""
         version = tuple(0 if key.is_inference() else key._version for key in scene.key)
         for key, known_version, rows in self.rows_of_text:
@@ -153,7 +153,7 @@ class Run:
                 return rows
         known = self.texts()
         states = {branch: [text.states for text in some] for branch, some in known.branches.items()}
-        rows = places(scene.texts(), states, self.family.rows, self.evaluations)
+        rows = places(scene.texts(), states, self.family.branch_order, self.evaluations)
         self.rows_of_text = [(scene.key, version, rows), *self.rows_of_text[:3]]
         for place in rows:
             if place not in self.columns:
@@ -260,7 +260,7 @@ class Run:
             self.refusal = refusal
             self.maps, self.waiting = [], []
 
-    def finish_step(self, stepped: Stepped, blind: Mapping[str, str]) -> None:
+    def finish_step(self, stepped: SchedulerStep, blind: Mapping[str, str]) -> None:
         """The scheduler moved on: writes what was seen since the last step."""
         if self.recording:
             if blind:
@@ -274,11 +274,11 @@ class Run:
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.evaluations.values(), default=0)}
             # A copy: the sampler, or its caller, may change its latents while they wait for the disk.
-            latents = self.family.picture(stepped.latents.detach(), self.latent)
+            latents = self.family.unpack_latents(stepped.latents.detach(), self.latent)
             latents = latents.to("cpu", torch.float32, copy=True)
             seen = None
-            if stepped.foreseen is not None and hasattr(self.model, "vae"):
-                seen = preview(self.model.vae, self.family.factor(self.model), stepped.foreseen.float()).cpu()
+            if stepped.denoised is not None and hasattr(self.model, "vae"):
+                seen = preview(self.model.vae, self.family.cell_pixels(self.model), stepped.denoised.float()).cpu()
             found = self._arrays()
             for item, writer in enumerate(self.writers):
                 tensors = found[item]
@@ -342,7 +342,7 @@ class Run:
             for name, site in self.sites.items()
             if site.kind == "encoder"
         }
-        factor = self.family.factor(self.model)
+        factor = self.family.cell_pixels(self.model)
         return {
             **surroundings(self.model),
             "prompt": prompts.get("cond"),

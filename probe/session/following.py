@@ -9,7 +9,7 @@ from typing import Any
 
 from toushi.hooks.module_hooks import argument_hooks
 from toushi.probe.editing.edit import BadEdit
-from toushi.probe.pipelines.family import Encoded, Family, Said, Stretch, submodule
+from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, Family, JointSequence, submodule
 from toushi.probe.recording.encoder_capture import EncodedIds, place_in
 from toushi.probe.session.patching import wrapped_run
 from toushi.probe.session.row_matching import Place, known, places
@@ -28,10 +28,10 @@ class Following:
         self.step, self.count = 0, 1
         self.evaluations: Counter[Place] = Counter()  # in this step
         self.arguments: Mapping[str, Any] | None = None  # of the `sample` that is running
-        self.texts: dict[str, list[Encoded]] = {}
-        self.aside: list[Encoded] = []  # encoded outside of `sample`
+        self.texts: dict[str, list[EncodedPrompt]] = {}
+        self.aside: list[EncodedPrompt] = []  # encoded outside of `sample`
         self.rows: list[tuple[Place, int] | None] = []  # whose each row is, and where in it the text begins
-        self.joint: Sequence[Stretch] | None = None
+        self.joint: Sequence[JointSequence] | None = None
         self.cells, self.keys = 0, None
         self.unread: list[Place] = []
         self.held = False
@@ -39,9 +39,9 @@ class Following:
 
     def __enter__(self) -> "Following":
         model, family = self.model, self.family
-        watched = {family.denoiser: (submodule(model, family.denoiser), family.inputs)}
+        watched = {family.denoiser: (submodule(model, family.denoiser), family.denoiser_inputs)}
         if self.twice:
-            watched[family.encoder] = (submodule(model, family.encoder), [family.ids])
+            watched[family.text_encoder] = (submodule(model, family.text_encoder), [family.input_ids])
         with ExitStack() as wires:
             wires.enter_context(argument_hooks(watched, self._begin))
             around = self._encoding, self._sampling, self._evaluating, self._beginning, self._stepping, self._starting
@@ -71,8 +71,8 @@ class Following:
                     result = first(*bound.args, **bound.kwargs)
             finally:
                 self.held = False
-            said = Said(result, self.model, given, self.arguments or {}, ids.found, before)
-            texts = self.family.texts(said)
+            said = EncodePromptCall(result, self.model, given, self.arguments or {}, ids.found, before)
+            texts = self.family.encoded_prompts(said)
             if self.twice:
                 self.texts = {**before, **texts}
                 self.unread = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
@@ -80,7 +80,7 @@ class Following:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # they were said a moment ago
                     result = encode_prompt(*bound.args, **bound.kwargs)
-                    texts = self.family.texts(said._replace(result=result))
+                    texts = self.family.encoded_prompts(said._replace(result=result))
             self.texts = {**before, **known(texts, self.aside)}
             if self.arguments is None:
                 self.aside += [text for some in texts.values() for text in some]
@@ -94,7 +94,7 @@ class Following:
         def wrapper(*arguments, **named):
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
-            given = self.family.given(bound.arguments)
+            given = self.family.given_prompts(bound.arguments)
             self.texts = known(given, self.aside)
             self.arguments = bound.arguments
             try:
@@ -107,7 +107,7 @@ class Following:
     def _beginning(self, set_timesteps: Callable) -> Callable:
         def wrapper(*arguments, **named):
             result = set_timesteps(*arguments, **named)
-            self.step, self.count = 0, len(self.family.times(getattr(self.model, self.family.scheduler))) - 1
+            self.step, self.count = 0, len(self.family.timesteps(getattr(self.model, self.family.scheduler))) - 1
             self.evaluations.clear()
             self.beginning(self.count)
             return result
@@ -122,7 +122,7 @@ class Following:
 
         def wrapper(*arguments, **named):
             bound = signature.bind(*arguments, **named)
-            index = self.family.place(getattr(self.model, self.family.scheduler), bound.arguments, self.step)
+            index = self.family.step_index(getattr(self.model, self.family.scheduler), bound.arguments, self.step)
             if index is not None and index != self.step:  # a run may begin in the midst
                 if self.evaluations and self.by_step:
                     raise BadEdit(
@@ -155,10 +155,10 @@ class Following:
         if self.held:
             return
         if name == self.family.denoiser:
-            scene = self.family.scene(self.model, dict(zip(self.family.inputs, given)))
+            scene = self.family.read_inputs(self.model, dict(zip(self.family.denoiser_inputs, given)))
             self.joint, self.cells, self.keys = scene.joint, scene.grid[0] * scene.grid[1], scene.keys
             states = {branch: [text.states for text in some] for branch, some in self.texts.items()}
-            whose = places(scene.texts(), states, self.family.rows, self.evaluations)
+            whose = places(scene.texts(), states, self.family.branch_order, self.evaluations)
             self.evaluations.update(whose)
             self.rows = [(place, 0) for place in whose]
         else:
@@ -174,7 +174,7 @@ class Following:
                 return place, start
         return None
 
-    def known_rows(self) -> list[tuple[int, str, Encoded, int]]:
+    def known_rows(self) -> list[tuple[int, str, EncodedPrompt, int]]:
         """Row, branch, text, and where in the row the text begins."""
         rows = [(row, *found) for row, found in enumerate(self.rows) if found is not None]
         return [(row, branch, self.texts[branch][item], start) for row, (branch, item), start in rows]

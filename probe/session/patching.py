@@ -81,8 +81,8 @@ def wrapped_run(
     if family.evaluate is not None:
         methods.append((model, family.evaluate, evaluating))
     methods += [(scheduler, "set_timesteps", beginning), (scheduler, "step", stepping)]
-    if family.begins is not None and hasattr(model, family.begins):
-        methods.append((model, family.begins, beginning_late))
+    if family.timesteps_method is not None and hasattr(model, family.timesteps_method):
+        methods.append((model, family.timesteps_method, beginning_late))
     with ExitStack() as wires:
         for instance, name, wrap in methods:
             wires.enter_context(wrapped(instance, name, wrap))

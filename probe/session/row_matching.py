@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded, Stretch
+from toushi.probe.pipelines.family import EncodedPrompt, JointSequence
 
 Place = tuple[str, int]  # branch, and which picture of the batch
 
@@ -65,19 +65,21 @@ def equal(row: Tensor, text: Tensor) -> bool:
     return row.shape == text.shape and torch.equal(row, text.to(row))
 
 
-def known(texts: Mapping[str, Sequence[Encoded]], aside: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+def known(
+    texts: Mapping[str, Sequence[EncodedPrompt]], aside: Sequence[EncodedPrompt]
+) -> dict[str, list[EncodedPrompt]]:
     """The texts, those that came as embeddings with their prompts, if they are among those that were encoded aside."""
 
-    def one(text: Encoded) -> Encoded:
+    def one(text: EncodedPrompt) -> EncodedPrompt:
         same = (other for other in aside if equal(other.states, text.states))
         return text if text.prompt is not None else next(same, text)
 
     return {branch: list(map(one, some)) for branch, some in texts.items()}
 
 
-def alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:
+def alike(rows: Iterable[int], joint: Sequence[JointSequence] | None) -> dict[JointSequence | None, list[int]]:
     """The rows, those together that have image and text at the same places of their sequence."""
-    groups: dict[Stretch | None, list[int]] = {}
+    groups: dict[JointSequence | None, list[int]] = {}
     for row in sorted(rows):
         groups.setdefault(None if joint is None else joint[row], []).append(row)
     return groups

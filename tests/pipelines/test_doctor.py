@@ -12,7 +12,7 @@ from toushi import main
 from toushi.cli.doctor import Found
 from toushi.cli.language import language_of
 from toushi.probe.pipelines.checkpoint_info import needed, opened
-from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.pipelines.size_estimate import columns, foreseen, shapes
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import Run

@@ -10,8 +10,9 @@ from toushi import main
 from toushi.hooks.attention import Watch
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
-from toushi.probe.pipelines.family import UnknownFamily, family_of
+from toushi.probe.pipelines.family import UnknownFamily
 from toushi.probe.pipelines.generic import ByTokenIndex
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import Unrecordable
 from toushi.probe.trace.reader import open_trace
@@ -92,7 +93,7 @@ def test_text_and_image_in_one_sequence_are_refused_with_the_reason(tmp_path):
 
 def test_keys_that_are_not_the_text_alone_are_refused(tmp_path):
     pipeline = perturbed()
-    site = family_of(pipeline).cross_sites[0]
+    site = family_of(pipeline).cross_attention[0]
     attention = pipeline.unet.get_submodule(site.removeprefix("unet."))
     forward = attention.forward
     attention.forward = lambda states, encoder_hidden_states=None, **named: forward(

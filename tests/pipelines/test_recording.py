@@ -20,7 +20,8 @@ from toushi.hooks.attention import Watch
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
-from toushi.probe.pipelines.family import UnknownFamily, family_of, named_modules
+from toushi.probe.pipelines.family import UnknownFamily, named_modules
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import HiddenStatesOnly, record
 from toushi.probe.trace.reader import open_collection, open_trace
 from toushi.probe.trace.selection import NotRecorded
@@ -331,7 +332,7 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
         states = trace.encoder_states(branch)
         assert states.shape[0] == layers + 1 and np.isfinite(states).all()
         texts = [str(text) for text in states["text"].values]
-        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).encoder in t.encoders]
+        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).text_encoder in t.encoders]
         assert texts == [token.text for token in own]
         if name in GEMMA:
             with pytest.raises(ToushiError, match="No attention"):

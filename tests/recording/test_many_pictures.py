@@ -186,7 +186,7 @@ def test_latents_that_are_changed_afterwards(model, tmp_path):
 def test_calls_read_together_are_what_each_alone_would_give(model):
     """Sites of one shape, with the mask of a shorter text, all rows or some."""
     from toushi.hooks.attention import Watch
-    from toushi.probe.pipelines.family import family_of
+    from toushi.probe.pipelines.registry import family_of
     from toushi.probe.recording import step_maps as maps
 
     calls = []

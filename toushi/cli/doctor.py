@@ -76,7 +76,8 @@ class Found:
     @classmethod
     def of_pipeline(cls, folder: Path) -> "Found":
         from toushi.probe.pipelines.checkpoint_info import opened
-        from toushi.probe.pipelines.family import UnknownFamily, family_of
+        from toushi.probe.pipelines.family import UnknownFamily
+        from toushi.probe.pipelines.registry import family_of
         from toushi.probe.pipelines.size_estimate import usual
 
         found = opened(folder)
@@ -100,8 +101,8 @@ class Found:
         import torch
 
         from toushi.probe.pipelines.checkpoint_info import Part, of_headers, of_modules
-        from toushi.probe.pipelines.family import family_of
         from toushi.probe.pipelines.load import mini_unet
+        from toushi.probe.pipelines.registry import family_of
 
         model = mini_unet(folder)  # a few megabytes
         _, stored = of_headers([folder / "model.safetensors"])
@@ -308,7 +309,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
                 key, refused = "beyond", True
             row.append(tell(key, disk=memory(ahead.disk[keep]), memory=memory(ahead.memory[keep])))
         rows.append(("x".join(map(str, size)), *row))
-    sites = found.family.chosen(found.model, None).values()
+    sites = found.family.select_sites(found.model, None).values()
     told = {
         "sites": sum(site.kind == "cross" for site in sites) if small else len(shapes(found.family, found.model)),
         "columns": found.model.tokenizer.length if small else columns(found.family, found.model, tokens),
@@ -318,7 +319,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
     if refused:
         lines.append(tell("refused", budget=memory(DISK)))
     if layers := sum(site.kind == "encoder" for site in sites):
-        lines.append(tell("encoder", layers=layers, encoder=found.family.encoder))
+        lines.append(tell("encoder", layers=layers, encoder=found.family.text_encoder))
     return "\n".join(lines)
 
 

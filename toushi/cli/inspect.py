@@ -87,8 +87,8 @@ def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
     from toushi.cli.doctor import own_size
     from toushi.probe.pipelines import size_estimate as ahead
     from toushi.probe.pipelines.checkpoint_info import opened
-    from toushi.probe.pipelines.family import family_of
     from toushi.probe.pipelines.generate import check_size
+    from toushi.probe.pipelines.registry import family_of
 
     found = opened(folder)
     if found.pipeline is None:
@@ -96,7 +96,7 @@ def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
         raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
     family = family_of(found.pipeline)
     check_size(found.pipeline, size)
-    factor, own = family.factor(found.pipeline), own_size(family, found.pipeline)
+    factor, own = family.cell_pixels(found.pipeline), own_size(family, found.pipeline)
     cells = [-(-pixels // factor) for pixels in size or (own, own)]
     depth = ahead.depth(family, found.pipeline)
 
