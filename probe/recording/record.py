@@ -18,9 +18,10 @@ from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.encoder_capture import EncoderCapture
 from toushi.probe.recording.policy import DISK, Policy
 from toushi.probe.recording.provenance import git_commit
-from toushi.probe.recording.run_recorder import RunRecorder, Unrecordable, described
+from toushi.probe.recording.run_recorder import RunRecorder
 from toushi.probe.recording.safety_checker import verdicts
 from toushi.probe.recording.trace_folders import TraceFolders
+from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.sampling_session import session_of, subscribe
 from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
 from toushi.probe.text.alignment import Word

@@ -16,6 +16,7 @@ from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
 from toushi.probe.recording.forecast import OverBudget, Size, check, forecast_of
 from toushi.probe.recording.step_maps import Maps, probabilities
 from toushi.probe.recording.trace_fields import trace_fields
+from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.row_matching import Place, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run
 from toushi.probe.trace import manifest as layout
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 # Small calls are read together at the end of an evaluation, which is twice as fast as one by one while the model runs;
 # until then their queries must be held. Large ones are read at once, while they are in the cache.
 PENDING_MAX_BYTES = 1 << 20
-
-
-class Unrecordable(ToushiError):
-    """The model attends in a way that cannot be read or placed."""
-
-
-def described(unread: Mapping[str, str]) -> str:
-    """An error message for sites that could not be read, each with its reason."""
-    listed = "; ".join(f"{name} {why}" for name, why in unread.items())
-    return f"these sites could not be read: {listed}. Leave them out with sites=…"
 
 
 def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from toushi.probe.base.errors import ToushiError
 from toushi.probe.recording.provenance import environment, value_of_picture
+from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.text.alignment import segment
 
 if TYPE_CHECKING:
@@ -62,5 +62,7 @@ def _branches(recorder: "RunRecorder", picture: int) -> dict[str, dict]:
             }
     if not branches:
         present = ", ".join(dict.fromkeys(branch for branch, _ in recorder.columns)) or "none"
-        raise ToushiError(f"expected a branch {' or '.join(wanted or ())}, but this run has {present} (guidance of 1?)")
+        raise Unrecordable(
+            f"expected a branch {' or '.join(wanted or ())}, but this run has {present} (guidance of 1?)"
+        )
     return {branch: branches[branch] for branch in recorder.family.branches if branch in branches}

@@ -47,7 +47,9 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
         assert {weight.device.type for weight in weights} == {"meta"}  # nothing was loaded
     measured = []
     close = RunRecorder._close_writers
-    monkeypatch.setattr(RunRecorder, "_close_writers", lambda run, complete: (measured.append(dict(run.sizes)), close(run, complete)))
+    monkeypatch.setattr(
+        RunRecorder, "_close_writers", lambda run, complete: (measured.append(dict(run.sizes)), close(run, complete))
+    )
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, "a red cat", size=(32, 48), steps=1)
     trace = open_trace(tmp_path / "run")

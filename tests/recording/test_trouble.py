@@ -9,7 +9,8 @@ from tests.recording.made import PROMPT, draw, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import UnknownFamily, UnknownSite
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import Unrecordable, grid_of
+from toushi.probe.recording.run_recorder import grid_of
+from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.session.row_matching import BranchMismatch, match_rows
 from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace import writer
@@ -118,7 +119,7 @@ def test_a_model_of_no_family(tmp_path):
 
 
 def test_nothing_drawn_is_said(model, tmp_path):
-    with pytest.raises(ToushiError, match="nothing was drawn"), record(model, tmp_path / "run"):
+    with pytest.raises(ToushiError, match="nothing was sampled"), record(model, tmp_path / "run"):
         pass
 
 
@@ -197,7 +198,12 @@ def test_equal_texts_follow_the_familys_order():
     rows = [a, a, a, b]
     assert match_rows(rows, both, ("uncond", "cond")) == [("uncond", 0), ("uncond", 1), ("cond", 0), ("cond", 1)]
     assert match_rows([a, b], both, ("uncond", "cond")) == [("cond", 0), ("cond", 1)]
-    assert match_rows([a, b, a, a], both, ("cond", "uncond")) == [("cond", 0), ("cond", 1), ("uncond", 0), ("uncond", 1)]
+    assert match_rows([a, b, a, a], both, ("cond", "uncond")) == [
+        ("cond", 0),
+        ("cond", 1),
+        ("uncond", 0),
+        ("uncond", 1),
+    ]
     with pytest.raises(BranchMismatch, match="several pictures of one prompt"):
         match_rows([a] * 4, {"cond": [a]}, ("cond",))
 
