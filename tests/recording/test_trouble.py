@@ -151,7 +151,7 @@ def test_queries_that_are_changed_in_place_are_refused(model, tmp_path, monkeypa
 @pytest.mark.parametrize("held", [0, 20_000])
 def test_reading_at_once_or_at_the_end_is_the_same(model, tmp_path, monkeypatch, held):
     _, late = recorded(model, tmp_path / "late")
-    monkeypatch.setattr("toushi.probe.recording.run_recorder.HELD", held)
+    monkeypatch.setattr("toushi.probe.recording.run_recorder.PENDING_MAX_BYTES", held)
     _, early = recorded(model, tmp_path / "early")
     assert same(early.attention(), late.attention()) and list(early.sites) == list(late.sites)
 
