@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.editor import edit, edits_of_manifest
+from toushi.probe.editing.edit import edit, edits_of_manifest
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import DISK, Policy
-from toushi.probe.recording.provenance import surroundings
+from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import Recording
 from toushi.probe.trace.reader import Trace, open_trace
 from toushi.probe.trace.writer import TraceWriter
@@ -107,7 +107,7 @@ def check(model, trace: Trace) -> None:
     check_family(trace)
     if family_of(model).name != "mini-unet":
         raise CannotResume(f"{where} was begun with mini-unet or one of its twins: name it with --model.")
-    now = surroundings(model)
+    now = environment(model)
     if now["model"]["weights_sha256"] is None:
         raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")
     pairs = [("weights", now["model"]["weights_sha256"], manifest["model"].get("weights_sha256"))]

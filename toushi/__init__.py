@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
-    from toushi.probe.editing.editor import Edit, edit, edits_of_manifest
+    from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import lens
     from toushi.probe.figures.encoder_figure import encoder_figure
     from toushi.probe.figures.encoding_figure import lens_figure
@@ -46,9 +46,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Edit": "toushi.probe.editing.editor",
-    "edit": "toushi.probe.editing.editor",
-    "edits_of_manifest": "toushi.probe.editing.editor",
+    "Edit": "toushi.probe.editing.edit",
+    "edit": "toushi.probe.editing.edit",
+    "edits_of_manifest": "toushi.probe.editing.edit",
     "ToushiError": "toushi.probe.base.errors",
     "Trace": "toushi.probe.trace.reader",
     "encoder_figure": "toushi.probe.figures.encoder_figure",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toushi.hooks.attention import Call
-from toushi.probe.editing.edit import BadEdit, Edit
+from toushi.probe.editing.edit_spec import BadEdit, Edit
 from toushi.probe.text.alignment import Token, shares
 
 if TYPE_CHECKING:

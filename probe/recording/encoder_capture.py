@@ -9,7 +9,8 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call, Watch
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
-from toushi.probe.pipelines.family import EncodedPrompt, EncoderInputs, Family, submodule, unwrapped
+from toushi.probe.pipelines.family import EncodedPrompt, Family, submodule, unwrapped
+from toushi.probe.session.row_matching import index_of_ids
 
 
 @dataclass
@@ -24,41 +25,9 @@ class Batch:
         """The row that is these ids and padding, and where in it they are."""
         ids = list(ids)
         for index, row in enumerate(self.ids):
-            if (start := place_in(row, ids)) is not None:
+            if (start := index_of_ids(row, ids)) is not None:
                 return index, slice(start, start + len(ids))
         return None
-
-
-def place_in(row: list[int], ids: list[int]) -> int | None:
-    """Where in the row these ids begin, with padding behind or before them; None if the row is not theirs.
-
-    A text that came as embeddings has no ids, and no row is its own.
-    """
-    starts = (0, len(row) - len(ids)) if ids else ()
-    return next((start for start in starts if row[start : start + len(ids)] == ids), None)
-
-
-class EncodedIds:
-    """`with EncodedIds(...) as ids:` notes what every text encoder is given; `ids.found` has its runs, in order."""
-
-    def __init__(self, family: Family, model):
-        modules = {name: getattr(model, name, None) for name in family.text_encoders}
-        given = {
-            name: (unwrapped(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module
-        }
-        self.found: dict[str, list[EncoderInputs]] = {name: [] for name in given}
-        self.wires = argument_hooks(given, self._see)
-
-    def __enter__(self) -> "EncodedIds":
-        self.wires.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.wires.__exit__(*exception)
-
-    def _see(self, name: str, ids: Tensor | None, mask: Tensor | None) -> None:
-        if ids is not None:
-            self.found[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
 
 
 class EncoderCapture:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import EncodedPrompt
+from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import find, segment, shares
 from toushi.probe.trace.manifest import KEEPS
 
-BRANCHES = ("cond", "uncond")
 DTYPES = ("float16", "float32")
 DISK = 8 * 10**9
 
@@ -52,13 +51,16 @@ class Policy:
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         return sorted(token.column for token in tokens if token.column is not None)
 
+    def check_branches(self, family: Family) -> None:
+        """Raises ToushiError for a branch that the family does not have."""
+        if unknown := [branch for branch in self.branches or () if branch not in family.branches]:
+            raise ToushiError(f"branches are {' and '.join(family.branches)}; {unknown[0]!r} came")
+
     def __post_init__(self):
         if self.keep not in KEEPS:
             raise ToushiError(f"keep must be one of {', '.join(KEEPS)}; {self.keep!r} came")
         if self.dtype not in DTYPES:
             raise ToushiError(f"dtype must be one of {', '.join(DTYPES)}; {self.dtype!r} came")
-        if unknown := [branch for branch in self.branches or () if branch not in BRANCHES]:
-            raise ToushiError(f"branches are {' and '.join(BRANCHES)}; {unknown[0]!r} came")
         for name in ("words", "steps", "branches"):
             if getattr(self, name) == ():
                 raise ToushiError(f"{name} is empty, so nothing would be kept; leave it out to keep all of them")

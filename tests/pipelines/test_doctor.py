@@ -18,7 +18,7 @@ from toushi.probe.pipelines.size_estimate import estimate_maps, site_shapes, tex
 from toushi.probe.recording.forecast import forecast_of
 from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import Run
+from toushi.probe.recording.run_recorder import RunRecorder
 from toushi.probe.trace.reader import open_trace
 
 RELEASED = Path(__file__).resolve().parents[3] / "shared" / "models" / "z-image-turbo-meta"
@@ -49,8 +49,8 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
         weights = list(getattr(found.pipeline, part.name).parameters())
         assert {weight.device.type for weight in weights} == {"meta"}  # nothing was loaded
     measured = []
-    close = Run._close
-    monkeypatch.setattr(Run, "_close", lambda run, complete: (measured.append(dict(run.sizes)), close(run, complete)))
+    close = RunRecorder._close_writers
+    monkeypatch.setattr(RunRecorder, "_close_writers", lambda run, complete: (measured.append(dict(run.sizes)), close(run, complete)))
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, "a red cat", size=(32, 48), steps=1)
     trace = open_trace(tmp_path / "run")

@@ -10,7 +10,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import UnknownFamily, UnknownSite
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import Unrecordable, grid_of
-from toushi.probe.session.row_matching import BranchMismatch, places
+from toushi.probe.session.row_matching import BranchMismatch, match_rows
 from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace import writer
 from toushi.probe.trace.reader import open_collection, open_trace
@@ -184,22 +184,22 @@ def test_a_text_that_was_not_encoded_inside_is_refused(model, tmp_path):
 def test_texts_are_matched_by_value_and_a_mismatch_names_both_shapes():
     a, b, c = (torch.full((n, 4), float(n)) for n in (3, 5, 7))
     texts = {"cond": [a], "uncond": [b]}
-    assert places([b, a], texts, ("uncond", "cond")) == [("uncond", 0), ("cond", 0)]
-    assert places([a, b], texts, ("uncond", "cond")) == [("cond", 0), ("uncond", 0)]
-    assert places([a], texts, ("uncond", "cond")) == [("cond", 0)]
+    assert match_rows([b, a], texts, ("uncond", "cond")) == [("uncond", 0), ("cond", 0)]
+    assert match_rows([a, b], texts, ("uncond", "cond")) == [("cond", 0), ("uncond", 0)]
+    assert match_rows([a], texts, ("uncond", "cond")) == [("cond", 0)]
     with pytest.raises(BranchMismatch, match=r"\(7, 4\).*cond \(3, 4\), uncond \(5, 4\)"):
-        places([c], texts, ("uncond", "cond"))
+        match_rows([c], texts, ("uncond", "cond"))
 
 
 def test_equal_texts_follow_the_familys_order():
     a, b = torch.ones(3, 4), torch.zeros(3, 4)
     both = {"cond": [a, b], "uncond": [a, a]}
     rows = [a, a, a, b]
-    assert places(rows, both, ("uncond", "cond")) == [("uncond", 0), ("uncond", 1), ("cond", 0), ("cond", 1)]
-    assert places([a, b], both, ("uncond", "cond")) == [("cond", 0), ("cond", 1)]
-    assert places([a, b, a, a], both, ("cond", "uncond")) == [("cond", 0), ("cond", 1), ("uncond", 0), ("uncond", 1)]
+    assert match_rows(rows, both, ("uncond", "cond")) == [("uncond", 0), ("uncond", 1), ("cond", 0), ("cond", 1)]
+    assert match_rows([a, b], both, ("uncond", "cond")) == [("cond", 0), ("cond", 1)]
+    assert match_rows([a, b, a, a], both, ("cond", "uncond")) == [("cond", 0), ("cond", 1), ("uncond", 0), ("uncond", 1)]
     with pytest.raises(BranchMismatch, match="several pictures of one prompt"):
-        places([a] * 4, {"cond": [a]}, ("cond",))
+        match_rows([a] * 4, {"cond": [a]}, ("cond",))
 
 
 @pytest.mark.parametrize(

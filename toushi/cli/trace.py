@@ -280,7 +280,7 @@ def edits_in(source: Path | None) -> list:
     """The edits of a JSON file, or of a trace."""
     if source is None:
         return []
-    from toushi.probe.editing.editor import edits_of_manifest
+    from toushi.probe.editing.edit import edits_of_manifest
     from toushi.probe.trace.manifest import parse
     from toushi.probe.trace.reader import open_trace
     from toushi.probe.trace.safetensors_reader import read_bytes
@@ -303,7 +303,7 @@ def edited(model, edits: list):
     """A context in which they hold."""
     if not edits:
         return nullcontext()
-    from toushi.probe.editing.editor import edit
+    from toushi.probe.editing.edit import edit
 
     return edit(model, edits)
 
