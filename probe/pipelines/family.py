@@ -76,6 +76,7 @@ class DenoiserInputs(NamedTuple):
     texts: Callable[[], list[Tensor]]  # of each row the real text columns [column, feature]
     joint: tuple[JointSequence, ...] | None = None  # of each row; None: every query is an image cell, every key text
     keys: int | None = None  # number of keys that attention to the text must have, where only that proves it
+    branches: tuple[str, ...] | None = None  # of each row, where the arguments tell it; None: equal states tell it
 
 
 class SchedulerStep(NamedTuple):
@@ -102,6 +103,7 @@ class Family:
 
     name: str
     matches: Callable[[Any], bool]  # whether a model is of this family
+    pipeline_classes: tuple[str, ...] = ()  # names of the pipeline classes that it serves, for messages and tables
 
     # --- the denoiser
     denoiser: str  # attribute of the model
@@ -120,6 +122,8 @@ class Family:
     """Embeddings among the arguments of the sampling call that do not pass through `encode_prompt`."""
     branches: tuple[str, ...] = ("cond", "uncond")  # every branch that this family can have, in the trace's order
     branch_order: tuple[str, ...] = ("uncond", "cond")  # in a batch, or in calls; decides only between equal texts
+    unguided: float = 1.0  # guidance at which, and below which, the model ignores the negative prompt
+    image_optional: tuple[str, ...] = ()  # pipeline classes that take an image, and generate without one too
 
     # --- the text encoder that is recorded
     text_encoder: str = "text_encoder"
@@ -154,7 +158,9 @@ class Family:
     self_attention: tuple[str, ...] = ()  # globs of module paths: image cells attend to image cells
     unrecorded: Mapping[str, str] = field(default_factory=dict)  # globs of attention that is not recorded -> reason
     check: Callable[[Any, Mapping[str, Site]], None] = lambda model, sites: None  # raises if these cannot be read
-    text_columns: Callable[[Any, int], int] | None = None  # estimate: (model, tokens of the prompt) -> text columns
+    text_columns: Callable[[Any, int], int] | None = None
+    """For the size estimate: (model, tokens of the prompt) -> text columns. None: as many as the encoder reads."""
+    joint: bool = False  # for the size estimate: text and image share one sequence, so that a trace keeps the rest, too
 
     def encoder_layers(self, model) -> list[nn.Module]:
         if not self.layers or getattr(model, self.layers.partition(".")[0], None) is None:

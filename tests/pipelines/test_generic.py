@@ -1,4 +1,4 @@
-"""Pipelines that are no row of the family table: maps by token index where that is exact, a clear refusal elsewhere."""
+"""Pipelines that no family serves: maps by token index where that is exact, a clear refusal elsewhere."""
 
 import diffusers
 import numpy as np
@@ -44,7 +44,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     how |= {"pag_scale": 0.0} if make is perturbed else {}
     plain = draw(pipeline, **how)[0]
     sites, calls = family_of(pipeline).sites(pipeline), []
-    says = r"no row.*by the index of the key.*which token.*not known.*table\.py"
+    says = r"no family serves.*by the index of the key.*not known which token.*families\.md"
     with (
         Watch({name: site.module for name, site in sites.items()}, calls.append),
         pytest.warns(ByTokenIndex, match=says),
@@ -87,7 +87,7 @@ def test_text_and_image_in_one_sequence_are_refused_with_the_reason(tmp_path):
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipeline = diffusers.AuraFlowPipeline(None, None, None, transformer, scheduler)
-    with pytest.raises(UnknownFamily, match=r"AuraFlowPipeline.*text and image at once.*nobody knows.*table\.py"):
+    with pytest.raises(UnknownFamily, match=r"AuraFlowPipeline.*text and image at once.*not known.*families\.md"):
         record(pipeline, tmp_path / "run")
 
 
@@ -122,7 +122,7 @@ def test_which_text_is_the_prompts_must_be_certain(tmp_path):
     pipeline = quiet(Turned(**made("stable-diffusion").components, requires_safety_checker=False))
     with (
         pytest.warns(ByTokenIndex),
-        pytest.raises(ToushiError, match="which of them is the prompt's cannot be told"),
+        pytest.raises(ToushiError, match="not certain which of them is the prompt's"),
         record(pipeline, tmp_path / "run"),
     ):
         draw(pipeline, negative=NEGATIVE, pag_scale=0.0)

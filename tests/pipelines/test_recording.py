@@ -514,7 +514,7 @@ def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
     pipeline = made("stable-diffusion")
     other = diffusers.StableDiffusionInstructPix2PixPipeline(**pipeline.components, requires_safety_checker=False)
     with pytest.raises(
-        UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*no row of the family table.*encode_prompt"
+        UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*no family serves it.*encode_prompt"
     ):
         record(other, tmp_path / "run")
     with pytest.raises(UnknownFamily, match="not their transformer alone"):

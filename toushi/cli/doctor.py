@@ -78,7 +78,7 @@ class Found:
         from toushi.probe.pipelines.checkpoint_info import opened
         from toushi.probe.pipelines.family import UnknownFamily
         from toushi.probe.pipelines.registry import family_of
-        from toushi.probe.pipelines.size_estimate import usual
+        from toushi.probe.pipelines.size_estimate import default_argument
 
         found = opened(folder)
         family, sizes, steps = None, ((1024, 1024),), 28
@@ -87,7 +87,7 @@ class Found:
                 family = family_of(found.pipeline)
             except UnknownFamily:
                 family = None
-            steps = usual(found.pipeline, "num_inference_steps") or steps
+            steps = default_argument(found.pipeline, "num_inference_steps") or steps
         if family is not None:
             own = own_size(family, found.pipeline)
             sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
@@ -194,13 +194,13 @@ def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
 
     from toushi.hooks.kernels import chosen
     from toushi.probe.pipelines.load import torch_dtype
-    from toushi.probe.pipelines.size_estimate import heads
+    from toushi.probe.pipelines.size_estimate import head_count
 
     width, count = 64, 2
     if found.family is not None and found.model is not None:
         site = next((site.module for site in found.family.sites(found.model).values() if site.kind == "cross"), None)
         if site is not None:
-            count = heads(site)
+            count = head_count(site)
             inner = next((getattr(site, n) for n in ("to_q", "q") if hasattr(site, n)), None)
             width = (getattr(inner, "out_features", None) or width * count) // count
     query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
@@ -278,8 +278,8 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
 
 def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, tell) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
-    from toushi.probe.pipelines.size_estimate import branches, columns, foreseen, shapes
-    from toushi.probe.recording.forecast import OverBudget, check, forecast
+    from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, site_shapes, text_columns
+    from toushi.probe.recording.forecast import OverBudget, check, forecast, forecast_of
     from toushi.probe.recording.policy import DISK, Policy
 
     if found.family is None or found.model is None:
@@ -287,7 +287,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
     keeps = ("heads", "mean", "sum")
     rows, refused = [(tell("size"), *(tell("keep", keep=keep) for keep in keeps))], False
     small = found.family.evaluate is not None
-    texts = 2 if small else branches(found.model)
+    texts = 2 if small else default_branches(found.model)
     usual = found.steps
     if own:
         from toushi.probe.models.z_image import ZImage
@@ -299,7 +299,8 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
         if small:
             ahead = forecast(found.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
         else:
-            ahead = foreseen(found.family, found.model, size, steps, tokens, texts=texts)
+            maps, grid = estimate_maps(found.family, found.model, size, tokens, texts)
+            ahead = forecast_of(maps, Policy(), steps, grid)
         row = []
         for keep in keeps:
             key = "within"
@@ -311,8 +312,8 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
         rows.append(("x".join(map(str, size)), *row))
     sites = found.family.select_sites(found.model, None).values()
     told = {
-        "sites": sum(site.kind == "cross" for site in sites) if small else len(shapes(found.family, found.model)),
-        "columns": found.model.tokenizer.length if small else columns(found.family, found.model, tokens),
+        "sites": sum(site.kind == "cross" for site in sites) if small else len(site_shapes(found.family, found.model)),
+        "columns": found.model.tokenizer.length if small else text_columns(found.family, found.model, tokens),
         "branches": texts,
     }
     lines = [tell("recording", steps=steps, **told), table(rows)]

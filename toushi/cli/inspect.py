@@ -85,10 +85,10 @@ class Sites(Loads):
 def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
     """The sites of a pipeline by its configs alone, as a manifest tells them: its weights may be larger than memory."""
     from toushi.cli.doctor import own_size
-    from toushi.probe.pipelines import size_estimate as ahead
     from toushi.probe.pipelines.checkpoint_info import opened
     from toushi.probe.pipelines.generate import check_size
     from toushi.probe.pipelines.registry import family_of
+    from toushi.probe.pipelines.size_estimate import downsampling, head_count
 
     found = opened(folder)
     if found.pipeline is None:
@@ -98,13 +98,12 @@ def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
     check_size(found.pipeline, size)
     factor, own = family.cell_pixels(found.pipeline), own_size(family, found.pipeline)
     cells = [-(-pixels // factor) for pixels in size or (own, own)]
-    depth = ahead.depth(family, found.pipeline)
 
     def told(name: str, site) -> dict:
         if site.kind == "encoder":
             return {"kind": site.kind, "grid": None, "heads": None}
-        coarser = 2 ** ahead.level(name, depth)
-        return {"kind": site.kind, "grid": [-(-n // coarser) for n in cells], "heads": ahead.heads(site.module)}
+        coarser = downsampling(family, found.pipeline, name)
+        return {"kind": site.kind, "grid": [-(-n // coarser) for n in cells], "heads": head_count(site.module)}
 
     return {name: told(name, site) for name, site in family.sites(found.pipeline).items()}
 

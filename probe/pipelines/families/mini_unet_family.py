@@ -1,4 +1,12 @@
-"""mini-unet and its twins: one text encoder, a latent U-Net with cross-attention, our own sampler."""
+"""mini-unet and its twins: a latent U-Net with cross-attention to one text encoder, and our own sampler.
+
+Text: byte-level BPE and a Transformer encoder. `encode_prompt` returns the prompts and, with guidance, the negative
+prompts, each with its encodings, so that tokens and spans are known without reading ids. A mask keeps padding out of
+the attention, so the columns are the real tokens alone.
+Image: every cell of the latents is a query, on the latents' own grid and on coarser ones. All keys are text.
+Sampling: `scheduler.step` gets the model as a function and evaluates it once or, with Heun, twice. `denoise` evaluates
+it without a scheduler. The velocity predicts the denoised latents, so traces of this family have previews.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,7 +40,7 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
 def _tokens_of_run(call: EncodePromptCall, run: int) -> tuple[str, list[PromptTokens]]:
     branch, prompts = (("cond", call.arguments["prompts"]), ("uncond", call.arguments["negatives"]))[run]
     encodings = map(call.model.tokenizer.encode, prompts)
-    return branch, [PromptTokens(one.prompt, one.ids, one.tokens) for one in encodings]
+    return branch, [PromptTokens(encoding.prompt, encoding.ids, encoding.tokens) for encoding in encodings]
 
 
 def _real_columns(text) -> list[Tensor]:
@@ -46,11 +54,11 @@ def _read_inputs(model, inputs: Mapping[str, Any]) -> DenoiserInputs:
 
 def _step(step: Callable, arguments: Mapping[str, Any]) -> SchedulerStep:
     denoised: list[Tensor] = []
-    given = arguments["velocity_of"]
+    model_velocity = arguments["velocity_of"]
 
     def velocity_of(latents, time):
-        velocity = given(latents, time)
-        if not denoised:  # Heun asks again, ahead of the step
+        velocity = model_velocity(latents, time)
+        if not denoised:  # Heun evaluates a second time, at the next time
             denoised.append(latents - time * velocity)
         return velocity
 
