@@ -12,6 +12,7 @@ from toushi.cli.doctor_messages import TEXTS
 from toushi.cli.language import Language, language_of, teller
 from toushi.cli.model_options import Loads
 from toushi.cli.terminal import table
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
 WAYS = ("none", "model", "group", "sequential")  # from the quickest to the one that needs least
@@ -167,7 +168,7 @@ def head(found: Found, loading, device, dtype: str, free: int | None, tell) -> s
     else:
         own = "own" if found.own and loading.engine == "own" else "family"
         model = tell(own, kind=found.kind, family=found.family.name)
-    left = memory(free) if free is not None else "?"
+    left = format_bytes(free) if free is not None else "?"
     if device.type == "cuda":
         where = tell("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
     else:
@@ -215,13 +216,13 @@ def parts_table(found: Found, denoiser: str, dtype: str, tell) -> str:
     for name, part in found.parts.items():
         known = " + ".join(tell(key) for key in part.known)
         known += f", {tell('missing', count=part.missing)}" if part.missing else ""
-        held = memory(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
-        stored = memory(part.stored) if part.stored is not None else "–"
+        held = format_bytes(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
+        stored = format_bytes(part.stored) if part.stored is not None else "–"
         rows.append((name, part.kind, number(part.parameters), stored, held, known))
     parts = found.parts.values()
     if all(part.parameters is not None for part in parts):
         whole = sum(weight_bytes(part, part.name, denoiser, dtype) for part in parts)
-        rows.append((tell("whole"), "", number(sum(part.parameters for part in parts)), "", memory(whole), ""))
+        rows.append((tell("whole"), "", number(sum(part.parameters for part in parts)), "", format_bytes(whole), ""))
     return table(rows, right=(2, 3, 4))
 
 
@@ -245,7 +246,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
             # On a CPU all weights lie in main memory whatever the offload.
             four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
             if four or (device.type == "cpu" and way != "none"):
-                row.append(memory(need))
+                row.append(format_bytes(need))
                 continue
             fits = free is None or need + room <= free
             if way != "none" and (main := free_memory()) is not None:
@@ -253,12 +254,12 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
             least = need + room if least is None else min(least, need + room)
             if fits and best is None:
                 best = (way, kind)
-            row.append(tell("fits" if fits else "not", size=memory(need)))
+            row.append(tell("fits" if fits else "not", size=format_bytes(need)))
         rows.append((way, *row))
     lines = [table(rows)]
     if room:
         at = "x".join(map(str, size))
-        lines.append(tell("weights_at_once", room=memory(room), size=at))
+        lines.append(tell("weights_at_once", room=format_bytes(room), size=at))
     if device.type == "cpu" and not small:
         lines.append(tell("cpu_offload"))
     missing = sum(part.missing for part in found.parts.values())
@@ -270,7 +271,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
         chosen += [f"--offload {way}"] if way != "none" else []
         lines.append(tell("run", how=" ".join(chosen)))
     elif least is not None:
-        lines.append(tell("nothing_fits", size=memory(least)))
+        lines.append(tell("nothing_fits", size=format_bytes(least)))
     if missing:
         lines.append(tell("weights_absent", count=missing))
     return "\n".join(lines)
@@ -307,7 +308,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
                 check(ahead, Policy(keep=keep), 1)
             except OverBudget:
                 key, refused = "beyond", True
-            row.append(tell(key, disk=memory(ahead.disk[keep]), memory=memory(ahead.memory[keep])))
+            row.append(tell(key, disk=format_bytes(ahead.disk[keep]), memory=format_bytes(ahead.memory[keep])))
         rows.append(("x".join(map(str, size)), *row))
     sites = found.family.select_sites(found.model, None).values()
     told = {
@@ -317,7 +318,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
     }
     lines = [tell("recording", steps=steps, **told), table(rows)]
     if refused:
-        lines.append(tell("refused", budget=memory(DISK)))
+        lines.append(tell("refused", budget=format_bytes(DISK)))
     if layers := sum(site.kind == "encoder" for site in sites):
         lines.append(tell("encoder", layers=layers, encoder=found.family.text_encoder))
     return "\n".join(lines)
@@ -332,12 +333,6 @@ def free_on(device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory()
-
-
-def memory(size: float) -> str:
-    from toushi.probe.recording.forecast import readable
-
-    return readable(size)
 
 
 def number(count: int | None) -> str:

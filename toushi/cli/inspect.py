@@ -10,8 +10,9 @@ from typing import Annotated
 import tyro
 
 from toushi.cli.model_options import Loads
-from toushi.cli.terminal import bytes_in_words, columns, shortened, table
+from toushi.cli.terminal import columns, shortened, table
 from toushi.cli.token_alignment import lanes
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
@@ -161,7 +162,7 @@ class Info:
             ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
             ("commit", manifest.get("git")),
-            ("on disk", bytes_in_words(size)),
+            ("on disk", format_bytes(size)),
         ]
         print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
         print(f"\n{site_table(trace.sites)}")
@@ -224,7 +225,7 @@ def of_texts(trace) -> str:
         ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
         ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
         ("commit", manifest.get("git")),
-        ("on disk", bytes_in_words(size)),
+        ("on disk", format_bytes(size)),
     ]
     rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
     few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]

@@ -47,11 +47,3 @@ def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 def columns() -> int:
     return max(40, shutil.get_terminal_size((100, 24)).columns)
-
-
-def bytes_in_words(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if size >= 99.5 or unit == "B" else f"{size:.1f} {unit}"

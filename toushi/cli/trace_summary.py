@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from toushi.cli.terminal import bytes_in_words, shortened, shown, table
+from toushi.cli.terminal import shortened, shown, table
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.trace.output_dir import WriteFailed, reason
 
 
@@ -46,7 +47,7 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     files = [("picture", picture)]
     files.append(("words", str(figure) if looked else "none: no attention of the picture to the text was recorded"))
     files.append(
-        ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
+        ("trace", f"{folder}  ({format_bytes(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
     edits = len(trace.manifest.get("edits") or [])
     if edits:
