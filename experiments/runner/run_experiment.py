@@ -42,17 +42,18 @@ from toushi.experiments.runner.run_folder import (
     write_run_json,
 )
 from toushi.experiments.runner.settings import as_words, configured, plain
-from toushi.experiments.runner.study import Finding, Job, Said
+from toushi.experiments.runner.study import Finding, Job
 from toushi.probe.base.atomic_io import write_atomic
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 NEEDED = ("STUDY", "Config", "weights", "jobs", "conclude", "figures")
-MAY_DIFFER = Said(
-    "在同一台机器上，用同样的版本与线程数，表格逐字节相同。换了处理器、软件版本或线程数，求和的次序会不同，数字可能在末几位上有别；"
-    "时间总是不同。",
-    "On one machine, with the same versions and threads, the tables are the same to the last byte. With another "
+MAY_DIFFER = Bilingual(
+    en="On one machine, with the same versions and threads, the tables are the same to the last byte. With another "
     "processor, other versions or threads, sums are taken in another order, so numbers may differ in their last "
     "digits. Times always differ.",
+    zh="在同一台机器上，用同样的版本与线程数，表格逐字节相同。换了处理器、软件版本或线程数，求和的次序会不同，数字可能在末几位上有别；"
+    "时间总是不同。",
 )
 
 
@@ -276,7 +277,7 @@ def write_finding(out: Path, finding: Finding) -> dict[str, Any]:
     return {
         "complete": True,
         "verdict": finding.verdict,
-        "sentence": finding.sentence._asdict(),
+        "sentence": finding.sentence.as_json(),
         "tables": tables,
     }
 
@@ -293,7 +294,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "experiment": short_name(module),
-        "study": {part: getattr(study, part)._asdict() for part in ("title", "question", "method")},
+        "study": {part: getattr(study, part).as_json() for part in ("title", "question", "method")},
         "complete": False,
         "verdict": None,
         "sentence": None,
@@ -309,7 +310,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "threads": threads,
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],  # not where the command lies on this machine
         "concluded": None,
-        "may_differ": MAY_DIFFER._asdict(),
+        "may_differ": MAY_DIFFER.as_json(),
         "jobs": {},
         "failed": {},
         "tables": {},

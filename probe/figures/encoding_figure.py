@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.layer_measures import commonness, cosine
+from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.encoder_figure import stands
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, shortened, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, cells, colour_bar, shortened, styled
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
-OTHERS = ("不同词，平均", "different words, mean")
+OTHERS = Bilingual(en="different words, mean", zh="不同词，平均")
 
 
 @styled
@@ -40,43 +41,52 @@ def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str 
     own = [
         [
             Map(
-                of(language, f"句 {index}", f"sentence {index}"),
-                [*name, of(language, *OTHERS)],
+                translate(language, en=f"sentence {index}", zh=f"句 {index}"),
+                [*name, OTHERS.translate(language)],
                 heads,
                 changed(state.values),
             )
         ]
         for index, (state, name) in enumerate(zip(states, names), 1)
     ]
-    title = of(language, "每个词与它自己的嵌入", "each word beside its own embedding")
-    blocks.append((title, of(language, "与第 0 层的余弦", "cosine with layer 0"), own, (lowest(own), 1.0)))
+    title = translate(language, en="each word beside its own embedding", zh="每个词与它自己的嵌入")
+    blocks.append((title, translate(language, en="cosine with layer 0", zh="与第 0 层的余弦"), own, (lowest(own), 1.0)))
     if len(readings) > 1:
         pairs = []
         for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
             maps = [cosine(states[0].sel(layer=k).values, other.sel(layer=k).values) for k in chosen]
-            titles = [of(language, f"与句 {index}，第 {k} 层", f"with {index}, layer {k}") for k in chosen]
+            titles = [translate(language, en=f"with {index}, layer {k}", zh=f"与句 {index}，第 {k} 层") for k in chosen]
             pairs.append([Map(title, names[0], name, values) for title, values in zip(titles, maps)])
-        title = of(language, "句 1 的词（行）与另一句的词", "words of sentence 1 (rows) beside those of another")
-        blocks.append((title, of(language, "余弦", "cosine"), pairs, (lowest(pairs), 1.0)))
+        title = translate(
+            language, en="words of sentence 1 (rows) beside those of another", zh="句 1 的词（行）与另一句的词"
+        )
+        blocks.append((title, translate(language, en="cosine", zh="余弦"), pairs, (lowest(pairs), 1.0)))
     blind = next((f"layer {k} {why}" for r in readings for k, why in r.blind.items()), "")
-    note = blind and of(language, f"没有显示注意力：{blind}", f"attention is not shown: {blind}")
+    note = blind and translate(language, en=f"attention is not shown: {blind}", zh=f"没有显示注意力：{blind}")
     reading_layers = [] if note else [k for k in chosen if k]  # layer 0 is the embeddings, which read nothing
     if reading_layers:
         rows = []
         for index, (reading, name) in enumerate(zip(readings, names), 1):
             read = reading.word_attention().mean("head")
-            titles = [of(language, f"句 {index}，第 {k} 层", f"sentence {index}, layer {k}") for k in reading_layers]
-            columns = [*name, of(language, "其他％", "other %"), of(language, "特殊％", "special %")]
+            titles = [
+                translate(language, en=f"sentence {index}, layer {k}", zh=f"句 {index}，第 {k} 层")
+                for k in reading_layers
+            ]
+            columns = [
+                *name,
+                translate(language, en="other %", zh="其他％"),
+                translate(language, en="special %", zh="特殊％"),
+            ]
             maps = [read.sel(layer=k).values for k in reading_layers]
             rows.append([Map(title, name, columns, part, told=2) for title, part in zip(titles, maps)])
         top = max((float(one.coloured.max()) for row in rows for one in row if one.coloured.size), default=1.0)
-        title = of(
+        title = translate(
             language,
-            "每个词（行）读了谁：别的词、其他文字、特殊词元",
-            "what the words (rows) read: other words, other text, special tokens",
+            en="what the words (rows) read: other words, other text, special tokens",
+            zh="每个词（行）读了谁：别的词、其他文字、特殊词元",
         )
-        blocks.append((title, of(language, "注意力概率", "attention probability"), rows, (0.0, top)))
-    return _page(readings, blocks, note or of(language, "各头平均", "mean of heads"))
+        blocks.append((title, PROBABILITY.translate(language), rows, (0.0, top)))
+    return _page(readings, blocks, note or translate(language, en="mean of heads", zh="各头平均"))
 
 
 class Map:
@@ -146,8 +156,8 @@ def _page(readings, blocks, note: str) -> Figure:
     wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(cells, [*caption, note[:110]])), 4.0)
     figure = Figure(figsize=(wide, tall))
 
-    def write(x: float, y: float, said: str, **look) -> None:
-        figure.text(x / wide, 1 - y / tall, said, va="top", **look)
+    def write(x: float, y: float, text: str, **look) -> None:
+        figure.text(x / wide, 1 - y / tall, text, va="top", **look)
 
     for index, line in enumerate(caption):
         write(0.15, 0.12 + 0.2 * index, line, size=11)

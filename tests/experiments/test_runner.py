@@ -33,8 +33,9 @@ from toushi.experiments.runner.run_folder import (
     table_text,
 )
 from toushi.experiments.runner.settings import Count, Seed, Share, Within, as_words, configured, plain
-from toushi.experiments.runner.study import Finding, Job, Said
+from toushi.experiments.runner.study import Finding, Job
 from toushi.probe.base.atomic_io import write_atomic
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 HOUSE = Path(__file__).parents[2]
@@ -147,7 +148,7 @@ def test_a_conclusion_that_fails_keeps_the_jobs(tmp_path):
 
 def test_a_verdict_that_there_is_not_is_refused():
     with pytest.raises(ToushiError, match="one of supported, refuted, undecided, measured, but 'proved' came"):
-        Finding("proved", Said("", ""), {})
+        Finding("proved", Bilingual(en="", zh=""), {})
 
 
 # --- killed ---

@@ -22,7 +22,7 @@ from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.executor import Outcome
-from toushi.experiments.runner.study import Said
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import PAGE, save, styled
 from toushi.probe.text.alignment import Word
@@ -30,7 +30,7 @@ from toushi.probe.trace.encoder_trace import TextsWriter
 from toushi.probe.trace.reader import open_trace
 from toushi.reports import report_messages as words
 from toushi.reports.build_report import report
-from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, alike, shown
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, shown
 from toushi.reports.html import rows
 from toushi.reports.pdf import contents, pdf
 
@@ -237,7 +237,7 @@ def test_a_sign_without_ink_is_found(tmp_path):
 
 
 def test_what_the_report_itself_and_every_experiment_say_can_be_drawn():
-    said = [text for value in vars(words).values() if isinstance(value, Said) for text in value]
+    said = [text for value in vars(words).values() if isinstance(value, Bilingual) for text in value]
     said += [text for group in (words.FACTS, words.VERDICTS) for value in group.values() for text in value]
     for name in runner.names():
         study = runner.experiment(name).STUDY
@@ -247,7 +247,7 @@ def test_what_the_report_itself_and_every_experiment_say_can_be_drawn():
 
 
 def test_a_character_that_no_font_has_is_told_by_a_sign(tmp_path):
-    chapter = Chapter("a", alike("한글 \U00020000"), sheets=[])
+    chapter = Chapter("a", Bilingual.same("한글 \U00020000"), sheets=[])
     assert contents([chapter], tmp_path, tmp_path, "zh")["chapters"][0]["title"] == "〓〓 〓"
 
 
@@ -342,7 +342,7 @@ def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
     assert len(body["rows"]) == 500 and "700 行" in body["note"].zh and str(file) in body["note"].en
     assert base64.b64decode(body["data"]) == file.read_bytes()
     assert [column["number"] for column in body["columns"]] == [True, True, False]
-    chapter = Chapter("a", alike("a"), sheets=[Sheet("long", table, file)])
+    chapter = Chapter("a", Bilingual.same("a"), sheets=[Sheet("long", table, file)])
     assert len(contents([chapter], tmp_path, tmp_path, "en")["chapters"][0]["sheets"][0]["rows"]) == 15
     assert (shown(0.123456), shown(float("nan")), shown(3), shown(True)) == ("0.1235", "–", "3", "True")
 
