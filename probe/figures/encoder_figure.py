@@ -4,8 +4,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual import translate
+from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, cells, colour_bar, percent, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, colour_bar, percent, styled
 
 CELL = 0.2  # inches
 
@@ -36,10 +37,10 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
             language, en=f"; padding, up to {share} of a row, is not shown", zh=f"；另有至多 {share} 读了填充，未画出"
         )
     side = max(len(names) * CELL, 1.2)
-    left = 0.25 + 0.085 * max((cells(name) for name in names), default=0)
+    left = 0.25 + 0.085 * max((text_width(name) for name in names), default=0)
     above = left + 0.3
     wide, tall = left + side + 1.0, above + side + 0.1
-    figure = Figure(figsize=(max(wide, 2.6, 0.3 + 0.052 * cells(note)), tall))
+    figure = Figure(figsize=(max(wide, 2.6, 0.3 + 0.052 * text_width(note)), tall))
     wide = figure.get_figwidth()
     axes = figure.add_axes((left / wide, 0.1 / tall, side / wide, side / tall))
     top = float(values.max()) if values.size else 1.0
@@ -67,4 +68,4 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
 
 def stands(name: str) -> bool:
     """Whether a label is set upright, sign under sign: one character, or Chinese."""
-    return len(name) == 1 or cells(name) == 2 * len(name)
+    return len(name) == 1 or text_width(name) == 2 * len(name)

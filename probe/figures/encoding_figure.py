@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from toushi.probe.analysis.layer_measures import commonness, cosine
 from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.encoder_figure import stands
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, cells, colour_bar, shortened, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, colour_bar, styled
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
 OTHERS = Bilingual(en="different words, mean", zh="不同词，平均")
@@ -34,7 +35,7 @@ def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str 
     every = [int(number) for number in readings[0].states["layer"].values]
     chosen = spread(every[1:], 4) if layers is None else [known_layer(number, every) for number in layers]
     states = [reading.word_states() for reading in readings]
-    names = [[drawable(shortened(name, 12)) or "␣" for name in state["word"].values.tolist()] for state in states]
+    names = [[drawable(truncate(name, 12)) or "␣" for name in state["word"].values.tolist()] for state in states]
 
     blocks: list[tuple[str, str, list[list[Map]], tuple[float, float]]] = []
     heads = [str(number) for number in every]
@@ -102,18 +103,18 @@ class Map:
     @property
     def left(self) -> float:
         """Room for the names of the rows, in inches."""
-        return 0.12 + 0.078 * max(map(cells, self.rows), default=0)
+        return 0.12 + 0.078 * max(map(text_width, self.rows), default=0)
 
     @property
     def above(self) -> float:
         """Room for the title and the names of the columns."""
-        upright = [0.145 * len(name) if stands(name) else 0.078 * cells(name) for name in self.columns]
+        upright = [0.145 * len(name) if stands(name) else 0.078 * text_width(name) for name in self.columns]
         return 0.1 + max(upright, default=0) + (0.2 if self.title else 0)
 
     @property
     def slot(self) -> float:
         """Width of the matrix, or of its title where that is wider."""
-        return max(self.size[0], 0.075 * cells(self.title))
+        return max(self.size[0], 0.075 * text_width(self.title))
 
     @property
     def size(self) -> tuple[float, float]:
@@ -147,13 +148,13 @@ def known_layer(number: int, every: Sequence[int]) -> int:
 
 def _page(readings, blocks, note: str) -> Figure:
     texts = [drawable(reading.text) for reading in readings]
-    caption = [shortened(f"{index}  {text}", 110) for index, text in enumerate(texts, 1)]
+    caption = [truncate(f"{index}  {text}", 110) for index, text in enumerate(texts, 1)]
     wide, tall = 0.0, 0.3 + 0.2 * len(caption)
     for _, _, rows, _ in blocks:
         tall += HEAD + sum(max(one.above + one.size[1] for one in row) + GAP / 2 for row in rows if row)
         wide = max([wide, *(sum(one.left + one.slot + GAP for one in row) for row in rows)])
     tall += 0.35
-    wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(cells, [*caption, note[:110]])), 4.0)
+    wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(text_width, [*caption, note[:110]])), 4.0)
     figure = Figure(figsize=(wide, tall))
 
     def write(x: float, y: float, text: str, **look) -> None:
@@ -181,7 +182,7 @@ def _page(readings, blocks, note: str) -> Figure:
         bar = colour_bar(figure, place, 1.0, unit, matplotlib.colormaps[SEQUENTIAL])
         bar.set_yticks([0, 0.5, 1], [f"{value:.2f}" for value in (low, (low + top) / 2, top)])
     foot = "  ·  ".join(part for part in (readings.encoder, note) if part)
-    figure.text(0.15 / wide, 0.08 / tall, drawable(shortened(foot, 150)), size=7, va="bottom", color=FAINT)
+    figure.text(0.15 / wide, 0.08 / tall, drawable(truncate(foot, 150)), size=7, va="bottom", color=FAINT)
     return figure
 
 

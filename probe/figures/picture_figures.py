@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.embedded_fonts import picture_in
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, shortened, styled
+from toushi.probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, styled
 
 NAMES = {
     "object": Bilingual(en="objects", zh="物体"),
@@ -208,7 +209,7 @@ def pairs_figure(pictures: pd.DataFrame, language: str) -> Figure:
     """
     models, prompts = list(dict.fromkeys(pictures.model)), list(dict.fromkeys(pictures.prompt))
     grid = [[_only(pictures, prompt=prompt, model=model) for prompt in prompts] for model in models]
-    heads = [drawable(shortened(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
+    heads = [drawable(truncate(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
     figure = picture_grid(grid, [display_name(model, language) for model in models], heads)
     figure.set_label(
         translate(

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.encoder_figure import stands
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import (
@@ -16,7 +17,6 @@ from toushi.probe.figures.style import (
     SHORT,
     band,
     by_layer,
-    cells,
     colour_bar,
     styled,
 )
@@ -110,11 +110,11 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figu
     words = list(example["query"].drop_duplicates())
     names = [drawable(word) for word in words]
     side = max(1.0, 0.17 * len(words))
-    left = 0.2 + 0.085 * max(map(cells, names))
+    left = 0.2 + 0.085 * max(map(text_width, names))
     layers = max(1, min(layers, int((PAGE - left) / (side + 0.6))))
     every = [layer for layer in sorted(example.layer.unique()) if layer]
     chosen = [every[place] for place in np.linspace(0, len(every) - 1, min(layers, len(every))).round().astype(int)]
-    above = 0.75 + max(0.13 * len(name) if stands(name) else 0.07 * cells(name) for name in names)
+    above = 0.75 + max(0.13 * len(name) if stands(name) else 0.07 * text_width(name) for name in names)
     wide, tall = left + len(chosen) * (side + 0.6), above + side + 0.25
     figure = Figure(figsize=(wide, tall))
     figure.text(0.1 / wide, 1 - 0.08 / tall, drawable(str(example.sentence.iloc[0])), va="top", size=10)

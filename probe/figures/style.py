@@ -168,17 +168,3 @@ def dot(axes: Axes, place: float, value: float, low: float, high: float, colour:
 def percent(share: float) -> str:
     """A share in 0..1 as people read it: 12 %, 3.4 %, 0.05 %."""
     return f"{100 * share:.{0 if share >= 0.0995 else 1 if share >= 0.00995 else 2}f} %"
-
-
-def cells(text: str) -> int:
-    """Room that a text takes, in Latin letters: a Chinese character counts twice."""
-    return sum(2 if character > "\u2e7f" else 1 for character in text)
-
-
-def shortened(text: str, room: int) -> str:
-    """`text`, or as much of its beginning as fits into `room` with an ellipsis."""
-    if cells(text) <= room:
-        return text
-    while cells(text) > room - 1:
-        text = text[:-1]
-    return text + "…"

@@ -4,8 +4,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, percent, shortened, styled
+from toushi.probe.figures.style import CATEGORIES, FAINT, percent, styled
 
 ROW, BLOCK, LONGEST = 0.19, 3.45, 39  # inches, inches, rows: 77 tokens are as wide as a page
 HEADS = (
@@ -44,8 +45,8 @@ def tokens_figure(trace, *, branch: str = "cond", language: str = "en") -> Figur
             cells = (
                 token.position,
                 token.id,
-                shortened(token.text, 10).strip() or "␣",
-                shortened("+".join(inside), 12),
+                truncate(token.text, 10).strip() or "␣",
+                truncate("+".join(inside), 12),
             )
             for (_, x, side), cell in zip(HEADS, cells):
                 axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)

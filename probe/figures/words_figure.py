@@ -8,16 +8,15 @@ from matplotlib.figure import Figure
 from toushi.probe.analysis.maps import mass
 from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import (
     FAINT,
     PROBABILITY,
-    cells,
     colour_bar,
     overlay,
     overlay_colours,
     percent,
-    shortened,
     styled,
 )
 from toushi.probe.text.alignment import Word, find, labels, shares
@@ -75,7 +74,7 @@ def words_figure(
     )
     panels = [(picture, name, "")]
     for heat, name in zip(maps, labels(asked, trace.words(branch))):
-        panels.append((overlay(picture, heat.values, top), shortened(name, 11), percent(float(mass(heat)))))
+        panels.append((overlay(picture, heat.values, top), truncate(name, 11), percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
         left, under = GAP + column * (SIDE + GAP), head + row * (tall + TITLE) + TITLE + tall
@@ -125,7 +124,7 @@ def caption_lines(trace, columns: int, language: str) -> list[str]:
         else Bilingual(en="(empty prompt)", zh="（空提示词）")
     )
     for character in drawable(trace.prompt or "") or none.translate(language):
-        if cells(lines[-1]) >= room:
+        if text_width(lines[-1]) >= room:
             lines.append("")
         lines[-1] += character
     return lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2][:-1] + "…"]

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from toushi.cli.model_options import Loads
-from toushi.cli.terminal import columns, shortened, table
+from toushi.cli.terminal import limit_length, table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
@@ -37,7 +37,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
         words = segment(self.prompt)
-        print(lanes(self.prompt, encoding.tokens, words, columns()))
+        print(lanes(self.prompt, encoding.tokens, words, terminal_width()))
         rows = [("position", "id", "token", "characters", "word")]
         for token in encoding.tokens:
             of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
@@ -132,7 +132,7 @@ class Info:
                     rows.append((str(folder), "damaged", str(error)))
                     continue
                 prompt = " / ".join(trace.texts) if trace.manifest["kind"] == "encoder" else trace.prompt
-                rows.append((str(trace.folder), progress(trace), shortened(prompt or "(not known)")))
+                rows.append((str(trace.folder), progress(trace), limit_length(prompt or "(not known)")))
             print(table(rows))
             return
         trace = open_trace(self.folder)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from toushi.cli.terminal import shortened, shown, table
+from toushi.cli.terminal import limit_length, printable, table
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.trace.output_dir import WriteFailed, reason
 
@@ -53,10 +53,10 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     if edits:
         run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
     if not looked:
-        return f"{shortened(shown(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
+        return f"{limit_length(printable(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
     return "\n".join(
         [
-            shortened(shown("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
+            limit_length(printable("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
             run,
             "",
             where_words_went(trace, asked, maps),
