@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from toushi.experiments.runner.run_folder import NoRun, read_manifest, write
+from toushi.experiments.runner.run_folder import NoRun, read_manifest
+from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import manifest as layout
 from toushi.probe.trace.reader import Trace, open_collection, open_trace
@@ -51,9 +52,10 @@ def report(
             raise ToushiError(f"there is no figure {lacking[0]!r}; there are: {', '.join(there) or 'none'}")
         return made
     try:
-        write(out / "index.html", page(chapters, out))
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "index.html", page(chapters, out))
         for language in LANGUAGES:
-            write(out / f"report.{language}.pdf", pdf(chapters, out, language))
+            write_atomic(out / f"report.{language}.pdf", pdf(chapters, out, language))
     except OSError as error:
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another -o") from None
     return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *made]

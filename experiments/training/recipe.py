@@ -16,6 +16,7 @@ from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
 from toushi.experiments.training.muon import optimizers
 from toushi.experiments.training.scene_batches import Batch, Pool
+from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.mini_unet import MiniUNet
 
 SHOWN = (
@@ -149,9 +150,8 @@ class Training:
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], samples: int) -> None:
-    temporary = folder / "checkpoint.tmp"
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
-    temporary.replace(folder / "checkpoint.safetensors")
+    with atomic_path(folder / "checkpoint.safetensors") as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:

@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import EncoderInputs, Family, unwrapped
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.pipelines.lora import loras_of
-from toushi.probe.trace.safetensors_reader import read_bytes
 
 FORMAT = "toushi-text-1"
 # Hooks of these only serve the encoder itself; anybody else's may want, or change, what it computes.
@@ -150,30 +151,20 @@ class Texts:
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         try:
-            self._write(f"{key}.safetensors", content)
-            self._write(f"{key}.json", json.dumps(about).encode())  # last, so that it never speaks of half a file
+            write_atomic(self.folder / f"{key}.safetensors", content, shared=True)
+            write_atomic(
+                self.folder / f"{key}.json", json.dumps(about), shared=True
+            )  # last: it vouches for the tensors
         except OSError as error:
             warnings.warn(NotKept(f"cannot keep this text in {self.folder}: {error.strerror}"), stacklevel=3)
-
-    def _write(self, name: str, content: bytes) -> None:
-        draft = self.folder / f".{name}.{os.getpid()}"
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, self.folder / name)
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
 
     def fetch(self, key: str, device: torch.device):
         """The answer; None if there is none that is whole."""
         if not os.path.lexists(self.folder / f"{key}.json"):
             return None
         try:
-            about = json.loads(read_bytes(self.folder, f"{key}.json"))
-            content = read_bytes(self.folder, f"{key}.safetensors")
+            about = json.loads(read_regular_file(self.folder / f"{key}.json"))
+            content = read_regular_file(self.folder / f"{key}.safetensors")
             if about["format"] != FORMAT or about["sha256"] != hashlib.sha256(content).hexdigest():
                 raise ValueError("its checksum is wrong")
             result = unpacked(about["result"], load(content), device)

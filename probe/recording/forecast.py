@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from toushi.hooks.attention import Call, Watch
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodePromptCall
 from toushi.probe.pipelines.registry import family_of
@@ -36,7 +37,7 @@ class Forecast:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{k}: {readable(self.disk[k])} on disk, {readable(self.memory[k])} in memory" for k in self.disk
+            f"{k}: {format_bytes(self.disk[k])} on disk, {format_bytes(self.memory[k])} in memory" for k in self.disk
         )
 
 
@@ -94,15 +95,15 @@ def check(forecast: Forecast, policy: Policy, pictures: int) -> None:
     if disk <= policy.budget and (free is None or memory <= free / 10):
         return
     cheaper = [k for k in forecast.disk if forecast.disk[k] < forecast.disk[keep]]
-    listed = ", ".join(f'keep="{k}" {readable(forecast.disk[k] * pictures)}' for k in cheaper)
-    allowed, more = f"the budget is {readable(policy.budget)}", "; or raise the budget (budget=, --budget)"
+    listed = ", ".join(f'keep="{k}" {format_bytes(forecast.disk[k] * pictures)}' for k in cheaper)
+    allowed, more = f"the budget is {format_bytes(policy.budget)}", "; or raise the budget (budget=, --budget)"
     if disk <= policy.budget:
         allowed, more = (
-            f"it would hold {readable(memory)} in memory, more than a tenth of the {readable(free or 0)} that are free",
+            f"it would hold {format_bytes(memory)} in memory, more than a tenth of the {format_bytes(free or 0)} that are free",
             "",
         )
     raise OverBudget(
-        f'keep="{keep}" would take {readable(disk)} on disk; {allowed}. '
+        f'keep="{keep}" would take {format_bytes(disk)} on disk; {allowed}. '
         f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words{more}."
     )
 
@@ -116,11 +117,3 @@ def free_memory() -> int | None:
         names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
         known = getattr(os, "sysconf_names", {})
         return os.sysconf(names[0]) * os.sysconf(names[1]) if all(n in known for n in names) else None
-
-
-def readable(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

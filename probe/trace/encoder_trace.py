@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from toushi.probe.base.atomic_io import contents, save_json, store, sync_folder
+from toushi.probe.base.atomic_io import fsync_folder, safetensors_parts, write_json, write_listed
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word
 from toushi.probe.trace import manifest as layout
@@ -52,7 +52,7 @@ class TextsWriter:
         given = {"format": layout.FORMAT, "version": layout.VERSION, "kind": "encoder", **manifest, "complete": False}
         self.manifest = check_manifest(as_json(given, "The manifest to write"), "The manifest to write")
         try:
-            save_json(self.folder / layout.MANIFEST, self.manifest)
+            write_json(self.folder / layout.MANIFEST, self.manifest)
             self._lines = (self.folder / TEXTS).open("ab")
         except OSError as error:
             raise WriteFailed(f"Cannot write in {self.folder}: {reason(error)}. Choose another folder.") from None
@@ -73,10 +73,10 @@ class TextsWriter:
         try:
             line = {
                 "file": name,
-                **store(self.folder / name, contents(tensors)),
+                **write_listed(self.folder / name, safetensors_parts(tensors)),
                 "first": self.count,
             }
-            sync_folder(self.folder)
+            fsync_folder(self.folder)
             line = as_json(line | {"texts": about}, "What is noted of texts")
             self._lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self._lines.flush()
@@ -96,7 +96,7 @@ class TextsWriter:
             self._lines.close()  # which writes what a full disk did not take before
             if kind is None:
                 self.manifest["complete"] = True
-                save_json(self.folder / layout.MANIFEST, self.manifest)
+                write_json(self.folder / layout.MANIFEST, self.manifest)
         except Exception as failed:
             if kind is None:
                 raise WriteFailed(

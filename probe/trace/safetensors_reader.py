@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-import os
 import stat
 from collections import OrderedDict
 from pathlib import Path
@@ -12,6 +11,7 @@ from threading import Lock
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.trace import manifest as layout
 from toushi.probe.trace.manifest import DamagedTrace
 
@@ -22,23 +22,7 @@ OPEN_FILES = 256  # mapped at once; a mapping costs address space, not memory
 
 def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
     """The content of a regular file in the folder. A link is refused, for it can lead out of the folder."""
-    path = folder / name
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):  # fdopen would refuse a folder in its own words
-        os.close(descriptor)
-        raise DamagedTrace(f"{path} must be a regular file; something else has that name.")
-    with os.fdopen(descriptor, "rb") as file:
-        if about.st_size > limit:
-            raise DamagedTrace(f"{path} has {about.st_size} bytes; more than {limit} cannot be right.")
-        try:
-            return file.read(limit)
-        except OSError as error:
-            raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
+    return read_regular_file(folder / name, limit, DamagedTrace)
 
 
 def read_lines(folder: Path, keep: str) -> list[dict]:

@@ -21,7 +21,6 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Word, labels
 from toushi.probe.trace.manifest import map_key
@@ -129,18 +129,11 @@ def export(
     _check_place(path, overwrite)
     prepare = _of_texts if trace.manifest["kind"] == "encoder" else _of_picture
     write, about, left_out = prepare(trace, to, words, tokens)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(path, shared=True) as temporary:
             what = write(temporary, tick)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
             _check_place(path, overwrite)  # it took a while
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WriteFailed(
             f"Cannot write {path}: {reason(error)}. Free some space, ask for fewer words, or choose another --out."

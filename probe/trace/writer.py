@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from toushi.probe.base.atomic_io import contents, replace, save_json, store, sync_file, sync_folder
+from toushi.probe.base.atomic_io import (
+    fsync_file,
+    fsync_folder,
+    safetensors_parts,
+    write_atomic,
+    write_json,
+    write_listed,
+)
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word
 from toushi.probe.trace import manifest as layout
@@ -85,7 +92,7 @@ class TraceWriter:
             make_room(self.folder, overwrite)
         try:
             # Waiting for the disk can wait until the first step is listed.
-            save_json(self.folder / layout.MANIFEST, self.manifest, sync=False)
+            write_json(self.folder / layout.MANIFEST, self.manifest, sync=False)
             self._lines = (self.folder / layout.STEPS).open("ab")
         except OSError as error:
             raise WriteFailed(
@@ -121,7 +128,7 @@ class TraceWriter:
         arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
         self._put(
             layout.ENCODER,
-            lambda: self._listed(layout.ENCODER, contents(arrays)),
+            lambda: self._listed(layout.ENCODER, safetensors_parts(arrays)),
             _bytes(arrays),
         )
 
@@ -200,7 +207,7 @@ class TraceWriter:
         # Of sums the last one is the trace; a kill may have come before the one before it was removed.
         listed = {*(files[-1:] if trace.keep == "sum" else files), *self.manifest.get("files", {})}
         try:
-            replace(self.folder / layout.STEPS, lines.encode())
+            write_atomic(self.folder / layout.STEPS, lines)
             for path in self.folder.iterdir():
                 if layout.is_ours(path.name) and path.name not in {*listed, layout.MANIFEST, layout.STEPS}:
                     path.unlink()
@@ -285,7 +292,7 @@ class TraceWriter:
         metadata = None
         if self.manifest["keep"] == "sum":
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
-        about = store(self.folder / name, contents(arrays, metadata), sync=False)
+        about = write_listed(self.folder / name, safetensors_parts(arrays, metadata), sync=False)
         line = {**info, "step": index, "file": name, **about}
         self._unlisted.append((index, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
         self._unlisted_bytes += about["bytes"]
@@ -299,8 +306,8 @@ class TraceWriter:
             return
         steps, lines = zip(*self._unlisted)
         for step in steps[-1:] if self.manifest["keep"] == "sum" else steps:
-            sync_file(self.folder / layout.step_file(step, self.manifest["keep"]))
-        sync_folder(self.folder)
+            fsync_file(self.folder / layout.step_file(step, self.manifest["keep"]))
+        fsync_folder(self.folder)
         self._unlisted, self._unlisted_bytes = [], 0
         self._lines.write(b"".join(lines))
         self._lines.flush()
@@ -323,15 +330,15 @@ class TraceWriter:
         return self._sums
 
     def _listed(self, name: str, parts: Sequence[bytes | np.ndarray]) -> None:
-        about = store(self.folder / name, parts)
-        sync_folder(self.folder)
+        about = write_listed(self.folder / name, parts)
+        fsync_folder(self.folder)
         with self._manifest_lock:
             self.manifest["files"] = {**self.manifest["files"], name: about}
             self._unsaved = True
 
     def _save_manifest(self) -> None:
         with self._manifest_lock:
-            save_json(self.folder / layout.MANIFEST, self.manifest)
+            write_json(self.folder / layout.MANIFEST, self.manifest)
             self._unsaved = False
 
     def _story(self, what: str, error: Exception) -> str:
@@ -348,7 +355,7 @@ def write_collection(folder: str | Path, members: list[str], **fields: Any) -> N
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
     collection = {"format": layout.COLLECTION, "version": layout.VERSION, "members": members}
     try:
-        save_json(Path(folder) / layout.MEMBERS, {**collection, **fields, **collection})
+        write_json(Path(folder) / layout.MEMBERS, {**collection, **fields, **collection})
     except OSError as error:
         raise WriteFailed(f"Cannot write the collection in {folder}: {reason(error)}.") from None
 

@@ -125,7 +125,7 @@ def test_a_disk_that_is_full_at_the_very_end(encoder, tmp_path, monkeypatch, at)
             if at == "the list":
                 writer._lines = Unflushed(writer._lines)
             else:
-                monkeypatch.setattr("toushi.probe.trace.encoder_trace.save_json", full)
+                monkeypatch.setattr("toushi.probe.trace.encoder_trace.write_json", full)
             if trouble is not None:
                 raise trouble
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.trace.runs import Run
-from toushi.probe.base.atomic_io import contents, store
+from toushi.probe.base.atomic_io import safetensors_parts, write_listed
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import manifest as layout
 from toushi.probe.trace import writer as writer_module
@@ -99,8 +99,8 @@ def test_the_sampler_waits_for_a_slow_disk(tmp_path, monkeypatch):
 
 def test_small_steps_wait_together_and_are_listed_together(tmp_path, monkeypatch):
     """A sampler that is faster than the disk goes on as long as what waits is small."""
-    gate, synced, real = threading.Event(), [], writer_module.sync_folder
-    monkeypatch.setattr(writer_module, "sync_folder", lambda folder: (gate.wait(5), synced.append(1), real(folder)))
+    gate, synced, real = threading.Event(), [], writer_module.fsync_folder
+    monkeypatch.setattr(writer_module, "fsync_folder", lambda folder: (gate.wait(5), synced.append(1), real(folder)))
     run = Run(steps=12)
     with TraceWriter(tmp_path / "run", run.manifest()) as writer:
         for step in range(12):
@@ -139,8 +139,8 @@ def test_files_are_those_of_the_safetensors_library(tmp_path, monkeypatch, small
         "preview": np.full((2, 3, 3), 7, np.uint8),
         "latent": np.ones((0, 3), np.float32),
     }
-    monkeypatch.setattr("toushi.probe.base.atomic_io.SMALL", small)
-    about = store(tmp_path / "ours", contents(arrays, {"counts": "{}"}))
+    monkeypatch.setattr("toushi.probe.base.atomic_io.ONE_WRITE_BYTES", small)
+    about = write_listed(tmp_path / "ours", safetensors_parts(arrays, {"counts": "{}"}))
     whole = (tmp_path / "ours").read_bytes()
     assert about == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
     with safe_open(tmp_path / "ours", framework="np") as file:

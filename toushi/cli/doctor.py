@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from toushi.cli.doctor_messages import TEXTS
-from toushi.cli.language import Language, language_of, teller
+from toushi.cli.doctor_messages import MESSAGES
+from toushi.cli.language import language_of
 from toushi.cli.model_options import Loads
 from toushi.cli.terminal import table
+from toushi.probe.base.bilingual import Language
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
 WAYS = ("none", "model", "group", "sequential")  # from the quickest to the one that needs least
@@ -56,8 +59,8 @@ needed."""
                 "--local-dir FOLDER"
             )
         found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
-        tell = teller(TEXTS, language_of(self.language))
-        print("\n\n".join(filter(None, report(found, self, loading, tell))))
+        translate = partial(MESSAGES.translate, language_of(self.language))
+        print("\n\n".join(filter(None, report(found, self, loading, translate))))
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def own_size(family, pipeline) -> int:
 # --- the report ---
 
 
-def report(found: Found, asked: Doctor, loading, tell: Callable[..., str]) -> list[str]:
+def report(found: Found, asked: Doctor, loading, translate: Callable[..., str]) -> list[str]:
     """Paragraphs."""
     import torch
 
@@ -150,42 +153,42 @@ def report(found: Found, asked: Doctor, loading, tell: Callable[..., str]) -> li
         sizes = (size,) if size else sizes
     denoiser = found.family.denoiser if found.family else "transformer"
     lines = [
-        head(found, loading, device, dtype, free, tell),
-        parts_table(found, denoiser, loading.quantize or dtype, tell),
-        ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], tell),
-        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", tell),
+        head(found, loading, device, dtype, free, translate),
+        parts_table(found, denoiser, loading.quantize or dtype, translate),
+        ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], translate),
+        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", translate),
     ]
-    lines += ["\n".join(tell("unknown", part=part, why=why) for part, why in found.unknown.items())]
+    lines += ["\n".join(translate("unknown", part=part, why=why) for part, why in found.unknown.items())]
     return lines
 
 
-def head(found: Found, loading, device, dtype: str, free: int | None, tell) -> str:
+def head(found: Found, loading, device, dtype: str, free: int | None, translate) -> str:
     import torch
 
     if found.family is None:
-        model = tell("no_family", kind=found.kind)
+        model = translate("no_family", kind=found.kind)
     else:
         own = "own" if found.own and loading.engine == "own" else "family"
-        model = tell(own, kind=found.kind, family=found.family.name)
-    left = memory(free) if free is not None else "?"
+        model = translate(own, kind=found.kind, family=found.family.name)
+    left = format_bytes(free) if free is not None else "?"
     if device.type == "cuda":
-        where = tell("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
+        where = translate("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
     else:
-        where = tell("on_cpu", name=str(device), threads=torch.get_num_threads(), free=left)
+        where = translate("on_cpu", name=str(device), threads=torch.get_num_threads(), free=left)
     rows = [
-        (tell("model"), model),
-        (tell("device"), where),
-        (tell("dtype"), tell("asked_dtype" if loading.dtype else "default_dtype", dtype=dtype)),
+        (translate("model"), model),
+        (translate("device"), where),
+        (translate("dtype"), translate("asked_dtype" if loading.dtype else "default_dtype", dtype=dtype)),
         (
-            tell("kernel"),
-            tell("kernels", plain=kernel(found, device, dtype), masked=kernel(found, device, dtype, True)),
+            translate("kernel"),
+            translate("kernels", plain=kernel(found, device, dtype), masked=kernel(found, device, dtype, True)),
         ),
     ]
     names = ("accelerate", "peft", "bitsandbytes")
     here, absent = [n for n in names if find_spec(n)], [n for n in names if not find_spec(n)]
-    said = [tell("here", names=", ".join(here))] if here else []
-    said += [tell("absent", names=", ".join(absent))] if absent else []
-    return table([*rows, (tell("libraries"), "; ".join(said))])
+    said = [translate("here", names=", ".join(here))] if here else []
+    said += [translate("absent", names=", ".join(absent))] if absent else []
+    return table([*rows, (translate("libraries"), "; ".join(said))])
 
 
 def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
@@ -208,24 +211,26 @@ def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
     return chosen(query, query, query, mask, 0.0, False, None, False)
 
 
-def parts_table(found: Found, denoiser: str, dtype: str, tell) -> str:
+def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
     from toushi.probe.pipelines.checkpoint_info import weight_bytes
 
-    rows = [tuple(tell(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
+    rows = [tuple(translate(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
     for name, part in found.parts.items():
-        known = " + ".join(tell(key) for key in part.known)
-        known += f", {tell('missing', count=part.missing)}" if part.missing else ""
-        held = memory(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
-        stored = memory(part.stored) if part.stored is not None else "–"
+        known = " + ".join(translate(key) for key in part.known)
+        known += f", {translate('missing', count=part.missing)}" if part.missing else ""
+        held = format_bytes(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
+        stored = format_bytes(part.stored) if part.stored is not None else "–"
         rows.append((name, part.kind, number(part.parameters), stored, held, known))
     parts = found.parts.values()
     if all(part.parameters is not None for part in parts):
         whole = sum(weight_bytes(part, part.name, denoiser, dtype) for part in parts)
-        rows.append((tell("whole"), "", number(sum(part.parameters for part in parts)), "", memory(whole), ""))
+        rows.append(
+            (translate("whole"), "", number(sum(part.parameters for part in parts)), "", format_bytes(whole), "")
+        )
     return table(rows, right=(2, 3, 4))
 
 
-def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], tell) -> str:
+def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], translate) -> str:
     """What each offload needs in each kind of numbers, and the first choice that fits."""
     from toushi.probe.pipelines.checkpoint_info import needed
     from toushi.probe.recording.forecast import free_memory
@@ -234,18 +239,18 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
     room = 0 if small else int(ROOM * size[0] * size[1] / 2**20)
     dtypes = list(dict.fromkeys([dtype, "bf16", "fp32", *(() if small else ("4bit",))]))
     ways = ("none",) if small else WAYS
-    rows, best, least = [(tell("offload"), *dtypes)], None, None
+    rows, best, least = [(translate("offload"), *dtypes)], None, None
     for way in ways:
         row = []
         for kind in dtypes:
             need = needed(found.parts, denoiser, way, kind)
             if need is None:
-                row.append(tell("not_told"))
+                row.append(translate("not_told"))
                 continue
             # On a CPU all weights lie in main memory whatever the offload.
             four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
             if four or (device.type == "cpu" and way != "none"):
-                row.append(memory(need))
+                row.append(format_bytes(need))
                 continue
             fits = free is None or need + room <= free
             if way != "none" and (main := free_memory()) is not None:
@@ -253,14 +258,14 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
             least = need + room if least is None else min(least, need + room)
             if fits and best is None:
                 best = (way, kind)
-            row.append(tell("fits" if fits else "not", size=memory(need)))
+            row.append(translate("fits" if fits else "not", size=format_bytes(need)))
         rows.append((way, *row))
     lines = [table(rows)]
     if room:
         at = "x".join(map(str, size))
-        lines.append(tell("weights_at_once", room=memory(room), size=at))
+        lines.append(translate("weights_at_once", room=format_bytes(room), size=at))
     if device.type == "cpu" and not small:
-        lines.append(tell("cpu_offload"))
+        lines.append(translate("cpu_offload"))
     missing = sum(part.missing for part in found.parts.values())
     if best is not None:
         way, kind = best
@@ -268,15 +273,17 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
         other = ["--engine diffusers"] if found.own else []
         chosen += ["--quantize 4bit", *other] if kind == "4bit" else [f"--dtype {kind}"]
         chosen += [f"--offload {way}"] if way != "none" else []
-        lines.append(tell("run", how=" ".join(chosen)))
+        lines.append(translate("run", how=" ".join(chosen)))
     elif least is not None:
-        lines.append(tell("nothing_fits", size=memory(least)))
+        lines.append(translate("nothing_fits", size=format_bytes(least)))
     if missing:
-        lines.append(tell("weights_absent", count=missing))
+        lines.append(translate("weights_absent", count=missing))
     return "\n".join(lines)
 
 
-def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, tell) -> str:
+def recording(
+    found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
+) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
     from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, site_shapes, text_columns
     from toushi.probe.recording.forecast import OverBudget, check, forecast, forecast_of
@@ -285,7 +292,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
     if found.family is None or found.model is None:
         return ""
     keeps = ("heads", "mean", "sum")
-    rows, refused = [(tell("size"), *(tell("keep", keep=keep) for keep in keeps))], False
+    rows, refused = [(translate("size"), *(translate("keep", keep=keep) for keep in keeps))], False
     small = found.family.evaluate is not None
     texts = 2 if small else default_branches(found.model)
     usual = found.steps
@@ -308,7 +315,7 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
                 check(ahead, Policy(keep=keep), 1)
             except OverBudget:
                 key, refused = "beyond", True
-            row.append(tell(key, disk=memory(ahead.disk[keep]), memory=memory(ahead.memory[keep])))
+            row.append(translate(key, disk=format_bytes(ahead.disk[keep]), memory=format_bytes(ahead.memory[keep])))
         rows.append(("x".join(map(str, size)), *row))
     sites = found.family.select_sites(found.model, None).values()
     told = {
@@ -316,11 +323,11 @@ def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None,
         "columns": found.model.tokenizer.length if small else text_columns(found.family, found.model, tokens),
         "branches": texts,
     }
-    lines = [tell("recording", steps=steps, **told), table(rows)]
+    lines = [translate("recording", steps=steps, **told), table(rows)]
     if refused:
-        lines.append(tell("refused", budget=memory(DISK)))
+        lines.append(translate("refused", budget=format_bytes(DISK)))
     if layers := sum(site.kind == "encoder" for site in sites):
-        lines.append(tell("encoder", layers=layers, encoder=found.family.text_encoder))
+        lines.append(translate("encoder", layers=layers, encoder=found.family.text_encoder))
     return "\n".join(lines)
 
 
@@ -333,12 +340,6 @@ def free_on(device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory()
-
-
-def memory(size: float) -> str:
-    from toushi.probe.recording.forecast import readable
-
-    return readable(size)
 
 
 def number(count: int | None) -> str:

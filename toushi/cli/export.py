@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from toushi.cli.inspect import Folder
-from toushi.cli.terminal import bytes_in_words, table
+from toushi.cli.terminal import table
 from toushi.cli.trace import Words
+from toushi.probe.base.byte_sizes import format_bytes
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,5 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
         if done.left_out:
             names, why = "、".join(done.left_out), next(iter(done.left_out.values()))
             print(f"toushi: warning: not in the trace, so left out: {names}. {why}", file=sys.stderr)
-        size = bytes_in_words(done.path.stat().st_size)
+        size = format_bytes(done.path.stat().st_size)
         print(table([("export", f"{done.path}  ({done.what}, {size})")]))

@@ -10,8 +10,9 @@ from typing import Annotated
 import tyro
 
 from toushi.cli.model_options import Loads
-from toushi.cli.terminal import bytes_in_words, columns, shortened, table
+from toushi.cli.terminal import limit_length, table, terminal_width
 from toushi.cli.token_alignment import lanes
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
@@ -36,7 +37,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
         words = segment(self.prompt)
-        print(lanes(self.prompt, encoding.tokens, words, columns()))
+        print(lanes(self.prompt, encoding.tokens, words, terminal_width()))
         rows = [("position", "id", "token", "characters", "word")]
         for token in encoding.tokens:
             of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
@@ -130,7 +131,7 @@ class Info:
                     rows.append((str(folder), "damaged", str(error)))
                     continue
                 prompt = " / ".join(trace.texts) if trace.manifest["kind"] == "encoder" else trace.prompt
-                rows.append((str(trace.folder), progress(trace), shortened(prompt or "(not known)")))
+                rows.append((str(trace.folder), progress(trace), limit_length(prompt or "(not known)")))
             print(table(rows))
             return
         trace = open_trace(self.folder)
@@ -160,7 +161,7 @@ class Info:
             ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
             ("commit", manifest.get("git")),
-            ("on disk", bytes_in_words(size)),
+            ("on disk", format_bytes(size)),
         ]
         print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
         print(f"\n{site_table(trace.sites)}")
@@ -223,7 +224,7 @@ def of_texts(trace) -> str:
         ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
         ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
         ("commit", manifest.get("git")),
-        ("on disk", bytes_in_words(size)),
+        ("on disk", format_bytes(size)),
     ]
     rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
     few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]

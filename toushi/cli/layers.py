@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from toushi.cli.terminal import columns, shown, table
+from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.errors import ToushiError
 
@@ -57,11 +57,11 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
         readings = lens(encoder, list(self.sentences), folder=self.save, overwrite=self.overwrite)
         print(about(readings))
         for index, reading in enumerate(readings, 1):
-            print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, columns())}")
+            print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, terminal_width())}")
             if reading.unknown:
                 names = "、".join(word.text for word in reading.unknown)
                 print(f"toushi: warning: {readings.encoder} does not know: {names}; it reads <unk>", file=sys.stderr)
-        room = max(4, (columns() - 24) // 6)
+        room = max(4, (terminal_width() - 24) // 6)
         for section in sections(
             readings, list(self.layers) or few(every, room), list(self.layers) or few(every[1:], 4)
         ):
@@ -155,7 +155,7 @@ def sections(readings, layers: Sequence[int], fewer: Sequence[int]) -> list[str]
 
 
 def titled(title: str, rows: Sequence[Sequence[str]]) -> str:
-    return f"{title}\n{table([[shown(cell) for cell in row] for row in rows], right=range(1, len(rows[0])))}"
+    return f"{title}\n{table([[printable(cell) for cell in row] for row in rows], right=range(1, len(rows[0])))}"
 
 
 def few(numbers: Sequence[int], count: int) -> list[int]:

@@ -21,6 +21,7 @@ import tyro
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.pipelines.load_options import Loading
 from toushi.probe.trace.output_dir import check_room, make_room, save_picture
 
@@ -283,14 +284,13 @@ def edits_in(source: Path | None) -> list:
     from toushi.probe.editing.edit import edits_of_manifest
     from toushi.probe.trace.manifest import parse
     from toushi.probe.trace.reader import open_trace
-    from toushi.probe.trace.safetensors_reader import read_bytes
 
     if source.is_dir():
         edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
     else:
         if not source.is_file():
             raise ToushiError(f"cannot read the edits in {source}: there is no such file")
-        raw = parse(read_bytes(source.parent, source.name), str(source))
+        raw = parse(read_regular_file(source), str(source))
         if not isinstance(raw, list):
             raise ToushiError(f'{source} must hold a JSON list of edits, [{{"site": …, "kind": …}}, …]')
         edits = edits_of_manifest(raw)
