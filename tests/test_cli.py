@@ -23,7 +23,7 @@ from toushi.cli.token_alignment import lanes
 from toushi.cli.trace import checked_size, default_folder
 from toushi.cli.trace_summary import in_words
 from toushi.probe.text.alignment import Token, Word
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.writer import write_collection
 
 HOUSE = Path(toushi.__file__).resolve().parents[1]

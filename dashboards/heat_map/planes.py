@@ -13,7 +13,7 @@ from toushi.probe.analysis.maps import resample
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word, shares
 from toushi.probe.trace.manifest import prompt_of
-from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace.trace_errors import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
 

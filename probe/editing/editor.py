@@ -281,9 +281,9 @@ def _opened(folders: Iterable[str]) -> dict:
     folders = list(folders)
     if not folders:
         return {}
-    from toushi.probe.trace.reader import open_picture  # half a second of imports, which recording can do without
+    from toushi.probe.trace.open import open_trace  # half a second of imports, which recording can do without
 
-    return {folder: open_picture(folder) for folder in folders}
+    return {folder: open_trace(folder) for folder in folders}
 
 
 def _same_shape(after: Any, before: Tensor, where: str) -> Tensor:

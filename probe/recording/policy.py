@@ -7,7 +7,7 @@ import numpy as np
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import Encoded
 from toushi.probe.text.alignment import find, segment, shares
-from toushi.probe.trace.manifest import KEEPS
+from toushi.probe.trace.trace_format import KEEPS
 
 BRANCHES = ("cond", "uncond")
 DTYPES = ("float16", "float32")

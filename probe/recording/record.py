@@ -28,8 +28,8 @@ from toushi.probe.recording.safety_checker import verdicts
 from toushi.probe.session.patching import wrapped_run
 from toushi.probe.session.row_matching import known
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.output_dir import make_room
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.output_dir import prepare_output_dir
 from toushi.probe.trace.writer import write_collection
 
 
@@ -115,7 +115,7 @@ class Recording:
         if self.encoder_layers and (why := self.family.unseen(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(why), stacklevel=2)
         if not self.resumed:
-            make_room(self.folder, self.overwrite)
+            prepare_output_dir(self.folder, self.overwrite)
         # Asking git takes longer than a step; its answer is wanted when the first step is finished.
         threading.Thread(target=git_commit, daemon=True).start()
         model, family = self.model, self.family

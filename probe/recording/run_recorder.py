@@ -24,7 +24,7 @@ from toushi.probe.recording.provenance import of_picture, surroundings
 from toushi.probe.recording.step_maps import Maps, probabilities
 from toushi.probe.session.row_matching import Place, alike, places
 from toushi.probe.text.alignment import segment
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.writer import TraceWriter
 
 # Small calls are read together at the end of an evaluation, which is twice as fast as one by one in the midst of the

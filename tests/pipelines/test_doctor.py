@@ -16,7 +16,7 @@ from toushi.probe.pipelines.family import family_of
 from toushi.probe.pipelines.size_estimate import columns, foreseen, shapes
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import Run
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 RELEASED = Path(__file__).resolve().parents[3] / "shared" / "models" / "z-image-turbo-meta"
 

@@ -14,7 +14,7 @@ from toushi.probe.pipelines.family import UnknownFamily, family_of
 from toushi.probe.pipelines.generic import ByTokenIndex
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import Unrecordable
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def consistency():

@@ -10,7 +10,7 @@ from toushi.probe.editing.editor import BadEdit, Edit, edit, edits_of, edits_of_
 from toushi.probe.pipelines.family import UnknownSite, family_of
 from toushi.probe.recording.record import record
 from toushi.probe.text.alignment import UnknownWord
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 SDPA = F.scaled_dot_product_attention
 every = pytest.mark.parametrize("name", MAKERS)
