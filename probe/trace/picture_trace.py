@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from toushi.probe.analysis.maps import PLAIN_MEAN
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Token, Word
 from toushi.probe.trace import integrity, selection
@@ -109,8 +110,7 @@ class Trace:
         Averages over heads within a site, then over steps, then over sites equally. Where the model's card
         names a better rule (manifest `heat_map`), its sites are the default; `attrs["rule"]` says which it was.
         """
-        plain = selection.PLAIN_MEAN
-        chosen, rule = self.heat_map_rule() if sites is None else (select_sites(self.manifest, sites), plain)
+        chosen, rule = self.heat_map_rule() if sites is None else (select_sites(self.manifest, sites), PLAIN_MEAN)
         return selection.heat_map(AttentionQuery(self.files, word, branch, chosen, steps), rule)
 
     def heat_map_rule(self) -> tuple[list[str], str]:
@@ -119,7 +119,7 @@ class Trace:
         better = self.manifest.get("heat_map")
         if better and all(fnmatch.filter(self.sites, glob) for glob in better["sites"]):
             return select_sites(self.manifest, better["sites"]), better["rule"]
-        return select_sites(self.manifest), selection.PLAIN_MEAN
+        return select_sites(self.manifest), PLAIN_MEAN
 
     def mass(self, branch: str = "cond", *, sites: Sites = None, steps: Steps = None) -> xr.DataArray:
         """Share of the attention that each text column got: float64 [token], mean over heads, cells, steps, sites.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from toushi.probe.analysis.maps import resample
+from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Word, find, shares
 from toushi.probe.trace.manifest import columns_of, prompt_of, tokens_of, words_of
@@ -22,7 +22,6 @@ Sites = str | Sequence[str] | None
 Steps = int | slice | Iterable[int] | None
 WordSpec = str | Word | Span
 
-PLAIN_MEAN = "mean over heads within a site, then over steps, then over sites, each equally"
 MAX_BYTES = 2**31  # of one answer
 
 
@@ -104,7 +103,7 @@ def on_finest_grid(query: "AttentionQuery") -> xr.DataArray:
             "These sites do not fit into one array: they differ in axes. Choose sites of one kind, "
             'or ask with grid="native".'
         )
-    finest = _finest([shape[-2:] for shape in shapes.values()])
+    finest = maps.finest_grid([shape[-2:] for shape in shapes.values()])
     first = shapes[query.sites[0]]
     inner = list(first[:-2])
     if by_head := query.by_head(query.sites[0]):
@@ -120,7 +119,7 @@ def on_finest_grid(query: "AttentionQuery") -> xr.DataArray:
     query.read(same, into=places)
     for site in shapes:
         if site not in same:
-            places[site][...] = resample(query.read([site])[site], finest)
+            places[site][...] = maps.resample(query.read([site])[site], finest)
     return query.labelled(result)
 
 
@@ -132,13 +131,8 @@ def on_native_grids(query: "AttentionQuery") -> dict[str, xr.DataArray]:
 
 def heat_map(query: "AttentionQuery", rule: str) -> xr.DataArray:
     """[y, x]; see Trace.heat_map."""
-    means = []
-    for site in query.sites:
-        maps = query.read([site])[site]
-        maps = maps.mean(1) if query.by_head(site) else maps
-        means.append(maps.mean(0) if np.isfinite(maps[:, 0, 0]).all() else np.nanmean(maps, 0))
-    finest = _finest([one.shape for one in means])
-    result = xr.DataArray(np.mean([resample(one, finest) for one in means], 0), dims=("y", "x"), name="attention")
+    values = maps.heat_map(query.read([site])[site] for site in query.sites)
+    result = xr.DataArray(values, dims=("y", "x"), name="attention")
     return result.assign_attrs(query.attributes() | {"rule": rule, "sites": query.sites})
 
 
@@ -146,15 +140,15 @@ def mass(query: "AttentionQuery") -> xr.DataArray:
     """[token]; see Trace.mass."""
     token, rest = [], []
     for site in query.sites:
-        maps, others = [], []
+        shares, others = [], []
         for step in query.steps:
-            if (one := query.step(site, step)) is not None:
-                averaged = one.mean((-2, -1), dtype=np.float64)
-                maps.append(averaged.mean(0) if averaged.ndim == 2 else averaged)
+            if (values := query.step(site, step)) is not None:
+                of_cells = values.mean((-2, -1), dtype=np.float64)
+                shares.append(maps.nan_mean(of_cells) if of_cells.ndim == 2 else of_cells)
                 others.append(query.rest(site, step).mean(dtype=np.float64))
-        token.append(np.mean(maps, 0))
+        token.append(maps.nan_mean(shares))
         rest.append(np.mean(others))
-    result = xr.DataArray(np.mean(token, 0), dims="token", coords=query.token_coordinates(), name="mass")
+    result = xr.DataArray(maps.nan_mean(token), dims="token", coords=query.token_coordinates(), name="mass")
     return result.assign_attrs(query.attributes() | {"rest": float(np.mean(rest)), "sites": query.sites})
 
 
@@ -321,15 +315,6 @@ class AttentionQuery:
         if "token" in dims:
             coordinates |= self.token_coordinates()
         return xr.DataArray(values, dims=dims, coords=coordinates, name="attention", attrs=self.attributes())
-
-
-def _finest(grids: list[tuple[int, ...]]) -> tuple[int, int]:
-    """The grid with the most cells. Refused where `resample` would need a huge common multiple to reach it."""
-    rows, columns = max(grids, key=math.prod)
-    for grid in grids:
-        if any(a != b and math.lcm(a, b) * a > 2**24 for a, b in zip(grid, (rows, columns))):
-            raise ToushiError(f'The grids {sorted(set(grids))} have no common refinement; ask with grid="native".')
-    return rows, columns
 
 
 def _refuse_large(shapes: list[tuple[int, ...]]) -> None:
