@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from toushi.probe.pipelines.load import load
     from toushi.probe.recording.record import record
     from toushi.probe.text.alignment import segment
-    from toushi.probe.trace.reader import Trace, open_collection, open_trace
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
+    from toushi.probe.trace.picture_trace import Trace
 
 __all__ = [
     "Edit",
+    "EncoderTrace",
     "ToushiError",
     "Trace",
     "edit",
@@ -37,6 +40,7 @@ __all__ = [
     "load",
     "main",
     "open_collection",
+    "open_encoder_trace",
     "open_trace",
     "record",
     "segment",
@@ -50,14 +54,16 @@ _HOMES = {
     "edit": "toushi.probe.editing.edit",
     "edits_of_manifest": "toushi.probe.editing.edit",
     "ToushiError": "toushi.probe.base.errors",
-    "Trace": "toushi.probe.trace.reader",
+    "EncoderTrace": "toushi.probe.trace.encoder_trace",
+    "Trace": "toushi.probe.trace.picture_trace",
     "encoder_figure": "toushi.probe.figures.encoder_figure",
     "layers_figure": "toushi.probe.figures.layers_figure",
     "lens": "toushi.probe.encoders.encode_layers",
     "lens_figure": "toushi.probe.figures.encoding_figure",
     "load": "toushi.probe.pipelines.load",
-    "open_collection": "toushi.probe.trace.reader",
-    "open_trace": "toushi.probe.trace.reader",
+    "open_collection": "toushi.probe.trace.open",
+    "open_encoder_trace": "toushi.probe.trace.open",
+    "open_trace": "toushi.probe.trace.open",
     "record": "toushi.probe.recording.record",
     "segment": "toushi.probe.text.alignment",
     "timeline_figure": "toushi.probe.figures.timeline_figure",

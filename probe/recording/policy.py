@@ -7,7 +7,7 @@ import numpy as np
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import find, segment, shares
-from toushi.probe.trace.manifest import KEEPS
+from toushi.probe.trace.trace_format import KEEPS
 
 DTYPES = ("float16", "float32")
 DISK = 8 * 10**9

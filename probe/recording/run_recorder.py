@@ -19,7 +19,7 @@ from toushi.probe.recording.trace_fields import trace_fields
 from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.row_matching import Place, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class RunRecorder:
                 f"this run is at step {index} without saying so before, so `steps=` would select the wrong ones: "
                 "record all of them (remove steps=…)"
             )
-        if index > self.run.index and not self.writers and not self.recording.resumed:
+        if index > self.run.index and not self.writers and self.recording.resumed is None:
             self.recorded_steps = [step for step in self.recorded_steps if step >= index]
             if not self.recorded_steps and self.policy.steps is not None:
                 raise ToushiError(f"steps: this run begins at step {index}, after all that were asked for")

@@ -25,7 +25,7 @@ class Lens:
   toushi lens "我在河边的银行钓鱼"
   toushi lens "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
   toushi lens "他去银行存钱了" --encoder models/multilingual-e5-small --layers 1 6 12
-  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_trace)
+  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_encoder_trace)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own
 embedding and to the words of the other sentences (cosine), and what it reads (attention, mean of the heads).

@@ -23,7 +23,8 @@ from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.pipelines.load_options import Loading
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -147,7 +148,7 @@ open_trace(FOLDER) reads it in Python."""
         """Finishes an older run."""
         if given := self.beside_resume():
             raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
         dtype = str(trace.manifest.get("dtype"))
@@ -180,7 +181,7 @@ open_trace(FOLDER) reads it in Python."""
         """The pictures alone."""
         from toushi.probe.pipelines.generate import usual_steps
 
-        make_room(folder, self.overwrite)
+        prepare_output_dir(folder, self.overwrite)
         files = []
         for index, prompt in enumerate(prompts):
             with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
@@ -282,8 +283,8 @@ def edits_in(source: Path | None) -> list:
     if source is None:
         return []
     from toushi.probe.editing.edit import edits_of_manifest
-    from toushi.probe.trace.manifest import parse
-    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.open import open_trace
+    from toushi.probe.trace.trace_json import parse
 
     if source.is_dir():
         edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
@@ -311,7 +312,7 @@ def edited(model, edits: list):
 def _ready_to_draw() -> None:
     """In the drawing process: what the first figure would have to wait for."""
     import toushi.probe.figures.words_figure
-    import toushi.probe.trace.reader  # noqa: F401
+    import toushi.probe.trace.open  # noqa: F401
     from toushi.probe.figures.style import warm_up
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -363,7 +364,7 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
-    check_room(folder, overwrite)
+    check_output_dir(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

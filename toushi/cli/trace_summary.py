@@ -7,14 +7,15 @@ from pathlib import Path
 
 from toushi.cli.terminal import limit_length, printable, table
 from toushi.probe.base.byte_sizes import format_bytes
-from toushi.probe.trace.output_dir import WriteFailed, reason
+from toushi.probe.trace.output_dir import reason
+from toushi.probe.trace.trace_errors import WriteFailed
 
 
 def told(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import chosen, words_figure
-    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
     looked = any(site["kind"] == "cross" for site in trace.sites.values())
