@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from toushi.hooks.hook_error import WireError
 from toushi.hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
+from toushi.hooks.torch_private import tensor_version
 
 
 class Call:
@@ -44,9 +45,7 @@ class Call:
         return self._versions() != self.versions
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple(
-            0 if x is None or x.is_inference() else x._version for x in (self.what.query, self.what.key, self.what.mask)
-        )
+        return tuple(0 if x is None else tensor_version(x) for x in (self.what.query, self.what.key, self.what.mask))
 
     def probabilities(
         self,

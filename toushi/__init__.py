@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
+    from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import lens
     from toushi.probe.figures.encoder_figure import encoder_figure
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Edit",
     "EncoderTrace",
+    "MissingLibrary",
     "ToushiError",
     "Trace",
     "edit",
@@ -53,6 +55,7 @@ _HOMES = {
     "Edit": "toushi.probe.editing.edit",
     "edit": "toushi.probe.editing.edit",
     "edits_of_manifest": "toushi.probe.editing.edit",
+    "MissingLibrary": "toushi.probe.base.extras",
     "ToushiError": "toushi.probe.base.errors",
     "EncoderTrace": "toushi.probe.trace.encoder_trace",
     "Trace": "toushi.probe.trace.picture_trace",
@@ -75,7 +78,10 @@ _HOMES = {
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"toushi has no {name!r}; it has {', '.join(sorted(__all__))}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    from toushi.probe.base.extras import missing_library_named
+
+    with missing_library_named():
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value
 
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
 from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped
 from toushi.probe.pipelines.lora import sha256
+from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
 
 OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
@@ -161,7 +163,7 @@ def pretrained(
         )
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
-            model = type(model)._from_config(model.config).eval().requires_grad_(False)
+            model = with_random_weights(model).eval().requires_grad_(False)
     found = wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
     return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
@@ -251,10 +253,8 @@ def _positions(model) -> int:
 
 
 def _transformers():
-    try:
+    with missing_library_named():
         import transformers
-    except ImportError:
-        raise UnknownEncoder("encoders from a folder need the transformers library: pip install transformers") from None
     return transformers
 
 

@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
 from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
+from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
 
 
 class UnknownModel(ToushiError):
@@ -68,7 +70,7 @@ def load(
 def loaded(name: str, loading: Loading) -> Any:
     """The model of this name, loaded so; see `load`."""
     home = folder_of(name)
-    with enough_memory("the model", loading):
+    with enough_memory("the model", loading), missing_library_named():
         if home is None or (home / "model_index.json").is_file():
             return pipeline(name if home is None else home, loading)
         return small(home, loading)
@@ -258,7 +260,7 @@ def tile(model) -> None:
 
 def compile_blocks(denoiser: nn.Module, **how) -> None:
     """torch.compile of each repeated block by itself, which is quick, since blocks that are alike share their code."""
-    if getattr(denoiser, "_repeated_blocks", None):
+    if has_repeated_blocks(denoiser):
         denoiser.compile_repeated_blocks(**how)
         return
     for blocks in (child for child in denoiser.children() if isinstance(child, nn.ModuleList)):
@@ -278,7 +280,7 @@ def put_off(model, denoiser: str, device: torch.device, way: str) -> None:
         model.enable_model_cpu_offload(device=device)
         return
     parts = {name: part for name, part in model.components.items() if isinstance(part, nn.Module)}
-    offload(parts, denoiser, device, way, whole=model._exclude_from_cpu_offload if way == "sequential" else ())
+    offload(parts, denoiser, device, way, whole=parts_without_offload(model) if way == "sequential" else ())
 
 
 def torch_dtype(name: str) -> torch.dtype:

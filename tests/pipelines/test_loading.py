@@ -351,7 +351,7 @@ def test_a_library_that_is_not_here(library, option, monkeypatch):
     find = loading_module.find_spec
     monkeypatch.setattr(loading_module, "find_spec", lambda name: None if name == library else find(name))
     monkeypatch.setattr(Path, "is_file", lambda path: True)
-    with pytest.raises(BadOption, match=f"pip install {library}.*leave"):
+    with pytest.raises(BadOption, match=rf'{library} library: pip install "toushi\[pipelines\]".*leave'):
         Loading(**option)
 
 

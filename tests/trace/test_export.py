@@ -237,9 +237,9 @@ def test_wrong_arguments(tmp_path):
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("toushi.probe.base.extras.find_spec", lambda name: None)
     for to, package in (("zarr", "zarr"), ("parquet", "pyarrow")):
-        with pytest.raises(ToushiError, match=f"pip install {package}"):
+        with pytest.raises(ToushiError, match=rf'{package}, which is not installed: pip install "toushi\[export\]"'):
             export(traced(tmp_path / to), to)
 
 

@@ -13,6 +13,7 @@ import tyro
 from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 
 MOST = 12  # sentences
 ENDINGS = (".png", ".pdf", ".svg")
@@ -95,6 +96,8 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
             )
         if self.out is not None and self.out.suffix not in ENDINGS:
             raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
+        if self.out is not None:
+            require("matplotlib")
 
 
 def about(readings) -> str:

@@ -21,6 +21,7 @@ import tyro
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.pipelines.load_options import Loading
 from toushi.probe.trace.image_file import save_picture
@@ -91,6 +92,8 @@ open_trace(FOLDER) reads it in Python."""
 
     def run(self) -> None:
         started = time.perf_counter()
+        if not self.no_record:
+            require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()

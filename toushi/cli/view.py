@@ -11,6 +11,7 @@ import tyro
 
 import toushi
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ Ends with Ctrl-C."""
     """Only serve; do not open a browser."""
 
     def run(self) -> int:
+        require("streamlit", "matplotlib")
         if self.folder is not None:
             from toushi.cli.inspect import traces_in
             from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace

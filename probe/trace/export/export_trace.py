@@ -13,16 +13,16 @@ last one summed, and its values are the mean over as many steps as `summed` says
 ended before the run. What goes to no text column, in joint attention, is what all tokens leave of 1.
 """
 
-import importlib.util
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 from toushi.probe.trace.encoder_trace import EncoderTrace
 from toushi.probe.trace.export.encoder_export import prepare_encoder_export
 from toushi.probe.trace.export.export_plan import Tick, describe, plan_branches
@@ -69,25 +69,17 @@ def export(
         raise ToushiError(f"A trace is exported to {', '.join(SUFFIXES)}; {to!r} came.")
     if tokens and words is not None:
         raise ToushiError("Expected either words or all tokens, but both came; leave one of them out.")
-    package = PACKAGES.get(to)
-    if package and importlib.util.find_spec(package) is None:
-        raise ToushiError(f"Export to {to} needs the package {package}, which is not installed: pip install {package}")
+    if (package := PACKAGES.get(to)) is not None:
+        require(package)
     path = default_path(trace.folder, to) if out is None else Path(out)
     _check_place(path, overwrite)
     prepare = prepare_encoder_export if isinstance(trace, EncoderTrace) else prepare_picture_export
     write, about, left_out = prepare(trace, to, words, tokens)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(path, shared=True) as temporary:
             what = write(temporary, tick)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
             _check_place(path, overwrite)  # it took a while
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WriteFailed(
             f"Cannot write {path}: {reason(error)}. Free some space, ask for fewer words, or choose another --out."
