@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 
+from toushi.probe.base.bilingual import Messages
+
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 # key: (English, Chinese). Names in braces are filled in.
-PAGE = {
+PAGE = Messages({
     "app": ("Toushi", "透视 Toushi"),
     "tagline": ("See where each word of a prompt went in the picture.",
                 "看见提示词里的每个词去了画面的哪里。"),
@@ -145,13 +147,13 @@ PAGE = {
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
-}  # fmt: skip
+})  # fmt: skip
 
-COMPONENT = {
+COMPONENT = Messages({
     "words": ("Words of the prompt", "提示词里的词"),
     "not_words": ("not words", "其他词元"),
     "no_image": ("no picture", "没有图像"),
-    "empty_prompt": PAGE["empty_prompt"],
+    "empty_prompt": (PAGE["empty_prompt"].en, PAGE["empty_prompt"].zh),
     "unknown_prompt": ("(the prompt is not known)", "（提示词未知）"),
     "step": ("Step", "步"),
     "layer": ("Layer", "层"),
@@ -254,11 +256,11 @@ COMPONENT = {
         "attention (probability), this layer, without special tokens",
         "注意力（概率），此层共用，不计特殊词元",
     ),
-}  # fmt: skip
+})  # fmt: skip
 
 
 def say(language: str, key: str, **values) -> str:
-    return PAGE[key][language == "zh"].format(**values)
+    return PAGE.translate(language, key, **values)
 
 
 def listed(language: str, words: Iterable[str], most: int = 12) -> str:
@@ -270,4 +272,4 @@ def listed(language: str, words: Iterable[str], most: int = 12) -> str:
 
 def component(language: str) -> dict[str, str]:
     """The catalogue of the browser components; they fill in the braces themselves."""
-    return {key: both[language == "zh"] for key, both in COMPONENT.items()}
+    return {key: text.translate(language) for key, text in COMPONENT.items()}

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from toushi.experiments.runner.study import Said
 from toushi.probe.analysis.maps import entropy
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.layers_figure import layers_figure
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import chosen, words_figure
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace.reader import Trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.reports import report_messages as words
-from toushi.reports.chapter import LANGUAGES, Chapter, alike
+from toushi.reports.chapter import LANGUAGES, Chapter
 from toushi.reports.figure_files import Picture, picture
-from toushi.reports.report_messages import FACTS, filled
+from toushi.reports.report_messages import FACTS
 
 
 def chapter_of_trace(
@@ -31,7 +31,7 @@ def chapter_of_trace(
     `asked` are words whose layers are drawn; the one with the most concentrated map if there is none.
     """
     count = trace.manifest["steps"]["count"]
-    notices = [] if trace.complete else [filled(words.TRACE_UNFINISHED, all=count, done=len(trace.steps))]
+    notices = [] if trace.complete else [words.TRACE_UNFINISHED.format(all=count, done=len(trace.steps))]
     pictures: list[Picture] = []
     found: dict[str, Any] = {}
     if not trace.steps:
@@ -53,7 +53,7 @@ def chapter_of_trace(
     title = trace.prompt if trace.prompt else trace.folder.name
     return Chapter(
         key,
-        alike(title),
+        Bilingual.same(title),
         notices,
         question=words.TRACE,
         pictures=pictures,
@@ -63,24 +63,24 @@ def chapter_of_trace(
     )
 
 
-def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[str, tuple[Said, Any]]:
+def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[str, tuple[Bilingual, Any]]:
     """By name: the caption, and what draws it in a language."""
-    found: dict[str, tuple[Said, Any]] = {}
+    found: dict[str, tuple[Bilingual, Any]] = {}
     maps = cache(lambda: [trace.heat_map(word) for word in told])
     if told:
         found["words"] = (
             words.WORDS,
             lambda language: words_figure(trace, told, maps=maps(), columns=4, language=language),
         )
-        shown: list[tuple[Word, Said]] = []
+        shown: list[tuple[Word, Bilingual]] = []
         if asked:
-            shown = [(word, Said("", "")) for word in chosen(trace, asked, "cond")]
+            shown = [(word, Bilingual(en="", zh="")) for word in chosen(trace, asked, "cond")]
         else:
             evenness = [float(entropy(heat.values)) for heat in maps()]
             shown = [(told[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))], words.NARROWEST)]
         for word, why in shown:
-            caption = filled(words.LAYERS, word=word.text)
-            caption = Said(caption.zh + why.zh, f"{caption.en} {why.en}".strip())
+            caption = words.LAYERS.format(word=word.text)
+            caption = Bilingual(en=f"{caption.en} {why.en}".strip(), zh=caption.zh + why.zh)
             name = "layers" if len(shown) == 1 else f"layers-{word.start}-{word.end}"
             found[name] = (caption, partial(layers_figure, trace, word, columns=4))
         if trace.keep != "sum":
@@ -109,7 +109,7 @@ def command_of(trace: Trace) -> str:
     return shlex.join([*parts, "--out", f"{trace.folder.as_posix()}-again"])
 
 
-def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
+def facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
     model = manifest.get("model") or {}
     identity = [model.get("name"), model.get("weights_sha256") and f"sha256 {model['weights_sha256']}"]
     found = {
@@ -129,7 +129,7 @@ def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
         "git": manifest.get("git"),
         "argv": shlex.join(["toushi", *manifest["argv"][1:]]) if manifest.get("argv") else None,
     }
-    return [(FACTS[name], alike(value)) for name, value in found.items() if value not in (None, "")]
+    return [(FACTS[name], Bilingual.same(value)) for name, value in found.items() if value not in (None, "")]
 
 
 def _spoken(values: dict | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
-    from toushi.probe.editing.editor import Edit, edit, edits_of_manifest
+    from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import lens
     from toushi.probe.figures.encoder_figure import encoder_figure
     from toushi.probe.figures.encoding_figure import lens_figure
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from toushi.probe.pipelines.load import load
     from toushi.probe.recording.record import record
     from toushi.probe.text.alignment import segment
-    from toushi.probe.trace.reader import Trace, open_collection, open_trace
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
+    from toushi.probe.trace.picture_trace import Trace
 
 __all__ = [
     "Edit",
+    "EncoderTrace",
     "MissingLibrary",
     "ToushiError",
     "Trace",
@@ -39,6 +42,7 @@ __all__ = [
     "load",
     "main",
     "open_collection",
+    "open_encoder_trace",
     "open_trace",
     "record",
     "segment",
@@ -48,19 +52,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Edit": "toushi.probe.editing.editor",
-    "edit": "toushi.probe.editing.editor",
-    "edits_of_manifest": "toushi.probe.editing.editor",
+    "Edit": "toushi.probe.editing.edit",
+    "edit": "toushi.probe.editing.edit",
+    "edits_of_manifest": "toushi.probe.editing.edit",
     "MissingLibrary": "toushi.probe.base.extras",
     "ToushiError": "toushi.probe.base.errors",
-    "Trace": "toushi.probe.trace.reader",
+    "EncoderTrace": "toushi.probe.trace.encoder_trace",
+    "Trace": "toushi.probe.trace.picture_trace",
     "encoder_figure": "toushi.probe.figures.encoder_figure",
     "layers_figure": "toushi.probe.figures.layers_figure",
     "lens": "toushi.probe.encoders.encode_layers",
     "lens_figure": "toushi.probe.figures.encoding_figure",
     "load": "toushi.probe.pipelines.load",
-    "open_collection": "toushi.probe.trace.reader",
-    "open_trace": "toushi.probe.trace.reader",
+    "open_collection": "toushi.probe.trace.open",
+    "open_encoder_trace": "toushi.probe.trace.open",
+    "open_trace": "toushi.probe.trace.open",
     "record": "toushi.probe.recording.record",
     "segment": "toushi.probe.text.alignment",
     "timeline_figure": "toushi.probe.figures.timeline_figure",

@@ -7,11 +7,8 @@ import torch
 from PIL import Image
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import family_of
 from toushi.probe.pipelines.out_of_memory import enough_memory
-
-# Pipelines that take pictures to look at, and draw without one.
-IMAGE_OPTIONAL = ("Flux2Pipeline", "Flux2KleinPipeline")
+from toushi.probe.pipelines.registry import family_of
 
 
 def draw(
@@ -58,20 +55,20 @@ def check(
             raise ToushiError(f"{model.name} brings its own sampler: leave the sampler out ({sampler} came)")
         strength = known["guidance"].default if guidance is None else guidance
         return _check_negative(negative, strength, strength == model.unguided, model.name)
+    family = family_of(model)
     check_size(model, size)
     if sampler is not None:
         own = type(model.scheduler).__name__
         raise ToushiError(f"this pipeline brings its own sampler, {own}: leave the sampler out ({sampler} came)")
     wants = [name for name in ("image", "control_image", "mask_image") if name in known]
-    if wants and kind not in IMAGE_OPTIONAL:
+    if wants and kind not in family.image_optional:
         raise ToushiError(
             f"{kind} begins with an image ({', '.join(wants)}), which cannot be given here: load the model as its "
             "text-to-image pipeline, or call the pipeline in Python, inside `with record(pipeline, folder):`"
         )
     if negative and "negative_prompt" not in known:
         raise ToushiError(f"{kind} takes no negative prompt; leave it out")
-    least = 0.0 if "ZImage" in kind else 1.0  # at it and below it diffusers looks at the prompt alone
-    _check_negative(negative, guidance, guidance is not None and guidance <= least, f"a {kind}")
+    _check_negative(negative, guidance, guidance is not None and guidance <= family.unguided, f"a {kind}")
     if negative and guidance is None and "true_cfg_scale" in known and _usual_real(known) <= 1:
         raise ToushiError(
             f"a {kind} looks at no negative prompt unless guidance is asked for: give a guidance above 1, such as 4 "
@@ -126,7 +123,7 @@ def _called(model, prompt, negative, steps, seed, guidance, size, callback) -> I
 
 def check_size(pipeline, size: tuple[int, int] | None) -> None:
     """Raises ToushiError if a side is no whole number of the pipeline's image cells."""
-    unit = family_of(pipeline).factor(pipeline)
+    unit = family_of(pipeline).cell_pixels(pipeline)
     if size is None or not any(pixels % unit for pixels in size):
         return
     near = "x".join(str(max(unit, round(pixels / unit) * unit)) for pixels in size)

@@ -139,7 +139,8 @@ def without_advice():
 
 def pipeline(name: Path | str, loading: Loading):
     """The pipeline of a folder or a hub id, of safetensors only: nothing is unpickled."""
-    from toushi.probe.pipelines.family import family_of, submodule
+    from toushi.probe.pipelines.family import submodule
+    from toushi.probe.pipelines.registry import family_of
 
     device = torch.device(loading.device or best_device())
     dtype = loading.dtype or ("bf16" if device.type == "cuda" else "fp32")

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from toushi.hooks.attention import Call, Watch
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Said, family_of
+from toushi.probe.pipelines.family import EncodePromptCall
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import Policy
 
 EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
@@ -35,7 +37,7 @@ class Forecast:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{k}: {readable(self.disk[k])} on disk, {readable(self.memory[k])} in memory" for k in self.disk
+            f"{k}: {format_bytes(self.disk[k])} on disk, {format_bytes(self.memory[k])} in memory" for k in self.disk
         )
 
 
@@ -52,24 +54,24 @@ def forecast(
 ) -> Forecast:
     """Bytes of the trace that recording `model.sample` with these arguments would make. Runs the denoiser once."""
     family, policy = family_of(model), policy or Policy()
-    if family.evaluate is None or family.blank is None:
+    if family.evaluate is None or family.blank_latents is None:
         raise ToushiError(
             f"the size of a {family.name} pipeline's trace is known when its first step has run: "
             "record checks it against the budget then"
         )
     said = getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None)
-    texts = family.texts(Said(said))
+    texts = family.encoded_prompts(EncodePromptCall(said))
     columns = {branch: len(policy.columns(some[0], branch)) for branch, some in texts.items()}
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
-    modules = {name: site for name, site in family.chosen(model, sites).items() if site.kind != "encoder"}
+    modules = {name: site for name, site in family.select_sites(model, sites).items() if site.kind != "encoder"}
     maps: list[Size] = []
 
     def see(call: Call) -> None:
         _, heads, cells, keys = call.shape
         maps.extend(Size(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
 
-    blank = family.blank(model, size)
+    blank = family.blank_latents(model, size)
     with Watch({name: site.module for name, site in modules.items()}, see):
         getattr(model, family.evaluate)(blank, 1.0, prompt)
     return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))
@@ -93,15 +95,15 @@ def check(forecast: Forecast, policy: Policy, pictures: int) -> None:
     if disk <= policy.budget and (free is None or memory <= free / 10):
         return
     cheaper = [k for k in forecast.disk if forecast.disk[k] < forecast.disk[keep]]
-    listed = ", ".join(f'keep="{k}" {readable(forecast.disk[k] * pictures)}' for k in cheaper)
-    allowed, more = f"the budget is {readable(policy.budget)}", "; or raise the budget (budget=, --budget)"
+    listed = ", ".join(f'keep="{k}" {format_bytes(forecast.disk[k] * pictures)}' for k in cheaper)
+    allowed, more = f"the budget is {format_bytes(policy.budget)}", "; or raise the budget (budget=, --budget)"
     if disk <= policy.budget:
         allowed, more = (
-            f"it would hold {readable(memory)} in memory, more than a tenth of the {readable(free or 0)} that are free",
+            f"it would hold {format_bytes(memory)} in memory, more than a tenth of the {format_bytes(free or 0)} that are free",
             "",
         )
     raise OverBudget(
-        f'keep="{keep}" would take {readable(disk)} on disk; {allowed}. '
+        f'keep="{keep}" would take {format_bytes(disk)} on disk; {allowed}. '
         f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words{more}."
     )
 
@@ -115,11 +117,3 @@ def free_memory() -> int | None:
         names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
         known = getattr(os, "sysconf_names", {})
         return os.sysconf(names[0]) * os.sysconf(names[1]) if all(n in known for n in names) else None
-
-
-def readable(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

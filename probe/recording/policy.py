@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded
+from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import find, segment, shares
-from toushi.probe.trace.manifest import KEEPS
+from toushi.probe.trace.trace_format import KEEPS
 
-BRANCHES = ("cond", "uncond")
 DTYPES = ("float16", "float32")
 DISK = 8 * 10**9
 
@@ -39,7 +38,7 @@ class Policy:
             raise ToushiError(f"steps: there is no step {outside[0]} in a run of {count} steps (0 to {count - 1})")
         return sorted({step % count for step in asked})
 
-    def columns(self, text: Encoded, branch: str) -> list[int]:
+    def columns(self, text: EncodedPrompt, branch: str) -> list[int]:
         """The text columns that are kept, ascending. `words` are words of the prompt, so uncond keeps all."""
         tokens = text.tokens
         if self.words is not None and branch == "cond" and text.prompt is not None:
@@ -52,13 +51,16 @@ class Policy:
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         return sorted(token.column for token in tokens if token.column is not None)
 
+    def check_branches(self, family: Family) -> None:
+        """Raises ToushiError for a branch that the family does not have."""
+        if unknown := [branch for branch in self.branches or () if branch not in family.branches]:
+            raise ToushiError(f"branches are {' and '.join(family.branches)}; {unknown[0]!r} came")
+
     def __post_init__(self):
         if self.keep not in KEEPS:
             raise ToushiError(f"keep must be one of {', '.join(KEEPS)}; {self.keep!r} came")
         if self.dtype not in DTYPES:
             raise ToushiError(f"dtype must be one of {', '.join(DTYPES)}; {self.dtype!r} came")
-        if unknown := [branch for branch in self.branches or () if branch not in BRANCHES]:
-            raise ToushiError(f"branches are {' and '.join(BRANCHES)}; {unknown[0]!r} came")
         for name in ("words", "steps", "branches"):
             if getattr(self, name) == ():
                 raise ToushiError(f"{name} is empty, so nothing would be kept; leave it out to keep all of them")

@@ -8,7 +8,7 @@ from toushi.dashboards import sampling_worker as worker
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines import generate as drawing
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from tests.pipelines.tiny import made
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.z_image import ZImage
-from toushi.probe.pipelines.family import family_of
 from toushi.probe.pipelines.generate import _called, draw, usual_steps
 from toushi.probe.pipelines.load import load, shipped
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 class OurZImage:

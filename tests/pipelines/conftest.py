@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.pipelines.tiny import made
 from toushi.hooks.attention import _stack
-from toushi.probe.recording.record import _recorded
+from toushi.probe.session.sampling_session import _sessions
 
 SDPA = F.scaled_dot_product_attention
 _made = cache(made)
@@ -21,7 +21,7 @@ def pipeline(name):
     kind = type(found)
     yield found
     assert type(found) is kind and kind.__module__.startswith("diffusers.") and "__call__" in vars(kind)
-    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _recorded
+    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _sessions
     for component in found.components.values():
         for module in component.modules() if isinstance(component, torch.nn.Module) else ():
             # transformers leaves hooks of its own to collect hidden states.

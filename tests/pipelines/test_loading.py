@@ -22,7 +22,7 @@ from toushi.probe.pipelines.load_options import BadOption, Loading
 from toushi.probe.pipelines.lora import BadLora
 from toushi.probe.pipelines.out_of_memory import OutOfMemory
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 HOUSE = Path(__file__).resolve().parents[2]
 

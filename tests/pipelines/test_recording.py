@@ -20,10 +20,11 @@ from toushi.hooks.attention import Watch
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
-from toushi.probe.pipelines.family import UnknownFamily, family_of, named_modules
+from toushi.probe.pipelines.family import UnknownFamily, named_modules
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import HiddenStatesOnly, record
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import NotRecorded
 
 SITES = {  # of the image looking at the text, of it looking at itself, and of the text encoder
     "stable-diffusion": (4, 4, 3),
@@ -331,7 +332,7 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
         states = trace.encoder_states(branch)
         assert states.shape[0] == layers + 1 and np.isfinite(states).all()
         texts = [str(text) for text in states["text"].values]
-        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).encoder in t.encoders]
+        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).text_encoder in t.encoders]
         assert texts == [token.text for token in own]
         if name in GEMMA:
             with pytest.raises(ToushiError, match="No attention"):
@@ -513,7 +514,7 @@ def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
     pipeline = made("stable-diffusion")
     other = diffusers.StableDiffusionInstructPix2PixPipeline(**pipeline.components, requires_safety_checker=False)
     with pytest.raises(
-        UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*no row of the family table.*encode_prompt"
+        UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*no family serves it.*encode_prompt"
     ):
         record(other, tmp_path / "run")
     with pytest.raises(UnknownFamily, match="not their transformer alone"):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tests.recording.made import SDPA
 from toushi.hooks.attention import _stack
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.recording.record import _recorded
+from toushi.probe.session.sampling_session import _sessions
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def model(shared):
     """Fresh as from a shelf, and left as it was found."""
     shared.embedding_cache.clear()
     yield shared
-    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _recorded
+    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _sessions
     for module in shared.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
         assert "forward" not in vars(module)

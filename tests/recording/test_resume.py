@@ -9,12 +9,12 @@ import torch
 
 from tests.recording.made import PROMPT, draw, recorded, same
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
 from toushi.probe.resume import CannotResume, resume
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
 
 STEPS = 5
 

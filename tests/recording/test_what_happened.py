@@ -11,7 +11,7 @@ from tests.recording.made import LONG, PROMPT, draw, explicit, recorded, same
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.models.text_encoder import turned
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def test_maps_are_the_models_attention(model, tmp_path):

@@ -22,8 +22,10 @@ from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.pipelines.load_options import Loading
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -149,7 +151,7 @@ open_trace(FOLDER) reads it in Python."""
         """Finishes an older run."""
         if given := self.beside_resume():
             raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
         dtype = str(trace.manifest.get("dtype"))
@@ -182,7 +184,7 @@ open_trace(FOLDER) reads it in Python."""
         """The pictures alone."""
         from toushi.probe.pipelines.generate import usual_steps
 
-        make_room(folder, self.overwrite)
+        prepare_output_dir(folder, self.overwrite)
         files = []
         for index, prompt in enumerate(prompts):
             with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
@@ -283,17 +285,16 @@ def edits_in(source: Path | None) -> list:
     """The edits of a JSON file, or of a trace."""
     if source is None:
         return []
-    from toushi.probe.editing.editor import edits_of_manifest
-    from toushi.probe.trace.manifest import parse
-    from toushi.probe.trace.reader import open_trace
-    from toushi.probe.trace.safetensors_reader import read_bytes
+    from toushi.probe.editing.edit import edits_of_manifest
+    from toushi.probe.trace.open import open_trace
+    from toushi.probe.trace.trace_json import parse
 
     if source.is_dir():
         edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
     else:
         if not source.is_file():
             raise ToushiError(f"cannot read the edits in {source}: there is no such file")
-        raw = parse(read_bytes(source.parent, source.name), str(source))
+        raw = parse(read_regular_file(source), str(source))
         if not isinstance(raw, list):
             raise ToushiError(f'{source} must hold a JSON list of edits, [{{"site": …, "kind": …}}, …]')
         edits = edits_of_manifest(raw)
@@ -306,7 +307,7 @@ def edited(model, edits: list):
     """A context in which they hold."""
     if not edits:
         return nullcontext()
-    from toushi.probe.editing.editor import edit
+    from toushi.probe.editing.edit import edit
 
     return edit(model, edits)
 
@@ -314,7 +315,7 @@ def edited(model, edits: list):
 def _ready_to_draw() -> None:
     """In the drawing process: what the first figure would have to wait for."""
     import toushi.probe.figures.words_figure
-    import toushi.probe.trace.reader  # noqa: F401
+    import toushi.probe.trace.open  # noqa: F401
     from toushi.probe.figures.style import warm_up
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -366,7 +367,7 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
-    check_room(folder, overwrite)
+    check_output_dir(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

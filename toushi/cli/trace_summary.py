@@ -5,15 +5,17 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from toushi.cli.terminal import bytes_in_words, shortened, shown, table
-from toushi.probe.trace.output_dir import WriteFailed, reason
+from toushi.cli.terminal import limit_length, printable, table
+from toushi.probe.base.byte_sizes import format_bytes
+from toushi.probe.trace.output_dir import reason
+from toushi.probe.trace.trace_errors import WriteFailed
 
 
 def told(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import chosen, words_figure
-    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
     looked = any(site["kind"] == "cross" for site in trace.sites.values())
@@ -46,16 +48,16 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     files = [("picture", picture)]
     files.append(("words", str(figure) if looked else "none: no attention of the picture to the text was recorded"))
     files.append(
-        ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
+        ("trace", f"{folder}  ({format_bytes(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
     edits = len(trace.manifest.get("edits") or [])
     if edits:
         run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
     if not looked:
-        return f"{shortened(shown(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
+        return f"{limit_length(printable(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
     return "\n".join(
         [
-            shortened(shown("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
+            limit_length(printable("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
             run,
             "",
             where_words_went(trace, asked, maps),
