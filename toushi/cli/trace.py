@@ -70,8 +70,9 @@ open_trace(FOLDER) reads it in Python."""
     """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
-    keep: Literal["heads", "mean", "sum"] = "heads"
-    """heads: everything; mean: the mean of the heads at each step; sum: one map set for the whole run."""
+    keep: Literal["heads", "mean", "sum"] | None = None
+    """heads: every head; mean: the mean over heads at each step; sum: one map set for the whole run.
+    If not given: heads where that fits the budget, else mean."""
     sites: Globs = ()
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
