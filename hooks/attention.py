@@ -82,7 +82,9 @@ def probabilities_of(
     alike: dict[tuple, list[Call]] = {}
     for call in calls:
         many, what = call.shape, call.what
-        small = many[0] * many[1] * many[2] * many[3] <= BATCHED_MAX_SCORES and what.key.shape[:2] == what.query.shape[:2]
+        small = (
+            many[0] * many[1] * many[2] * many[3] <= BATCHED_MAX_SCORES and what.key.shape[:2] == what.query.shape[:2]
+        )
         key = (many, what.query.shape[3], what.query.dtype, what.scale, what.first, id(what.mask), call.lse is None)
         alike.setdefault(key if small else (id(call),), []).append(call)
     found: dict[int, Tensor] = {}

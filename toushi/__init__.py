@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from toushi.probe.figures.words_figure import words_figure
     from toushi.probe.pipelines.load import load
     from toushi.probe.recording.record import record
+    from toushi.probe.session.sampling_session import subscribe
+    from toushi.probe.session.subscriber import Subscriber
     from toushi.probe.text.alignment import segment
     from toushi.probe.trace.encoder_trace import EncoderTrace
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
@@ -31,6 +33,7 @@ __all__ = [
     "Edit",
     "EncoderTrace",
     "MissingLibrary",
+    "Subscriber",
     "ToushiError",
     "Trace",
     "edit",
@@ -46,6 +49,7 @@ __all__ = [
     "open_trace",
     "record",
     "segment",
+    "subscribe",
     "timeline_figure",
     "tokens_figure",
     "words_figure",
@@ -68,7 +72,9 @@ _HOMES = {
     "open_encoder_trace": "toushi.probe.trace.open",
     "open_trace": "toushi.probe.trace.open",
     "record": "toushi.probe.recording.record",
+    "Subscriber": "toushi.probe.session.subscriber",
     "segment": "toushi.probe.text.alignment",
+    "subscribe": "toushi.probe.session.sampling_session",
     "timeline_figure": "toushi.probe.figures.timeline_figure",
     "tokens_figure": "toushi.probe.figures.tokens_figure",
     "words_figure": "toushi.probe.figures.words_figure",

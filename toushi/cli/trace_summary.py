@@ -72,7 +72,11 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
 
 def kept(trace) -> str:
     """What the trace holds of the heads, in a few words."""
-    what = {"heads": "every head at every step", "mean": "the mean over heads at every step", "sum": "the sum over steps"}
+    what = {
+        "heads": "every head at every step",
+        "mean": "the mean over heads at every step",
+        "sum": "the sum over steps",
+    }
     automatic = (trace.manifest.get("kept") or {}).get("keep", trace.keep) is None
     return what[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
 
