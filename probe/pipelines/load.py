@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
 from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
@@ -59,6 +61,9 @@ def load(
     hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
     then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16. `options` are those of `Loading`, such as
     offload="group", lora="style.safetensors:0.8", quantize="4bit", embedding_cache="runs/texts".
+
+    A mini-unet computes with one CPU thread, or with `threads`; whatever else runs in the process keeps its own number.
+    For a pipeline, whose call is not ours, `threads` is set for the whole process, as torch.set_num_threads does.
     """
     if unknown := [option for option in options if option not in Loading.__dataclass_fields__]:
         near = get_close_matches(unknown[0], Loading.__dataclass_fields__, n=1, cutoff=0.5)
@@ -105,8 +110,11 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
     never["embedding_cache"] = "it remembers its prompts by itself; leave it out"
     never["engine"] = "it has one engine, our own; leave it out"
     loading.refuse("mini-unet", never)
-    model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
-    model.loading = loading.resolved(str(model.device), str(model.dtype))
+    threads = loading.threads or MiniUNet.threads
+    with cpu_threads(threads):
+        model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
+    model.threads = threads
+    model.loading = replace(loading.resolved(str(model.device), str(model.dtype)), threads=threads)
     if folder.is_relative_to(SHIPPED):
         model.name = folder.relative_to(SHIPPED).as_posix()
     return model
@@ -148,6 +156,8 @@ def pipeline(name: Path | str, loading: Loading):
         raise BadOption(
             f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: take --dtype bf16, and leave quantize out"
         )
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
     with without_advice():
         found = opened(name, torch_dtype(dtype), loading)
         family = family_of(found)

@@ -59,6 +59,7 @@ class RunRecorder:
         self.site_info: dict[str, dict] = {}  # site -> its entry in the manifest
         self.sizes: dict[str, MapSize] = {}  # tensor name -> size, of the first picture
         self.kernels: set[str] = set()
+        self.threads = torch.get_num_threads()  # that the denoiser computes with
         self.inputs: DenoiserInputs | None = None  # of the evaluation that is running
         self.rows: list[Place] = []
         self.kept_rows: list[tuple[int, Place]] = []  # those whose maps are wanted in this evaluation
@@ -105,6 +106,7 @@ class RunRecorder:
                 "the model was run from a second thread while a run was recorded: "
                 "give each thread a model and a recording of its own"
             )
+        self.threads = torch.get_num_threads()
         if not self.is_step_recorded:
             return
         self._read_pending()  # they belong to the rows of the evaluation before this one

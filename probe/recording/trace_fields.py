@@ -22,6 +22,7 @@ def trace_fields(recorder: "RunRecorder", picture: int, count: int) -> dict[str,
     pixels, grid = family.cell_pixels(model), recorder.grid
     return {
         **environment(model),
+        "threads": recorder.threads,
         "edits": [],
         **recorder.session.describe(),
         "prompt": prompts.get("cond"),

@@ -174,7 +174,7 @@ def head(found: Found, loading, device, dtype: str, free: int | None, translate)
     if device.type == "cuda":
         where = translate("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
     else:
-        where = translate("on_cpu", name=str(device), threads=torch.get_num_threads(), free=left)
+        where = translate("on_cpu", name=str(device), threads=loading.threads or torch.get_num_threads(), free=left)
     rows = [
         (translate("model"), model),
         (translate("device"), where),

@@ -23,7 +23,7 @@ from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
-from toushi.probe.pipelines.load_options import Loading
+from toushi.probe.pipelines.load_options import MOST_THREADS, Loading
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
@@ -162,7 +162,10 @@ open_trace(FOLDER) reads it in Python."""
         from toushi.probe.resume import check, check_family, resume
 
         check_family(trace)
-        model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
+        threads = trace.manifest.get("threads")
+        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+        device = checked_device(trace.manifest.get("device"))
+        model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
         count = trace.manifest["steps"]["count"]
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
