@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.open import open_encoder_trace, open_trace
 
 from toushi import main
 from toushi.cli.layers import Lens
@@ -108,7 +108,7 @@ def test_the_manifest_has_the_number_that_computed(folder, tmp_path):
         manifest = open_trace(tmp_path / name).manifest
         assert manifest["threads"] == manifest["loading"]["threads"] == 1
     lens(folder, [PROMPT], folder=tmp_path / "texts")
-    assert open_trace(tmp_path / "texts").manifest["threads"] == 1
+    assert open_encoder_trace(tmp_path / "texts").manifest["threads"] == 1
 
 
 def cut_off(folder: str, out, **options) -> None:
@@ -151,7 +151,7 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
     for options, expected in ([], 1), (["--threads", "2"], 2):
         texts = tmp_path / f"texts-{expected}"
         assert main(["lens", PROMPT, "--encoder", folder, "--save", str(texts), *options]) == 0
-        assert open_trace(texts).manifest["threads"] == expected
+        assert open_encoder_trace(texts).manifest["threads"] == expected
     capsys.readouterr()
     for command in (["trace", PROMPT], ["sites"], ["lens", PROMPT]):
         assert main([*command, "--threads", "0"]) == 2
