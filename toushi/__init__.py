@@ -19,13 +19,33 @@ if TYPE_CHECKING:
     from toushi.probe.figures.timeline_figure import timeline_figure
     from toushi.probe.figures.tokens_figure import tokens_figure
     from toushi.probe.figures.words_figure import words_figure
+    from toushi.probe.pipelines.family import (
+        DenoiserInputs,
+        EncodedPrompt,
+        EncodePromptCall,
+        Family,
+        JointSequence,
+        PromptTokens,
+        SchedulerStep,
+        Site,
+    )
     from toushi.probe.pipelines.load import load
+    from toushi.probe.pipelines.registry import register_family
     from toushi.probe.recording.record import record
-    from toushi.probe.text.alignment import segment
+    from toushi.probe.text.alignment import Token, segment
     from toushi.probe.trace.reader import Trace, open_collection, open_trace
 
 __all__ = [
+    "DenoiserInputs",
     "Edit",
+    "EncodePromptCall",
+    "EncodedPrompt",
+    "Family",
+    "JointSequence",
+    "PromptTokens",
+    "SchedulerStep",
+    "Site",
+    "Token",
     "ToushiError",
     "Trace",
     "edit",
@@ -39,6 +59,7 @@ __all__ = [
     "open_collection",
     "open_trace",
     "record",
+    "register_family",
     "segment",
     "timeline_figure",
     "tokens_figure",
@@ -46,11 +67,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DenoiserInputs": "toushi.probe.pipelines.family",
     "Edit": "toushi.probe.editing.edit",
-    "edit": "toushi.probe.editing.edit",
-    "edits_of_manifest": "toushi.probe.editing.edit",
+    "EncodePromptCall": "toushi.probe.pipelines.family",
+    "EncodedPrompt": "toushi.probe.pipelines.family",
+    "Family": "toushi.probe.pipelines.family",
+    "JointSequence": "toushi.probe.pipelines.family",
+    "PromptTokens": "toushi.probe.pipelines.family",
+    "SchedulerStep": "toushi.probe.pipelines.family",
+    "Site": "toushi.probe.pipelines.family",
+    "Token": "toushi.probe.text.alignment",
     "ToushiError": "toushi.probe.base.errors",
     "Trace": "toushi.probe.trace.reader",
+    "edit": "toushi.probe.editing.edit",
+    "edits_of_manifest": "toushi.probe.editing.edit",
     "encoder_figure": "toushi.probe.figures.encoder_figure",
     "layers_figure": "toushi.probe.figures.layers_figure",
     "lens": "toushi.probe.encoders.encode_layers",
@@ -59,6 +89,7 @@ _HOMES = {
     "open_collection": "toushi.probe.trace.reader",
     "open_trace": "toushi.probe.trace.reader",
     "record": "toushi.probe.recording.record",
+    "register_family": "toushi.probe.pipelines.registry",
     "segment": "toushi.probe.text.alignment",
     "timeline_figure": "toushi.probe.figures.timeline_figure",
     "tokens_figure": "toushi.probe.figures.tokens_figure",
