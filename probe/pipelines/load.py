@@ -76,6 +76,8 @@ def loaded(name: str, loading: Loading) -> Any:
     """The model of this name, loaded so; see `load`."""
     home = folder_of(name)
     with enough_memory("the model", loading), missing_library_named():
+        if home is not None and not home.is_relative_to(SHIPPED) and (model := user_model(home, loading)) is not None:
+            return model
         if home is None or (home / "model_index.json").is_file():
             return pipeline(name if home is None else home, loading)
         return small(home, loading)
@@ -100,6 +102,23 @@ def folder_of(name: str) -> Path | None:
         "the folder holds no model" if folder.is_dir() else "no such folder" if folder.parent != Path() else "no model"
     )
     raise UnknownModel(f"{what}: {name!r}; {hint}")
+
+
+def user_model(folder: Path, loading: Loading) -> Any | None:
+    """The model of a family that is not shipped; None if the folder holds another."""
+    from toushi.probe.pipelines.registry import user_families
+
+    device = torch.device(loading.device or best_device())
+    dtype = loading.dtype or "fp32"
+    for family in user_families():
+        model = None if family.load_folder is None else family.load_folder(folder, device, torch_dtype(dtype))
+        if model is not None:
+            never = ("engine", "offload", "vae_tiling", "compile", "lora", "quantize", "embedding_cache")
+            loading.refuse(family.name, dict.fromkeys(never, "its family loads it with a device and a dtype alone"))
+            model.loading = loading.resolved(str(device), dtype)
+            model.name_or_path = str(folder)  # traces tell by it which weights they are of
+            return model
+    return None
 
 
 def small(folder: Path, loading: Loading) -> MiniUNet:

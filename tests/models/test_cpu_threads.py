@@ -5,7 +5,6 @@ import threading
 
 import pytest
 import torch
-from toushi.probe.trace.open import open_encoder_trace, open_trace
 
 from toushi import main
 from toushi.cli.layers import Lens
@@ -17,6 +16,7 @@ from toushi.probe.pipelines.load import load
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.recording.record import record
 from toushi.probe.resume import CannotResume, resume
+from toushi.probe.trace.open import open_encoder_trace, open_trace
 
 PROMPT = "左边是猫"
 
