@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
@@ -112,11 +113,13 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
 
 def mini_unet(folder: Path) -> MiniUNet:
     try:
-        return MiniUNet.from_folder(folder)
+        model = MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"
         ) from error
+    model.is_watched = is_watched
+    return model
 
 
 @contextmanager
