@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
 from toushi.probe.models.cpu_threads import cpu_threads
@@ -141,11 +142,13 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
 
 def mini_unet(folder: Path) -> MiniUNet:
     try:
-        return MiniUNet.from_folder(folder)
+        model = MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"
         ) from error
+    model.is_watched = is_watched
+    return model
 
 
 @contextmanager
