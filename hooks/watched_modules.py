@@ -5,6 +5,8 @@ from weakref import WeakSet
 
 from torch import nn
 
+from toushi.hooks.torch_private import forward_hooks
+
 # Hooks of these only serve the module itself: they move, cast or adapt it.
 LIBRARIES = ("accelerate", "diffusers", "peft", "torch", "transformers")
 
@@ -26,5 +28,5 @@ def is_watched(module: nn.Module) -> bool:
     return any(
         hook not in _input_readers and (getattr(hook, "__module__", None) or "").partition(".")[0] not in LIBRARIES
         for part in module.modules()
-        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        for hook in forward_hooks(part)
     )
