@@ -13,6 +13,7 @@ import torch
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.editing.edit import edit, edits_of_manifest
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import DISK, Policy
 from toushi.probe.recording.provenance import environment
@@ -108,7 +109,8 @@ def check(model, trace: Trace) -> None:
     check_family(trace)
     if family_of(model).name != "mini-unet":
         raise CannotResume(f"{where} was begun with mini-unet or one of its twins: name it with --model.")
-    now = environment(model)
+    with cpu_threads(model.threads):
+        now = environment(model)
     if now["model"]["weights_sha256"] is None:
         raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")
     pairs = [("weights", now["model"]["weights_sha256"], manifest["model"].get("weights_sha256"))]
@@ -118,7 +120,7 @@ def check(model, trace: Trace) -> None:
     for name, here, there in pairs:
         if here != there:
             hints = {
-                "threads": f"Set torch.set_num_threads({there}), or draw it again.",
+                "threads": f"Load the model with threads={there}, or draw it again.",
                 "weights": f"Load the model that it was begun with, {manifest['model'].get('name')} of revision "
                 f"{manifest['model'].get('revision')} (--model), or draw it again.",
             }

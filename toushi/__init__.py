@@ -20,17 +20,40 @@ if TYPE_CHECKING:
     from toushi.probe.figures.timeline_figure import timeline_figure
     from toushi.probe.figures.tokens_figure import tokens_figure
     from toushi.probe.figures.words_figure import words_figure
+    from toushi.probe.pipelines.family import (
+        DenoiserInputs,
+        EncodedPrompt,
+        EncodePromptCall,
+        Family,
+        JointSequence,
+        PromptTokens,
+        SchedulerStep,
+        Site,
+    )
     from toushi.probe.pipelines.load import load
+    from toushi.probe.pipelines.registry import register_family
     from toushi.probe.recording.record import record
-    from toushi.probe.text.alignment import segment
+    from toushi.probe.session.sampling_session import subscribe
+    from toushi.probe.session.subscriber import Subscriber
+    from toushi.probe.text.alignment import Token, segment
     from toushi.probe.trace.encoder_trace import EncoderTrace
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
     from toushi.probe.trace.picture_trace import Trace
 
 __all__ = [
+    "DenoiserInputs",
     "Edit",
+    "EncodePromptCall",
+    "EncodedPrompt",
     "EncoderTrace",
+    "Family",
+    "JointSequence",
     "MissingLibrary",
+    "PromptTokens",
+    "SchedulerStep",
+    "Site",
+    "Subscriber",
+    "Token",
     "ToushiError",
     "Trace",
     "edit",
@@ -45,34 +68,47 @@ __all__ = [
     "open_encoder_trace",
     "open_trace",
     "record",
+    "register_family",
     "segment",
+    "subscribe",
     "timeline_figure",
     "tokens_figure",
     "words_figure",
 ]
 
-_HOMES = {
-    "Edit": "toushi.probe.editing.edit",
-    "edit": "toushi.probe.editing.edit",
-    "edits_of_manifest": "toushi.probe.editing.edit",
-    "MissingLibrary": "toushi.probe.base.extras",
-    "ToushiError": "toushi.probe.base.errors",
-    "EncoderTrace": "toushi.probe.trace.encoder_trace",
-    "Trace": "toushi.probe.trace.picture_trace",
-    "encoder_figure": "toushi.probe.figures.encoder_figure",
-    "layers_figure": "toushi.probe.figures.layers_figure",
-    "lens": "toushi.probe.encoders.encode_layers",
-    "lens_figure": "toushi.probe.figures.encoding_figure",
-    "load": "toushi.probe.pipelines.load",
-    "open_collection": "toushi.probe.trace.open",
-    "open_encoder_trace": "toushi.probe.trace.open",
-    "open_trace": "toushi.probe.trace.open",
-    "record": "toushi.probe.recording.record",
-    "segment": "toushi.probe.text.alignment",
-    "timeline_figure": "toushi.probe.figures.timeline_figure",
-    "tokens_figure": "toushi.probe.figures.tokens_figure",
-    "words_figure": "toushi.probe.figures.words_figure",
+# Module below `toushi` -> the public names that are fetched from it.
+_NAMES = {
+    "probe.base.errors": ["ToushiError"],
+    "probe.base.extras": ["MissingLibrary"],
+    "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
+    "probe.encoders.encode_layers": ["lens"],
+    "probe.figures.encoder_figure": ["encoder_figure"],
+    "probe.figures.encoding_figure": ["lens_figure"],
+    "probe.figures.layers_figure": ["layers_figure"],
+    "probe.figures.timeline_figure": ["timeline_figure"],
+    "probe.figures.tokens_figure": ["tokens_figure"],
+    "probe.figures.words_figure": ["words_figure"],
+    "probe.pipelines.family": [
+        "DenoiserInputs",
+        "EncodedPrompt",
+        "EncodePromptCall",
+        "Family",
+        "JointSequence",
+        "PromptTokens",
+        "SchedulerStep",
+        "Site",
+    ],
+    "probe.pipelines.load": ["load"],
+    "probe.pipelines.registry": ["register_family"],
+    "probe.recording.record": ["record"],
+    "probe.session.sampling_session": ["subscribe"],
+    "probe.session.subscriber": ["Subscriber"],
+    "probe.text.alignment": ["segment", "Token"],
+    "probe.trace.encoder_trace": ["EncoderTrace"],
+    "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
+    "probe.trace.picture_trace": ["Trace"],
 }
+_HOMES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str):

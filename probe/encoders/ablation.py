@@ -20,6 +20,7 @@ from toushi.probe.analysis.layer_measures import rollout
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import BATCH, lens
 from toushi.probe.encoders.load_encoder import Encoder, open_encoder
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.text.alignment import Span, shares
 from toushi.probe.trace.text_encoding import TextEncoding
 
@@ -186,6 +187,6 @@ def _run_with(encoder: Encoder, reading: TextEncoding, layer: int, patches) -> n
     given = input_hook(first, entry, change) if layer == 0 else nullcontext()
     middle = state_hooks({"patched": encoder.layers[layer - 1]}, put) if layer else nullcontext()
     every = {str(number): module for number, module in enumerate(encoder.layers, 1)}
-    with torch.no_grad(), given, middle, state_hooks(every, keep):
+    with torch.no_grad(), given, middle, state_hooks(every, keep), cpu_threads(encoder.threads):
         encoder.forward(ids)
     return np.stack([kept[number] for number in every])

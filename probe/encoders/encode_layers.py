@@ -18,6 +18,7 @@ from toushi.hooks.attention import Call, Watch
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.load_encoder import Encoder, open_encoder
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
 from toushi.probe.text.alignment import Token, Word, listed, readable, segment, shares
 from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
@@ -98,7 +99,8 @@ def _read(
             attention[number] = _numpy(call.probabilities().transpose(2, 3))
 
     watch = Watch(layers if attended else {}, see)
-    with torch.no_grad(), argument_hooks({"0": (first, [entry])}, keep), state_hooks(layers, keep), watch:
+    hooks = argument_hooks({"0": (first, [entry])}, keep), state_hooks(layers, keep)
+    with torch.no_grad(), cpu_threads(encoder.threads), hooks[0], hooks[1], watch:
         final = _numpy(encoder.forward(ids))
     blind |= {int(number): why for number, why in watch.blind().items()}
     if not attended:

@@ -46,6 +46,7 @@ class Encoder:
     limit: int  # tokens that it reads at most
     device: torch.device
     unknown: int | None = None  # the id of <unk>
+    threads: int | None = None  # CPU threads to run it with; None: as many as torch takes
     weights_sha256: Callable[[], str | None] = field(
         default=lambda: None, repr=False
     )  # reads whole files; None: no files
@@ -128,7 +129,14 @@ def ours(model: MiniUNet) -> Encoder:
     layers = list(model.encoder.layers)
     sha256 = model.weights_sha256
     return Encoder(
-        model.name, layers, forward, tokenize, model.tokenizer.length, model.device, weights_sha256=lambda: sha256
+        model.name,
+        layers,
+        forward,
+        tokenize,
+        model.tokenizer.length,
+        model.device,
+        threads=model.threads,
+        weights_sha256=lambda: sha256,
     )
 
 

@@ -43,7 +43,7 @@ def about(known: "encoders.Encoder", count: int, first: TextEncoding | None) -> 
         "heads": heads,
         "width": 0 if first is None else first.states.sizes["feature"],
         "device": str(known.device),
-        "threads": torch.get_num_threads(),
+        "threads": known.threads or torch.get_num_threads(),
         "segmenter": segmenter(),
         "versions": versions(),
         "git": git_commit(),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.cpu_threads import with_own_threads
 from toushi.probe.models.prompt_batch import Text, joined, padded_ids
 from toushi.probe.models.samplers import Scheduler
 from toushi.probe.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -63,6 +64,7 @@ class MiniUNetConfig:
 class MiniUNet(nn.Module):
     name = "mini-unet"
     unguided = 1.0  # the guidance that turns guidance off
+    threads: int | None = 1  # CPU threads of `sample`, `denoise` and `encode_prompt`; None: as many as torch takes
 
     def __init__(self, config: MiniUNetConfig, tokenizer: Tokenizer):
         super().__init__()
@@ -72,6 +74,8 @@ class MiniUNet(nn.Module):
         self.vae = VAE(config.vae)
         self.scheduler = Scheduler(config.shift)
         self.embedding_cache: dict[str, Text] = {}
+        # Tells whether somebody reads or edits a module, so that it has to run. Without it, no text is reused.
+        self.is_watched: Callable[[nn.Module], bool] | None = None
         self.register_load_state_dict_post_hook(lambda model, _: model.embedding_cache.clear())
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
@@ -91,7 +95,7 @@ class MiniUNet(nn.Module):
     # --- text ---
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """States of the prompts, read at the length of the longest; a prompt seen before is not read again."""
+        """States of the prompts, read at the length of the longest; where `is_watched` is given, a prompt is read once."""
         key = json.dumps([list(prompts), str(self.device), str(self.dtype)], ensure_ascii=False)
         encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
         for encoding in encodings:
@@ -99,21 +103,19 @@ class MiniUNet(nn.Module):
                 cut = f"the prompt is longer than {self.tokenizer.length} tokens; cut: {listed(encoding.lost)}"
                 lost = [word.text for word in encoding.lost]
                 warnings.warn(PromptCut(cut, self.tokenizer.length, lost), stacklevel=3)
-        if key in self.embedding_cache and not self.encoder_is_hooked():
+        reuse = self.is_watched is not None and not self.is_watched(self.encoder)
+        if reuse and key in self.embedding_cache:
             return self.embedding_cache[key]
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
         text = Text(self.encoder(ids, mask), mask, tuple(encodings))
-        if self.encoder_is_hooked():  # what somebody reads or edits is theirs alone
+        if not reuse:
             return text
         if len(self.embedding_cache) >= 64:
             self.embedding_cache.pop(next(iter(self.embedding_cache)))
         self.embedding_cache[key] = text
         return text
 
-    def encoder_is_hooked(self) -> bool:
-        """Whether somebody reads or edits the encoder, so that it has to run again."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self.encoder.modules())
-
+    @with_own_threads
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> tuple[Text, Text | None]:
         """The texts to draw and, when guidance needs them, the texts to stay away from."""
@@ -121,6 +123,7 @@ class MiniUNet(nn.Module):
 
     # --- pictures ---
 
+    @with_own_threads
     @torch.no_grad()
     def sample(
         self,
@@ -180,6 +183,7 @@ class MiniUNet(nn.Module):
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
         return torch.stack(noise).to(self.device)
 
+    @with_own_threads
     @torch.no_grad()
     def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:
         """Velocity [b, c, h, w] from one evaluation without guidance; one prompt serves the whole batch."""

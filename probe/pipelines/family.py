@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from toushi.hooks.torch_private import uncompiled
@@ -155,6 +157,9 @@ class Family:
     images: Callable[[Any], list | None]  # PIL pictures of what `sample` returned; None if it returned none
     metadata: Callable[[Any, Mapping[str, Any]], dict[str, Any]]  # manifest fields: (model, arguments of `sample`)
     blank_latents: Callable[[Any, Any], Tensor] | None = None  # latents of one picture of this size in pixels
+
+    load_folder: Callable[[Path, torch.device, torch.dtype], Any | None] | None = None
+    """For `load` and the commands: the model of a folder with a config.json, or None if the folder holds another."""
 
     # --- what cannot be recorded, and how large a trace becomes
     self_attention: tuple[str, ...] = ()  # globs of module paths: image cells attend to image cells

@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
 from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
@@ -59,6 +62,9 @@ def load(
     hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
     then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16. `options` are those of `Loading`, such as
     offload="group", lora="style.safetensors:0.8", quantize="4bit", embedding_cache="runs/texts".
+
+    A mini-unet computes with one CPU thread, or with `threads`; whatever else runs in the process keeps its own number.
+    For a pipeline, whose call is not ours, `threads` is set for the whole process, as torch.set_num_threads does.
     """
     if unknown := [option for option in options if option not in Loading.__dataclass_fields__]:
         near = get_close_matches(unknown[0], Loading.__dataclass_fields__, n=1, cutoff=0.5)
@@ -71,6 +77,8 @@ def loaded(name: str, loading: Loading) -> Any:
     """The model of this name, loaded so; see `load`."""
     home = folder_of(name)
     with enough_memory("the model", loading), missing_library_named():
+        if home is not None and not home.is_relative_to(SHIPPED) and (model := user_model(home, loading)) is not None:
+            return model
         if home is None or (home / "model_index.json").is_file():
             return pipeline(name if home is None else home, loading)
         return small(home, loading)
@@ -97,6 +105,23 @@ def folder_of(name: str) -> Path | None:
     raise UnknownModel(f"{what}: {name!r}; {hint}")
 
 
+def user_model(folder: Path, loading: Loading) -> Any | None:
+    """The model of a family that is not shipped; None if the folder holds another."""
+    from toushi.probe.pipelines.registry import user_families
+
+    device = torch.device(loading.device or best_device())
+    dtype = loading.dtype or "fp32"
+    for family in user_families():
+        model = None if family.load_folder is None else family.load_folder(folder, device, torch_dtype(dtype))
+        if model is not None:
+            never = ("engine", "offload", "vae_tiling", "compile", "lora", "quantize", "embedding_cache")
+            loading.refuse(family.name, dict.fromkeys(never, "its family loads it with a device and a dtype alone"))
+            model.loading = loading.resolved(str(device), dtype)
+            model.name_or_path = str(folder)  # traces tell by it which weights they are of
+            return model
+    return None
+
+
 def small(folder: Path, loading: Loading) -> MiniUNet:
     """A mini-unet. Most options are for models that are large."""
     fits = "it is a few megabytes and draws in seconds as it is; leave it out"
@@ -105,8 +130,11 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
     never["embedding_cache"] = "it remembers its prompts by itself; leave it out"
     never["engine"] = "it has one engine, our own; leave it out"
     loading.refuse("mini-unet", never)
-    model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
-    model.loading = loading.resolved(str(model.device), str(model.dtype))
+    threads = loading.threads or MiniUNet.threads
+    with cpu_threads(threads):
+        model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
+    model.threads = threads
+    model.loading = replace(loading.resolved(str(model.device), str(model.dtype)), threads=threads)
     if folder.is_relative_to(SHIPPED):
         model.name = folder.relative_to(SHIPPED).as_posix()
     return model
@@ -114,11 +142,13 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
 
 def mini_unet(folder: Path) -> MiniUNet:
     try:
-        return MiniUNet.from_folder(folder)
+        model = MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"
         ) from error
+    model.is_watched = is_watched
+    return model
 
 
 @contextmanager
@@ -148,6 +178,8 @@ def pipeline(name: Path | str, loading: Loading):
         raise BadOption(
             f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: take --dtype bf16, and leave quantize out"
         )
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
     with without_advice():
         found = opened(name, torch_dtype(dtype), loading)
         family = family_of(found)

@@ -70,7 +70,12 @@ def unregister_family(name: str) -> None:
 
 def families() -> tuple[Family, ...]:
     """Every known family, in the order in which they are asked."""
-    return (*reversed(_registered.values()), *_installed_families(), *SHIPPED_FAMILIES)
+    return (*user_families(), *SHIPPED_FAMILIES)
+
+
+def user_families() -> tuple[Family, ...]:
+    """The families that are not shipped: registered ones, then those of installed packages."""
+    return (*reversed(_registered.values()), *_installed_families())
 
 
 def family_of(model) -> Family:

@@ -17,7 +17,7 @@ DISK = 8 * 10**9
 class Policy:
     """What `record` was asked to keep."""
 
-    keep: str = "heads"
+    keep: str | None = None  # None: "heads" where the forecast fits the budget, else "mean"
     words: tuple | None = None
     steps: int | slice | tuple[int, ...] | None = None
     branches: tuple[str, ...] | None = None
@@ -57,7 +57,7 @@ class Policy:
             raise ToushiError(f"branches are {' and '.join(family.branches)}; {unknown[0]!r} came")
 
     def __post_init__(self):
-        if self.keep not in KEEPS:
+        if self.keep is not None and self.keep not in KEEPS:
             raise ToushiError(f"keep must be one of {', '.join(KEEPS)}; {self.keep!r} came")
         if self.dtype not in DTYPES:
             raise ToushiError(f"dtype must be one of {', '.join(DTYPES)}; {self.dtype!r} came")

@@ -36,7 +36,7 @@ class HiddenStatesOnly(UserWarning):
 def record(
     model,
     folder: str | Path,
-    keep: str = "heads",
+    keep: str | None = None,
     words: str | Iterable | None = None,
     sites: str | Iterable[str] | None = None,
     steps: int | slice | Iterable[int] | None = None,
@@ -51,7 +51,7 @@ def record(
     One picture makes the folder a trace; a batch or several runs make it a collection of 000, 001, ….
 
     keep      "heads": every head at every step; "mean": the mean over heads at every step; "sum": that, summed
-              over the steps in one file
+              over the steps in one file; by default "heads" where that fits the budget, else "mean" with a warning
     words     words of the prompt ("猫", "猫#2", a Word, a span): only their tokens' columns of `cond` are kept
     sites     globs of attention modules; by default all of the text encoder's and all image-to-text ones. Image
               self-attention, which is large, only where it is named

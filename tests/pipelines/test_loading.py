@@ -98,6 +98,7 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
     assert trace.manifest["loading"] == {
         "engine": "own",
         "device": "cpu",
+        "threads": None,
         "dtype": "bf16",
         "offload": "model",
         "vae_tiling": True,
@@ -111,6 +112,18 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
 def test_what_was_left_open_is_told_too(saved):
     loading = load(str(saved("stable-diffusion")), "cpu").loading
     assert (loading.device, loading.dtype) == ("cpu", "fp32")
+
+
+def test_a_pipeline_keeps_the_threads_of_torch_unless_others_are_asked_for(saved):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        load(str(saved("stable-diffusion")), "cpu")
+        assert torch.get_num_threads() == 3
+        assert load(str(saved("stable-diffusion")), "cpu", threads=2).loading.threads == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_names_of_the_article():

@@ -23,7 +23,7 @@ from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
-from toushi.probe.pipelines.load_options import Loading
+from toushi.probe.pipelines.load_options import MOST_THREADS, Loading
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
@@ -70,8 +70,9 @@ open_trace(FOLDER) reads it in Python."""
     """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
-    keep: Literal["heads", "mean", "sum"] = "heads"
-    """heads: everything; mean: the mean of the heads at each step; sum: one map set for the whole run."""
+    keep: Literal["heads", "mean", "sum"] | None = None
+    """heads: every head; mean: the mean over heads at each step; sum: one map set for the whole run.
+    If not given: heads where that fits the budget, else mean."""
     sites: Globs = ()
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
@@ -161,7 +162,10 @@ open_trace(FOLDER) reads it in Python."""
         from toushi.probe.resume import check, check_family, resume
 
         check_family(trace)
-        model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
+        threads = trace.manifest.get("threads")
+        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+        device = checked_device(trace.manifest.get("device"))
+        model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
         count = trace.manifest["steps"]["count"]
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)

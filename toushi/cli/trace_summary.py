@@ -50,6 +50,7 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     files.append(
         ("trace", f"{folder}  ({format_bytes(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
+    files.append(("kept", kept(trace)))
     edits = len(trace.manifest.get("edits") or [])
     if edits:
         run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
@@ -67,6 +68,17 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
             table(files),
         ]
     )
+
+
+def kept(trace) -> str:
+    """What the trace holds of the heads, in a few words."""
+    what = {
+        "heads": "every head at every step",
+        "mean": "the mean over heads at every step",
+        "sum": "the sum over steps",
+    }
+    automatic = (trace.manifest.get("kept") or {}).get("keep", trace.keep) is None
+    return what[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
 
 
 def where_words_went(trace, words, maps) -> str:
