@@ -139,7 +139,6 @@ def test_a_word_can_be_edited(folder):
     assert changed[2].nonzero()[0].tolist() == [start, start + 1] and not changed[:2].any()
 
 
-@pytest.mark.xfail(strict=True, reason="rows are not yet matched by DenoiserInputs.branches")
 def test_a_branch_of_its_own_is_recorded(folder):
     """Its text is the prompt's: the argument `smooth` tells them apart."""
     trace = open_trace(folder / "perturbed")
