@@ -212,6 +212,7 @@ UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ImportError, OSEr
 
 def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
     """From the folder, or from the hub, into main memory."""
+    import diffusers
     from diffusers import DiffusionPipeline
 
     try:
@@ -224,10 +225,14 @@ def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
             other = "our own Z-Image does not take it: add --engine diffusers, or leave it out"
             loading.refuse("this engine", {"lora": other, "quantize": other})
             return ZImage.from_folder(folder, dtype)
+        if not hasattr(diffusers, kind):
+            raise UnknownModel(
+                f"{name} is a {kind}, and diffusers {diffusers.__version__} has no such pipeline: "
+                "pip install --upgrade diffusers"
+            )
         more = {} if loading.quantize is None else {"quantization_config": in_four_bits(folder, dtype)}
-        found = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, dtype=dtype, local_files_only=True, **more
-        )
+        more[dtype_argument(diffusers.__version__)] = dtype
+        found = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **more)
     except ToushiError:
         raise
     except UNREADABLE as error:
@@ -239,6 +244,12 @@ def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
         ) from error
     found.set_progress_bar_config(disable=True)
     return found
+
+
+def dtype_argument(version: str) -> str:
+    """What `from_pretrained` of this release of diffusers calls the dtype; the older name warns since 0.40."""
+    major, minor = version.split(".")[:2]
+    return "dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype"
 
 
 def check_files(folder: Path) -> None:

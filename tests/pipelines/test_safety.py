@@ -25,7 +25,9 @@ def checked(block: bool):
     checker = StableDiffusionSafetyChecker(config).eval()
     checker.concept_embeds_weights.data.fill_(-2.0 if block else 2.0)  # a cosine above it is blocked
     checker.special_care_embeds_weights.data.fill_(2.0)
-    extractor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    # Since release 5 the processor without torchvision has a name of its own.
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    extractor = processor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     parts = {**pipeline.components, "safety_checker": checker, "feature_extractor": extractor}
     found = diffusers.StableDiffusionPipeline(**parts)
     found.set_progress_bar_config(disable=True)

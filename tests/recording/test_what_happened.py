@@ -140,7 +140,9 @@ def test_the_manifest_says_how_to_do_it_again(model, tmp_path):
     assert (manifest["seed"], manifest["guidance"], manifest["sampler"]) == (5, 2.5, "heun")
     assert manifest["size"] == [64, 64] and manifest["device"] == "cpu" and manifest["dtype"] == "float32"
     assert manifest["kernel"] == "flash-cpu" and manifest["threads"] == model.threads == 1
-    assert manifest["model"]["name"] == "mini-unet" and manifest["versions"]["torch"] == torch.__version__
+    assert manifest["model"]["name"] == "mini-unet"
+    # torch.__version__ may add how it was built ("2.13.0+cu130") where the package's metadata does not.
+    assert manifest["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert manifest["edits"] == [] and isinstance(manifest["argv"], list) and "git" in manifest
     assert trace.span("猫") == (3, 4)
 
