@@ -45,7 +45,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    model = load("mini-unet", "cpu")
+    model = load("mini-unet", "cpu", threads=torch.get_num_threads())
     found = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -19,8 +19,8 @@ from toushi.dashboards.heat_map import trace_pair as pairs
 from toushi.dashboards.run_metadata import facts as known
 from toushi.probe.base.bilingual import language_of_locale
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace.manifest import IMAGE, MANIFEST, MEMBERS
-from toushi.probe.trace.reader import open_picture
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
 
 RUNS = Path("runs")
 DEEPEST = 3  # runs/cat, runs/batch/000 and one more
@@ -146,7 +146,7 @@ def stamp(folder: str) -> tuple:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _trace(folder: str, version: tuple):
-    return open_picture(folder)
+    return open_trace(folder)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -13,11 +13,13 @@ import torch
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.editing.edit import edit, edits_of_manifest
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import DISK, Policy
 from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import Recording
-from toushi.probe.trace.reader import Trace, open_trace
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.writer import TraceWriter
 
 
@@ -52,7 +54,7 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     if done and not _missing(trace):  # only steps that are not kept, if any, and the picture
         with edited:
             picture = model.sample(*draw, **how)
-        with TraceWriter(folder, manifest, resume=True) as writer:
+        with TraceWriter(folder, manifest, resume=trace.files) as writer:
             writer.write_image(picture)
         return picture
     kept = manifest["kept"]
@@ -60,7 +62,7 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     recorded = manifest["steps"].get("recorded")
     recorded, budget = None if recorded is None else tuple(recorded), kept.get("budget", DISK)
     policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept["dtype"], budget)
-    with Recording(model, Path(folder), policy, list(trace.sites), resumed=True), edited:
+    with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), edited:
         return model.sample(*draw, **how)
 
 
@@ -107,7 +109,8 @@ def check(model, trace: Trace) -> None:
     check_family(trace)
     if family_of(model).name != "mini-unet":
         raise CannotResume(f"{where} was begun with mini-unet or one of its twins: name it with --model.")
-    now = environment(model)
+    with cpu_threads(model.threads):
+        now = environment(model)
     if now["model"]["weights_sha256"] is None:
         raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")
     pairs = [("weights", now["model"]["weights_sha256"], manifest["model"].get("weights_sha256"))]
@@ -117,7 +120,7 @@ def check(model, trace: Trace) -> None:
     for name, here, there in pairs:
         if here != there:
             hints = {
-                "threads": f"Set torch.set_num_threads({there}), or draw it again.",
+                "threads": f"Load the model with threads={there}, or draw it again.",
                 "weights": f"Load the model that it was begun with, {manifest['model'].get('name')} of revision "
                 f"{manifest['model'].get('revision')} (--model), or draw it again.",
             }

@@ -16,7 +16,7 @@ from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import chosen, words_figure
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace.reader import Trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.reports import report_messages as words
 from toushi.reports.chapter import LANGUAGES, Chapter
 from toushi.reports.figure_files import Picture, picture

@@ -25,7 +25,7 @@ from toushi.cli.trace_summary import in_words
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.text_width import text_width
 from toushi.probe.text.alignment import Token, Word
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.writer import write_collection
 
 HOUSE = Path(toushi.__file__).resolve().parents[1]

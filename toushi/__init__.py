@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
+    from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import lens
     from toushi.probe.figures.encoder_figure import encoder_figure
@@ -32,19 +33,26 @@ if TYPE_CHECKING:
     from toushi.probe.pipelines.load import load
     from toushi.probe.pipelines.registry import register_family
     from toushi.probe.recording.record import record
+    from toushi.probe.session.sampling_session import subscribe
+    from toushi.probe.session.subscriber import Subscriber
     from toushi.probe.text.alignment import Token, segment
-    from toushi.probe.trace.reader import Trace, open_collection, open_trace
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
+    from toushi.probe.trace.picture_trace import Trace
 
 __all__ = [
     "DenoiserInputs",
     "Edit",
     "EncodePromptCall",
     "EncodedPrompt",
+    "EncoderTrace",
     "Family",
     "JointSequence",
+    "MissingLibrary",
     "PromptTokens",
     "SchedulerStep",
     "Site",
+    "Subscriber",
     "Token",
     "ToushiError",
     "Trace",
@@ -57,10 +65,12 @@ __all__ = [
     "load",
     "main",
     "open_collection",
+    "open_encoder_trace",
     "open_trace",
     "record",
     "register_family",
     "segment",
+    "subscribe",
     "timeline_figure",
     "tokens_figure",
     "words_figure",
@@ -71,14 +81,17 @@ _HOMES = {
     "Edit": "toushi.probe.editing.edit",
     "EncodePromptCall": "toushi.probe.pipelines.family",
     "EncodedPrompt": "toushi.probe.pipelines.family",
+    "EncoderTrace": "toushi.probe.trace.encoder_trace",
     "Family": "toushi.probe.pipelines.family",
     "JointSequence": "toushi.probe.pipelines.family",
+    "MissingLibrary": "toushi.probe.base.extras",
     "PromptTokens": "toushi.probe.pipelines.family",
     "SchedulerStep": "toushi.probe.pipelines.family",
     "Site": "toushi.probe.pipelines.family",
+    "Subscriber": "toushi.probe.session.subscriber",
     "Token": "toushi.probe.text.alignment",
     "ToushiError": "toushi.probe.base.errors",
-    "Trace": "toushi.probe.trace.reader",
+    "Trace": "toushi.probe.trace.picture_trace",
     "edit": "toushi.probe.editing.edit",
     "edits_of_manifest": "toushi.probe.editing.edit",
     "encoder_figure": "toushi.probe.figures.encoder_figure",
@@ -86,11 +99,13 @@ _HOMES = {
     "lens": "toushi.probe.encoders.encode_layers",
     "lens_figure": "toushi.probe.figures.encoding_figure",
     "load": "toushi.probe.pipelines.load",
-    "open_collection": "toushi.probe.trace.reader",
-    "open_trace": "toushi.probe.trace.reader",
+    "open_collection": "toushi.probe.trace.open",
+    "open_encoder_trace": "toushi.probe.trace.open",
+    "open_trace": "toushi.probe.trace.open",
     "record": "toushi.probe.recording.record",
     "register_family": "toushi.probe.pipelines.registry",
     "segment": "toushi.probe.text.alignment",
+    "subscribe": "toushi.probe.session.sampling_session",
     "timeline_figure": "toushi.probe.figures.timeline_figure",
     "tokens_figure": "toushi.probe.figures.tokens_figure",
     "words_figure": "toushi.probe.figures.words_figure",
@@ -100,7 +115,10 @@ _HOMES = {
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"toushi has no {name!r}; it has {', '.join(sorted(__all__))}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    from toushi.probe.base.extras import missing_library_named
+
+    with missing_library_named():
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value
 
 

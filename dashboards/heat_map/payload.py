@@ -11,8 +11,8 @@ from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map.matrices import Matrices
 from toushi.dashboards.heat_map.planes import Planes
 from toushi.dashboards.run_metadata import differences
+from toushi.probe.analysis.maps import PLAIN_MEAN
 from toushi.probe.trace.manifest import prompt_of
-from toushi.probe.trace.selection import PLAIN_MEAN
 
 # Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")

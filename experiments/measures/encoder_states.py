@@ -1,6 +1,7 @@
 """What the experiments ask of an encoder: the trained one and its untrained twin, states of many words, its files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,8 +18,8 @@ AT_ONCE = 64  # texts whose states of every token are in memory together
 
 @lru_cache(maxsize=2)
 def opened(which: str, weights: str = "trained", seed: int = 0) -> Encoder:
-    """On the CPU, where every job of a run comes to the same bits."""
-    return open_encoder(which, "cpu", untrained=seed if weights == "random" else None)
+    """On the CPU, where every job of a run comes to the same bits, with the threads that the run has."""
+    return replace(open_encoder(which, "cpu", untrained=seed if weights == "random" else None), threads=None)
 
 
 def weight_files(which: str) -> list[Path]:

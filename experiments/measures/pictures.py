@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
+import torch
 
 from toushi.experiments.measures.minimal_pairs import checked, sentences
 from toushi.experiments.scene_world.captions import describe
@@ -25,8 +26,8 @@ BATCH = 25
 
 @lru_cache(maxsize=2)
 def opened(model: str) -> MiniUNet:
-    """On the CPU, where every job of a run comes to the same bits."""
-    return load(model, "cpu")
+    """On the CPU, where every job of a run comes to the same bits, with the threads that the run has."""
+    return load(model, "cpu", threads=torch.get_num_threads())
 
 
 def drawn(model: MiniUNet, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Iterator:

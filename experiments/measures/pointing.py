@@ -35,7 +35,8 @@ from toushi.probe.analysis.maps import auc, pointing_game, resample
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import Trace, open_collection
+from toushi.probe.trace.open import open_collection
+from toushi.probe.trace.picture_trace import Trace
 
 SITES = "unet.*cross_attention"
 
@@ -150,7 +151,7 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(config: Config) -> None:
-    model = load(config.model)
+    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
     table = pd.DataFrame([*noised(model, config), *drawn(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
@@ -43,7 +44,7 @@ class Config:
 
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
     """One row for each thing that a prompt asked for: scene, language, what, right; and the pictures."""
-    model = load(config.model)
+    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
     rows, pictures = [], []
     starts = range(0, config.count, config.batch)
     for start in tqdm(starts, desc="pictures", unit="batch"):

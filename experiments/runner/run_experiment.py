@@ -35,7 +35,7 @@ from toushi.experiments.runner.run_folder import (
     TABLES,
     VERSION,
     alone_in,
-    make_room,
+    prepare_output_dir,
     read_manifest,
     read_table,
     table_text,
@@ -161,7 +161,7 @@ def run(
     except OSError as error:
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
     with alone_in(out):
-        make_room(out, manifest, overwrite)
+        prepare_output_dir(out, manifest, overwrite)
         todo = [job for job in jobs if not is_done(out, job)]
         manifest |= begun_with(out, manifest, len(todo), len(jobs))
         write_run_json(out / MANIFEST, manifest)

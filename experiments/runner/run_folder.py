@@ -141,7 +141,7 @@ def read_tables(folder: Path, manifest: dict[str, Any]) -> dict[str, pd.DataFram
     return {name: read_table(folder / TABLES / f"{name}.csv") for name in names}
 
 
-def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
+def prepare_output_dir(out: Path, manifest: dict, overwrite: bool) -> None:
     """The folder, empty or with the same run in it; another run is refused, saying what differs."""
     try:
         there = read_manifest(out) if _used(out) else None

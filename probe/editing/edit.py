@@ -35,7 +35,7 @@ from toushi.probe.session.sampling_session import session_of, subscribe
 from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
 
 if TYPE_CHECKING:
-    from toushi.probe.trace.reader import Trace
+    from toushi.probe.trace.picture_trace import Trace
 
 __all__ = ["BadEdit", "Edit", "Editing", "edit", "edits_of", "edits_of_manifest"]
 
@@ -194,6 +194,6 @@ def _open_sources(folders: Iterable[str]) -> "dict[str, Trace]":
     folders = list(folders)
     if not folders:
         return {}
-    from toushi.probe.trace.reader import open_picture  # half a second of imports, which recording can do without
+    from toushi.probe.trace.open import open_trace  # half a second of imports, which recording can do without
 
-    return {folder: open_picture(folder) for folder in folders}
+    return {folder: open_trace(folder) for folder in folders}

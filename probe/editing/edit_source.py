@@ -10,7 +10,7 @@ from toushi.probe.editing.edit_spec import BadEdit, Edit
 from toushi.probe.text.alignment import Token, shares
 
 if TYPE_CHECKING:
-    from toushi.probe.trace.reader import Trace
+    from toushi.probe.trace.picture_trace import Trace
 
 
 def attention(

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
 from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped
 from toushi.probe.pipelines.lora import sha256
+from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
 
 OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
@@ -44,6 +46,7 @@ class Encoder:
     limit: int  # tokens that it reads at most
     device: torch.device
     unknown: int | None = None  # the id of <unk>
+    threads: int | None = None  # CPU threads to run it with; None: as many as torch takes
     weights_sha256: Callable[[], str | None] = field(
         default=lambda: None, repr=False
     )  # reads whole files; None: no files
@@ -126,7 +129,14 @@ def ours(model: MiniUNet) -> Encoder:
     layers = list(model.encoder.layers)
     sha256 = model.weights_sha256
     return Encoder(
-        model.name, layers, forward, tokenize, model.tokenizer.length, model.device, weights_sha256=lambda: sha256
+        model.name,
+        layers,
+        forward,
+        tokenize,
+        model.tokenizer.length,
+        model.device,
+        threads=model.threads,
+        weights_sha256=lambda: sha256,
     )
 
 
@@ -161,7 +171,7 @@ def pretrained(
         )
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
-            model = type(model)._from_config(model.config).eval().requires_grad_(False)
+            model = with_random_weights(model).eval().requires_grad_(False)
     found = wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
     return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
@@ -251,10 +261,8 @@ def _positions(model) -> int:
 
 
 def _transformers():
-    try:
+    with missing_library_named():
         import transformers
-    except ImportError:
-        raise UnknownEncoder("encoders from a folder need the transformers library: pip install transformers") from None
     return transformers
 
 

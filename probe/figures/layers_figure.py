@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from toushi.probe.analysis.maps import average
 from toushi.probe.base.bilingual import translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.fonts import drawable
@@ -27,7 +28,7 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     places = np.linspace(0, len(trace.steps) - 1, min(columns, len(trace.steps))).round().astype(int)
     steps = [trace.steps[i] for i in places]
     native = trace.attention(asked, branch=branch, sites=sites, steps=steps, grid="native")
-    layers = {name: maps.mean("head", skipna=True) if "head" in maps.dims else maps for name, maps in native.items()}
+    layers = {name: average(maps, ("head",)) for name, maps in native.items()}
     top = max(float(maps.max()) for maps in layers.values())
     final = shown(trace)
     behind = [picture if (picture := trace.preview(step)) is not None else final for step in steps]

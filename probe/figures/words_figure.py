@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.figure import Figure
 
-from toushi.probe.analysis.maps import mass
+from toushi.probe.analysis.maps import PLAIN_MEAN, mass
 from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
@@ -21,7 +21,6 @@ from toushi.probe.figures.style import (
 )
 from toushi.probe.text.alignment import Word, find, labels, shares
 from toushi.probe.trace.manifest import columns_of, prompt_of
-from toushi.probe.trace.selection import PLAIN_MEAN
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 

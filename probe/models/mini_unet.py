@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.models.cpu_threads import with_own_threads
 from toushi.probe.models.prompt_batch import Text, joined, padded_ids
 from toushi.probe.models.samplers import Scheduler
 from toushi.probe.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -63,6 +64,7 @@ class MiniUNetConfig:
 class MiniUNet(nn.Module):
     name = "mini-unet"
     unguided = 1.0  # the guidance that turns guidance off
+    threads: int | None = 1  # CPU threads of `sample`, `denoise` and `encode_prompt`; None: as many as torch takes
 
     def __init__(self, config: MiniUNetConfig, tokenizer: Tokenizer):
         super().__init__()
@@ -114,6 +116,7 @@ class MiniUNet(nn.Module):
         """Whether somebody reads or edits the encoder, so that it has to run again."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.encoder.modules())
 
+    @with_own_threads
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> tuple[Text, Text | None]:
         """The texts to draw and, when guidance needs them, the texts to stay away from."""
@@ -121,6 +124,7 @@ class MiniUNet(nn.Module):
 
     # --- pictures ---
 
+    @with_own_threads
     @torch.no_grad()
     def sample(
         self,
@@ -180,6 +184,7 @@ class MiniUNet(nn.Module):
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
         return torch.stack(noise).to(self.device)
 
+    @with_own_threads
     @torch.no_grad()
     def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:
         """Velocity [b, c, h, w] from one evaluation without guidance; one prompt serves the whole batch."""

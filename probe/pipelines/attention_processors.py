@@ -6,6 +6,7 @@ from typing import Any
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import Site
+from toushi.probe.pipelines.private_api import attention_backend, is_context_parallel
 
 
 class UnreadableAttention(ToushiError):
@@ -37,23 +38,13 @@ def require_sdpa_processors(*processors: str) -> Callable[[Any, Mapping[str, Sit
                     "that it is loaded with (disable_xformers_memory_efficient_attention, disable_attention_slicing, "
                     f"unload_ip_adapter, or pipeline.{component}.{reset}), then record."
                 )
-            backend = getattr(processor, "_attention_backend", None) or _active_backend(processor)
-            backend = str(getattr(backend, "value", backend))
+            backend = attention_backend(processor)
             if not backend.removeprefix("_").startswith("native") or backend in ("_native_npu", "_native_xla"):
                 raise UnreadableAttention(
                     f"{name} attends on the backend {backend!r}, which does not give its probabilities: call "
                     'pipeline.transformer.set_attention_backend("native") (and unset DIFFUSERS_ATTN_BACKEND) first.'
                 )
-            if getattr(processor, "_parallel_config", None) is not None:
+            if is_context_parallel(processor):
                 raise UnreadableAttention(f"{name} is split over several devices, which cannot be read: run it on one")
 
     return check
-
-
-def _active_backend(processor) -> Any:
-    """The backend of processors that leave the choice to diffusers."""
-    if not hasattr(processor, "_attention_backend"):
-        return "native"
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
-    return _AttentionBackendRegistry.get_active_backend()[0]

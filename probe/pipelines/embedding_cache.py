@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from toushi.hooks.torch_private import forward_hooks
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.safe_read import read_regular_file
@@ -29,6 +30,7 @@ from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import EncoderInputs, Family, unwrapped
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.pipelines.lora import loras_of
+from toushi.probe.pipelines.private_api import execution_device
 
 FORMAT = "toushi-text-1"
 # Hooks of these only serve the encoder itself; anybody else's may want, or change, what it computes.
@@ -69,7 +71,7 @@ class Texts:
             key = self.key(bound.arguments)
             if key is None:
                 return encode_prompt(*arguments, **named)
-            device = bound.arguments.get("device") or getattr(self.model, "_execution_device", None)
+            device = bound.arguments.get("device") or execution_device(self.model)
             if (found := self.fetch(key, torch.device(device or self.model.device))) is not None:
                 return found
             with self.reading() as reads, warnings.catch_warnings(record=True) as said:
@@ -102,7 +104,7 @@ class Texts:
             "encoders": self.identity,
             "loras": loras,
             "settings": settings(self.model),
-            "device": str(getattr(self.model, "_execution_device", None) or self.model.device),
+            "device": str(execution_device(self.model) or self.model.device),
             "threads": torch.get_num_threads(),
             "versions": [metadata.version(name) for name in ("torch", "transformers", "diffusers")],
         }
@@ -255,7 +257,7 @@ def settings(model) -> dict[str, Any]:
 def hooked(encoder: nn.Module) -> bool:
     """Whether somebody reads or edits what the encoder computes."""
     for module in unwrapped(encoder).modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        for hook in forward_hooks(module):
             owner, name = getattr(hook, "__module__", ""), getattr(hook, "__qualname__", "")
             if owner.partition(".")[0] not in OWN and not name.startswith(READER):
                 return True

@@ -15,7 +15,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from toushi.hooks.torch_private import uncompiled
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.private_api import attention_implementation
 from toushi.probe.text.alignment import Token
 
 
@@ -178,7 +180,7 @@ class Family:
         if not layers:
             return None
         attention = unwrapped(unwrapped(layers[0]).get_submodule(self.layer_attention))
-        kernel = getattr(getattr(attention, "config", None), "_attn_implementation", "sdpa")
+        kernel = attention_implementation(attention)
         if kernel == "sdpa":
             return None
         kind = type(unwrapped(getattr(model, self.text_encoder.partition(".")[0]))).__name__
@@ -248,7 +250,7 @@ def any_of(globs: Iterable[str]) -> re.Pattern:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that torch.compile wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+    return uncompiled(module)
 
 
 def submodule(model, path: str) -> nn.Module:

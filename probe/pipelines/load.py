@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
+from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
 from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
+from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
 
 
 class UnknownModel(ToushiError):
@@ -57,6 +61,9 @@ def load(
     hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
     then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16. `options` are those of `Loading`, such as
     offload="group", lora="style.safetensors:0.8", quantize="4bit", embedding_cache="runs/texts".
+
+    A mini-unet computes with one CPU thread, or with `threads`; whatever else runs in the process keeps its own number.
+    For a pipeline, whose call is not ours, `threads` is set for the whole process, as torch.set_num_threads does.
     """
     if unknown := [option for option in options if option not in Loading.__dataclass_fields__]:
         near = get_close_matches(unknown[0], Loading.__dataclass_fields__, n=1, cutoff=0.5)
@@ -68,7 +75,7 @@ def load(
 def loaded(name: str, loading: Loading) -> Any:
     """The model of this name, loaded so; see `load`."""
     home = folder_of(name)
-    with enough_memory("the model", loading):
+    with enough_memory("the model", loading), missing_library_named():
         if home is not None and not home.is_relative_to(SHIPPED) and (model := user_model(home, loading)) is not None:
             return model
         if home is None or (home / "model_index.json").is_file():
@@ -122,8 +129,11 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
     never["embedding_cache"] = "it remembers its prompts by itself; leave it out"
     never["engine"] = "it has one engine, our own; leave it out"
     loading.refuse("mini-unet", never)
-    model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
-    model.loading = loading.resolved(str(model.device), str(model.dtype))
+    threads = loading.threads or MiniUNet.threads
+    with cpu_threads(threads):
+        model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
+    model.threads = threads
+    model.loading = replace(loading.resolved(str(model.device), str(model.dtype)), threads=threads)
     if folder.is_relative_to(SHIPPED):
         model.name = folder.relative_to(SHIPPED).as_posix()
     return model
@@ -165,6 +175,8 @@ def pipeline(name: Path | str, loading: Loading):
         raise BadOption(
             f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: take --dtype bf16, and leave quantize out"
         )
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
     with without_advice():
         found = opened(name, torch_dtype(dtype), loading)
         family = family_of(found)
@@ -277,7 +289,7 @@ def tile(model) -> None:
 
 def compile_blocks(denoiser: nn.Module, **how) -> None:
     """torch.compile of each repeated block by itself, which is quick, since blocks that are alike share their code."""
-    if getattr(denoiser, "_repeated_blocks", None):
+    if has_repeated_blocks(denoiser):
         denoiser.compile_repeated_blocks(**how)
         return
     for blocks in (child for child in denoiser.children() if isinstance(child, nn.ModuleList)):
@@ -297,7 +309,7 @@ def put_off(model, denoiser: str, device: torch.device, way: str) -> None:
         model.enable_model_cpu_offload(device=device)
         return
     parts = {name: part for name, part in model.components.items() if isinstance(part, nn.Module)}
-    offload(parts, denoiser, device, way, whole=model._exclude_from_cpu_offload if way == "sequential" else ())
+    offload(parts, denoiser, device, way, whole=parts_without_offload(model) if way == "sequential" else ())
 
 
 def torch_dtype(name: str) -> torch.dtype:

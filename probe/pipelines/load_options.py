@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import install_command
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by torch's name for each
+MOST_THREADS = 1024
 OFFLOADS = ("none", "model", "sequential", "group")
 NAMES = {"medvram": "model", "lowvram": "sequential"}  # the popular article's
 INSTALL = {
-    "accelerate": "offload needs the accelerate library: pip install accelerate, or leave the offload out",
-    "peft": "a LoRA needs the peft library: pip install peft, or leave the LoRA out",
+    "accelerate": f"offload needs the accelerate library: {install_command('accelerate')}, or leave the offload out",
+    "peft": f"a LoRA needs the peft library: {install_command('peft')}, or leave the LoRA out",
     "bitsandbytes": "4-bit loading needs the bitsandbytes library: pip install bitsandbytes accelerate, or leave "
     "quantize out (an offload saves memory too)",
 }
@@ -32,6 +34,9 @@ class Loading:
     """Z-Image runs in our own implementation, or in that of diffusers."""
     device: str | None = None
     """cpu, cuda or mps; the best there is if not given."""
+    threads: int | None = None
+    """CPU threads to compute with. If not given: 1 for mini-unet and its twins, which are too small to gain from
+    more; for a pipeline as many as torch takes."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """The numbers that the model computes with; fp32 if not given, for a pipeline on CUDA bf16."""
     offload: Literal["none", "model", "sequential", "group"] = "none"
@@ -51,6 +56,7 @@ class Loading:
     def __post_init__(self):
         object.__setattr__(self, "dtype", None if self.dtype is None else _dtype(self.dtype))
         object.__setattr__(self, "device", None if self.device is None else str(self.device))
+        checked_threads(self.threads)
         offload = NAMES.get(self.offload, self.offload)
         if offload not in OFFLOADS:
             raise BadOption(f"offload must be one of {', '.join(OFFLOADS)} (or medvram, lowvram); {offload!r} came")
@@ -91,6 +97,12 @@ class Loading:
         """As JSON. The LoRAs are not told: which of them are on can change, so a recording looks for itself."""
         said = {name: value for name, value in asdict(self).items() if name != "lora"}
         return {**said, "embedding_cache": None if self.embedding_cache is None else str(self.embedding_cache)}
+
+
+def checked_threads(count: int | None) -> None:
+    """Raises BadOption for a number of CPU threads that nobody can mean."""
+    if count is not None and not (isinstance(count, int) and 1 <= count <= MOST_THREADS):
+        raise BadOption(f"threads must be a whole number from 1 to {MOST_THREADS}; {count!r} came")
 
 
 DTYPE_NAMES = {name: short for short, name in DTYPES.items()}

@@ -30,7 +30,7 @@ def offload(
         if way == "sequential":
             from accelerate import cpu_offload
 
-            cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
+            cpu_offload(part, device, offload_buffers=any(True for _ in part.parameters(recurse=False)))
             continue
         from diffusers.hooks import apply_group_offloading
 

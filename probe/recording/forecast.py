@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from toushi.hooks.attention import Call, Watch
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodePromptCall
 from toushi.probe.pipelines.registry import family_of
+from toushi.probe.pipelines.size_estimate import MapSize
 from toushi.probe.recording.policy import Policy
 
 EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
@@ -18,14 +18,6 @@ QUEUED = 4  # steps in memory at once: two wait for the disk, one is written, on
 
 class OverBudget(ToushiError):
     """The trace would be larger than allowed; the message says what cheaper choices would take."""
-
-
-class Size(NamedTuple):
-    """The maps of one site and branch in one step."""
-
-    heads: int
-    columns: int
-    cells: int
 
 
 @dataclass(frozen=True)
@@ -65,11 +57,11 @@ def forecast(
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
     modules = {name: site for name, site in family.select_sites(model, sites).items() if site.kind != "encoder"}
-    maps: list[Size] = []
+    maps: list[MapSize] = []
 
     def see(call: Call) -> None:
         _, heads, cells, keys = call.shape
-        maps.extend(Size(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
+        maps.extend(MapSize(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
 
     blank = family.blank_latents(model, size)
     with Watch({name: site.module for name, site in modules.items()}, see):
@@ -77,7 +69,7 @@ def forecast(
     return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))
 
 
-def forecast_of(maps: Iterable[Size], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
+def forecast_of(maps: Iterable[MapSize], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
     """From the maps of one step, the number of recorded steps and the latent's grid."""
     maps, number = list(maps), 4 if policy.dtype == "float32" else 2
     heads = sum(m.heads * m.columns * m.cells for m in maps)
@@ -88,23 +80,41 @@ def forecast_of(maps: Iterable[Size], policy: Policy, steps: int, latent: tuple[
     return Forecast(disk, {keep: bytes * QUEUED for keep, bytes in step.items()})
 
 
-def check(forecast: Forecast, policy: Policy, pictures: int) -> None:
-    """Raises OverBudget if so many pictures need more disk than the policy allows, or a tenth of free memory."""
-    keep, free = policy.keep, free_memory()
+def fits(forecast: Forecast, keep: str, policy: Policy, pictures: int) -> bool:
+    """Whether so many pictures, kept so, need no more disk than the budget and at most a tenth of free memory."""
+    free = free_memory()
     disk, memory = forecast.disk[keep] * pictures, forecast.memory[keep] * pictures
-    if disk <= policy.budget and (free is None or memory <= free / 10):
+    return disk <= policy.budget and (free is None or memory <= free / 10)
+
+
+def check(forecast: Forecast, keep: str, policy: Policy, pictures: int) -> None:
+    """Raises OverBudget, with the sizes of cheaper choices, where that does not fit."""
+    if fits(forecast, keep, policy, pictures):
         return
     cheaper = [k for k in forecast.disk if forecast.disk[k] < forecast.disk[keep]]
     listed = ", ".join(f'keep="{k}" {format_bytes(forecast.disk[k] * pictures)}' for k in cheaper)
-    allowed, more = f"the budget is {format_bytes(policy.budget)}", "; or raise the budget (budget=, --budget)"
-    if disk <= policy.budget:
-        allowed, more = (
-            f"it would hold {format_bytes(memory)} in memory, more than a tenth of the {format_bytes(free or 0)} that are free",
-            "",
-        )
+    more = "; or raise the budget (budget=, --budget)" if forecast.disk[keep] * pictures > policy.budget else ""
     raise OverBudget(
-        f'keep="{keep}" would take {format_bytes(disk)} on disk; {allowed}. '
+        f'keep="{keep}" would take {_excess(forecast, keep, policy, pictures)}. '
         f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words{more}."
+    )
+
+
+def reason_not_heads(forecast: Forecast, policy: Policy, pictures: int) -> str:
+    """Why only the mean over heads is kept, for the screen and the manifest."""
+    return (
+        f"the trace keeps the mean over heads: every head would take {_excess(forecast, 'heads', policy, pictures)}; "
+        'keep="heads" (--keep heads) with fewer sites, steps or words, or a larger budget, keeps every head'
+    )
+
+
+def _excess(forecast: Forecast, keep: str, policy: Policy, pictures: int) -> str:
+    disk, memory = forecast.disk[keep] * pictures, forecast.memory[keep] * pictures
+    if disk > policy.budget:
+        return f"{format_bytes(disk)} on disk; the budget is {format_bytes(policy.budget)}"
+    return (
+        f"{format_bytes(disk)} on disk; it would hold {format_bytes(memory)} in memory, more than a tenth of the "
+        f"{format_bytes(free_memory() or 0)} that are free"
     )
 
 

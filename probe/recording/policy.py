@@ -7,7 +7,7 @@ import numpy as np
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import find, segment, shares
-from toushi.probe.trace.manifest import KEEPS
+from toushi.probe.trace.trace_format import KEEPS
 
 DTYPES = ("float16", "float32")
 DISK = 8 * 10**9
@@ -17,7 +17,7 @@ DISK = 8 * 10**9
 class Policy:
     """What `record` was asked to keep."""
 
-    keep: str = "heads"
+    keep: str | None = None  # None: "heads" where the forecast fits the budget, else "mean"
     words: tuple | None = None
     steps: int | slice | tuple[int, ...] | None = None
     branches: tuple[str, ...] | None = None
@@ -57,7 +57,7 @@ class Policy:
             raise ToushiError(f"branches are {' and '.join(family.branches)}; {unknown[0]!r} came")
 
     def __post_init__(self):
-        if self.keep not in KEEPS:
+        if self.keep is not None and self.keep not in KEEPS:
             raise ToushiError(f"keep must be one of {', '.join(KEEPS)}; {self.keep!r} came")
         if self.dtype not in DTYPES:
             raise ToushiError(f"dtype must be one of {', '.join(DTYPES)}; {self.dtype!r} came")

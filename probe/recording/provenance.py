@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from toushi.probe.pipelines.lora import loras_of
+from toushi.probe.pipelines.private_api import execution_device
 from toushi.probe.text.alignment import segmenter
 
 PACKAGES = (
@@ -88,7 +89,7 @@ def environment(model) -> dict:
     about = next(iter(parameters), torch.empty(0))
     loading = getattr(model, "loading", None)
     # Of a pipeline whose weights are put off, `device` is where they wait, not where it computes.
-    device = getattr(model, "_execution_device", None) or getattr(model, "device", about.device)
+    device = execution_device(model) or getattr(model, "device", about.device)
     return {
         "model": _identity(model),
         "loading": None if loading is None else loading.manifest(),

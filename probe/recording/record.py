@@ -25,7 +25,8 @@ from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.sampling_session import session_of, subscribe
 from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace.output_dir import make_room
+from toushi.probe.trace.output_dir import prepare_output_dir
+from toushi.probe.trace.safetensors_reader import StepStore
 
 
 class HiddenStatesOnly(UserWarning):
@@ -35,7 +36,7 @@ class HiddenStatesOnly(UserWarning):
 def record(
     model,
     folder: str | Path,
-    keep: str = "heads",
+    keep: str | None = None,
     words: str | Iterable | None = None,
     sites: str | Iterable[str] | None = None,
     steps: int | slice | Iterable[int] | None = None,
@@ -50,7 +51,7 @@ def record(
     One picture makes the folder a trace; a batch or several runs make it a collection of 000, 001, ….
 
     keep      "heads": every head at every step; "mean": the mean over heads at every step; "sum": that, summed
-              over the steps in one file
+              over the steps in one file; by default "heads" where that fits the budget, else "mean" with a warning
     words     words of the prompt ("猫", "猫#2", a Word, a span): only their tokens' columns of `cond` are kept
     sites     globs of attention modules; by default all of the text encoder's and all image-to-text ones. Image
               self-attention, which is large, only where it is named
@@ -77,10 +78,12 @@ class Recording(Subscriber):
         policy: Policy,
         sites: str | Iterable[str] | None,
         overwrite: bool = False,
-        resumed: bool = False,
+        resumed: StepStore | None = None,
     ):
         self.model, self.policy, self.overwrite = unwrapped(model), policy, overwrite
-        self.resumed = resumed  # whether the one run of this recording continues an older trace, see probe.resume
+        self.resumed = (
+            resumed  # files of the older trace that the one run of this recording continues, see probe.resume
+        )
         self.family = family_of(self.model)
         policy.check_branches(self.family)
         self.selected = self.family.select_sites(self.model, sites)
@@ -106,9 +109,8 @@ class Recording(Subscriber):
         self.family.check(self.model, self.selected)
         if self.encoder_layers and (why := self.family.hidden_attention(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(why), stacklevel=2)
-        if not self.resumed:
-            make_room(self.folders.root, self.overwrite)
-        # Asking git takes longer than a step; its answer is needed when the first step is finished.
+        if self.resumed is None:
+            prepare_output_dir(self.folders.root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()
         self.subscription.enter_context(subscribe(self.model, self))
         return self
@@ -149,7 +151,7 @@ class Recording(Subscriber):
         if run.nested:
             return
         metadata = self.family.metadata(self.model, run.arguments)
-        if run.arguments.get("latents") is not None and not self.resumed:
+        if run.arguments.get("latents") is not None and self.resumed is None:
             metadata["seed"] = None  # the run begins from these latents, not from the seed's
         self.attention_hook.forget()
         self.recorder = RunRecorder(self, run, metadata)

@@ -2,24 +2,26 @@
 
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from toushi.hooks.attention import Call
+from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import WireError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
-from toushi.probe.recording.forecast import OverBudget, Size, check, forecast_of
-from toushi.probe.recording.step_maps import Maps, probabilities
+from toushi.probe.pipelines.size_estimate import MapSize
+from toushi.probe.recording.forecast import OverBudget, check, fits, forecast_of, reason_not_heads
+from toushi.probe.recording.step_maps import Maps
 from toushi.probe.recording.trace_fields import trace_fields
 from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.row_matching import Place, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 # Small calls are read together at the end of an evaluation, which is twice as fast as one by one while the model runs;
 # until then their queries must be held. Large ones are read at once, while they are in the cache.
 PENDING_MAX_BYTES = 1 << 20
+
+
+class KeptMean(UserWarning):
+    """Every head would not fit the budget, so only their mean is kept."""
 
 
 def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
@@ -46,11 +52,14 @@ class RunRecorder:
         self.recording, self.run, self.metadata = recording, run, metadata
         self.session, self.family, self.policy = recording.session, recording.family, recording.policy
         self.recorded_steps = self.policy.recorded(run.count)
+        self.keep = self.policy.keep  # None until the first recorded step shows whether every head fits the budget
+        self.keep_reason: str | None = None
         self.writers: list[TraceWriter] = []
         self.columns: dict[Place, list[int]] = {}  # text columns that are kept, of each branch and picture
         self.site_info: dict[str, dict] = {}  # site -> its entry in the manifest
-        self.sizes: dict[str, Size] = {}  # tensor name -> size, of the first picture
+        self.sizes: dict[str, MapSize] = {}  # tensor name -> size, of the first picture
         self.kernels: set[str] = set()
+        self.threads = torch.get_num_threads()  # that the denoiser computes with
         self.inputs: DenoiserInputs | None = None  # of the evaluation that is running
         self.rows: list[Place] = []
         self.kept_rows: list[tuple[int, Place]] = []  # those whose maps are wanted in this evaluation
@@ -84,7 +93,7 @@ class RunRecorder:
                 f"this run is at step {index} without saying so before, so `steps=` would select the wrong ones: "
                 "record all of them (remove steps=…)"
             )
-        if index > self.run.index and not self.writers and not self.recording.resumed:
+        if index > self.run.index and not self.writers and self.recording.resumed is None:
             self.recorded_steps = [step for step in self.recorded_steps if step >= index]
             if not self.recorded_steps and self.policy.steps is not None:
                 raise ToushiError(f"steps: this run begins at step {index}, after all that were asked for")
@@ -97,6 +106,7 @@ class RunRecorder:
                 "the model was run from a second thread while a run was recorded: "
                 "give each thread a model and a recording of its own"
             )
+        self.threads = torch.get_num_threads()
         if not self.is_step_recorded:
             return
         self._read_pending()  # they belong to the rows of the evaluation before this one
@@ -174,8 +184,7 @@ class RunRecorder:
         if not self.is_size_checked:
             self._check_size()
         calls, self.pending, self.pending_bytes = self.pending, [], 0
-        stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
-        mean = self.policy.keep != "heads"
+        stored, mean = self._stored_dtype, self.keep in ("mean", "sum")
         joint = None if self.inputs is None else self.inputs.joint
         kinds = {name: site.kind for name, site in self.recording.selected.items()}
         for call in calls:
@@ -184,7 +193,7 @@ class RunRecorder:
             self.kernels.add(call.kernel)
         crossing = [call for call in calls if joint is None and kinds[call.site] == "cross"]
         rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
-        values = probabilities(crossing, self.column_span[0], rows, mean, stored)
+        values = probabilities_of(crossing, self.column_span[0], rows, mean, stored)
         self.maps += [
             Maps(call.site, self.kept_rows, self.column_span[1], v, None) for call, v in zip(crossing, values)
         ]
@@ -217,18 +226,35 @@ class RunRecorder:
             if place[1] == 0:
                 whole = self.recording.selected[name].kind == "self"
                 kept = keys if whole else len(self.columns[place]) + joint
-                self.sizes[layout.map_key(name, place[0])] = Size(heads, kept, cells)
+                self.sizes[layout.map_key(name, place[0])] = MapSize(heads, kept, cells)
         self.is_size_checked = False
 
     def _check_size(self) -> None:
         """Once the forecast is over the budget no more maps are made, only measured."""
         self.is_size_checked = True
         forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded_steps), self.grid)
+        pictures = 1 + max(picture for _, picture in self.rows)
+        if self.keep is None:
+            if fits(forecast, "heads", self.policy, pictures):
+                return
+            self._decide("mean", reason_not_heads(forecast, self.policy, pictures))
         try:
-            check(forecast, self.policy, pictures=1 + max(picture for _, picture in self.rows))
+            check(forecast, self.keep or "heads", self.policy, pictures)
         except OverBudget as refusal:
             self.refusal = refusal
             self.maps, self.pending = [], []
+
+    def _decide(self, keep: str, reason: str) -> None:
+        """Settles what is kept, where that was left open. Maps that were read until now become what is kept."""
+        self.keep, self.keep_reason = keep, reason
+        self.maps = [maps.stored(self._stored_dtype, mean=keep == "mean") for maps in self.maps]
+        if keep == "mean":
+            warnings.warn(KeptMean(reason), stacklevel=2)
+
+    @property
+    def _stored_dtype(self) -> torch.dtype:
+        """Sums are kept in fp32, and so is what may still become a mean."""
+        return torch.float32 if self.keep in (None, "sum") else getattr(torch, self.policy.dtype)
 
     # --- steps and traces
 
@@ -240,6 +266,8 @@ class RunRecorder:
             self._read_pending()
             if self.refusal is not None:
                 raise self.refusal
+            if self.keep is None:
+                self._decide("heads", "every head fits the budget")
             if not self.writers:
                 self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
@@ -267,8 +295,8 @@ class RunRecorder:
             grid = self.site_info[maps.site]["grid"]
             values = maps.values.cpu().numpy()
             values = values.reshape(*values.shape[:-1], *grid)
-            for number, (_, (branch, picture)) in enumerate(maps.fresh):
-                own = slice(None) if maps.own is None else maps.own[number]
+            for number, (_, (branch, picture)) in enumerate(maps.rows):
+                own = slice(None) if maps.columns is None else maps.columns[number]
                 arrays[picture][layout.map_key(maps.site, branch)] = values[number][..., own, :, :]
                 if maps.rest is not None:
                     rest = maps.rest[number].cpu().numpy()

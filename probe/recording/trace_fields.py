@@ -22,6 +22,7 @@ def trace_fields(recorder: "RunRecorder", picture: int, count: int) -> dict[str,
     pixels, grid = family.cell_pixels(model), recorder.grid
     return {
         **environment(model),
+        "threads": recorder.threads,
         "edits": [],
         **recorder.session.describe(),
         "prompt": prompts.get("cond"),
@@ -30,7 +31,7 @@ def trace_fields(recorder: "RunRecorder", picture: int, count: int) -> dict[str,
         "sites": encoder | recorder.site_info,
         "family": family.name,
         "not_recorded": family.not_recorded(model),
-        "keep": policy.keep,
+        "keep": recorder.keep or "heads",
         "steps": {
             "count": run.count,
             "times": run.times(picture),
@@ -43,7 +44,13 @@ def trace_fields(recorder: "RunRecorder", picture: int, count: int) -> dict[str,
         "heat_map": getattr(model, "heat_map", None),
         "batch": count,
         "safety": None if getattr(model, "safety_checker", None) is None else "not run",
-        "kept": {"words": policy.words, "dtype": policy.dtype, "budget": policy.budget},
+        "kept": {
+            "keep": policy.keep,
+            "keep_reason": recorder.keep_reason,
+            "words": policy.words,
+            "dtype": policy.dtype,
+            "budget": policy.budget,
+        },
         **{name: value_of_picture(value, picture, count) for name, value in recorder.metadata.items()},
     }
 

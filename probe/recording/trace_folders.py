@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.writer import write_collection
 
 

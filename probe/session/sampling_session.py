@@ -17,6 +17,7 @@ from torch import Tensor
 
 from toushi.hooks.attention import Watch
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
+from toushi.hooks.torch_private import tensor_version
 from toushi.probe.pipelines.family import (
     DenoiserInputs,
     EncodedPrompt,
@@ -321,7 +322,7 @@ class SamplingSession:
 
     def match(self, inputs: DenoiserInputs, run: Run) -> list[Place]:
         """Branch and picture of each row. Comparing texts takes time, and most come again at every step."""
-        version = tuple(0 if tensor.is_inference() else tensor._version for tensor in inputs.key)
+        version = tuple(map(tensor_version, inputs.key))
         for key, known_version, rows in self._rows_of_text:
             same = known_version == version and len(key) == len(inputs.key)
             if same and all(map(operator.is_, key, inputs.key)):

@@ -42,84 +42,27 @@ The manifest. Fields marked * must be there; what is not known is null; further 
     files            {name: {bytes, sha256}} of encoder.safetensors and image.png, written by the writer
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word
-
-FORMAT, COLLECTION, VERSION = "toushi-trace", "toushi-collection", 1
-MANIFEST, STEPS, MEMBERS = "manifest.json", "steps.jsonl", "collection.json"
-ENCODER, IMAGE = "encoder.safetensors", "image.png"
-LONGEST = 65_536  # of an axis that the manifest leaves open
-KEEPS = ("heads", "mean", "sum")
-SITE_KINDS = ("cross", "self", "encoder")
-TOKEN_KINDS = ("text", "template", "special", "pad")
-
-
-class DamagedTrace(ToushiError):
-    """What lies in the folder is not what the format says."""
-
-
-class NewerTrace(ToushiError):
-    """The trace was written in a format that this version does not know."""
-
-
-# --- names ----------------------------------------------------------------------------------------------
-
-
-def step_file(step: int, keep: str) -> str:
-    return f"{'sum' if keep == 'sum' else 'step'}_{step:04d}.safetensors"
-
-
-def map_key(site: str, branch: str) -> str:
-    return f"{site}/{branch}"
-
-
-def rest_key(site: str, branch: str) -> str:
-    return f"{site}/{branch}/rest"
-
-
-def state_key(index: int, branch: str) -> str:
-    return f"state/{index}/{branch}"
-
-
-def encoder_attention_key(layer: int, branch: str) -> str:
-    return f"attention/{layer}/{branch}"
-
-
-def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
-    match = re.fullmatch(r"(?:state|attention)/[0-9]{1,6}/(\w+)", key)
-    return match is not None and match[1] in branches
-
-
-def is_ours(name: str) -> bool:
-    """A file that belongs to a trace, finished or not: beside anything else nothing is ever removed."""
-    made = (
-        r"(manifest\.json|(steps|texts)\.jsonl|collection\.json|(image|words)\.png|"
-        r"(encoder|(step|sum|texts)_[0-9]{4,})\.safetensors)"
-    )
-    return re.fullmatch(made + r"(\.tmp)?", name) is not None
-
-
-def is_member(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
-
+from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
+from toushi.probe.trace.trace_format import (
+    ENCODER,
+    FORMAT,
+    IMAGE,
+    KEEPS,
+    LONGEST,
+    SITE_KINDS,
+    TOKEN_KINDS,
+    VERSION,
+    step_file,
+)
+from toushi.probe.trace.trace_json import short
 
 # --- the manifest ---------------------------------------------------------------------------------------
-
-
-def format_of(folder: Path) -> object:
-    """What the manifest in the folder says it is of; None where there is none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest.get("format") if isinstance(manifest, dict) else None
 
 
 def check_manifest(manifest: Any, where: str) -> dict:
@@ -299,21 +242,7 @@ def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
     )
 
 
-# --- JSON -----------------------------------------------------------------------------------------------
-
-
-def parse(data: bytes, where: str) -> Any:
-    """JSON, strictly: UTF-8, no lone surrogates, no NaN."""
-
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise DamagedTrace(f"{where} is not valid JSON ({short(str(error))}).") from None
-    return value
+# --- parts ---------------------------------------------------------------------------------------------
 
 
 def is_file(about: object) -> bool:
@@ -342,11 +271,3 @@ def is_span(span: Any, length: int) -> bool:
     if not isinstance(span, list) or len(span) != 2:
         return False
     return whole(span[0], 0, length) and whole(span[1], span[0], length)
-
-
-def short(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "something deeply nested"
-    return text if len(text) <= 80 else text[:77] + "…"

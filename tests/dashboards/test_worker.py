@@ -8,7 +8,7 @@ from toushi.dashboards import sampling_worker as worker
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines import generate as drawing
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def test_a_new_trace_is_what_was_ordered(tmp_path):
     assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
     kept = [trace.manifest[name] for name in ("negative_prompt", "guidance", "seed", "sampler")]
     assert kept == ["模糊", 2.0, 7, "heun"]
+    assert trace.manifest["threads"] == 1
 
 
 def test_words_that_were_cut_are_named(tmp_path):

@@ -15,7 +15,7 @@ from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import chosen, words_figure
 from toushi.probe.text.alignment import Word, labels
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 ALL = {
     "words": words_figure,

@@ -12,7 +12,7 @@ from toushi.probe.pipelines.generate import _called, draw, usual_steps
 from toushi.probe.pipelines.load import load, shipped
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 class OurZImage:

@@ -16,7 +16,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.generate import draw as drawn
 from toushi.probe.pipelines.load import UnknownModel, load
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 PROMPT = "a red cat and 月亮"
 

@@ -19,7 +19,7 @@ from toushi.probe.recording.forecast import forecast_of
 from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import RunRecorder
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 RELEASED = Path(__file__).resolve().parents[3] / "shared" / "models" / "z-image-turbo-meta"
 

@@ -14,7 +14,7 @@ from toushi.probe.pipelines.load import load
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def kept(name, folder):

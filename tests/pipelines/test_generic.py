@@ -15,7 +15,7 @@ from toushi.probe.pipelines.generic import ByTokenIndex
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.recording.unrecordable import Unrecordable
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def consistency():

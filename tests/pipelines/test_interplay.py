@@ -9,7 +9,7 @@ from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import compile_blocks
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 SITES = {"stable-diffusion": 4, "flux": 5, "z-image": 2}  # of image-to-text attention
 

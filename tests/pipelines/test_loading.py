@@ -22,7 +22,7 @@ from toushi.probe.pipelines.load_options import BadOption, Loading
 from toushi.probe.pipelines.lora import BadLora
 from toushi.probe.pipelines.out_of_memory import OutOfMemory
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -98,6 +98,7 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
     assert trace.manifest["loading"] == {
         "engine": "own",
         "device": "cpu",
+        "threads": None,
         "dtype": "bf16",
         "offload": "model",
         "vae_tiling": True,
@@ -111,6 +112,18 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
 def test_what_was_left_open_is_told_too(saved):
     loading = load(str(saved("stable-diffusion")), "cpu").loading
     assert (loading.device, loading.dtype) == ("cpu", "fp32")
+
+
+def test_a_pipeline_keeps_the_threads_of_torch_unless_others_are_asked_for(saved):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        load(str(saved("stable-diffusion")), "cpu")
+        assert torch.get_num_threads() == 3
+        assert load(str(saved("stable-diffusion")), "cpu", threads=2).loading.threads == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_names_of_the_article():
@@ -351,7 +364,7 @@ def test_a_library_that_is_not_here(library, option, monkeypatch):
     find = loading_module.find_spec
     monkeypatch.setattr(loading_module, "find_spec", lambda name: None if name == library else find(name))
     monkeypatch.setattr(Path, "is_file", lambda path: True)
-    with pytest.raises(BadOption, match=f"pip install {library}.*leave"):
+    with pytest.raises(BadOption, match=rf'{library} library: pip install "toushi\[pipelines\]".*leave'):
         Loading(**option)
 
 

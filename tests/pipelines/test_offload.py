@@ -10,7 +10,7 @@ from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import put_off
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 SITES = {"stable-diffusion": 4, "flux": 5, "z-image": 2}  # of image-to-text attention
 CPU = torch.device("cpu")

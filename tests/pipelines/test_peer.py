@@ -11,7 +11,7 @@ import pytest
 
 from tests.pipelines.tiny import NEGATIVE, draw
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 peer = pytest.importorskip(
     "attention_map_diffusers", reason="NOT COMPARED: pip install --no-deps attention-map-diffusers==1.0.0"

@@ -11,7 +11,7 @@ from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.text.alignment import UnknownWord
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 SDPA = F.scaled_dot_product_attention
 every = pytest.mark.parametrize("name", MAKERS)

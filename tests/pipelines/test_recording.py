@@ -23,8 +23,8 @@ from toushi.probe.pipelines.attention_processors import UnreadableAttention
 from toushi.probe.pipelines.family import UnknownFamily, named_modules
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import HiddenStatesOnly, record
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import NotRecorded
 
 SITES = {  # of the image looking at the text, of it looking at itself, and of the text encoder
     "stable-diffusion": (4, 4, 3),

@@ -22,7 +22,7 @@ from toushi.probe.pipelines import family as contract
 from toushi.probe.pipelines import registry
 from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
 from toushi.probe.pipelines.family import Family
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 PROMPT, NEGATIVE = own_family_run.PROMPT, own_family_run.NEGATIVE
 HERE = Path(__file__).resolve()

@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
 from tests.pipelines.tiny import draw, made
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 
 def checked(block: bool):

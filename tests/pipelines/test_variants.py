@@ -6,7 +6,7 @@ import pytest
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
 from tests.pipelines.variants import VARIANTS, given, variant
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 @pytest.mark.parametrize("name", VARIANTS)

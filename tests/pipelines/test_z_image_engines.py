@@ -10,7 +10,7 @@ from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 SIZE = (32, 48)
 

@@ -15,8 +15,8 @@ from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.recording.record import record
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word
-from toushi.probe.trace.encoder_trace import NotAPicture
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_errors import NotAPicture
 
 MIDDLE = "unet.middle.cross_attention"
 CROSS = "unet.*.cross_attention"

@@ -11,8 +11,8 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.provenance import value_of_picture
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import NoTrace, open_collection, open_trace
-from toushi.probe.trace.writer import WriteFailed
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import NoTrace, WriteFailed
 
 
 def test_a_batch_of_prompts_of_different_lengths(model, tmp_path):

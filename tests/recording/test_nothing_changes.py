@@ -10,7 +10,7 @@ import torch
 from tests.recording.made import draw, recorded
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 @pytest.mark.parametrize("keep", ["heads", "mean", "sum"])

@@ -13,8 +13,8 @@ from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
 from toushi.probe.resume import CannotResume, resume
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
 
 STEPS = 5
 
@@ -157,7 +157,7 @@ def test_another_computer(model, tmp_path):
     manifest = broken_off(model, folder, 2).manifest
     before = (folder / layout.STEPS).read_bytes()
     for fields, said in [
-        ({"threads": 64}, "threads 64.*set_num_threads"),
+        ({"threads": 64}, "threads 64.*Load the model with threads=64"),
         ({"versions": {**manifest["versions"], "torch": "1.0"}}, "torch 1.0"),
         ({"model": {**manifest["model"], "weights_sha256": "0" * 64}}, "weights.*Load the model.*mini-unet"),
         ({"batch": 3}, "one of 3 pictures"),

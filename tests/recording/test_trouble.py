@@ -14,8 +14,8 @@ from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.session.row_matching import BranchMismatch, match_rows
 from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace import writer
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.writer import WriteFailed
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import WriteFailed
 
 
 @pytest.mark.parametrize("trouble", [ValueError("inside"), KeyboardInterrupt()])

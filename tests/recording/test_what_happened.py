@@ -11,7 +11,7 @@ from tests.recording.made import LONG, PROMPT, draw, explicit, recorded, same
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.models.text_encoder import turned
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def test_maps_are_the_models_attention(model, tmp_path):
@@ -139,7 +139,7 @@ def test_the_manifest_says_how_to_do_it_again(model, tmp_path):
     manifest = trace.manifest
     assert (manifest["seed"], manifest["guidance"], manifest["sampler"]) == (5, 2.5, "heun")
     assert manifest["size"] == [64, 64] and manifest["device"] == "cpu" and manifest["dtype"] == "float32"
-    assert manifest["kernel"] == "flash-cpu" and manifest["threads"] == torch.get_num_threads()
+    assert manifest["kernel"] == "flash-cpu" and manifest["threads"] == model.threads == 1
     assert manifest["model"]["name"] == "mini-unet" and manifest["versions"]["torch"] == torch.__version__
     assert manifest["edits"] == [] and isinstance(manifest["argv"], list) and "git" in manifest
     assert trace.span("猫") == (3, 4)

@@ -26,8 +26,8 @@ from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import PAGE, save, styled
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace.encoder_trace import TextsWriter
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.encoder_trace import EncoderTraceWriter
+from toushi.probe.trace.open import open_trace
 from toushi.reports import report_messages as words
 from toushi.reports.build_report import report
 from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, shown
@@ -327,7 +327,7 @@ def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
 
 def test_a_trace_of_an_encoder_is_told_what_shows_it(tmp_path, capsys):
     about = {"model": None, "count": 0, "layers": 1, "heads": None, "width": 4}
-    with TextsWriter(tmp_path / "texts", about):
+    with EncoderTraceWriter(tmp_path / "texts", about):
         pass
     assert main(["report", str(tmp_path / "texts"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err

@@ -17,12 +17,13 @@ from safetensors import safe_open
 from tests.trace.runs import Run
 from toushi.probe.base.atomic_io import safetensors_parts, write_listed
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace import writer as writer_module
-from toushi.probe.trace.manifest import DamagedTrace
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.writer import TOGETHER, BadRecord, TraceWriter, WriteFailed, write_collection
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
+from toushi.probe.trace.trace_errors import BadRecord, DamagedTrace, WriteFailed
+from toushi.probe.trace.writer import TOGETHER, TraceWriter, write_collection
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,7 +199,8 @@ def test_a_removed_folder_is_a_clear_error_also_at_close(tmp_path):
 KILLED = """
 import sys
 from tests.trace.runs import Run
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 from toushi.probe.trace.writer import TraceWriter
 run = Run(keep=sys.argv[2], steps=5000)
 writer = TraceWriter(sys.argv[1], run.manifest())
@@ -335,7 +337,7 @@ def test_a_trace_with_somebodys_file_in_it_stays_whole(tmp_path, name):
     (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / name).write_text("mine")
     before = everything(tmp_path)
-    for room in (check_room, make_room):
+    for room in (check_output_dir, prepare_output_dir):
         with pytest.raises(WriteFailed, match=name):
             room(tmp_path / "run", overwrite=True)
     assert everything(tmp_path) == before
@@ -344,7 +346,7 @@ def test_a_trace_with_somebodys_file_in_it_stays_whole(tmp_path, name):
 def test_the_figure_of_a_trace_goes_with_it(tmp_path):
     Run().write(tmp_path / "run")
     (tmp_path / "run" / "words.png").write_bytes(b"drawn by the command")
-    make_room(tmp_path / "run", overwrite=True)
+    prepare_output_dir(tmp_path / "run", overwrite=True)
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -362,7 +364,7 @@ def test_files_that_are_no_trace_are_never_overwritten(tmp_path):
     before = everything(tmp_path)
     for name in ("web", "photos", "data", "words", "linked", "file", "file/below"):
         with pytest.raises(WriteFailed):
-            make_room(tmp_path / name, overwrite=True)
+            prepare_output_dir(tmp_path / name, overwrite=True)
     assert everything(tmp_path) == before
 
 
@@ -372,8 +374,8 @@ def test_our_pictures_without_a_trace_may_be_overwritten(tmp_path):
         save_picture(Image.new("RGB", (4, 4)), tmp_path / name / "image.png")
     for name in ("one", "many"):
         with pytest.raises(WriteFailed, match="--overwrite"):
-            make_room(tmp_path / name)
-        assert list(make_room(tmp_path / name, overwrite=True).iterdir()) == []
+            prepare_output_dir(tmp_path / name)
+        assert list(prepare_output_dir(tmp_path / name, overwrite=True).iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -400,7 +402,7 @@ def test_a_collection_opens_as_its_members(tmp_path):
         open_trace(tmp_path / "both")
     with pytest.raises(ToushiError, match="open_trace"):
         open_collection(tmp_path / "both" / "000")
-    make_room(tmp_path / "both", overwrite=True)
+    prepare_output_dir(tmp_path / "both", overwrite=True)
     assert list((tmp_path / "both").iterdir()) == []
 
 

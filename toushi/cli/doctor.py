@@ -174,7 +174,7 @@ def head(found: Found, loading, device, dtype: str, free: int | None, translate)
     if device.type == "cuda":
         where = translate("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
     else:
-        where = translate("on_cpu", name=str(device), threads=torch.get_num_threads(), free=left)
+        where = translate("on_cpu", name=str(device), threads=loading.threads or torch.get_num_threads(), free=left)
     rows = [
         (translate("model"), model),
         (translate("device"), where),
@@ -286,7 +286,7 @@ def recording(
 ) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
     from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, site_shapes, text_columns
-    from toushi.probe.recording.forecast import OverBudget, check, forecast, forecast_of
+    from toushi.probe.recording.forecast import fits, forecast, forecast_of
     from toushi.probe.recording.policy import DISK, Policy
 
     if found.family is None or found.model is None:
@@ -310,11 +310,8 @@ def recording(
             ahead = forecast_of(maps, Policy(), steps, grid)
         row = []
         for keep in keeps:
-            key = "within"
-            try:
-                check(ahead, Policy(keep=keep), 1)
-            except OverBudget:
-                key, refused = "beyond", True
+            key = "within" if fits(ahead, keep, Policy(), 1) else "beyond"
+            refused |= key == "beyond"
             row.append(translate(key, disk=format_bytes(ahead.disk[keep]), memory=format_bytes(ahead.memory[keep])))
         rows.append(("x".join(map(str, size)), *row))
     sites = found.family.select_sites(found.model, None).values()

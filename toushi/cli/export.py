@@ -40,10 +40,10 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
     def run(self) -> None:
         from tqdm import tqdm
 
-        from toushi.probe.trace.reader import open_trace
-        from toushi.probe.trace.trace_export import export
+        from toushi.probe.trace.export.export_trace import export
+        from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
-        trace = open_trace(self.folder)
+        trace = open_encoder_trace(self.folder) if is_encoder_trace(self.folder) else open_trace(self.folder)
         bar = None
 
         def tick(done: int, of: int) -> None:

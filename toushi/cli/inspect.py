@@ -5,15 +5,19 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from toushi.cli.model_options import Loads
-from toushi.cli.terminal import limit_length, table, terminal_width
+from toushi.cli.terminal import table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.picture_trace import Trace
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
 
@@ -73,7 +77,7 @@ class Sites(Loads):
             print(site_table(of_configs(home, size)))
             return
         from toushi.probe.recording.record import record
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import open_trace
 
         model = loaded(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
@@ -119,26 +123,17 @@ class Info:
     """The trace."""
 
     def run(self) -> None:
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
         found = traces_in(self.folder)
         if found != [self.folder]:
-            rows = [("trace", "steps", "prompt")]
-            for folder in found:
-                try:
-                    trace = open_trace(folder)
-                except ToushiError as error:
-                    rows.append((str(folder), "damaged", str(error)))
-                    continue
-                prompt = " / ".join(trace.texts) if trace.manifest["kind"] == "encoder" else trace.prompt
-                rows.append((str(trace.folder), progress(trace), limit_length(prompt or "(not known)")))
-            print(table(rows))
+            print(table([("trace", "steps", "prompt"), *map(folder_row, found)]))
+            return
+        if is_encoder_trace(self.folder):
+            print(of_texts(open_encoder_trace(self.folder)))
             return
         trace = open_trace(self.folder)
         manifest = trace.manifest
-        if manifest["kind"] == "encoder":
-            print(of_texts(trace))
-            return
         size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
         model = manifest.get("model") or {}
         facts = [
@@ -179,31 +174,51 @@ The exit code is 1 if something is wrong."""
     """The trace, or a folder of traces."""
 
     def run(self) -> int:
-        from toushi.probe.trace.reader import open_trace
-
         bad = 0
         found = traces_in(self.folder)
         for folder in found:
             try:
-                trace = open_trace(folder)
-                problems = trace.verify()
+                problems, done = verified(folder)
             except ToushiError as error:
                 if len(found) == 1:
                     raise
-                problems = [str(error)]  # the others are looked at all the same
+                problems, done = [str(error)], ""  # the others are looked at all the same
             bad += bool(problems)
-            for problem in problems:
+            for problem in problems or [f"in order, {done}"]:
                 print(f"{folder}: {problem}")
-            if not problems:
-                print(f"{folder}: in order, {progress(trace)}")
         return 1 if bad else 0
+
+
+def folder_row(folder: Path) -> tuple[str, str, str]:
+    """A trace among others: folder, how far it came, prompt or texts."""
+    from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
+
+    try:
+        if is_encoder_trace(folder):
+            texts = open_encoder_trace(folder)
+            return str(folder), texts_progress(texts), limit_length(" / ".join(texts.texts))
+        trace = open_trace(folder)
+    except ToushiError as error:
+        return str(folder), "damaged", str(error)
+    return str(folder), progress(trace), limit_length(trace.prompt or "(not known)")
+
+
+def verified(folder: Path) -> tuple[list[str], str]:
+    """What is wrong with a trace of either kind, and how far it came."""
+    from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
+
+    if is_encoder_trace(folder):
+        texts = open_encoder_trace(folder)
+        return texts.verify(), texts_progress(texts)
+    trace = open_trace(folder)
+    return trace.verify(), progress(trace)
 
 
 def traces_in(folder: Path) -> list[Path]:
     """The folder itself if it is a trace, or holds none; of a collection, or of traces recorded one by one, all of them,
     those whose manifest cannot be read among them."""
-    from toushi.probe.trace.manifest import FORMAT, MANIFEST, MEMBERS, format_of
-    from toushi.probe.trace.reader import open_collection
+    from toushi.probe.trace.open import open_collection
+    from toushi.probe.trace.trace_format import FORMAT, MANIFEST, MEMBERS, format_of
 
     if (folder / MEMBERS).exists():
         return [trace.folder for trace in open_collection(folder)]
@@ -213,14 +228,14 @@ def traces_in(folder: Path) -> list[Path]:
     return below or [folder]
 
 
-def of_texts(trace) -> str:
+def of_texts(trace: "EncoderTrace") -> str:
     """What a trace of kind encoder holds."""
     manifest = trace.manifest
     heads = f" of {manifest['heads']} heads" if manifest["heads"] else ", attention not kept"
     size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
     facts = [
         ("encoder", (manifest.get("model") or {}).get("name")),
-        ("texts", progress(trace)),
+        ("texts", texts_progress(trace)),
         ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
         ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
         ("commit", manifest.get("git")),
@@ -236,9 +251,11 @@ def lora_line(lora: dict) -> str:
     return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
 
 
-def progress(trace) -> str:
-    if trace.manifest["kind"] == "encoder":
-        return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
+def texts_progress(trace: "EncoderTrace") -> str:
+    return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
+
+
+def progress(trace: "Trace") -> str:
     steps = trace.manifest["steps"]
     wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
     return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,8 @@ import tyro
 from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
+from toushi.probe.pipelines.load_options import checked_threads
 
 MOST = 12  # sentences
 ENDINGS = (".png", ".pdf", ".svg")
@@ -25,7 +27,7 @@ class Lens:
   toushi lens "我在河边的银行钓鱼"
   toushi lens "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
   toushi lens "他去银行存钱了" --encoder models/multilingual-e5-small --layers 1 6 12
-  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_trace)
+  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_encoder_trace)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own
 embedding and to the words of the other sentences (cosine), and what it reads (attention, mean of the heads).
@@ -44,6 +46,8 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
     """Keep all states and attention there, as one trace of kind encoder."""
     overwrite: bool = False
     """Replace a trace that is already in that folder."""
+    threads: int | None = None
+    """CPU threads to compute with. If not given: 1 for our own encoders, as many as torch takes for others."""
 
     def run(self) -> None:
         self._check()
@@ -51,6 +55,8 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
         from toushi.probe.encoders.load_encoder import open_encoder
 
         encoder = open_encoder(self.encoder)
+        if self.threads is not None:
+            encoder = replace(encoder, threads=self.threads)
         every = list(range(len(encoder.layers) + 1))
         if wrong := [number for number in self.layers if number not in every]:
             raise ToushiError(f"there is no layer {wrong[0]}; {encoder.name} has 0 (the embeddings) to {every[-1]}")
@@ -93,8 +99,11 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
                 f"{len(self.sentences)} sentences are too many to show, at most {MOST}; in Python lens(encoder, texts) "
                 "takes any number"
             )
+        checked_threads(self.threads)
         if self.out is not None and self.out.suffix not in ENDINGS:
             raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
+        if self.out is not None:
+            require("matplotlib")
 
 
 def about(readings) -> str:

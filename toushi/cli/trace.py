@@ -21,9 +21,11 @@ import tyro
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
-from toushi.probe.pipelines.load_options import Loading
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.pipelines.load_options import MOST_THREADS, Loading
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -68,8 +70,9 @@ open_trace(FOLDER) reads it in Python."""
     """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
-    keep: Literal["heads", "mean", "sum"] = "heads"
-    """heads: everything; mean: the mean of the heads at each step; sum: one map set for the whole run."""
+    keep: Literal["heads", "mean", "sum"] | None = None
+    """heads: every head; mean: the mean over heads at each step; sum: one map set for the whole run.
+    If not given: heads where that fits the budget, else mean."""
     sites: Globs = ()
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
@@ -90,6 +93,8 @@ open_trace(FOLDER) reads it in Python."""
 
     def run(self) -> None:
         started = time.perf_counter()
+        if not self.no_record:
+            require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
@@ -147,7 +152,7 @@ open_trace(FOLDER) reads it in Python."""
         """Finishes an older run."""
         if given := self.beside_resume():
             raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
         dtype = str(trace.manifest.get("dtype"))
@@ -157,7 +162,10 @@ open_trace(FOLDER) reads it in Python."""
         from toushi.probe.resume import check, check_family, resume
 
         check_family(trace)
-        model = load(self.model, checked_device(trace.manifest.get("device")), getattr(torch, dtype, torch.float32))
+        threads = trace.manifest.get("threads")
+        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+        device = checked_device(trace.manifest.get("device"))
+        model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
         count = trace.manifest["steps"]["count"]
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
@@ -180,7 +188,7 @@ open_trace(FOLDER) reads it in Python."""
         """The pictures alone."""
         from toushi.probe.pipelines.generate import usual_steps
 
-        make_room(folder, self.overwrite)
+        prepare_output_dir(folder, self.overwrite)
         files = []
         for index, prompt in enumerate(prompts):
             with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
@@ -282,8 +290,8 @@ def edits_in(source: Path | None) -> list:
     if source is None:
         return []
     from toushi.probe.editing.edit import edits_of_manifest
-    from toushi.probe.trace.manifest import parse
-    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.open import open_trace
+    from toushi.probe.trace.trace_json import parse
 
     if source.is_dir():
         edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
@@ -311,7 +319,7 @@ def edited(model, edits: list):
 def _ready_to_draw() -> None:
     """In the drawing process: what the first figure would have to wait for."""
     import toushi.probe.figures.words_figure
-    import toushi.probe.trace.reader  # noqa: F401
+    import toushi.probe.trace.open  # noqa: F401
     from toushi.probe.figures.style import warm_up
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -363,7 +371,7 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
-    check_room(folder, overwrite)
+    check_output_dir(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

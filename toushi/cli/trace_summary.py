@@ -7,14 +7,15 @@ from pathlib import Path
 
 from toushi.cli.terminal import limit_length, printable, table
 from toushi.probe.base.byte_sizes import format_bytes
-from toushi.probe.trace.output_dir import WriteFailed, reason
+from toushi.probe.trace.output_dir import reason
+from toushi.probe.trace.trace_errors import WriteFailed
 
 
 def told(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import chosen, words_figure
-    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
     looked = any(site["kind"] == "cross" for site in trace.sites.values())
@@ -49,6 +50,7 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     files.append(
         ("trace", f"{folder}  ({format_bytes(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
+    files.append(("kept", kept(trace)))
     edits = len(trace.manifest.get("edits") or [])
     if edits:
         run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
@@ -66,6 +68,17 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
             table(files),
         ]
     )
+
+
+def kept(trace) -> str:
+    """What the trace holds of the heads, in a few words."""
+    what = {
+        "heads": "every head at every step",
+        "mean": "the mean over heads at every step",
+        "sum": "the sum over steps",
+    }
+    automatic = (trace.manifest.get("kept") or {}).get("keep", trace.keep) is None
+    return what[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
 
 
 def where_words_went(trace, words, maps) -> str:

@@ -1,0 +1,87 @@
+"""The names of a trace on disk: its files, its tensors, its constants. docs/trace-format.md describes them."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+FORMAT, COLLECTION, VERSION = "toushi-trace", "toushi-collection", 1
+MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
+ENCODER, IMAGE = "encoder.safetensors", "image.png"
+LONGEST = 65_536  # of an axis that the manifest leaves open
+KEEPS = ("heads", "mean", "sum")
+SITE_KINDS = ("cross", "self", "encoder")
+TOKEN_KINDS = ("text", "template", "special", "pad")
+
+
+def step_file(step: int, keep: str) -> str:
+    return f"{'sum' if keep == 'sum' else 'step'}_{step:04d}.safetensors"
+
+
+def texts_file(number: int) -> str:
+    return f"texts_{number:04d}.safetensors"
+
+
+# --- tensors of a picture -------------------------------------------------------------------------------
+
+
+def map_key(site: str, branch: str) -> str:
+    return f"{site}/{branch}"
+
+
+def rest_key(site: str, branch: str) -> str:
+    return f"{site}/{branch}/rest"
+
+
+def state_key(index: int, branch: str) -> str:
+    return f"state/{index}/{branch}"
+
+
+def encoder_attention_key(layer: int, branch: str) -> str:
+    return f"attention/{layer}/{branch}"
+
+
+def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
+    match = re.fullmatch(r"(?:state|attention)/[0-9]{1,6}/(\w+)", key)
+    return match is not None and match[1] in branches
+
+
+# --- tensors of texts -----------------------------------------------------------------------------------
+
+
+def text_state_key(text: int, layer: int) -> str:
+    return f"text/{text}/{layer}"
+
+
+def text_attention_key(text: int, layer: int) -> str:
+    return f"text/{text}/{layer}/attention"
+
+
+def text_final_key(text: int) -> str:
+    return f"text/{text}/final"
+
+
+# --- folders --------------------------------------------------------------------------------------------
+
+
+def is_trace_file(name: str) -> bool:
+    """A file that belongs to a trace, finished or not. Where anything else lies, nothing is ever removed."""
+    written = (
+        r"(manifest\.json|(steps|texts)\.jsonl|collection\.json|(image|words)\.png|"
+        r"(encoder|(step|sum|texts)_[0-9]{4,})\.safetensors)"
+    )
+    return re.fullmatch(written + r"(\.tmp)?", name) is not None
+
+
+def is_member(name: object) -> bool:
+    """A folder of a collection: 000, 001, …"""
+    return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
+
+
+def format_of(folder: Path) -> object:
+    """The format that the manifest in the folder names; None where there is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest.get("format") if isinstance(manifest, dict) else None
