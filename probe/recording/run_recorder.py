@@ -313,11 +313,11 @@ class Run:
         for item, folder in enumerate(self.folders(count)):
             writer = TraceWriter(folder, self._manifest(texts, item, count), resume=self.resumed)
             self.writers.append(writer)
-            if layout.ENCODER in writer.manifest["files"]:
+            if layout.ENCODER in writer.manifest.files:
                 continue
             encoder = {}
             for branch, some in texts.encoder.items():
-                if branch in writer.manifest["branches"]:
+                if branch in writer.manifest.branches:
                     encoder |= {f"{key}/{branch}": array for key, array in some[item].items()}
             if encoder:
                 writer.write_encoder(encoder)

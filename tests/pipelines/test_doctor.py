@@ -51,7 +51,7 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, "a red cat", size=(32, 48), steps=1)
     trace = open_trace(tmp_path / "run")
-    sites = {site: about for site, about in trace.sites.items() if about["kind"] == "cross"}
+    sites = {site: about for site, about in trace.sites.items() if about.kind == "cross"}
     ahead = shapes(family, found.pipeline)
     finest = max(about["grid"] for about in sites.values())
     assert set(ahead) == set(sites)
@@ -66,7 +66,7 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
         assert columns(family, found.pipeline, 4) == cond[0].columns
     monkeypatch.setattr("toushi.probe.pipelines.size_estimate.columns", lambda *_: cond[0].columns - joint)
     monkeypatch.setattr("toushi.probe.pipelines.size_estimate.branches", lambda _: 1)
-    told = foreseen(family, found.pipeline, tuple(trace.manifest["size"]), 1, 4)
+    told = foreseen(family, found.pipeline, trace.manifest.size, 1, 4)
     monkeypatch.undo()
     assert told.disk["heads"] == sum(2 * s.heads * s.columns * s.cells for s in cond) + 80 * finest[0] * finest[1]
 
