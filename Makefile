@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On Linux PyPI's torch brings CUDA along. For the small CPU build: make demo TORCH_FROM="--index-url <its address>"
 TORCH_FROM ?=
 
-.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench
+.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench schema
 
 setup: .venv/ready
 
@@ -77,3 +77,7 @@ scores: setup
 # What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# The published schema of a trace's manifest, after a change of probe/trace/manifest.py.
+schema: setup
+	$(BIN)/python -m toushi.probe.trace.manifest_schema > docs/trace-manifest.schema.json

@@ -41,7 +41,7 @@ def test_a_verdict_for_every_picture(block, tmp_path):
     with record(pipeline, tmp_path / "run", keep="mean"):
         pictures = draw(pipeline, ["a red cat", "the moon"], steps=1)
     for trace, picture, before in zip(open_collection(tmp_path / "run"), pictures, plain):
-        assert trace.manifest["safety"] == ("blocked" if block else "passed")
+        assert trace.manifest.safety == ("blocked" if block else "passed")
         assert np.array_equal(picture, before) and np.array_equal(trace.image(), before)
         assert (np.asarray(picture).max() == 0) == block and trace.verify() == []
 
@@ -50,14 +50,14 @@ def test_a_tuple_latents_and_no_checker(tmp_path):
     pipeline = checked(True)
     with record(pipeline, tmp_path / "tuple", keep="mean"):
         pipeline("cat", num_inference_steps=1, height=32, width=32, return_dict=False)
-    assert open_trace(tmp_path / "tuple").manifest["safety"] == "blocked"
+    assert open_trace(tmp_path / "tuple").manifest.safety == "blocked"
     with record(pipeline, tmp_path / "latent", keep="mean"):
         pipeline("cat", num_inference_steps=1, height=32, width=32, output_type="latent")
-    assert open_trace(tmp_path / "latent").manifest["safety"] == "not run"
+    assert open_trace(tmp_path / "latent").manifest.safety == "not run"
     pipeline = made("stable-diffusion")
     with record(pipeline, tmp_path / "none", keep="mean"):
         draw(pipeline, steps=1)
-    assert open_trace(tmp_path / "none").manifest["safety"] is None
+    assert open_trace(tmp_path / "none").manifest.safety is None
 
 
 def test_what_the_command_says_of_a_blocked_picture(tmp_path, capsys):
