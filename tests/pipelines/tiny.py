@@ -217,6 +217,22 @@ def z_image(tokenizer=None, refiners: int = 1):
     )
 
 
+def flux_2_transformer(guidance: bool):
+    config = dict(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+    )
+    if "guidance_embeds" in inspect.signature(diffusers.Flux2Transformer2DModel.__init__).parameters:
+        config["guidance_embeds"] = guidance  # diffusers 0.36 always has them
+    return diffusers.Flux2Transformer2DModel(**config)
+
+
 def flux_2_components() -> dict:
     """Those of FLUX.2 Klein."""
     tokenizer = qwen_tokenizer()
@@ -242,17 +258,7 @@ def flux_2_components() -> dict:
         ),
         text_encoder=transformers.Qwen3ForCausalLM(config),
         tokenizer=tokenizer,
-        transformer=diffusers.Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(2, 2, 2, 2),
-            guidance_embeds=False,
-        ),
+        transformer=flux_2_transformer(guidance=False),
     )
 
 
@@ -346,6 +352,7 @@ def kolors():
         multi_query_group_num=1,
         bias_dropout_fusion=False,
         original_rope=True,
+        use_cache=True,
     )
     encoder = ChatGLMModel(config, empty_init=False)
     for name, weight in encoder.named_parameters():
@@ -480,7 +487,7 @@ def flux_2():
         vae=klein["vae"],
         text_encoder=transformers.Mistral3ForConditionalGeneration(config),
         tokenizer=tokenizer,
-        transformer=diffusers.Flux2Transformer2DModel(**{**klein["transformer"].config, "guidance_embeds": True}),
+        transformer=flux_2_transformer(guidance=True),
     )
 
 
