@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, nn
 
 from toushi.hooks.hook_error import WireError
+from toushi.hooks.watched_modules import mark_input_reader
 
 
 @contextmanager
@@ -78,5 +79,5 @@ def argument_hooks(modules: Mapping[str, tuple[nn.Module, Sequence[str]]], see: 
             def before(module, given, named, name=name, places=places):
                 see(name, *(given[i] if i < len(given) else named.get(p) for p, i in places))
 
-            wires.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            wires.enter_context(module.register_forward_pre_hook(mark_input_reader(before), with_kwargs=True))
         yield

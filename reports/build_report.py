@@ -45,7 +45,8 @@ def report(
             chapters.append(chapter_of_trace(source, key, out, figures, asked))
         else:
             chapters.append(chapter_of_run(source, key, out, figures))
-    stems = [stem for chapter in chapters for picture in chapter.pictures for stem in dict.fromkeys(picture.stem)]
+    pictures = [picture for chapter in chapters for picture in chapter.pictures]
+    stems = dict.fromkeys(picture.stem.translate(language) for picture in pictures for language in LANGUAGES)
     made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     if figures:
         there = list(dict.fromkeys(name for chapter in chapters for name in chapter.all_pictures))

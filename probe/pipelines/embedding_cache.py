@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from toushi.hooks.torch_private import forward_hooks
+from toushi.hooks.module_hooks import argument_hooks
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.safe_read import read_regular_file
@@ -33,9 +34,6 @@ from toushi.probe.pipelines.lora import loras_of
 from toushi.probe.pipelines.private_api import execution_device
 
 FORMAT = "toushi-text-1"
-# Hooks of these only serve the encoder itself; anybody else's may want, or change, what it computes.
-OWN = ("transformers", "accelerate", "diffusers", "peft", "torch")
-READER = "argument_hooks.<locals>.before"  # reads ids, which lie in the cache as well
 
 
 class NotKept(UserWarning):
@@ -87,7 +85,7 @@ class Texts:
 
     def key(self, arguments: Mapping[str, Any]) -> str | None:
         """The digest of all that the answer depends on; None if it has to be computed anew."""
-        if any(hooked(encoder) for encoder in self.encoders.values()):
+        if any(is_watched(unwrapped(encoder)) for encoder in self.encoders.values()):
             return None  # somebody reads or edits the encoder, so that it has to run
         if (sample := sampled(self.encoders)) is not None and sample != self.sample:
             warnings.warn(
@@ -116,24 +114,16 @@ class Texts:
     @contextmanager
     def reading(self):
         """Notes what the encoders are given."""
-        found: dict[str, list[EncoderInputs]] = {name: [] for name in self.encoders if name in self.read}
+        runs: dict[str, list[EncoderInputs]] = {name: [] for name in self.encoders if name in self.read}
 
-        def noting(name: str):
-            names = list(inspect.signature(unwrapped(self.encoders[name]).forward).parameters)
+        def note(name: str, ids: Tensor | None, mask: Tensor | None) -> None:
+            if ids is not None:
+                runs[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
 
-            def before(module, arguments, named):
-                given = {**dict(zip(names, arguments)), **named}
-                ids, mask = given.get("input_ids"), given.get("attention_mask")
-                if ids is not None:
-                    found[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
-
-            return before
-
-        with ExitStack() as hooks:
-            for name in found:
-                handle = unwrapped(self.encoders[name]).register_forward_pre_hook(noting(name), with_kwargs=True)
-                hooks.callback(handle.remove)
-            yield found
+        with argument_hooks(
+            {name: (unwrapped(self.encoders[name]), ["input_ids", "attention_mask"]) for name in runs}, note
+        ):
+            yield runs
 
     # --- the folder
 
@@ -252,16 +242,6 @@ def settings(model) -> dict[str, Any]:
             and name not in ("name_or_path", "training")
         },
     }
-
-
-def hooked(encoder: nn.Module) -> bool:
-    """Whether somebody reads or edits what the encoder computes."""
-    for module in unwrapped(encoder).modules():
-        for hook in forward_hooks(module):
-            owner, name = getattr(hook, "__module__", ""), getattr(hook, "__qualname__", "")
-            if owner.partition(".")[0] not in OWN and not name.startswith(READER):
-                return True
-    return False
 
 
 def _dtype(value: Any) -> str:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
 from toushi.probe.models.cpu_threads import cpu_threads
@@ -146,11 +147,13 @@ def load_mini_unet(folder: Path, loading: Loading) -> MiniUNet:
 def read_mini_unet(folder: Path) -> MiniUNet:
     """The mini-unet of a folder, on the CPU. Raises UnknownModel if the folder holds none."""
     try:
-        return MiniUNet.from_folder(folder)
+        model = MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"
         ) from error
+    model.is_watched = is_watched
+    return model
 
 
 @contextmanager
@@ -214,6 +217,7 @@ UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ImportError, OSEr
 
 def open_pipeline(name: Path | str, dtype: torch.dtype, loading: Loading):
     """The pipeline of a folder or a hub id, in main memory."""
+    import diffusers
     from diffusers import DiffusionPipeline
 
     try:
@@ -226,10 +230,14 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: Loading):
             reason = "our own Z-Image does not take it: add --engine diffusers, or leave it out"
             loading.refuse("this engine", {"lora": reason, "quantize": reason})
             return ZImage.from_folder(folder, dtype)
+        if not hasattr(diffusers, kind):
+            raise UnknownModel(
+                f"{name} is a {kind}, and diffusers {diffusers.__version__} has no such pipeline: "
+                "pip install --upgrade diffusers"
+            )
         more = {} if loading.quantize is None else {"quantization_config": bnb_4bit_config(folder, dtype)}
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, dtype=dtype, local_files_only=True, **more
-        )
+        more[dtype_argument(diffusers.__version__)] = dtype
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **more)
     except ToushiError:
         raise
     except UNREADABLE as error:
@@ -241,6 +249,12 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: Loading):
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def dtype_argument(version: str) -> str:
+    """What `from_pretrained` of this release of diffusers calls the dtype; the older name warns since 0.40."""
+    major, minor = version.split(".")[:2]
+    return "dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype"
 
 
 def check_files(folder: Path) -> None:

@@ -308,11 +308,11 @@ class RunRecorder:
         for picture, folder in enumerate(self.recording.folders.new(count)):
             writer = TraceWriter(folder, trace_fields(self, picture, count), resume=self.recording.resumed)
             self.writers.append(writer)
-            if layout.ENCODER in writer.manifest["files"]:
+            if layout.ENCODER in writer.manifest.files:
                 continue
             encoder = {}
             for branch, arrays in self.recording.encoder_arrays.items():
-                if branch in writer.manifest["branches"]:
+                if branch in writer.manifest.branches:
                     encoder |= {f"{key}/{branch}": array for key, array in arrays[picture].items()}
             if encoder:
                 writer.write_encoder(encoder)

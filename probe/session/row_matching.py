@@ -24,15 +24,21 @@ def match_rows(
     texts: Mapping[str, Sequence[Tensor]],
     order: Sequence[str],
     seen: Collection[Place] = (),
+    branches: Sequence[str] | None = None,
 ) -> list[Place]:
     """Branch and picture of each row. Rows and texts are [column, feature], without padding.
+
+    `branches` names the branch of each row, where a family can tell it from the denoiser's arguments.
 
     Texts that are equal (an empty prompt beside an empty negative one) cannot be told apart by value: among them
     `order`, the family's order of branches in a batch, decides; where there are fewer rows than texts, those come
     first that were not `seen` in this step yet (pipelines may evaluate their branches in separate calls), then `cond`.
     """
     every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
-    equals = [tuple(place for place in every if equal(row, texts[place[0]][place[1]])) for row in rows]
+    possible = [every if branches is None else [p for p in every if p[0] == branches[i]] for i in range(len(rows))]
+    equals = [
+        tuple(place for place in places if equal(row, texts[place[0]][place[1]])) for row, places in zip(rows, possible)
+    ]
     for index, (row, places) in enumerate(zip(rows, equals)):
         if not places:
             known = ", ".join(f"{branch} {tuple(texts[branch][item].shape)}" for branch, item in every)

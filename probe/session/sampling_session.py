@@ -65,7 +65,7 @@ class SamplingSession:
         self.run: Run | None = None
         self.evaluation: Evaluation | None = None  # the latest of the denoiser
         self._in_step = False  # inside scheduler.step
-        self._rows_of_text: list[tuple[tuple[Tensor, ...], tuple[int, ...], list[Place]]] = []
+        self._rows_of_text: list[tuple[tuple[Tensor, ...], tuple, list[Place]]] = []
         self._users = 0
         self._patches = ExitStack()
 
@@ -322,12 +322,12 @@ class SamplingSession:
 
     def match(self, inputs: DenoiserInputs, run: Run) -> list[Place]:
         """Branch and picture of each row. Comparing texts takes time, and most come again at every step."""
-        version = tuple(map(tensor_version, inputs.key))
+        version = (inputs.branches, *map(tensor_version, inputs.key))
         for key, known_version, rows in self._rows_of_text:
             same = known_version == version and len(key) == len(inputs.key)
             if same and all(map(operator.is_, key, inputs.key)):
                 return rows
         states = {branch: [prompt.states for prompt in prompts] for branch, prompts in self.prompts.items()}
-        rows = match_rows(inputs.texts(), states, self.family.branch_order, run.evaluations)
+        rows = match_rows(inputs.texts(), states, self.family.branch_order, run.evaluations, inputs.branches)
         self._rows_of_text = [(inputs.key, version, rows), *self._rows_of_text[: KNOWN_TEXTS - 1]]
         return rows

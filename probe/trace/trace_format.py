@@ -10,8 +10,6 @@ MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl",
 ENCODER, IMAGE = "encoder.safetensors", "image.png"
 LONGEST = 65_536  # of an axis that the manifest leaves open
 KEEPS = ("heads", "mean", "sum")
-SITE_KINDS = ("cross", "self", "encoder")
-TOKEN_KINDS = ("text", "template", "special", "pad")
 
 
 def step_file(step: int, keep: str) -> str:
@@ -59,6 +57,18 @@ def text_attention_key(text: int, layer: int) -> str:
 
 def text_final_key(text: int) -> str:
     return f"text/{text}/final"
+
+
+# --- shapes ---------------------------------------------------------------------------------------------
+
+
+def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
+    """Whether a tensor's shape is one of those; -1 stands for any length from 1 to LONGEST."""
+    shape = tuple(shape)
+    return any(
+        len(shape) == len(one) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, one))
+        for one in allowed
+    )
 
 
 # --- folders --------------------------------------------------------------------------------------------

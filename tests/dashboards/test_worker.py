@@ -35,7 +35,7 @@ def test_a_new_trace_is_what_was_ordered(tmp_path):
     assert (job.state, job.step, job.error, job.cut) == ("done", 3, "", [])
     trace = open_trace(job.folder)
     assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
-    kept = [trace.manifest[name] for name in ("negative_prompt", "guidance", "seed", "sampler")]
+    kept = [getattr(trace.manifest, name) for name in ("negative_prompt", "guidance", "seed", "sampler")]
     assert kept == ["模糊", 2.0, 7, "heun"]
     assert trace.manifest["threads"] == 1
 

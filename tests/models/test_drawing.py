@@ -27,7 +27,7 @@ def test_every_shipped_model_is_one_of_the_family(name, tmp_path):
     assert family_of(model).name == "mini-unet" and default_steps(model) == 20
     with record(model, tmp_path / "run"):
         generate(model, "河边的银行", steps=1)
-    assert open_trace(tmp_path / "run").manifest["model"]["name"] == name
+    assert open_trace(tmp_path / "run").manifest.model.name == name
 
 
 @pytest.mark.parametrize("size", [(144, 144), (160, 48), (16, 160)])

@@ -36,7 +36,7 @@ def test_toushi_trace(name, tmp_path, capsys):
     assert {"cat", "月亮"} <= {row.split()[0] for row in rows} and (tmp_path / "run" / "words.png").exists()
     assert ("hidden states are kept" in said.err) == (name in ("sana", "lumina-2"))
     trace = open_trace(tmp_path / "run")
-    assert trace.complete and trace.verify() == [] and trace.manifest["family"].startswith(name)
+    assert trace.complete and trace.verify() == [] and trace.manifest.family.startswith(name)
     assert trace.branches[0] == "cond" and trace.prompt == PROMPT
     # The explorer opens it.
     (entry,) = library.entries(tmp_path)
@@ -92,7 +92,7 @@ def test_the_size_of_the_pipeline_itself(tmp_path):
     arguments = ["trace", "cat", "--model", str(tmp_path / "model"), "--steps", "1", "--keep", "mean"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     trace = open_trace(tmp_path / "run")
-    assert np.array_equal(trace.manifest["size"], trace.image().shape[:2])
+    assert np.array_equal(trace.manifest.size, trace.image().shape[:2])
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-3"])
@@ -109,7 +109,7 @@ def test_edits_of_a_pipeline(name, tmp_path):
     ):
         assert main(["trace", PROMPT, *options, "--out", str(tmp_path / out), *more]) == 0
     plain, edited, again = (open_trace(tmp_path / out) for out in ("plain", "edited", "again"))
-    assert edited.manifest["edits"] == again.manifest["edits"] and edited.manifest["edits"][0]["word"] == "cat"
+    assert edited.manifest.edits == again.manifest.edits and edited.manifest.edits[0]["word"] == "cat"
     assert np.array_equal(edited.latent(1), again.latent(1)) and not np.array_equal(edited.latent(1), plain.latent(1))
 
 

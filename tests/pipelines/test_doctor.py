@@ -56,13 +56,13 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, "a red cat", size=(32, 48), steps=1)
     trace = open_trace(tmp_path / "run")
-    sites = {site: about for site, about in trace.sites.items() if about["kind"] == "cross"}
+    sites = {site: about for site, about in trace.sites.items() if about.kind == "cross"}
     shapes = site_shapes(family, found.pipeline)
-    finest = max(about["grid"] for about in sites.values())
+    finest = max(about.grid for about in sites.values())
     assert set(shapes) == set(sites)
     for site, about in sites.items():
-        assert shapes[site].heads == about["heads"]
-        assert [-(-n // shapes[site].downsampling) for n in finest] == about["grid"]
+        assert shapes[site].heads == about.heads
+        assert [-(-n // shapes[site].downsampling) for n in finest] == about.grid
     # The tiny pipelines are drawn with shorter texts than the pipeline's own; the columns are put in for it.
     (sizes,) = [size for size in measured if size]
     cond = [size for key, size in sizes.items() if key.endswith("/cond")]
@@ -70,7 +70,7 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     if name == "hunyuan-dit":  # its own lengths are fixed
         assert text_columns(family, found.pipeline, 4) == cond[0].columns
     known = replace(family, text_columns=lambda pipeline, tokens: cond[0].columns - family.joint)
-    maps, grid = estimate_maps(known, found.pipeline, tuple(trace.manifest["size"]), 4, branches=1)
+    maps, grid = estimate_maps(known, found.pipeline, tuple(trace.manifest.size), 4, branches=1)
     assert list(grid) == finest
     assert (
         forecast_of(maps, Policy(), 1, grid).disk["heads"]

@@ -94,8 +94,8 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
     assert main(["trace", "a red cat", "--model", str(saved("stable-diffusion")), *options]) == 0
     assert "on the CPU it only costs time" in capsys.readouterr().err
     trace = open_trace(tmp_path / "run")
-    assert trace.manifest["dtype"] == "bfloat16" and trace.manifest["device"] == "cpu" and trace.verify() == []
-    assert trace.manifest["loading"] == {
+    assert trace.manifest.dtype == "bfloat16" and trace.manifest.device == "cpu" and trace.verify() == []
+    assert trace.manifest.loading == {
         "engine": "own",
         "device": "cpu",
         "threads": None,
@@ -106,7 +106,7 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
         "quantize": None,
         "embedding_cache": None,
     }
-    assert [(own["file"], own["scale"]) for own in trace.manifest["loras"]] == [(file.name, 0.5)]
+    assert [(own.file, own.scale) for own in trace.manifest.loras] == [(file.name, 0.5)]
 
 
 def test_what_was_left_open_is_told_too(saved):
@@ -279,7 +279,7 @@ def test_a_lora_file_is_in_the_manifest_with_its_hash_and_scale(saved, lora, tmp
     plain = recorded(saved("stable-diffusion"), tmp_path).image()
     trace = recorded(saved("stable-diffusion"), tmp_path, lora=f"{file}:0.5")
     assert not np.array_equal(trace.image(), plain)
-    assert trace.manifest["loras"] == [
+    assert [own.as_dict() for own in trace.manifest.loras] == [
         {
             "name": "0_stable_diffusion",
             "file": file.name,
@@ -298,8 +298,8 @@ def test_switching_a_lora_is_noticed(saved, lora, tmp_path):
         draw(pipeline, steps=1)
         pipeline.disable_lora()
         draw(pipeline, steps=1)
-    one, two = (trace.manifest["loras"][0] for trace in open_collection(tmp_path / "run"))
-    assert (one["scale"], one["on"]) == (0.25, True) and (two["scale"], two["on"]) == (0.25, False)
+    one, two = (trace.manifest.loras[0] for trace in open_collection(tmp_path / "run"))
+    assert (one.scale, one.on) == (0.25, True) and (two.scale, two.on) == (0.25, False)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_offload_changes_neither_picture_nor_maps(name, way, tmp_path):
         picture = draw(pipeline, negative=NEGATIVE)[0]
     trace, truth = open_trace(tmp_path / "run"), open_trace(tmp_path / "plain")
     assert np.array_equal(bare, plain) and np.array_equal(picture, plain)
-    assert trace.manifest["device"] == "cpu" and trace.manifest["dtype"] == "float32" and trace.verify() == []
+    assert trace.manifest.device == "cpu" and trace.manifest.dtype == "float32" and trace.verify() == []
     assert len(cross(trace)) == SITES[name] and trace.sites == truth.sites
     for step in trace.steps:
         one, other = (t.files.step(step) for t in (trace, truth))

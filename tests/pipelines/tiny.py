@@ -8,6 +8,7 @@ import torch
 import transformers
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 
+from tests.pipelines.diffusers_since import need
 from tests.pipelines.vocabularies import (
     bert_tokenizer,
     chatglm_tokenizer,
@@ -216,7 +217,8 @@ def z_image(tokenizer=None, refiners: int = 1):
     )
 
 
-def flux_2_klein():
+def flux_2_components() -> dict:
+    """Those of FLUX.2 Klein."""
     tokenizer = qwen_tokenizer()
     config = transformers.Qwen3Config(
         hidden_size=16,
@@ -228,7 +230,7 @@ def flux_2_klein():
         vocab_size=len(tokenizer),
         max_position_embeddings=512,
     )
-    return diffusers.Flux2KleinPipeline(
+    return dict(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=diffusers.AutoencoderKLFlux2(
             down_block_types=["DownEncoderBlock2D"] * 2,
@@ -252,6 +254,11 @@ def flux_2_klein():
             guidance_embeds=False,
         ),
     )
+
+
+def flux_2_klein():
+    need("Flux2KleinPipeline")
+    return diffusers.Flux2KleinPipeline(**flux_2_components())
 
 
 def pixart():
@@ -464,16 +471,16 @@ def flux_2():
         vocab_size=len(tokenizer),
     )
     vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28)
-    klein = flux_2_klein()
+    klein = flux_2_components()
     config = transformers.Mistral3Config(
         text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}
     )
     return diffusers.Flux2Pipeline(
-        scheduler=klein.scheduler,
-        vae=klein.vae,
+        scheduler=klein["scheduler"],
+        vae=klein["vae"],
         text_encoder=transformers.Mistral3ForConditionalGeneration(config),
         tokenizer=tokenizer,
-        transformer=diffusers.Flux2Transformer2DModel(**{**klein.transformer.config, "guidance_embeds": True}),
+        transformer=diffusers.Flux2Transformer2DModel(**{**klein["transformer"].config, "guidance_embeds": True}),
     )
 
 

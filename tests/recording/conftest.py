@@ -5,13 +5,16 @@ import torch.nn.functional as F
 
 from tests.recording.made import SDPA
 from toushi.hooks.attention import _stack
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.session.sampling_session import _sessions
 
 
 @pytest.fixture(scope="module")
 def shared():
-    return MiniUNet.tiny()
+    model = MiniUNet.tiny()
+    model.is_watched = is_watched  # as `load` gives it
+    return model
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_the_manifest_comes_back(trace):
     run, encoding = Run(), TOKENIZER.encode(PROMPT)
     assert trace.prompt == PROMPT and trace.complete and trace.branches == ["cond", "uncond"]
     assert trace.tokens() == list(encoding.tokens) and trace.words() == segment(PROMPT)
-    assert trace.sites == run.sites and trace.steps == [0, 1, 2]
+    assert {name: site.as_dict() for name, site in trace.sites.items()} == run.sites and trace.steps == [0, 1, 2]
     assert trace.times == pytest.approx([1, 2 / 3, 1 / 3])
     assert trace.verify() == []
 

@@ -155,19 +155,19 @@ open_trace(FOLDER) reads it in Python."""
         from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
-        dtype = str(trace.manifest.get("dtype"))
+        dtype = str(trace.manifest.dtype)
         import torch
 
         from toushi.probe.pipelines.load import load
         from toushi.probe.resume import check, check_family, resume
 
         check_family(trace)
-        threads = trace.manifest.get("threads")
+        threads = trace.manifest.threads
         options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
-        device = checked_device(trace.manifest.get("device"))
+        device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
-        count = trace.manifest["steps"]["count"]
+        count = trace.manifest.steps.count
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
@@ -294,7 +294,7 @@ def edits_in(source: Path | None) -> list:
     from toushi.probe.trace.trace_json import parse
 
     if source.is_dir():
-        edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
+        edits = edits_of_manifest(open_trace(source).manifest.edits or [])
     else:
         if not source.is_file():
             raise ToushiError(f"cannot read the edits in {source}: there is no such file")
