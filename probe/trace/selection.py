@@ -86,7 +86,7 @@ def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
     if prompt is None:
         raise NotRecorded(
             f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
-            "pipeline is no row of the family table), so there are no words. "
+            "family of the pipeline is not known), so there are no words. "
             "Ask without a word: the maps are then by token index."
         )
     return find(prompt, manifest.words_of(branch), word)

@@ -13,7 +13,7 @@ from toushi import main
 from toushi.cli.inspect import of_configs
 from toushi.dashboards import trace_library as library
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.generate import draw as drawn
+from toushi.probe.pipelines.generate import generate
 from toushi.probe.pipelines.load import UnknownModel, load
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
@@ -60,7 +60,7 @@ def test_toushi_trace_in_a_process_of_its_own(tmp_path):
 @pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "Flux2KleinInpaintPipeline"])
 def test_a_pipeline_that_begins_with_an_image_says_so(kind):
     with pytest.raises(ToushiError, match=f"{kind} begins with an image"):
-        drawn(variant(kind), "cat", steps=1)
+        generate(variant(kind), "cat", steps=1)
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
@@ -84,7 +84,7 @@ def test_a_pipeline_brings_its_own_sampler(tmp_path, capsys):
     assert main([*arguments, "--sampler", "heun"]) == 2
     assert "is a pipeline and brings its own: leave it out" in capsys.readouterr().err
     with pytest.raises(ToushiError, match="DDIMScheduler"):
-        drawn(made("stable-diffusion"), "cat", sampler="heun")
+        generate(made("stable-diffusion"), "cat", sampler="heun")
 
 
 def test_the_size_of_the_pipeline_itself(tmp_path):
@@ -119,7 +119,7 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
     pipeline.save_pretrained(tmp_path / "model")
     with record(pipeline, tmp_path / "run", sites=["*"], keep="mean"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn(pipeline, PROMPT, steps=1, size=size)
+        generate(pipeline, PROMPT, steps=1, size=size)
     for weights in (tmp_path / "model").rglob("*.safetensors"):
         weights.unlink()
     told, found = of_configs(tmp_path / "model", size), open_trace(tmp_path / "run").sites
@@ -132,7 +132,7 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
 def test_a_run_of_a_pipeline_cannot_be_gone_on_with_and_says_so_before_it_loads(tmp_path, capsys):
     pipeline = made("flux")
     with pytest.raises(KeyboardInterrupt), record(pipeline, tmp_path / "run"):
-        drawn(pipeline, PROMPT, steps=3, size=(32, 32), callback=interrupted)
+        generate(pipeline, PROMPT, steps=3, size=(32, 32), callback=interrupted)
     assert main(["trace", "--resume", str(tmp_path / "run"), "--model", "nowhere"]) == 2
     said = capsys.readouterr().err
     assert "was drawn by flux, which keeps state of its own" in said and "draw it again" in said

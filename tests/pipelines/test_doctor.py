@@ -12,7 +12,7 @@ from tests.pipelines.tiny import MAKERS, draw, made
 from toushi import main
 from toushi.cli.doctor import Found
 from toushi.cli.language import language_of
-from toushi.probe.pipelines.checkpoint_info import needed, opened
+from toushi.probe.pipelines.checkpoint_info import needed_bytes, read_pipeline_info
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.pipelines.size_estimate import estimate_maps, site_shapes, text_columns
 from toushi.probe.recording.forecast import forecast_of
@@ -39,7 +39,7 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "flux-2-klein"])
 def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
-    found, pipeline = opened(saved(name)), made(name)
+    found, pipeline = read_pipeline_info(saved(name)), made(name)
     assert found.unknown == {} and found.pipeline is not None
     family = family_of(found.pipeline)
     for part in found.parts:
@@ -116,12 +116,12 @@ def test_mini_unet_in_chinese(capsys, monkeypatch):
 
 def test_what_offload_needs(saved):
     parts = Found.of_pipeline(saved("flux")).parts
-    need = {way: needed(parts, "transformer", way, "bf16") for way in ("none", "model", "group", "sequential")}
+    need = {way: needed_bytes(parts, "transformer", way, "bf16") for way in ("none", "model", "group", "sequential")}
     assert need["none"] == sum(2 * part.parameters for part in parts.values())
     assert need["model"] == max(2 * part.parameters for part in parts.values())
     assert need["sequential"] <= need["group"] <= need["model"] < need["none"]
-    assert needed(parts, "transformer", "none", "fp32") == 2 * need["none"]
-    assert needed(parts, "transformer", "none", "4bit") < need["none"]
+    assert needed_bytes(parts, "transformer", "none", "fp32") == 2 * need["none"]
+    assert needed_bytes(parts, "transformer", "none", "4bit") < need["none"]
 
 
 @pytest.mark.parametrize(("free", "says"), [(10**6, "It will not run here"), (10**13, "It will run with")])

@@ -70,20 +70,20 @@ class Sites(Loads):
 
     def run(self) -> None:
         from toushi.cli.trace import checked_size
-        from toushi.probe.pipelines.generate import draw
-        from toushi.probe.pipelines.load import folder_of, loaded
+        from toushi.probe.pipelines.generate import generate
+        from toushi.probe.pipelines.load import load_model, model_folder
 
-        size, home = checked_size(self.size), folder_of(self.model)
+        size, home = checked_size(self.size), model_folder(self.model)
         if home is not None and (home / "model_index.json").is_file():
             print(site_table(of_configs(home, size)))
             return
         from toushi.probe.recording.record import record
         from toushi.probe.trace.open import open_trace
 
-        model = loaded(self.model, self.chosen())
+        model = load_model(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
-                draw(model, "猫", steps=1, guidance=1.0, size=size)
+                generate(model, "猫", steps=1, guidance=1.0, size=size)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
 
@@ -91,13 +91,13 @@ class Sites(Loads):
 def of_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str, Site]":
     """The sites of a pipeline by its configs alone, as a manifest tells them: its weights may be larger than memory."""
     from toushi.cli.doctor import own_size
-    from toushi.probe.pipelines.checkpoint_info import opened
+    from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
     from toushi.probe.pipelines.generate import check_size
     from toushi.probe.pipelines.registry import family_of
     from toushi.probe.pipelines.size_estimate import downsampling, head_count
     from toushi.probe.trace.manifest import Site
 
-    found = opened(folder)
+    found = read_pipeline_info(folder)
     if found.pipeline is None:
         lacking = "; ".join(f"{name} {why}" for name, why in found.unknown.items())
         raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
@@ -283,9 +283,9 @@ def tokenizer_of(model: str):
     for home in (*homes, Path(model)):
         if (home / "tokenizer.json").is_file():
             return Tokenizer.load(home / "tokenizer.json")
-    from toushi.probe.pipelines.load import folder_of, load
+    from toushi.probe.pipelines.load import load, model_folder
 
-    home = folder_of(model)  # None: on the hub, where none of ours is
+    home = model_folder(model)  # None: on the hub, where none of ours is
     ours = home is not None and not (home / "model_index.json").is_file()
     tokenizer = getattr(load(model), "tokenizer", None) if ours else None
     if not isinstance(tokenizer, Tokenizer):
