@@ -30,10 +30,10 @@ from toushi.probe.trace.safetensors_reader import SafetensorsFile
 from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded, WriteFailed
 from toushi.probe.trace.trace_format import (
+    FIRST_VERSION,
     FORMAT,
     MANIFEST,
     TEXTS,
-    VERSION,
     text_attention_key,
     text_final_key,
     text_state_key,
@@ -52,7 +52,7 @@ class EncoderTraceWriter:
 
     def __init__(self, folder: str | Path, manifest: Mapping[str, Any], overwrite: bool = False):
         self.folder, self.count, self.files = prepare_output_dir(folder, overwrite), 0, 0
-        given = {"format": FORMAT, "version": VERSION, "kind": "encoder", **manifest, "complete": False}
+        given = {"format": FORMAT, "version": FIRST_VERSION, "kind": "encoder", **manifest, "complete": False}
         self.manifest = check_encoder_manifest(as_json(given, "The manifest to write"), "The manifest to write")
         try:
             write_json(self.folder / MANIFEST, self.manifest.as_dict())

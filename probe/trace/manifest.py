@@ -21,7 +21,7 @@ from toushi.probe.trace.strict_model import (
     validate,
 )
 from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
-from toushi.probe.trace.trace_format import FORMAT, VERSION
+from toushi.probe.trace.trace_format import FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
 from toushi.probe.trace.trace_json import short
 
 Column = Annotated[int, Field(ge=0, le=10**7)]
@@ -85,11 +85,19 @@ class Branch(StrictModel):
     )
     words: list[WordEntry] = Field(fail_fast=True)
     columns: Columns | None = Field(
-        None, description="The text columns that the maps have, in this order; null: every column that a token has."
+        None,
+        description="The text columns that the maps have, in this order; null: every column that a token has, but for "
+        "`pad_columns`.",
+    )
+    pad_columns: Columns | None = Field(
+        None,
+        description="Columns of pads of which the maps have only the sum, as the last place of the token axis. "
+        "From version 2.",
+        min_length=1,
     )
 
     @model_validator(mode="after")
-    def _columns_of_tokens(self) -> Self:
+    def _columns_are_of_tokens(self) -> Self:
         known = set()
         for index, token in enumerate(self.tokens):
             if token.column in known:
@@ -99,17 +107,25 @@ class Branch(StrictModel):
         chosen = self.columns or []
         if not set(chosen) <= known or len(set(chosen)) < len(chosen):
             raise mismatch("columns", "a list of different columns of the tokens, or null", self.columns)
+        pads = self.pad_columns or []
+        free = {token.column for token in self.tokens if token.kind == "pad"} - set(chosen)
+        if not set(pads) <= free or len(set(pads)) < len(pads):
+            wanted = "a list of different columns of pads that are not among columns, or null"
+            raise mismatch("pad_columns", wanted, self.pad_columns)
         return self
 
     def places(self) -> list[alignment.Token]:
-        """The token at each place of the maps' token axis."""
+        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads."""
+        pads = set(self.pad_columns or ())
         by_column = {entry.column: entry.token() for entry in self.tokens if entry.column is not None}
-        columns = sorted(by_column) if self.columns is None else self.columns
-        return [by_column[column] for column in columns]
+        columns = sorted(set(by_column) - pads) if self.columns is None else self.columns
+        summed = [alignment.Token(None, PADS_TEXT, None, "pad", (), -1, PADS)] if pads else []
+        return [by_column[column] for column in columns] + summed
 
     def covers_all_columns(self) -> bool:
         """Whether the maps hold the attention to every text column, so that it sums to 1 with `rest`."""
-        return self.columns is None
+        every = {token.column for token in self.tokens} - {None}
+        return self.columns is None or every <= {*self.columns, *(self.pad_columns or ())}
 
 
 # --- the run --------------------------------------------------------------------------------------------
@@ -246,6 +262,9 @@ class Manifest(TraceManifest):
     @model_validator(mode="after")
     def _spans_fit_the_prompts(self) -> Self:
         for name, branch in self.branches.items():
+            if self.version < 2 and branch.pad_columns is not None:
+                wanted = "null in version 1 of the format"
+                raise mismatch(f"branches.{name}.pad_columns", wanted, branch.pad_columns)
             prompt = self.prompt_of(name) or ""
             check_spans(branch.tokens, len(prompt), f"branches.{name}.tokens")
             check_words(branch.words, prompt, f"branches.{name}.words")
@@ -254,6 +273,10 @@ class Manifest(TraceManifest):
     def list_file(self, name: str, entry: dict[str, Any]) -> None:
         """Adds a finished file: {bytes, sha256}."""
         self.files = {**self.files, name: FileEntry(**entry)}
+
+    def oldest_version(self) -> int:
+        """The oldest format version whose readers understand these maps."""
+        return VERSION if any(branch.pad_columns for branch in self.branches.values()) else FIRST_VERSION
 
     def prompt_of(self, branch: str) -> str | None:
         """The text that the spans of a branch count in."""

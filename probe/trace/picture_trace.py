@@ -72,7 +72,7 @@ class Trace:
         return self.manifest.words_of(check_branch(self.manifest, branch))
 
     def places(self, branch: str = "cond") -> list[Token]:
-        """The token at each place of the maps' token axis, in its order."""
+        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads: column -1."""
         return self.manifest.branches[check_branch(self.manifest, branch)].places()
 
     def span(self, word: WordSpec, branch: str = "cond") -> Span:
@@ -93,8 +93,8 @@ class Trace:
         """Attention of the image to one word, or to every text column: float32 probabilities.
 
         DataArray [step, layer, head, token, y, x]; no `token` axis when a word is given, no `head` axis where
-        only the mean over heads was kept. `token` is the column, with `text` and `kind` beside it; `step` has
-        `time` beside it. Sites are resampled to the grid of the finest; `grid="native"` gives a dict of one
+        only the mean over heads was kept. `token` is the column, with `text` and `kind` beside it; -1, "(pads)", is
+        the sum over all pads, where only that was kept. `step` has `time` beside it. Sites are resampled to the grid of the finest; `grid="native"` gives a dict of one
         DataArray for each site instead. Where a site has fewer heads than another, or a step lacks a site, the
         values are NaN: average with xarray's `mean`, which skips them.
 

@@ -182,7 +182,7 @@ class AttentionQuery:
         tokens = self.manifest.tokens_of(self.branch)
         by_token = shares(tokens, self.span)
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
-        weights = np.array([by_column[column] for column in self.columns], np.float32)
+        weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():
             prompt = self.manifest.prompt_of(self.branch) or ""
             text = prompt[slice(*self.span)]

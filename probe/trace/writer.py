@@ -32,6 +32,7 @@ from toushi.probe.trace.trace_errors import BadRecord, WriteFailed
 from toushi.probe.trace.trace_format import (
     COLLECTION,
     ENCODER,
+    FIRST_VERSION,
     FORMAT,
     IMAGE,
     MANIFEST,
@@ -367,7 +368,7 @@ def write_collection(folder: str | Path, members: list[str], **fields: Any) -> N
     """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
     if not members or not all(map(is_member, members)) or len(set(members)) != len(members):
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
-    collection = {"format": COLLECTION, "version": VERSION, "members": members}
+    collection = {"format": COLLECTION, "version": FIRST_VERSION, "members": members}
     try:
         write_json(Path(folder) / MEMBERS, {**collection, **fields, **collection})
     except OSError as error:
@@ -378,7 +379,10 @@ def _checked(manifest: dict) -> "Manifest":
     """The manifest as it will be read again: JSON types only."""
     from toushi.probe.trace.manifest import check_manifest  # with pydantic, which takes 0.15 s to import
 
-    return check_manifest(as_json(manifest, "The manifest to write"), "The manifest to write")
+    what = "The manifest to write"
+    checked = check_manifest({**as_json(manifest, what), "version": VERSION}, what)
+    checked.version = checked.oldest_version()
+    return checked
 
 
 def _bytes(arrays: Mapping[str, np.ndarray]) -> int:

@@ -371,7 +371,7 @@ def test_verify_sees_a_flipped_bit_a_wrong_sum_and_a_missing_file(tmp_path):
 
 def test_a_newer_format_is_refused(folder, tmp_path):
     manifest = json.loads((folder / layout.MANIFEST).read_text())
-    (tmp_path / layout.MANIFEST).write_text(json.dumps({**manifest, "version": 2, "branches": "all new"}))
+    (tmp_path / layout.MANIFEST).write_text(json.dumps({**manifest, "version": 3, "branches": "all new"}))
     with pytest.raises(NewerTrace, match="newer Toushi"):
         open_trace(tmp_path)
 

@@ -105,11 +105,8 @@ def others(trace) -> str:
     from toushi.probe.figures.style import percent
 
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
-    by_column = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))
     words, besides = trace.words(), {}
-    for token in trace.tokens():
-        if token.column not in by_column:
-            continue
+    for token, share in zip(trace.places(), shares.values.tolist()):
         if token.kind == "text" and token.span is None:
             name = "text of unknown place"
         elif token.span is not None and token.kind == "text":
@@ -118,7 +115,7 @@ def others(trace) -> str:
         else:
             name = token.text or token.kind if token.kind == "special" else token.kind
         if name is not None:
-            besides[name] = besides.get(name, 0.0) + by_column[token.column]
+            besides[name] = besides.get(name, 0.0) + share
     parts = [f"{name} {percent(share)}" for name, share in besides.items()]
     parts += [f"no text {percent(shares.attrs['rest'])}"] if shares.attrs["rest"] > 1e-4 else []
     return "besides   " + (", ".join(parts) or "nothing that was recorded")
