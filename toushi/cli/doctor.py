@@ -285,7 +285,7 @@ def recording(
     found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
 ) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
-    from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, site_shapes, text_columns
+    from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes
     from toushi.probe.recording.forecast import fits, forecast, forecast_of
     from toushi.probe.recording.policy import DISK, Policy
 
@@ -317,7 +317,7 @@ def recording(
     sites = found.family.select_sites(found.model, None).values()
     told = {
         "sites": sum(site.kind == "cross" for site in sites) if small else len(site_shapes(found.family, found.model)),
-        "columns": found.model.tokenizer.length if small else text_columns(found.family, found.model, tokens),
+        "columns": found.model.tokenizer.length if small else kept_columns(found.family, found.model, tokens),
         "branches": texts,
     }
     lines = [translate("recording", steps=steps, **told), table(rows)]
