@@ -122,12 +122,12 @@ def _work(job: Job) -> None:
             warnings.simplefilter("always", UserWarning)
             model = _model(order.model)
             from toushi.probe.models.mini_unet import PromptCut
-            from toushi.probe.pipelines.generate import draw
+            from toushi.probe.pipelines.generate import generate
             from toushi.probe.recording.record import record
 
             job.state = "draw"
             with record(model, job.folder):
-                draw(
+                generate(
                     model, order.prompt, order.negative, steps=order.steps, seed=order.seed, guidance=order.guidance,
                     sampler=order.sampler, size=order.size, callback=after_step,
                 )  # fmt: skip

@@ -251,7 +251,7 @@ def branch(trace) -> str:
 
 def no_encoder(trace) -> None:
     """Says that there is no attention of the text encoder, and why where the manifest knows."""
-    unseen = (trace.manifest.get("not_recorded") or {}).items()
+    unseen = (trace.manifest.not_recorded or {}).items()
     about = [f"{glob}: {why}" for glob, why in unseen if glob == "*" or glob.startswith(("text_encoder", "encoder"))]
     st.info("\n\n".join([say("no_encoder"), *map(escaped, about)]), icon=":material/info:")
 
@@ -264,7 +264,7 @@ def facts(trace) -> None:
     """How the picture was made, in one line; what it was drawn under in another."""
     line = [fact for name, fact in known(trace, language()).items() if name not in ("revision", "prompt", "edits")]
     st.caption(escaped(" · ".join([*line, str(trace.folder)])))
-    if edits := trace.manifest.get("edits"):
+    if edits := trace.manifest.edits:
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
 

@@ -16,6 +16,7 @@ from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import chosen, words_figure
 from toushi.probe.text.alignment import Word
+from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.picture_trace import Trace
 from toushi.reports import report_messages as words
 from toushi.reports.chapter import LANGUAGES, Chapter
@@ -30,7 +31,7 @@ def chapter_of_trace(
 
     `asked` are words whose layers are drawn; the one with the most concentrated map if there is none.
     """
-    count = trace.manifest["steps"]["count"]
+    count = trace.manifest.steps.count
     notices = [] if trace.complete else [words.TRACE_UNFINISHED.format(all=count, done=len(trace.steps))]
     pictures: list[Picture] = []
     found: dict[str, Any] = {}
@@ -93,41 +94,43 @@ def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[st
 def command_of(trace: Trace) -> str:
     """What draws and records it again; empty where the manifest does not know enough."""
     manifest = trace.manifest
-    model = (manifest.get("model") or {}).get("name")
-    needed = [manifest.get(name) for name in ("prompt", "seed", "sampler", "size", "guidance")]
-    if model is None or any(value is None for value in needed) or not isinstance(manifest["seed"], int):
+    model, size = manifest.name_of_model, manifest.size
+    if model is None or manifest.prompt is None or manifest.seed is None or size is None:
         return ""
-    parts = ["toushi", "trace", manifest["prompt"], "--model", model, "--steps", str(manifest["steps"]["count"])]
-    parts += ["--seed", str(manifest["seed"]), "--guidance", f"{manifest['guidance']:g}"]
-    parts += ["--sampler", manifest["sampler"], "--size", "x".join(map(str, manifest["size"]))]
-    if manifest.get("negative_prompt"):
-        parts += ["--negative", manifest["negative_prompt"]]
-    if manifest.get("edits"):
+    if manifest.sampler is None or manifest.guidance is None:
+        return ""
+    parts = ["toushi", "trace", manifest.prompt, "--model", model, "--steps", str(manifest.steps.count)]
+    parts += ["--seed", str(manifest.seed), "--guidance", f"{manifest.guidance:g}"]
+    parts += ["--sampler", manifest.sampler, "--size", "x".join(map(str, size))]
+    if manifest.negative_prompt:
+        parts += ["--negative", manifest.negative_prompt]
+    if manifest.edits:
         parts += ["--edits", trace.folder.as_posix()]
     if trace.keep != "heads":
         parts += ["--keep", trace.keep]
     return shlex.join([*parts, "--out", f"{trace.folder.as_posix()}-again"])
 
 
-def facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
-    model = manifest.get("model") or {}
-    identity = [model.get("name"), model.get("weights_sha256") and f"sha256 {model['weights_sha256']}"]
+def facts(manifest: Manifest) -> list[tuple[Bilingual, Bilingual]]:
+    weights = manifest.model and manifest.model.weights_sha256
+    identity = [manifest.name_of_model, weights and f"sha256 {weights}"]
     found = {
-        "prompt": manifest["prompt"],
-        "negative_prompt": manifest.get("negative_prompt"),
+        "prompt": manifest.prompt,
+        "negative_prompt": manifest.negative_prompt,
         "model": ", ".join(filter(None, identity)),
-        "steps": manifest["steps"]["count"],
-        "size": "×".join(map(str, manifest.get("size") or [])),
+        "steps": manifest.steps.count,
+        "size": "×".join(map(str, manifest.size or [])),
         **{
-            name: manifest.get(name) for name in ("seed", "guidance", "sampler", "device", "dtype", "kernel", "threads")
+            name: getattr(manifest, name)
+            for name in ("seed", "guidance", "sampler", "device", "dtype", "kernel", "threads")
         },
-        "heat_map": (manifest.get("heat_map") or {}).get("rule"),
-        "keep": manifest["keep"],
-        "edits": json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None,
-        "segmenter": _spoken(manifest.get("segmenter")),
-        "versions": _spoken(manifest.get("versions")),
-        "git": manifest.get("git"),
-        "argv": shlex.join(["toushi", *manifest["argv"][1:]]) if manifest.get("argv") else None,
+        "heat_map": manifest.heat_map and manifest.heat_map.rule,
+        "keep": manifest.keep,
+        "edits": json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None,
+        "segmenter": _spoken(manifest.segmenter),
+        "versions": _spoken(manifest.versions),
+        "git": manifest.git,
+        "argv": shlex.join(["toushi", *manifest.argv[1:]]) if manifest.argv else None,
     }
     return [(FACTS[name], Bilingual.same(value)) for name, value in found.items() if value not in (None, "")]
 

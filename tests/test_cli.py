@@ -97,7 +97,7 @@ def test_trace_draws_records_and_tells(recorded):
     assert Image.open(folder / "words.png").width > 500
     trace = open_trace(folder)
     assert trace.complete and trace.prompt == PROMPT and trace.steps == [0, 1, 2]
-    assert trace.manifest["argv"][-1] == str(folder)
+    assert trace.manifest.argv[-1] == str(folder)
 
 
 def test_words_and_special_tokens_together_are_all_of_the_attention(recorded):
@@ -169,7 +169,7 @@ def test_edits_from_a_file_and_from_a_trace(tiny, tmp_path, capsys, fails):
     assert main(["trace", PROMPT, "--edits", str(edits), *options, str(tmp_path / "edited")]) == 0
     assert main(["trace", PROMPT, "--edits", str(tmp_path / "edited"), *options, str(tmp_path / "again")]) == 0
     free, edited, again = (open_trace(tmp_path / name) for name in ("free", "edited", "again"))
-    assert edited.manifest["edits"][0]["word"] == "猫"
+    assert edited.manifest.edits[0]["word"] == "猫"
     assert not np.array_equal(free.latent(1), edited.latent(1)) and np.array_equal(edited.latent(1), again.latent(1))
     capsys.readouterr()
     assert "holds no edit" in fails("trace", PROMPT, "--edits", tmp_path / "free", *options, tmp_path / "x")
@@ -197,9 +197,9 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     assert main(["trace", PROMPT, "--model", tiny, "--size", "16", *options]) == 0
     trace = open_trace(tmp_path / "run")
     assert all(name.startswith("unet.middle.") for name in trace.sites)
-    assert (trace.manifest["seed"], trace.manifest["sampler"], trace.manifest["size"]) == (7, "heun", [16, 16])
+    assert (trace.manifest.seed, trace.manifest.sampler, trace.manifest.size) == (7, "heun", (16, 16))
     assert trace.branches == ["cond"] and trace.steps == [0, 1]
-    assert trace.manifest["dtype"] == "bfloat16" and trace.manifest["kept"]["words"] == ["猫"]
+    assert trace.manifest.dtype == "bfloat16" and trace.manifest.kept.words == ["猫"]
     assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from toushi.probe.analysis.maps import finest_grid, mean_of_sites, nan_mean
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word, shares
-from toushi.probe.trace.manifest import prompt_of
 from toushi.probe.trace.trace_errors import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
@@ -78,9 +77,9 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
 def planes(trace, branch: str) -> Planes:
     """The image-to-text attention of one branch, read step by step so that memory stays bounded."""
     firsts = _firsts(trace, branch)
-    tokens = _tokens(trace, branch, next(iter(firsts.values()))["token"].values)
+    tokens = trace.places(branch)
     words = trace.words(branch)
-    units, weights = units_of(tokens, words, by_token=prompt_of(trace.manifest, branch) is None)
+    units, weights = units_of(tokens, words, by_token=trace.manifest.prompt_of(branch) is None)
     steps = [] if trace.keep == "sum" else trace.steps
     grids = {name: maps.shape[-2:] for name, maps in firsts.items()}
     heads = {name: maps.sizes.get("head", 0) for name, maps in firsts.items()}
@@ -103,7 +102,7 @@ def planes(trace, branch: str) -> Planes:
 def _firsts(trace, branch: str) -> dict:
     """For each site that was kept its attention at the first step that has it: DataArray [1, head?, token, y, x]."""
     firsts = {}
-    for name in (name for name, site in trace.sites.items() if site["kind"] == "cross"):
+    for name in (name for name, site in trace.sites.items() if site.kind == "cross"):
         for step in [None] if trace.keep == "sum" else trace.steps:
             try:
                 firsts[name] = _read(trace, branch, name, step)
@@ -121,11 +120,6 @@ def _firsts(trace, branch: str) -> dict:
 def _read(trace, branch: str, site: str, step: int | None):
     """DataArray [step = 1, head?, token, y, x] on the site's own grid."""
     return trace.attention(branch=branch, sites=[site], steps=None if step is None else [step], grid="native")[site]
-
-
-def _tokens(trace, branch: str, columns) -> list[Token]:
-    by_column = {token.column: token for token in trace.tokens(branch) if token.column is not None}
-    return [by_column[column] for column in columns]
 
 
 def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]) -> np.ndarray:

@@ -52,7 +52,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import lens
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES
-from toushi.probe.pipelines.load import model_files, shipped
+from toushi.probe.pipelines.load import model_files, shipped_models
 
 STUDY = Study(
     title=Bilingual(en="Both directions or one: which resolves ambiguity", zh="双向与因果：谁能分清一词两义"),
@@ -96,7 +96,7 @@ class Config:
 
 def weights(config: Config) -> list[Path]:
     models = [getattr(config, name) for name in TWINS]
-    if lacking := [name for name in models if name not in shipped() and not Path(name).is_dir()]:
+    if lacking := [name for name in models if name not in shipped_models() and not Path(name).is_dir()]:
         raise ToushiError(
             f"{' and '.join(lacking)} are not here: train them by `python -m toushi.experiments.training.train_twins` and then with "
             "--ship, or give two folders with --set bidirectional=… causal=…"

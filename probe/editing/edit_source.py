@@ -21,9 +21,9 @@ def attention(
     Words of other numbers of tokens share their mass evenly over `count` columns.
     """
     index, steps = step
-    if trace.manifest["steps"]["count"] != steps:
+    if trace.manifest.steps.count != steps:
         raise BadEdit(
-            f"{one.source} was drawn in {trace.manifest['steps']['count']} steps, this run has {steps}, so "
+            f"{one.source} was drawn in {trace.manifest.steps.count} steps, this run has {steps}, so "
             "its steps are other moments. Record that trace with as many steps."
         )
     maps = trace.attention(branch=branch, sites=call.site, steps=index, grid="native")[call.site][0]

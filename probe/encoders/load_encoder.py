@@ -21,7 +21,7 @@ from toushi.probe.base.extras import missing_library_named
 from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
-from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped
+from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped_models
 from toushi.probe.pipelines.lora import sha256
 from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
@@ -69,7 +69,7 @@ def open_encoder(
         return ours(which)
     folder = folder_of(which)
     if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):
-        model = load(str(which) if str(which) in shipped() else str(folder), device, dtype)
+        model = load(str(which) if str(which) in shipped_models() else str(folder), device, dtype)
         if untrained is not None:
             with _seeded(untrained):
                 model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
@@ -87,16 +87,16 @@ def _seeded(seed: int):
 
 def folder_of(which: str | Path) -> Path:
     """Where the files of an encoder lie: of a shipped model, of a folder; those of a hub id are fetched first."""
-    if str(which) in shipped():
+    if str(which) in shipped_models():
         return SHIPPED / str(which)
     if Path(which).is_dir():
         return Path(which)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(which)) and not Path(which).parent.exists():
         return _fetched(str(which))
-    near = get_close_matches(str(which), shipped(), n=1)
+    near = get_close_matches(str(which), shipped_models(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownEncoder(
-        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped())}; or a folder with a text encoder of the "
+        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped_models())}; or a folder with a text encoder of the "
         "transformers library (config.json, tokenizer.json, model.safetensors), or its id on the hub, owner/name"
     )
 

@@ -109,7 +109,7 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
         if where != "word":
             name += translate(language, en=" (last token)", zh="（末词元）")
         axes.set_title(name, fontsize=8, loc="left", pad=2)
-        by_layer(axes, part.layer, language, reach=(0, 1.03), label=("", ""))
+        by_layer(axes, part.layer, language, reach=(0, 1.03), label=Bilingual.same(""))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     above = grid.flat[len(panels) - columns : len(panels)] if len(panels) >= columns else grid.flat[: len(panels)]

@@ -1,5 +1,7 @@
 """The prompt as the model gets it: every token, what it stands for, and how much attention it drew."""
 
+from dataclasses import replace
+
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -7,6 +9,8 @@ from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import CATEGORIES, FAINT, percent, styled
+from toushi.probe.text.alignment import Token
+from toushi.probe.trace.trace_format import PADS
 
 ROW, BLOCK, LONGEST = 0.19, 3.45, 39  # inches, inches, rows: 77 tokens are as wide as a page
 HEADS = (
@@ -25,7 +29,7 @@ def tokens_figure(trace, *, branch: str = "cond", language: str = "en") -> Figur
     The shares of all tokens, with `rest` where there is one, sum to 1. Special tokens and pads are grey: what they draw
     is part of the account. `language` of the labels: zh or en.
     """
-    tokens, words = trace.tokens(branch), trace.words(branch)
+    tokens, words = _rows(trace, branch), trace.words(branch)
     shares = trace.mass(branch)
     drawn = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))  # by column
     blocks = max(1, -(-len(tokens) // LONGEST))
@@ -61,3 +65,15 @@ def tokens_figure(trace, *, branch: str = "cond", language: str = "en") -> Figur
             note = percent(share) if token.column in drawn else missing
             axes.text(left + SHARE + share / top * BAR + 0.05, y, note, va="center", size=7, color=colour)
     return figure
+
+
+def _rows(trace, branch: str) -> list[Token]:
+    """Every token; pads of which only the sum was kept are one row, where the first of them stands."""
+    summed = set(trace.manifest.branches[branch].pad_columns or ())
+    rows = []
+    for token in trace.tokens(branch):
+        if token.column not in summed:
+            rows.append(token)
+        elif all(row.column != PADS for row in rows):
+            rows.append(replace(token, text=f"{token.text} ×{len(summed)}", column=PADS))
+    return rows

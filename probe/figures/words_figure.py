@@ -20,7 +20,6 @@ from toushi.probe.figures.style import (
     styled,
 )
 from toushi.probe.text.alignment import Word, find, labels, shares
-from toushi.probe.trace.manifest import columns_of, prompt_of
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
@@ -96,12 +95,11 @@ def chosen(trace, words, branch: str) -> list[Word]:
     """The words to draw: all of which the trace holds some attention, or those asked for by text, Word or span."""
     known = trace.words(branch)
     if words is None:
-        kept = set(columns_of(trace.manifest, branch))
-        tokens = [token for token in trace.tokens(branch) if token.column in kept]
+        tokens = trace.places(branch)
         return [word for word in known if shares(tokens, word.span).any()]
     if isinstance(words, str | Word) or not isinstance(words, Iterable):
         raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
-    prompt = prompt_of(trace.manifest, branch) or ""
+    prompt = trace.manifest.prompt_of(branch) or ""
     spans = [find(prompt, known, word) for word in words]
     return [Word(prompt[start:end], start, end) for start, end in spans]
 
@@ -131,5 +129,4 @@ def caption_lines(trace, columns: int, language: str) -> list[str]:
 
 def rule(trace, *notes: str) -> str:
     """The model and what was done, in one faint line."""
-    model = (trace.manifest.get("model") or {}).get("name")
-    return drawable("  ·  ".join(part for part in (model, *notes) if part))
+    return drawable("  ·  ".join(part for part in (trace.manifest.name_of_model, *notes) if part))

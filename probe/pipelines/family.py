@@ -180,10 +180,11 @@ class Family:
         if not layers:
             return None
         attention = unwrapped(unwrapped(layers[0]).get_submodule(self.layer_attention))
-        kernel = attention_implementation(attention)
+        encoder = unwrapped(getattr(model, self.text_encoder.partition(".")[0]))
+        kernel = attention_implementation(attention, encoder)
         if kernel == "sdpa":
             return None
-        kind = type(unwrapped(getattr(model, self.text_encoder.partition(".")[0]))).__name__
+        kind = type(encoder).__name__
         return (
             f"{kind} attends in {kernel}, not in scaled_dot_product_attention: its hidden states are kept, no attention"
         )

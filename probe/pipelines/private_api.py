@@ -44,9 +44,35 @@ def is_context_parallel(processor) -> bool:
 # --- transformers ---
 
 
-def attention_implementation(attention: nn.Module) -> str:
-    """The name of the attention function of an encoder's layer: "sdpa", "eager", ..."""
-    return getattr(getattr(attention, "config", None), "_attn_implementation", "sdpa")
+def module_path(model, path: str) -> str:
+    """The path of a text encoder's module as the installed transformers has it.
+
+    The modules of a CLIPTextModel lie below `text_model` in transformers 4, and in itself since.
+    """
+    component, _, rest = path.partition(".")
+    encoder, older = getattr(model, component, None), f"text_model.{rest}"
+    if isinstance(encoder, nn.Module) and not _has_module(encoder, rest) and _has_module(encoder, older):
+        return f"{component}.{older}"
+    return path
+
+
+def _has_module(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def attention_implementation(attention: nn.Module, encoder: nn.Module) -> str:
+    """The name of the attention function of an encoder's layer: "sdpa", "eager", ...
+
+    T5's attention names none in transformers 4, where its encoder does; models outside of transformers need not.
+    """
+    config = getattr(attention, "config", None)
+    if config is None and type(attention).__module__.startswith("transformers."):
+        config = encoder.config
+    return getattr(config, "_attn_implementation", "sdpa")
 
 
 def with_random_weights(model):

@@ -36,7 +36,7 @@ def estimate_maps(
     """
     pixels = family.cell_pixels(pipeline)
     rows, columns = -(-size[0] // pixels), -(-size[1] // pixels)
-    text = text_columns(family, pipeline, tokens) + family.joint  # one column more for what the image keys got
+    text = kept_columns(family, pipeline, tokens) + family.joint  # one column more for what the image keys got
     maps = [
         MapSize(shape.heads, text, -(-rows // shape.downsampling) * -(-columns // shape.downsampling))
         for shape in site_shapes(family, pipeline).values()
@@ -84,6 +84,13 @@ def default_branches(pipeline) -> int:
         return 2 if strength > 1 else 1
     parameters = inspect.signature(type(pipeline).__call__).parameters
     return 2 if "negative_prompt" in parameters or "negative_prompt_embeds" in parameters else 1
+
+
+def kept_columns(family: Family, pipeline, tokens: int) -> int:
+    """At most so many text columns are kept of such a prompt: its tokens, two specials of each encoder, and one column
+    for all pads together."""
+    encoders = max(1, len(family.text_encoders))
+    return min(text_columns(family, pipeline, tokens), encoders * (tokens + 2) + 1)
 
 
 def text_columns(family: Family, pipeline, tokens: int) -> int:

@@ -53,7 +53,7 @@ def forecast(
         )
     said = getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None)
     texts = family.encoded_prompts(EncodePromptCall(said))
-    columns = {branch: len(policy.columns(some[0], branch)) for branch, some in texts.items()}
+    columns = {branch: policy.columns(some[0], branch).count for branch, some in texts.items()}
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
     modules = {name: site for name, site in family.select_sites(model, sites).items() if site.kind != "encoder"}

@@ -45,6 +45,7 @@ def record(
     *,
     dtype: str = "float16",
     budget: int = DISK,
+    pads: bool = False,
 ) -> "Recording":
     """A context manager: what `model` samples inside is recorded in `folder`.
 
@@ -59,12 +60,13 @@ def record(
     branches  "cond", "uncond", or what the model's family declares; by default all
     dtype     of the stored maps, float16 or float32 (sums are always float32)
     budget    bytes on disk; a run that would need more is refused before its first map
+    pads      whether every column of padding is kept by itself; by default only their sum is, as one column
 
     The pictures are, bit for bit, those that are sampled without it. Raises ToushiError types: a site that matches
     nothing, an attention that cannot be read, a folder that holds something else.
     """
     steps = steps if steps is None or isinstance(steps, int | slice) else tuple(steps)
-    policy = Policy(keep, _listed(words), steps, _listed(branches), dtype, budget)
+    policy = Policy(keep, _listed(words), steps, _listed(branches), dtype, budget, pads)
     return Recording(model, Path(folder), policy, sites, overwrite)
 
 

@@ -16,7 +16,8 @@ from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
 from toushi.probe.pipelines.size_estimate import MapSize
 from toushi.probe.recording.forecast import OverBudget, check, fits, forecast_of, reason_not_heads
-from toushi.probe.recording.step_maps import Maps
+from toushi.probe.recording.policy import KeptColumns
+from toushi.probe.recording.step_maps import Maps, RowColumns, column_range
 from toushi.probe.recording.trace_fields import trace_fields
 from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.row_matching import Place, group_rows_by_layout
@@ -55,7 +56,7 @@ class RunRecorder:
         self.keep = self.policy.keep  # None until the first recorded step shows whether every head fits the budget
         self.keep_reason: str | None = None
         self.writers: list[TraceWriter] = []
-        self.columns: dict[Place, list[int]] = {}  # text columns that are kept, of each branch and picture
+        self.columns: dict[Place, KeptColumns] = {}  # of each branch and picture
         self.site_info: dict[str, dict] = {}  # site -> its entry in the manifest
         self.sizes: dict[str, MapSize] = {}  # tensor name -> size, of the first picture
         self.kernels: set[str] = set()
@@ -63,8 +64,9 @@ class RunRecorder:
         self.inputs: DenoiserInputs | None = None  # of the evaluation that is running
         self.rows: list[Place] = []
         self.kept_rows: list[tuple[int, Place]] = []  # those whose maps are wanted in this evaluation
-        self.column_span: tuple[slice, list[list[int] | slice]] = (slice(0, 0), [])
-        self.span_of: list[tuple[int, Place]] = []  # the rows that `column_span` belongs to
+        self.column_range = slice(0, 0)  # that the kept rows need together
+        self.row_columns: list[RowColumns] = []  # of each kept row, counted in that range
+        self.range_of: list[tuple[int, Place]] = []  # the rows that these two belong to
         self.sites_taken: set[str] = set()  # in this evaluation
         self.refusal: OverBudget | None = None
         self.is_size_checked = True  # since the last site was added
@@ -120,20 +122,9 @@ class RunRecorder:
             # Of several evaluations in one step the first is kept (Heun's second one looks from another place).
             if self.run.evaluations[place] == 1 and (wanted is None or place[0] in wanted):
                 self.kept_rows.append((row, place))
-        if self.kept_rows != self.span_of:
-            self.span_of, self.column_span = self.kept_rows, self._span()
-
-    def _span(self) -> tuple[slice, list[list[int] | slice]]:
-        """The range of columns that the kept rows need together, and where in it each row's own columns are."""
-        every = [self.columns[place] for _, place in self.kept_rows]
-        first = min((columns[0] for columns in every if columns), default=0)
-        last = max((columns[-1] + 1 for columns in every if columns), default=0)
-        own: list[list[int] | slice] = []
-        for columns in every:
-            at = [column - first for column in columns]
-            whole = bool(at) and at == list(range(at[0], at[-1] + 1))
-            own.append(slice(at[0], at[-1] + 1) if whole else at)
-        return slice(first, last), own
+        if self.kept_rows != self.range_of:
+            self.range_of = self.kept_rows
+            self.column_range, self.row_columns = column_range([self.columns[place] for _, place in self.kept_rows])
 
     def take(self, call: Call) -> None:
         """One attention call at one site: its maps are kept if this is the first evaluation of the step."""
@@ -163,7 +154,7 @@ class RunRecorder:
             raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
         if kind != "cross":
             return cells
-        columns = self.column_span[0].stop
+        columns = self.column_range.stop
         if joint is not None:
             image = self.grid[0] * self.grid[1]
             last = max(sequence.image for sequence in joint) + image
@@ -191,31 +182,31 @@ class RunRecorder:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
             self.kernels.add(call.kernel)
+        # Pads are added up before they are rounded.
+        precise = torch.float32 if any(columns.pads is not None for columns in self.row_columns) else stored
         crossing = [call for call in calls if joint is None and kinds[call.site] == "cross"]
         rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
-        values = probabilities_of(crossing, self.column_span[0], rows, mean, stored)
-        self.maps += [
-            Maps(call.site, self.kept_rows, self.column_span[1], v, None) for call, v in zip(crossing, values)
-        ]
+        for call, values in zip(crossing, probabilities_of(crossing, self.column_range, rows, mean, precise)):
+            self.maps += Maps(call.site, self.kept_rows, self.row_columns, values, None).with_pads_summed(stored)
         places = dict(self.kept_rows)
         for call in (call for call in calls if call not in crossing):
             whole = kinds[call.site] == "self"
             for sequence, group in group_rows_by_layout(places, None if whole else joint).items():
                 kept = [(row, places[row]) for row in group]
                 rows = None if len(group) == len(self.rows) else group
-                own = None if whole else [self.column_span[1][self.kept_rows.index(one)] for one in kept]
-                rest = None
                 if sequence is None:
                     values = call.probabilities(slice(None), rows, None, mean, stored)
-                else:
-                    image = slice(sequence.image, sequence.image + self.grid[0] * self.grid[1])
-                    columns = slice(sequence.text, sequence.text + sequence.columns)
-                    text = call.probabilities(columns, rows, image, mean)
-                    # By the kernel's own log-sum-exp. Adding up the image's keys instead, as the tests do, would
-                    # cost as much as the attention itself.
-                    rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
-                    values = text[..., self.column_span[0], :].to(stored)
-                self.maps.append(Maps(call.site, kept, own, values, rest))
+                    self.maps.append(Maps(call.site, kept, None, values, None))
+                    continue
+                image = slice(sequence.image, sequence.image + self.grid[0] * self.grid[1])
+                columns = slice(sequence.text, sequence.text + sequence.columns)
+                text = call.probabilities(columns, rows, image, mean)
+                # By the kernel's own log-sum-exp. Adding up the image's keys instead, as the tests do, would cost as
+                # much as the attention itself.
+                rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
+                own = [self.row_columns[self.kept_rows.index(one)] for one in kept]
+                values = text[..., self.column_range, :].to(precise)
+                self.maps += Maps(call.site, kept, own, values, rest).with_pads_summed(stored)
 
     # --- size
 
@@ -225,7 +216,7 @@ class RunRecorder:
         for _, place in self.kept_rows:
             if place[1] == 0:
                 whole = self.recording.selected[name].kind == "self"
-                kept = keys if whole else len(self.columns[place]) + joint
+                kept = keys if whole else self.columns[place].count + joint
                 self.sizes[layout.map_key(name, place[0])] = MapSize(heads, kept, cells)
         self.is_size_checked = False
 
@@ -296,7 +287,7 @@ class RunRecorder:
             values = maps.values.cpu().numpy()
             values = values.reshape(*values.shape[:-1], *grid)
             for number, (_, (branch, picture)) in enumerate(maps.rows):
-                own = slice(None) if maps.columns is None else maps.columns[number]
+                own = slice(None) if maps.columns is None else maps.columns[number].single
                 arrays[picture][layout.map_key(maps.site, branch)] = values[number][..., own, :, :]
                 if maps.rest is not None:
                     rest = maps.rest[number].cpu().numpy()
@@ -308,11 +299,11 @@ class RunRecorder:
         for picture, folder in enumerate(self.recording.folders.new(count)):
             writer = TraceWriter(folder, trace_fields(self, picture, count), resume=self.recording.resumed)
             self.writers.append(writer)
-            if layout.ENCODER in writer.manifest["files"]:
+            if layout.ENCODER in writer.manifest.files:
                 continue
             encoder = {}
             for branch, arrays in self.recording.encoder_arrays.items():
-                if branch in writer.manifest["branches"]:
+                if branch in writer.manifest.branches:
                     encoder |= {f"{key}/{branch}": array for key, array in arrays[picture].items()}
             if encoder:
                 writer.write_encoder(encoder)

@@ -65,7 +65,8 @@ def _branches(recorder: "RunRecorder", picture: int) -> dict[str, dict]:
             branches[branch] = {
                 "tokens": prompt.tokens,
                 "words": segment(prompt.prompt) if prompt.prompt is not None else [],
-                "columns": None if policy.words is None else recorder.columns[branch, number],
+                "columns": None if policy.words is None else recorder.columns[branch, number].single,
+                "pad_columns": recorder.columns[branch, number].pads or None,
             }
     if not branches:
         present = ", ".join(dict.fromkeys(branch for branch, _ in recorder.columns)) or "none"

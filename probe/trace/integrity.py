@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from toushi.probe.trace.image_file import read_image
+from toushi.probe.trace.manifest import FileEntry
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore, read_bytes
 from toushi.probe.trace.selection import AttentionQuery
 from toushi.probe.trace.trace_errors import DamagedTrace
@@ -22,13 +23,13 @@ def verify(files: StepStore) -> list[str]:
 def _problems(files: StepStore) -> Iterator[str]:
     manifest = files.manifest
     yield from _completeness(files)
-    for name, listed in manifest.get("files", {}).items():
+    for name, listed in manifest.files.items():
         yield from _changed_bytes(files, name, listed)
-    if IMAGE in manifest.get("files", {}):
+    if IMAGE in manifest.files:
         yield from _picture(files)
-    for step in files.steps[-1:] if manifest["keep"] == "sum" else files.steps:
+    for step in files.steps[-1:] if manifest.keep == "sum" else files.steps:
         line = files.lines[step]
-        changed = list(_changed_bytes(files, line["file"], line))
+        changed = list(_changed_bytes(files, line.file, line))
         yield from changed
         if not changed:
             yield from _tensors(files, step)
@@ -36,37 +37,37 @@ def _problems(files: StepStore) -> Iterator[str]:
 
 def _completeness(files: StepStore) -> Iterator[str]:
     manifest = files.manifest
-    planned = manifest["steps"].get("recorded")
-    planned = range(manifest["steps"]["count"]) if planned is None else planned
+    planned = manifest.steps.recorded
+    planned = range(manifest.steps.count) if planned is None else planned
     missing = sorted(set(planned) - set(files.steps))
-    if not manifest["complete"]:
+    if not manifest.complete:
         yield f"The run did not end: {len(files.steps)} of {len(planned)} steps are finished."
     elif missing:
         yield f"The manifest says complete, but {len(missing)} steps are missing, the first is {missing[0]}."
 
 
-def _changed_bytes(files: StepStore, name: str, listed: dict) -> Iterator[str]:
+def _changed_bytes(files: StepStore, name: str, listed: FileEntry) -> Iterator[str]:
     path = files.folder / name
     try:
         if name == IMAGE:
             digest = hashlib.sha256(read_bytes(files.folder, name)).hexdigest()
         else:
-            with open(SafetensorsFile(files.folder, name, listed["bytes"]).path, "rb") as file:
+            with open(SafetensorsFile(files.folder, name, listed.bytes).path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (DamagedTrace, OSError) as error:
         yield str(error)
         return
-    if digest != listed["sha256"]:
-        yield f"{path} is not what was written: its sha256 is {digest}, listed is {listed['sha256']}."
+    if digest != listed.sha256:
+        yield f"{path} is not what was written: its sha256 is {digest}, listed is {listed.sha256}."
 
 
 def _picture(files: StepStore) -> Iterator[str]:
     try:
-        image, size = read_image(files.folder), files.manifest.get("size")
+        image, size = read_image(files.folder), files.manifest.size
     except DamagedTrace as error:
         yield str(error)
         return
-    if size is not None and list(image.shape[:2]) != size:
+    if size is not None and image.shape[:2] != size:
         yield f"{IMAGE} is {image.shape[0]}x{image.shape[1]}; the manifest says {size[0]}x{size[1]}."
 
 
@@ -77,17 +78,17 @@ def _tensors(files: StepStore, step: int) -> Iterator[str]:
             files.shape(file, key)
             if not np.isfinite(file.read(key)).all():
                 yield f'{file.path}: "{key}" holds values that are not finite.'
-        for site, about in files.manifest["sites"].items():
-            for branch in files.manifest["branches"]:
-                if about["kind"] != "encoder" and map_key(site, branch) in file.keys:
-                    yield from _probabilities(files, site, branch, step)
+        for name, site in files.manifest.sites.items():
+            for branch in files.manifest.branches:
+                if site.kind != "encoder" and map_key(name, branch) in file.keys:
+                    yield from _probabilities(files, name, branch, step)
     except DamagedTrace as error:
         yield str(error)
 
 
 def _probabilities(files: StepStore, site: str, branch: str, step: int) -> Iterator[str]:
     manifest = files.manifest
-    query = AttentionQuery(files, None, branch, [site], None if manifest["keep"] == "sum" else step)
+    query = AttentionQuery(files, None, branch, [site], None if manifest.keep == "sum" else step)
     maps, rest = query.step(site, step), query.rest(site, step)
     assert maps is not None
     where = f'Step {step}, "{map_key(site, branch)}"'
@@ -95,7 +96,7 @@ def _probabilities(files: StepStore, site: str, branch: str, step: int) -> Itera
         yield f"{where}: probabilities lie between 0 and 1; these reach from {maps.min():.4g} to {maps.max():.4g}."
     total = maps.sum(-3, dtype=np.float32) + rest
     # With only some words kept, the rest of the sum is not in the trace.
-    all_kept = query.axis == "key" or manifest["branches"][branch].get("columns") is None
+    all_kept = query.axis == "key" or manifest.branches[branch].covers_all_columns()
     worst = np.abs(total - 1).max()
     if all_kept and not worst <= TOLERANCE:
         yield f"{where}: text columns and rest sum to 1 in each cell; here they are off by up to {worst:.4g}."

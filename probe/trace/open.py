@@ -1,15 +1,28 @@
 """Opens what lies in a folder: `open_trace` a picture, `open_encoder_trace` texts, `open_collection` several pictures."""
 
+import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 from toushi.probe.trace.encoder_trace import EncoderTrace
-from toushi.probe.trace.manifest import check_manifest, check_version
+from toushi.probe.trace.listing import StepLine, TextsLine
+from toushi.probe.trace.manifest import check_encoder_manifest, check_manifest, check_version
 from toushi.probe.trace.picture_trace import Trace
-from toushi.probe.trace.safetensors_reader import JSON_BYTES, StepStore, read_bytes, read_lines
+from toushi.probe.trace.safetensors_reader import JSON_BYTES, StepStore, read_bytes
+from toushi.probe.trace.strict_model import validate
 from toushi.probe.trace.trace_errors import DamagedTrace, NotAnEncoder, NotAPicture, NoTrace
-from toushi.probe.trace.trace_format import COLLECTION, MANIFEST, MEMBERS, is_member
-from toushi.probe.trace.trace_json import parse
+from toushi.probe.trace.trace_format import (
+    COLLECTION,
+    MANIFEST,
+    MEMBERS,
+    STEPS,
+    TEXTS,
+    is_member,
+    step_file,
+    texts_file,
+)
+from toushi.probe.trace.trace_json import parse, short
 
 
 def open_trace(folder: str | Path) -> Trace:
@@ -25,7 +38,7 @@ def open_trace(folder: str | Path) -> Trace:
             "what is in it, and open_encoder_trace gives it to Python."
         )
     manifest = check_manifest(raw, str(folder / MANIFEST))
-    return Trace(StepStore(folder, manifest, read_lines(folder, manifest["keep"])))
+    return Trace(StepStore(folder, manifest, _step_lines(folder, manifest.keep)))
 
 
 def open_encoder_trace(folder: str | Path) -> EncoderTrace:
@@ -39,7 +52,8 @@ def open_encoder_trace(folder: str | Path) -> EncoderTrace:
         raise NotAnEncoder(
             f"{folder} is a trace of a picture, where a trace of a text encoder was expected: open_trace gives it to Python."
         )
-    return EncoderTrace(folder, raw)
+    manifest = check_encoder_manifest(raw, str(folder / MANIFEST))
+    return EncoderTrace(folder, manifest, _text_lines(folder))
 
 
 def is_encoder_trace(folder: str | Path) -> bool:
@@ -93,3 +107,47 @@ def _members(folder: Path) -> list[str]:
         if (folder / member).is_symlink():
             raise DamagedTrace(f"{folder / member} must be a folder; a link can lead out of the collection.")
     return members
+
+
+# --- lists of what is finished --------------------------------------------------------------------------
+
+
+def _step_lines(folder: Path, keep: str) -> list[StepLine]:
+    """The finished steps in order. A last line that was cut off when the process ended does not count."""
+    path = folder / STEPS
+    *whole, last = read_bytes(folder, STEPS, JSON_BYTES).split(b"\n", 2**20)
+    lines = [_step_line(line, keep, f"{path} line {number}") for number, line in enumerate(whole, 1)]
+    if last:
+        with contextlib.suppress(DamagedTrace):
+            lines.append(_step_line(last, keep, str(path)))
+    steps = [line.step for line in lines]
+    if any(a >= b for a, b in itertools.pairwise(steps)):
+        raise DamagedTrace(f"{path} must list the steps in order, each once; it lists {steps[:20]}.")
+    return lines
+
+
+def _step_line(data: bytes, keep: str, where: str) -> StepLine:
+    """The file's name follows from the step, so no other file can be named."""
+    line = validate(StepLine, parse(data, where), where)
+    _check_file(line.file, step_file(line.step, keep), where)
+    return line
+
+
+def _text_lines(folder: Path) -> list[TextsLine]:
+    """The finished files of texts in order. A last line that was cut off when the process ended does not count."""
+    path, lines, count = folder / TEXTS, [], 0
+    *whole, _ = read_bytes(folder, TEXTS, 8 * JSON_BYTES).split(b"\n")
+    for number, data in enumerate(whole):
+        where = f"{path} line {number + 1}"
+        line = validate(TextsLine, parse(data, where), where)
+        _check_file(line.file, texts_file(number), where)
+        if line.first != count:
+            raise DamagedTrace(f"{where}: first must be {count}; {line.first} is there.")
+        count += len(line.texts)
+        lines.append(line)
+    return lines
+
+
+def _check_file(name: str, expected: str, where: str) -> None:
+    if name != expected:
+        raise DamagedTrace(f'{where}: file must be "{expected}"; {short(name)} is there.')

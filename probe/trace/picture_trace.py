@@ -13,7 +13,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Token, Word
 from toushi.probe.trace import integrity, selection
 from toushi.probe.trace.image_file import read_image
-from toushi.probe.trace.manifest import tokens_of, words_of
+from toushi.probe.trace.manifest import Site
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.selection import AttentionQuery, Sites, Steps, WordSpec, check_branch, select_sites
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
@@ -35,15 +35,15 @@ class Trace:
 
     @property
     def prompt(self) -> str | None:
-        return self.manifest["prompt"]
+        return self.manifest.prompt
 
     @property
     def complete(self) -> bool:
-        return self.manifest["complete"]
+        return self.manifest.complete
 
     @property
     def keep(self) -> str:
-        return self.manifest["keep"]
+        return self.manifest.keep
 
     @property
     def steps(self) -> list[int]:
@@ -56,20 +56,24 @@ class Trace:
         return self.files.times
 
     @property
-    def sites(self) -> dict[str, dict[str, Any]]:
-        """Name -> {kind: cross | self | encoder, grid: [y, x], heads}, in the order of the model."""
-        return self.manifest["sites"]
+    def sites(self) -> dict[str, Site]:
+        """Name -> site (kind cross, self or encoder; grid [y, x]; heads), in the order of the model."""
+        return self.manifest.sites
 
     @property
     def branches(self) -> list[str]:
-        return list(self.manifest["branches"])
+        return list(self.manifest.branches)
 
     def tokens(self, branch: str = "cond") -> list[Token]:
         """Every token that was encoded: specials, template and those that the denoiser never sees, too."""
-        return tokens_of(self.manifest, check_branch(self.manifest, branch))
+        return self.manifest.tokens_of(check_branch(self.manifest, branch))
 
     def words(self, branch: str = "cond") -> list[Word]:
-        return words_of(self.manifest, check_branch(self.manifest, branch))
+        return self.manifest.words_of(check_branch(self.manifest, branch))
+
+    def places(self, branch: str = "cond") -> list[Token]:
+        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads: column -1."""
+        return self.manifest.branches[check_branch(self.manifest, branch)].places()
 
     def span(self, word: WordSpec, branch: str = "cond") -> Span:
         """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
@@ -89,8 +93,8 @@ class Trace:
         """Attention of the image to one word, or to every text column: float32 probabilities.
 
         DataArray [step, layer, head, token, y, x]; no `token` axis when a word is given, no `head` axis where
-        only the mean over heads was kept. `token` is the column, with `text` and `kind` beside it; `step` has
-        `time` beside it. Sites are resampled to the grid of the finest; `grid="native"` gives a dict of one
+        only the mean over heads was kept. `token` is the column, with `text` and `kind` beside it; -1, "(pads)", is
+        the sum over all pads, where only that was kept. `step` has `time` beside it. Sites are resampled to the grid of the finest; `grid="native"` gives a dict of one
         DataArray for each site instead. Where a site has fewer heads than another, or a step lacks a site, the
         values are NaN: average with xarray's `mean`, which skips them.
 
@@ -116,9 +120,9 @@ class Trace:
     def heat_map_rule(self) -> tuple[list[str], str]:
         """The sites that `heat_map` averages when none are named, and the rule in words: the card's where the trace
         has its sites, else the mean of all."""
-        better = self.manifest.get("heat_map")
-        if better and all(fnmatch.filter(self.sites, glob) for glob in better["sites"]):
-            return select_sites(self.manifest, better["sites"]), better["rule"]
+        better = self.manifest.heat_map
+        if better and all(fnmatch.filter(self.sites, glob) for glob in better.sites):
+            return select_sites(self.manifest, better.sites), better.rule
         return select_sites(self.manifest), PLAIN_MEAN
 
     def mass(self, branch: str = "cond", *, sites: Sites = None, steps: Steps = None) -> xr.DataArray:
@@ -132,7 +136,7 @@ class Trace:
 
     def image(self) -> np.ndarray | None:
         """The picture, uint8 [y, x, 3]; None if the run did not come that far."""
-        return read_image(self.folder) if IMAGE in self.manifest.get("files", {}) else None
+        return read_image(self.folder) if IMAGE in self.manifest.files else None
 
     def preview(self, step: int) -> np.ndarray | None:
         """What the model expected the picture to be at this step, small: uint8 [y, x, 3]; None if not kept."""
@@ -145,7 +149,7 @@ class Trace:
 
     def encoder_tokens(self, branch: str = "cond") -> list[Token]:
         """The tokens of the text encoder that was recorded, without padding. Another one counts positions anew."""
-        names = {name.partition(".")[0] for name, site in self.sites.items() if site["kind"] == "encoder"}
+        names = {name.partition(".")[0] for name, site in self.sites.items() if site.kind == "encoder"}
         tokens = [token for token in self.tokens(branch) if token.kind != "pad"]
         return [token for token in tokens if names & set(token.encoders) or not token.encoders] or tokens
 
@@ -199,10 +203,10 @@ class Trace:
         return found
 
     def _encoder(self) -> SafetensorsFile:
-        about = self.manifest.get("files", {}).get(ENCODER)
-        if about is None:
+        entry = self.manifest.files.get(ENCODER)
+        if entry is None:
             raise NotRecorded("The text encoder was not recorded in this trace.")
-        return self.files.named(ENCODER, about["bytes"])
+        return self.files.named(ENCODER, entry.bytes)
 
     def _numbered(self, file: SafetensorsFile, kind: str, branch: str) -> dict[int, str]:
         """Layer number -> key, in order, of `{kind}/{number}/{branch}`."""

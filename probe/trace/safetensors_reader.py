@@ -1,21 +1,22 @@
 """Reading what lies on disk without trusting it: regular files inside the folder, of the size that was listed."""
 
-import contextlib
-import itertools
 import math
 import stat
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from toushi.probe.base.safe_read import read_regular_file
-from toushi.probe.trace.manifest import check_line, fits, step_shapes
 from toushi.probe.trace.trace_errors import DamagedTrace
-from toushi.probe.trace.trace_format import STEPS
-from toushi.probe.trace.trace_json import parse
+from toushi.probe.trace.trace_format import fits
+
+if TYPE_CHECKING:  # pydantic takes 0.15 s to import, which recording waits for only when it has a manifest to write
+    from toushi.probe.trace.listing import StepLine
+    from toushi.probe.trace.manifest import Manifest
 
 JSON_BYTES = 2**26  # of a manifest or a list of steps; a quarter of a million steps are less
 EMPTY = 2**20  # values along the other axes of a tensor without any
@@ -25,24 +26,6 @@ OPEN_FILES = 256  # mapped at once; a mapping costs address space, not memory
 def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
     """The content of a regular file in the folder. A link is refused, for it can lead out of the folder."""
     return read_regular_file(folder / name, limit, DamagedTrace)
-
-
-def read_lines(folder: Path, keep: str) -> list[dict]:
-    """The finished steps in order. A last line that was cut off when the process ended does not count."""
-    path = folder / STEPS
-    *whole, last = read_bytes(folder, STEPS, JSON_BYTES).split(b"\n", 2**20)
-    lines = [check_line(parse(line, where), keep, where) for where, line in _numbered(whole, path)]
-    if last:
-        with contextlib.suppress(DamagedTrace):
-            lines.append(check_line(parse(last, str(path)), keep, str(path)))
-    steps = [line["step"] for line in lines]
-    if any(a >= b for a, b in itertools.pairwise(steps)):
-        raise DamagedTrace(f"{path} must list the steps in order, each once; it lists {steps[:20]}.")
-    return lines
-
-
-def _numbered(lines: list[bytes], path: Path):
-    return ((f"{path} line {number}", line) for number, line in enumerate(lines, 1))
 
 
 class SafetensorsFile:
@@ -98,9 +81,9 @@ class SafetensorsFile:
 class StepStore:
     """The files of one trace, each opened when it is first asked for; their tensors checked against the manifest."""
 
-    def __init__(self, folder: Path, manifest: dict, lines: list[dict]):
+    def __init__(self, folder: Path, manifest: "Manifest", lines: "list[StepLine]"):
         self.folder, self.manifest = folder, manifest
-        self.lines = {line["step"]: line for line in lines}
+        self.lines = {line.step: line for line in lines}
         self._open: OrderedDict[str, SafetensorsFile] = OrderedDict()
         self._allowed: dict[str, list[tuple[int, ...]] | None] = {}
         self._lock = Lock()
@@ -113,12 +96,12 @@ class StepStore:
     @property
     def times(self) -> list[float]:
         """The model's time at each of `steps`; NaN where it is not known."""
-        planned = dict(enumerate(self.manifest["steps"].get("times") or []))
-        listed = {step: line.get("time") for step, line in self.lines.items()}
+        planned = dict(enumerate(self.manifest.steps.times or []))
+        listed = {step: line.time for step, line in self.lines.items()}
         return [float(planned.get(step, math.nan) if time is None else time) for step, time in listed.items()]
 
     def step(self, step: int) -> SafetensorsFile:
-        return self.named(self.lines[step]["file"], self.lines[step]["bytes"])
+        return self.named(self.lines[step].file, self.lines[step].bytes)
 
     def named(self, name: str, size: int) -> SafetensorsFile:
         with self._lock:
@@ -134,7 +117,7 @@ class StepStore:
         if key in file.checked:
             return file.checked[key]
         if key not in self._allowed:
-            self._allowed[key] = step_shapes(self.manifest, key)
+            self._allowed[key] = self.manifest.step_shapes(key)
         shape, allowed = file.shape(key), self._allowed[key]
         if allowed is None or not fits(shape, allowed):
             expected = " or ".join(map(str, allowed or [])).replace("-1", "any") or "nothing of that name"

@@ -12,7 +12,7 @@ import xarray as xr
 from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Word, find, shares
-from toushi.probe.trace.manifest import columns_of, prompt_of, tokens_of, words_of
+from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
 from toushi.probe.trace.trace_format import map_key, rest_key
@@ -28,19 +28,19 @@ MAX_BYTES = 2**31  # of one answer
 # --- names -> what the trace holds ----------------------------------------------------------------------
 
 
-def check_branch(manifest: dict, branch: str) -> str:
+def check_branch(manifest: Manifest, branch: str) -> str:
     """The branch. Raises NotRecorded where the trace has no such branch."""
-    if branch not in manifest["branches"]:
-        there = ", ".join(manifest["branches"]) or "none"
+    if branch not in manifest.branches:
+        there = ", ".join(manifest.branches) or "none"
         raise NotRecorded(f"There is no branch {branch!r}; this trace has {there}.")
     return branch
 
 
-def select_sites(manifest: dict, sites: Sites = None) -> list[str]:
+def select_sites(manifest: Manifest, sites: Sites = None) -> list[str]:
     """The names of the sites that the globs match, in the manifest's order; by default every cross site."""
-    known = manifest["sites"]
+    known = manifest.sites
     if sites is None:
-        chosen = {name for name, site in known.items() if site["kind"] == "cross"}
+        chosen = {name for name, site in known.items() if site.kind == "cross"}
         if not chosen:
             raise NotRecorded("The trace has no image-to-text site. Name the sites that you want.")
     else:
@@ -54,7 +54,7 @@ def select_sites(manifest: dict, sites: Sites = None) -> list[str]:
             chosen |= matches
         if not chosen:
             raise ToushiError("At least one site is needed; the list of sites is empty.")
-    if encoder := [name for name in chosen if known[name]["kind"] == "encoder"]:
+    if encoder := [name for name in chosen if known[name].kind == "encoder"]:
         raise ToushiError(f"{encoder[0]} lies in the text encoder, which has no map: ask encoder_attention.")
     return [name for name in known if name in chosen]
 
@@ -63,7 +63,7 @@ def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
     """The finished steps that an index, a list of indices or a slice means; by default all."""
     if steps is None:
         return files.steps
-    count = files.manifest["steps"]["count"]
+    count = files.manifest.steps.count
     try:
         if isinstance(steps, slice):
             return [step for step in range(*steps.indices(count)) if step in files.lines]
@@ -80,16 +80,16 @@ def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
     return chosen
 
 
-def find_span(manifest: dict, word: WordSpec, branch: str = "cond") -> Span:
+def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
     """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
-    prompt = prompt_of(manifest, check_branch(manifest, branch))
+    prompt = manifest.prompt_of(check_branch(manifest, branch))
     if prompt is None:
         raise NotRecorded(
             f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
-            "pipeline is no row of the family table), so there are no words. "
+            "family of the pipeline is not known), so there are no words. "
             "Ask without a word: the maps are then by token index."
         )
-    return find(prompt, words_of(manifest, branch), word)
+    return find(prompt, manifest.words_of(branch), word)
 
 
 # --- answers --------------------------------------------------------------------------------------------
@@ -161,12 +161,13 @@ class AttentionQuery:
     def __init__(self, files: StepStore, word: WordSpec | None, branch: str, sites: list[str], steps: Steps = None):
         self.files, self.manifest, self.sites = files, files.manifest, sites
         self.word, self.branch = word, check_branch(files.manifest, branch)
-        self.keep = files.manifest["keep"]
-        kinds = {files.manifest["sites"][site]["kind"] for site in sites}
+        self.keep = files.manifest.keep
+        kinds = {files.manifest.sites[site].kind for site in sites}
         if len(kinds) > 1:
             raise ToushiError("Image-to-text sites and image self-attention cannot be asked for together.")
         self.axis = "key" if kinds == {"self"} else "token"
-        self.columns = columns_of(self.manifest, branch)
+        self.places = self.manifest.branches[branch].places()
+        self.columns = [token.column for token in self.places]
         self.span = None if word is None else find_span(self.manifest, word, branch)
         self.weights = None if word is None else self._weights()
         places = [0] if self.weights is None else np.flatnonzero(self.weights)
@@ -178,12 +179,12 @@ class AttentionQuery:
         if self.axis == "key":
             raise ToushiError("Image self-attention looks at the image, not at words. Choose image-to-text sites.")
         assert self.span is not None
-        tokens = tokens_of(self.manifest, self.branch)
+        tokens = self.manifest.tokens_of(self.branch)
         by_token = shares(tokens, self.span)
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
-        weights = np.array([by_column[column] for column in self.columns], np.float32)
+        weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():
-            prompt = prompt_of(self.manifest, self.branch) or ""
+            prompt = self.manifest.prompt_of(self.branch) or ""
             text = prompt[slice(*self.span)]
             if any(by_column.values()):
                 why = "only other words were kept in this trace; record it again with this word"
@@ -289,15 +290,13 @@ class AttentionQuery:
     def token_coordinates(self) -> dict[str, Any]:
         if self.axis == "key":
             return {}
-        by_column = {token.column: token for token in tokens_of(self.manifest, self.branch)}
-        tokens = [by_column[column] for column in self.columns]
-        texts, kinds = [token.text for token in tokens], [token.kind for token in tokens]
+        texts, kinds = [token.text for token in self.places], [token.kind for token in self.places]
         return {"token": self.columns, "text": ("token", texts), "kind": ("token", kinds)}
 
     def attributes(self) -> dict[str, Any]:
         attributes: dict[str, Any] = {"branch": self.branch, "unit": "probability", "steps": self.summed}
         if self.span is not None:
-            prompt = prompt_of(self.manifest, self.branch) or ""
+            prompt = self.manifest.prompt_of(self.branch) or ""
             attributes |= {"word": prompt[slice(*self.span)], "span": list(self.span)}
         return attributes
 

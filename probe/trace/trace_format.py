@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-FORMAT, COLLECTION, VERSION = "toushi-trace", "toushi-collection", 1
+from toushi.probe.text.alignment import Token
+
+FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
+VERSION = 2  # the newest that can be read
+FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no branch has `pad_columns`
 MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
 ENCODER, IMAGE = "encoder.safetensors", "image.png"
+PADS, PADS_TEXT = -1, "(pads)"  # column and text of the place that holds the sum over all pads
 LONGEST = 65_536  # of an axis that the manifest leaves open
 KEEPS = ("heads", "mean", "sum")
-SITE_KINDS = ("cross", "self", "encoder")
-TOKEN_KINDS = ("text", "template", "special", "pad")
 
 
 def step_file(step: int, keep: str) -> str:
@@ -20,6 +23,20 @@ def step_file(step: int, keep: str) -> str:
 
 def texts_file(number: int) -> str:
     return f"texts_{number:04d}.safetensors"
+
+
+# --- columns --------------------------------------------------------------------------------------------
+
+
+def stored_columns(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
+    """The columns that are stored one by one, and the pad columns, of which only the sum is stored. Both in order.
+
+    A recorder writes the maps of the first, then as the last place of the token axis the sum over the others, if there
+    are any. The branch in the manifest gets `"pad_columns": pads or None`, and `columns` as without pads.
+    """
+    columns = {token.column: token.kind for token in tokens if token.column is not None}
+    pads = sorted(column for column, kind in columns.items() if kind == "pad")
+    return sorted(set(columns) - set(pads)), pads
 
 
 # --- tensors of a picture -------------------------------------------------------------------------------
@@ -59,6 +76,18 @@ def text_attention_key(text: int, layer: int) -> str:
 
 def text_final_key(text: int) -> str:
     return f"text/{text}/final"
+
+
+# --- shapes ---------------------------------------------------------------------------------------------
+
+
+def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
+    """Whether a tensor's shape is one of those; -1 stands for any length from 1 to LONGEST."""
+    shape = tuple(shape)
+    return any(
+        len(shape) == len(one) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, one))
+        for one in allowed
+    )
 
 
 # --- folders --------------------------------------------------------------------------------------------

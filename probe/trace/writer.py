@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,25 +26,29 @@ from toushi.probe.base.atomic_io import (
     write_listed,
 )
 from toushi.probe.trace.image_file import picture_bytes
-from toushi.probe.trace.manifest import check_manifest, fits, step_shapes
 from toushi.probe.trace.output_dir import prepare_output_dir, reason
 from toushi.probe.trace.safetensors_reader import StepStore
 from toushi.probe.trace.trace_errors import BadRecord, WriteFailed
 from toushi.probe.trace.trace_format import (
     COLLECTION,
     ENCODER,
+    FIRST_VERSION,
     FORMAT,
     IMAGE,
     MANIFEST,
     MEMBERS,
     STEPS,
     VERSION,
+    fits,
     is_encoder_key,
     is_member,
     is_trace_file,
     step_file,
 )
 from toushi.probe.trace.trace_json import as_json
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.manifest import Manifest
 
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
@@ -77,14 +81,15 @@ class TraceWriter:
     def __init__(
         self,
         folder: str | Path,
-        manifest: Mapping[str, Any],
+        manifest: "Mapping[str, Any] | Manifest",
         overwrite: bool = False,
         queue_size: int = 2,
         resume: StepStore | None = None,
         small: int = SMALL,
     ):
         self.folder = Path(folder)
-        given = {"format": FORMAT, "version": VERSION, "kind": "picture", **manifest}
+        fields = manifest if isinstance(manifest, Mapping) else manifest.as_dict()
+        given = {"format": FORMAT, "version": VERSION, "kind": "picture", **fields}
         self.manifest = _checked({**given, "complete": False, "files": {}})
         self._failure: WriteFailed | None = None
         self._closed = False
@@ -104,7 +109,7 @@ class TraceWriter:
             prepare_output_dir(self.folder, overwrite)
         try:
             # Waiting for the disk can wait until the first step is listed.
-            write_json(self.folder / MANIFEST, self.manifest, sync=False)
+            write_json(self.folder / MANIFEST, self.manifest.as_dict(), sync=False)
             self._lines = (self.folder / STEPS).open("ab")
         except OSError as error:
             raise WriteFailed(
@@ -119,9 +124,9 @@ class TraceWriter:
     def write_step(self, index: int, tensors: Mapping[str, np.ndarray], **info: Any) -> None:
         """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl."""
         index = int(index)
-        if not self._last < index < self.manifest["steps"]["count"]:
+        if not self._last < index < self.manifest.steps.count:
             raise BadRecord(
-                f"Steps must come in order, after {self._last} and below {self.manifest['steps']['count']} "
+                f"Steps must come in order, after {self._last} and below {self.manifest.steps.count} "
                 f"(steps.count of the manifest); step {index} came."
             )
         info = as_json(info, f"What is noted of step {index}")
@@ -132,7 +137,7 @@ class TraceWriter:
     def write_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Queues the encoder's states and attention; names from state_key and encoder_attention_key."""
         for key, array in tensors.items():
-            if not is_encoder_key(key, self.manifest["branches"]) or array.dtype not in (np.float16, np.float32):
+            if not is_encoder_key(key, self.manifest.branches) or array.dtype not in (np.float16, np.float32):
                 raise BadRecord(
                     f'Of an encoder "state/number/branch" and "attention/number/branch" are kept, float16 or float32; '
                     f'"{key}", {array.dtype} came.'
@@ -154,7 +159,7 @@ class TraceWriter:
             raise BadRecord(f"{', '.join(sorted(own))} of the manifest cannot be set: the writer keeps them.")
         self._raise_failure()
         with self._manifest_lock:
-            self.manifest = _checked({**self.manifest, **fields})
+            self.manifest = _checked({**self.manifest.as_dict(), **fields})
         self._shapes.clear()
         try:
             self._save_manifest()
@@ -181,7 +186,7 @@ class TraceWriter:
             self._failure = self._failure or WriteFailed(self._story(STEPS, error))
         if self._failure is None:
             try:
-                self.manifest["complete"] = complete
+                self.manifest.complete = complete
                 self._save_manifest()
             except OSError as error:
                 self._failure = WriteFailed(self._story(MANIFEST, error))
@@ -199,23 +204,23 @@ class TraceWriter:
     def _resume(self, old: StepStore) -> None:
         """Takes over the finished steps of the folder, and deletes what a killed process left half done."""
         for field in SAME_RUN:
-            if old.manifest.get(field) != self.manifest.get(field):
+            there, here = getattr(old.manifest, field), getattr(self.manifest, field)
+            if there != here:
                 raise BadRecord(
-                    f"Cannot resume {self.folder}: its {field} is {old.manifest.get(field)!r:.120}, "
-                    f"this run's is {self.manifest.get(field)!r:.120}."
+                    f"Cannot resume {self.folder}: its {field} is {there!r:.120}, this run's is {here!r:.120}."
                 )
-        self.manifest = {**old.manifest, "complete": False}
+        self.manifest = old.manifest.model_copy(update={"complete": False})
         self._finished = old.steps
         self._last = self._finished[-1] if self._finished else -1
-        summed = self.manifest["keep"] == "sum"
+        summed = self.manifest.keep == "sum"
         if summed and self._finished:
             file = old.step(self._last)
             self._sums = {key: file.read(key).copy() for key in file.keys}
             self._counts = json.loads(file.metadata["counts"])
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in old.lines.values())
-        files = [line["file"] for line in old.lines.values()]
+        lines = "".join(json.dumps(line.as_dict(), ensure_ascii=False) + "\n" for line in old.lines.values())
+        files = [line.file for line in old.lines.values()]
         # Of sums the last one is the trace; a kill may have come before the one before it was removed.
-        listed = {*(files[-1:] if summed else files), *self.manifest.get("files", {})}
+        listed = {*(files[-1:] if summed else files), *self.manifest.files}
         try:
             write_atomic(self.folder / STEPS, lines)
             for path in self.folder.iterdir():
@@ -226,7 +231,7 @@ class TraceWriter:
 
     def _fitting(self, key: str, array: np.ndarray) -> np.ndarray:
         if key not in self._shapes:
-            self._shapes[key] = step_shapes(self.manifest, key)
+            self._shapes[key] = self.manifest.step_shapes(key)
         allowed = self._shapes[key]
         if allowed is None:
             raise BadRecord(
@@ -298,9 +303,9 @@ class TraceWriter:
             self._failure = WriteFailed(self._story(what, error))
 
     def _step(self, index: int, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-        name = step_file(index, self.manifest["keep"])
+        name = step_file(index, self.manifest.keep)
         metadata = None
-        if self.manifest["keep"] == "sum":
+        if self.manifest.keep == "sum":
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
         about = write_listed(self.folder / name, safetensors_parts(arrays, metadata), sync=False)
         line = {**info, "step": index, "file": name, **about}
@@ -315,14 +320,14 @@ class TraceWriter:
         if not self._unlisted:
             return
         steps, lines = zip(*self._unlisted)
-        for step in steps[-1:] if self.manifest["keep"] == "sum" else steps:
-            fsync_file(self.folder / step_file(step, self.manifest["keep"]))
+        for step in steps[-1:] if self.manifest.keep == "sum" else steps:
+            fsync_file(self.folder / step_file(step, self.manifest.keep))
         fsync_folder(self.folder)
         self._unlisted, self._unlisted_bytes = [], 0
         self._lines.write(b"".join(lines))
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        if self.manifest["keep"] == "sum":
+        if self.manifest.keep == "sum":
             # Only now: until its successor is listed, the older sum is the one to read.
             for older in [*self._finished[-1:], *steps[:-1]]:
                 (self.folder / step_file(older, "sum")).unlink(missing_ok=True)
@@ -343,12 +348,12 @@ class TraceWriter:
         about = write_listed(self.folder / name, parts)
         fsync_folder(self.folder)
         with self._manifest_lock:
-            self.manifest["files"] = {**self.manifest["files"], name: about}
+            self.manifest.list_file(name, about)
             self._unsaved = True
 
     def _save_manifest(self) -> None:
         with self._manifest_lock:
-            write_json(self.folder / MANIFEST, self.manifest)
+            write_json(self.folder / MANIFEST, self.manifest.as_dict())
             self._unsaved = False
 
     def _story(self, what: str, error: Exception) -> str:
@@ -363,16 +368,21 @@ def write_collection(folder: str | Path, members: list[str], **fields: Any) -> N
     """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
     if not members or not all(map(is_member, members)) or len(set(members)) != len(members):
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
-    collection = {"format": COLLECTION, "version": VERSION, "members": members}
+    collection = {"format": COLLECTION, "version": FIRST_VERSION, "members": members}
     try:
         write_json(Path(folder) / MEMBERS, {**collection, **fields, **collection})
     except OSError as error:
         raise WriteFailed(f"Cannot write the collection in {folder}: {reason(error)}.") from None
 
 
-def _checked(manifest: dict) -> dict:
+def _checked(manifest: dict) -> "Manifest":
     """The manifest as it will be read again: JSON types only."""
-    return check_manifest(as_json(manifest, "The manifest to write"), "The manifest to write")
+    from toushi.probe.trace.manifest import check_manifest  # with pydantic, which takes 0.15 s to import
+
+    what = "The manifest to write"
+    checked = check_manifest({**as_json(manifest, what), "version": VERSION}, what)
+    checked.version = checked.oldest_version()
+    return checked
 
 
 def _bytes(arrays: Mapping[str, np.ndarray]) -> int:

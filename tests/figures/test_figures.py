@@ -72,8 +72,8 @@ def test_words_can_be_chosen(trace):
 
 def test_words_that_were_cut_or_not_kept_are_left_out(traced):
     trace = traced("一只猫，月亮")
-    tokens = trace.manifest["branches"]["cond"]["tokens"]
-    trace.manifest["branches"]["cond"]["columns"] = [token["column"] for token in tokens if token["text"] in "月亮"]
+    branch = trace.manifest.branches["cond"]
+    branch.columns = [token.column for token in branch.tokens if token.text in "月亮"]
     assert [word.text for word in chosen(trace, None, "cond")] == ["月亮"]
 
 
@@ -111,8 +111,8 @@ def test_pictures_that_are_not_square_keep_their_shape(traced):
 
 def test_a_run_that_did_not_finish_is_drawn_with_its_last_preview(traced):
     trace = traced("一只猫")
-    trace.manifest["files"].pop("image.png")
-    trace.manifest["complete"] = False
+    trace.manifest.files.pop("image.png")
+    trace.manifest.complete = False
     figure = words_figure(trace)
     assert "picture so far" in texts(figure)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), trace.preview(1))

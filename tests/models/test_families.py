@@ -1,4 +1,4 @@
-"""The family table: sites by name and kind."""
+"""Sites of a family by name and kind."""
 
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.registry import family_of

@@ -41,7 +41,7 @@ def record_and_read(folder: Path) -> None:
     with toushi.edit(model, edits), toushi.record(model, folder / "edited"):
         edited = model.sample(PROMPT, steps=2, seed=0)
     assert edited.tobytes() != model.sample(PROMPT, steps=2, seed=0).tobytes()
-    assert toushi.open_trace(folder / "edited").manifest["edits"]
+    assert toushi.open_trace(folder / "edited").manifest.edits
 
 
 def missing_libraries(folder: Path) -> None:

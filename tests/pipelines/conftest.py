@@ -26,6 +26,6 @@ def pipeline(name):
         for module in component.modules() if isinstance(component, torch.nn.Module) else ():
             # transformers leaves hooks of its own to collect hidden states.
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            assert not [hook for hook in hooks if hook.__module__.startswith(("hooks", "probe"))]
+            assert not [hook for hook in hooks if hook.__module__.startswith("toushi.")]
     assert "encode_prompt" not in vars(found)
     assert not {"step", "set_timesteps"} & set(vars(found.scheduler))

@@ -53,7 +53,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
         assert np.array_equal(draw(pipeline, **how)[0], plain)
     trace = open_trace(tmp_path / "run")
     assert trace.verify() == [] and trace.branches == (["cond"] if make is consistency else ["cond", "uncond"])
-    assert trace.prompt is None and trace.manifest["asked"] == PROMPT and "by token index" in trace.manifest["family"]
+    assert trace.prompt is None and trace.manifest.asked == PROMPT and "by token index" in trace.manifest.family
     assert [t.text for t in trace.tokens()] == [f"#{index}" for index in range(77)] and trace.words() == []
     assert len(trace.sites) == 4
     # The maps are those of the known row, whose prompt comes second in the batch.
@@ -61,7 +61,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     truth = (call.what.query.double() @ call.what.key.double().mT * call.what.scale).softmax(-1)[-1]
     found = trace.files.step(0).read(f"{call.site}/cond")
     assert np.abs(found.reshape(*found.shape[:2], -1) - truth.mT.numpy()).max() < 1e-5
-    with pytest.raises(ToushiError, match="no row of the family table"):
+    with pytest.raises(ToushiError, match="family of the pipeline is not known"):
         trace.heat_map("cat")
 
 

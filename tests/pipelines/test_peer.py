@@ -29,7 +29,7 @@ def test_the_maps_are_the_peers(pipeline, name, tmp_path):
     for one in capture.compute().records:
         if one.relation == "image->text":
             found.setdefault(one.layer_id, []).append(one.data)
-    assert set(found) == {site for site, about in trace.sites.items() if about["kind"] == "cross"}
+    assert set(found) == {site for site, about in trace.sites.items() if about.kind == "cross"}
     for site, steps in found.items():
         assert len(steps) == len(trace.steps)
         for step, maps in zip(trace.steps, steps):

@@ -128,8 +128,8 @@ def test_what_changes_nothing_changes_nothing_and_steps_and_branches_are_kept_to
         picture = draw(pipeline, negative=NEGATIVE)[0]
     before, after = open_trace(tmp_path / "plain"), open_trace(tmp_path / "late")
     assert np.array_equal(before.latent(0), after.latent(0)) and not np.array_equal(before.latent(1), after.latent(1))
-    assert after.manifest["edits"] == [late.as_json()] and not edits_of(pipeline)
-    with edit(pipeline, edits_of_manifest(after.manifest["edits"])):
+    assert after.manifest.edits == [late.as_json()] and not edits_of(pipeline)
+    with edit(pipeline, edits_of_manifest(after.manifest.edits)):
         assert np.array_equal(draw(pipeline, negative=NEGATIVE)[0], picture)
     # What is recorded at the first site is its own softmax, before the edit.
     site = cross(pipeline)

@@ -12,7 +12,9 @@ from diffusers.models import attention_dispatch
 from torch import nn
 
 from tests.pipelines.tiny import made
+from toushi.hooks.attention import Watch
 from toushi.probe.pipelines import private_api
+from toushi.probe.pipelines.registry import family_of
 
 
 def need(holds, library: str, name: str, lost: str) -> None:
@@ -93,9 +95,31 @@ def test_the_attention_implementation(z_image):
     config = z_image.text_encoder.config
     for name in ("sdpa", "eager"):
         model = transformers.Qwen3Model._from_config(copy.deepcopy(config), attn_implementation=name)
-        found = private_api.attention_implementation(model.layers[0].self_attn)
+        found = private_api.attention_implementation(model.layers[0].self_attn, model)
         need(found == name, "transformers", "config._attn_implementation", lost)
-    assert private_api.attention_implementation(nn.Linear(1, 1)) == "sdpa"
+    assert private_api.attention_implementation(nn.Linear(1, 1), model) == "sdpa"
+
+
+def test_a_t5_that_attends_elsewhere_is_not_taken_for_readable():
+    """In transformers 4 it has an attention of its own, which calls no function that could be replaced."""
+    encoder = made("pixart").text_encoder
+    attention, calls = encoder.encoder.block[0].layer[0].SelfAttention, []
+    with Watch({"attention": attention}, calls.append):
+        encoder(input_ids=torch.tensor([[5, 6, 1]]))
+    assert (private_api.attention_implementation(attention, encoder) == "sdpa") == bool(calls)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "pixart"])
+def test_paths_of_text_encoders(name):
+    """Wherever the installed transformers has its modules."""
+    model = made(name)
+    family = family_of(model)
+    lost = "the layers of the text encoder are not found"
+    assert family.layers is not None
+    for path in (family.embeddings, family.layers):
+        component, _, rest = path.partition(".")
+        found = [key for key, _ in getattr(model, component).named_modules() if key == rest]
+        need(found, "transformers", path, lost)
 
 
 def test_random_weights(z_image):

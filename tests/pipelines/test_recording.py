@@ -52,7 +52,7 @@ every = pytest.mark.parametrize("name", MAKERS)
 
 
 def cross(trace):
-    return [name for name, site in trace.sites.items() if site["kind"] == "cross"]
+    return [name for name, site in trace.sites.items() if site.kind == "cross"]
 
 
 def branches(name):
@@ -78,13 +78,13 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
     trace = open_trace(tmp_path / "run")
     assert np.array_equal(picture, plain) and np.array_equal(trace.image(), plain)
     assert np.asarray(plain).std() > 5 and trace.complete and not trace.verify()
-    assert trace.prompt == PROMPT and trace.manifest["seed"] == 0
-    assert trace.manifest["negative_prompt"] == NEGATIVES.get(name) and trace.branches == branches(name)
-    assert trace.manifest["size"] == list(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
+    assert trace.prompt == PROMPT and trace.manifest.seed == 0
+    assert trace.manifest.negative_prompt == NEGATIVES.get(name) and trace.branches == branches(name)
+    assert trace.manifest.size == tuple(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
     assert trace.latent(0).shape == (4, 16, 24)
     assert len(cross(trace)) == SITES[name][0]
     grid = [16, 24] if name in FINE else [8, 12]
-    assert max(trace.sites[site]["grid"] for site in cross(trace)) == grid
+    assert max(trace.sites[site].grid for site in cross(trace)) == grid
     for branch in trace.branches:
         for site, mass in masses(trace, branch):
             assert np.abs(mass - 1).max() < 1e-3, site
@@ -198,7 +198,7 @@ def test_a_prompt_that_equals_the_negative_one(pipeline, name, tmp_path):
         draw(pipeline, PROMPT if NEGATIVES.get(name) else "", negative=PROMPT)
     trace = open_trace(tmp_path / "run")
     assert trace.branches == branches(name) and not trace.verify()
-    assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1]
+    assert [line.evaluations for line in trace.files.lines.values()] == [1, 1]
 
 
 # --- labels ---
@@ -315,7 +315,7 @@ def test_many_keys_are_read_from_the_fused_kernel(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run", steps=0):
         picture = draw(pipeline, size=(96, 96), steps=1)[0]
     trace = open_trace(tmp_path / "run")
-    assert np.array_equal(picture, plain) and trace.manifest["kernel"] == "flash-cpu"
+    assert np.array_equal(picture, plain) and trace.manifest.kernel == "flash-cpu"
     for branch in trace.branches:
         assert all(np.abs(mass - 1).max() < 1e-3 for _, mass in masses(trace, branch))
 
@@ -391,9 +391,9 @@ def test_every_softmax_is_recorded_or_named_with_the_reason(pipeline, name, tmp_
     with record(pipeline, tmp_path / "run", sites="*", keep="mean"):
         draw(pipeline, negative=NEGATIVE, steps=1)
     trace = open_trace(tmp_path / "run")
-    kinds = [site["kind"] for site in trace.sites.values()]
+    kinds = [site.kind for site in trace.sites.values()]
     assert tuple(map(kinds.count, ("cross", "self", "encoder"))) == SITES[name] and not trace.verify()
-    named = trace.manifest["not_recorded"]
+    named = trace.manifest.not_recorded
     for site in attending:
         recorded = any(site == one or site.startswith(f"{one}.") for one in trace.sites)
         assert recorded or any(fnmatch.fnmatchcase(site, glob) for glob in named), site
@@ -456,7 +456,7 @@ def test_a_negative_prompt_that_was_never_encoded(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run"):
         draw(pipeline)
     trace = open_trace(tmp_path / "run")
-    assert trace.branches == ["cond", "uncond"] and trace.manifest["negative_prompt"] is None
+    assert trace.branches == ["cond", "uncond"] and trace.manifest.negative_prompt is None
 
 
 @pytest.mark.parametrize("name", ["z-image"])

@@ -91,8 +91,8 @@ def test_the_picture_is_the_same_bit_for_bit(folder):
     assert np.array_equal(pictures["after"], pictures["plain"])
     trace = open_trace(folder / "run")
     assert np.array_equal(trace.image(), pictures["plain"]) and trace.complete and not trace.verify()
-    assert trace.manifest["family"] == "moonpaint" and trace.manifest["seed"] == 0 and trace.steps == [0, 1]
-    assert trace.latent(0).shape == (3, 16, 16) and trace.manifest["size"] == [64, 64]
+    assert trace.manifest.family == "moonpaint" and trace.manifest.seed == 0 and trace.steps == [0, 1]
+    assert trace.latent(0).shape == (3, 16, 16) and trace.manifest.size == (64, 64)
 
 
 def test_maps_are_those_of_an_explicit_softmax(folder):
@@ -129,7 +129,7 @@ def test_a_word_can_be_edited(folder):
     assert np.array_equal(pictures["by_one"], pictures["plain"])
     plain, edited = (open_trace(folder / name) for name in ("run", "of_a_word"))
     assert not np.array_equal(plain.latent(0), edited.latent(0))
-    assert edited.manifest["edits"][0]["word"] == "月亮"
+    assert edited.manifest.edits[0]["word"] == "月亮"
     # What is recorded is the attention before the edit, which is the same in the first block of the first step.
     first, other = (t.files.step(0).read(f"{BLOCKS[0]}/cond") for t in (plain, edited))
     assert np.array_equal(first, other)
@@ -157,7 +157,7 @@ def test_the_commands_know_an_installed_family(folder, python, tmp_path):
     command = ["-m", "toushi", "trace", PROMPT, "--negative", NEGATIVE, "--model", str(folder), "--steps", "2"]
     done = python(tmp_path, *command, "--out", "run")
     assert done.returncode == 0, done.stderr
-    assert "月亮" in done.stdout and open_trace(tmp_path / "run").manifest["family"] == "moonpaint"
+    assert "月亮" in done.stdout and open_trace(tmp_path / "run").manifest.family == "moonpaint"
     assert np.array_equal(open_trace(tmp_path / "run").image(), np.load(folder / "pictures.npz")["plain"])
     done = python(tmp_path, *command, "--out", "other", "--guidance", "1")
     assert done.returncode == 2 and "guidance 1 turns it off for a MoonPipeline" in done.stderr

@@ -45,7 +45,7 @@ def test_both_engines_are_recorded_alike(folder, tmp_path, guidance):
     own, theirs = (drawn(folder, engine, tmp_path / engine, guidance) for engine in ("own", "diffusers"))
     assert own.verify() == [] and theirs.verify() == []
     assert own.sites == theirs.sites and own.branches == theirs.branches
-    assert own.manifest["model"]["name"] == theirs.manifest["model"]["name"] == folder.name  # which weights drew
+    assert own.manifest.model.name == theirs.manifest.model.name == folder.name  # which weights drew
     for branch in own.branches:
         assert own.tokens(branch) == theirs.tokens(branch) and own.words(branch) == theirs.words(branch)
         assert np.allclose(own.encoder_states(branch), theirs.encoder_states(branch), atol=1e-5)

@@ -210,8 +210,8 @@ def test_edits_and_recording_compose_in_either_order(model, tmp_path):
     assert np.array_equal(one.encoder_states(), two.encoder_states())
     assert one.verify() == [] and two.verify() == []
     for trace in (one, two):
-        assert [raw["word"] for raw in trace.manifest["edits"]] == ["猫", "月亮"]
-    with edit(model, edits_of_manifest(one.manifest["edits"])):
+        assert [raw["word"] for raw in trace.manifest.edits] == ["猫", "月亮"]
+    with edit(model, edits_of_manifest(one.manifest.edits)):
         assert same(draw(model), free)
 
 
@@ -334,7 +334,7 @@ def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
     for number, function in enumerate([lambda p: p.clone(), partial(torch.mul, other=1.0), nn.Identity()]):
         with record(model, tmp_path / str(number)), edit(model, MIDDLE, function):
             draw(model)
-        (raw,) = open_trace(tmp_path / str(number)).manifest["edits"]
+        (raw,) = open_trace(tmp_path / str(number)).manifest.edits
         assert raw["kind"] == "function" and raw["function"].endswith(("<lambda>", "partial", "Identity"))
     with pytest.raises(BadEdit, match="run it from Python"):
         edits_of_manifest([raw])

@@ -39,7 +39,7 @@ def test_each_picture_has_its_own_seed_whatever_holds_them(model, tmp_path):
     for number, seed in enumerate(([4, 5], range(4, 6))):
         with record(model, tmp_path / str(number)) as recording:
             model.sample(["猫", "狗"], seed=seed, steps=1)
-        assert [open_trace(folder).manifest["seed"] for folder in recording.traces] == [4, 5]
+        assert [open_trace(folder).manifest.seed for folder in recording.traces] == [4, 5]
     assert [value_of_picture(["a", "b"], item, 4) for item in range(4)] == ["a", "a", "b", "b"]
     assert value_of_picture("猫", 1, 2) == "猫" and value_of_picture([], 1, 2) == [] and value_of_picture(7, 1, 2) == 7
 
@@ -171,7 +171,7 @@ def test_an_evaluation_between_two_steps_is_no_part_of_the_run(model, tmp_path):
     _, alone = recorded(model, tmp_path / "alone")
     picture, trace = recorded(model, tmp_path / "run", callback=callback)
     assert np.array_equal(picture, plain) and same(trace.attention(), alone.attention())
-    assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1, 1] and trace.prompt == PROMPT
+    assert [line.evaluations for line in trace.files.lines.values()] == [1, 1, 1] and trace.prompt == PROMPT
 
 
 def test_latents_that_are_changed_afterwards(model, tmp_path):

@@ -32,7 +32,7 @@ def test_half_precision_is_the_same_too(tmp_path, dtype):
     plain = draw(model)
     picture, trace = recorded(model, tmp_path / "run")
     assert np.array_equal(picture, plain) and not trace.verify()
-    assert trace.manifest["dtype"] == str(dtype).removeprefix("torch.")
+    assert trace.manifest.dtype == str(dtype).removeprefix("torch.")
 
 
 def test_latents_and_noise_are_the_same(model, tmp_path):

@@ -41,7 +41,7 @@ def test_over_the_budget_the_run_is_refused_with_the_cheaper_sizes(model, tmp_pa
 def test_by_default_every_head_is_kept_where_it_fits_the_budget(model, tmp_path):
     _, heads = recorded(model, tmp_path / "heads", keeping={"keep": "heads"})
     _, trace = recorded(model, tmp_path / "run")
-    assert trace.keep == "heads" and trace.manifest["kept"]["keep_reason"] == "every head fits the budget"
+    assert trace.keep == "heads" and trace.manifest.kept.keep_reason == "every head fits the budget"
     for site, maps in heads.attention(grid="native").items():
         assert same(maps, trace.attention(grid="native")[site])
 
@@ -53,7 +53,7 @@ def test_else_their_mean_with_a_warning_that_gives_the_sizes(model, tmp_path, sh
     with pytest.warns(KeptMean, match=r"mean over heads: every head would take .*B on disk; the budget is .*B"):
         _, trace = recorded(model, tmp_path / "run", keeping={"budget": budget})
     _, mean = recorded(model, tmp_path / "mean", keeping={"keep": "mean"})
-    assert trace.keep == "mean" and "every head would take" in trace.manifest["kept"]["keep_reason"]
+    assert trace.keep == "mean" and "every head would take" in trace.manifest.kept.keep_reason
     assert not trace.verify()
     for site, maps in mean.attention(grid="native").items():
         assert same(maps, trace.attention(grid="native")[site])

@@ -237,12 +237,12 @@ def test_a_sign_without_ink_is_found(tmp_path):
 
 
 def test_what_the_report_itself_and_every_experiment_say_can_be_drawn():
-    said = [text for value in vars(words).values() if isinstance(value, Bilingual) for text in value]
-    said += [text for group in (words.FACTS, words.VERDICTS) for value in group.values() for text in value]
+    texts = [value for value in vars(words).values() if isinstance(value, Bilingual)]
+    texts += [*words.FACTS.values(), *words.VERDICTS.values()]
     for name in runner.names():
         study = runner.experiment(name).STUDY
-        said += [text for part in (study.title, study.question, study.method) for text in part]
-    for text in said:
+        texts += [study.title, study.question, study.method]
+    for text in (text for both in texts for text in (both.en, both.zh)):
         assert drawable(text) == text.replace("\n", " ").replace("\u3000", " "), text
 
 

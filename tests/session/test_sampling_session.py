@@ -129,7 +129,7 @@ def test_attention_is_recorded_as_before_an_edit_and_states_as_after_it_whoever_
     with record(model, tmp_path / "free", dtype="float32"):
         draw(model)
     inside, around, free = (open_trace(tmp_path / name) for name in ("inside", "around", "free"))
-    assert same(first, second) and inside.manifest["edits"] == around.manifest["edits"] != []
+    assert same(first, second) and inside.manifest.edits == around.manifest.edits != []
     for site, maps in inside.attention(grid="native").items():
         assert same(maps, around.attention(grid="native")[site])
     assert inside.attention("猫", sites=MIDDLE).max() > 0  # before the edit, which zeroes it

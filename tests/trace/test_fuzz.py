@@ -366,7 +366,7 @@ def harm_collection(draw, folder):
         shutil.copytree(folder, where)
     else:
         where.symlink_to(draw.choice([folder, many, folder.parent / OUTSIDE, Path("/")]))
-    content = {"format": layout.COLLECTION, "version": draw.choice([1, 1, 1, 2, "1"]), "members": members}
+    content = {"format": layout.COLLECTION, "version": draw.choice([1, 1, 1, 3, "1"]), "members": members}
     (many / layout.MEMBERS).write_text(json.dumps(content))
     if draw.random() < 0.1:
         (folder / layout.MANIFEST).unlink()

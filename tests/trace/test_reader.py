@@ -57,7 +57,7 @@ def test_the_manifest_comes_back(trace):
     run, encoding = Run(), TOKENIZER.encode(PROMPT)
     assert trace.prompt == PROMPT and trace.complete and trace.branches == ["cond", "uncond"]
     assert trace.tokens() == list(encoding.tokens) and trace.words() == segment(PROMPT)
-    assert trace.sites == run.sites and trace.steps == [0, 1, 2]
+    assert {name: site.as_dict() for name, site in trace.sites.items()} == run.sites and trace.steps == [0, 1, 2]
     assert trace.times == pytest.approx([1, 2 / 3, 1 / 3])
     assert trace.verify() == []
 
@@ -371,7 +371,7 @@ def test_verify_sees_a_flipped_bit_a_wrong_sum_and_a_missing_file(tmp_path):
 
 def test_a_newer_format_is_refused(folder, tmp_path):
     manifest = json.loads((folder / layout.MANIFEST).read_text())
-    (tmp_path / layout.MANIFEST).write_text(json.dumps({**manifest, "version": 2, "branches": "all new"}))
+    (tmp_path / layout.MANIFEST).write_text(json.dumps({**manifest, "version": 3, "branches": "all new"}))
     with pytest.raises(NewerTrace, match="newer Toushi"):
         open_trace(tmp_path)
 

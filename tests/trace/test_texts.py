@@ -147,11 +147,11 @@ def test_damage_is_told(encoder, tmp_path):
     file.write_bytes(whole[:-1])
     assert "must have" in open_encoder_trace(tmp_path / "run").verify()[0]
     lines = tmp_path / "run" / TEXTS
-    for field, value in (("file", "../x"), ("first", 3), ("texts", [{"text": 1}]), ("sha256", "0")):
+    for field, value in (("file", "../x"), ("first", 3), ("texts", [{"text": 1}]), ("sha256", "0"), ("bytes", True)):
         line = json.loads(lines.read_text().splitlines()[0]) | {field: value}
         kept = lines.read_text()
         lines.write_text(json.dumps(line) + "\n")
-        with pytest.raises(DamagedTrace, match="line 1 must be"):
+        with pytest.raises(DamagedTrace, match=rf"line 1: {field}.* must be .* is there"):
             open_encoder_trace(tmp_path / "run")
         lines.write_text(kept)
     manifest = tmp_path / "run/manifest.json"

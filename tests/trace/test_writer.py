@@ -34,7 +34,7 @@ def test_the_manifest_says_incomplete_until_the_end(tmp_path):
     writer.update(seed=7, note="further fields are kept")
     writer.close(complete=True)
     trace = open_trace(tmp_path / "run")
-    assert trace.complete and trace.manifest["seed"] == 7 and trace.manifest["note"]
+    assert trace.complete and trace.manifest.seed == 7 and trace.manifest.note
 
 
 def test_an_exception_leaves_an_incomplete_trace_with_its_finished_steps(tmp_path):
@@ -227,7 +227,7 @@ def test_kill_9_leaves_every_listed_step_readable(tmp_path, keep, delay):
     assert not trace.complete
     assert [problem for problem in trace.verify() if "did not end" not in problem] == []
     stored = {path.name for path in folder.glob("s*_*.safetensors")}
-    listed = {line["file"] for line in trace.files.lines.values()}
+    listed = {line.file for line in trace.files.lines.values()}
     if keep == "sum":  # at most the sums of the steps that are listed together and the one that they replace
         assert len(stored) <= TOGETHER + 1 and (not listed or layout.step_file(trace.steps[-1], "sum") in stored)
     else:
@@ -397,7 +397,7 @@ def test_a_collection_opens_as_its_members(tmp_path):
     for name in ("000", "001"):
         Run(seed=int(name)).write(tmp_path / "both" / name)
     write_collection(tmp_path / "both", ["000", "001"], prompts="two")
-    assert [trace.manifest["seed"] for trace in open_collection(tmp_path / "both")] == [0, 1]
+    assert [trace.manifest.seed for trace in open_collection(tmp_path / "both")] == [0, 1]
     with pytest.raises(ToushiError, match=r"000, 001.*open_collection"):
         open_trace(tmp_path / "both")
     with pytest.raises(ToushiError, match="open_trace"):

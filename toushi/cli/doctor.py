@@ -45,13 +45,13 @@ needed."""
     """en or zh; as the machine is set if not given."""
 
     def run(self) -> None:
-        from toushi.probe.pipelines.load import folder_of
+        from toushi.probe.pipelines.load import model_folder
 
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
         loading = self.chosen()
-        home = folder_of(self.model)
+        home = model_folder(self.model)
         if home is None:
             raise ToushiError(
                 f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
@@ -78,12 +78,12 @@ class Found:
 
     @classmethod
     def of_pipeline(cls, folder: Path) -> "Found":
-        from toushi.probe.pipelines.checkpoint_info import opened
+        from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
         from toushi.probe.pipelines.family import UnknownFamily
         from toushi.probe.pipelines.registry import family_of
         from toushi.probe.pipelines.size_estimate import default_argument
 
-        found = opened(folder)
+        found = read_pipeline_info(folder)
         family, sizes, steps = None, ((1024, 1024),), 28
         if found.pipeline is not None:
             try:
@@ -103,17 +103,17 @@ class Found:
     def of_mini_unet(cls, folder: Path) -> "Found":
         import torch
 
-        from toushi.probe.pipelines.checkpoint_info import Part, of_headers, of_modules
-        from toushi.probe.pipelines.load import mini_unet
+        from toushi.probe.pipelines.checkpoint_info import ComponentInfo, count_in_headers, count_in_module
+        from toushi.probe.pipelines.load import read_mini_unet
         from toushi.probe.pipelines.registry import family_of
 
-        model = mini_unet(folder)  # a few megabytes
-        _, stored = of_headers([folder / "model.safetensors"])
+        model = read_mini_unet(folder)  # a few megabytes
+        _, stored = count_in_headers([folder / "model.safetensors"])
         parts = {}
         for name, module in model.named_children():
             if isinstance(module, torch.nn.Module) and any(True for _ in module.parameters()):
-                count, sizes = of_modules(module)
-                parts[name] = Part(name, type(module).__name__, count, None, ("config",), 0, **sizes)
+                count, sizes = count_in_module(module)
+                parts[name] = ComponentInfo(name, type(module).__name__, count, None, ("config",), 0, **sizes)
         whole = sum(part.parameters for part in parts.values())
         parts = {n: _stored(part, int(stored * part.parameters / whole)) for n, part in parts.items()}
         return cls("MiniUNet", family_of(model), model, parts, {}, ((64, 64), (96, 96)), 20)
@@ -232,7 +232,7 @@ def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
 
 def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], translate) -> str:
     """What each offload needs in each kind of numbers, and the first choice that fits."""
-    from toushi.probe.pipelines.checkpoint_info import needed
+    from toushi.probe.pipelines.checkpoint_info import needed_bytes
     from toushi.probe.recording.forecast import free_memory
 
     small = found.kind == "MiniUNet"
@@ -243,7 +243,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
     for way in ways:
         row = []
         for kind in dtypes:
-            need = needed(found.parts, denoiser, way, kind)
+            need = needed_bytes(found.parts, denoiser, way, kind)
             if need is None:
                 row.append(translate("not_told"))
                 continue
@@ -254,7 +254,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
                 continue
             fits = free is None or need + room <= free
             if way != "none" and (main := free_memory()) is not None:
-                fits = fits and (needed(found.parts, denoiser, "none", kind) or 0) <= main
+                fits = fits and (needed_bytes(found.parts, denoiser, "none", kind) or 0) <= main
             least = need + room if least is None else min(least, need + room)
             if fits and best is None:
                 best = (way, kind)
@@ -285,7 +285,7 @@ def recording(
     found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
 ) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
-    from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, site_shapes, text_columns
+    from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes
     from toushi.probe.recording.forecast import fits, forecast, forecast_of
     from toushi.probe.recording.policy import DISK, Policy
 
@@ -298,9 +298,9 @@ def recording(
     usual = found.steps
     if own:
         from toushi.probe.models.z_image import ZImage
-        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.pipelines.generate import default_steps
 
-        texts, usual = 1, usual_steps(ZImage)
+        texts, usual = 1, default_steps(ZImage)
     steps = steps or usual
     for size in sizes:
         if small:
@@ -317,7 +317,7 @@ def recording(
     sites = found.family.select_sites(found.model, None).values()
     told = {
         "sites": sum(site.kind == "cross" for site in sites) if small else len(site_shapes(found.family, found.model)),
-        "columns": found.model.tokenizer.length if small else text_columns(found.family, found.model, tokens),
+        "columns": found.model.tokenizer.length if small else kept_columns(found.family, found.model, tokens),
         "branches": texts,
     }
     lines = [translate("recording", steps=steps, **told), table(rows)]

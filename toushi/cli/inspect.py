@@ -17,6 +17,7 @@ from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
     from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.manifest import Lora, Site
     from toushi.probe.trace.picture_trace import Trace
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
@@ -69,33 +70,34 @@ class Sites(Loads):
 
     def run(self) -> None:
         from toushi.cli.trace import checked_size
-        from toushi.probe.pipelines.generate import draw
-        from toushi.probe.pipelines.load import folder_of, loaded
+        from toushi.probe.pipelines.generate import generate
+        from toushi.probe.pipelines.load import load_model, model_folder
 
-        size, home = checked_size(self.size), folder_of(self.model)
+        size, home = checked_size(self.size), model_folder(self.model)
         if home is not None and (home / "model_index.json").is_file():
             print(site_table(of_configs(home, size)))
             return
         from toushi.probe.recording.record import record
         from toushi.probe.trace.open import open_trace
 
-        model = loaded(self.model, self.chosen())
+        model = load_model(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
-                draw(model, "猫", steps=1, guidance=1.0, size=size)
+                generate(model, "猫", steps=1, guidance=1.0, size=size)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
 
 
-def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
+def of_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str, Site]":
     """The sites of a pipeline by its configs alone, as a manifest tells them: its weights may be larger than memory."""
     from toushi.cli.doctor import own_size
-    from toushi.probe.pipelines.checkpoint_info import opened
+    from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
     from toushi.probe.pipelines.generate import check_size
     from toushi.probe.pipelines.registry import family_of
     from toushi.probe.pipelines.size_estimate import downsampling, head_count
+    from toushi.probe.trace.manifest import Site
 
-    found = opened(folder)
+    found = read_pipeline_info(folder)
     if found.pipeline is None:
         lacking = "; ".join(f"{name} {why}" for name, why in found.unknown.items())
         raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
@@ -104,11 +106,12 @@ def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
     factor, own = family.cell_pixels(found.pipeline), own_size(family, found.pipeline)
     cells = [-(-pixels // factor) for pixels in size or (own, own)]
 
-    def told(name: str, site) -> dict:
+    def told(name: str, site) -> Site:
         if site.kind == "encoder":
-            return {"kind": site.kind, "grid": None, "heads": None}
+            return Site(kind=site.kind, grid=None, heads=None)
         coarser = downsampling(family, found.pipeline, name)
-        return {"kind": site.kind, "grid": [-(-n // coarser) for n in cells], "heads": head_count(site.module)}
+        rows, columns = (-(-n // coarser) for n in cells)
+        return Site(kind=site.kind, grid=(rows, columns), heads=head_count(site.module))
 
     return {name: told(name, site) for name, site in family.sites(found.pipeline).items()}
 
@@ -135,27 +138,26 @@ class Info:
         trace = open_trace(self.folder)
         manifest = trace.manifest
         size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
-        model = manifest.get("model") or {}
         facts = [
             ("prompt", "(not known)" if trace.prompt is None else trace.prompt or "(empty)"),
-            ("negative", manifest.get("negative_prompt")),
+            ("negative", manifest.negative_prompt),
             ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
-            ("model", " ".join(str(part) for part in (model.get("name"), model.get("revision")) if part)),
+            ("model", " ".join(filter(None, [manifest.name_of_model, manifest.model and manifest.model.revision]))),
             ("steps", progress(trace)),
-            ("size", "x".join(map(str, manifest.get("size") or [])) or None),
+            ("size", "x".join(map(str, manifest.size or [])) or None),
             *(
-                (name, manifest.get(name))
+                (name, getattr(manifest, name))
                 for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
             ),
-            ("real guidance", manifest.get("true_guidance")),
+            ("real guidance", manifest.true_guidance),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
-            *(("not recorded", f"{site}: {why}") for site, why in (manifest.get("not_recorded") or {}).items()),
-            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
-            ("safety checker", manifest.get("safety")),
-            ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
-            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
-            ("commit", manifest.get("git")),
+            *(("not recorded", f"{site}: {why}") for site, why in (manifest.not_recorded or {}).items()),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.loras or []) or None),
+            ("safety checker", manifest.safety),
+            ("edits", json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None),
+            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
+            ("commit", manifest.git),
             ("on disk", format_bytes(size)),
         ]
         print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
@@ -231,14 +233,14 @@ def traces_in(folder: Path) -> list[Path]:
 def of_texts(trace: "EncoderTrace") -> str:
     """What a trace of kind encoder holds."""
     manifest = trace.manifest
-    heads = f" of {manifest['heads']} heads" if manifest["heads"] else ", attention not kept"
+    heads = f" of {manifest.heads} heads" if manifest.heads else ", attention not kept"
     size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
     facts = [
-        ("encoder", (manifest.get("model") or {}).get("name")),
+        ("encoder", manifest.name_of_model),
         ("texts", texts_progress(trace)),
-        ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
-        ("commit", manifest.get("git")),
+        ("layers", f"{trace.layers}{heads}, {manifest.width} wide"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
+        ("commit", manifest.git),
         ("on disk", format_bytes(size)),
     ]
     rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
@@ -247,26 +249,26 @@ def of_texts(trace: "EncoderTrace") -> str:
     return f"{facts}\n\n{table(few, right=(0, 1))}"
 
 
-def lora_line(lora: dict) -> str:
-    return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
+def lora_line(lora: "Lora") -> str:
+    return f"{lora.file or lora.name} x {lora.scale}{'' if lora.on else ' (off)'}"
 
 
 def texts_progress(trace: "EncoderTrace") -> str:
-    return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
+    return f"{len(trace)} of {trace.manifest.count}" + ("" if trace.complete else ", the run did not finish")
 
 
 def progress(trace: "Trace") -> str:
-    steps = trace.manifest["steps"]
-    wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
+    steps = trace.manifest.steps
+    wanted = steps.count if steps.recorded is None else len(steps.recorded)
     return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
 
 
-def site_table(sites: dict[str, dict]) -> str:
+def site_table(sites: "dict[str, Site]") -> str:
     says = {"cross": "image to text", "self": "image to image", "encoder": "text to text"}
     rows = [("site", "attention", "grid", "heads")]
     for name, site in sites.items():
-        grid = "x".join(map(str, site.get("grid") or [])) or "–"
-        rows.append((name, says[site["kind"]], grid, str(site.get("heads") or "–")))
+        grid = "x".join(map(str, site.grid or [])) or "–"
+        rows.append((name, says[site.kind], grid, str(site.heads or "–")))
     return table(rows, right=(2, 3))
 
 
@@ -281,9 +283,9 @@ def tokenizer_of(model: str):
     for home in (*homes, Path(model)):
         if (home / "tokenizer.json").is_file():
             return Tokenizer.load(home / "tokenizer.json")
-    from toushi.probe.pipelines.load import folder_of, load
+    from toushi.probe.pipelines.load import load, model_folder
 
-    home = folder_of(model)  # None: on the hub, where none of ours is
+    home = model_folder(model)  # None: on the hub, where none of ours is
     ours = home is not None and not (home / "model_index.json").is_file()
     tokenizer = getattr(load(model), "tokenizer", None) if ours else None
     if not isinstance(tokenizer, Tokenizer):

@@ -123,15 +123,15 @@ open_trace(FOLDER) reads it in Python."""
         started: float,
     ) -> None:
         """`drawer` is another process: it imports what figures need while this one imports torch."""
-        from toushi.probe.pipelines.generate import check
-        from toushi.probe.pipelines.load import loaded as load
+        from toushi.probe.pipelines.generate import check_arguments
+        from toushi.probe.pipelines.load import load_model
 
         edits = edits_in(self.edits)
         if loading.compile and not self.no_record:
             print("toushi: warning: --compile speeds up --no-record; recorded steps run uncompiled", file=sys.stderr)
-        model = load(self.model, loading)
+        model = load_model(self.model, loading)
         loaded = time.perf_counter()
-        check(model, self.negative, self.guidance, self.sampler, size)
+        check_arguments(model, self.negative, self.guidance, self.sampler, size)
         with edited(model, edits):
             if self.no_record:
                 files = self.draw(model, prompts, size, folder)
@@ -155,19 +155,19 @@ open_trace(FOLDER) reads it in Python."""
         from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
-        dtype = str(trace.manifest.get("dtype"))
+        dtype = str(trace.manifest.dtype)
         import torch
 
         from toushi.probe.pipelines.load import load
         from toushi.probe.resume import check, check_family, resume
 
         check_family(trace)
-        threads = trace.manifest.get("threads")
+        threads = trace.manifest.threads
         options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
-        device = checked_device(trace.manifest.get("device"))
+        device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
-        count = trace.manifest["steps"]["count"]
+        count = trace.manifest.steps.count
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
@@ -186,12 +186,12 @@ open_trace(FOLDER) reads it in Python."""
 
     def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The pictures alone."""
-        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.pipelines.generate import default_steps
 
         prepare_output_dir(folder, self.overwrite)
         files = []
         for index, prompt in enumerate(prompts):
-            with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
+            with progress(self.steps or default_steps(model), index, len(prompts)) as tick:
                 picture = self.sample(model, prompt, size, tick)
             home = folder if len(prompts) == 1 else folder / f"{index:03d}"
             home.mkdir(parents=True, exist_ok=True)
@@ -201,22 +201,22 @@ open_trace(FOLDER) reads it in Python."""
 
     def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The folders of the traces."""
-        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.pipelines.generate import default_steps
         from toushi.probe.recording.record import record
 
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
         choice |= {} if self.budget is None else {"budget": checked_bytes(self.budget)}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
-                with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
+                with progress(self.steps or default_steps(model), index, len(prompts)) as tick:
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
 
     def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
-        from toushi.probe.pipelines.generate import draw
+        from toushi.probe.pipelines.generate import generate
 
         how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
-        return draw(model, prompt, self.negative, size=size, callback=tick, **how)
+        return generate(model, prompt, self.negative, size=size, callback=tick, **how)
 
     # --- checks that need no model, so that a mistake costs no time
 
@@ -256,12 +256,12 @@ open_trace(FOLDER) reads it in Python."""
             raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one for mini-unet")
 
     def check_sampler(self) -> None:
-        """Of a pipeline, which takes minutes to load, before that; else `toushi.probe.pipelines.generate.check` says it."""
+        """Of a pipeline, which takes minutes to load, before that; else `toushi.probe.pipelines.generate.check_arguments` says it."""
         if self.sampler is None:
             return
-        from toushi.probe.pipelines.load import folder_of
+        from toushi.probe.pipelines.load import model_folder
 
-        home = folder_of(self.model)
+        home = model_folder(self.model)
         if home is None or (home / "model_index.json").is_file():
             raise ToushiError(
                 f"--sampler is for mini-unet; {self.model} is a pipeline and brings its own: leave it out"
@@ -294,7 +294,7 @@ def edits_in(source: Path | None) -> list:
     from toushi.probe.trace.trace_json import parse
 
     if source.is_dir():
-        edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
+        edits = edits_of_manifest(open_trace(source).manifest.edits or [])
     else:
         if not source.is_file():
             raise ToushiError(f"cannot read the edits in {source}: there is no such file")

@@ -43,7 +43,7 @@ def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpe
         "format": "toushi-export",
         "version": 1,
         "kind": "encoder",
-        "model": trace.manifest.get("model"),
+        "model": trace.manifest.as_dict().get("model"),
         "layers": trace.layers,
         "complete": trace.complete,
         "texts": {str(number): trace.texts[number] for number in asked},

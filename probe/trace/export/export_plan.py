@@ -116,8 +116,8 @@ def _of_tokens(name: str, every: AttentionQuery) -> BranchPlan:
 
 
 def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, Any]:
-    manifest = trace.manifest
-    given = {name: manifest.get(name) for name in ("prompt", "negative_prompt", "model", "seed", "size", "guidance")}
+    fields = trace.manifest.as_dict()
+    given = {name: fields.get(name) for name in ("prompt", "negative_prompt", "model", "seed", "size", "guidance")}
     of = "tokens" if branches[0].by_token else "words"
     return {
         "format": "toushi-export",

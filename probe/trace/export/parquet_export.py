@@ -59,7 +59,7 @@ def write_parquet(branches: list[BranchPlan], about: dict[str, Any], path: Path,
 def _names(branches: list[BranchPlan]) -> dict[str, list[str]]:
     """The texts that a row refers to by number."""
     texts = list(dict.fromkeys(label for branch in branches for label in branch.labels))
-    sites = list(branches[0].queries[0].manifest["sites"])
+    sites = list(branches[0].queries[0].manifest.sites)
     return {"branch": [branch.name for branch in branches], "layer": sites, "word": texts, "text": texts}
 
 
