@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On Linux PyPI's torch brings CUDA along. For the small CPU build: make demo TORCH_FROM="--index-url <its address>"
 TORCH_FROM ?=
 
-.PHONY: setup demo view browser lint test test-slow scores bench
+.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench schema
 
 setup: .venv/ready
 
@@ -35,12 +35,38 @@ lint: setup
 	$(BIN)/ruff format --check -q benchmarks dashboards experiments hooks probe reports tests toushi
 	$(BIN)/lint-imports
 
-# One thread: the tests' models are tiny, and on a busy machine two threads wait for each other ten times as long.
+# Two processes of one thread: the tests' models are tiny, and on a busy machine two threads wait for each other ten
+# times as long. A file's tests stay in one process, which makes their models once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+SPREAD := -n 2 --dist loadfile
+
 test: setup browser lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	$(PYTEST) $(SPREAD)
 
 test-slow: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
+
+# Which lines the tests run; the page is htmlcov/index.html.
+coverage: setup browser
+	$(PYTEST) $(SPREAD) --cov --cov-report=term --cov-report=html
+
+# The oldest and the newest versions that people may have beside their own pipelines, each in an environment of its
+# own. What depends on them is tested: hooks, models, pipelines, recording, text encoders, traces and figures.
+VERSIONED := $(addprefix tests/,analysis figures hooks lens models pipelines recording text trace test_cli.py)
+EXTRAS := pipelines,figures,app,reports,experiments,export
+TOOLS := pytest pytest-xdist hypothesis
+
+test-oldest: requirements-oldest.txt
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet $(TORCH_FROM) "torch==2.9.*"
+	.venv-oldest/bin/pip install --quiet -r requirements-oldest.txt $(TOOLS) --editable ".[$(EXTRAS)]"
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q $(SPREAD) $(VERSIONED)
+
+test-newest:
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade $(TORCH_FROM) torch
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TOOLS) --editable ".[$(EXTRAS)]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q $(SPREAD) $(VERSIONED)
 
 # The model card's scores: what it draws, judged by the recogniser, and whether its heat maps point at objects.
 scores: setup
@@ -51,3 +77,7 @@ scores: setup
 # What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# The published schema of a trace's manifest, after a change of probe/trace/manifest.py.
+schema: setup
+	$(BIN)/python -m toushi.probe.trace.manifest_schema > docs/trace-manifest.schema.json

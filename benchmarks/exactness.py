@@ -15,9 +15,9 @@ from benchmarks import peer
 from benchmarks.shapes import SMALL
 from toushi.hooks.attention import Call, Watch
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 GOALS = {torch.float32: 2e-6, torch.bfloat16: 2e-4}

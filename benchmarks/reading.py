@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from toushi.probe.text.alignment import Token, segment, segmenter
-from toushi.probe.trace.manifest import map_key
+from toushi.probe.trace.trace_format import map_key
 from toushi.probe.trace.writer import TraceWriter
 
 LAYERS, STEPS, TOKENS, SIDE = 30, 30, 64, 64
 READ = """
 import json, sys, time
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 import toushi.probe.analysis.maps
 seconds = []
 start = time.perf_counter()

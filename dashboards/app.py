@@ -7,12 +7,12 @@ import streamlit as st
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import say
-from toushi.probe.base.locale_language import of_locale
+from toushi.probe.base.bilingual import language_of_locale
 
 HERE = Path(__file__).parent
 
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
-st.session_state.setdefault("language", of_locale(st.context.locale))
+st.session_state.setdefault("language", language_of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
 given = library.given() is not None

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from toushi.probe.base.path_error import MESSAGES as PATH
+from toushi.probe.base.bilingual import Messages
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 # key: (English, Chinese). Names in braces are filled in.
-PAGE = {
+PAGE = Messages({
     "app": ("Toushi", "透视 Toushi"),
     "tagline": ("See where each word of a prompt went in the picture.",
                 "看见提示词里的每个词去了画面的哪里。"),
@@ -65,10 +65,6 @@ PAGE = {
     "bad_trace": ("This trace cannot be opened", "这份记录打不开"),
     "bad_trace_hint": ("Make it again, or choose another one on the page “Traces”.",
                        "请重新制作，或到“记录”页另选一份。"),
-    "path_long": (PATH["long"], "“{name}”有 {length} 个字符，超出了系统的限制（每一级文件夹名通常最多 255 字节）。请换一个短些的名字。"),
-    "path_denied": (PATH["denied"], "没有权限打开“{name}”。请修改它或上层文件夹的权限，或另选一个。"),
-    "path_character": (PATH["character"], "“{name}”里有文件名中不能出现的字符 {character}，请去掉它。"),
-    "path_other": (PATH["other"], "打不开“{name}”：{reason}。请检查它的权限和所在磁盘，或另选一个。"),
     "incomplete": ("This trace is not complete: {n} steps were written.",
                    "这份记录不完整：只写下了 {n} 步。"),
     "no_encoder": ("This trace holds no attention of the text encoder.",
@@ -151,13 +147,13 @@ PAGE = {
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
-}  # fmt: skip
+})  # fmt: skip
 
-COMPONENT = {
+COMPONENT = Messages({
     "words": ("Words of the prompt", "提示词里的词"),
     "not_words": ("not words", "其他词元"),
     "no_image": ("no picture", "没有图像"),
-    "empty_prompt": PAGE["empty_prompt"],
+    "empty_prompt": (PAGE["empty_prompt"].en, PAGE["empty_prompt"].zh),
     "unknown_prompt": ("(the prompt is not known)", "（提示词未知）"),
     "step": ("Step", "步"),
     "layer": ("Layer", "层"),
@@ -260,11 +256,11 @@ COMPONENT = {
         "attention (probability), this layer, without special tokens",
         "注意力（概率），此层共用，不计特殊词元",
     ),
-}  # fmt: skip
+})  # fmt: skip
 
 
 def say(language: str, key: str, **values) -> str:
-    return PAGE[key][language == "zh"].format(**values)
+    return PAGE.translate(language, key, **values)
 
 
 def listed(language: str, words: Iterable[str], most: int = 12) -> str:
@@ -276,4 +272,4 @@ def listed(language: str, words: Iterable[str], most: int = 12) -> str:
 
 def component(language: str) -> dict[str, str]:
     """The catalogue of the browser components; they fill in the braces themselves."""
-    return {key: both[language == "zh"] for key, both in COMPONENT.items()}
+    return {key: text.translate(language) for key, text in COMPONENT.items()}

@@ -1,6 +1,7 @@
 """How a picture was made, in words: what pages say below it, and in what two of them differ."""
 
 from toushi.dashboards import messages as text
+from toushi.probe.trace.manifest import Lora
 
 
 def facts(trace, language: str) -> dict[str, str]:
@@ -9,22 +10,21 @@ def facts(trace, language: str) -> dict[str, str]:
     def say(key: str, **values) -> str:
         return text.say(language, key, **values)
 
-    told = trace.manifest.get
-    model, size = told("model"), told("size")
-    verdict = str(told("safety")).replace(" ", "_")
+    run = trace.manifest
+    verdict = str(run.safety).replace(" ", "_")
     named = {
-        "model": model.get("name") if isinstance(model, dict) else None,
-        "revision": model.get("revision") if isinstance(model, dict) else None,
+        "model": run.name_of_model,
+        "revision": run.model and run.model.revision,
         "prompt": trace.prompt,
-        "seed": told("seed") is not None and say("fact_seed", s=told("seed")),
-        "steps": say("fact_steps", n=told("steps")["count"]),
-        "guidance": told("guidance") is not None and say("fact_guidance", g=told("guidance")),
-        "sampler": told("sampler"),
-        "size": size and say("fact_size", w=size[1], h=size[0]),
-        "negative": told("negative_prompt") and say("fact_negative", n=told("negative_prompt")),
-        "loras": ", ".join(_lora(one, say) for one in told("loras") or []),
+        "seed": run.seed is not None and say("fact_seed", s=run.seed),
+        "steps": say("fact_steps", n=run.steps.count),
+        "guidance": run.guidance is not None and say("fact_guidance", g=run.guidance),
+        "sampler": run.sampler,
+        "size": run.size and say("fact_size", w=run.size[1], h=run.size[0]),
+        "negative": run.negative_prompt and say("fact_negative", n=run.negative_prompt),
+        "loras": ", ".join(_lora(one, say) for one in run.loras or []),
         "safety": f"safety_{verdict}" in text.PAGE and say(f"safety_{verdict}"),
-        "edits": "; ".join(_edit(one) for one in told("edits") or []),
+        "edits": "; ".join(_edit(one) for one in run.edits or []),
     }
     return {name: str(fact) for name, fact in named.items() if fact}
 
@@ -39,9 +39,8 @@ def differences(first, second, language: str) -> list[str]:
     ]
 
 
-def _lora(lora: dict, say) -> str:
-    name = lora.get("file") or lora.get("name")
-    return say("fact_lora" if lora.get("on") else "fact_lora_off", name=name, scale=lora.get("scale"))
+def _lora(lora: Lora, say) -> str:
+    return say("fact_lora" if lora.on else "fact_lora_off", name=lora.file or lora.name, scale=lora.scale)
 
 
 def _edit(edit: dict) -> str:

@@ -138,13 +138,13 @@ def _work(job: Job) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             from toushi.probe.models.mini_unet import PromptCut
-            from toushi.probe.pipelines.generate import draw
+            from toushi.probe.pipelines.generate import generate
             from toushi.probe.recording.record import record
 
             model = _model(order.model)  # after the imports: it freezes all that is loaded
             job.state = "draw"
             with record(model, job.folder):
-                draw(
+                generate(
                     model, order.prompt, order.negative, steps=order.steps, seed=order.seed, guidance=order.guidance,
                     sampler=order.sampler, size=order.size, callback=after_step,
                 )  # fmt: skip

@@ -20,11 +20,11 @@ from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map import matrices, payload, planes
 from toushi.dashboards.heat_map import trace_pair as pairs
 from toushi.dashboards.run_metadata import facts as known
+from toushi.probe.base.bilingual import language_of_locale
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.locale_language import of_locale
 from toushi.probe.base.path_error import PathError, short_path
-from toushi.probe.trace.manifest import IMAGE, MANIFEST, MEMBERS
-from toushi.probe.trace.reader import open_picture
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
 
 RUNS = Path("runs")
 DEEPEST = 3  # runs/cat, runs/batch/000 and one more
@@ -41,7 +41,7 @@ class Entry:
 
 
 def language() -> str:
-    return st.session_state.get("language") or of_locale(st.context.locale)
+    return st.session_state.get("language") or language_of_locale(st.context.locale)
 
 
 def say(key: str, **values) -> str:
@@ -152,7 +152,7 @@ def stamp(folder: str) -> tuple:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _trace(folder: str, version: tuple):
-    return open_picture(folder)
+    return open_trace(folder)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -212,7 +212,7 @@ def refuse(error: Exception) -> NoReturn:
 
 def message(error: Exception) -> str:
     """What went wrong, in the language of the page where it is about a name of a folder."""
-    return say(f"path_{error.cause}", **error.values) if isinstance(error, PathError) else str(error)
+    return error.message.translate(language()) if isinstance(error, PathError) else str(error)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -269,7 +269,7 @@ def branch(trace) -> str:
 
 def no_encoder(trace) -> None:
     """Says that there is no attention of the text encoder, and why where the manifest knows."""
-    unseen = (trace.manifest.get("not_recorded") or {}).items()
+    unseen = (trace.manifest.not_recorded or {}).items()
     about = [f"{glob}: {why}" for glob, why in unseen if glob == "*" or glob.startswith(("text_encoder", "encoder"))]
     st.info("\n\n".join([say("no_encoder"), *map(escaped, about)]), icon=":material/info:")
 
@@ -282,7 +282,7 @@ def facts(trace) -> None:
     """How the picture was made, in one line; what it was drawn under in another."""
     line = [fact for name, fact in known(trace, language()).items() if name not in ("revision", "prompt", "edits")]
     st.caption(escaped(" · ".join([*line, str(trace.folder)])))
-    if edits := trace.manifest.get("edits"):
+    if edits := trace.manifest.edits:
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
 

@@ -7,7 +7,7 @@ else goes through untouched. The watched module needs to know nothing: neither o
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from toushi.hooks.hook_error import WireError
 from toushi.hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
+from toushi.hooks.torch_private import tensor_version
 
 
 class Call:
@@ -44,9 +45,7 @@ class Call:
         return self._versions() != self.versions
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple(
-            0 if x is None or x.is_inference() else x._version for x in (self.what.query, self.what.key, self.what.mask)
-        )
+        return tuple(0 if x is None else tensor_version(x) for x in (self.what.query, self.what.key, self.what.mask))
 
     def probabilities(
         self,
@@ -68,6 +67,48 @@ class Call:
         some = slice(None) if rows is None else rows, slice(None) if queries is None else queries
         lse = None if self.lse is None else self.lse[some[0]][:, :, some[1]]
         return probabilities(self.what.part(*some), lse, columns, mean, dtype)
+
+
+BATCHED_MAX_SCORES = 1 << 16
+
+
+def probabilities_of(
+    calls: Sequence[Call], columns: Columns, rows: Sequence[int] | None, mean: bool, dtype: torch.dtype
+) -> list[Tensor]:
+    """`call.probabilities(columns, rows, None, mean, dtype)` of each call.
+
+    Small calls of equal shape are read together: there it is their number that costs, not their size.
+    """
+    alike: dict[tuple, list[Call]] = {}
+    for call in calls:
+        many, what = call.shape, call.what
+        small = (
+            many[0] * many[1] * many[2] * many[3] <= BATCHED_MAX_SCORES and what.key.shape[:2] == what.query.shape[:2]
+        )
+        key = (many, what.query.shape[3], what.query.dtype, what.scale, what.first, id(what.mask), call.lse is None)
+        alike.setdefault(key if small else (id(call),), []).append(call)
+    found: dict[int, Tensor] = {}
+    for some in alike.values():
+        if len(some) == 1:
+            found[id(some[0])] = some[0].probabilities(columns, rows, None, mean, dtype)
+            continue
+        count = some[0].shape[0]
+        own = None if rows is None else [number * count + row for number in range(len(some)) for row in rows]
+        parts = _joined(some).probabilities(columns, own, None, mean, dtype).chunk(len(some))
+        found |= zip(map(id, some), parts)
+    return [found[id(call)] for call in calls]
+
+
+def _joined(calls: Sequence[Call]) -> Call:
+    """One call with the rows of all of them, which have the same mask."""
+    first, mask = calls[0], calls[0].what.mask
+    if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
+        mask = torch.cat([mask] * len(calls))
+    query, key = (torch.cat([getattr(call.what, name) for call in calls]) for name in ("query", "key"))
+    lse = None if first.lse is None else torch.cat([call.lse for call in calls])
+    return Call(
+        first.site, first.what._replace(query=query, key=key, mask=mask), Attended(first.output, lse, first.kernel)
+    )
 
 
 class Watch:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-BUILTIN = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
+from toushi.hooks import torch_private
+
 CHUNK = 1 << 22  # scores held at once: 16 MB in fp32
 CACHED = 1 << 18  # and on a CPU, where they had better stay in its cache
 FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
@@ -35,9 +36,7 @@ class Attended(NamedTuple):
 
 
 def flash_cpu(query, key, value, bias, causal, scale):
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
-    )
+    return torch_private.flash_attention_cpu(query, key, value, bias, causal, scale)
 
 
 def flash(query, key, value, bias, causal, scale):
@@ -45,9 +44,7 @@ def flash(query, key, value, bias, causal, scale):
     width = query.shape[-1]
     query, key, value = (F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value))
     scale = width**-0.5 if scale is None else scale
-    output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention.default(
-        query, key, value, 0.0, causal, False, scale=scale
-    )
+    output, lse = torch_private.flash_attention(query, key, value, causal, scale)
     return output[..., :width], lse[..., : query.shape[2]]
 
 
@@ -57,17 +54,13 @@ def efficient(query, key, value, bias, causal, scale):
         keys = key.shape[2]
         full = (query.shape[0], query.shape[1], query.shape[2], keys)
         bias = F.pad(bias.expand(*bias.shape[:-1], keys), (0, -keys % 8))[..., :keys].expand(full)
-    output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention.default(
-        query, key, value, bias, True, 0.0, causal, scale=scale
-    )
+    output, lse = torch_private.efficient_attention(query, key, value, bias, causal, scale)
     lse = lse[..., : query.shape[2]]
     return output, lse if bias is None else lse.masked_fill(lse == -torch.inf, 0.0)
 
 
 def cudnn(query, key, value, bias, causal, scale):
-    output, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention.default(
-        query, key, value, bias, True, 0.0, causal, False, scale=scale
-    )
+    output, lse = torch_private.cudnn_attention(query, key, value, bias, causal, scale)
     return output, lse[..., 0]
 
 
@@ -89,9 +82,7 @@ NAMES = {
 
 def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
     """The kernel that PyTorch would choose for this call now."""
-    choice = torch._fused_sdp_choice(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=enable_gqa
-    )
+    choice = torch_private.fused_attention_choice(query, key, value, mask, dropout, causal, scale, enable_gqa)
     name = NAMES.get(choice, "other")
     return "flash-cpu" if name == "flash" and query.device.type == "cpu" else name
 
@@ -106,7 +97,7 @@ def attend(
     everything when `original` is somebody else's replacement, and calls with at most `few` keys.
     """
     kernel = "replaced"
-    if original is BUILTIN:
+    if original is torch_private.builtin_attention:
         kernel = chosen(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
         plain = plain and not (query.dtype == torch.float32 and rounded(query))  # so would its log-sum-exp be

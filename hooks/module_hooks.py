@@ -7,15 +7,18 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, nn
 
 from toushi.hooks.hook_error import WireError
+from toushi.hooks.watched_modules import mark_input_reader
 
 
 @contextmanager
-def state_hooks(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+def state_hooks(
+    modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], Tensor | None], *, first: bool = False
+) -> Iterator[None]:
     """`with state_hooks({name: module}, see):` calls `see(name, state)` with what each module returns.
 
     A module that returns several values gives its first one. If `see` returns a tensor, that goes on in its place;
-    it sees what contexts opened before it made of the state. The state is the model's own tensor: copy it to keep
-    it beyond the call.
+    it sees what contexts opened before it made of the state, or with `first` the module's own. The state is the
+    model's own tensor: copy it to keep it beyond the call.
     """
 
     def after(name: str, output):
@@ -33,7 +36,8 @@ def state_hooks(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], T
 
     with ExitStack() as wires:
         for name, module in modules.items():
-            wires.enter_context(module.register_forward_hook(lambda *call, name=name: after(name, call[2])))
+            hook = module.register_forward_hook(lambda *call, name=name: after(name, call[2]), prepend=first)
+            wires.enter_context(hook)
         yield
 
 
@@ -75,5 +79,5 @@ def argument_hooks(modules: Mapping[str, tuple[nn.Module, Sequence[str]]], see: 
             def before(module, given, named, name=name, places=places):
                 see(name, *(given[i] if i < len(given) else named.get(p) for p, i in places))
 
-            wires.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            wires.enter_context(module.register_forward_pre_hook(mark_input_reader(before), with_kwargs=True))
         yield

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.editor import edit, edits_of_manifest
+from toushi.probe.editing.edit import edit, edits_of_manifest
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.policy import DISK, Policy
-from toushi.probe.recording.provenance import surroundings
+from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import Recording
-from toushi.probe.trace.reader import Trace, open_trace
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.writer import TraceWriter
 
 
@@ -35,41 +36,40 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     trace = open_trace(folder)
     manifest = trace.manifest
     check(model, trace)
-    steps, done = manifest["steps"]["count"], trace.steps
+    steps, done = manifest.steps.count, trace.steps
     how = {
         "steps": steps,
-        "guidance": manifest["guidance"],
-        "sampler": manifest["sampler"],
-        "size": tuple(manifest["size"]),
-        "seed": manifest["seed"],
+        "guidance": manifest.guidance,
+        "sampler": manifest.sampler,
+        "size": manifest.size,
+        "seed": manifest.seed,
         "callback": callback,
     }
     if done:
         how["latents"] = torch.from_numpy(trace.latent(done[-1]).values.copy())[None]
         how["first_step"] = done[-1] + 1
-    draw = (manifest["prompt"], manifest["negative_prompt"] or "")
-    edits = edits_of_manifest(manifest["edits"])
+    draw = (manifest.prompt, manifest.negative_prompt or "")
+    edits = edits_of_manifest(manifest.edits)
     edited = edit(model, edits) if edits else nullcontext()
     if done and not _missing(trace):  # only steps that are not kept, if any, and the picture
         with edited:
             picture = model.sample(*draw, **how)
-        with TraceWriter(folder, manifest, resume=True) as writer:
+        with TraceWriter(folder, manifest, resume=trace.files) as writer:
             writer.write_image(picture)
         return picture
-    kept = manifest["kept"]
-    words = None if kept["words"] is None else tuple(map(_word, kept["words"]))
-    recorded = manifest["steps"].get("recorded")
-    recorded, budget = None if recorded is None else tuple(recorded), kept.get("budget", DISK)
-    policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept["dtype"], budget)
-    with Recording(model, Path(folder), policy, list(trace.sites), resumed=True), edited:
+    kept, recorded = manifest.kept, manifest.steps.recorded
+    words = None if kept.words is None else tuple(map(_word, kept.words))
+    recorded, budget = None if recorded is None else tuple(recorded), DISK if kept.budget is None else kept.budget
+    policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept.dtype, budget)
+    with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), edited:
         return model.sample(*draw, **how)
 
 
 def _missing(trace: Trace) -> list[int]:
     """Steps that are still to be recorded."""
-    recorded = trace.manifest["steps"].get("recorded")
+    recorded = trace.manifest.steps.recorded
     last = trace.steps[-1]
-    return [step for step in recorded or range(trace.manifest["steps"]["count"]) if step > last]
+    return [step for step in recorded or range(trace.manifest.steps.count) if step > last]
 
 
 def _word(raw):
@@ -81,7 +81,7 @@ def _word(raw):
 
 def check_family(trace: Trace) -> None:
     """Raises CannotResume for a run that no model can go on with; it needs none loaded."""
-    family = trace.manifest.get("family")
+    family = trace.manifest.family
     if family not in (None, "mini-unet"):
         raise CannotResume(
             f"{trace.folder} was drawn by {family}, which keeps state of its own between steps; only runs of mini-unet "
@@ -95,33 +95,33 @@ def check(model, trace: Trace) -> None:
     if trace.complete:
         raise CannotResume(f"{where} is complete: there is nothing to go on with.")
     needed = ("prompt", "seed", "guidance", "sampler", "size", "kept", "batch", "model", "versions", "threads", "edits")
-    if unknown := [name for name in needed if manifest.get(name) is None]:
+    if unknown := [name for name in needed if getattr(manifest, name) is None]:
         raise CannotResume(
             f"{where} does not say its {' and '.join(unknown)} (it was not drawn by the model's own `sample`, or by an "
             "older Toushi): draw it again."
         )
-    if manifest["batch"] != 1:
+    if manifest.batch != 1:
         raise CannotResume(
-            f"{where} is one of {manifest['batch']} pictures drawn in one batch, and alone it would round "
+            f"{where} is one of {manifest.batch} pictures drawn in one batch, and alone it would round "
             "differently: draw them again."
         )
     check_family(trace)
     if family_of(model).name != "mini-unet":
         raise CannotResume(f"{where} was begun with mini-unet or one of its twins: name it with --model.")
     with cpu_threads(model.threads):
-        now = surroundings(model)
+        now = environment(model)
     if now["model"]["weights_sha256"] is None:
         raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")
-    pairs = [("weights", now["model"]["weights_sha256"], manifest["model"].get("weights_sha256"))]
-    pairs += [(name, now[name], manifest.get(name)) for name in ("threads", "device", "dtype")]
-    versions = {**manifest["versions"], **now["versions"]}
-    pairs += [(name, now["versions"].get(name), manifest["versions"].get(name)) for name in versions]
+    pairs = [("weights", now["model"]["weights_sha256"], manifest.model.weights_sha256)]
+    pairs += [(name, now[name], getattr(manifest, name)) for name in ("threads", "device", "dtype")]
+    versions = {**manifest.versions, **now["versions"]}
+    pairs += [(name, now["versions"].get(name), manifest.versions.get(name)) for name in versions]
     for name, here, there in pairs:
         if here != there:
             hints = {
                 "threads": f"Load the model with threads={there}, or draw it again.",
-                "weights": f"Load the model that it was begun with, {manifest['model'].get('name')} of revision "
-                f"{manifest['model'].get('revision')} (--model), or draw it again.",
+                "weights": f"Load the model that it was begun with, {manifest.model.name} of revision "
+                f"{manifest.model.revision} (--model), or draw it again.",
             }
             raise CannotResume(
                 f"{where} was begun with {name} {there}; here it is {here}, which may round differently. "

@@ -11,13 +11,15 @@ import re
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
-from toushi.experiments.runner.run_folder import NoRun, read_manifest, write
+from toushi.experiments.runner.run_folder import NoRun, read_manifest
+from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import checked_path
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.reader import Trace, open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.trace_errors import NotAPicture
+from toushi.probe.trace.trace_format import FORMAT, MEMBERS, format_of
 from toushi.reports.chapter import LANGUAGES, Chapter
 from toushi.reports.figure_files import ENDINGS
 from toushi.reports.html import page
@@ -44,7 +46,8 @@ def report(
             chapters.append(chapter_of_trace(source, key, out, figures, asked))
         else:
             chapters.append(chapter_of_run(source, key, out, figures))
-    stems = [stem for chapter in chapters for picture in chapter.pictures for stem in dict.fromkeys(picture.stem)]
+    pictures = [picture for chapter in chapters for picture in chapter.pictures]
+    stems = dict.fromkeys(picture.stem.translate(language) for picture in pictures for language in LANGUAGES)
     made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     if figures:
         there = list(dict.fromkeys(name for chapter in chapters for name in chapter.all_pictures))
@@ -52,9 +55,10 @@ def report(
             raise ToushiError(f"there is no figure {lacking[0]!r}; there are: {', '.join(there) or 'none'}")
         return made
     try:
-        write(out / "index.html", page(chapters, out))
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "index.html", page(chapters, out))
         for language in LANGUAGES:
-            write(out / f"report.{language}.pdf", pdf(chapters, out, language))
+            write_atomic(out / f"report.{language}.pdf", pdf(chapters, out, language))
     except OSError as error:
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another -o") from None
     return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *made]
@@ -62,24 +66,21 @@ def report(
 
 def opened(folder: Path) -> list[Path | Trace]:
     """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
-    if (checked_path(folder) / layout.MEMBERS).is_file():
-        return [of_picture(trace) for trace in open_collection(folder)]
-    if layout.format_of(folder) == layout.FORMAT:
-        return [of_picture(open_trace(folder))]
+    if (checked_path(folder) / MEMBERS).is_file():
+        return [*open_collection(folder)]
+    if format_of(folder) == FORMAT:
+        try:
+            return [open_trace(folder)]
+        except NotAPicture:
+            raise ToushiError(
+                f"{folder} is a trace of a text encoder, and a report shows traces of pictures; "
+                f"toushi info {shlex.quote(str(folder))} tells what it holds"
+            ) from None
     try:
         read_manifest(folder)
     except NoRun as error:
         raise ToushiError(f"{error} (a report is made of what toushi run and toushi trace leave)") from None
     return [folder]
-
-
-def of_picture(trace: Any) -> Trace:
-    if not isinstance(trace, Trace):
-        raise ToushiError(
-            f"{trace.folder} is a trace of a text encoder, and a report shows traces of pictures; "
-            f"toushi info {shlex.quote(str(trace.folder))} tells what it holds"
-        )
-    return trace
 
 
 def key_of(folder: Path, taken: Collection[str]) -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from toushi.experiments.runner.study import Said
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.embedded_fonts import PREFIX
 
-LANGUAGES = ("zh", "en")
+LANGUAGES = ("zh", "en")  # in the order of the page
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Picture:
     """A figure that lies beside the report as .svg, .pdf and .png, in each language."""
 
     name: str
-    caption: Said
-    stem: Said  # where the files are, from the report's folder, without their ending
-    inches: Said  # how wide they are
+    caption: Bilingual
+    stem: Bilingual  # where the files are, from the report's folder, without their ending
+    inches: Bilingual  # how wide they are
     command: str  # that makes the files again
 
 
@@ -32,22 +32,17 @@ class Sheet:
 @dataclass(frozen=True)
 class Chapter:
     key: str  # unique in a report, and fit for a file name
-    title: Said
-    notices: list[Said] = field(default_factory=list)  # what is not as it should be, said first
-    question: Said | None = None
+    title: Bilingual
+    notices: list[Bilingual] = field(default_factory=list)  # what is not as it should be, said first
+    question: Bilingual | None = None
     verdict: str | None = None
-    sentence: Said | None = None
-    method: Said | None = None
+    sentence: Bilingual | None = None
+    method: Bilingual | None = None
     pictures: list[Picture] = field(default_factory=list)
     all_pictures: tuple[str, ...] = ()  # names of those that could be drawn
     sheets: list[Sheet] = field(default_factory=list)
     command: str = ""  # that makes the run or the trace again
-    facts: list[tuple[Said, Said]] = field(default_factory=list)  # where it comes from
-
-
-def alike(text: object) -> Said:
-    """The same in both languages."""
-    return Said(str(text), str(text))
+    facts: list[tuple[Bilingual, Bilingual]] = field(default_factory=list)  # where it comes from
 
 
 def shown(value: object) -> str:

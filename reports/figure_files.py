@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from toushi.experiments.runner.study import Said
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.style import PAGE, save
 from toushi.reports.chapter import LANGUAGES, Picture
@@ -14,10 +14,15 @@ from toushi.reports.chapter import LANGUAGES, Picture
 ENDINGS = (".svg", ".pdf", ".png")
 
 
-def picture(name: str, figures: Mapping[str, Figure], caption: Said, out: Path, place: str, command: str) -> Picture:
+def picture(
+    name: str, figures: Mapping[str, Figure], caption: Bilingual, out: Path, place: str, command: str
+) -> Picture:
     """Writes the figure of each language as `out/place/name.LANGUAGE.ENDING`."""
-    stems = (_saved(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES)
-    return Picture(name, caption, Said(*stems), Said(*(_width(figures[language]) for language in LANGUAGES)), command)
+    stem = Bilingual(
+        **{language: _saved(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES}
+    )
+    inches = Bilingual(**{language: _width(figures[language]) for language in LANGUAGES})
+    return Picture(name, caption, stem, inches, command)
 
 
 def _saved(figure: Figure, name: str, out: Path, place: str) -> str:

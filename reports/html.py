@@ -34,10 +34,10 @@ def images(picture: Picture, out: Path) -> list[dict]:
     return [
         {
             "language": language,
-            "alt": getattr(picture.caption, language),
-            "pixels": round(float(getattr(picture.inches, language)) * DOTS),
+            "alt": picture.caption.translate(language),
+            "pixels": round(float(picture.inches.translate(language)) * DOTS),
             "kind": "image/svg+xml",
-            "data": base64.b64encode((out / f"{getattr(picture.stem, language)}.svg").read_bytes()).decode(),
+            "data": base64.b64encode((out / f"{picture.stem.translate(language)}.svg").read_bytes()).decode(),
         }
         for language in LANGUAGES
     ]
@@ -47,7 +47,7 @@ def rows(sheet: Sheet) -> dict:
     table = sheet.table
     note = None
     if len(table) > ROWS:
-        note = words.filled(words.ROWS_LEFT_OUT, all=len(table), some=ROWS, file=sheet.file.as_posix())
+        note = words.ROWS_LEFT_OUT.format(all=len(table), some=ROWS, file=sheet.file.as_posix())
     data = sheet.file.read_bytes()
     columns = [{"name": name, "number": is_number(pd.Series(table[name]))} for name in table.columns]
     cells = [[shown(value) for value in row] for row in table.head(ROWS).itertuples(index=False)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toushi.experiments.runner.study import Said
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.fonts import FOLDER, drawable
 from toushi.reports import report_messages as words
 from toushi.reports.chapter import Chapter, shown
@@ -36,25 +36,25 @@ def pdf(chapters: Sequence[Chapter], out: Path, language: str) -> bytes:
 def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) -> dict:
     """What page.typ sets, as JSON; figures are copied to `root`."""
 
-    def said(text: Said | None) -> str | None:
-        return None if text is None else drawable(getattr(text, language))
+    def said(text: Bilingual | None) -> str | None:
+        return None if text is None else drawable(text.translate(language))
 
-    catalogue = {name: said(text) for name, text in vars(words).items() if isinstance(text, Said)}
+    catalogue = {name: said(text) for name, text in vars(words).items() if isinstance(text, Bilingual)}
     title = chapters[0].title if len(chapters) == 1 else words.REPORT
     found = {"language": language, "title": said(title), "words": catalogue, "chapters": []}
     for chapter in chapters:
         pictures = []
         for picture in chapter.pictures:
             file = f"{chapter.key}-{picture.name}.pdf"
-            shutil.copyfile(out / f"{getattr(picture.stem, language)}.pdf", root / file)
-            about = {"file": file, "inches": float(getattr(picture.inches, language))}
+            shutil.copyfile(out / f"{picture.stem.translate(language)}.pdf", root / file)
+            about = {"file": file, "inches": float(picture.inches.translate(language))}
             pictures.append({**about, "caption": said(picture.caption), "command": drawable(picture.command)})
         sheets = []
         for sheet in chapter.sheets:
             note, printed = None, sheet.table
             if len(sheet.table) > ROWS:
                 printed = sheet.table.head(SOME)
-                note = words.filled(words.ROWS_LEFT_OUT, all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
+                note = words.ROWS_LEFT_OUT.format(all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
             names = sheet.table.columns
             columns = [{"name": drawable(name), "number": is_number(pd.Series(sheet.table[name]))} for name in names]
             cells = [[drawable(shown(value)) for value in row] for row in printed.itertuples(index=False)]

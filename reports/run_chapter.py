@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
-from toushi.experiments.runner.study import Said
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.reports import report_messages as words
-from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, alike
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet
 from toushi.reports.figure_files import Picture, picture
-from toushi.reports.report_messages import FACTS, filled
+from toushi.reports.report_messages import FACTS
 
 
 def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
@@ -28,14 +28,14 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             "the run's own command writes it anew"
         )
     try:
-        study = {part: Said(**manifest["study"][part]) for part in ("title", "question", "method")}
+        study = {part: Bilingual(**manifest["study"][part]) for part in ("title", "question", "method")}
         notices = odd(folder, manifest)
         tables = read_tables(folder, manifest)
         figures, pictures = {}, []
         if manifest["complete"]:
             figures = drawn(folder, manifest, tables)
             if figures is None:
-                notices.append(filled(words.NO_MODULE, name=manifest["experiment"]))
+                notices.append(words.NO_MODULE.format(name=manifest["experiment"]))
             for name, pair in (figures or {}).items():
                 if not wanted or name in wanted:
                     pictures.append(saved(name, pair, folder, key, out))
@@ -46,7 +46,7 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             question=study["question"],
             method=study["method"],
             verdict=verdict,
-            sentence=Said(**manifest["sentence"]) if manifest["sentence"] else None,
+            sentence=Bilingual(**manifest["sentence"]) if manifest["sentence"] else None,
             pictures=pictures,
             all_pictures=tuple(figures or ()),
             sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
@@ -57,17 +57,17 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
         raise ToushiError(f"{folder / MANIFEST} is not whole: {error!r}") from None
 
 
-def odd(folder: Path, manifest: dict[str, Any]) -> list[Said]:
+def odd(folder: Path, manifest: dict[str, Any]) -> list[Bilingual]:
     """What is not as it should be."""
     versions = len({record.get("code_sha256") for record in manifest["jobs"].values()})
-    mixed = [filled(words.MIXED, count=versions)] if versions > 1 else []
+    mixed = [words.MIXED.format(count=versions)] if versions > 1 else []
     if manifest["complete"]:
         return mixed
     done = len(list((folder / JOBS).glob("*.csv")))
-    notices = [filled(words.UNFINISHED, all=manifest["jobs_in_all"], done=done), *mixed]
+    notices = [words.UNFINISHED.format(all=manifest["jobs_in_all"], done=done), *mixed]
     if manifest["failed"]:
         listed = "; ".join(f"{name} ({why})" for name, why in manifest["failed"].items())
-        notices.append(filled(words.FAILED, jobs=listed))
+        notices.append(words.FAILED.format(jobs=listed))
     return notices
 
 
@@ -86,32 +86,36 @@ def drawn(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dic
 
 def saved(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
     """A figure's label is its caption, and its name if it has none."""
-    caption = Said(*(str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES))
+    captions = {language: str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES}
     command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
-    return picture(name, pair, caption, out, f"figures/{key}", shlex.join(command))
+    return picture(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
 
 
-def facts(manifest: dict[str, Any]) -> list[tuple[Said, Said]]:
+def facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
     seconds = sum(record["seconds"] for record in manifest["jobs"].values())
     hardware = manifest["hardware"]
     machine = ", ".join([hardware["processor"], hardware["system"], *hardware["gpus"]])
-    cores = Said(f"{machine}，{hardware['cores']} 核", f"{machine}, {hardware['cores']} cores")
+    cores = Bilingual(en=f"{machine}, {hardware['cores']} cores", zh=f"{machine}，{hardware['cores']} 核")
     found = {
-        "config": alike(_spoken(manifest["config"])),
-        "config_sha256": alike(manifest["config_sha256"]),
-        "seeds": alike(_spoken(manifest["seeds"])),
-        "weights": alike("; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["weights"].items())),
-        "versions": alike(", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
-        "git": alike(manifest["git"] or ""),
-        "code_sha256": alike(manifest["code_sha256"]),
+        "config": Bilingual.same(_spoken(manifest["config"])),
+        "config_sha256": Bilingual.same(manifest["config_sha256"]),
+        "seeds": Bilingual.same(_spoken(manifest["seeds"])),
+        "weights": Bilingual.same(
+            "; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["weights"].items())
+        ),
+        "versions": Bilingual.same(", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
+        "git": Bilingual.same(manifest["git"] or ""),
+        "code_sha256": Bilingual.same(manifest["code_sha256"]),
         "hardware": cores,
-        "threads": alike(manifest["threads"]),
-        "argv": alike(shlex.join(["toushi", *manifest["argv"][1:]])),
-        "jobs": alike(f"{len(manifest['jobs'])} / {manifest['jobs_in_all']}"),
-        "time": Said(f"{seconds:.0f} 秒", f"{seconds:.0f} s"),
-        "concluded": alike((manifest["concluded"] or {}).get("finished", "")),
-        "tables": alike("; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["tables"].items())),
-        "may_differ": Said(**manifest["may_differ"]),
+        "threads": Bilingual.same(manifest["threads"]),
+        "argv": Bilingual.same(shlex.join(["toushi", *manifest["argv"][1:]])),
+        "jobs": Bilingual.same(f"{len(manifest['jobs'])} / {manifest['jobs_in_all']}"),
+        "time": Bilingual(en=f"{seconds:.0f} s", zh=f"{seconds:.0f} 秒"),
+        "concluded": Bilingual.same((manifest["concluded"] or {}).get("finished", "")),
+        "tables": Bilingual.same(
+            "; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["tables"].items())
+        ),
+        "may_differ": Bilingual(**manifest["may_differ"]),
     }
     return [(FACTS[name], value) for name, value in found.items() if value.zh]
 

@@ -18,12 +18,14 @@ from PIL import Image
 
 import toushi
 from toushi import main
-from toushi.cli.terminal import bytes_in_words, cells, table
+from toushi.cli.terminal import table
 from toushi.cli.token_alignment import lanes
 from toushi.cli.trace import checked_size, default_folder
 from toushi.cli.trace_summary import in_words
+from toushi.probe.base.byte_sizes import format_bytes
+from toushi.probe.base.text_width import text_width
 from toushi.probe.text.alignment import Token, Word
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.writer import write_collection
 
 HOUSE = Path(toushi.__file__).resolve().parents[1]
@@ -95,7 +97,7 @@ def test_trace_draws_records_and_tells(recorded):
     assert Image.open(folder / "words.png").width > 500
     trace = open_trace(folder)
     assert trace.complete and trace.prompt == PROMPT and trace.steps == [0, 1, 2]
-    assert trace.manifest["argv"][-1] == str(folder)
+    assert trace.manifest.argv[-1] == str(folder)
 
 
 def test_words_and_special_tokens_together_are_all_of_the_attention(recorded):
@@ -167,7 +169,7 @@ def test_edits_from_a_file_and_from_a_trace(tiny, tmp_path, capsys, fails):
     assert main(["trace", PROMPT, "--edits", str(edits), *options, str(tmp_path / "edited")]) == 0
     assert main(["trace", PROMPT, "--edits", str(tmp_path / "edited"), *options, str(tmp_path / "again")]) == 0
     free, edited, again = (open_trace(tmp_path / name) for name in ("free", "edited", "again"))
-    assert edited.manifest["edits"][0]["word"] == "猫"
+    assert edited.manifest.edits[0]["word"] == "猫"
     assert not np.array_equal(free.latent(1), edited.latent(1)) and np.array_equal(edited.latent(1), again.latent(1))
     capsys.readouterr()
     assert "holds no edit" in fails("trace", PROMPT, "--edits", tmp_path / "free", *options, tmp_path / "x")
@@ -195,9 +197,9 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     assert main(["trace", PROMPT, "--model", tiny, "--size", "16", *options]) == 0
     trace = open_trace(tmp_path / "run")
     assert all(name.startswith("unet.middle.") for name in trace.sites)
-    assert (trace.manifest["seed"], trace.manifest["sampler"], trace.manifest["size"]) == (7, "heun", [16, 16])
+    assert (trace.manifest.seed, trace.manifest.sampler, trace.manifest.size) == (7, "heun", (16, 16))
     assert trace.branches == ["cond"] and trace.steps == [0, 1]
-    assert trace.manifest["dtype"] == "bfloat16" and trace.manifest["kept"]["words"] == ["猫"]
+    assert trace.manifest.dtype == "bfloat16" and trace.manifest.kept.words == ["猫"]
     assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
 
 
@@ -442,7 +444,7 @@ def test_words_stand_under_their_characters(tiny, capsys):
     assert (characters[:10], tokens[:6], words[:5]) == ("characters", "tokens", "words")
 
     def cell(line: str, text: str) -> int:
-        return cells(line[: line.index(text)])
+        return text_width(line[: line.index(text)])
 
     for word, character in (("银行", "银"), ("𰻝", "𰻝")):
         assert cell(words, word) == cell(characters, character)
@@ -459,7 +461,7 @@ def test_lanes_break_where_nothing_is_cut():
         "".join(line.split("words")[1] for line in lines if line.startswith("words")).replace(" ", "")
         == "│左边│是│猫头鹰"
     )
-    assert len(lines) == 7 and all(cells(line) <= 28 for line in lines)
+    assert len(lines) == 7 and all(text_width(line) <= 28 for line in lines)
 
 
 def test_help_teaches(capsys):
@@ -515,9 +517,9 @@ def test_a_terminal_that_cannot_show_chinese_does_not_break_it(recorded):
 
 
 def test_small_things():
-    assert [cells(t) for t in ("猫", "cat", "ｃ", "e\u0301", "𰻝", "é", "🐱")] == [2, 3, 2, 1, 2, 1, 2]
+    assert [text_width(t) for t in ("猫", "cat", "ｃ", "e\u0301", "𰻝", "é", "🐱")] == [2, 3, 2, 1, 2, 1, 2]
     assert table([("猫", "1"), ("ab", "10")], right=(1,)) == "猫   1\nab  10"
-    assert [bytes_in_words(n) for n in (12, 1234, 999_600, 123_456_789)] == ["12 B", "1.2 kB", "1.0 MB", "123 MB"]
+    assert [format_bytes(n) for n in (12, 1234, 999_600, 123_456_789)] == ["12 B", "1.23 kB", "1 MB", "123 MB"]
     assert checked_size("64") == (64, 64) and checked_size("32×96") == (32, 96)
     assert default_folder([PROMPT], None, 3) == Path("runs/左边是猫右边是月亮夜晚-3")
     assert default_folder(["../a b"], None, 0) == Path("runs/a-b-0") and default_folder([""], None, 0).name == "empty-0"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
-    from toushi.probe.editing.editor import Edit, edit, edits_of_manifest
+    from toushi.probe.base.extras import MissingLibrary
+    from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import lens
     from toushi.probe.figures.encoder_figure import encoder_figure
     from toushi.probe.figures.encoding_figure import lens_figure
@@ -19,13 +20,40 @@ if TYPE_CHECKING:
     from toushi.probe.figures.timeline_figure import timeline_figure
     from toushi.probe.figures.tokens_figure import tokens_figure
     from toushi.probe.figures.words_figure import words_figure
+    from toushi.probe.pipelines.family import (
+        DenoiserInputs,
+        EncodedPrompt,
+        EncodePromptCall,
+        Family,
+        JointSequence,
+        PromptTokens,
+        SchedulerStep,
+        Site,
+    )
     from toushi.probe.pipelines.load import load
+    from toushi.probe.pipelines.registry import register_family
     from toushi.probe.recording.record import record
-    from toushi.probe.text.alignment import segment
-    from toushi.probe.trace.reader import Trace, open_collection, open_trace
+    from toushi.probe.session.sampling_session import subscribe
+    from toushi.probe.session.subscriber import Subscriber
+    from toushi.probe.text.alignment import Token, segment
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
+    from toushi.probe.trace.picture_trace import Trace
 
 __all__ = [
+    "DenoiserInputs",
     "Edit",
+    "EncodePromptCall",
+    "EncodedPrompt",
+    "EncoderTrace",
+    "Family",
+    "JointSequence",
+    "MissingLibrary",
+    "PromptTokens",
+    "SchedulerStep",
+    "Site",
+    "Subscriber",
+    "Token",
     "ToushiError",
     "Trace",
     "edit",
@@ -37,39 +65,59 @@ __all__ = [
     "load",
     "main",
     "open_collection",
+    "open_encoder_trace",
     "open_trace",
     "record",
+    "register_family",
     "segment",
+    "subscribe",
     "timeline_figure",
     "tokens_figure",
     "words_figure",
 ]
 
-_HOMES = {
-    "Edit": "toushi.probe.editing.editor",
-    "edit": "toushi.probe.editing.editor",
-    "edits_of_manifest": "toushi.probe.editing.editor",
-    "ToushiError": "toushi.probe.base.errors",
-    "Trace": "toushi.probe.trace.reader",
-    "encoder_figure": "toushi.probe.figures.encoder_figure",
-    "layers_figure": "toushi.probe.figures.layers_figure",
-    "lens": "toushi.probe.encoders.encode_layers",
-    "lens_figure": "toushi.probe.figures.encoding_figure",
-    "load": "toushi.probe.pipelines.load",
-    "open_collection": "toushi.probe.trace.reader",
-    "open_trace": "toushi.probe.trace.reader",
-    "record": "toushi.probe.recording.record",
-    "segment": "toushi.probe.text.alignment",
-    "timeline_figure": "toushi.probe.figures.timeline_figure",
-    "tokens_figure": "toushi.probe.figures.tokens_figure",
-    "words_figure": "toushi.probe.figures.words_figure",
+# Module below `toushi` -> the public names that are fetched from it.
+_NAMES = {
+    "probe.base.errors": ["ToushiError"],
+    "probe.base.extras": ["MissingLibrary"],
+    "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
+    "probe.encoders.encode_layers": ["lens"],
+    "probe.figures.encoder_figure": ["encoder_figure"],
+    "probe.figures.encoding_figure": ["lens_figure"],
+    "probe.figures.layers_figure": ["layers_figure"],
+    "probe.figures.timeline_figure": ["timeline_figure"],
+    "probe.figures.tokens_figure": ["tokens_figure"],
+    "probe.figures.words_figure": ["words_figure"],
+    "probe.pipelines.family": [
+        "DenoiserInputs",
+        "EncodedPrompt",
+        "EncodePromptCall",
+        "Family",
+        "JointSequence",
+        "PromptTokens",
+        "SchedulerStep",
+        "Site",
+    ],
+    "probe.pipelines.load": ["load"],
+    "probe.pipelines.registry": ["register_family"],
+    "probe.recording.record": ["record"],
+    "probe.session.sampling_session": ["subscribe"],
+    "probe.session.subscriber": ["Subscriber"],
+    "probe.text.alignment": ["segment", "Token"],
+    "probe.trace.encoder_trace": ["EncoderTrace"],
+    "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
+    "probe.trace.picture_trace": ["Trace"],
 }
+_HOMES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"toushi has no {name!r}; it has {', '.join(sorted(__all__))}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    from toushi.probe.base.extras import missing_library_named
+
+    with missing_library_named():
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value
 
 

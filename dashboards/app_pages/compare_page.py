@@ -37,18 +37,17 @@ def done(made: Path) -> None:
 def again() -> None:
     """One press draws the same prompt with the next seed, where this app has the model."""
     manifest = trace.manifest
-    model = manifest.get("model")
-    if trace.prompt is None or not isinstance(model, dict) or model.get("name") != worker.Order.model:
+    if trace.prompt is None or manifest.name_of_model != worker.Order.model:
         return
-    if manifest.get("edits"):
+    if manifest.edits:
         return  # the app draws without them
-    guidance, seed = manifest.get("guidance"), (manifest.get("seed") or 0) + 1
+    guidance, seed = manifest.guidance, (manifest.seed or 0) + 1
     if st.button(say("again", s=seed), icon=":material/casino:"):
         making.order(
             worker.Order(
-                trace.prompt, manifest.get("negative_prompt") or "", manifest["steps"]["count"],
-                worker.Order.guidance if guidance is None else guidance, seed, manifest.get("sampler") or worker.Order.sampler,
-                size=tuple(manifest.get("size") or worker.Order.size),
+                trace.prompt, manifest.negative_prompt or "", manifest.steps.count,
+                worker.Order.guidance if guidance is None else guidance, seed, manifest.sampler or worker.Order.sampler,
+                size=manifest.size or worker.Order.size,
             )
         )  # fmt: skip
     making.follow(done)

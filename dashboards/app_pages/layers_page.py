@@ -56,17 +56,17 @@ def show(readings, key: tuple) -> None:
 
 def kept(folder: str) -> None:
     """The texts of a trace."""
-    from toushi.probe.trace.reader import open_trace
-    from toushi.probe.trace.text_encoding import Readings
+    from toushi.probe.trace.open import open_encoder_trace
+    from toushi.probe.trace.text_encoding import TextEncodings
 
-    trace = open_trace(folder)
+    trace = open_encoder_trace(folder)
     texts = range(len(trace))
     chosen = st.multiselect(
         say("lens_kept", folder=escaped(folder)), texts, texts[:2], format_func=lambda i: f"{i + 1}  {trace.texts[i]}",
         max_selections=MOST, help=say("lens_kept_help"),
     )  # fmt: skip
     if chosen:
-        readings = Readings(trace.readings().encoder, [trace.reading(i) for i in chosen])
+        readings = TextEncodings(trace.encodings().encoder, [trace.encoding(i) for i in chosen])
         show(readings, (folder, library.stamp(folder), *chosen))
 
 

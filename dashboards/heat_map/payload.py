@@ -11,8 +11,7 @@ from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map.matrices import Matrices
 from toushi.dashboards.heat_map.planes import Planes
 from toushi.dashboards.run_metadata import differences
-from toushi.probe.trace.manifest import prompt_of
-from toushi.probe.trace.selection import PLAIN_MEAN
+from toushi.probe.analysis.maps import PLAIN_MEAN
 
 # Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
@@ -66,14 +65,14 @@ def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
         "id": f"{trace.folder}#{branch}",
         "text": text.component(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
-        "prompt": prompt_of(trace.manifest, branch),
+        "prompt": trace.manifest.prompt_of(branch),
         "lost": [{"span": list(word.span), "title": text.say(language, "lost")} for word in planes.lost],
         "size": [int(n) for n in size],
         "preview": list(previews.shape[1:3]) if previews is not None else None,
         "units": [_unit(unit, n, language) for n, unit in enumerate(planes.units)],
         "first": (telling * 2)[:2],
         "steps": list(planes.steps),
-        "total": trace.manifest["steps"]["count"],
+        "total": trace.manifest.steps.count,
         "averaged": len(planes.steps) or len(trace.steps),
         "times": [None if math.isnan(times[step]) else times[step] for step in planes.steps],
         "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in planes.layers],
@@ -108,7 +107,7 @@ def pair(traces, common, branch: str, language: str) -> bytes:
             "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
             "preview": list(previews.shape[1:3]) if previews is not None else None,
             "about": about[side],
-            "total": trace.manifest["steps"]["count"],
+            "total": trace.manifest.steps.count,
         })  # fmt: skip
     for i, layer in enumerate(common.layers):
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
@@ -116,7 +115,7 @@ def pair(traces, common, branch: str, language: str) -> bytes:
     header = {
         "id": "#".join([*(str(trace.folder) for trace in traces), branch]),
         "text": text.component(language),
-        "prompt": prompt_of(traces[0].manifest, branch),
+        "prompt": traces[0].manifest.prompt_of(branch),
         "lost": [
             {"span": list(word.span), "title": text.say(language, "lost_pair")}
             for word in traces[0].words(branch)
@@ -193,7 +192,7 @@ def encoder(trace, matrices: Matrices, branch: str, language: str) -> bytes:
     header = {
         "id": f"{trace.folder}#{branch}#text",
         "text": text.component(language),
-        "prompt": prompt_of(trace.manifest, branch),
+        "prompt": trace.manifest.prompt_of(branch),
         "tokens": rows,
         "words": [{"text": word.text, "span": [word.start, word.end]} for word in trace.words(branch)],
         "layers": layers,

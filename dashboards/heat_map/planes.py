@@ -4,16 +4,15 @@ A *unit* is a row of the shares: a word, or what is no word (the rest of the tex
 The maps of all units add up to what the text got in each cell. Slot 0 of step and head means "all": the mean.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.probe.analysis.maps import resample
+from toushi.probe.analysis.maps import finest_grid, mean_of_sites, nan_mean
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word, shares
-from toushi.probe.trace.manifest import prompt_of
-from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace.trace_errors import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
 
@@ -78,14 +77,14 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
 def planes(trace, branch: str) -> Planes:
     """The image-to-text attention of one branch, read step by step so that memory stays bounded."""
     firsts = _firsts(trace, branch)
-    tokens = _tokens(trace, branch, next(iter(firsts.values()))["token"].values)
+    tokens = trace.places(branch)
     words = trace.words(branch)
-    units, weights = units_of(tokens, words, by_token=prompt_of(trace.manifest, branch) is None)
+    units, weights = units_of(tokens, words, by_token=trace.manifest.prompt_of(branch) is None)
     steps = [] if trace.keep == "sum" else trace.steps
     grids = {name: maps.shape[-2:] for name, maps in firsts.items()}
     heads = {name: maps.sizes.get("head", 0) for name, maps in firsts.items()}
     means = _means(trace, list(grids))
-    finest = {name: _finest(grids[site] for site in sites) for name, sites in means.items()}
+    finest = {name: finest_grid([grids[site] for site in sites]) for name, sites in means.items()}
     heads, shown, heads_left_out = _fit(grids | finest, heads | dict.fromkeys(means, 0), steps, len(units))
     steps_left_out = len(shown) < len(steps)
     blocks = {
@@ -103,7 +102,7 @@ def planes(trace, branch: str) -> Planes:
 def _firsts(trace, branch: str) -> dict:
     """For each site that was kept its attention at the first step that has it: DataArray [1, head?, token, y, x]."""
     firsts = {}
-    for name in (name for name, site in trace.sites.items() if site["kind"] == "cross"):
+    for name in (name for name, site in trace.sites.items() if site.kind == "cross"):
         for step in [None] if trace.keep == "sum" else trace.steps:
             try:
                 firsts[name] = _read(trace, branch, name, step)
@@ -123,27 +122,25 @@ def _read(trace, branch: str, site: str, step: int | None):
     return trace.attention(branch=branch, sites=[site], steps=None if step is None else [step], grid="native")[site]
 
 
-def _tokens(trace, branch: str, columns) -> list[Token]:
-    by_column = {token.column: token for token in trace.tokens(branch) if token.column is not None}
-    return [by_column[column] for column in columns]
-
-
 def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]) -> np.ndarray:
     """float32 [1 + step, 1 + head, unit, y, x] of one site; `steps` all go into the mean, `shown` have slots."""
     block = np.full((1 + len(shown), *shape), np.nan, np.float32)
-    total, count = np.zeros(shape, np.float32), 0
-    for step in steps:
-        try:
-            maps = _read(trace, branch, site, step)
-        except NotRecorded:  # not kept at this step
-            continue
-        by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
-        by_unit = by_unit if "head" in maps.dims else by_unit[None]
-        by_head = np.concatenate([by_unit.mean(0, keepdims=True), by_unit])[: shape[0]]
-        total, count = total + by_head, count + 1
-        if step in shown:
-            block[1 + shown.index(step)] = by_head
-    block[0] = total / count
+
+    def read_steps() -> Iterator[np.ndarray]:
+        """[1 + head, unit, y, x] of each step that has the site; those to be shown go into their slots."""
+        for step in steps:
+            try:
+                maps = _read(trace, branch, site, step)
+            except NotRecorded:  # not kept at this step
+                continue
+            by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
+            by_unit = by_unit if "head" in maps.dims else by_unit[None]
+            by_head = np.concatenate([nan_mean(by_unit)[None], by_unit])[: shape[0]]
+            if step in shown:
+                block[1 + shown.index(step)] = by_head
+            yield by_head
+
+    block[0] = nan_mean(read_steps())
     return block
 
 
@@ -168,19 +165,7 @@ def _layer(name: str, label: str, block: np.ndarray) -> Layer:
 
 def _together(blocks: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
     """float32 [1 + step, 1, unit, y, x]: heads averaged within a site, then sites equally, on the finest grid."""
-    finest = _finest(blocks[name].shape[-2:] for name in names)
-    return _mean(np.stack([resample(blocks[name][:, :1], finest) for name in names]))
-
-
-def _finest(grids: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    return max(grids, key=np.prod)
-
-
-def _mean(arrays: np.ndarray) -> np.ndarray:
-    """Mean over the first axis, missing values left out; NaN where all are missing."""
-    there = ~np.isnan(arrays)
-    count = there.sum(0)
-    return np.where(count, np.where(there, arrays, 0).sum(0) / np.maximum(count, 1), np.nan).astype(np.float32)
+    return mean_of_sites([blocks[name][:, :1] for name in names])
 
 
 def _fit(grids: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toushi.dashboards.heat_map.planes import Layer, Planes, Unit
-from toushi.probe.analysis.maps import resample
+from toushi.probe.analysis.maps import finest_grid, resample
 from toushi.probe.base.errors import ToushiError
 
 
@@ -49,7 +49,7 @@ def _slots(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int, i
 
 
 def _together(first: Layer, second: Layer, units: list, slots: list) -> Layer:
-    finest = max(first.grid, second.grid, key=np.prod)
+    finest = finest_grid([first.grid, second.grid])
     maps = np.stack([
         resample(layer.maps[[slot[side] for slot in slots], 0][:, [unit[side] for unit in units]].astype(np.float32), finest)
         for side, layer in enumerate((first, second))

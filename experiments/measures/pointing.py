@@ -35,7 +35,8 @@ from toushi.probe.analysis.maps import auc, pointing_game, resample
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import Trace, open_collection
+from toushi.probe.trace.open import open_collection
+from toushi.probe.trace.picture_trace import Trace
 
 SITES = "unet.*cross_attention"
 

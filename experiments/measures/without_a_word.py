@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
-from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.pipelines.load import load
 from toushi.probe.text.alignment import segment
 

@@ -35,24 +35,25 @@ from toushi.experiments.runner.run_folder import (
     TABLES,
     VERSION,
     alone_in,
-    make_room,
+    prepare_output_dir,
     read_manifest,
     read_table,
     table_text,
-    write,
-    write_json,
+    write_run_json,
 )
 from toushi.experiments.runner.settings import as_words, configured, plain
-from toushi.experiments.runner.study import Finding, Job, Said
+from toushi.experiments.runner.study import Finding, Job
+from toushi.probe.base.atomic_io import write_atomic
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 NEEDED = ("STUDY", "Config", "weights", "jobs", "conclude", "figures")
-MAY_DIFFER = Said(
-    "在同一台机器上，用同样的版本与线程数，表格逐字节相同。换了处理器、软件版本或线程数，求和的次序会不同，数字可能在末几位上有别；"
-    "时间总是不同。",
-    "On one machine, with the same versions and threads, the tables are the same to the last byte. With another "
+MAY_DIFFER = Bilingual(
+    en="On one machine, with the same versions and threads, the tables are the same to the last byte. With another "
     "processor, other versions or threads, sums are taken in another order, so numbers may differ in their last "
     "digits. Times always differ.",
+    zh="在同一台机器上，用同样的版本与线程数，表格逐字节相同。换了处理器、软件版本或线程数，求和的次序会不同，数字可能在末几位上有别；"
+    "时间总是不同。",
 )
 
 
@@ -160,10 +161,10 @@ def run(
     except OSError as error:
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
     with alone_in(out):
-        make_room(out, manifest, overwrite)
+        prepare_output_dir(out, manifest, overwrite)
         todo = [job for job in jobs if not is_done(out, job)]
         manifest |= begun_with(out, manifest, len(todo), len(jobs))
-        write_json(out / MANIFEST, manifest)
+        write_run_json(out / MANIFEST, manifest)
         pool = executor or LocalPool(min(processes, max(1, len(todo))), threads)
         failed: dict[str, str] = {}
         try:
@@ -180,11 +181,11 @@ def run(
         finally:
             pool.close()
             manifest |= {"jobs": records(out, jobs), "failed": failed}
-            write_json(out / MANIFEST, manifest)
+            write_run_json(out / MANIFEST, manifest)
         if finding is not None:
             manifest |= write_finding(out, finding)
             manifest["concluded"] = {"finished": now(), **about}
-            write_json(out / MANIFEST, manifest)
+            write_run_json(out / MANIFEST, manifest)
     return Done(out, manifest, len(todo) - len(failed), failed)
 
 
@@ -230,17 +231,17 @@ def kept(out: Path, job: Job, outcome: Outcome, about: dict) -> str | None:
             error = str(misfit)
     for name, text in ((f"{job.name}.log", outcome.said), (f"{job.name}.error.txt", error and f"{error}\n\n{trace}")):
         if text:
-            write(home / name, text)
+            write_atomic(home / name, text)
         else:
             (home / name).unlink(missing_ok=True)
     if error is not None:
         return error
     seconds = round(outcome.seconds, 3)
     (home / f"{job.name}.csv").unlink(missing_ok=True)  # of another call: it must never stand beside this record
-    write_json(
+    write_run_json(
         home / f"{job.name}.json", {"call_sha256": call_hash(job), "seconds": seconds, "finished": now(), **about}
     )
-    write(home / f"{job.name}.csv", rows)
+    write_atomic(home / f"{job.name}.csv", rows)
     return None
 
 
@@ -252,7 +253,7 @@ def concluded(pool: Executor, module: ModuleType, config: Any, out: Path, jobs: 
     pool.submit(Call("conclude", module.conclude, {"config": config, "rows": table}))
     outcome = next(iter(pool.outcomes()))
     if outcome.error is not None:
-        write(out / CONCLUDE_ERROR, f"{outcome.error}\n\n{outcome.trace}")
+        write_atomic(out / CONCLUDE_ERROR, f"{outcome.error}\n\n{outcome.trace}")
         raise ToushiError(
             f"all jobs are done, but nothing could be concluded: {outcome.error} (see {out / CONCLUDE_ERROR})"
         )
@@ -263,11 +264,12 @@ def concluded(pool: Executor, module: ModuleType, config: Any, out: Path, jobs: 
 def write_finding(out: Path, finding: Finding) -> dict[str, Any]:
     """Writes the tables; gives back what the manifest says of them."""
     tables = {}
+    (out / TABLES).mkdir(exist_ok=True)
     for name, table in finding.tables.items():
         if not FILE_NAME.fullmatch(name):
             raise ToushiError(f"the table {name!r} needs a name that a file can have")
         text = table_text(table)
-        write(out / TABLES / f"{name}.csv", text)
+        write_atomic(out / TABLES / f"{name}.csv", text)
         tables[name] = {"rows": len(table), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     for old in (out / TABLES).glob("*.csv"):
         if old.stem not in tables:
@@ -275,7 +277,7 @@ def write_finding(out: Path, finding: Finding) -> dict[str, Any]:
     return {
         "complete": True,
         "verdict": finding.verdict,
-        "sentence": finding.sentence._asdict(),
+        "sentence": finding.sentence.as_json(),
         "tables": tables,
     }
 
@@ -292,7 +294,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "experiment": short_name(module),
-        "study": {part: getattr(study, part)._asdict() for part in ("title", "question", "method")},
+        "study": {part: getattr(study, part).as_json() for part in ("title", "question", "method")},
         "complete": False,
         "verdict": None,
         "sentence": None,
@@ -308,7 +310,7 @@ def described(module: ModuleType, config: Any, threads: int) -> dict[str, Any]:
         "threads": threads,
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],  # not where the command lies on this machine
         "concluded": None,
-        "may_differ": MAY_DIFFER._asdict(),
+        "may_differ": MAY_DIFFER.as_json(),
         "jobs": {},
         "failed": {},
         "tables": {},

@@ -23,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 
+from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import checked_path
 
@@ -39,19 +40,9 @@ class NoRun(ToushiError):
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """The file, whole, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+def write_run_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, for people read a run's files. Raises ValueError for NaN and infinity."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def table_text(table: pd.DataFrame) -> str:
@@ -151,7 +142,7 @@ def read_tables(folder: Path, manifest: dict[str, Any]) -> dict[str, pd.DataFram
     return {name: read_table(folder / TABLES / f"{name}.csv") for name in names}
 
 
-def make_room(out: Path, manifest: dict, overwrite: bool) -> None:
+def prepare_output_dir(out: Path, manifest: dict, overwrite: bool) -> None:
     """The folder, empty or with the same run in it; another run is refused, saying what differs."""
     try:
         there = read_manifest(out) if _used(out) else None

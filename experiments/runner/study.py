@@ -21,10 +21,11 @@ Nothing here runs anything: `experiments/runner/run_experiment.py` does, `report
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 Verdict = Literal["supported", "refuted", "undecided", "measured"]  # "measured": the question was how much
@@ -33,18 +34,11 @@ Verdict = Literal["supported", "refuted", "undecided", "measured"]  # "measured"
 FEWEST = 6  # words, scenes or sentences to resample: the interval of fewer is too narrow to decide anything
 
 
-class Said(NamedTuple):
-    """The same in both languages."""
-
-    zh: str
-    en: str
-
-
 @dataclass(frozen=True)
 class Study:
-    title: Said
-    question: Said  # the claim that is put to the test, and what would refute it
-    method: Said  # a paragraph
+    title: Bilingual
+    question: Bilingual  # the claim that is put to the test, and what would refute it
+    method: Bilingual  # a paragraph
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,9 @@ class Job:
 @dataclass(frozen=True)
 class Finding:
     verdict: Verdict
-    sentence: Said  # the verdict in a sentence, with its numbers and intervals; "supported" stands before it already
+    sentence: (
+        Bilingual  # the verdict in a sentence, with its numbers and intervals; "supported" stands before it already
+    )
     tables: dict[str, pd.DataFrame]  # tidy: one observation or estimate in a row
 
     def __post_init__(self):

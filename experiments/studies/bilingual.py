@@ -34,26 +34,27 @@ from toushi.experiments.measures.encoder_states import WEIGHTS, called, data_set
 from toushi.experiments.measures.polysemy import PARALLEL, read_parallel
 from toushi.experiments.measures.statistics import bounds, resampled
 from toushi.experiments.runner.settings import Count, Seed
-from toushi.experiments.runner.study import FEWEST, Finding, Job, Said, Study, Verdict
+from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.probe.analysis.pairs import matching
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 STUDY = Study(
-    title=Said("同一个词，两种语言", "One word in two languages"),
-    question=Said(
-        "中英文里的同一个词，在更深的层会有相同的状态吗？若没有任何一层比词嵌入更能把二者配对，这一说法便被推翻。",
-        "Does the same word come to the same state in Chinese and English at deeper layers? If no layer pairs them better "
+    title=Bilingual(en="One word in two languages", zh="同一个词，两种语言"),
+    question=Bilingual(
+        en="Does the same word come to the same state in Chinese and English at deeper layers? If no layer pairs them better "
         "than the embeddings do, no.",
+        zh="中英文里的同一个词，在更深的层会有相同的状态吗？若没有任何一层比词嵌入更能把二者配对，这一说法便被推翻。",
     ),
-    method=Said(
-        "中英对照的短语（我们的编码器用同一场景的两种描述里的词）。逐层在另一语言的全部短语中按余弦寻找对应者，先减去各语言的均值；"
-        "对照：打乱配对、随机权重的同构编码器。在一半句子上选层，在另一半上评判。图中的区间由对句子重抽样得到；结论中增益与领先的区间同时容纳对句子与对词两种重抽样。",
-        "Aligned phrases in Chinese and English (for our encoder, words of two captions of one scene). At each layer the "
+    method=Bilingual(
+        en="Aligned phrases in Chinese and English (for our encoder, words of two captions of one scene). At each layer the "
         "partner is looked for by cosine among all phrases of the other language, each language's mean taken off; beside "
         "it partners exchanged, and an untrained encoder of the same design. The layer is chosen on half of the sentences "
         "and judged on the other half. Intervals in the figure resample sentences; those of the gain and the lead hold two, one of sentences, one of words.",
+        zh="中英对照的短语（我们的编码器用同一场景的两种描述里的词）。逐层在另一语言的全部短语中按余弦寻找对应者，先减去各语言的均值；"
+        "对照：打乱配对、随机权重的同构编码器。在一半句子上选层，在另一半上评判。图中的区间由对句子重抽样得到；结论中增益与领先的区间同时容纳对句子与对词两种重抽样。",
     ),
 )
 ROLES = ("object", "colour", "place", "time", "style")
@@ -194,7 +195,7 @@ def ruled(one: pd.Series) -> Verdict:
     return "supported" if one.gain_low > 0 and one.lead_low > 0 else "undecided"
 
 
-def sentence(one: pd.Series, encoder: str, layers: pd.DataFrame) -> Said:
+def sentence(one: pd.Series, encoder: str, layers: pd.DataFrame) -> Bilingual:
     some = layers[(layers.weights == "trained") & (layers.data == one.data)]
     first = some[some.layer == 0].iloc[0]
     gains = f"{100 * one.gain:.0f} [{100 * one.gain_low:.0f}, {100 * one.gain_high:.0f}]"
@@ -208,7 +209,7 @@ def sentence(one: pd.Series, encoder: str, layers: pd.DataFrame) -> Said:
         f"embeddings, {one.retrieval:.0%} at the layer chosen on the other half of the sentences ({one.layers}), a gain of "
         f"{gains} points; {leads} more than with random weights."
     )
-    return Said(zh, en)
+    return Bilingual(en=en, zh=zh)
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -43,34 +43,35 @@ from toushi.experiments.measures.encoder_states import states_at
 from toushi.experiments.measures.pictures import as_table, of_scenes, of_senses, opened, pairs_of
 from toushi.experiments.measures.statistics import bounds, by_item, interval, means, resampled, shares
 from toushi.experiments.runner.settings import Count, Seed, Within
-from toushi.experiments.runner.study import FEWEST, Finding, Job, Said, Study, Verdict
+from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.probe.analysis.layer_measures import cka, head_statistics, sense_separation
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import lens
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES
-from toushi.probe.pipelines.load import model_files, shipped
+from toushi.probe.pipelines.load import model_files, shipped_models
 
 STUDY = Study(
-    title=Said("双向与因果：谁能分清一词两义", "Both directions or one: which resolves ambiguity"),
-    question=Said(
-        "“双向注意力能化解中文歧义，因果模型则不能”——当语境在词之后时，双向模型是否更常画对词义，而因果模型是否只有随机水平？"
-        "若二者相差无几，或因果模型多半画对，便被推翻。",
-        "“Bidirectional attention resolves Chinese ambiguity where a causal model fails”: with the context after the word, "
+    title=Bilingual(en="Both directions or one: which resolves ambiguity", zh="双向与因果：谁能分清一词两义"),
+    question=Bilingual(
+        en="“Bidirectional attention resolves Chinese ambiguity where a causal model fails”: with the context after the word, "
         "does the bidirectional model draw the right sense more often, and is the causal one near chance? Hardly any "
         "difference, or a causal model that is mostly right, refutes it.",
+        zh="“双向注意力能化解中文歧义，因果模型则不能”——当语境在词之后时，双向模型是否更常画对词义，而因果模型是否只有随机水平？"
+        "若二者相差无几，或因果模型多半画对，便被推翻。",
     ),
-    method=Said(
-        "两个小模型从同样的初始权重出发，以同样的次序见到同样的描述、图、噪声，只有文本编码器的注意力掩码不同。以同样的噪声画训练中"
-        "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边；所报最佳层在一半词上选出，在另一半词上评判。因果状态看不到其后的"
-        "内容，故语境在后时词自身的状态不作为判据。另比较二者各层的相似度（去偏线性 CKA）与各注意力头看向何处。区间由对场景（词义为词）重抽样得到，差值成对计算。",
-        "Two small models begin with the same weights and see the same captions, pictures and noise in the same order; only "
+    method=Bilingual(
+        en="Two small models begin with the same weights and see the same captions, pictures and noise in the same order; only "
         "the mask of the text encoder's attention differs. From the same noise they draw held-out captions and minimal "
         "pairs, judged by the recogniser; beside it the sense is read off the last token and off the word itself by nearest "
         "centroids, no context on both sides of a split; the best layer that is told is chosen on one half of the words and judged on the other. A causal state cannot see what follows it, so the word's own state "
         "is no criterion there. Beside it, how alike their layers are (debiased linear CKA), and where their heads look. Intervals resample scenes (words for the senses); differences are paired.",
+        zh="两个小模型从同样的初始权重出发，以同样的次序见到同样的描述、图、噪声，只有文本编码器的注意力掩码不同。以同样的噪声画训练中"
+        "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边；所报最佳层在一半词上选出，在另一半词上评判。因果状态看不到其后的"
+        "内容，故语境在后时词自身的状态不作为判据。另比较二者各层的相似度（去偏线性 CKA）与各注意力头看向何处。区间由对场景（词义为词）重抽样得到，差值成对计算。",
     ),
 )
 TWINS = ("bidirectional", "causal")
@@ -95,7 +96,7 @@ class Config:
 
 def weights(config: Config) -> list[Path]:
     models = [getattr(config, name) for name in TWINS]
-    if lacking := [name for name in models if name not in shipped() and not Path(name).is_dir()]:
+    if lacking := [name for name in models if name not in shipped_models() and not Path(name).is_dir()]:
         raise ToushiError(
             f"{' and '.join(lacking)} are not here: train them by `python -m toushi.experiments.training.train_twins` and then with "
             "--ship, or give two folders with --set bidirectional=… causal=…"
@@ -255,7 +256,7 @@ def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     return "supported" if better.low > 0 and choice.high["causal"] < HALF else "undecided"
 
 
-def sentence(tables: dict[str, pd.DataFrame]) -> Said:
+def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
     rates, differences = tables["rates"], tables["differences"].set_index("thing")
     zh, en = [], []
     for thing in ("sense, after", "sense, before"):
@@ -263,9 +264,10 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Said:
         numbers = [f"{one.right:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in (pair.loc[twin] for twin in TWINS)]
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
-        zh.append(f"{NAMES[thing][0]}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
-        english = NAMES[thing][1]
-        en.append(f"{english}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart")
+        zh.append(f"{NAMES[thing].zh}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
+        en.append(
+            f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart"
+        )
     choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")
@@ -276,9 +278,9 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Said:
     for where, place in (("last token", "after"), ("word", "before")):
         pair = (best.loc[model, where, place] for model in TWINS)
         tops = [f"{one.accuracy:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in pair]
-        zh.append(f"{NAMES[where][0]}（{NAMES[place][0]}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
-        en.append(f"{NAMES[where][1]} ({NAMES[place][1]}) the best layers read off {tops[0]} and {tops[1]}")
-    return Said("；".join(zh) + "。", "; ".join(en) + ".")
+        zh.append(f"{NAMES[where].zh}（{NAMES[place].zh}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
+        en.append(f"{NAMES[where].en} ({NAMES[place].en}) the best layers read off {tops[0]} and {tops[1]}")
+    return Bilingual(en="; ".join(en) + ".", zh="；".join(zh) + "。")
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -52,27 +52,28 @@ from toushi.experiments.measures.minimal_pairs import checked, sentences
 from toushi.experiments.measures.polysemy import POLYSEMY
 from toushi.experiments.measures.statistics import bounds, means, resampled
 from toushi.experiments.runner.settings import Count, Seed, Within
-from toushi.experiments.runner.study import FEWEST, Finding, Job, Said, Study, Verdict
+from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.layer_measures import sense_separation
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.encoders.ablation import rolled_out, without_each_word
 from toushi.probe.encoders.encode_layers import lens
 
 STUDY = Study(
-    title=Said("一词两义在哪一层分开", "At which layer two senses part"),
-    question=Said(
-        "苹果、银行这样的词，意思只由句中别的词决定。编码器是在前三分之一的层之后才分清词义吗？若前三分之一已分得一样清，"
-        "这一说法便被推翻。",
-        "The sense of a word such as 苹果 or 银行 is told only by the rest of the sentence. Does it appear after the first "
+    title=Bilingual(en="At which layer two senses part", zh="一词两义在哪一层分开"),
+    question=Bilingual(
+        en="The sense of a word such as 苹果 or 银行 is told only by the rest of the sentence. Does it appear after the first "
         "third of the layers? Senses that can be read off there as well refute it.",
+        zh="苹果、银行这样的词，意思只由句中别的词决定。编码器是在前三分之一的层之后才分清词义吗？若前三分之一已分得一样清，"
+        "这一说法便被推翻。",
     ),
-    method=Said(
-        "成对的句子在词的一侧逐字相同，另一侧决定词义。逐层用最近质心从该词自身的状态读出词义，每一对由其余各对判断；"
-        "对照：打乱词义、随机权重的同构编码器、相同一侧的邻字、其余各词嵌入的均值（词袋）。再逐个去掉别的词，看该词的状态变化多少。区间由对词重抽样得到。",
-        "Sentences in pairs are the same on one side of the word, and the other side decides its sense. At each layer the "
+    method=Bilingual(
+        en="Sentences in pairs are the same on one side of the word, and the other side decides its sense. At each layer the "
         "sense is read off the word's own state by nearest centroids, each pair judged by the others; beside it senses "
         "shuffled, an untrained encoder of the same design, the neighbour on the shared side, and a bag: the mean embedding of "
         "the other tokens. Each other word is left "
         "out in turn to see how much the word's state changes. Intervals resample words.",
+        zh="成对的句子在词的一侧逐字相同，另一侧决定词义。逐层用最近质心从该词自身的状态读出词义，每一对由其余各对判断；"
+        "对照：打乱词义、随机权重的同构编码器、相同一侧的邻字、其余各词嵌入的均值（词袋）。再逐个去掉别的词，看该词的状态变化多少。区间由对词重抽样得到。",
     ),
 )
 AT_A_TIME = 8  # words in a job
@@ -225,12 +226,12 @@ def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
     return "undecided"
 
 
-def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Said]:
+def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
     some = told[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
     first = (curves.shape[1] - 1) // 3
     if first < 1:
-        return "undecided", Said(f"{encoder}：层数太少。", f"{encoder}: it has too few layers.")
+        return "undecided", Bilingual(en=f"{encoder}: it has too few layers.", zh=f"{encoder}：层数太少。")
     picks = resampled(len(curves), config.resamples, config.seed)
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
@@ -246,10 +247,10 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
         f"deeper ones {tops[1]}; of what is above chance {numbers} is there in the first third. "
         f"A bag of the words around reads off {bag:.0%}."
     )
-    return verdict, Said(zh, en)
+    return verdict, Bilingual(en=en, zh=zh)
 
 
-def _with_sides(said: Said, moved: pd.DataFrame, config: Config) -> Said:
+def _with_sides(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingual:
     """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
     word by word, mean over the sides that are known in both roles."""
     last = moved[moved.layer == moved.layer.max()]
@@ -261,10 +262,10 @@ def _with_sides(said: Said, moved: pd.DataFrame, config: Config) -> Said:
     low, high = bounds(more[resampled(len(more), config.resamples, config.seed)].mean(1))
     decides, shared = f"{roles.decides.mean():.3f}", f"{roles.shared.mean():.3f}"
     apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
-    return Said(
-        f"{said.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
-        f"{said.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
+    return Bilingual(
+        en=f"{said.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
         f"sense, by {shared} where the same side does not, {apart} apart.",
+        zh=f"{said.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
     )
 
 

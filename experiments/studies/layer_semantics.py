@@ -39,26 +39,27 @@ from toushi.experiments.measures.inside_words import inside_words
 from toushi.experiments.measures.scene_words import HANGING, LEVELS, POOLS, units
 from toushi.experiments.measures.statistics import bounds, resampled
 from toushi.experiments.runner.settings import Count, Seed, Share
-from toushi.experiments.runner.study import FEWEST, Finding, Job, Said, Study, Verdict
+from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import code_length, first_reaching, probe
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 STUDY = Study(
-    title=Said("文本编码器的各层懂什么", "What the layers of a text encoder know"),
-    question=Said(
-        "第 1-4 层懂词，第 5-8 层懂短语，更深的层懂整句意图吗？若某一级语义在别的层就已齐备，这一说法便被推翻。",
-        "Do layers 1-4 know words, 5-8 phrases, deeper ones the whole prompt? A level that is complete at other layers "
+    title=Bilingual(en="What the layers of a text encoder know", zh="文本编码器的各层懂什么"),
+    question=Bilingual(
+        en="Do layers 1-4 know words, 5-8 phrases, deeper ones the whole prompt? A level that is complete at other layers "
         "refutes it.",
+        zh="第 1-4 层懂词，第 5-8 层懂短语，更深的层懂整句意图吗？若某一级语义在别的层就已齐备，这一说法便被推翻。",
     ),
-    method=Said(
-        "在场景世界的中英文描述上，逐层训练线性探针：词是哪个物体；名词的颜色、颜色的名词；整个场景的地点、布局、风格、数量"
-        "（在一个名词处读取）。按句子模板分组嵌套交叉验证。选择性 = 准确率 − 控制任务的准确率（Hewitt & Liang 2019）。"
-        "某一级从选择性达到其最大值 80% 的首层起算作“已懂”，区间由对模板重抽样得到。下限为未经训练的同构编码器。",
-        "Linear probes at each layer, on Chinese and English captions of the scene world: which object a word is; a noun's "
+    method=Bilingual(
+        en="Linear probes at each layer, on Chinese and English captions of the scene world: which object a word is; a noun's "
         "colour, a colour's noun; place, layout, style and number of the whole scene, read at one of its nouns. Nested "
         "cross-validation grouped by the sentences' templates. Selectivity is accuracy minus that on control tasks "
         "(Hewitt & Liang 2019). A level is there from the first layer with 80 % of its largest selectivity; intervals "
         "resample templates. The floor is an untrained encoder of the same design.",
+        zh="在场景世界的中英文描述上，逐层训练线性探针：词是哪个物体；名词的颜色、颜色的名词；整个场景的地点、布局、风格、数量"
+        "（在一个名词处读取）。按句子模板分组嵌套交叉验证。选择性 = 准确率 − 控制任务的准确率（Hewitt & Liang 2019）。"
+        "某一级从选择性达到其最大值 80% 的首层起算作“已懂”，区间由对模板重抽样得到。下限为未经训练的同构编码器。",
     ),
 )
 
@@ -239,9 +240,9 @@ def judged(onsets: pd.DataFrame, config: Config) -> Verdict:
     return "supported" if ((rule.low >= rule.claim_first) & (rule.high <= rule.claim_last)).all() else "undecided"
 
 
-def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder: str) -> Said:
+def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder: str) -> Bilingual:
     """Where each level begins, how much of its selectivity an untrained encoder has too, and how its tasks differ."""
-    from toushi.probe.figures.layer_semantics_figures import said
+    from toushi.probe.figures.layer_semantics_figures import display_name
 
     zh, en = [], []
     names = {"words": "词", "phrases": "短语", "prompts": "整句"}
@@ -255,8 +256,8 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
         there = ("", "") if one["where"] == "word" else ("在末词元处", " at the last token")
         parts = of_words[(of_words.level == one["level"]) & of_words.read].to_dict("records")
         parts = parts if one["where"] == "word" and (of_words.level == one["level"]).sum() > 1 else []
-        each = ["、".join(f"{said(p['task'], 'zh')} {_layers(p)}" for p in parts)]
-        each += [", ".join(f"{said(p['task'], 'en')} {_layers(p)}" for p in parts)]
+        each = ["、".join(f"{display_name(p['task'], 'zh')} {_layers(p)}" for p in parts)]
+        each += [", ".join(f"{display_name(p['task'], 'en')} {_layers(p)}" for p in parts)]
         zh.append(
             f"{there[0]}{names[one['level']]}从第 {layers} 层起（最大选择性 {most}，未训练者 {untrained}"
             + (f"；其中{each[0]}）" if parts else "）")
@@ -266,11 +267,11 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
             + (f"; of it {each[1]})" if parts else ")")
         )
     if never := of_words[~of_words.read].task.tolist():
-        zh.append(f"在词处无一层确能比未训练者读出更多的：{'、'.join(said(task, 'zh') for task in never)}")
+        zh.append(f"在词处无一层确能比未训练者读出更多的：{'、'.join(display_name(task, 'zh') for task in never)}")
         en.append(
-            f"at a word no layer surely tells more than an untrained one: {', '.join(said(t, 'en') for t in never)}"
+            f"at a word no layer surely tells more than an untrained one: {', '.join(display_name(t, 'en') for t in never)}"
         )
-    return Said(f"{encoder}：" + "；".join(zh) + "。", f"{encoder}: " + "; ".join(en) + ".")
+    return Bilingual(en=f"{encoder}: " + "; ".join(en) + ".", zh=f"{encoder}：" + "；".join(zh) + "。")
 
 
 def _layers(one: dict) -> str:

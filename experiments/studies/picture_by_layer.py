@@ -38,31 +38,32 @@ import pandas as pd
 from toushi.experiments.measures.pictures import all_asked, as_table, conditional, of_scenes, of_senses, opened
 from toushi.experiments.measures.statistics import bounds, by_item, interval, resampled, shares
 from toushi.experiments.runner.settings import Count, Seed, Share, Within
-from toushi.experiments.runner.study import FEWEST, Finding, Job, Said, Study, Verdict
+from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import first_reaching
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.encoders.early_exit import ending_at
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES
 from toushi.probe.pipelines.load import model_files
 
 STUDY = Study(
-    title=Said("由各层画出的图", "The picture from each layer"),
-    question=Said(
-        "让图像模型以第 k 层（而非末层）的输出为条件，正确的图何时出现？若先有物体（词），再有颜色（短语），最后有位置（整句），"
-        "“浅层懂词、中层懂短语、深层懂整句”便得到支持；若颜色在前三分之一的层、或位置在前三分之二的层就已画对，便被推翻。",
-        "With the image model conditioned on layer k's output instead of the last, when does the right picture appear? "
+    title=Bilingual(en="The picture from each layer", zh="由各层画出的图"),
+    question=Bilingual(
+        en="With the image model conditioned on layer k's output instead of the last, when does the right picture appear? "
         "Objects (words) first, then colours (phrases), then positions (whole prompt) would support the claim; "
         "colours drawn within the first third of the layers, or positions within the first two, refute it.",
+        zh="让图像模型以第 k 层（而非末层）的输出为条件，正确的图何时出现？若先有物体（词），再有颜色（短语），最后有位置（整句），"
+        "“浅层懂词、中层懂短语、深层懂整句”便得到支持；若颜色在前三分之一的层、或位置在前三分之二的层就已画对，便被推翻。",
     ),
-    method=Said(
-        "同一批中文场景描述（每个物体都说了颜色与位置），从同样的噪声出发，逐层取编码器第 k 层的输出（经末端归一化）作图，由识别器判断提示所要的物体、颜色、位置、"
-        "地点是否正确；多义词另用最小对句。某事物从达到最佳层 80% 的首层起算作“已有”；区间由对场景（多义词为词）重抽样得到。"
-        "图像模型只见过末层的状态：画不出不等于不知道。",
-        "The same Chinese captions, which ask a colour and a position of each object, are drawn from the same noise for every layer k, the encoder's state k (final norm "
+    method=Bilingual(
+        en="The same Chinese captions, which ask a colour and a position of each object, are drawn from the same noise for every layer k, the encoder's state k (final norm "
         "applied) being handed on; the recogniser says whether objects, colours, positions and places that were asked for "
         "are right. Words with two meanings stand in minimal pairs of their own. A thing is there from the first layer with "
         "80 % of the best layer's share; intervals resample scenes (words for the senses). The image model has seen only "
         "last states: what it cannot draw may be known all the same.",
+        zh="同一批中文场景描述（每个物体都说了颜色与位置），从同样的噪声出发，逐层取编码器第 k 层的输出（经末端归一化）作图，由识别器判断提示所要的物体、颜色、位置、"
+        "地点是否正确；多义词另用最小对句。某事物从达到最佳层 80% 的首层起算作“已有”；区间由对场景（多义词为词）重抽样得到。"
+        "图像模型只见过末层的状态：画不出不等于不知道。",
     ),
 )
 ORDER = ("object", "colour", "position")  # words, phrases, the whole prompt
@@ -185,7 +186,7 @@ def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Said]:
+def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
     found = onsets.set_index("thing")
     lacking = [thing for thing in ORDER if thing not in found.index or found.most[thing] < config.least]
     later = []
@@ -202,22 +203,22 @@ def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tu
     return verdict, sentence(found, lacking, later, config)
 
 
-def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Said:
+def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Bilingual:
     zh, en = [], []
-    for thing, (chinese, english) in NAMES.items():
+    for thing, name in NAMES.items():
         if thing in found.index and (most := found.most[thing]) > 0:
             first, low, high = found.loc[thing, ["onset", "low", "high"]].astype(int)
-            zh.append(f"{chinese}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
-            en.append(f"{english} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
+            zh.append(f"{name.zh}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
+            en.append(f"{name.en} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
     if lacking:
-        zh.append(f"画对的{'、'.join(NAMES[thing][0] for thing in lacking)}太少，无法判断")
-        en.append(f"too few {', '.join(NAMES[thing][1] for thing in lacking)} are drawn right to tell")
+        zh.append(f"画对的{'、'.join(NAMES[thing].zh for thing in lacking)}太少，无法判断")
+        en.append(f"too few {', '.join(NAMES[thing].en for thing in lacking)} are drawn right to tell")
     else:
         zh.append(f"颜色晚于物体的重抽样占 {later[0]:.0%}，位置晚于颜色的占 {later[1]:.0%}")
         en.append(
             f"colours come after objects in {later[0]:.0%} of resamples, positions after colours in {later[1]:.0%}"
         )
-    return Said(f"{config.model}：{'；'.join(zh)}。", f"{config.model}: {'; '.join(en)}.")
+    return Bilingual(en=f"{config.model}: {'; '.join(en)}.", zh=f"{config.model}：{'；'.join(zh)}。")
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -8,9 +8,11 @@ too, but iterates in bfloat16 everywhere, which a CPU without bf16 units emulate
 import torch
 from torch import Tensor, nn
 
+from toushi.hooks.torch_private import has_bf16_matrix_units
+
 
 def iterated_in() -> torch.dtype:
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    return torch.bfloat16 if has_bf16_matrix_units() else torch.float32
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -16,6 +16,8 @@ from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
 from toushi.experiments.training.muon import optimizers
 from toushi.experiments.training.scene_batches import Batch, Pool
+from toushi.hooks.torch_private import copy_each_, lerp_each_
+from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.mini_unet import MiniUNet
 
 SHOWN = (
@@ -86,7 +88,7 @@ class Training:
         """The loss of the velocity, of the naming and of the reading, before the step."""
         self.namer.features.clear()
         with torch.no_grad():
-            torch._foreach_copy_(self.copies, self.weights)
+            copy_each_(self.copies, self.weights)
         with attention_in_fp32():
             noise = noise or Noise.like(batch.latents, self.config.early)
             text = read_captions(self.worker, batch.captions)
@@ -107,9 +109,7 @@ class Training:
         self.samples += len(batch.captions)
         # A young average forgets its random beginning quickly.
         n = self.samples / len(batch.captions)
-        torch._foreach_lerp_(
-            self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n))
-        )
+        lerp_each_(self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n)))
         return loss.item(), naming.item(), reading.item()
 
     def averaged_model(self) -> MiniUNet:
@@ -149,9 +149,8 @@ class Training:
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], samples: int) -> None:
-    temporary = folder / "checkpoint.tmp"
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
-    temporary.replace(folder / "checkpoint.safetensors")
+    with atomic_path(folder / "checkpoint.safetensors") as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:

@@ -16,6 +16,7 @@ from toushi.experiments.scene_world.draw import render
 from toushi.experiments.scene_world.example import language_of
 from toushi.experiments.scene_world.objects import COLOURS, KINDS
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
+from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.vae import VAE
 
 
@@ -100,11 +101,9 @@ def make_pool(vae: VAE, first: int, count: int, cache: Path) -> Pool:
             shares = [F.avg_pool2d(torch.from_numpy(masks).float(), vae.factor) for _, masks in drawn]
             covered.append(torch.stack([share.sum(0, keepdim=True) for share in shares]).half())
             kinds += [cell_kinds(scene, share) for scene, share in zip(scenes[start : start + 500], shares)]
-        temporary = cache.with_suffix(".tmp")
-        save_file(
-            {"latents": torch.cat(latents), "covered": torch.cat(covered), "kinds": torch.stack(kinds)}, temporary
-        )
-        temporary.replace(cache)
+        pool = {"latents": torch.cat(latents), "covered": torch.cat(covered), "kinds": torch.stack(kinds)}
+        with atomic_path(cache) as temporary:
+            save_file(pool, temporary)
     kept = load_file(cache)
     return Pool(scenes, kept["latents"], kept["covered"], kept["kinds"])
 

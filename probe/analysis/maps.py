@@ -7,11 +7,13 @@ be compared.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
+
+PLAIN_MEAN = "mean over heads within a site, then over steps, then over sites, each equally"  # what `heat_map` does
 
 
 def resample(maps, size: tuple[int, int]):
@@ -175,15 +177,58 @@ def auc(maps, mask):
     return _each(one, maps)
 
 
+# --- the heat map: heads, then steps, then sites --------------------------------------------------------
+
+
+def heat_map(sites: Iterable[np.ndarray]) -> np.ndarray:
+    """One map [y, x] of maps [step, head?, y, x] for each site, on the grid of the finest site.
+
+    Heads are averaged within a site, then steps, then sites, each equally (PLAIN_MEAN), so a site with many heads
+    weighs no more than another. NaN stands for what is missing and is left out. A generator is consumed site by site.
+    """
+    return mean_of_sites([nan_mean(mean_of_heads(maps) if maps.ndim == 4 else maps) for maps in sites])
+
+
+def mean_of_heads(maps: np.ndarray) -> np.ndarray:
+    """[step, ...] of maps [step, head, ...]."""
+    return nan_mean(np.moveaxis(maps, 1, 0))
+
+
+def mean_of_sites(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """[..., y, x] of maps [..., y, x] for each site, which may have grids of their own: all on the finest grid."""
+    finest = finest_grid([one.shape[-2:] for one in maps])
+    return nan_mean(resample(one, finest) for one in maps)
+
+
+def finest_grid(grids: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """The grid with the most cells. Raises ToushiError where `resample` would need a huge common multiple to reach it."""
+    rows, columns = max(grids, key=math.prod)
+    for grid in grids:
+        if any(a != b and math.lcm(a, b) * a > 2**24 for a, b in zip(grid, (rows, columns))):
+            raise ToushiError(f'The grids {sorted(set(grids))} have no common refinement; ask with grid="native".')
+    return rows, columns
+
+
+def nan_mean(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean of arrays of one shape, NaN left out; NaN where all are NaN. Memory holds one array at a time."""
+    total, count = 0.0, 0
+    for array in arrays:
+        there = ~np.isnan(array)
+        whole = there.all()
+        total = total + (array if whole else np.where(there, array, 0))
+        count = count + (1 if whole else there)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / count, np.asarray(total).dtype)
+
+
 def average(attention, over: Sequence[str] = ("head", "layer")):
     """DataArray without the dimensions `over`, averaged in that order, missing values left out.
 
-    The order matters: heads within a layer first, then layers, so that a layer with many heads weighs no
-    more.
+    Heads within a layer come first, then layers, as in `heat_map`.
     """
     for dimension in over:
         if dimension in attention.dims:
-            attention = attention.mean(dimension, skipna=True, keep_attrs=True)
+            attention = attention.reduce(_along, dimension, keep_attrs=True)
     return attention
 
 
@@ -196,7 +241,11 @@ def timeline(attention):
     if not isinstance(attention, dict):
         return average(mass(attention))
     layers = [average(mass(layer), ("head",)) for layer in attention.values()]
-    return sum(layers[1:], layers[0]) / len(layers)
+    return layers[0].copy(data=nan_mean(layer.values for layer in layers))
+
+
+def _along(values: np.ndarray, axis: int) -> np.ndarray:
+    return nan_mean(np.moveaxis(values, axis, 0))
 
 
 def _labelled(maps) -> bool:

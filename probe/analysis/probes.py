@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 
 COMPONENTS = (8, 32, 64)  # how many principal components a probe may see
 STRENGTHS = (1.0, 100.0)  # of the ridge penalty, on components of standardised states
@@ -47,6 +48,7 @@ def probe(
     largest *selectivity* there, as Hewitt and Liang advise; both tasks are then given that same probe. Raises
     ToushiError for one label only, one that stands in a single group, or fewer than three groups.
     """
+    require("sklearn")
     states, label, kind, group, names = _checked(states, labels, types, groups)
     random = np.random.default_rng(seed)
     targets = [label, *(_control(random, label, kind) for _ in range(controls))]
@@ -92,6 +94,7 @@ def code_length(states, labels: Sequence, groups: Sequence, *, components: int =
     `components` principal components of standardised states; as it may not have met a label yet, its probabilities, and
     the frequencies, are those of n observations with one more of each label.
     """
+    require("sklearn")
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -1,164 +1,199 @@
-"""What an intervention is: data that says where, what and when, and that a manifest can keep."""
+"""`with edit(model, Edit(...)):` changes what the model attends to, or what its text encoder made of a word.
 
-import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+    with edit(model, Edit("unet.*.cross_attention", "scale", word="猫", factor=3, renormalise=True)):
+        picture = model.sample("左边是猫，右边是月亮", seed=0)
 
-import numpy as np
-from torch import Tensor
+Attention says where a model looked; only an intervention says whether that mattered. An `Edit` is data: a recording
+inside (or around) the `with` notes it in the manifest, and `edits_of_manifest` makes it again. The recorded attention
+of an edited site is the softmax as the site computed it, before the edit. Everything after the site, and every state of
+the encoder, is as the edit made it.
 
-from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded
-from toushi.probe.text.alignment import Span, Word, find, segment, shares
+Where image and text lie in one sequence, a word is edited where the image looks at it: how the text looks at itself
+and at the image stays. A whole head is the head of both.
+"""
 
-KINDS = ("scale", "zero", "replace", "patch", "function")
+import fnmatch
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from toushi.hooks.attention import Call
+from toushi.probe.editing.attention_editor import edited_attention
+from toushi.probe.editing.edit_spec import BadEdit, Edit, edits_of_manifest
+from toushi.probe.editing.state_editor import edited_states
+from toushi.probe.pipelines.family import (
+    SchedulerStep,
+    UnknownSite,
+    submodule,
+    unwrapped,
+)
+from toushi.probe.pipelines.registry import family_of
+from toushi.probe.session.sampling_session import session_of, subscribe
+from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.picture_trace import Trace
+
+__all__ = ["BadEdit", "Edit", "Editing", "edit", "edits_of", "edits_of_manifest"]
 
 
-class BadEdit(ToushiError):
-    """An edit that cannot be made: it contradicts itself, the model or the trace it takes from."""
+def edit(model, what: "Edit | str | Iterable[Edit]", *more) -> "Editing":
+    """A context manager: inside it the edits hold. `edit(model, Edit(...), Edit(...))` or `edit(model, site, function)`.
 
-
-@dataclass(frozen=True)
-class Edit:
-    """One change at the sites that a glob names.
-
-    site        glob: attention sites as `toushi sites` lists them; or, where it matches none of those, states of
-                the text encoder: `encoder.embed`, `text_encoder.layers.3` (what that layer returns)
-    kind        "scale": attention to the word (or the head's whole output, or the state) times `factor`;
-                "zero": the same with factor 0, a knock-out;
-                "replace": attention to the word as another trace recorded it at the same site and step;
-                "patch": the word's state as another trace recorded it at the same layer
-    word        "猫", "猫#2", a span; or `token`, a position in the encoder. Without either a scale is of whole heads.
-                Of a token that is the word's in part, "scale" and "zero" change that part, "replace" and "patch" all
-    head        index or indices; by default all
-    steps       index, indices or "5:" as in a slice; by default all. Encoder sites know no steps
-    branch      "cond" or "uncond"; by default cond for words, both for heads
-    renormalise divides by the new sum, so that what a word loses goes to the others
-    source      folder of the other trace; source_word: the word there, by default the same text
+    A function takes what passes the site and returns what shall pass instead: attention probabilities
+    [row, head, text column, cell], or an encoder state [row, position, feature]. Give all edits of a model to one
+    `edit`: scales multiply, and if any of them renormalises, their joint result is renormalised.
     """
-
-    site: str
-    kind: str = "scale"
-    word: str | Span | None = None
-    token: int | None = None
-    head: int | tuple[int, ...] | None = None
-    steps: int | tuple[int, ...] | str | None = None
-    branch: str | None = None
-    factor: float = 0.0
-    renormalise: bool = False
-    source: str | None = None
-    source_word: str | Span | None = None
-    function: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self):
-        for name, value in (("word", self.word), ("source_word", self.source_word)):
-            if isinstance(value, Word):
-                object.__setattr__(self, name, value.span)
-        if isinstance(self.steps, slice):
-            parts = (self.steps.start, self.steps.stop, self.steps.step)
-            object.__setattr__(self, "steps", ":".join("" if part is None else str(part) for part in parts))
-        if isinstance(self.source, Path):
-            object.__setattr__(self, "source", str(self.source))
-        for name, value in (("head", self.head), ("steps", self.steps), ("token", self.token)):
-            if value is not None and not (name == "steps" and isinstance(value, str)):
-                object.__setattr__(self, name, self._indices(name, value))
-
-        def need(holds: bool, what: str) -> None:
-            if not holds:
-                raise BadEdit(f"edit of {self.site}: {what}")
-
-        need(self.kind in KINDS, f"kind must be one of {', '.join(KINDS[:-1])}; {self.kind!r} came")
-        need(self.word is None or self.token is None, "name a word or a token, not both")
-        takes = self.kind in ("replace", "patch")
-        need(takes == (self.source is not None), "replace and patch, and only they, need source=FOLDER of a trace")
-        need(not takes or self.word is not None, f"{self.kind} needs a word")
-        need(math.isfinite(self.factor), f"factor must be a number; {self.factor} came")
-        need(self.kind == "scale" or self.factor == 0, "only scale has a factor")
-        need(self.kind != "patch" or self.head is None, "a state has no heads")
-        need(self.branch in (None, "cond", "uncond"), f"branch must be cond or uncond; {self.branch!r} came")
-        need((self.kind == "function") == (self.function is not None), "a function goes to edit(model, site, function)")
-        need(
-            self.function is None or (not self.of_columns and self.head is None and self.branch is None),
-            "a function gets all rows, heads and columns, and chooses among them itself: leave word, token, head "
-            "and branch out",
-        )
-        need(
-            not self.renormalise or self.of_columns or self.function is not None,
-            "renormalise is about words: whole heads have no others to give to",
-        )
-        self.at(0, 1)  # a slice that is none is a mistake now, not at the first step
-
-    def _indices(self, name: str, value: Any) -> int | tuple[int, ...]:
-        try:
-            alone = name == "token" or hasattr(value, "__index__")
-            return operator.index(value) if alone else tuple(map(operator.index, value))
-        except TypeError:
-            wanted = "a whole number" if name == "token" else "an index or several"
-            raise BadEdit(f"edit of {self.site}: {name} must be {wanted}; {value!r:.80} came") from None
-
-    @property
-    def of_columns(self) -> bool:
-        return self.word is not None or self.token is not None
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        return (self.branch,) if self.branch else ("cond",) if self.of_columns else ("cond", "uncond")
-
-    def at(self, step: int, count: int) -> bool:
-        """Whether the edit holds at this step of `count`."""
-        if self.steps is None:
-            return True
-        if isinstance(self.steps, str):
-            try:
-                if ":" not in self.steps:  # slice("3") would be the first three
-                    raise ValueError
-                parts = [int(part) if part.strip() else None for part in self.steps.split(":")]
-                return step in range(*slice(*parts).indices(count))
-            except (ValueError, TypeError):
-                raise BadEdit(f'steps must be like 3, [0, 1] or "5:"; {self.steps!r} came') from None
-        asked = [self.steps] if isinstance(self.steps, int) else self.steps
-        return step in {one % count if -count <= one < 0 else one for one in asked}
-
-    def heads(self, count: int) -> list[int]:
-        asked = range(count) if self.head is None else [self.head] if isinstance(self.head, int) else self.head
-        if outside := [head for head in asked if not 0 <= head < count]:
-            raise BadEdit(f"edit of {self.site}: there is no head {outside[0]}; it has {count} (0 to {count - 1})")
-        return list(dict.fromkeys(asked))
-
-    def shares(self, text: Encoded) -> np.ndarray:
-        """How much of each token of the text is edited, 0..1. Two encoders may each have a token at one position."""
-        if self.word is None:
-            found = np.array([float(token.position == self.token) for token in text.tokens])
-            if not found.any():
-                last = max(token.position for token in text.tokens)
-                raise BadEdit(f"edit of {self.site}: there is no token at {self.token}; the last is at {last}")
-            return found
-        if text.prompt is None:
-            raise BadEdit(f"edit of {self.site}: the prompt is not known, so {self.word!r} has no place; name a token")
-        return shares(text.tokens, find(text.prompt, segment(text.prompt), self.word))
-
-    def as_json(self) -> dict[str, Any]:
-        """What is not default, for a manifest or a file."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        if self.function is not None:
-            made = self.function if hasattr(self.function, "__qualname__") else type(self.function)
-            given["function"] = f"{made.__module__}.{made.__qualname__}"
-        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}}
+    if isinstance(what, str):
+        if len(more) != 1 or not callable(more[0]):
+            raise BadEdit("expected edit(model, site, function), with one function")
+        return Editing(model, [Edit(what, "function", function=more[0])])
+    edits = [what, *more] if isinstance(what, Edit) else [*what, *more]
+    if not edits or not all(isinstance(one, Edit) for one in edits):
+        raise BadEdit(f"expected Edit(...) or a site and a function, but {edits!r:.120} came")
+    return Editing(model, edits)
 
 
-def edits_of_manifest(raw: Iterable[Mapping[str, Any]]) -> list[Edit]:
-    """The edits of `as_json`, to be made again. Raises BadEdit for what is none, and for functions."""
-    known, edits = {f.name for f in fields(Edit)}, []
-    for one in raw:
-        if not isinstance(one, Mapping) or not isinstance(one.get("site"), str) or set(one) - known:
-            raise BadEdit(f"expected an edit such as {{site, kind, word, factor}}, but {one!r:.120} came")
-        if one.get("kind") == "function":
-            raise BadEdit(f"the edit of {one['site']} is Python code ({one.get('function')}): run it from Python")
-        try:
-            edits.append(Edit(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}))
-        except TypeError as error:
-            raise BadEdit(f"the edit {one!r:.120} has a value of the wrong type: {error}") from None
-    return edits
+def edits_of(model) -> list[dict[str, Any]]:
+    """The edits that hold for this model now, as JSON."""
+    session = session_of(model)
+    return [] if session is None else session.describe().get("edits", [])
+
+
+class Editing(Subscriber):
+    """Made by `edit`."""
+
+    def __init__(self, model, edits: list[Edit]):
+        self.model, self.edits = unwrapped(model), edits
+        self.family = family_of(self.model)
+        self.sources = _open_sources(one.source for one in edits if one.source is not None)
+        self.known_sites = self.family.sites(self.model)
+        if self.family.hidden_attention(self.model) is not None:  # the encoder's layers stand in for their attention
+            self.known_sites = {name: site for name, site in self.known_sites.items() if site.kind != "encoder"}
+        self.known_states = self._known_states()
+        self.attention: dict[str, list[Edit]] = {}  # site -> its edits
+        self.states: dict[str, list[Edit]] = {}
+        for one in edits:
+            sites = [] if one.kind == "patch" else fnmatch.filter(self.known_sites, one.site)
+            states = [] if one.kind == "replace" or sites else fnmatch.filter(self.known_states, one.site)
+            self._check(one, sites, states)
+            for name in sites:
+                self.attention.setdefault(name, []).append(one)
+            for name in states:
+                self.states.setdefault(name, []).append(one)
+        self.encoder_sites = [name for name in self.attention if self.known_sites[name].kind == "encoder"]
+        self.edits_encoder = bool(self.states or self.encoder_sites)
+        self.reached: set[str] = set()  # sites in the text encoder at which some edit found the prompt
+        self.is_step_made = False
+        self.subscription = ExitStack()
+
+    def _known_states(self) -> dict[str, nn.Module]:
+        """Embeddings and layers of the text encoder, in order: states 0, 1, …"""
+        layers = self.family.encoder_layers(self.model)
+        if not layers:
+            return {}
+        embeddings = submodule(self.model, self.family.embeddings)
+        numbered = {f"{self.family.layers}.{i}": unwrapped(module) for i, module in enumerate(layers)}
+        return {self.family.embeddings: embeddings, **numbered}
+
+    def _check(self, one: Edit, sites: list[str], states: list[str]) -> None:
+        if not sites and not states:
+            known = list(self.known_states) if one.kind == "patch" else [*self.known_sites, *self.known_states]
+            for glob, why in self.family.not_recorded(self.model).items():
+                if fnmatch.fnmatchcase(one.site, glob):
+                    raise UnknownSite(f"{one.site!r} cannot be edited: {why}")
+            if not known:
+                raise UnknownSite(f"the text encoder of {self.family.name} has no layers that are known")
+            near = get_close_matches(one.site, known, n=3, cutoff=0.3) or known[:3]
+            raise UnknownSite(f"nothing to {one.kind} matches {one.site!r}; near it: {', '.join(near)}")
+        encoder = states or [name for name in sites if self.known_sites[name].kind == "encoder"]
+        if encoder and one.steps is not None:
+            raise BadEdit(f"{encoder[0]} lies in the text encoder, which runs before the first step: remove steps")
+        if states and (one.head is not None or one.renormalise):
+            raise BadEdit(f"{states[0]} is a state, which has neither heads nor a sum: remove head and renormalise")
+        wrong = [n for n in sites if self.known_sites[n].kind == "self" or (one.kind == "replace" and encoder)]
+        if wrong and (one.of_columns or one.function is not None):
+            raise BadEdit(f"{wrong[0]} is no attention of the image to the text: {one.kind} of a word cannot be there")
+        if unknown := [name for name in one.branches if name not in self.family.branches]:
+            raise BadEdit(
+                f"edit of {one.site}: branch must be {' or '.join(self.family.branches)}; {unknown[0]!r} came"
+            )
+
+    def __enter__(self) -> "Editing":
+        session = session_of(self.model)
+        if session is not None and any(isinstance(other, Editing) for other in session.subscribers):
+            raise BadEdit("this model is being edited already: give all edits to one edit(model, Edit(...), Edit(...))")
+        self.reached.clear()
+        self.is_step_made = False
+        self.family.check(self.model, {name: self.known_sites[name] for name in self.attention})
+        self.subscription.enter_context(subscribe(self.model, self))
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        unread = {name: why for name, why in self.attention_hook.blind().items() if not why.startswith("did not run")}
+        self.subscription.close()
+        if kind is None and unread:
+            listed = "; ".join(f"{name} {why}" for name, why in unread.items())
+            raise BadEdit(f"these sites could not be edited: {listed}")
+        if kind is None and self.is_step_made:
+            self._check_reached()
+
+    def _check_reached(self) -> None:
+        """Raises BadEdit for an edit of the prompt in a text encoder that did not read it: it changed nothing."""
+        for name in (*self.states, *self.encoder_sites):
+            edits = self.states.get(name) or self.attention[name]
+            if name not in self.reached and any("cond" in one.branches for one in edits):
+                raise BadEdit(
+                    f"the edit of {name} changed nothing: the text encoder did not read the prompt inside this edit, since "
+                    "it came as embeddings; give the prompt, or make the embeddings inside"
+                )
+
+    # --- events of the session
+
+    def attention_modules(self) -> Mapping[str, nn.Module]:
+        return {name: self.known_sites[name].module for name in self.attention}
+
+    def state_modules(self) -> Mapping[str, nn.Module]:
+        return {name: self.known_states[name] for name in self.states}
+
+    def on_run_begin(self, run: Run) -> None:
+        for one in () if run.single else self.edits:
+            if not any(one.at(step, run.count) for step in range(run.count)):
+                raise BadEdit(
+                    f"edit of {one.site}: steps {one.steps!r} are none of this run's {run.count} (0 to {run.count - 1}), "
+                    "so it would change nothing"
+                )
+
+    def on_start_index(self, run: Run, index: int) -> None:
+        if run.denoiser_ran and any(one.steps is not None for one in self.edits):
+            raise BadEdit(
+                f"this run is at step {index} without saying so before, so the wrong steps were edited: "
+                "edit all of them (remove steps)"
+            )
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        _ = evaluation.rows  # matched before the model can change its inputs
+
+    def on_attention_edit(self, call: Call, value: Tensor, output: Tensor) -> Tensor:
+        return edited_attention(self, call, value, output)
+
+    def on_state_edit(self, name: str, state: Tensor) -> Tensor | None:
+        return edited_states(self, name, state)
+
+    def on_step(self, run: Run, step: SchedulerStep) -> None:
+        self.is_step_made |= not run.single
+
+    def describe(self) -> dict[str, Any]:
+        return {"edits": [one.as_json() for one in self.edits]}
+
+
+def _open_sources(folders: Iterable[str]) -> "dict[str, Trace]":
+    folders = list(folders)
+    if not folders:
+        return {}
+    from toushi.probe.trace.open import open_trace  # half a second of imports, which recording can do without
+
+    return {folder: open_trace(folder) for folder in folders}

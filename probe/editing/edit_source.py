@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from toushi.hooks.attention import Call
-from toushi.probe.editing.edit import BadEdit, Edit
+from toushi.probe.editing.edit_spec import BadEdit, Edit
 from toushi.probe.text.alignment import Token, shares
 
 if TYPE_CHECKING:
-    from toushi.probe.trace.reader import Trace
+    from toushi.probe.trace.picture_trace import Trace
 
 
 def attention(
@@ -21,9 +21,9 @@ def attention(
     Words of other numbers of tokens share their mass evenly over `count` columns.
     """
     index, steps = step
-    if trace.manifest["steps"]["count"] != steps:
+    if trace.manifest.steps.count != steps:
         raise BadEdit(
-            f"{one.source} was drawn in {trace.manifest['steps']['count']} steps, this run has {steps}, so "
+            f"{one.source} was drawn in {trace.manifest.steps.count} steps, this run has {steps}, so "
             "its steps are other moments. Record that trace with as many steps."
         )
     maps = trace.attention(branch=branch, sites=call.site, steps=index, grid="native")[call.site][0]

@@ -22,7 +22,7 @@ from toushi.probe.encoders.encode_layers import BATCH, lens
 from toushi.probe.encoders.load_encoder import Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.text.alignment import Span, shares
-from toushi.probe.trace.text_encoding import Reading
+from toushi.probe.trace.text_encoding import TextEncoding
 
 
 def without_each_word(
@@ -84,7 +84,7 @@ def patched(encoder, text: str, source: str) -> xr.DataArray:
     return xr.DataArray(effect, dims=("layer", "query", "word"), coords=coords)
 
 
-def rolled_out(reading: Reading, words: Sequence | None = None) -> xr.DataArray:
+def rolled_out(reading: TextEncoding, words: Sequence | None = None) -> xr.DataArray:
     """How much of each word's embedding is in each word's state, were attention all that mixes; rows sum to 1.
 
     [layer, query, word], layers from 1, with the columns "(other text)" and "(special)" of `word_attention`. Abnar
@@ -119,14 +119,14 @@ def cut(text: str, span: Span):
 # --- inside ---------------------------------------------------------------------------------------------
 
 
-def _empty(reading: Reading, asked: list[Span]) -> xr.DataArray:
+def _empty(reading: TextEncoding, asked: list[Span]) -> xr.DataArray:
     names = reading.names(asked)
     shape = (reading.states.sizes["layer"], len(names), len(reading.words))
     coords = {"layer": reading.states["layer"].values, "query": names, "word": reading.names(reading.spans())}
     return xr.DataArray(np.full(shape, np.nan), dims=("layer", "query", "word"), coords=coords)
 
 
-def _blanked(known: Encoder, whole: list[Reading], asked: list[list[Span]], matrices: list[xr.DataArray]) -> None:
+def _blanked(known: Encoder, whole: list[TextEncoding], asked: list[list[Span]], matrices: list[xr.DataArray]) -> None:
     for reading, spans, matrix in zip(whole, asked, matrices):
         means, before = reading.means(spans), reading.states.values
         blank = before[0].mean(0)
@@ -141,7 +141,7 @@ def _blanked(known: Encoder, whole: list[Reading], asked: list[list[Span]], matr
                 matrix.values[1:, others, start + row] = changed
 
 
-def _cut(known: Encoder, whole: list[Reading], asked: list[list[Span]], matrices: list[xr.DataArray]) -> None:
+def _cut(known: Encoder, whole: list[TextEncoding], asked: list[list[Span]], matrices: list[xr.DataArray]) -> None:
     jobs, shorter, kept = [], [], []  # (text, column, rows), the text without the word, spans in it
     for index, reading in enumerate(whole):
         for column, word in enumerate(reading.words):
@@ -160,12 +160,12 @@ def _overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _places(reading: Reading, span: Span) -> np.ndarray:
+def _places(reading: TextEncoding, span: Span) -> np.ndarray:
     """The tokens of a word."""
     return np.flatnonzero(shares(reading.tokens, span) > 0)
 
 
-def _run_with(encoder: Encoder, reading: Reading, layer: int, patches) -> np.ndarray:
+def _run_with(encoder: Encoder, reading: TextEncoding, layer: int, patches) -> np.ndarray:
     """States after layers 1.. [layer, row, token, feature], each row with one patch (places, states) put in at `layer`."""
     ids = torch.tensor([[token.id for token in reading.tokens]] * len(patches), device=encoder.device)
     kept: dict[str, np.ndarray] = {}

@@ -21,7 +21,7 @@ from toushi.probe.encoders.load_encoder import Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
 from toushi.probe.text.alignment import Token, Word, listed, readable, segment, shares
-from toushi.probe.trace.text_encoding import Reading, Readings
+from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 
 BATCH = 16  # texts at once
 
@@ -33,13 +33,13 @@ def lens(
     attention: bool = True,
     folder: str | Path | None = None,
     overwrite: bool = False,
-) -> Readings:
-    """States of all layers 0..n and attention of all layers for each text, by token; `Readings` pools them to words.
+) -> TextEncodings:
+    """States of all layers 0..n and attention of all layers for each text, by token; `TextEncodings` pools them to words.
 
     `encoder`: "mini-unet", a folder, a model of `load`, or what `pretrained` and `wrapped` return. Texts with equally
     many tokens run together, so nothing is padded. Attention is read where the encoder calls
     scaled_dot_product_attention; where it does not, asking for it raises, and says why. Without `attention` it is not
-    looked at, which is faster. With a `folder` all goes there as one trace of kind `encoder`, which `open_trace` reads,
+    looked at, which is faster. With a `folder` all goes there as one trace of kind `encoder`, which `open_encoder_trace` reads,
     and the readings come from disk as they are asked for. Warns (PromptCut) of a text that is too long. Raises ToushiError for a text without tokens.
     """
     if isinstance(texts, str):
@@ -62,20 +62,22 @@ def lens(
     lengths: dict[int, list[int]] = {}
     for index, found in enumerate(tokens):
         lengths.setdefault(len(found), []).append(index)
-    readings: dict[int, Reading] = {}
+    readings: dict[int, TextEncoding] = {}
     for alike in lengths.values():
         for at in range(0, len(alike), BATCH):
             batch = alike[at : at + BATCH]
             readings |= zip(batch, _read(known, [texts[i] for i in batch], [tokens[i] for i in batch], attention))
     ordered = tuple(readings[index] for index in range(len(tokens)))
-    return Readings(known.name, ordered)
+    return TextEncodings(known.name, ordered)
 
 
 # --- running --------------------------------------------------------------------------------------------
 
 
-def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]], attended: bool) -> list[Reading]:
-    """Readings of texts that have equally many tokens."""
+def _read(
+    encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, ...]], attended: bool
+) -> list[TextEncoding]:
+    """Encodings of texts that have equally many tokens."""
     ids = torch.tensor([[token.id for token in row] for row in tokens], device=encoder.device)
     layers = {str(number): layer for number, layer in enumerate(encoder.layers, 1)}
     first = encoder.layers[0]
@@ -115,7 +117,7 @@ def _read(encoder: Encoder, texts: Sequence[str], tokens: Sequence[tuple[Token, 
             coords = {"layer": numbers[1:], "query": np.arange(len(own)), **places}
             mass = xr.DataArray(seen[row], dims=("layer", "head", "query", "token"), coords=coords)
         readings.append(
-            Reading(
+            TextEncoding(
                 text=text,
                 tokens=own,
                 words=words,

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
-from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped
+from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped_models
 from toushi.probe.pipelines.lora import sha256
+from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
 
 OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
@@ -68,7 +70,7 @@ def open_encoder(
         return ours(which)
     folder = folder_of(which)
     if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):
-        model = load(str(which) if str(which) in shipped() else str(folder), device, dtype)
+        model = load(str(which) if str(which) in shipped_models() else str(folder), device, dtype)
         if untrained is not None:
             with _seeded(untrained):
                 model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
@@ -86,16 +88,16 @@ def _seeded(seed: int):
 
 def folder_of(which: str | Path) -> Path:
     """Where the files of an encoder lie: of a shipped model, of a folder; those of a hub id are fetched first."""
-    if str(which) in shipped():
+    if str(which) in shipped_models():
         return SHIPPED / str(which)
     if checked_path(which).is_dir():
         return Path(which)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(which)) and not Path(which).parent.exists():
         return _fetched(str(which))
-    near = get_close_matches(str(which), shipped(), n=1)
+    near = get_close_matches(str(which), shipped_models(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownEncoder(
-        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped())}; or a folder with a text encoder of the "
+        f"no encoder {str(which)!r}; {hint}there are: {', '.join(shipped_models())}; or a folder with a text encoder of the "
         "transformers library (config.json, tokenizer.json, model.safetensors), or its id on the hub, owner/name"
     )
 
@@ -170,7 +172,7 @@ def pretrained(
         )
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
-            model = type(model)._from_config(model.config).eval().requires_grad_(False)
+            model = with_random_weights(model).eval().requires_grad_(False)
     found = wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
     return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
@@ -260,10 +262,8 @@ def _positions(model) -> int:
 
 
 def _transformers():
-    try:
+    with missing_library_named():
         import transformers
-    except ImportError:
-        raise UnknownEncoder("encoders from a folder need the transformers library: pip install transformers") from None
     return transformers
 
 

@@ -8,9 +8,9 @@ import torch
 from toushi.probe.encoders import encode_layers as encoders
 from toushi.probe.recording.provenance import git_commit, versions
 from toushi.probe.text.alignment import segmenter
-from toushi.probe.trace.encoder_trace import TextsWriter
-from toushi.probe.trace.reader import open_trace
-from toushi.probe.trace.text_encoding import Reading, Readings
+from toushi.probe.trace.encoder_trace import EncoderTraceWriter
+from toushi.probe.trace.open import open_encoder_trace
+from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 
 
 def lens_to(
@@ -20,20 +20,20 @@ def lens_to(
     *,
     attention: bool = True,
     overwrite: bool = False,
-) -> Readings:
+) -> TextEncodings:
     """Writes one trace of kind `encoder` with all texts; gives back its readings, each read from disk when asked for.
 
     Texts that are finished are listed and safe, `encoders.BATCH` at a time, whatever ends the process. Raises
     WriteFailed where the folder holds something else, or a trace that is not to be overwritten.
     """
     first = encoders.lens(known, texts[:1], attention=attention)
-    with TextsWriter(folder, about(known, len(texts), first[0] if texts else None), overwrite) as writer:
+    with EncoderTraceWriter(folder, about(known, len(texts), first[0] if texts else None), overwrite) as writer:
         for start in range(0, len(texts), encoders.BATCH):
             writer.write(list(encoders.lens(known, texts[start : start + encoders.BATCH], attention=attention)))
-    return open_trace(folder).readings()
+    return open_encoder_trace(folder).encodings()
 
 
-def about(known: "encoders.Encoder", count: int, first: Reading | None) -> dict:
+def about(known: "encoders.Encoder", count: int, first: TextEncoding | None) -> dict:
     """What the manifest says before the first text is written."""
     heads = None if first is None or first.seen is None else first.seen.sizes["head"]
     return {

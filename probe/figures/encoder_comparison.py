@@ -5,13 +5,14 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from toushi.probe.figures.picture_figures import said
-from toushi.probe.figures.style import CATEGORIES, PAGE, SEQUENTIAL, SHORT, by_layer, colour_bar, of, styled
+from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.figures.picture_figures import display_name
+from toushi.probe.figures.style import CATEGORIES, PAGE, SEQUENTIAL, SHORT, by_layer, colour_bar, styled
 
 WHAT = {
-    "entropy": ("熵（比特）", "entropy (bits)"),
-    "distance": ("看多远（词元）", "distance (tokens)"),
-    "special": ("特殊词元所占", "share of special tokens"),
+    "entropy": Bilingual(en="entropy (bits)", zh="熵（比特）"),
+    "distance": Bilingual(en="distance (tokens)", zh="看多远（词元）"),
+    "special": Bilingual(en="share of special tokens", zh="特殊词元所占"),
 }
 
 
@@ -27,17 +28,21 @@ def likeness_figure(likeness: pd.DataFrame, language: str) -> Figure:
         part = likeness[(likeness.one == one) & (likeness.other == other)]
         grid = part.pivot(index="layer", columns="other_layer", values="cka").to_numpy(float)
         axes.imshow(grid, cmap=SEQUENTIAL, vmin=0, vmax=1, origin="lower")
-        axes.set_xlabel(of(language, f"{said(other, 'zh')}的层", f"layers, {said(other, 'en')}"))
-        axes.set_ylabel(of(language, f"{said(one, 'zh')}的层", f"layers, {said(one, 'en')}"))
+        axes.set_xlabel(
+            translate(language, en=f"layers, {display_name(other, 'en')}", zh=f"{display_name(other, 'zh')}的层")
+        )
+        axes.set_ylabel(
+            translate(language, en=f"layers, {display_name(one, 'en')}", zh=f"{display_name(one, 'zh')}的层")
+        )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks(np.arange(0, len(grid), max(1, (len(grid) - 1) // 4)))
     figure.subplots_adjust(left=0.065, right=0.9, bottom=0.17, top=0.98, wspace=0.3)
     colour_bar(figure, (0.92, 0.21, 0.012, 0.73), 1, "CKA", colormaps[SEQUENTIAL])
     figure.set_label(
-        of(
+        translate(
             language,
-            "各层状态两两之间的相似度（去偏线性 CKA）：1 为只差旋转与缩放，0 为无关。",
-            "How alike the states of any two layers are (debiased linear CKA): 1 up to rotation and scale, 0 unrelated.",
+            en="How alike the states of any two layers are (debiased linear CKA): 1 up to rotation and scale, 0 unrelated.",
+            zh="各层状态两两之间的相似度（去偏线性 CKA）：1 为只差旋转与缩放，0 为无关。",
         )
     )
     return figure
@@ -55,16 +60,16 @@ def heads_figure(heads: pd.DataFrame, language: str) -> Figure:
             part = heads[heads.model == model]
             axes.plot(part.layer, part[what], ".", color=colour, markersize=3, alpha=0.6)
             mean = part.groupby("layer")[what].mean()
-            axes.plot(mean.index, mean, color=colour, linewidth=1.2, label=said(model, language))
-        by_layer(axes, heads.layer, language, of(language, *title), 9, (0, None), SHORT)
+            axes.plot(mean.index, mean, color=colour, linewidth=1.2, label=display_name(model, language))
+        by_layer(axes, heads.layer, language, title.translate(language), 9, (0, None), SHORT)
     figure.axes[0].legend(fontsize=7)
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.2, top=0.89, wspace=0.22)
     figure.set_label(
-        of(
+        translate(
             language,
-            "各层注意力头：熵、看多远、给特殊词元的份额；点为单个头，线为其均值。",
-            "The heads of each layer: entropy, how far they look, what they give to special tokens; dots are heads, lines their "
+            en="The heads of each layer: entropy, how far they look, what they give to special tokens; dots are heads, lines their "
             "means.",
+            zh="各层注意力头：熵、看多远、给特殊词元的份额；点为单个头，线为其均值。",
         )
     )
     return figure

@@ -3,8 +3,10 @@
 import matplotlib
 from matplotlib.figure import Figure
 
+from toushi.probe.base.bilingual import translate
+from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, percent, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, colour_bar, percent, styled
 
 CELL = 0.2  # inches
 
@@ -22,19 +24,23 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
     values = (attention.mean("head") if head is None else attention.sel(head=head)).values
     names = [drawable(text).strip() or "␣" for text in attention["text"].values.tolist()]
     which = (
-        of(language, "各头平均", "mean of heads") if head is None else of(language, f"第 {head} 个头", f"head {head}")
+        translate(language, en="mean of heads", zh="各头平均")
+        if head is None
+        else translate(language, en=f"head {head}", zh=f"第 {head} 个头")
     )
-    title = of(language, f"编码器第 {layer} 层，{which}", f"encoder layer {layer}, {which}")
-    note = of(language, "行读列", "row reads column")
+    title = translate(language, en=f"encoder layer {layer}, {which}", zh=f"编码器第 {layer} 层，{which}")
+    note = translate(language, en="row reads column", zh="行读列")
     unkept = 1 - float(values.sum(1).min(initial=1))
     if unkept > 0.005:
         share = percent(unkept)
-        note += of(language, f"；另有至多 {share} 读了填充，未画出", f"; padding, up to {share} of a row, is not shown")
+        note += translate(
+            language, en=f"; padding, up to {share} of a row, is not shown", zh=f"；另有至多 {share} 读了填充，未画出"
+        )
     side = max(len(names) * CELL, 1.2)
-    left = 0.25 + 0.085 * max((cells(name) for name in names), default=0)
+    left = 0.25 + 0.085 * max((text_width(name) for name in names), default=0)
     above = left + 0.3
     wide, tall = left + side + 1.0, above + side + 0.1
-    figure = Figure(figsize=(max(wide, 2.6, 0.3 + 0.052 * cells(note)), tall))
+    figure = Figure(figsize=(max(wide, 2.6, 0.3 + 0.052 * text_width(note)), tall))
     wide = figure.get_figwidth()
     axes = figure.add_axes((left / wide, 0.1 / tall, side / wide, side / tall))
     top = float(values.max()) if values.size else 1.0
@@ -51,11 +57,15 @@ def encoder_figure(trace, layer: int, *, branch: str = "cond", head: int | None 
     figure.text(0.1 / wide, 1 - 0.27 / tall, note, size=7, va="top", color=FAINT)
     place = ((left + side + 0.12) / wide, 0.1 / tall, 0.11 / wide, min(side, 2.2) / tall)
     colour_bar(
-        figure, place, top, of(language, "注意力概率", "attention probability"), matplotlib.colormaps[SEQUENTIAL]
+        figure,
+        place,
+        top,
+        PROBABILITY.translate(language),
+        matplotlib.colormaps[SEQUENTIAL],
     )
     return figure
 
 
 def stands(name: str) -> bool:
     """Whether a label is set upright, sign under sign: one character, or Chinese."""
-    return len(name) == 1 or cells(name) == 2 * len(name)
+    return len(name) == 1 or text_width(name) == 2 * len(name)

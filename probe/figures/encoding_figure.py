@@ -8,13 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.layer_measures import commonness, cosine
+from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.encoder_figure import stands
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, SEQUENTIAL, cells, colour_bar, of, shortened, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, colour_bar, styled
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
-OTHERS = ("不同词，平均", "different words, mean")
+OTHERS = Bilingual(en="different words, mean", zh="不同词，平均")
 
 
 @styled
@@ -33,50 +35,59 @@ def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str 
     every = [int(number) for number in readings[0].states["layer"].values]
     chosen = spread(every[1:], 4) if layers is None else [known_layer(number, every) for number in layers]
     states = [reading.word_states() for reading in readings]
-    names = [[drawable(shortened(name, 12)) or "␣" for name in state["word"].values.tolist()] for state in states]
+    names = [[drawable(truncate(name, 12)) or "␣" for name in state["word"].values.tolist()] for state in states]
 
     blocks: list[tuple[str, str, list[list[Map]], tuple[float, float]]] = []
     heads = [str(number) for number in every]
     own = [
         [
             Map(
-                of(language, f"句 {index}", f"sentence {index}"),
-                [*name, of(language, *OTHERS)],
+                translate(language, en=f"sentence {index}", zh=f"句 {index}"),
+                [*name, OTHERS.translate(language)],
                 heads,
                 changed(state.values),
             )
         ]
         for index, (state, name) in enumerate(zip(states, names), 1)
     ]
-    title = of(language, "每个词与它自己的嵌入", "each word beside its own embedding")
-    blocks.append((title, of(language, "与第 0 层的余弦", "cosine with layer 0"), own, (lowest(own), 1.0)))
+    title = translate(language, en="each word beside its own embedding", zh="每个词与它自己的嵌入")
+    blocks.append((title, translate(language, en="cosine with layer 0", zh="与第 0 层的余弦"), own, (lowest(own), 1.0)))
     if len(readings) > 1:
         pairs = []
         for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
             maps = [cosine(states[0].sel(layer=k).values, other.sel(layer=k).values) for k in chosen]
-            titles = [of(language, f"与句 {index}，第 {k} 层", f"with {index}, layer {k}") for k in chosen]
+            titles = [translate(language, en=f"with {index}, layer {k}", zh=f"与句 {index}，第 {k} 层") for k in chosen]
             pairs.append([Map(title, names[0], name, values) for title, values in zip(titles, maps)])
-        title = of(language, "句 1 的词（行）与另一句的词", "words of sentence 1 (rows) beside those of another")
-        blocks.append((title, of(language, "余弦", "cosine"), pairs, (lowest(pairs), 1.0)))
+        title = translate(
+            language, en="words of sentence 1 (rows) beside those of another", zh="句 1 的词（行）与另一句的词"
+        )
+        blocks.append((title, translate(language, en="cosine", zh="余弦"), pairs, (lowest(pairs), 1.0)))
     blind = next((f"layer {k} {why}" for r in readings for k, why in r.blind.items()), "")
-    note = blind and of(language, f"没有显示注意力：{blind}", f"attention is not shown: {blind}")
+    note = blind and translate(language, en=f"attention is not shown: {blind}", zh=f"没有显示注意力：{blind}")
     reading_layers = [] if note else [k for k in chosen if k]  # layer 0 is the embeddings, which read nothing
     if reading_layers:
         rows = []
         for index, (reading, name) in enumerate(zip(readings, names), 1):
             read = reading.word_attention().mean("head")
-            titles = [of(language, f"句 {index}，第 {k} 层", f"sentence {index}, layer {k}") for k in reading_layers]
-            columns = [*name, of(language, "其他％", "other %"), of(language, "特殊％", "special %")]
+            titles = [
+                translate(language, en=f"sentence {index}, layer {k}", zh=f"句 {index}，第 {k} 层")
+                for k in reading_layers
+            ]
+            columns = [
+                *name,
+                translate(language, en="other %", zh="其他％"),
+                translate(language, en="special %", zh="特殊％"),
+            ]
             maps = [read.sel(layer=k).values for k in reading_layers]
             rows.append([Map(title, name, columns, part, told=2) for title, part in zip(titles, maps)])
         top = max((float(one.coloured.max()) for row in rows for one in row if one.coloured.size), default=1.0)
-        title = of(
+        title = translate(
             language,
-            "每个词（行）读了谁：别的词、其他文字、特殊词元",
-            "what the words (rows) read: other words, other text, special tokens",
+            en="what the words (rows) read: other words, other text, special tokens",
+            zh="每个词（行）读了谁：别的词、其他文字、特殊词元",
         )
-        blocks.append((title, of(language, "注意力概率", "attention probability"), rows, (0.0, top)))
-    return _page(readings, blocks, note or of(language, "各头平均", "mean of heads"))
+        blocks.append((title, PROBABILITY.translate(language), rows, (0.0, top)))
+    return _page(readings, blocks, note or translate(language, en="mean of heads", zh="各头平均"))
 
 
 class Map:
@@ -92,18 +103,18 @@ class Map:
     @property
     def left(self) -> float:
         """Room for the names of the rows, in inches."""
-        return 0.12 + 0.078 * max(map(cells, self.rows), default=0)
+        return 0.12 + 0.078 * max(map(text_width, self.rows), default=0)
 
     @property
     def above(self) -> float:
         """Room for the title and the names of the columns."""
-        upright = [0.145 * len(name) if stands(name) else 0.078 * cells(name) for name in self.columns]
+        upright = [0.145 * len(name) if stands(name) else 0.078 * text_width(name) for name in self.columns]
         return 0.1 + max(upright, default=0) + (0.2 if self.title else 0)
 
     @property
     def slot(self) -> float:
         """Width of the matrix, or of its title where that is wider."""
-        return max(self.size[0], 0.075 * cells(self.title))
+        return max(self.size[0], 0.075 * text_width(self.title))
 
     @property
     def size(self) -> tuple[float, float]:
@@ -137,17 +148,17 @@ def known_layer(number: int, every: Sequence[int]) -> int:
 
 def _page(readings, blocks, note: str) -> Figure:
     texts = [drawable(reading.text) for reading in readings]
-    caption = [shortened(f"{index}  {text}", 110) for index, text in enumerate(texts, 1)]
+    caption = [truncate(f"{index}  {text}", 110) for index, text in enumerate(texts, 1)]
     wide, tall = 0.0, 0.3 + 0.2 * len(caption)
     for _, _, rows, _ in blocks:
         tall += HEAD + sum(max(one.above + one.size[1] for one in row) + GAP / 2 for row in rows if row)
         wide = max([wide, *(sum(one.left + one.slot + GAP for one in row) for row in rows)])
     tall += 0.35
-    wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(cells, [*caption, note[:110]])), 4.0)
+    wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(text_width, [*caption, note[:110]])), 4.0)
     figure = Figure(figsize=(wide, tall))
 
-    def write(x: float, y: float, said: str, **look) -> None:
-        figure.text(x / wide, 1 - y / tall, said, va="top", **look)
+    def write(x: float, y: float, text: str, **look) -> None:
+        figure.text(x / wide, 1 - y / tall, text, va="top", **look)
 
     for index, line in enumerate(caption):
         write(0.15, 0.12 + 0.2 * index, line, size=11)
@@ -171,7 +182,7 @@ def _page(readings, blocks, note: str) -> Figure:
         bar = colour_bar(figure, place, 1.0, unit, matplotlib.colormaps[SEQUENTIAL])
         bar.set_yticks([0, 0.5, 1], [f"{value:.2f}" for value in (low, (low + top) / 2, top)])
     foot = "  ·  ".join(part for part in (readings.encoder, note) if part)
-    figure.text(0.15 / wide, 0.08 / tall, drawable(shortened(foot, 150)), size=7, va="bottom", color=FAINT)
+    figure.text(0.15 / wide, 0.08 / tall, drawable(truncate(foot, 150)), size=7, va="bottom", color=FAINT)
     return figure
 
 

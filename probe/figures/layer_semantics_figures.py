@@ -3,31 +3,32 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toushi.probe.figures.style import CATEGORIES, FAINT, INK, LAYER, PAGE, band, by_layer, dot, of, styled
+from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.figures.style import CATEGORIES, FAINT, INK, LAYER, PAGE, band, by_layer, dot, styled
 
 NAMES = {
-    "words": ("词", "words"),
-    "phrases": ("短语", "phrases"),
-    "prompts": ("整句", "whole prompt"),
-    "word": ("在词处", "at a word"),
-    "last token": ("在末词元处", "at the last token"),
-    "object": ("词是哪个物体", "which object a word is"),
-    "colour": ("名词的颜色", "a noun's colour"),
-    "noun": ("颜色的名词", "a colour's noun"),
-    "place": ("地点", "place"),
-    "style": ("风格", "style"),
-    "layout": ("布局", "layout"),
-    "number": ("物体数量", "number of objects"),
-    "trained": ("训练过", "trained"),
-    "random": ("随机权重", "random weights"),
-    "parallel": ("对照句子中的短语", "phrases of parallel sentences"),
-    "scenes": ("场景描述中的词", "words of scene captions"),
-    "polysemy": ("日常句子", "ordinary sentences"),
+    "words": Bilingual(en="words", zh="词"),
+    "phrases": Bilingual(en="phrases", zh="短语"),
+    "prompts": Bilingual(en="whole prompt", zh="整句"),
+    "word": Bilingual(en="at a word", zh="在词处"),
+    "last token": Bilingual(en="at the last token", zh="在末词元处"),
+    "object": Bilingual(en="which object a word is", zh="词是哪个物体"),
+    "colour": Bilingual(en="a noun's colour", zh="名词的颜色"),
+    "noun": Bilingual(en="a colour's noun", zh="颜色的名词"),
+    "place": Bilingual(en="place", zh="地点"),
+    "style": Bilingual(en="style", zh="风格"),
+    "layout": Bilingual(en="layout", zh="布局"),
+    "number": Bilingual(en="number of objects", zh="物体数量"),
+    "trained": Bilingual(en="trained", zh="训练过"),
+    "random": Bilingual(en="random weights", zh="随机权重"),
+    "parallel": Bilingual(en="phrases of parallel sentences", zh="对照句子中的短语"),
+    "scenes": Bilingual(en="words of scene captions", zh="场景描述中的词"),
+    "polysemy": Bilingual(en="ordinary sentences", zh="日常句子"),
 }
 
 
-def said(name: str, language: str) -> str:
-    return of(language, *NAMES[name]) if name in NAMES else name
+def display_name(name: str, language: str) -> str:
+    return NAMES[name].translate(language) if name in NAMES else name
 
 
 @styled
@@ -43,7 +44,11 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
     names, colours = [], [*CATEGORIES[:3], CATEGORIES[2]]
     for index, ((level, where), colour) in enumerate(zip(shown, colours)):
         look = {"linestyle": ":" if where != "word" else "-"}
-        name = said(level, language) if where == "word" else f"{said(level, language)}, {said(where, language)}"
+        name = (
+            display_name(level, language)
+            if where == "word"
+            else f"{display_name(level, language)}, {display_name(where, language)}"
+        )
         names.append(name)
         for kind in ("random", "trained"):
             chosen = (levels.weights == kind) & (levels.level == level) & (levels["where"] == where)
@@ -58,23 +63,23 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
             below.barh(index, one.claim_last - one.claim_first + 0.8, left=one.claim_first - 0.4, color="#e4e4e4")
             dot(below, index, one.onset, one.low, one.high, colour, linewidth=2)
     axes.axhline(0, color=FAINT, linewidth=0.5)
-    axes.set_ylabel(of(language, "选择性", "selectivity"))
-    title = of(language, "细线：随机权重", "thin: random weights")
+    axes.set_ylabel(translate(language, en="selectivity", zh="选择性"))
+    title = translate(language, en="thin: random weights", zh="细线：随机权重")
     axes.legend(fontsize=7, title=title, title_fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     below.set_yticks(range(len(names)), names, fontsize=7)
     below.set_ylim(len(names) - 0.4, -0.6)
-    title = of(
+    title = translate(
         language,
-        "达到最大值 80% 的首层及区间；灰：说法所称的层",
-        "first layer with 80 % of the most; grey: where the claim puts it",
+        en="first layer with 80 % of the most; grey: where the claim puts it",
+        zh="达到最大值 80% 的首层及区间；灰：说法所称的层",
     )
     by_layer(below, levels.layer, language, title, 7)
     figure.subplots_adjust(left=0.26, right=0.7, bottom=0.12, top=0.97, hspace=0.22)
-    caption = of(
+    caption = translate(
         language,
-        "各层的选择性（准确率减去控制任务的准确率），带 95% 区间；下：每一级从哪一层起已懂。",
-        "Selectivity (accuracy minus that on control tasks) by layer with 95 % intervals; below, from which layer each level "
+        en="Selectivity (accuracy minus that on control tasks) by layer with 95 % intervals; below, from which layer each level "
         "is there.",
+        zh="各层的选择性（准确率减去控制任务的准确率），带 95% 区间；下：每一级从哪一层起已懂。",
     )
     figure.set_label(caption)
     return figure
@@ -100,26 +105,26 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
         axes.plot(part.layer, part.control, color=colour, linewidth=0.9, linestyle="--")
         axes.plot(floor.layer, floor.accuracy, color=INK, linewidth=0.7)
         axes.axhline(part.chance.iloc[0], color=FAINT, linewidth=0.5)
-        name = said(task, language)
+        name = display_name(task, language)
         if where != "word":
-            name += of(language, "（末词元）", " (last token)")
+            name += translate(language, en=" (last token)", zh="（末词元）")
         axes.set_title(name, fontsize=8, loc="left", pad=2)
-        by_layer(axes, part.layer, language, reach=(0, 1.03), label=("", ""))
+        by_layer(axes, part.layer, language, reach=(0, 1.03), label=Bilingual.same(""))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     above = grid.flat[len(panels) - columns : len(panels)] if len(panels) >= columns else grid.flat[: len(panels)]
     for axes in above:
-        axes.set_xlabel(of(language, *LAYER), fontsize=8)
+        axes.set_xlabel(LAYER.translate(language), fontsize=8)
         axes.tick_params(labelbottom=True)
     for row in grid:
-        row[0].set_ylabel(of(language, "准确率", "accuracy"))
+        row[0].set_ylabel(translate(language, en="accuracy", zh="准确率"))
     figure.text(
         0.99,
         0.995,
-        of(
+        translate(
             language,
-            "虚线：控制任务　黑细线：随机权重　灰线：随机水平",
-            "dashed: control tasks    thin black: random weights    grey: chance",
+            en="dashed: control tasks    thin black: random weights    grey: chance",
+            zh="虚线：控制任务　黑细线：随机权重　灰线：随机水平",
         ),
         ha="right",
         va="top",
@@ -128,7 +133,9 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
     )
     tall = figure.get_figheight()
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.42 / tall, top=1 - 0.4 / tall, hspace=0.5, wspace=0.12)
-    figure.set_label(of(language, "各任务的探针准确率，逐层。", "Accuracy of the probe of each task, by layer."))
+    figure.set_label(
+        translate(language, en="Accuracy of the probe of each task, by layer.", zh="各任务的探针准确率，逐层。")
+    )
     return figure
 
 
@@ -139,28 +146,31 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
     `inside` has part, weights, which, layer, retrieval, retrieval_low, retrieval_high, retrieval_shuffled, items.
     """
     titles = {
-        "own token": ("词中字，自成词元", "character inside a word, token of its own"),
-        "part of a token": ("词中字，并入词元", "character inside a word, joined into a token"),
-        "first of several tokens": ("生僻字的首个词元", "first token of a rare character"),
+        "own token": Bilingual(en="character inside a word, token of its own", zh="词中字，自成词元"),
+        "part of a token": Bilingual(en="character inside a word, joined into a token", zh="词中字，并入词元"),
+        "first of several tokens": Bilingual(en="first token of a rare character", zh="生僻字的首个词元"),
     }
     panels = list(inside.which.drop_duplicates())
     figure = Figure(figsize=(min(PAGE, max(3.4, 2.3 * len(panels))), 2.4))
     for axes, which in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
             part = inside[(inside.which == which) & (inside.weights == kind)]
-            band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=said(kind, language))
+            band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language))
             axes.plot(part.layer, part.retrieval_shuffled, color=colour, linewidth=0.8, linestyle="--")
-        by_layer(axes, inside.layer, language, of(language, *titles[which]), 7, (0, 1.03))
-    figure.axes[0].set_ylabel(of(language, "找到自身的比例", "share that finds itself"))
+        by_layer(axes, inside.layer, language, titles[which].translate(language), 7, (0, 1.03))
+    figure.axes[0].set_ylabel(translate(language, en="share that finds itself", zh="找到自身的比例"))
     figure.axes[0].legend(
-        fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7, loc="center right"
+        fontsize=7,
+        title=translate(language, en="dashed: shuffled", zh="虚线：打乱"),
+        title_fontsize=7,
+        loc="center right",
     )
     figure.subplots_adjust(left=0.55 / figure.get_figwidth(), right=0.99, bottom=0.2, top=0.9, wspace=0.1)
-    caption = of(
+    caption = translate(
         language,
-        "河马的马是否仍像单独的马：词中字的状态在单字中找到自身的比例；生僻字的首个词元是否知道是哪个字。",
-        "Does 马 in 河马 still look like 马: how often a character inside a word finds itself among single ones; and whether "
+        en="Does 马 in 河马 still look like 马: how often a character inside a word finds itself among single ones; and whether "
         "the first token of a rare character knows which it begins.",
+        zh="河马的马是否仍像单独的马：词中字的状态在单字中找到自身的比例；生僻字的首个词元是否知道是哪个字。",
     )
     figure.set_label(caption)
     return figure
@@ -178,21 +188,21 @@ def languages_figure(layers: pd.DataFrame, language: str) -> Figure:
     for axes, name in zip(figure.subplots(1, len(data), sharey=True, squeeze=False)[0], data):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
             part = layers[(layers.data == name) & (layers.weights == kind)]
-            band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=said(kind, language))
+            band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language))
             axes.plot(part.layer, part.retrieval_shuffled_high, color=colour, linewidth=0.8, linestyle="--")
             if kind == "trained":
-                label = of(language, "未减均值", "means left in")
+                label = translate(language, en="means left in", zh="未减均值")
                 axes.plot(part.layer, part.retrieval_uncentred, color=colour, linewidth=0.9, linestyle=":", label=label)
-        by_layer(axes, layers.layer, language, said(name, language), reach=(0, 1.03))
-    figure.axes[0].set_ylabel(of(language, "找到对应者的比例", "share that finds its partner"))
-    title = of(language, "虚线：打乱后 95% 分位", "dashed: shuffled, 95 %")
+        by_layer(axes, layers.layer, language, display_name(name, language), reach=(0, 1.03))
+    figure.axes[0].set_ylabel(translate(language, en="share that finds its partner", zh="找到对应者的比例"))
+    title = translate(language, en="dashed: shuffled, 95 %", zh="虚线：打乱后 95% 分位")
     figure.axes[-1].legend(fontsize=7, title=title, title_fontsize=7, loc="best")
     figure.subplots_adjust(left=0.5 / figure.get_figwidth(), right=0.98, bottom=0.19, top=0.9, wspace=0.08)
-    caption = of(
+    caption = translate(
         language,
-        "中英文中的同一个词：在另一语言全部候选中按余弦找到对应者的比例（两个方向的平均），逐层，带 95% 区间。",
-        "The same word in Chinese and English: how often it finds its partner among all candidates of the other language by "
+        en="The same word in Chinese and English: how often it finds its partner among all candidates of the other language by "
         "cosine (mean of both directions), by layer, with 95 % intervals.",
+        zh="中英文中的同一个词：在另一语言全部候选中按余弦找到对应者的比例（两个方向的平均），逐层，带 95% 区间。",
     )
     figure.set_label(caption)
     return figure

@@ -3,9 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from toushi.probe.analysis.maps import average
+from toushi.probe.base.bilingual import translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, bare, colour_bar, of, overlay, overlay_colours, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, bare, colour_bar, overlay, overlay_colours, styled
 from toushi.probe.figures.words_figure import chosen, shown
 from toushi.probe.text.alignment import labels
 
@@ -26,7 +28,7 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     places = np.linspace(0, len(trace.steps) - 1, min(columns, len(trace.steps))).round().astype(int)
     steps = [trace.steps[i] for i in places]
     native = trace.attention(asked, branch=branch, sites=sites, steps=steps, grid="native")
-    layers = {name: maps.mean("head", skipna=True) if "head" in maps.dims else maps for name, maps in native.items()}
+    layers = {name: average(maps, ("head",)) for name, maps in native.items()}
     top = max(float(maps.max()) for maps in layers.values())
     final = shown(trace)
     behind = [picture if (picture := trace.preview(step)) is not None else final for step in steps]
@@ -37,7 +39,12 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     figure = Figure(figsize=(width, height))
     figure.text(0.1 / width, 1 - 0.08 / height, drawable(labels([asked], trace.words(branch))[0]), size=12, va="top")
     figure.text(
-        (NAMES - 0.1) / width, 1 - (HEAD - 0.01) / height, of(language, "步", "step"), size=8, ha="right", va="bottom"
+        (NAMES - 0.1) / width,
+        1 - (HEAD - 0.01) / height,
+        translate(language, en="step", zh="步"),
+        size=8,
+        ha="right",
+        va="bottom",
     )
     for row, (name, maps) in enumerate(layers.items()):
         under = HEAD + (row + 1) * (tall + GAP) - GAP
@@ -55,7 +62,7 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     left = NAMES + len(steps) * (SIDE + GAP) + 0.12
     tallest = min(len(layers) * (tall + GAP) - GAP, 2.2)
     place = (left / width, 1 - (HEAD + tallest) / height, 0.11 / width, tallest / height)
-    colour_bar(figure, place, top, of(language, "注意力概率", "attention probability"), overlay_colours())
+    colour_bar(figure, place, top, PROBABILITY.translate(language), overlay_colours())
     return figure
 
 

@@ -6,32 +6,34 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.embedded_fonts import picture_in
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, of, shortened, styled
+from toushi.probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, styled
 
 NAMES = {
-    "object": ("物体", "objects"),
-    "colour": ("颜色", "colours"),
-    "position": ("位置", "positions"),
-    "place": ("地点", "places"),
-    "colour, drawn": ("画出的物体的颜色", "colours of objects drawn"),
-    "position, drawn": ("画出的物体的位置", "positions of objects drawn"),
-    "sense, before": ("词义，语境在前", "senses, context before"),
-    "sense, after": ("词义，语境在后", "senses, context after"),
-    "choice, before": ("二义择一，语境在前", "one of two senses, context before"),
-    "choice, after": ("二义择一，语境在后", "one of two senses, context after"),
-    "bidirectional": ("双向", "bidirectional"),
-    "causal": ("因果", "causal"),
-    "word": ("在词处", "at the word"),
-    "last token": ("在末词元处", "at the last token"),
-    "before": ("语境在前", "context before"),
-    "after": ("语境在后", "context after"),
+    "object": Bilingual(en="objects", zh="物体"),
+    "colour": Bilingual(en="colours", zh="颜色"),
+    "position": Bilingual(en="positions", zh="位置"),
+    "place": Bilingual(en="places", zh="地点"),
+    "colour, drawn": Bilingual(en="colours of objects drawn", zh="画出的物体的颜色"),
+    "position, drawn": Bilingual(en="positions of objects drawn", zh="画出的物体的位置"),
+    "sense, before": Bilingual(en="senses, context before", zh="词义，语境在前"),
+    "sense, after": Bilingual(en="senses, context after", zh="词义，语境在后"),
+    "choice, before": Bilingual(en="one of two senses, context before", zh="二义择一，语境在前"),
+    "choice, after": Bilingual(en="one of two senses, context after", zh="二义择一，语境在后"),
+    "bidirectional": Bilingual(en="bidirectional", zh="双向"),
+    "causal": Bilingual(en="causal", zh="因果"),
+    "word": Bilingual(en="at the word", zh="在词处"),
+    "last token": Bilingual(en="at the last token", zh="在末词元处"),
+    "before": Bilingual(en="context before", zh="语境在前"),
+    "after": Bilingual(en="context after", zh="语境在后"),
 }
 
 
-def said(name: str, language: str) -> str:
-    return of(language, *NAMES[name]) if name in NAMES else name
+def display_name(name: str, language: str) -> str:
+    return NAMES[name].translate(language) if name in NAMES else name
 
 
 @styled
@@ -50,23 +52,23 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
             whole = thing.removesuffix(", drawn")
             colour, line = CATEGORIES[things.index(whole)], "-" if whole == thing else (0, (3, 2))
             some = part[part.thing == thing]
-            band(axes, some, "right", "low", "high", colour, label=said(thing, language), linestyle=line)
+            band(axes, some, "right", "low", "high", colour, label=display_name(thing, language), linestyle=line)
             for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
                 dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
         axes.legend(fontsize=7, loc="lower right")
         below.set_yticks([])
         by_layer(below, part.layer, language, reach=(3.6, -0.6))
-    grid[0, 0].set_ylabel(of(language, "画对的比例", "share drawn right"))
-    title = of(language, "达到最佳层 80% 的首层及区间", "first layer with 80 % of the best one's share")
+    grid[0, 0].set_ylabel(translate(language, en="share drawn right", zh="画对的比例"))
+    title = translate(language, en="first layer with 80 % of the best one's share", zh="达到最佳层 80% 的首层及区间")
     grid[1, 0].set_title(title, loc="left", fontsize=8)
     figure.subplots_adjust(left=0.075, right=0.99, bottom=0.12, top=0.97, hspace=0.22, wspace=0.06)
     figure.set_label(
-        of(
+        translate(
             language,
-            "以第 k 层的输出为条件画出的图中，提示所要的事物画对的比例，带 95% 区间；虚线只算已画出的物体；下：每样事物从哪一层起已有。",
-            "Of pictures conditioned on layer k's output, the share in which what the prompt asks for is right, with 95 % "
+            en="Of pictures conditioned on layer k's output, the share in which what the prompt asks for is right, with 95 % "
             "intervals; dashed, among the objects that are drawn alone; below, from which layer each thing is there.",
+            zh="以第 k 层的输出为条件画出的图中，提示所要的事物画对的比例，带 95% 区间；虚线只算已画出的物体；下：每样事物从哪一层起已有。",
         )
     )
     return figure
@@ -80,14 +82,16 @@ def pictures_figure(pictures: pd.DataFrame, language: str) -> Figure:
     """
     prompts, layers = list(dict.fromkeys(pictures.prompt)), sorted(set(pictures.layer))
     heads = [drawable(prompt) for prompt in prompts]
-    columns = [of(language, f"第 {k} 层" if k else "词嵌入", f"layer {k}" if k else "embeddings") for k in layers]
+    columns = [
+        translate(language, en=f"layer {k}" if k else "embeddings", zh=f"第 {k} 层" if k else "词嵌入") for k in layers
+    ]
     grid = [[_only(pictures, prompt=prompt, layer=layer) for layer in layers] for prompt in prompts]
     figure = picture_grid(grid, heads, [column if i % 3 == 0 else "" for i, column in enumerate(columns)])
     figure.set_label(
-        of(
+        translate(
             language,
-            "同一提示、同一噪声，逐层以第 k 层的输出（经末端归一化）为条件画出的图。",
-            "The same prompt and noise, drawn from layer k's output (final norm applied), layer by layer.",
+            en="The same prompt and noise, drawn from layer k's output (final norm applied), layer by layer.",
+            zh="同一提示、同一噪声，逐层以第 k 层的输出（经末端归一化）为条件画出的图。",
         )
     )
     return figure
@@ -135,27 +139,27 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
     for index, thing in enumerate(things):
         for model, colour, shift in zip(("bidirectional", "causal"), CATEGORIES, (-0.13, 0.13)):
             for one in rates[(rates.thing == thing) & (rates.model == model)].itertuples():
-                label = said(model, language) if index == 0 else None
+                label = display_name(model, language) if index == 0 else None
                 dot(axes, index + shift, one.right, one.low, one.high, colour, label, linewidth=1.6)
         for one in differences[differences.thing == thing].itertuples():
             dot(beside, index, one.difference, one.low, one.high, INK, linewidth=1.6)
     beside.axvline(0, color=FAINT, linewidth=0.6)
-    axes.set_yticks(range(len(things)), [said(thing, language) for thing in things])
+    axes.set_yticks(range(len(things)), [display_name(thing, language) for thing in things])
     axes.set_ylim(len(things) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xticks(np.arange(0, 1.01, 0.25))
     beside.tick_params(axis="y", left=False)
-    axes.set_xlabel(of(language, "画对的比例", "share drawn right"))
-    beside.set_xlabel(of(language, "双向 − 因果", "bidirectional − causal"))
+    axes.set_xlabel(translate(language, en="share drawn right", zh="画对的比例"))
+    beside.set_xlabel(translate(language, en="bidirectional − causal", zh="双向 − 因果"))
     axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     tall = figure.get_figheight()
     figure.subplots_adjust(left=0.3, right=0.98, bottom=0.45 / tall, top=1 - 0.25 / tall, wspace=0.14)
     figure.set_label(
-        of(
+        translate(
             language,
-            "两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
-            "What the twins draw right, and the difference between them (same prompts and noise), with 95 % "
+            en="What the twins draw right, and the difference between them (same prompts and noise), with 95 % "
             "intervals; “of objects drawn” and “one of two senses” count only what each of them drew.",
+            zh="两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
         )
     )
     return figure
@@ -172,21 +176,26 @@ def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
     for axes, (where, place) in zip(figure.subplots(1, 4, sharex=True, sharey=True), panels):
         for model, colour in zip(("bidirectional", "causal"), CATEGORIES):
             part = read[(read.model == model) & (read["where"] == where) & (read.place == place)]
-            band(axes, part, "accuracy", "low", "high", colour, label=said(model, language))
+            band(axes, part, "accuracy", "low", "high", colour, label=display_name(model, language))
             axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.8, linestyle="--")
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
-        comma = of(language, "，", ", ")
-        title, lowest = said(where, language) + comma + said(place, language), min(0.35, float(read.low.min()))
+        comma = translate(language, en=", ", zh="，")
+        title, lowest = (
+            display_name(where, language) + comma + display_name(place, language),
+            min(0.35, float(read.low.min())),
+        )
         by_layer(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
-    figure.axes[0].set_ylabel(of(language, "读对的词义", "senses read off"))
-    figure.axes[0].legend(fontsize=7, title=of(language, "虚线：打乱", "dashed: shuffled"), title_fontsize=7)
+    figure.axes[0].set_ylabel(translate(language, en="senses read off", zh="读对的词义"))
+    figure.axes[0].legend(
+        fontsize=7, title=translate(language, en="dashed: shuffled", zh="虚线：打乱"), title_fontsize=7
+    )
     figure.subplots_adjust(left=0.075, right=0.99, bottom=0.19, top=0.9, wspace=0.08)
     figure.set_label(
-        of(
+        translate(
             language,
-            "从状态读出词义的准确率，逐层，带 95% 区间：在词自身处与末词元处，语境在词前与词后。语境在后时，因果模型在词处不可能知道。",
-            "Accuracy of the senses read off the states by layer, with 95 % intervals: at the word itself and at the last "
+            en="Accuracy of the senses read off the states by layer, with 95 % intervals: at the word itself and at the last "
             "token, the context before and after the word. A causal model cannot know at the word what comes after it.",
+            zh="从状态读出词义的准确率，逐层，带 95% 区间：在词自身处与末词元处，语境在词前与词后。语境在后时，因果模型在词处不可能知道。",
         )
     )
     return figure
@@ -200,13 +209,13 @@ def pairs_figure(pictures: pd.DataFrame, language: str) -> Figure:
     """
     models, prompts = list(dict.fromkeys(pictures.model)), list(dict.fromkeys(pictures.prompt))
     grid = [[_only(pictures, prompt=prompt, model=model) for prompt in prompts] for model in models]
-    heads = [drawable(shortened(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
-    figure = picture_grid(grid, [said(model, language) for model in models], heads)
+    heads = [drawable(truncate(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
+    figure = picture_grid(grid, [display_name(model, language) for model in models], heads)
     figure.set_label(
-        of(
+        translate(
             language,
-            "最小对句：同一个词，只有语境不同，噪声相同。",
-            "Minimal pairs: the same word and noise, only the context differs.",
+            en="Minimal pairs: the same word and noise, only the context differs.",
+            zh="最小对句：同一个词，只有语境不同，噪声相同。",
         )
     )
     return figure

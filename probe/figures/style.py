@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import resample
-from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.fonts import FAMILY, drawable, register
 
 INK, FAINT = "#222222", "#767676"
@@ -23,8 +23,8 @@ SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind reader
 # Okabe and Ito, "Color Universal Design", 2008; their yellow is too light for a line on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
-LANGUAGES = ("zh", "en")
-LAYER, SHORT = ("层（0：词嵌入）", "layer (0: embeddings)"), ("层", "layer")
+LAYER, SHORT = Bilingual(en="layer (0: embeddings)", zh="层（0：词嵌入）"), Bilingual(en="layer", zh="层")
+PROBABILITY = Bilingual(en="attention probability", zh="注意力概率")
 
 RC: dict[Any, Any] = {
     "font.family": FAMILY,
@@ -140,20 +140,13 @@ def bare(axes: Axes) -> Axes:
     return axes
 
 
-def of(language: str, zh: str, en: str) -> str:
-    """What a figure says, in its language."""
-    if language not in LANGUAGES:
-        raise ToushiError(f"the language of a figure is zh or en, but {language!r} came")
-    return (zh, en)[LANGUAGES.index(language)]
-
-
 def by_layer(
     axes: Axes, layers: Sequence[int], language: str, title: str = "", size: int = 8, reach=(), label=LAYER
 ) -> None:
     """Layers along x, the embeddings first; the title in `size` points; y from and to `reach`, if it is given."""
     axes.set_xticks(range(0, max(layers) + 1, 1 if max(layers) < 7 else 2))
     axes.set_xlim(-0.3, max(layers) + 0.3)
-    axes.set_xlabel(of(language, *label))
+    axes.set_xlabel(label.translate(language))
     if title:
         axes.set_title(title, loc="left", fontsize=size)
     if reach:
@@ -175,17 +168,3 @@ def dot(axes: Axes, place: float, value: float, low: float, high: float, colour:
 def percent(share: float) -> str:
     """A share in 0..1 as people read it: 12 %, 3.4 %, 0.05 %."""
     return f"{100 * share:.{0 if share >= 0.0995 else 1 if share >= 0.00995 else 2}f} %"
-
-
-def cells(text: str) -> int:
-    """Room that a text takes, in Latin letters: a Chinese character counts twice."""
-    return sum(2 if character > "\u2e7f" else 1 for character in text)
-
-
-def shortened(text: str, room: int) -> str:
-    """`text`, or as much of its beginning as fits into `room` with an ellipsis."""
-    if cells(text) <= room:
-        return text
-    while cells(text) > room - 1:
-        text = text[:-1]
-    return text + "…"

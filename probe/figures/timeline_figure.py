@@ -4,8 +4,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from toushi.probe.analysis.maps import timeline
+from toushi.probe.base.bilingual import translate
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, of, styled
+from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, styled
 from toushi.probe.figures.words_figure import chosen, rule
 from toushi.probe.text.alignment import labels
 
@@ -24,15 +25,15 @@ def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None, lang
         line = LINES[i // len(CATEGORIES) % len(LINES)]
         colour = CATEGORIES[i % len(CATEGORIES)]
         axes.plot(shares["step"], shares.values, line, color=colour, lw=1.4, marker="o", ms=2, label=drawable(name))
-    axes.set_xlabel(of(language, "步（0：噪声）", "step (0 = noise)"))
-    axes.set_ylabel(of(language, "注意力占比", "share of the attention"))
+    axes.set_xlabel(translate(language, en="step (0 = noise)", zh="步（0：噪声）"))
+    axes.set_ylabel(translate(language, en="share of the attention", zh="注意力占比"))
     axes.set_ylim(0, None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     axes.grid(axis="y", lw=0.4, alpha=0.5)
     if asked:
         figure.legend(loc="outside right upper", fontsize=9, handlelength=1.8, ncols=1 + (len(asked) - 1) // 14)
-    how = of(language, "先平均一处的各头，再平均各处", "mean over heads within a site, then over sites")
+    how = translate(language, en="mean over heads within a site, then over sites", zh="先平均一处的各头，再平均各处")
     note = rule(trace, branch, how)
     axes.set_title(note, size=7, loc="left", color=FAINT)
     return figure

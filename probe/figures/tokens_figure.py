@@ -1,17 +1,23 @@
 """The prompt as the model gets it: every token, what it stands for, and how much attention it drew."""
 
+from dataclasses import replace
+
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, of, percent, shortened, styled
+from toushi.probe.figures.style import CATEGORIES, FAINT, percent, styled
+from toushi.probe.text.alignment import Token
+from toushi.probe.trace.trace_format import PADS
 
 ROW, BLOCK, LONGEST = 0.19, 3.45, 39  # inches, inches, rows: 77 tokens are as wide as a page
 HEADS = (
-    (("位置", "position"), 0.5, "right"),
-    (("编号", "id"), 0.9, "right"),
-    (("词元", "token"), 1.02, "left"),
-    (("词", "word"), 1.65, "left"),
+    (Bilingual(en="position", zh="位置"), 0.5, "right"),
+    (Bilingual(en="id", zh="编号"), 0.9, "right"),
+    (Bilingual(en="token", zh="词元"), 1.02, "left"),
+    (Bilingual(en="word", zh="词"), 1.65, "left"),
 )
 SHARE, BAR = 2.38, 0.62  # inches to where the bars begin, and of the longest
 
@@ -23,7 +29,7 @@ def tokens_figure(trace, *, branch: str = "cond", language: str = "en") -> Figur
     The shares of all tokens, with `rest` where there is one, sum to 1. Special tokens and pads are grey: what they draw
     is part of the account. `language` of the labels: zh or en.
     """
-    tokens, words = trace.tokens(branch), trace.words(branch)
+    tokens, words = _rows(trace, branch), trace.words(branch)
     shares = trace.mass(branch)
     drawn = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))  # by column
     blocks = max(1, -(-len(tokens) // LONGEST))
@@ -35,24 +41,39 @@ def tokens_figure(trace, *, branch: str = "cond", language: str = "en") -> Figur
     top = max([*drawn.values(), 1e-9])
     for block in range(blocks):
         left = block * BLOCK
-        for name, x, side in (*HEADS, (("注意力占比", "share of the attention"), SHARE, "left")):
-            axes.text(left + x, 0.22, of(language, *name), ha=side, va="center", size=7, color=FAINT)
+        for name, x, side in (*HEADS, (Bilingual(en="share of the attention", zh="注意力占比"), SHARE, "left")):
+            axes.text(left + x, 0.22, name.translate(language), ha=side, va="center", size=7, color=FAINT)
         for row, token in enumerate(tokens[block * LONGEST : (block + 1) * LONGEST]):
             y, colour = 0.22 + (row + 1) * ROW, "#222222" if token.kind == "text" else FAINT
             inside = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
             cells = (
                 token.position,
                 token.id,
-                shortened(token.text, 10).strip() or "␣",
-                shortened("+".join(inside), 12),
+                truncate(token.text, 10).strip() or "␣",
+                truncate("+".join(inside), 12),
             )
             for (_, x, side), cell in zip(HEADS, cells):
                 axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)
             share = drawn.get(token.column, 0.0)
             fill = CATEGORIES[0] if token.kind == "text" else "#B0B0B0"
             axes.add_patch(Rectangle((left + SHARE, y - 0.06), share / top * BAR, 0.12, color=fill, lw=0))
-            absent, lost = of(language, "不进入去噪网络", "not in the denoiser"), of(language, "未保存", "not kept")
+            absent, lost = (
+                translate(language, en="not in the denoiser", zh="不进入去噪网络"),
+                translate(language, en="not kept", zh="未保存"),
+            )
             missing = absent if token.column is None else lost
             note = percent(share) if token.column in drawn else missing
             axes.text(left + SHARE + share / top * BAR + 0.05, y, note, va="center", size=7, color=colour)
     return figure
+
+
+def _rows(trace, branch: str) -> list[Token]:
+    """Every token; pads of which only the sum was kept are one row, where the first of them stands."""
+    summed = set(trace.manifest.branches[branch].pad_columns or ())
+    rows = []
+    for token in trace.tokens(branch):
+        if token.column not in summed:
+            rows.append(token)
+        elif all(row.column != PADS for row in rows):
+            rows.append(replace(token, text=f"{token.text} ×{len(summed)}", column=PADS))
+    return rows

@@ -5,23 +5,21 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.figure import Figure
 
-from toushi.probe.analysis.maps import mass
+from toushi.probe.analysis.maps import PLAIN_MEAN, mass
+from toushi.probe.base.bilingual import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import (
     FAINT,
-    cells,
+    PROBABILITY,
     colour_bar,
-    of,
     overlay,
     overlay_colours,
     percent,
-    shortened,
     styled,
 )
 from toushi.probe.text.alignment import Word, find, labels, shares
-from toushi.probe.trace.manifest import columns_of, prompt_of
-from toushi.probe.trace.selection import PLAIN_MEAN
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
@@ -67,10 +65,14 @@ def words_figure(
     for i, line in enumerate(caption):
         page.text(GAP, 0.08 + 0.2 * i, line, va="top", size=10)
 
-    name = of(language, "图像", "picture") if trace.complete else of(language, "目前的图像", "picture so far")
+    name = (
+        translate(language, en="picture", zh="图像")
+        if trace.complete
+        else translate(language, en="picture so far", zh="目前的图像")
+    )
     panels = [(picture, name, "")]
     for heat, name in zip(maps, labels(asked, trace.words(branch))):
-        panels.append((overlay(picture, heat.values, top), shortened(name, 11), percent(float(mass(heat)))))
+        panels.append((overlay(picture, heat.values, top), truncate(name, 11), percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
         left, under = GAP + column * (SIDE + GAP), head + row * (tall + TITLE) + TITLE + tall
@@ -81,9 +83,9 @@ def words_figure(
     if maps:
         left = columns * (SIDE + GAP) + GAP
         place = (left / size[0], 1 - (head + TITLE + tall) / size[1], 0.11 / size[0], tall / size[1])
-        colour_bar(figure, place, top, of(language, "注意力概率", "attention probability"), overlay_colours())
-    how = maps[0].attrs["rule"] if maps else of(language, "没有词", "no words")
-    how = of(language, "先平均一处的各头，再平均各步，再平均各处", how) if how == PLAIN_MEAN else how
+        colour_bar(figure, place, top, PROBABILITY.translate(language), overlay_colours())
+    how = maps[0].attrs["rule"] if maps else translate(language, en="no words", zh="没有词")
+    how = translate(language, en=how, zh="先平均一处的各头，再平均各步，再平均各处") if how == PLAIN_MEAN else how
     note = rule(trace, branch, how)
     page.text(GAP, size[1] - 0.08, note, size=7, color=FAINT, va="bottom")
     return figure
@@ -93,12 +95,11 @@ def chosen(trace, words, branch: str) -> list[Word]:
     """The words to draw: all of which the trace holds some attention, or those asked for by text, Word or span."""
     known = trace.words(branch)
     if words is None:
-        kept = set(columns_of(trace.manifest, branch))
-        tokens = [token for token in trace.tokens(branch) if token.column in kept]
+        tokens = trace.places(branch)
         return [word for word in known if shares(tokens, word.span).any()]
     if isinstance(words, str | Word) or not isinstance(words, Iterable):
         raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
-    prompt = prompt_of(trace.manifest, branch) or ""
+    prompt = trace.manifest.prompt_of(branch) or ""
     spans = [find(prompt, known, word) for word in words]
     return [Word(prompt[start:end], start, end) for start, end in spans]
 
@@ -114,9 +115,13 @@ def shown(trace) -> np.ndarray:
 def caption_lines(trace, columns: int, language: str) -> list[str]:
     """The prompt in lines that fit; a wide character counts twice."""
     lines, room = [""], int(columns * 19.5)
-    none = ("（提示词未知）", "(prompt not known)") if trace.prompt is None else ("（空提示词）", "(empty prompt)")
-    for character in drawable(trace.prompt or "") or of(language, *none):
-        if cells(lines[-1]) >= room:
+    none = (
+        Bilingual(en="(prompt not known)", zh="（提示词未知）")
+        if trace.prompt is None
+        else Bilingual(en="(empty prompt)", zh="（空提示词）")
+    )
+    for character in drawable(trace.prompt or "") or none.translate(language):
+        if text_width(lines[-1]) >= room:
             lines.append("")
         lines[-1] += character
     return lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2][:-1] + "…"]
@@ -124,5 +129,4 @@ def caption_lines(trace, columns: int, language: str) -> list[str]:
 
 def rule(trace, *notes: str) -> str:
     """The model and what was done, in one faint line."""
-    model = (trace.manifest.get("model") or {}).get("name")
-    return drawable("  ·  ".join(part for part in (model, *notes) if part))
+    return drawable("  ·  ".join(part for part in (trace.manifest.name_of_model, *notes) if part))

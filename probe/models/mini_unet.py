@@ -74,6 +74,8 @@ class MiniUNet(nn.Module):
         self.vae = VAE(config.vae)
         self.scheduler = Scheduler(config.shift)
         self.embedding_cache: dict[str, Text] = {}
+        # Tells whether somebody reads or edits a module, so that it has to run. Without it, no text is reused.
+        self.is_watched: Callable[[nn.Module], bool] | None = None
         self.register_load_state_dict_post_hook(lambda model, _: model.embedding_cache.clear())
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
@@ -93,7 +95,7 @@ class MiniUNet(nn.Module):
     # --- text ---
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """States of the prompts, read at the length of the longest; a prompt seen before is not read again."""
+        """States of the prompts, read at the length of the longest; where `is_watched` is given, a prompt is read once."""
         key = json.dumps([list(prompts), str(self.device), str(self.dtype)], ensure_ascii=False)
         encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
         for encoding in encodings:
@@ -101,20 +103,17 @@ class MiniUNet(nn.Module):
                 cut = f"the prompt is longer than {self.tokenizer.length} tokens; cut: {listed(encoding.lost)}"
                 lost = [word.text for word in encoding.lost]
                 warnings.warn(PromptCut(cut, self.tokenizer.length, lost), stacklevel=3)
-        if key in self.embedding_cache and not self.encoder_is_hooked():
+        reuse = self.is_watched is not None and not self.is_watched(self.encoder)
+        if reuse and key in self.embedding_cache:
             return self.embedding_cache[key]
         ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
         text = Text(self.encoder(ids, mask), mask, tuple(encodings))
-        if self.encoder_is_hooked():  # what somebody reads or edits is theirs alone
+        if not reuse:
             return text
         if len(self.embedding_cache) >= 64:
             self.embedding_cache.pop(next(iter(self.embedding_cache)))
         self.embedding_cache[key] = text
         return text
-
-    def encoder_is_hooked(self) -> bool:
-        """Whether somebody reads or edits the encoder, so that it has to run again."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self.encoder.modules())
 
     @with_own_threads
     @torch.no_grad()

@@ -258,7 +258,7 @@ class ZImage(nn.Module):
             transformer,
             Qwen3Model.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
             AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            AutoencoderKL.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True),
+            AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(dtype),
             schedule["shift"],
         )
         model.name_or_path = str(folder)  # as a pipeline has it: traces tell by it which weights drew

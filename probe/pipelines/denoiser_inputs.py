@@ -1,76 +1,27 @@
-"""What a denoiser is given: where in its attention the image lies and where the text, told by its arguments."""
+"""Denoiser inputs that several families share: latents in patches, and cross-attention to text with a mask."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from toushi.probe.pipelines.family import Scene, Stretch
-from toushi.probe.pipelines.prompt_tokens import BLOCK, joined, masked
+from toushi.probe.pipelines.family import DenoiserInputs
+from toushi.probe.pipelines.prompt_tokens import real_columns
 
 
-def unet(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    latents, text = inputs["sample"], inputs["encoder_hidden_states"]
-    return Scene((latents.shape[-2], latents.shape[-1]), (text,), lambda: list(text.unbind()))
-
-
-def patched(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    """Latents cut into patches, cross-attention to text with a mask."""
-    text, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
-    key = (text,) if mask is None else (text, mask)
-    return Scene(_patches(pipeline, inputs["hidden_states"]), key, lambda: masked(text, mask))
-
-
-def _patches(pipeline, latents: Tensor) -> tuple[int, int]:
+def patch_grid(pipeline, latents: Tensor) -> tuple[int, int]:
+    """Rows and columns of the image cells when latents [row, channel, y, x] are cut into patches."""
     patch = pipeline.transformer.config.patch_size
     return latents.shape[-2] // patch, latents.shape[-1] // patch
 
 
-def sd3(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    latents, text = inputs["hidden_states"], inputs["encoder_hidden_states"]
-    rows, columns = grid = _patches(pipeline, latents)
-    stretch = Stretch(0, rows * columns, text.shape[1])
-    return Scene(grid, (text,), lambda: list(text.unbind()), (stretch,) * len(text))
+def patch_pixels(pipeline) -> int:
+    """Pixels along one side of a patch."""
+    return pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
 
 
-def flux(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    """Image ids are (time, y, x, …) for each cell; pictures given for reference have later times and come behind."""
-    text, ids = inputs["encoder_hidden_states"], inputs["img_ids"]
-    ids = ids.reshape(-1, ids.shape[-1])
-    rows, columns = (ids[ids[:, 0] == 0, 1:3].amax(0).long() + 1).tolist()
-    stretch = Stretch(text.shape[1], 0, text.shape[1])
-    return Scene((rows, columns), (text,), lambda: list(text.unbind()), (stretch,) * len(text))
-
-
-def qwen_image(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    text, mask = inputs["encoder_hidden_states"], inputs["encoder_hidden_states_mask"]
-    shapes = inputs["img_shapes"][0]
-    _, rows, columns = shapes[0] if isinstance(shapes, list) else shapes
-    stretch = Stretch(text.shape[1], 0, text.shape[1])
-    key = (text,) if mask is None else (text, mask)
-    return Scene((rows, columns), key, lambda: masked(text, mask), (stretch,) * len(text))
-
-
-def z_image(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    latents, text = inputs["x"], inputs["cap_feats"]
-    rows, columns = latents[0].shape[-2] // 2, latents[0].shape[-1] // 2
-    filled = -(-rows * columns // BLOCK) * BLOCK
-    joint = tuple(Stretch(0, filled, -(-len(one) // BLOCK) * BLOCK) for one in text)
-    return Scene((rows, columns), tuple(text), lambda: list(text), joint)
-
-
-def hunyuan(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    """Two texts, one behind the other; what their masks leave out is replaced, and attended to."""
-    texts = inputs["encoder_hidden_states"], inputs["encoder_hidden_states_t5"]
-    return Scene(_patches(pipeline, inputs["hidden_states"]), texts, lambda: [joined(*pair) for pair in zip(*texts)])
-
-
-def lumina(pipeline, inputs: Mapping[str, Any]) -> Scene:
-    """Of each row the real text columns, then the image."""
+def masked_cross_attention(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+    """Patches attend to `encoder_hidden_states`; `encoder_attention_mask` is 0 at padding, which comes last."""
     text, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
-    joint = tuple(Stretch(length, 0, length) for length in mask.sum(1).tolist())
-    return Scene(_patches(pipeline, inputs["hidden_states"]), (text, mask), lambda: masked(text, mask), joint)
-
-
-def own(model, inputs: Mapping[str, Any]) -> Scene:
-    return z_image(model, {"x": inputs["latents"], "cap_feats": inputs["texts"]})
+    key = (text,) if mask is None else (text, mask)
+    return DenoiserInputs(patch_grid(pipeline, inputs["hidden_states"]), key, lambda: real_columns(text, mask))

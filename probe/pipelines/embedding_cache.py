@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -22,17 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from toushi.hooks.module_hooks import argument_hooks
+from toushi.hooks.watched_modules import is_watched
+from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.models.mini_unet import PromptCut
-from toushi.probe.pipelines.family import Family, Read, plain
+from toushi.probe.pipelines.family import EncoderInputs, Family, unwrapped
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.pipelines.lora import loras_of
-from toushi.probe.trace.safetensors_reader import read_bytes
+from toushi.probe.pipelines.private_api import execution_device
 
 FORMAT = "toushi-text-1"
-# Hooks of these only serve the encoder itself; anybody else's may want, or change, what it computes.
-OWN = ("transformers", "accelerate", "diffusers", "peft", "torch")
-READER = "argument_hooks.<locals>.before"  # reads ids, which lie in the cache as well
 
 
 class NotKept(UserWarning):
@@ -47,7 +48,7 @@ class Texts:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadOption(f"cannot keep texts in {folder}: {error.strerror}; choose another folder") from None
-        self.model, self.folder, self.read = model, folder, family.read
+        self.model, self.folder, self.read = model, folder, family.text_encoders
         self.encoders = {
             name: part
             for name in (getattr(model, "components", None) or dict(model.named_children()))
@@ -55,7 +56,7 @@ class Texts:
         }
         self.identity = identity(model, self.encoders)
         self.sample = sampled(self.encoders)
-        self.last: Mapping[str, list[Read]] | None = None
+        self.last: Mapping[str, list[EncoderInputs]] | None = None
 
     def around(self, encode_prompt: Callable) -> Callable:
         signature = inspect.signature(encode_prompt)
@@ -68,7 +69,7 @@ class Texts:
             key = self.key(bound.arguments)
             if key is None:
                 return encode_prompt(*arguments, **named)
-            device = bound.arguments.get("device") or getattr(self.model, "_execution_device", None)
+            device = bound.arguments.get("device") or execution_device(self.model)
             if (found := self.fetch(key, torch.device(device or self.model.device))) is not None:
                 return found
             with self.reading() as reads, warnings.catch_warnings(record=True) as said:
@@ -84,7 +85,7 @@ class Texts:
 
     def key(self, arguments: Mapping[str, Any]) -> str | None:
         """The digest of all that the answer depends on; None if it has to be computed anew."""
-        if any(hooked(encoder) for encoder in self.encoders.values()):
+        if any(is_watched(unwrapped(encoder)) for encoder in self.encoders.values()):
             return None  # somebody reads or edits the encoder, so that it has to run
         if (sample := sampled(self.encoders)) is not None and sample != self.sample:
             warnings.warn(
@@ -101,7 +102,7 @@ class Texts:
             "encoders": self.identity,
             "loras": loras,
             "settings": settings(self.model),
-            "device": str(getattr(self.model, "_execution_device", None) or self.model.device),
+            "device": str(execution_device(self.model) or self.model.device),
             "threads": torch.get_num_threads(),
             "versions": [metadata.version(name) for name in ("torch", "transformers", "diffusers")],
         }
@@ -113,28 +114,20 @@ class Texts:
     @contextmanager
     def reading(self):
         """Notes what the encoders are given."""
-        found: dict[str, list[Read]] = {name: [] for name in self.encoders if name in self.read}
+        runs: dict[str, list[EncoderInputs]] = {name: [] for name in self.encoders if name in self.read}
 
-        def noting(name: str):
-            names = list(inspect.signature(plain(self.encoders[name]).forward).parameters)
+        def note(name: str, ids: Tensor | None, mask: Tensor | None) -> None:
+            if ids is not None:
+                runs[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
 
-            def before(module, arguments, named):
-                given = {**dict(zip(names, arguments)), **named}
-                ids, mask = given.get("input_ids"), given.get("attention_mask")
-                if ids is not None:
-                    found[name].append(Read(ids.tolist(), None if mask is None else mask.long().tolist()))
-
-            return before
-
-        with ExitStack() as hooks:
-            for name in found:
-                handle = plain(self.encoders[name]).register_forward_pre_hook(noting(name), with_kwargs=True)
-                hooks.callback(handle.remove)
-            yield found
+        with argument_hooks(
+            {name: (unwrapped(self.encoders[name]), ["input_ids", "attention_mask"]) for name in runs}, note
+        ):
+            yield runs
 
     # --- the folder
 
-    def keep(self, key: str, result, reads: Mapping[str, list[Read]], cuts: list[str]) -> None:
+    def keep(self, key: str, result, reads: Mapping[str, list[EncoderInputs]], cuts: list[str]) -> None:
         tensors: dict[str, Tensor] = {}
         try:
             structure = packed(result, tensors)
@@ -150,34 +143,24 @@ class Texts:
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         try:
-            self._write(f"{key}.safetensors", content)
-            self._write(f"{key}.json", json.dumps(about).encode())  # last, so that it never speaks of half a file
+            write_atomic(self.folder / f"{key}.safetensors", content, shared=True)
+            write_atomic(
+                self.folder / f"{key}.json", json.dumps(about), shared=True
+            )  # last: it vouches for the tensors
         except OSError as error:
             warnings.warn(NotKept(f"cannot keep this text in {self.folder}: {error.strerror}"), stacklevel=3)
-
-    def _write(self, name: str, content: bytes) -> None:
-        draft = self.folder / f".{name}.{os.getpid()}"
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, self.folder / name)
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
 
     def fetch(self, key: str, device: torch.device):
         """The answer; None if there is none that is whole."""
         if not os.path.lexists(self.folder / f"{key}.json"):
             return None
         try:
-            about = json.loads(read_bytes(self.folder, f"{key}.json"))
-            content = read_bytes(self.folder, f"{key}.safetensors")
+            about = json.loads(read_regular_file(self.folder / f"{key}.json"))
+            content = read_regular_file(self.folder / f"{key}.safetensors")
             if about["format"] != FORMAT or about["sha256"] != hashlib.sha256(content).hexdigest():
                 raise ValueError("its checksum is wrong")
             result = unpacked(about["result"], load(content), device)
-            reads = {name: [Read(*one) for one in some] for name, some in about["read"].items()}
+            reads = {name: [EncoderInputs(*one) for one in some] for name, some in about["read"].items()}
             cuts = [str(cut) for cut in about["cut"]]
         except (ToushiError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             warnings.warn(
@@ -203,7 +186,7 @@ def identity(model, encoders: Mapping[str, nn.Module]) -> dict[str, str]:
     """Digests of weights, config and tokenizer."""
     found = {}
     for name, encoder in encoders.items():
-        digest = hashlib.sha256(type(plain(encoder)).__qualname__.encode())
+        digest = hashlib.sha256(type(unwrapped(encoder)).__qualname__.encode())
         for key, weight in sorted(encoder.state_dict().items()):
             if isinstance(weight, Tensor):
                 digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -259,16 +242,6 @@ def settings(model) -> dict[str, Any]:
             and name not in ("name_or_path", "training")
         },
     }
-
-
-def hooked(encoder: nn.Module) -> bool:
-    """Whether somebody reads or edits what the encoder computes."""
-    for module in plain(encoder).modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            owner, name = getattr(hook, "__module__", ""), getattr(hook, "__qualname__", "")
-            if owner.partition(".")[0] not in OWN and not name.startswith(READER):
-                return True
-    return False
 
 
 def _dtype(value: Any) -> str:

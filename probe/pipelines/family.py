@@ -1,6 +1,7 @@
-"""The family table: for each family of models one row that says where `record` finds what it needs.
+"""What a family of pipelines is: where the session finds prompts, rows, steps and attention sites of its models.
 
-A row is data and a few small functions; everything that is the same for all families is in `toushi.probe.recording.record`.
+A `Family` is data and a few small functions. Everything that is the same for all families lies in `probe/session` and
+in its subscribers. `registry.py` knows the families, `families/` holds one file for each.
 """
 
 import fnmatch
@@ -8,189 +9,218 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from toushi.hooks.torch_private import uncompiled
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.models.mini_unet import MiniUNet, checked_size
+from toushi.probe.pipelines.private_api import attention_implementation
 from toushi.probe.text.alignment import Token
 
 
 class UnknownFamily(ToushiError):
-    """A model that no row of the table describes."""
+    """A model of no known family."""
 
 
 class UnknownSite(ToushiError):
     """A site name or glob that matches no attention of the model."""
 
 
-class Encoded(NamedTuple):
-    """One prompt as the denoiser gets it: `states` [column, feature] without padding."""
+class PromptTokens(NamedTuple):
+    """One prompt as a text encoder reads it."""
 
     prompt: str | None
-    ids: tuple[int, ...]
+    ids: tuple[int, ...]  # without padding
+    tokens: tuple[Token, ...]  # positions count from the first token that is not padding
+
+
+class EncodedPrompt(NamedTuple):
+    """One prompt as the denoiser gets it: `states` [column, feature] without padding."""
+
+    prompt: str | None  # None: it came as embeddings, its words are not known
+    ids: tuple[int, ...]  # of the first text encoder, without padding
     tokens: tuple[Token, ...]
     states: Tensor
 
 
-class Said(NamedTuple):
-    """One call of the method that encodes prompts: what it returned, and all that is known of how it came about."""
-
-    result: Any
-    model: Any = None
-    arguments: Mapping[str, Any] = {}  # as they were before the call
-    drawing: Mapping[str, Any] = {}  # arguments of the `sample` inside which it was called
-    ids: Mapping[str, Sequence["Read"]] = {}  # text encoder -> its runs during the call
-    before: Mapping[str, Sequence[Encoded]] = {}  # what earlier calls inside the same `sample` gave
-
-
-class Read(NamedTuple):
-    """One run of a text encoder: `ids` [row][position], and `mask`, 0 at padding, if it was given one."""
+class EncoderInputs(NamedTuple):
+    """The inputs of one run of a text encoder: `ids` [row][position]; `mask` is 0 at padding, None if there was none."""
 
     ids: list[list[int]]
     mask: list[list[int]] | None
 
 
-class Stretch(NamedTuple):
-    """Where one row of a joint attention has what, among its queries and keys alike."""
+class EncodePromptCall(NamedTuple):
+    """One call of the method that encodes prompts."""
 
-    image: int  # the first image cell
-    text: int  # the first text column
-    columns: int  # how many text columns
+    result: Any  # what it returned; None while the call is running
+    model: Any = None
+    arguments: Mapping[str, Any] = {}  # as they were before the call
+    sample_arguments: Mapping[str, Any] = {}  # of the sampling call inside which it ran; empty outside
+    encoder_runs: Mapping[str, Sequence[EncoderInputs]] = {}  # text encoder -> its runs during the call, in order
+    earlier: Mapping[str, Sequence[EncodedPrompt]] = {}  # results of earlier calls inside the same sampling call
 
 
-class Scene(NamedTuple):
-    """What the denoiser is about to be run on."""
+class JointSequence(NamedTuple):
+    """Places of image and text in one row of a joint attention, the same for queries and keys."""
+
+    image: int  # index of the first image cell
+    text: int  # index of the first text column
+    columns: int  # number of text columns
+
+
+class DenoiserInputs(NamedTuple):
+    """What one evaluation of the denoiser is about to be run on."""
 
     grid: tuple[int, int]  # image cells of the finest attention: rows, columns
-    key: tuple[Tensor, ...]  # whose identity tells one text from another
+    key: tuple[Tensor, ...]  # tensors whose identity tells one text from another
     texts: Callable[[], list[Tensor]]  # of each row the real text columns [column, feature]
-    joint: tuple[Stretch, ...] | None = None  # of each row; None: every query is an image cell, every key a text column
-    keys: int | None = None  # how many keys attention to the text must have, where nothing else proves them the text's
+    joint: tuple[JointSequence, ...] | None = None  # of each row; None: every query is an image cell, every key text
+    keys: int | None = None  # number of keys that attention to the text must have, where only that proves it
+    branches: tuple[str, ...] | None = None  # of each row, where the arguments tell it; None: equal states tell it
 
 
-class Stepped(NamedTuple):
-    """One step of the scheduler: what it returned, the latents after it, the clean latents that it foresaw."""
+class SchedulerStep(NamedTuple):
+    """One step of the scheduler: its return value, the latents after it, and the denoised latents that it predicts."""
 
     result: Any
     latents: Tensor
-    foreseen: Tensor | None
+    denoised: Tensor | None
 
 
 Kind = Literal["cross", "self", "encoder"]
 
 
 class Site(NamedTuple):
-    """A module that attends. `cross`: image cells to text; `self`: image cells to image cells."""
+    """A module that attends. `cross`: image cells to text; `self`: image cells to image cells; `encoder`: text to text."""
 
     module: nn.Module
     kind: Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
+    """How the models of one family are read. `families/stable_diffusion.py` is a good one to copy."""
+
     name: str
-    knows: Callable[[Any], bool]  # is this model one of the family
+    matches: Callable[[Any], bool]  # whether a model is of this family
+    pipeline_classes: tuple[str, ...] = ()  # names of the pipeline classes that it serves, for messages and tables
 
-    # Methods of the model, and its scheduler. `evaluate` runs the denoiser once, without scheduler, if there is such.
-    encode_prompt: str
-    sample: str
-    evaluate: str | None
-    scheduler: str
+    # --- the denoiser
+    denoiser: str  # attribute of the model
+    denoiser_inputs: tuple[str, ...]  # parameters of its `forward` that `read_inputs` needs
+    read_inputs: Callable[[Any, Mapping[str, Any]], DenoiserInputs]  # (model, values of those parameters)
+    cross_attention: tuple[str, ...]  # globs of module paths: image cells attend to the text
+    cell_pixels: Callable[[Any], int]  # pixels along one side of a cell of the finest grid
 
-    # The denoiser, the parameters of its `forward` that tell the scene, and the one among them that carries text.
-    denoiser: str
-    inputs: tuple[str, ...]
-    text: str
-    cross_sites: tuple[str, ...]  # globs of its attention modules
-    self_sites: tuple[str, ...]
-    rows: tuple[str, ...]  # the order of branches in a batch or in calls; decides only between texts that are equal
+    # --- the prompts
+    encoded_prompts: Callable[
+        [EncodePromptCall], dict[str, list[EncodedPrompt]]
+    ]  # of each branch, one for each picture
+    tokens_of_run: Callable[[EncodePromptCall, int], tuple[str, list[PromptTokens]]] | None = None
+    """Branch and rows of one run of the recorded text encoder, from its ids alone: (call, number of the run)."""
+    given_prompts: Callable[[Mapping[str, Any]], dict[str, list[EncodedPrompt]]] = lambda arguments: {}
+    """Embeddings among the arguments of the sampling call that do not pass through `encode_prompt`."""
+    branches: tuple[str, ...] = ("cond", "uncond")  # every branch that this family can have, in the trace's order
+    branch_order: tuple[str, ...] = ("uncond", "cond")  # in a batch, or in calls; decides only between equal texts
+    unguided: float = 1.0  # guidance at which, and below which, the model ignores the negative prompt
+    image_optional: tuple[str, ...] = ()  # pipeline classes that take an image, and generate without one too
 
-    # The text encoder: the parameter of `forward` with ids [row, position], the embeddings, the list of layers, and
-    # the attention inside one layer. Without layers (None) it is not recorded.
-    encoder: str
-    ids: str
-    embeddings: str
-    layers: str | None
-    attention: str
+    # --- the text encoder that is recorded
+    text_encoder: str = "text_encoder"
+    input_ids: str = "input_ids"  # parameter of its `forward`: ids [row, position]
+    embeddings: str = ""  # path of the module whose output is state 0
+    layers: str | None = None  # path of the list of layers; None: the encoder is not recorded
+    layer_attention: str = "self_attn"  # path of the attention inside one layer
+    sequence_first: bool = False  # whether its states are [position, row, feature]
+    text_encoders: tuple[str, ...] = ()  # every text encoder whose ids label columns, in that order
 
-    texts: Callable[[Said], dict[str, list[Encoded]]]  # of what encode_prompt returns, for each branch
-    text_rows: Callable[[Any], list[Tensor]]  # of the denoiser's text: real columns [column, feature] of each row
-    scene: Callable[[Any, Mapping[str, Any]], Scene]  # of the model and the denoiser's inputs
-    step: Callable[[Callable, Mapping[str, Any]], Stepped]  # calls scheduler.step with these arguments
-    times: Callable[[Any], list[float]]  # of the scheduler: one for each step, and one more for the end
-    evaluated: Callable[[Any, Mapping[str, Any]], Stepped] | None  # the same of `evaluate`: its result and arguments
-    factor: Callable[[Any], int]  # pixels to a cell of the grid
-    blank: Callable[[Any, Any], Tensor] | None  # latents of one picture of this size, in pixels
-    pictures: Callable[[Any], list | None]  # PIL pictures of what `sample` returns, if it returns any
-    about: Callable[[Any, Mapping[str, Any]], dict[str, Any]]  # guidance, sampler, seed, from the arguments of `sample`
-
-    read: tuple[str, ...] = ()  # text encoders whose ids are wanted, in the order in which they are asked
-    sequence_first: bool = False  # whether the encoder's states are [position, row, feature]
-    beyond: Mapping[str, str] = field(default_factory=dict)  # globs of attention that is not recorded, and why
-    begins: str | None = None  # the method that says at which of the scheduler's steps a run begins
-    place: Callable[[Any, Mapping[str, Any], int], int | None] = (  # which step this one is, of the scheduler, the
-        lambda scheduler, arguments, next: arguments.get(
-            "index"
-        )  # arguments of its `step`, and the step after the last
+    # --- sampling
+    encode_prompt: str = "encode_prompt"  # methods of the model
+    sample: str = "__call__"
+    evaluate: str | None = None  # a method that runs the denoiser once, without scheduler, if there is one
+    scheduler: str = "scheduler"
+    step: Callable[[Callable, Mapping[str, Any]], SchedulerStep]  # calls scheduler.step with these arguments
+    step_index: Callable[[Any, Mapping[str, Any], int], int | None] = lambda scheduler, arguments, expected: (
+        arguments.get("index")
     )
+    """Index of the step that is being made: (scheduler, arguments of its `step`, index after the last step)."""
+    timesteps: Callable[[Any], list[float]]  # of the scheduler: one for each step, and one for the end
+    timesteps_method: str | None = None  # method of the model that cuts the schedule (image-to-image)
+    evaluation_step: Callable[[Any, Mapping[str, Any]], SchedulerStep] | None = None  # of `evaluate`: result, arguments
+    unpack_latents: Callable[[Tensor, tuple[int, int]], Tensor] = lambda latents, grid: (
+        latents
+    )  # -> [row, channel, y, x]
+    images: Callable[[Any], list | None]  # PIL pictures of what `sample` returned; None if it returned none
+    metadata: Callable[[Any, Mapping[str, Any]], dict[str, Any]]  # manifest fields: (model, arguments of `sample`)
+    blank_latents: Callable[[Any, Any], Tensor] | None = None  # latents of one picture of this size in pixels
+
+    load_folder: Callable[[Path, torch.device, torch.dtype], Any | None] | None = None
+    """For `load` and the commands: the model of a folder with a config.json, or None if the folder holds another."""
+
+    # --- what cannot be recorded, and how large a trace becomes
+    self_attention: tuple[str, ...] = ()  # globs of module paths: image cells attend to image cells
+    unrecorded: Mapping[str, str] = field(default_factory=dict)  # globs of attention that is not recorded -> reason
     check: Callable[[Any, Mapping[str, Site]], None] = lambda model, sites: None  # raises if these cannot be read
-    given: Callable[[Mapping[str, Any]], dict[str, list[Encoded]]] = (
-        lambda arguments: {}
-    )  # texts that `sample` is given
-    picture: Callable[[Tensor, tuple[int, int]], Tensor] = lambda latents, grid: latents  # [row, channel, y, x]
+    text_columns: Callable[[Any, int], int] | None = None
+    """For the size estimate: (model, tokens of the prompt) -> text columns. None: as many as the encoder reads."""
+    joint: bool = False  # for the size estimate: text and image share one sequence, so that a trace keeps the rest, too
 
     def encoder_layers(self, model) -> list[nn.Module]:
         if not self.layers or getattr(model, self.layers.partition(".")[0], None) is None:
             return []
         return list(submodule(model, self.layers).children())
 
-    def unseen(self, model) -> str | None:
-        """Why the encoder's attention cannot be read, so that of its layers only the states are kept; None if it can."""
+    def hidden_attention(self, model) -> str | None:
+        """Why the encoder's attention cannot be read, so that only states of its layers are kept; None if it can."""
         layers = self.encoder_layers(model)
         if not layers:
             return None
-        attention = plain(plain(layers[0]).get_submodule(self.attention))
-        kernel = getattr(getattr(attention, "config", None), "_attn_implementation", "sdpa")
+        attention = unwrapped(unwrapped(layers[0]).get_submodule(self.layer_attention))
+        encoder = unwrapped(getattr(model, self.text_encoder.partition(".")[0]))
+        kernel = attention_implementation(attention, encoder)
         if kernel == "sdpa":
             return None
-        kind = type(plain(getattr(model, self.encoder.partition(".")[0]))).__name__
+        kind = type(encoder).__name__
         return (
             f"{kind} attends in {kernel}, not in scaled_dot_product_attention: its hidden states are kept, no attention"
         )
 
     def not_recorded(self, model) -> dict[str, str]:
         """Globs of the attention that no site stands for, each with the reason."""
-        reasons = dict(self.beyond)
-        if (why := self.unseen(model)) is not None:
-            reasons[f"{self.layers}.*.{self.attention}"] = why
+        reasons = dict(self.unrecorded)
+        if (why := self.hidden_attention(model)) is not None:
+            reasons[f"{self.layers}.*.{self.layer_attention}"] = why
         names = [name for name, _ in named_modules(model)]
         return {glob: why for glob, why in reasons.items() if fnmatch.filter(names, glob)}
 
     def sites(self, model) -> dict[str, Site]:
-        """Every attention of the model by name, in the order of its modules. Of an encoder whose attention cannot be
-        read its layers stand here."""
-        encoder = any_of([f"{self.layers}.*.{self.attention}"] if self.layers else [])
-        if self.layers and self.unseen(model) is not None:
+        """Every attention of the model by name, in the order of its modules.
+
+        Where the attention of an encoder cannot be read, its layers stand in for it.
+        """
+        encoder = any_of([f"{self.layers}.*.{self.layer_attention}"] if self.layers else [])
+        if self.layers and self.hidden_attention(model) is not None:
             encoder = re.compile(re.escape(self.layers) + r"\.[0-9]+\Z")
         kinds: dict[Kind, re.Pattern] = {
             "encoder": encoder,
-            "cross": any_of(self.cross_sites),
-            "self": any_of(self.self_sites),
+            "cross": any_of(self.cross_attention),
+            "self": any_of(self.self_attention),
         }
-        found = {}
+        sites = {}
         for name, module in named_modules(model):
             name = name.replace("_orig_mod.", "")  # torch.compile puts the module into another one
             for kind, pattern in kinds.items():
                 if pattern.match(name):
-                    found[name] = Site(plain(module), kind)
+                    sites[name] = Site(unwrapped(module), kind)
                     break
-        return found
+        return sites
 
-    def chosen(self, model, globs: str | Iterable[str] | None) -> dict[str, Site]:
-        """The sites that the globs name; by default all but image self-attention, which is N x N large."""
+    def select_sites(self, model, globs: str | Iterable[str] | None) -> dict[str, Site]:
+        """The sites that the globs name; by default all but image self-attention, whose maps are cells x cells large."""
         sites = self.sites(model)
         if globs is None:
             return {name: site for name, site in sites.items() if site.kind != "self"}
@@ -198,7 +228,7 @@ class Family:
         for glob in globs:
             matching = {name for name in sites if fnmatch.fnmatchcase(name, glob)}
             if not matching:
-                self._refuse_beyond(model, glob)
+                self._refuse_unrecorded(model, glob)
                 near = get_close_matches(glob, sites, n=3, cutoff=0.3) or list(sites)[:3]
                 raise UnknownSite(f"no site of {self.name} matches {glob!r}; near it: {', '.join(near)}")
             names |= matching
@@ -206,11 +236,11 @@ class Family:
             raise UnknownSite(f"no site was asked for; there are for example {', '.join(list(sites)[:3])}")
         return {name: site for name, site in sites.items() if name in names}
 
-    def _refuse_beyond(self, model, glob: str) -> None:
-        """Raises UnknownSite with the reason, if the glob means attention that is known, but not recordable."""
-        meant = [name for name, _ in named_modules(model) if fnmatch.fnmatchcase(name, glob)]
-        for beyond, why in self.not_recorded(model).items():
-            if fnmatch.filter(meant, beyond):
+    def _refuse_unrecorded(self, model, glob: str) -> None:
+        """Raises UnknownSite with the reason if the glob means attention that is known but cannot be recorded."""
+        names = [name for name, _ in named_modules(model) if fnmatch.fnmatchcase(name, glob)]
+        for pattern, why in self.not_recorded(model).items():
+            if fnmatch.filter(names, pattern):
                 raise UnknownSite(f"{glob!r} cannot be recorded: {why}")
 
 
@@ -219,16 +249,16 @@ def any_of(globs: Iterable[str]) -> re.Pattern:
     return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or "(?!)")
 
 
-def plain(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     """The module that torch.compile wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+    return uncompiled(module)
 
 
 def submodule(model, path: str) -> nn.Module:
     """The module at this path of a model, or of a pipeline, whose components are its first names."""
     first, _, rest = path.partition(".")
-    component = plain(getattr(model, first))
-    return plain(component.get_submodule(rest)) if rest else component
+    component = unwrapped(getattr(model, first))
+    return unwrapped(component.get_submodule(rest)) if rest else component
 
 
 def named_modules(model) -> Iterator[tuple[str, nn.Module]]:
@@ -238,99 +268,5 @@ def named_modules(model) -> Iterator[tuple[str, nn.Module]]:
         return
     for first, component in model.components.items():
         if isinstance(component, nn.Module):
-            for rest, module in plain(component).named_modules():
+            for rest, module in unwrapped(component).named_modules():
                 yield f"{first}.{rest}".rstrip("."), module
-
-
-# --- mini-unet ---
-
-
-def _mini_texts(said: Said) -> dict[str, list[Encoded]]:
-    positive, negative = said.result
-    texts = {"cond": positive} if negative is None else {"cond": positive, "uncond": negative}
-    return {
-        branch: [
-            Encoded(encoding.prompt, encoding.ids, encoding.tokens, states)
-            for encoding, states in zip(text.encodings, _mini_rows(text))
-        ]
-        for branch, text in texts.items()
-    }
-
-
-def _mini_rows(text) -> list[Tensor]:
-    return [states[mask] for states, mask in zip(text.states, text.mask)]
-
-
-def _mini_scene(model, inputs: Mapping[str, Any]) -> Scene:
-    latents, text = inputs["latents"], inputs["text"]
-    return Scene((latents.shape[-2], latents.shape[-1]), (text.states,), lambda: _mini_rows(text))
-
-
-def _mini_step(step: Callable, arguments: Mapping[str, Any]) -> Stepped:
-    foreseen: list[Tensor] = []
-    given = arguments["velocity_of"]
-
-    def velocity_of(latents, time):
-        velocity = given(latents, time)
-        if not foreseen:  # Heun asks again, ahead of the step
-            foreseen.append(latents - time * velocity)
-        return velocity
-
-    after = step(velocity_of, arguments["latents"], arguments["index"])
-    return Stepped(after, after, foreseen[0])
-
-
-def evaluated_flow(velocity, arguments: Mapping[str, Any]) -> Stepped:
-    latents, time = arguments["latents"], arguments["time"]
-    time = time.reshape(-1, 1, 1, 1).to(latents) if isinstance(time, Tensor) else time
-    return Stepped(velocity, latents, latents - time * velocity.to(latents))
-
-
-MINI_UNET = Family(
-    name="mini-unet",
-    knows=lambda model: isinstance(model, MiniUNet),  # whatever its weights are called
-    encode_prompt="encode_prompt",
-    sample="sample",
-    evaluate="denoise",
-    scheduler="scheduler",
-    denoiser="unet",
-    inputs=("latents", "text"),
-    text="text",
-    cross_sites=("unet.*cross_attention",),
-    self_sites=("unet.*self_attention",),
-    rows=("uncond", "cond"),
-    encoder="encoder",
-    ids="ids",
-    embeddings="encoder.embed",
-    layers="encoder.layers",
-    attention="attention",
-    texts=_mini_texts,
-    text_rows=_mini_rows,
-    scene=_mini_scene,
-    step=_mini_step,
-    times=lambda scheduler: scheduler.times.tolist(),
-    evaluated=evaluated_flow,
-    factor=lambda model: model.vae.factor,
-    blank=lambda model, size: torch.zeros_like(model.noise(1, *checked_size(size), seed=0)),
-    pictures=lambda result: result if isinstance(result, list) else [result],
-    about=lambda model, arguments: {name: arguments.get(name) for name in ("guidance", "sampler", "seed")},
-)
-
-FAMILIES = (MINI_UNET,)
-
-
-def family_of(model) -> Family:
-    from toushi.probe.pipelines.generic import generic
-    from toushi.probe.pipelines.table import PIPELINES  # rows of this table, made of what is above
-
-    families = (*FAMILIES, *PIPELINES)
-    for family in families:
-        if family.knows(model):
-            return family
-    if (family := generic(model)) is not None:
-        return family
-    known = ", ".join(family.name for family in families)
-    raise UnknownFamily(
-        f"cannot record a {type(model).__name__}: expected a model of one of the families {known}. "
-        "Of diffusers these are text-to-image pipelines, whole, not their transformer alone."
-    )

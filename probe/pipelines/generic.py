@@ -1,86 +1,76 @@
-"""A pipeline that is no row of the table: maps by the index of the key, where even that can be known exactly.
+"""The family of a diffusers pipeline that no known family serves: maps by the index of the key, where that is exact.
 
-That is where attention to the text has keys of its own: then key i is column i of the text that the denoiser was given.
-Which token a column is, nobody says. Where text and image share one sequence, their places are not known either, and
-the pipeline is refused.
+It is exact where attention to the text has keys of its own: then key i is column i of the text that the denoiser was
+given. Which token a column is, is not known. Where text and image share one sequence their places are not known
+either, and the pipeline is refused.
 """
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines import outputs as drawn
-from toushi.probe.pipelines.attention_processors import readable
-from toushi.probe.pipelines.family import Encoded, Family, Said, Scene, Site, UnknownFamily, named_modules, plain
-from toushi.probe.pipelines.prompt_tokens import numbered
+from toushi.probe.pipelines.attention_processors import require_sdpa_processors
+from toushi.probe.pipelines.diffusers_family import diffusers_family, metadata
+from toushi.probe.pipelines.family import (
+    DenoiserInputs,
+    EncodedPrompt,
+    EncodePromptCall,
+    Family,
+    Site,
+    UnknownFamily,
+    named_modules,
+    unwrapped,
+)
+from toushi.probe.pipelines.prompt_tokens import numbered_tokens
 
-ROW = "add a row for it to probe/pipelines/table.py"
+REGISTER = "write a Family for it and register it (docs/families.md)"
 
 
 class ByTokenIndex(UserWarning):
-    """The pipeline is no row of the family table: its maps are by the index of the key, not by word."""
+    """No family serves the pipeline: its maps are by the index of the key, not by word."""
 
 
-def generic(pipeline) -> Family | None:
+def generic_family(pipeline) -> Family | None:
     """A family for this pipeline of diffusers alone; None if it is none. Raises UnknownFamily with the reason."""
-    if not any(one.__name__ == "DiffusionPipeline" for one in type(pipeline).__mro__):
+    if not any(kind.__name__ == "DiffusionPipeline" for kind in type(pipeline).__mro__):
         return None
     kind = type(pipeline).__name__
     denoiser = next((name for name in ("transformer", "unet") if getattr(pipeline, name, None) is not None), None)
     if denoiser is None or not hasattr(pipeline, "encode_prompt") or getattr(pipeline, "scheduler", None) is None:
         raise UnknownFamily(
-            f"cannot record a {kind}: it is no row of the family table, and without that a transformer or unet, a "
-            f"scheduler and encode_prompt are needed; {ROW}"
+            f"cannot record a {kind}: no family serves it, and without one a pipeline needs a transformer or unet, a "
+            f"scheduler and encode_prompt; {REGISTER}"
         )
-    parameters = list(inspect.signature(plain(getattr(pipeline, denoiser)).forward).parameters)
-    cross, joint = _attention(pipeline, denoiser)
+    parameters = list(inspect.signature(unwrapped(getattr(pipeline, denoiser)).forward).parameters)
+    cross, joint = _attention_to_text(pipeline, denoiser)
     if joint or not cross or "encoder_hidden_states" not in parameters:
-        where = f"{joint[0]} looks at text and image at once" if joint else f"no attention of its {denoiser} is to text"
+        where = f"{joint[0]} attends to text and image at once" if joint else f"its {denoiser} has no attention to text"
         raise UnknownFamily(
-            f"cannot record a {kind}: it is no row of the family table, and {where}, so that nobody knows which keys "
-            f"are the text's; {ROW}"
+            f"cannot record a {kind}: no family serves it, and {where}, so it is not known which keys are the text's; "
+            f"{REGISTER}"
         )
-    return Family(
-        name=f"{kind}, by token index",
-        knows=lambda model: model is pipeline,
-        encode_prompt="encode_prompt",
-        sample="__call__",
-        evaluate=None,
-        scheduler="scheduler",
+    return diffusers_family(
+        f"{kind}, by token index",
+        matches=lambda model: model is pipeline,
         denoiser=denoiser,
-        inputs=(parameters[0], "encoder_hidden_states"),
-        text="encoder_hidden_states",
-        cross_sites=tuple(cross),
-        self_sites=(),
-        rows=("uncond", "cond"),
-        encoder="text_encoder",
-        ids="input_ids",
-        embeddings="",
-        layers=None,
-        attention="",
-        texts=_texts,
-        text_rows=lambda text: list(text.unbind()),
-        scene=_scene(parameters[0]),
-        step=drawn.step,
-        times=lambda scheduler: [*scheduler.timesteps.tolist(), 0.0],
-        evaluated=None,
-        factor=lambda model: getattr(model, "vae_scale_factor", 8),
-        blank=None,
-        pictures=drawn.pictures,
-        about=lambda model, arguments: drawn.about(model, arguments) | {"asked": arguments.get("prompt")},
+        denoiser_inputs=(parameters[0], "encoder_hidden_states"),
+        read_inputs=_read_inputs(parameters[0]),
+        cross_attention=tuple(cross),
+        cell_pixels=lambda model: getattr(model, "vae_scale_factor", 8),
+        encoded_prompts=_encoded_prompts,
+        text_encoders=(),
+        metadata=lambda model, arguments: metadata(model, arguments) | {"asked": arguments.get("prompt")},
         check=_check(kind),
-        begins="get_timesteps",
-        place=drawn.place,
-        beyond={"*": "not a row of the family table: attention to the text alone is recorded, nothing else"},
+        unrecorded={"*": "no family serves this pipeline: only attention to the text alone is recorded"},
     )
 
 
-def _attention(pipeline, denoiser: str) -> tuple[list[str], list[str]]:
+def _attention_to_text(pipeline, denoiser: str) -> tuple[list[str], list[str]]:
     """The denoiser's attention to text with keys of its own, and that in which other keys are added to them."""
     cross, joint = [], []
     for name, module in named_modules(pipeline):
@@ -92,75 +82,80 @@ def _attention(pipeline, denoiser: str) -> tuple[list[str], list[str]]:
     return cross, joint
 
 
-def _check(kind: str):
-    check = readable()
+def _check(kind: str) -> Callable[[Any, Mapping[str, Site]], None]:
+    require_sdpa = require_sdpa_processors()
 
-    def warned(pipeline, sites: Mapping[str, Site]) -> None:
-        check(pipeline, sites)
+    def check(pipeline, sites: Mapping[str, Site]) -> None:
+        require_sdpa(pipeline, sites)
         warnings.warn(
             ByTokenIndex(
-                f"{kind} is no row of the family table. Its maps are by the index of the key, #0, #1, …: which token "
-                "of the prompt that is, is not known, nor which of them are template, special or padding, nor whether "
-                f"the model mixed the text before it looked at it. To have words, {ROW}."
+                f"no family serves {kind}. Its maps are by the index of the key, #0, #1, …: it is not known which "
+                "token of the prompt that is, which of them are template, special or padding, and whether the model "
+                f"mixed the text before the image attended to it. To have words, {REGISTER}."
             ),
             stacklevel=3,
         )
 
-    return warned
+    return check
 
 
-def _scene(latents: str):
-    def scene(pipeline, inputs: Mapping[str, Any]) -> Scene:
+def _read_inputs(latents: str) -> Callable[[Any, Mapping[str, Any]], DenoiserInputs]:
+    def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
         image, text = inputs[latents], inputs["encoder_hidden_states"]
         if not isinstance(image, Tensor) or image.dim() != 4 or not isinstance(text, Tensor) or text.dim() != 3:
             raise ToushiError(
                 f"cannot record a {type(pipeline).__name__}: expected latents [row, channel, y, x] and a text [row, "
-                f"column, feature], but {_shape(image)} and {_shape(text)} came, whose grid is not known; {ROW}"
+                f"column, feature], but {_shape(image)} and {_shape(text)} came, whose grid is not known; {REGISTER}"
             )
-        return Scene((image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), keys=text.shape[1])
+        return DenoiserInputs(
+            (image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), keys=text.shape[1]
+        )
 
-    return scene
+    return read_inputs
 
 
 def _shape(value) -> object:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _texts(said: Said) -> dict[str, list[Encoded]]:
-    """What `encode_prompt` returns, for each branch: it has to be certain which of the texts is the prompt's."""
-    found = list(_states(said.result))
-    known = inspect.signature(type(said.model).encode_prompt).parameters
-    if "negative_prompt" not in known and len(found) == 1:  # called once for each of them
-        asked = {name: said.drawing.get(name, said.arguments.get("prompt")) for name in ("prompt", "negative_prompt")}
-        branches = [name for name, given in asked.items() if given == said.arguments.get("prompt")]
-        first = "cond" in said.before and len(branches) > 1
-        names = ["uncond" if first or branches == ["negative_prompt"] else "cond"] if branches else []
+def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
+    """What `encode_prompt` returned, for each branch. Raises ToushiError where it is not certain which is the prompt's."""
+    texts = list(_texts(call.result))
+    parameters = inspect.signature(type(call.model).encode_prompt).parameters
+    if "negative_prompt" not in parameters and len(texts) == 1:  # called once for each branch
+        prompt = call.arguments.get("prompt")
+        given = {
+            branch: call.sample_arguments.get(name, prompt)
+            for branch, name in (("cond", "prompt"), ("uncond", "negative_prompt"))
+        }
+        same = [branch for branch, text in given.items() if text == prompt]
+        branches = same[1:] if len(same) > 1 and "cond" in call.earlier else same[:1]
     else:
-        names = ["cond", "uncond"][: len(found)]
-    if not names or len(found) > 2 or (len(found) == 2 and not _prompt_comes_first(said, found[0])):
+        branches = ["cond", "uncond"][: len(texts)]
+    if not branches or len(texts) > 2 or (len(texts) == 2 and not _prompt_comes_first(call, texts[0])):
         raise ToushiError(
-            f"cannot record a {type(said.model).__name__}: encode_prompt returned {len(found)} texts, and which of "
-            f"them is the prompt's cannot be told; {ROW}"
+            f"cannot record a {type(call.model).__name__}: encode_prompt returned {len(texts)} texts, and it is not "
+            f"certain which of them is the prompt's; {REGISTER}"
         )
     return {
-        branch: [Encoded(None, (), tuple(numbered(0, len(row), 1)), row) for row in states]
-        for branch, states in zip(names, found)
+        branch: [EncodedPrompt(None, (), tuple(numbered_tokens(len(row))), row) for row in text]
+        for branch, text in zip(branches, texts)
     }
 
 
-def _states(result) -> Iterator[Tensor]:
+def _texts(result) -> Iterator[Tensor]:
     """The texts [row, column, feature] among what was returned."""
-    for one in result if isinstance(result, tuple | list) else [result]:
-        if isinstance(one, Tensor) and one.dim() == 3 and one.is_floating_point():
-            yield one
+    for value in result if isinstance(result, tuple | list) else [result]:
+        if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
+            yield value
 
 
-def _prompt_comes_first(said: Said, first: Tensor) -> bool:
-    """Whether the prompt encoded without guidance, alone, gives the first text."""
-    encode_prompt = type(said.model).encode_prompt
+def _prompt_comes_first(call: EncodePromptCall, first: Tensor) -> bool:
+    """Whether the prompt, encoded alone and without guidance, gives the first text."""
+    encode_prompt = type(call.model).encode_prompt
     if "do_classifier_free_guidance" not in inspect.signature(encode_prompt).parameters:
         return False
     with torch.random.fork_rng(), torch.no_grad():
-        alone = encode_prompt(said.model, **{**said.arguments, "do_classifier_free_guidance": False})
-    again = next(_states(alone), None)
+        result = encode_prompt(call.model, **{**call.arguments, "do_classifier_free_guidance": False})
+    again = next(_texts(result), None)
     return again is not None and again.shape == first.shape and torch.equal(again, first)

@@ -1,4 +1,4 @@
-"""`load(name)`: a model by the name it is shipped under, by its folder, or a diffusers pipeline by folder or hub id."""
+"""`load(name)`: a shipped model by its name, a model by its folder, or a diffusers pipeline by its folder or hub id."""
 
 import json
 import re
@@ -13,32 +13,35 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
-from toushi.probe.pipelines.out_of_memory import enough_memory, out_of_memory
+from toushi.probe.pipelines.out_of_memory import explain_out_of_memory, is_out_of_memory
+from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
 
 
 class UnknownModel(ToushiError):
-    pass
+    """No model has this name, or its folder cannot be read."""
 
 
 class NoGain(UserWarning):
-    """An option that costs time and gains nothing here."""
+    """An option that costs time and brings nothing on this device."""
 
 
-def shipped() -> list[str]:
+def shipped_models() -> list[str]:
     """Names of the models in this repository: their folders under `SHIPPED`."""
     return sorted(file.parent.relative_to(SHIPPED).as_posix() for file in SHIPPED.rglob("config.json"))
 
 
 def model_files(name: str) -> list[Path]:
-    """The files with the weights of one of our own models, by its name or folder; what it shares comes last."""
-    folder = folder_of(name)
+    """The weight files of one of our own models, by its name or folder. A file that it shares with another comes last."""
+    folder = model_folder(name)
     if folder is None or not (folder / "config.json").is_file():
-        raise UnknownModel(f"{name!r} is no model of our own; there are: {', '.join(shipped())}, or a folder")
+        raise UnknownModel(f"{name!r} is no model of our own; there are: {', '.join(shipped_models())}, or a folder")
     try:
         shares = json.loads((folder / "config.json").read_text()).get("shares")
     except (OSError, ValueError, AttributeError) as error:
@@ -54,7 +57,7 @@ def load(
     engine: str = "own",
     **options,
 ) -> Any:
-    """The model, ready to draw and to be recorded.
+    """The model, ready to sample and to be recorded.
 
     `name` is a shipped model, a folder that `save` wrote, or a diffusers pipeline: its folder, or `owner/name` on the
     hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
@@ -68,21 +71,25 @@ def load(
         near = get_close_matches(unknown[0], Loading.__dataclass_fields__, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Loading.__dataclass_fields__)}"
         raise BadOption(f"there is no option {unknown[0]!r} of loading; {hint}")
-    return loaded(name, Loading(device=device, dtype=dtype, engine=engine, **options))  # pyright: ignore[reportArgumentType]
+    return load_model(name, Loading(device=device, dtype=dtype, engine=engine, **options))  # pyright: ignore[reportArgumentType]
 
 
-def loaded(name: str, loading: Loading) -> Any:
-    """The model of this name, loaded so; see `load`."""
-    home = folder_of(name)
-    with enough_memory("the model", loading):
-        if home is None or (home / "model_index.json").is_file():
-            return pipeline(name if home is None else home, loading)
-        return small(home, loading)
+def load_model(name: str, loading: Loading) -> Any:
+    """The model of this name, with these options; see `load`."""
+    folder = model_folder(name)
+    with explain_out_of_memory("the model", loading), missing_library_named():
+        if folder is None:
+            return load_pipeline(name, loading)
+        if not folder.is_relative_to(SHIPPED) and (model := load_user_model(folder, loading)) is not None:
+            return model
+        if (folder / "model_index.json").is_file():
+            return load_pipeline(folder, loading)
+        return load_mini_unet(folder, loading)
 
 
-def folder_of(name: str) -> Path | None:
-    """Where the model lies; None if it can only be on the hub."""
-    known = shipped()
+def model_folder(name: str) -> Path | None:
+    """The folder of a model; None if it can only be on the hub. Raises UnknownModel for what is neither."""
+    known = shipped_models()
     folder = SHIPPED / name if name in known else checked_path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return folder
@@ -95,15 +102,34 @@ def folder_of(name: str) -> Path | None:
         if near
         else f"there are: {', '.join(known)}; or a folder with config.json or model_index.json, or a hub id"
     )
-    what = (
+    problem = (
         "the folder holds no model" if folder.is_dir() else "no such folder" if folder.parent != Path() else "no model"
     )
-    raise UnknownModel(f"{what}: {name!r}; {hint}")
+    raise UnknownModel(f"{problem}: {name!r}; {hint}")
 
 
-def small(folder: Path, loading: Loading) -> MiniUNet:
-    """A mini-unet. Most options are for models that are large."""
-    fits = "it is a few megabytes and draws in seconds as it is; leave it out"
+def load_user_model(folder: Path, loading: Loading) -> Any | None:
+    """The model of a family that is not shipped; None if the folder holds another."""
+    from toushi.probe.pipelines.registry import user_families
+
+    device = torch.device(loading.device or best_device())
+    dtype = loading.dtype or "fp32"
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
+    for family in user_families():
+        model = None if family.load_folder is None else family.load_folder(folder, device, torch_dtype(dtype))
+        if model is not None:
+            never = ("engine", "offload", "vae_tiling", "compile", "lora", "quantize", "embedding_cache")
+            loading.refuse(family.name, dict.fromkeys(never, "its family loads it with a device and a dtype alone"))
+            model.loading = loading.resolved(str(device), dtype)
+            model.name_or_path = str(folder)  # traces tell by it which weights they are of
+            return model
+    return None
+
+
+def load_mini_unet(folder: Path, loading: Loading) -> MiniUNet:
+    """A mini-unet. Most options are for large models, and are refused."""
+    fits = "it is a few megabytes and samples in seconds; leave it out"
     never: dict[str, str] = dict.fromkeys(("offload", "vae_tiling", "compile", "quantize"), fits)
     never["lora"] = "LoRA files are for diffusers pipelines; leave it out"
     never["embedding_cache"] = "it remembers its prompts by itself; leave it out"
@@ -111,7 +137,7 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
     loading.refuse("mini-unet", never)
     threads = loading.threads or MiniUNet.threads
     with cpu_threads(threads):
-        model = mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
+        model = read_mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
     model.threads = threads
     model.loading = replace(loading.resolved(str(model.device), str(model.dtype)), threads=threads)
     if folder.is_relative_to(SHIPPED):
@@ -119,75 +145,80 @@ def small(folder: Path, loading: Loading) -> MiniUNet:
     return model
 
 
-def mini_unet(folder: Path) -> MiniUNet:
+def read_mini_unet(folder: Path) -> MiniUNet:
+    """The mini-unet of a folder, on the CPU. Raises UnknownModel if the folder holds none."""
     try:
-        return MiniUNet.from_folder(folder)
+        model = MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"
         ) from error
+    model.is_watched = is_watched
+    return model
 
 
 @contextmanager
-def without_advice():
-    """Keeps what transformers and diffusers advise to install besides off the screen; their errors stay."""
+def quiet_library_logs():
+    """Hides warnings and advice of transformers and diffusers inside the `with`; their errors are still logged."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    said = [(kind, kind.get_verbosity()) for kind in (diffusers_logging, transformers_logging)]
+    before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
     try:
-        for kind, _ in said:
-            kind.set_verbosity_error()
+        for library, _ in before:
+            library.set_verbosity_error()
         yield
     finally:
-        for kind, before in said:
-            kind.set_verbosity(before)
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
 
 
-def pipeline(name: Path | str, loading: Loading):
-    """The pipeline of a folder or a hub id, of safetensors only: nothing is unpickled."""
-    from toushi.probe.pipelines.family import family_of, submodule
+def load_pipeline(name: Path | str, loading: Loading):
+    """The pipeline of a folder or a hub id. Only safetensors are read; nothing is unpickled."""
+    from toushi.probe.pipelines.family import submodule
+    from toushi.probe.pipelines.registry import family_of
 
     device = torch.device(loading.device or best_device())
     dtype = loading.dtype or ("bf16" if device.type == "cuda" else "fp32")
     if loading.quantize is not None and device.type != "cuda":
         raise BadOption(
-            f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: take --dtype bf16, and leave quantize out"
+            f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: use --dtype bf16 instead of quantize"
         )
     if loading.threads is not None:
         torch.set_num_threads(loading.threads)
-    with without_advice():
-        found = opened(name, torch_dtype(dtype), loading)
-        family = family_of(found)
+    with quiet_library_logs():
+        pipeline = open_pipeline(name, torch_dtype(dtype), loading)
+        family = family_of(pipeline)
         if loading.embedding_cache is not None:
             from toushi.probe.pipelines.embedding_cache import keep_texts
 
-            keep_texts(found, family, loading.embedding_cache)  # first: it looks at the weights as they were loaded
+            keep_texts(pipeline, family, loading.embedding_cache)  # first: it digests the weights as they were loaded
         if loading.lora:
-            from toushi.probe.pipelines.lora import put_in
+            from toushi.probe.pipelines.lora import load_loras
 
-            put_in(found, loading.loras())
-    found.loading = loading.resolved(str(device), dtype)
+            load_loras(pipeline, loading.loras())
+    pipeline.loading = loading.resolved(str(device), dtype)
     if loading.vae_tiling:
-        tile(found)
+        enable_vae_tiling(pipeline)
     if loading.compile:
-        compile_blocks(submodule(found, family.denoiser))
+        compile_blocks(submodule(pipeline, family.denoiser))
     if loading.offload == "none":
-        return found.to(device)
+        return pipeline.to(device)
     if device.type == "cpu":
         warnings.warn(
             NoGain("offload moves weights between a GPU and main memory; on the CPU it only costs time"), stacklevel=2
         )
-    put_off(found, family.denoiser, device, loading.offload)
-    return found
+    enable_offload(pipeline, family.denoiser, device, loading.offload)
+    return pipeline
 
 
-# What diffusers, transformers and safetensors raise at a folder that they cannot make a pipeline of.
+# What diffusers, transformers and safetensors raise for a folder that is no pipeline, or a damaged one.
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ImportError, OSError, RuntimeError, SafetensorError)
 
 
-def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
-    """From the folder, or from the hub, into main memory."""
+def open_pipeline(name: Path | str, dtype: torch.dtype, loading: Loading):
+    """The pipeline of a folder or a hub id, in main memory."""
+    import diffusers
     from diffusers import DiffusionPipeline
 
     try:
@@ -197,28 +228,38 @@ def opened(name: Path | str, dtype: torch.dtype, loading: Loading):
         if kind == "ZImagePipeline" and loading.engine == "own":
             from toushi.probe.models.z_image import ZImage
 
-            other = "our own Z-Image does not take it: add --engine diffusers, or leave it out"
-            loading.refuse("this engine", {"lora": other, "quantize": other})
+            reason = "our own Z-Image does not take it: add --engine diffusers, or leave it out"
+            loading.refuse("this engine", {"lora": reason, "quantize": reason})
             return ZImage.from_folder(folder, dtype)
-        more = {} if loading.quantize is None else {"quantization_config": in_four_bits(folder, dtype)}
-        found = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, dtype=dtype, local_files_only=True, **more
-        )
+        if not hasattr(diffusers, kind):
+            raise UnknownModel(
+                f"{name} is a {kind}, and diffusers {diffusers.__version__} has no such pipeline: "
+                "pip install --upgrade diffusers"
+            )
+        more = {} if loading.quantize is None else {"quantization_config": bnb_4bit_config(folder, dtype)}
+        more[dtype_argument(diffusers.__version__)] = dtype
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **more)
     except ToushiError:
         raise
     except UNREADABLE as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         where = "a folder" if isinstance(name, Path) else "a repository that can be reached"
         raise UnknownModel(
             f"{name} is not {where} with a diffusers pipeline: {' '.join(str(error).split())}"
         ) from error
-    found.set_progress_bar_config(disable=True)
-    return found
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def dtype_argument(version: str) -> str:
+    """What `from_pretrained` of this release of diffusers calls the dtype; the older name warns since 0.40."""
+    major, minor = version.split(".")[:2]
+    return "dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype"
 
 
 def check_files(folder: Path) -> None:
-    """Raises UnknownModel if files are missing that the folder's own lists name."""
+    """Raises UnknownModel if weight files are missing that the folder's index files name."""
     try:
         parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -249,8 +290,8 @@ def shards(index: Path) -> list[str]:
     return listed
 
 
-def in_four_bits(folder: str, dtype: torch.dtype):
-    """For `from_pretrained`: the large parts in 4 bits."""
+def bnb_4bit_config(folder: str, dtype: torch.dtype):
+    """`quantization_config` for `from_pretrained`: denoiser and text encoders in 4 bits."""
     from diffusers import DiffusionPipeline
     from diffusers.quantizers import PipelineQuantizationConfig
 
@@ -260,35 +301,36 @@ def in_four_bits(folder: str, dtype: torch.dtype):
     return PipelineQuantizationConfig("bitsandbytes_4bit", kind, components_to_quantize=large)
 
 
-def tile(model) -> None:
+def enable_vae_tiling(model) -> None:
+    """The VAE decodes tile by tile from now on."""
     if not hasattr(getattr(model, "vae", None), "enable_tiling"):
         raise BadOption(f"the VAE of this {type(model).__name__} cannot tile; leave --vae-tiling out")
     model.vae.enable_tiling()
 
 
-def compile_blocks(denoiser: nn.Module, **how) -> None:
-    """torch.compile of each repeated block by itself, which is quick, since blocks that are alike share their code."""
-    if getattr(denoiser, "_repeated_blocks", None):
-        denoiser.compile_repeated_blocks(**how)
+def compile_blocks(denoiser: nn.Module, **options) -> None:
+    """Compiles each repeated block by itself, which is quick: equal blocks share their compiled code."""
+    if has_repeated_blocks(denoiser):
+        denoiser.compile_repeated_blocks(**options)
         return
     for blocks in (child for child in denoiser.children() if isinstance(child, nn.ModuleList)):
         for block in blocks:
-            block.compile(**how)
+            block.compile(**options)
 
 
-def put_off(model, denoiser: str, device: torch.device, way: str) -> None:
-    """Offload; on this device the model computes."""
+def enable_offload(model, denoiser: str, device: torch.device, mode: str) -> None:
+    """Weights stay in main memory and visit this device, where the model computes. `mode` is one of OFFLOADS."""
     from toushi.probe.pipelines.offload import offload
 
     if isinstance(model, nn.Module):  # our own
-        offload(dict(model.named_children()), denoiser, device, way, order=("text_encoder", denoiser, "vae"))
+        offload(dict(model.named_children()), denoiser, device, mode, order=("text_encoder", denoiser, "vae"))
         model.execution_device = device
         return
-    if way == "model":
+    if mode == "model":
         model.enable_model_cpu_offload(device=device)
         return
     parts = {name: part for name, part in model.components.items() if isinstance(part, nn.Module)}
-    offload(parts, denoiser, device, way, whole=model._exclude_from_cpu_offload if way == "sequential" else ())
+    offload(parts, denoiser, device, mode, whole=parts_without_offload(model) if mode == "sequential" else ())
 
 
 def torch_dtype(name: str) -> torch.dtype:

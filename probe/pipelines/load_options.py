@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import install_command
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by torch's name for each
 MOST_THREADS = 1024
 OFFLOADS = ("none", "model", "sequential", "group")
 NAMES = {"medvram": "model", "lowvram": "sequential"}  # the popular article's
 INSTALL = {
-    "accelerate": "offload needs the accelerate library: pip install accelerate, or leave the offload out",
-    "peft": "a LoRA needs the peft library: pip install peft, or leave the LoRA out",
+    "accelerate": f"offload needs the accelerate library: {install_command('accelerate')}, or leave the offload out",
+    "peft": f"a LoRA needs the peft library: {install_command('peft')}, or leave the LoRA out",
     "bitsandbytes": "4-bit loading needs the bitsandbytes library: pip install bitsandbytes accelerate, or leave "
     "quantize out (an offload saves memory too)",
 }

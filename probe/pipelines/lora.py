@@ -1,4 +1,4 @@
-"""LoRA files: put into a diffusers pipeline by peft, and told as they are at the moment of a recording."""
+"""LoRA files: loaded into a diffusers pipeline by peft, and described as they are at the moment of a recording."""
 
 import hashlib
 import sys
@@ -15,58 +15,58 @@ class BadLora(ToushiError):
     """A LoRA file that cannot be read, or that was made for another model."""
 
 
-def put_in(pipeline, loras: Sequence[tuple[Path, float]]) -> None:
-    """Loads the files and turns them on, each with its scale. A file that does not fit entirely is refused."""
+def load_loras(pipeline, loras: Sequence[tuple[Path, float]]) -> None:
+    """Loads the files and turns them on, each with its scale. Raises BadLora for a file that does not fit entirely."""
     files: dict[str, dict[str, str]] = {}
     for number, (file, _) in enumerate(loras):
-        adapter = _name(file, number)
-        _load(pipeline, file, adapter)
+        adapter = _adapter_name(file, number)
+        _load_lora(pipeline, file, adapter)
         files[adapter] = {"file": file.name, "sha256": sha256(file)}
     if loras:
         pipeline.set_adapters(list(files), adapter_weights=[scale for _, scale in loras])
         pipeline.lora_files = files
 
 
-def _load(pipeline, file: Path, adapter: str) -> None:
+def _load_lora(pipeline, file: Path, adapter: str) -> None:
     kind = type(pipeline).__name__
     if not hasattr(pipeline, "load_lora_weights"):
         raise BadLora(f"a {kind} takes no LoRA in diffusers; leave {file.name} out")
     try:
-        found = pipeline.lora_state_dict(str(file.parent), weight_name=file.name)
-        weights = found[0] if isinstance(found, tuple) else found
-        wanted = [name for name in weights if "lora" in name]
+        weights = pipeline.lora_state_dict(str(file.parent), weight_name=file.name)
+        weights = weights[0] if isinstance(weights, tuple) else weights
+        names = [name for name in weights if "lora" in name]
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter)
-        said = ""
+        message = ""
     except Exception as error:  # peft, diffusers and safetensors each have errors of their own
-        wanted, said = [], f" ({' '.join(str(error).split())[:120]})"
+        names, message = [], f" ({' '.join(str(error).split())[:120]})"
     placed = sum(
         f".{adapter}." in f"{name}."
         for part in pipeline.components.values()
         if isinstance(part, nn.Module)
         for name, _ in part.named_parameters()
     )
-    if not wanted or placed != len(wanted):
-        some = f": of its {len(wanted)} weights {placed} have a place in it" if wanted else said
+    if not names or placed != len(names):
+        reason = f": {placed} of its {len(names)} weights have a place in it" if names else message
         raise BadLora(
-            f"the LoRA {file.name} does not fit this {kind}{some}. Take a LoRA that was made for this very model, or "
+            f"the LoRA {file.name} does not fit this {kind}{reason}. Take a LoRA that was made for this very model, or "
             "leave it out."
         )
 
 
-def _name(file: Path, number: int) -> str:
-    """A module's name may not have a dot, and two files may be called alike."""
+def _adapter_name(file: Path, number: int) -> str:
+    """Without dots, which a module's name may not have, and numbered, since two files may have one name."""
     return f"{number}_{''.join(c if c.isalnum() else '_' for c in file.stem)}"
 
 
 def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def loras_of(model) -> list[dict[str, Any]]:
-    """Every LoRA that is in the model, as it is now: name, file and sha256 if we loaded it, scale, whether it is on,
-    and in which parts of the model. Several scales of one LoRA, which peft allows, are told as a list."""
-    peft = sys.modules.get("peft.tuners.tuners_utils")  # to import it takes seconds, and who put a LoRA in has done so
+    """Every LoRA of the model as it is now: name, file and sha256 if `load` loaded it, scale, whether it is on, and in
+    which components. The scale is a list where one LoRA has several, which peft allows."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")  # its import takes seconds; a model with a LoRA has done it
     if peft is None:
         return []
     known, found = getattr(model, "lora_files", {}), {}

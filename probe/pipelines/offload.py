@@ -1,4 +1,4 @@
-"""Weights that wait in main memory and visit the device when they are needed: three ways, alike for every engine.
+"""Offload: weights wait in main memory and visit the device when they are needed, in three ways.
 
 accelerate and diffusers do the moving, around the modules' `forward`; what a module computes stays the same.
 """
@@ -13,42 +13,48 @@ def offload(
     parts: Mapping[str, nn.Module],
     denoiser: str,
     device: torch.device,
-    way: str,
+    mode: str,
     order: Iterable[str] = (),
     whole: Iterable[str] = (),
 ) -> None:
-    """Lets these parts of a model visit `device`: "model" by whole parts, which take turns in this `order`; "group"
-    by the denoiser's blocks, and other parts by layers; "sequential" by layers. Parts in `whole` stay there."""
+    """Offloads the components `parts` of a model to main memory. `mode`:
+
+    "model"       whole components visit `device`, and take turns in this `order`
+    "group"       blocks of the denoiser, and layers of the other components
+    "sequential"  layers
+
+    Components in `whole` stay on `device`.
+    """
     for name in whole:
         if name in parts:
             parts[name].to(device)
     parts = {name: part for name, part in parts.items() if name not in set(whole)}
-    if way == "model":
+    if mode == "model":
         _take_turns([parts[name] for name in order if name in parts], device)
         return
     for name, part in parts.items():
-        if way == "sequential":
+        if mode == "sequential":
             from accelerate import cpu_offload
 
-            cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
+            cpu_offload(part, device, offload_buffers=any(True for _ in part.parameters(recurse=False)))
             continue
         from diffusers.hooks import apply_group_offloading
 
         blocks = name == denoiser and any(isinstance(child, nn.ModuleList) for child in part.children())
-        streams = device.type == "cuda"
+        use_stream = device.type == "cuda"
         apply_group_offloading(
             part,
             onload_device=device,
             offload_device=torch.device("cpu"),
             offload_type="block_level" if blocks else "leaf_level",
             num_blocks_per_group=1 if blocks else None,
-            use_stream=streams,
-            low_cpu_mem_usage=streams,  # pins what is on its way, not all weights at once
+            use_stream=use_stream,
+            low_cpu_mem_usage=use_stream,  # pins only the weights that are on their way
         )
 
 
 def _take_turns(parts: list[nn.Module], device: torch.device) -> None:
-    """Each part drives the one before it out; the first one the last, for the next picture."""
+    """Each component drives out the one before it, and the first one the last, for the next picture."""
     from accelerate import cpu_offload_with_hook
 
     hooks = []

@@ -1,4 +1,4 @@
-"""Out of memory, said in one line: which setting to change."""
+"""Out of memory: one line that says which setting to change."""
 
 from contextlib import contextmanager
 
@@ -7,50 +7,52 @@ import torch
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.load_options import Loading
 
-SIGNS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "out of memory")
+ALLOCATOR_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "out of memory")
 
 
 class OutOfMemory(ToushiError):
-    """What was asked for does not fit here; the message says which settings need less."""
+    """The model or the picture does not fit into memory; the message says which settings need less."""
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is what an allocator says when there is no more. The CPU's has no exception of its own."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator raised this. The CPU's has no exception class of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in ALLOCATOR_MESSAGES)
 
 
 @contextmanager
-def enough_memory(what: str, loading: Loading | None, size: tuple[int, int] | None = None):
-    """Turns running out of memory inside into OutOfMemory."""
+def explain_out_of_memory(what: str, loading: Loading | None, size: tuple[int, int] | None = None):
+    """Inside the `with`, an allocator's error becomes OutOfMemory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"there is not enough memory for {what}: {'; or '.join(advice(loading or Loading(), size))}. "
+            f"there is not enough memory for {what}: {'; or '.join(memory_advice(loading or Loading(), size))}. "
             "`toushi doctor MODEL` says what fits here."
         ) from error
 
 
-def advice(loading: Loading, size: tuple[int, int] | None) -> list[str]:
-    """Settings that need less memory than these, what costs least first."""
-    given = []
+def memory_advice(loading: Loading, size: tuple[int, int] | None) -> list[str]:
+    """Settings that need less memory than these, the cheapest change first."""
+    settings = []
     on_cpu = (loading.device or "cpu").partition(":")[0] == "cpu"
     if not on_cpu and loading.offload != "sequential":
-        further = {"none": "model", "model": "group", "group": "sequential"}[loading.offload]
-        given.append(f"take --offload {further} (now {loading.offload})")
+        mode = {"none": "model", "model": "group", "group": "sequential"}[loading.offload]
+        settings.append(f"take --offload {mode} (now {loading.offload})")
     if loading.dtype in (None, "fp32"):
-        given.append(f"take --dtype bf16 (now {loading.dtype or 'fp32'})")
+        settings.append(f"take --dtype bf16 (now {loading.dtype or 'fp32'})")
     if size is not None:
-        given.append(f"draw smaller, such as --size {_half(size[0])}x{_half(size[1])} (now {size[0]}x{size[1]})")
+        settings.append(
+            f"take a smaller size, such as --size {_half(size[0])}x{_half(size[1])} (now {size[0]}x{size[1]})"
+        )
         if not loading.vae_tiling:
-            given.append("add --vae-tiling")
+            settings.append("add --vae-tiling")
     if loading.quantize is None and not on_cpu:
-        given.append("take --quantize 4bit")
-    return given or ["take a smaller model, or a machine with more memory"]
+        settings.append("take --quantize 4bit")
+    return settings or ["take a smaller model, or a machine with more memory"]
 
 
 def _half(pixels: int) -> int:

@@ -1,191 +1,235 @@
-"""What was said: the texts that a pipeline encodes, with a token for each column that its denoiser sees.
+"""Prompts with a token for each text column of the denoiser.
 
-Which prompt a text belongs to is known from the ids that the text encoders really were given.
+A family describes its text as `PromptPart`s and says where the call of `encode_prompt` returns the states. Everything
+else is here: which prompt a row has, which ids the text encoders were really given, what these ids spell.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
-from toushi.probe.pipelines.family import Encoded, Said
+from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, PromptTokens
 from toushi.probe.text.alignment import Token
 from toushi.probe.text.spelling import Misspelled, Vocabulary, spelled_out
 
-BLOCK = 32  # Z-Image fills image and caption to a multiple of it, and attends to the filling
-SENTINEL = "toushi7prompt"
+PROMPT_MARK = "toushi7prompt"  # stands for the prompt when a chat template is filled in
 
 
 class UnspelledPrompt(UserWarning):
-    """The tokens that were encoded do not spell the prompt, so that they have no place in it."""
+    """The tokens that were encoded do not spell the prompt, so they have no place in it."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of the denoiser's text columns, and the encoder that it comes from.
+class PromptPart:
+    """A stretch of the denoiser's text columns that come from one text encoder, or from several side by side.
 
-    encoders   of those that there are the first one's ids label the columns (SDXL joins two states in each)
-    prompts    the arguments of `encode_prompt` that may carry its prompt; the first that is given counts
-    chosen     positions, of so many, that become columns, in this order
-    kept       which of these really do: "all", or "real", those that the encoder's mask keeps
-    template   what the pipeline puts before and after the prompt, and before and after the negative one
+    encoders          components whose states are joined feature by feature in these columns (SDXL has two). The ids
+                      of the first one that was run label the columns
+    prompt_arguments  arguments of `encode_prompt` that may carry the prompt; the first one that was given counts. The
+                      negative prompt's are called the same, with `negative_` before
+    column_positions  (call, number of positions) -> the encoder's positions that become columns, in this order
+    real_only         whether padding, as the encoder's mask tells it, becomes no column
+    template          (call, whether it is the negative prompt) -> what the pipeline puts before and after the prompt
     """
 
     encoders: tuple[str, ...] = ("text_encoder",)
-    prompts: tuple[str, ...] = ("prompt",)
-    chosen: Callable[[Said, int], Sequence[int]] = lambda said, count: range(count)
-    kept: str = "all"
-    template: Callable[[Said, bool], tuple[str, str]] = lambda said, negative: ("", "")
+    prompt_arguments: tuple[str, ...] = ("prompt",)
+    column_positions: Callable[[EncodePromptCall, int], Sequence[int]] = lambda call, count: range(count)
+    real_only: bool = False
+    template: Callable[[EncodePromptCall, bool], tuple[str, str]] = lambda call, negative: ("", "")
 
 
-def encoded(
-    said: Said,
-    parts: Sequence[Part],
+BranchStates = tuple[Sequence[Tensor] | None, Sequence[Tensor] | None]  # of the prompts, of the negative prompts
+
+
+def prompts_in_one_call(
+    parts: Sequence[PromptPart], states_of: Callable[[EncodePromptCall], BranchStates], block: int = 1
+) -> dict[str, Any]:
+    """Fields of a family whose `encode_prompt` encodes both branches: `encoded_prompts` and `tokens_of_run`.
+
+    `states_of` gives the states [column, feature] of the prompts and of the negative prompts, without padding; None
+    for a branch that there is not. The denoiser pads the columns to a multiple of `block`, and attends to the padding.
+    """
+
+    def encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
+        positive, negative = states_of(call)
+        ran = call.arguments.get("prompt_embeds") is None
+        prompts = {"cond": label_prompts(call, parts, positive, 0 if ran else None, block=block)}
+        if negative is not None and len(negative):
+            run = (1 if ran else 0) if call.arguments.get("negative_prompt_embeds") is None else None
+            prompts["uncond"] = label_prompts(call, parts, negative, run, negative=True, block=block)
+        return prompts
+
+    def tokens_of_run(call: EncodePromptCall, run: int) -> tuple[str, list[PromptTokens]]:
+        negative = run > 0 or call.arguments.get("prompt_embeds") is not None
+        return "uncond" if negative else "cond", tokens_of_rows(call, parts, run, negative)
+
+    return {"encoded_prompts": encoded_prompts, "tokens_of_run": tokens_of_run}
+
+
+def prompts_in_two_calls(
+    parts: Sequence[PromptPart], states_of: Callable[[EncodePromptCall], Sequence[Tensor]]
+) -> dict[str, Any]:
+    """Fields of a family that calls `encode_prompt` for the prompts, and then for the negative prompts."""
+
+    def branch_of(call: EncodePromptCall) -> str:
+        return "uncond" if "cond" in call.earlier else "cond"
+
+    def encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
+        ran = call.arguments.get("prompt_embeds") is None
+        return {branch_of(call): label_prompts(call, parts, states_of(call), 0 if ran else None)}
+
+    def tokens_of_run(call: EncodePromptCall, run: int) -> tuple[str, list[PromptTokens]]:
+        return branch_of(call), tokens_of_rows(call, parts, run, negative=False)
+
+    return {"encoded_prompts": encoded_prompts, "tokens_of_run": tokens_of_run}
+
+
+# --- labels ---
+
+
+def label_prompts(
+    call: EncodePromptCall,
+    parts: Sequence[PromptPart],
     states: Sequence[Tensor] | None,
     run: int | None,
     negative: bool = False,
     block: int = 1,
-) -> list[Encoded]:
-    """The texts of one branch, one for each picture. `states` are their real columns [column, feature].
+) -> list[EncodedPrompt]:
+    """The prompts of one branch, one for each picture, with `states` [column, feature] without padding.
 
-    `run` says which run of the encoders was theirs; None if they were not run for them: then nothing is known but
-    the states, and the tokens are numbers. Columns are filled up to a multiple of `block`.
+    `run` is the number of the text encoders' run that made them; None if they came as embeddings: then nothing is
+    known but the states, and the tokens are numbers.
     """
     if states is None:
         return []
-    first = said.ids.get(parts[0].encoders[0], ())
-    count = len(first[run].ids) if run is not None and run < len(first) else 0
-    if not count or len(states) % count:
-        return [Encoded(None, (), tuple(numbered(0, len(one), block)), one) for one in states]
-    texts = []
-    for prompt in range(count):
-        text, ids, tokens = _one(said, parts, run or 0, prompt, count, negative)
-        for one in states[prompt * (len(states) // count) : (prompt + 1) * (len(states) // count)]:
-            known = [token if (token.column or 0) < len(one) else replace(token, column=None) for token in tokens]
-            width = sum(token.column is not None for token in known)
-            # Columns beyond the tokens are filling, which some models attend to.
-            texts.append(Encoded(text, ids, (*known, *numbered(width, width, block, at_least=len(one))), one))
-    return texts
+    runs = call.encoder_runs.get(parts[0].encoders[0], ())
+    rows = len(runs[run].ids) if run is not None and run < len(runs) else 0
+    if not rows or len(states) % rows:
+        return [EncodedPrompt(None, (), tuple(numbered_tokens(len(columns), block)), columns) for columns in states]
+    prompts, pictures = [], len(states) // rows
+    for row in range(rows):
+        prompt, ids, tokens = _read_row(call, parts, run or 0, row, rows, negative)
+        for columns in states[row * pictures : (row + 1) * pictures]:
+            reached = [t if (t.column or 0) < len(columns) else replace(t, column=None) for t in tokens]
+            width = sum(token.column is not None for token in reached)
+            padding = padding_tokens(width, round_up(max(width, len(columns)), block))
+            prompts.append(EncodedPrompt(prompt, ids, (*reached, *padding), columns))
+    return prompts
 
 
-def _one(said: Said, parts: Sequence[Part], run: int, number: int, count: int, negative: bool):
-    """Prompt, ids of the first encoder without padding, and tokens of one prompt."""
+def tokens_of_rows(call: EncodePromptCall, parts: Sequence[PromptPart], run: int, negative: bool) -> list[PromptTokens]:
+    """Prompt and tokens of each row of one run of the first encoder, before it has run."""
+    rows = len(call.encoder_runs[parts[0].encoders[0]][run].ids)
+    return [_read_row(call, parts, run, row, rows, negative) for row in range(rows)]
+
+
+def _read_row(
+    call: EncodePromptCall, parts: Sequence[PromptPart], run: int, row: int, rows: int, negative: bool
+) -> PromptTokens:
+    """The prompt of one row of `rows`, the ids of its first encoder, and the tokens of all its parts."""
     tokens: list[Token] = []
-    prompt, first_ids, width = None, None, 0
+    first_prompt, first_ids, width = None, None, 0
     for part in parts:
-        name = next((name for name in part.encoders if len(said.ids.get(name, ())) > run), None)
-        if name is None:
+        encoder = next((name for name in part.encoders if len(call.encoder_runs.get(name, ())) > run), None)
+        if encoder is None:
             continue
-        names = [f"negative_{name}" if negative else name for name in part.prompts]
-        given = next((said.arguments[name] for name in names if said.arguments.get(name) is not None), None)
-        text = _of_number(given, number, count)
-        prompt = text if prompt is None else prompt
-        read = said.ids[name][run]
-        ids, mask = read.ids[number], None if read.mask is None else read.mask[number]
-        chosen = [i for i in part.chosen(said, len(ids)) if part.kept == "all" or mask is None or mask[i]]
+        names = [f"negative_{name}" if negative else name for name in part.prompt_arguments]
+        given = next((call.arguments[name] for name in names if call.arguments.get(name) is not None), None)
+        prompt = _prompt_of_row(given, row, rows)
+        first_prompt = prompt if first_prompt is None else first_prompt
+        inputs = call.encoder_runs[encoder][run]
+        ids, mask = inputs.ids[row], None if inputs.mask is None else inputs.mask[row]
+        positions = [i for i in part.column_positions(call, len(ids)) if not part.real_only or mask is None or mask[i]]
         columns: list[int | None] = [None] * len(ids)
-        for column, position in enumerate(chosen, start=width):
+        for column, position in enumerate(positions, start=width):
             columns[position] = column
-        encoders = tuple(name for name in part.encoders if getattr(said.model, name, None) is not None)
-        vocabulary = Vocabulary.of(getattr(said.model, name.replace("text_encoder", "tokenizer")))
-        found = _spelled(vocabulary, ids, mask, prompt, text, columns, encoders, part.template(said, negative))
-        tokens += [token for token in found if token.kind != "pad" or token.column is not None]
+        encoders = tuple(name for name in part.encoders if getattr(call.model, name, None) is not None)
+        vocabulary = Vocabulary.of(getattr(call.model, encoder.replace("text_encoder", "tokenizer")))
+        spelled = _spell(vocabulary, ids, mask, prompt, columns, encoders, part.template(call, negative))
+        if prompt != first_prompt:  # spans count in the first prompt
+            spelled = [replace(token, span=None) for token in spelled]
+        tokens += [token for token in spelled if token.kind != "pad" or token.column is not None]
         if first_ids is None:
-            first_ids = tuple(token.id for token in found if token.kind != "pad")
+            first_ids = tuple(token.id for token in spelled if token.kind != "pad")
         width += sum(column is not None for column in columns)
-    return prompt, first_ids or (), tokens
+    return PromptTokens(first_prompt, first_ids or (), tuple(tokens))
 
 
-def _spelled(
+def _spell(
     vocabulary: Vocabulary,
     ids: Sequence[int],
     mask: Sequence[int] | None,
-    prompt: str | None,
-    text: str | None,
+    prompt: str,
     columns: Sequence[int | None],
     encoders: tuple[str, ...],
     template: tuple[str, str],
 ) -> list[Token]:
-    """The tokens with their places in `prompt`; without, if the encoder was given another `text`."""
+    """The tokens of these ids, with their spans in the prompt. Warns if the prompt was cut, or is not what they spell."""
     try:
-        tokens, cut = spelled_out(vocabulary, ids, mask, text or "", columns, encoders, template)
+        tokens, cut = spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template)
     except Misspelled as error:
         warnings.warn(
             UnspelledPrompt(
-                f"the ids that {encoders[0]} was given do not spell the prompt {text!r:.60}: {error}. Its maps are by "
-                "token only, not by word (a pipeline may have cleaned or replaced the text)."
+                f"the ids that {encoders[0]} was given do not spell the prompt {prompt!r:.60}: {error}. Its maps are "
+                "by token only, not by word (a pipeline may have cleaned or replaced the text)."
             ),
             stacklevel=2,
         )
-        tokens = [
+        return [
             Token(id, vocabulary.piece(id), None, kind, encoders, index, column)
             for index, (id, kind, column) in enumerate(zip(ids, vocabulary.kinds(ids, mask), columns))
         ]
-        return tokens
     if cut is not None:
-        warnings.warn(
-            PromptCut(f"the prompt is longer than {encoders[0]} reads; cut: {(text or '')[cut:]}"), stacklevel=2
-        )
-    if text != prompt:
-        tokens = [replace(token, span=None) for token in tokens]
+        warnings.warn(PromptCut(f"the prompt is longer than {encoders[0]} reads; cut: {prompt[cut:]}"), stacklevel=2)
     return tokens
 
 
-def _of_number(given: Any, number: int, count: int) -> str:
-    """The prompt of this number, of one or a list of them; none is an empty one."""
+def _prompt_of_row(given: Any, row: int, rows: int) -> str:
+    """The prompt of one row, from what the argument holds: one prompt, a list of them, or None for an empty one."""
     if given is None or isinstance(given, str):
         return given or ""
-    return given[number] if len(given) == count else given[0]
+    return given[row] if len(given) == rows else given[0]
 
 
-def numbered(start: int, end: int, block: int, at_least: int = 0) -> list[Token]:
-    """Tokens of which nothing is known but the column; beyond `end`, up to a multiple of `block`, filling."""
-    last = -(-max(end, at_least) // block) * block
-    return [
-        Token(None, f"#{column}" if column < end else "", None, "text" if column < end else "pad", (), column, column)  # pyright: ignore[reportArgumentType]
-        for column in range(start, max(start, last))
-    ]
+def numbered_tokens(count: int, block: int = 1) -> list[Token]:
+    """Tokens #0, #1, … of columns whose ids are not known, and padding up to a multiple of `block`."""
+    numbered = [Token(None, f"#{column}", None, "text", (), column, column) for column in range(count)]  # pyright: ignore[reportArgumentType]
+    return numbered + padding_tokens(count, round_up(count, block))
 
 
-def in_one_call(parts: Sequence[Part], of: Callable[[Said], tuple], block: int = 1):
-    """`texts` of a family whose `encode_prompt` gives both branches; `of` gives the states of each or None."""
-
-    def texts(said: Said) -> dict[str, list[Encoded]]:
-        positive, negative = of(said)
-        own = said.arguments.get("prompt_embeds") is None
-        found = {"cond": encoded(said, parts, positive, 0 if own else None, block=block)}
-        if negative is not None and len(negative):
-            run = (1 if own else 0) if said.arguments.get("negative_prompt_embeds") is None else None
-            found["uncond"] = encoded(said, parts, negative, run, negative=True, block=block)
-        return found
-
-    return texts
+def padding_tokens(start: int, end: int) -> list[Token]:
+    """Tokens of columns that no text encoder made, and that the denoiser attends to nevertheless."""
+    return [Token(None, "", None, "pad", (), column, column) for column in range(start, end)]  # pyright: ignore[reportArgumentType]
 
 
-def in_two_calls(parts: Sequence[Part], of: Callable[[Said], Sequence[Tensor]]):
-    """`texts` of a family that calls `encode_prompt` for the prompt, then for the negative one."""
-
-    def texts(said: Said) -> dict[str, list[Encoded]]:
-        branch = "uncond" if "cond" in said.before else "cond"
-        own = said.arguments.get("prompt_embeds") is None
-        return {branch: encoded(said, parts, of(said), 0 if own else None)}
-
-    return texts
+def round_up(count: int, block: int) -> int:
+    """The next multiple of `block`."""
+    return -(-count // block) * block
 
 
-def unbound(said: Said) -> tuple:
-    positive, negative = said.result[:2]
+# --- states, as `encode_prompt` returns them ---
+
+
+def unmasked_states(call: EncodePromptCall) -> BranchStates:
+    """Of (prompt_embeds, negative_prompt_embeds, …), where every column is attended to."""
+    positive, negative = call.result[:2]
     return positive.unbind(), None if negative is None else negative.unbind()
 
 
-def masked(states: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """The real columns of each row, which come first in it."""
+def masked_states(call: EncodePromptCall) -> BranchStates:
+    """Of (prompt_embeds, its mask, negative_prompt_embeds, its mask)."""
+    positive, mask, negative, negative_mask = call.result
+    return real_columns(positive, mask), None if negative is None else real_columns(negative, negative_mask)
+
+
+def real_columns(states: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Of each row of `states` [row, column, feature] the columns that the mask keeps, which must come first."""
     if mask is None:
         return list(states.unbind())
     lengths = mask.long().sum(1).tolist()
@@ -194,105 +238,24 @@ def masked(states: Tensor, mask: Tensor | None) -> list[Tensor]:
     return [row[:length] for row, length in zip(states, lengths)]
 
 
-# --- states of each branch, as the families return them ---
-
-
-def with_masks(said: Said) -> tuple:
-    """Of (prompt, its mask, negative prompt, its mask)."""
-    positive, mask, negative, negative_mask = said.result
-    return masked(positive, mask), None if negative is None else masked(negative, negative_mask)
-
-
-def hunyuan(said: Said) -> dict[str, list[Encoded]]:
-    """`encode_prompt` is called for BERT, then for T5, whose columns come behind."""
-    if said.arguments.get("text_encoder_index", 0) == 0:
-        return in_one_call([Part()], unbound)(said)
-    found = in_one_call([Part(("text_encoder_2",))], unbound)(said)
-    return {
-        branch: [joined_texts(*pair) for pair in zip(said.before[branch], some)] if branch in said.before else some
-        for branch, some in found.items()
-    }
-
-
-def joined_texts(one: Encoded, other: Encoded) -> Encoded:
-    """The columns of one text and then those of the other."""
-    width = sum(token.column is not None for token in one.tokens)
-    behind = [token if token.column is None else replace(token, column=token.column + width) for token in other.tokens]
-    return Encoded(one.prompt, one.ids, (*one.tokens, *behind), joined(one.states, other.states))
-
-
-def joined(one: Tensor, other: Tensor) -> Tensor:
-    """States [column, feature] of two encoders, one after the other, the narrower ones filled up with zeros."""
-    width = max(one.shape[-1], other.shape[-1])
-    return torch.cat([F.pad(states, (0, width - states.shape[-1])) for states in (one, other.to(one))])
-
-
-def z_image_states(said: Said) -> tuple:
-    """`encode_prompt` gives each prompt once; the pipeline repeats it for each of its pictures."""
-    count = said.drawing.get("num_images_per_prompt") or 1
-    positive, negative = ([one for one in some for _ in range(count)] for some in said.result)
-    return positive, negative
-
-
-def z_image_given(arguments: Mapping[str, Any]) -> dict[str, list[Encoded]]:
-    """Ready-made embeddings go past `encode_prompt`."""
-    count = arguments.get("num_images_per_prompt") or 1
-    found = {"cond": arguments.get("prompt_embeds"), "uncond": arguments.get("negative_prompt_embeds")}
-    return {
-        branch: [Encoded(None, (), tuple(numbered(0, len(one), BLOCK)), one) for one in some for _ in range(count)]
-        for branch, some in found.items()
-        if some
-    }
-
-
 # --- templates ---
 
 
-def chat_template(thinking: bool) -> Callable[[Said, bool], tuple[str, str]]:
-    """What Qwen3's template puts around a user's words."""
+def around_prompt(filled: str) -> tuple[str, str]:
+    """What stands before and after PROMPT_MARK in a template that was filled in with it."""
+    before, _, after = filled.partition(PROMPT_MARK)
+    return before, after
 
-    def template(said: Said, negative: bool) -> tuple[str, str]:
-        message = [{"role": "user", "content": SENTINEL}]
-        return _around(
-            said.model.tokenizer.apply_chat_template(
+
+def qwen3_template(thinking: bool) -> Callable[[EncodePromptCall, bool], tuple[str, str]]:
+    """`PromptPart.template` of Qwen3's chat template, with the prompt as the user's message."""
+
+    def template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
+        message = [{"role": "user", "content": PROMPT_MARK}]
+        return around_prompt(
+            call.model.tokenizer.apply_chat_template(
                 message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
             )
         )
 
     return template
-
-
-def mistral_template(said: Said, negative: bool) -> tuple[str, str]:
-    """FLUX.2's system message, and the user's words."""
-    messages = [
-        {"role": role, "content": [{"type": "text", "text": text}]}
-        for role, text in (("system", said.model.system_message), ("user", SENTINEL))
-    ]
-    return _around(said.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
-
-
-def sana_template(said: Said, negative: bool) -> tuple[str, str]:
-    """Instructions for a person, given to the encoder with the prompt alone."""
-    instruction = said.arguments.get("complex_human_instruction")
-    return ("\n".join(instruction) if instruction and not negative else "", "")
-
-
-def sana_chosen(said: Said, count: int) -> list[int]:
-    """The first, and so many of the last that there are `max_sequence_length`."""
-    length = said.arguments.get("max_sequence_length", 300)
-    return [0, *range(count - length + 1, count)]
-
-
-def lumina_template(said: Said, negative: bool) -> tuple[str, str]:
-    system = said.arguments.get("system_prompt")
-    system = said.model.system_prompt if system is None else system
-    return ("" if negative else f"{system} <Prompt Start> ", "")
-
-
-def _around(filled: str) -> tuple[str, str]:
-    before, _, after = filled.partition(SENTINEL)
-    return before, after
-
-
-def qwen_image_template(said: Said, negative: bool) -> tuple[str, str]:
-    return _around(said.model.prompt_template_encode.format(SENTINEL))

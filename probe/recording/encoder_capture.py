@@ -9,7 +9,8 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call, Watch
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
-from toushi.probe.pipelines.family import Encoded, Family, Read, plain, submodule
+from toushi.probe.pipelines.family import EncodedPrompt, Family, submodule, unwrapped
+from toushi.probe.session.row_matching import index_of_ids
 
 
 @dataclass
@@ -24,39 +25,9 @@ class Batch:
         """The row that is these ids and padding, and where in it they are."""
         ids = list(ids)
         for index, row in enumerate(self.ids):
-            if (start := place_in(row, ids)) is not None:
+            if (start := index_of_ids(row, ids)) is not None:
                 return index, slice(start, start + len(ids))
         return None
-
-
-def place_in(row: list[int], ids: list[int]) -> int | None:
-    """Where in the row these ids begin, with padding behind or before them; None if the row is not theirs.
-
-    A text that came as embeddings has no ids, and no row is its own.
-    """
-    starts = (0, len(row) - len(ids)) if ids else ()
-    return next((start for start in starts if row[start : start + len(ids)] == ids), None)
-
-
-class EncodedIds:
-    """`with EncodedIds(...) as ids:` notes what every text encoder is given; `ids.found` has its runs, in order."""
-
-    def __init__(self, family: Family, model):
-        modules = {name: getattr(model, name, None) for name in family.read}
-        given = {name: (plain(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module}
-        self.found: dict[str, list[Read]] = {name: [] for name in given}
-        self.wires = argument_hooks(given, self._see)
-
-    def __enter__(self) -> "EncodedIds":
-        self.wires.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.wires.__exit__(*exception)
-
-    def _see(self, name: str, ids: Tensor | None, mask: Tensor | None) -> None:
-        if ids is not None:
-            self.found[name].append(Read(ids.tolist(), None if mask is None else mask.long().tolist()))
 
 
 class EncoderCapture:
@@ -68,7 +39,7 @@ class EncoderCapture:
     def __init__(self, family: Family, model, layers: Iterable[int]):
         self.family, self.model = family, model
         self.layers = sorted(layers)
-        self.attends = family.unseen(model) is None
+        self.attends = family.hidden_attention(model) is None
         self.batches: list[Batch] = []
         self.wires = ExitStack()
 
@@ -77,12 +48,12 @@ class EncoderCapture:
             return self
         family, modules = self.family, self.family.encoder_layers(self.model)
         states = {"0": submodule(self.model, family.embeddings)}
-        states |= {str(i + 1): plain(modules[i]) for i in self.layers}
+        states |= {str(i + 1): unwrapped(modules[i]) for i in self.layers}
         attention = {}
         if self.attends:
-            attention = {str(i): plain(modules[i].get_submodule(family.attention)) for i in self.layers}
-        encoder = submodule(self.model, family.encoder)
-        self.wires.enter_context(argument_hooks({family.encoder: (encoder, [family.ids])}, self._begin))
+            attention = {str(i): unwrapped(modules[i].get_submodule(family.layer_attention)) for i in self.layers}
+        encoder = submodule(self.model, family.text_encoder)
+        self.wires.enter_context(argument_hooks({family.text_encoder: (encoder, [family.input_ids])}, self._begin))
         self.wires.enter_context(state_hooks(states, self._keep))
         self.watch = self.wires.enter_context(Watch(attention, self._see))
         return self
@@ -90,7 +61,7 @@ class EncoderCapture:
     def __exit__(self, *exception) -> None:
         self.wires.close()
 
-    def of(self, text: Encoded) -> dict[str, np.ndarray]:
+    def of(self, text: EncodedPrompt) -> dict[str, np.ndarray]:
         """`state/{i}` [token, feature] and `attention/{i}` [head, query, token], fp32; {} if it did not run."""
         for batch in reversed(self.batches):
             place = batch.row(text.ids)
@@ -108,7 +79,7 @@ class EncoderCapture:
         """Layers that ran without their attention being seen."""
         if not self.batches:
             return {}
-        return {f"{self.family.layers}.{i}.{self.family.attention}": why for i, why in self.watch.blind().items()}
+        return {f"{self.family.layers}.{i}.{self.family.layer_attention}": why for i, why in self.watch.blind().items()}
 
     def _begin(self, name: str, ids: Tensor) -> None:
         self.batches.append(Batch(ids.tolist()))

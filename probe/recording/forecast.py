@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from toushi.hooks.attention import Call, Watch
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Said, family_of
+from toushi.probe.pipelines.family import EncodePromptCall
+from toushi.probe.pipelines.registry import family_of
+from toushi.probe.pipelines.size_estimate import MapSize
 from toushi.probe.recording.policy import Policy
 
 EXTRA = 80  # bytes for each latent cell: the latent in fp32, 16 pixels of preview
@@ -16,14 +18,6 @@ QUEUED = 4  # steps in memory at once: two wait for the disk, one is written, on
 
 class OverBudget(ToushiError):
     """The trace would be larger than allowed; the message says what cheaper choices would take."""
-
-
-class Size(NamedTuple):
-    """The maps of one site and branch in one step."""
-
-    heads: int
-    columns: int
-    cells: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class Forecast:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{k}: {readable(self.disk[k])} on disk, {readable(self.memory[k])} in memory" for k in self.disk
+            f"{k}: {format_bytes(self.disk[k])} on disk, {format_bytes(self.memory[k])} in memory" for k in self.disk
         )
 
 
@@ -52,30 +46,30 @@ def forecast(
 ) -> Forecast:
     """Bytes of the trace that recording `model.sample` with these arguments would make. Runs the denoiser once."""
     family, policy = family_of(model), policy or Policy()
-    if family.evaluate is None or family.blank is None:
+    if family.evaluate is None or family.blank_latents is None:
         raise ToushiError(
             f"the size of a {family.name} pipeline's trace is known when its first step has run: "
             "record checks it against the budget then"
         )
     said = getattr(model, family.encode_prompt)([prompt], [negative] if guidance != 1 else None)
-    texts = family.texts(Said(said))
-    columns = {branch: len(policy.columns(some[0], branch)) for branch, some in texts.items()}
+    texts = family.encoded_prompts(EncodePromptCall(said))
+    columns = {branch: policy.columns(some[0], branch).count for branch, some in texts.items()}
     if policy.branches is not None:
         columns = {branch: count for branch, count in columns.items() if branch in policy.branches}
-    modules = {name: site for name, site in family.chosen(model, sites).items() if site.kind != "encoder"}
-    maps: list[Size] = []
+    modules = {name: site for name, site in family.select_sites(model, sites).items() if site.kind != "encoder"}
+    maps: list[MapSize] = []
 
     def see(call: Call) -> None:
         _, heads, cells, keys = call.shape
-        maps.extend(Size(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
+        maps.extend(MapSize(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
 
-    blank = family.blank(model, size)
+    blank = family.blank_latents(model, size)
     with Watch({name: site.module for name, site in modules.items()}, see):
         getattr(model, family.evaluate)(blank, 1.0, prompt)
     return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))
 
 
-def forecast_of(maps: Iterable[Size], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
+def forecast_of(maps: Iterable[MapSize], policy: Policy, steps: int, latent: tuple[int, int]) -> Forecast:
     """From the maps of one step, the number of recorded steps and the latent's grid."""
     maps, number = list(maps), 4 if policy.dtype == "float32" else 2
     heads = sum(m.heads * m.columns * m.cells for m in maps)
@@ -86,23 +80,41 @@ def forecast_of(maps: Iterable[Size], policy: Policy, steps: int, latent: tuple[
     return Forecast(disk, {keep: bytes * QUEUED for keep, bytes in step.items()})
 
 
-def check(forecast: Forecast, policy: Policy, pictures: int) -> None:
-    """Raises OverBudget if so many pictures need more disk than the policy allows, or a tenth of free memory."""
-    keep, free = policy.keep, free_memory()
+def fits(forecast: Forecast, keep: str, policy: Policy, pictures: int) -> bool:
+    """Whether so many pictures, kept so, need no more disk than the budget and at most a tenth of free memory."""
+    free = free_memory()
     disk, memory = forecast.disk[keep] * pictures, forecast.memory[keep] * pictures
-    if disk <= policy.budget and (free is None or memory <= free / 10):
+    return disk <= policy.budget and (free is None or memory <= free / 10)
+
+
+def check(forecast: Forecast, keep: str, policy: Policy, pictures: int) -> None:
+    """Raises OverBudget, with the sizes of cheaper choices, where that does not fit."""
+    if fits(forecast, keep, policy, pictures):
         return
     cheaper = [k for k in forecast.disk if forecast.disk[k] < forecast.disk[keep]]
-    listed = ", ".join(f'keep="{k}" {readable(forecast.disk[k] * pictures)}' for k in cheaper)
-    allowed, more = f"the budget is {readable(policy.budget)}", "; or raise the budget (budget=, --budget)"
-    if disk <= policy.budget:
-        allowed, more = (
-            f"it would hold {readable(memory)} in memory, more than a tenth of the {readable(free or 0)} that are free",
-            "",
-        )
+    listed = ", ".join(f'keep="{k}" {format_bytes(forecast.disk[k] * pictures)}' for k in cheaper)
+    more = "; or raise the budget (budget=, --budget)" if forecast.disk[keep] * pictures > policy.budget else ""
     raise OverBudget(
-        f'keep="{keep}" would take {readable(disk)} on disk; {allowed}. '
+        f'keep="{keep}" would take {_excess(forecast, keep, policy, pictures)}. '
         f"Cheaper: {listed + '; or ' if listed else ''}fewer sites, steps or words{more}."
+    )
+
+
+def reason_not_heads(forecast: Forecast, policy: Policy, pictures: int) -> str:
+    """Why only the mean over heads is kept, for the screen and the manifest."""
+    return (
+        f"the trace keeps the mean over heads: every head would take {_excess(forecast, 'heads', policy, pictures)}; "
+        'keep="heads" (--keep heads) with fewer sites, steps or words, or a larger budget, keeps every head'
+    )
+
+
+def _excess(forecast: Forecast, keep: str, policy: Policy, pictures: int) -> str:
+    disk, memory = forecast.disk[keep] * pictures, forecast.memory[keep] * pictures
+    if disk > policy.budget:
+        return f"{format_bytes(disk)} on disk; the budget is {format_bytes(policy.budget)}"
+    return (
+        f"{format_bytes(disk)} on disk; it would hold {format_bytes(memory)} in memory, more than a tenth of the "
+        f"{format_bytes(free_memory() or 0)} that are free"
     )
 
 
@@ -115,11 +127,3 @@ def free_memory() -> int | None:
         names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
         known = getattr(os, "sysconf_names", {})
         return os.sysconf(names[0]) * os.sysconf(names[1]) if all(n in known for n in names) else None
-
-
-def readable(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

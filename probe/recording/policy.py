@@ -1,29 +1,42 @@
 """What to keep of a run."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded
+from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import find, segment, shares
-from toushi.probe.trace.manifest import KEEPS
+from toushi.probe.trace.trace_format import KEEPS, stored_columns
 
-BRANCHES = ("cond", "uncond")
 DTYPES = ("float16", "float32")
 DISK = 8 * 10**9
+
+
+class KeptColumns(NamedTuple):
+    """Text columns of one prompt, both lists ascending."""
+
+    single: list[int]  # kept one by one
+    pads: list[int]  # only their sum is kept
+
+    @property
+    def count(self) -> int:
+        """Places of the token axis."""
+        return len(self.single) + bool(self.pads)
 
 
 @dataclass(frozen=True)
 class Policy:
     """What `record` was asked to keep."""
 
-    keep: str = "heads"
+    keep: str | None = None  # None: "heads" where the forecast fits the budget, else "mean"
     words: tuple | None = None
     steps: int | slice | tuple[int, ...] | None = None
     branches: tuple[str, ...] | None = None
     dtype: str = "float16"  # of the stored maps; sums are float32
     budget: int = DISK  # bytes on disk for one run
+    pads: bool = False  # whether every pad column is kept by itself, not their sum
 
     def recorded(self, count: int) -> list[int]:
         """The steps of a run of `count` that are kept."""
@@ -39,8 +52,11 @@ class Policy:
             raise ToushiError(f"steps: there is no step {outside[0]} in a run of {count} steps (0 to {count - 1})")
         return sorted({step % count for step in asked})
 
-    def columns(self, text: Encoded, branch: str) -> list[int]:
-        """The text columns that are kept, ascending. `words` are words of the prompt, so uncond keeps all."""
+    def columns(self, text: EncodedPrompt, branch: str) -> KeptColumns:
+        """The text columns that are kept.
+
+        `words` are words of the prompt, so the other branches keep all.
+        """
         tokens = text.tokens
         if self.words is not None and branch == "cond" and text.prompt is not None:
             words = segment(text.prompt)
@@ -50,15 +66,20 @@ class Policy:
                     raise ToushiError(f"words: no text column stands for {word!r}, since it was cut; leave it out")
             mass = sum((shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
-        return sorted(token.column for token in tokens if token.column is not None)
+        elif not self.pads:
+            return KeptColumns(*stored_columns(tokens))
+        return KeptColumns(sorted(token.column for token in tokens if token.column is not None), [])
+
+    def check_branches(self, family: Family) -> None:
+        """Raises ToushiError for a branch that the family does not have."""
+        if unknown := [branch for branch in self.branches or () if branch not in family.branches]:
+            raise ToushiError(f"branches are {' and '.join(family.branches)}; {unknown[0]!r} came")
 
     def __post_init__(self):
-        if self.keep not in KEEPS:
+        if self.keep is not None and self.keep not in KEEPS:
             raise ToushiError(f"keep must be one of {', '.join(KEEPS)}; {self.keep!r} came")
         if self.dtype not in DTYPES:
             raise ToushiError(f"dtype must be one of {', '.join(DTYPES)}; {self.dtype!r} came")
-        if unknown := [branch for branch in self.branches or () if branch not in BRANCHES]:
-            raise ToushiError(f"branches are {' and '.join(BRANCHES)}; {unknown[0]!r} came")
         for name in ("words", "steps", "branches"):
             if getattr(self, name) == ():
                 raise ToushiError(f"{name} is empty, so nothing would be kept; leave it out to keep all of them")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from toushi.probe.editing.editor import edits_of
 from toushi.probe.pipelines.lora import loras_of
+from toushi.probe.pipelines.private_api import execution_device
 from toushi.probe.text.alignment import segmenter
 
 PACKAGES = (
@@ -83,13 +83,13 @@ def _identity(model) -> dict[str, str | None]:
     }
 
 
-def surroundings(model) -> dict:
+def environment(model) -> dict:
     """Fields of the manifest that do not depend on the prompt."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     about = next(iter(parameters), torch.empty(0))
     loading = getattr(model, "loading", None)
     # Of a pipeline whose weights are put off, `device` is where they wait, not where it computes.
-    device = getattr(model, "_execution_device", None) or getattr(model, "device", about.device)
+    device = execution_device(model) or getattr(model, "device", about.device)
     return {
         "model": _identity(model),
         "loading": None if loading is None else loading.manifest(),
@@ -101,11 +101,10 @@ def surroundings(model) -> dict:
         "versions": versions(),
         "git": git_commit(),
         "argv": sys.argv,
-        "edits": edits_of(model),
     }
 
 
-def of_picture(value: Any, item: int, count: int) -> Any:
+def value_of_picture(value: Any, item: int, count: int) -> Any:
     """What is told of one picture out of `count`: its own entry of a list, which may have one for several pictures."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         return value

@@ -1,47 +1,40 @@
-"""One run of a model under `record`: its texts, its current step, one trace for each picture of the batch."""
+"""One run under `record`: from attention calls to maps, step by step, one trace for each picture of the batch."""
 
-import operator
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from toushi.hooks.attention import Call
+from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import WireError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
-from toushi.probe.pipelines.family import Encoded, Family, Scene, Site, Stepped, Stretch
-from toushi.probe.recording.forecast import OverBudget, Size, check, forecast_of
-from toushi.probe.recording.policy import Policy
-from toushi.probe.recording.provenance import of_picture, surroundings
-from toushi.probe.recording.step_maps import Maps, probabilities
-from toushi.probe.session.row_matching import Place, alike, places
-from toushi.probe.text.alignment import segment
-from toushi.probe.trace import manifest as layout
+from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
+from toushi.probe.pipelines.size_estimate import MapSize
+from toushi.probe.recording.forecast import OverBudget, check, fits, forecast_of, reason_not_heads
+from toushi.probe.recording.policy import KeptColumns
+from toushi.probe.recording.step_maps import Maps, RowColumns, column_range
+from toushi.probe.recording.trace_fields import trace_fields
+from toushi.probe.recording.unrecordable import Unrecordable, described
+from toushi.probe.session.row_matching import Place, group_rows_by_layout
+from toushi.probe.session.subscriber import Evaluation, Run
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.writer import TraceWriter
 
-# Small calls are read together at the end of an evaluation, which is twice as fast as one by one in the midst of the
-# model; until then their queries must be held. Large ones are read at once, while they are in the cache.
-HELD = 1 << 20  # bytes
+if TYPE_CHECKING:
+    from toushi.probe.recording.record import Recording
+
+# Small calls are read together at the end of an evaluation, which is twice as fast as one by one while the model runs;
+# until then their queries must be held. Large ones are read at once, while they are in the cache.
+PENDING_MAX_BYTES = 1 << 20
 
 
-class Unrecordable(ToushiError):
-    """The model attends in a way that cannot be read or placed."""
-
-
-@dataclass
-class Texts:
-    """What one call of encode_prompt gave: for each branch its prompts, and what the encoder did with them."""
-
-    branches: dict[str, list[Encoded]]
-    encoder: dict[str, list[dict[str, np.ndarray]]]
+class KeptMean(UserWarning):
+    """Every head would not fit the budget, so only their mean is kept."""
 
 
 def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
@@ -53,341 +46,285 @@ def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
     raise Unrecordable(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
 
 
-class Run:
-    """Filled from the wires: `evaluate` before the denoiser runs, `take` at each attention, `finish_step` after."""
+class RunRecorder:
+    """Filled by the recording: `begin_evaluation`, then `take` at each attention call, `finish_step` at the end."""
 
-    def __init__(
-        self,
-        model,
-        family: Family,
-        policy: Policy,
-        sites: Mapping[str, Site],
-        texts: Callable[[], Texts],
-        folders: Callable[[int], list[Path]],
-        count: int,
-        times: Callable[[int], list[float] | None],
-        about: Mapping[str, Any],
-        resumed: bool = False,
-    ):
-        self.model, self.family, self.policy, self.sites = model, family, policy, sites
-        self.texts, self.folders, self.about = texts, folders, about
-        self.count, self.times = count, times
-        self.recorded = policy.recorded(count)
-        self.thread = threading.get_ident()
-        self.resumed = resumed  # whether the writers go on in an older trace
-        self.index = 0
+    def __init__(self, recording: "Recording", run: Run, metadata: Mapping[str, Any]):
+        self.recording, self.run, self.metadata = recording, run, metadata
+        self.session, self.family, self.policy = recording.session, recording.family, recording.policy
+        self.recorded_steps = self.policy.recorded(run.count)
+        self.keep = self.policy.keep  # None until the first recorded step shows whether every head fits the budget
+        self.keep_reason: str | None = None
         self.writers: list[TraceWriter] = []
-        self.columns: dict[Place, list[int]] = {}
-        self.seen: dict[str, dict] = {}  # site -> its entry in the manifest
-        self.sizes: dict[str, Size] = {}  # key -> size, of the first picture
+        self.columns: dict[Place, KeptColumns] = {}  # of each branch and picture
+        self.site_info: dict[str, dict] = {}  # site -> its entry in the manifest
+        self.sizes: dict[str, MapSize] = {}  # tensor name -> size, of the first picture
         self.kernels: set[str] = set()
         self.threads = torch.get_num_threads()  # that the denoiser computes with
-        self.latent: tuple[int, int] = (0, 0)
-        self.joint: tuple[Stretch, ...] | None = None
-        self.keys: int | None = None
-        self.rows_of_text: list[tuple[tuple[Tensor, ...], tuple[int, ...], list[Place]]] = []
+        self.inputs: DenoiserInputs | None = None  # of the evaluation that is running
         self.rows: list[Place] = []
-        self.taken: set[str] = set()
-        self.spanned: list[tuple[int, Place]] = []
-        self.span: tuple[slice, list[list[int] | slice]] = (slice(0, 0), [])
+        self.kept_rows: list[tuple[int, Place]] = []  # those whose maps are wanted in this evaluation
+        self.column_range = slice(0, 0)  # that the kept rows need together
+        self.row_columns: list[RowColumns] = []  # of each kept row, counted in that range
+        self.range_of: list[tuple[int, Place]] = []  # the rows that these two belong to
+        self.sites_taken: set[str] = set()  # in this evaluation
         self.refusal: OverBudget | None = None
-        self.measured = True  # whether the forecast was held against the budget since a site was added
+        self.is_size_checked = True  # since the last site was added
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self.ran = False  # whether the denoiser was run in this step
-        self.evaluations: Counter[Place] = Counter()
-        self.fresh: list[tuple[int, Place]] = []
-        self.waiting: list[Call] = []
-        self.held = 0
+        self.kept_rows = []
+        self.pending: list[Call] = []
+        self.pending_bytes = 0
         self.maps: list[Maps] = []
         self.started = time.perf_counter()
 
     @property
-    def recording(self) -> bool:
-        return self.index in self.recorded
+    def is_step_recorded(self) -> bool:
+        return self.run.index in self.recorded_steps
 
-    def at(self, index: int) -> None:
-        """The sampler is about to take this step. A run that begins in the midst has no steps before it."""
-        if index != self.index and self.ran and self.policy.steps is not None:
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the finest grid; (0, 0) before the first recorded evaluation."""
+        return (0, 0) if self.inputs is None else self.inputs.grid
+
+    def start_at(self, index: int) -> None:
+        """The run makes this step next, not the one that was expected."""
+        if self.run.denoiser_ran and self.policy.steps is not None:
             raise Unrecordable(
-                f"this run began at step {index} without saying so, so that the wrong steps would be kept: "
-                "record all of them (leave out steps=…)"
+                f"this run is at step {index} without saying so before, so `steps=` would select the wrong ones: "
+                "record all of them (remove steps=…)"
             )
-        if index > self.index and not self.writers and not self.resumed:
-            self.recorded = [step for step in self.recorded if step >= index]
-            if not self.recorded and self.policy.steps is not None:
+        if index > self.run.index and not self.writers and self.recording.resumed is None:
+            self.recorded_steps = [step for step in self.recorded_steps if step >= index]
+            if not self.recorded_steps and self.policy.steps is not None:
                 raise ToushiError(f"steps: this run begins at step {index}, after all that were asked for")
-        self.index = index
 
-    # --- from the wires
+    # --- evaluations and attention calls
 
-    def evaluate(self, inputs: Mapping[str, Any]) -> None:
-        """The denoiser is about to run: finds out which rows are whose."""
-        if threading.get_ident() != self.thread:
+    def begin_evaluation(self, evaluation: Evaluation) -> None:
+        if threading.get_ident() != self.run.thread:
             raise Unrecordable(
                 "the model was run from a second thread while a run was recorded: "
                 "give each thread a model and a recording of its own"
             )
-        self.ran = True
         self.threads = torch.get_num_threads()
-        if not self.recording:
+        if not self.is_step_recorded:
             return
-        self._read()  # what waits belongs to the rows of the evaluation before this one
-        scene = self.family.scene(self.model, inputs)
-        self.latent, self.joint, self.keys = scene.grid, scene.joint, scene.keys
-        self.rows = self._whose(scene)
+        self._read_pending()  # they belong to the rows of the evaluation before this one
+        self.inputs, self.rows = evaluation.inputs, evaluation.rows
         wanted = self.policy.branches
-        self.fresh, self.taken = [], set()
+        self.kept_rows, self.sites_taken = [], set()
         for row, place in enumerate(self.rows):
-            self.evaluations[place] += 1
-            # Of several evaluations in one step the first is kept (Heun's second one looks from another place).
-            if self.evaluations[place] == 1 and (wanted is None or place[0] in wanted):
-                self.fresh.append((row, place))
-        if self.fresh != self.spanned:
-            self.spanned, self.span = self.fresh, self._span()
-
-    def _whose(self, scene: Scene) -> list[Place]:
-        """Of each row the branch and picture. Comparing texts takes time, and most come again at every step."""
-        version = tuple(0 if key.is_inference() else key._version for key in scene.key)
-        for key, known_version, rows in self.rows_of_text:
-            if known_version == version and len(key) == len(scene.key) and all(map(operator.is_, key, scene.key)):
-                return rows
-        known = self.texts()
-        states = {branch: [text.states for text in some] for branch, some in known.branches.items()}
-        rows = places(scene.texts(), states, self.family.rows, self.evaluations)
-        self.rows_of_text = [(scene.key, version, rows), *self.rows_of_text[:3]]
-        for place in rows:
             if place not in self.columns:
-                self.columns[place] = self.policy.columns(known.branches[place[0]][place[1]], place[0])
-        return rows
-
-    def _span(self) -> tuple[slice, list[list[int] | slice]]:
-        """The stretch of columns that the fresh rows need together, and where in it each row's own ones are."""
-        every = [self.columns[place] for _, place in self.fresh]
-        first = min((columns[0] for columns in every if columns), default=0)
-        last = max((columns[-1] + 1 for columns in every if columns), default=0)
-        own: list[list[int] | slice] = []
-        for columns in every:
-            at = [column - first for column in columns]
-            whole = bool(at) and at == list(range(at[0], at[-1] + 1))
-            own.append(slice(at[0], at[-1] + 1) if whole else at)
-        return slice(first, last), own
+                branch, picture = place
+                self.columns[place] = self.policy.columns(self.session.prompts[branch][picture], branch)
+            # Of several evaluations in one step the first is kept (Heun's second one looks from another place).
+            if self.run.evaluations[place] == 1 and (wanted is None or place[0] in wanted):
+                self.kept_rows.append((row, place))
+        if self.kept_rows != self.range_of:
+            self.range_of = self.kept_rows
+            self.column_range, self.row_columns = column_range([self.columns[place] for _, place in self.kept_rows])
 
     def take(self, call: Call) -> None:
-        """One attention call at one site: its maps are wanted if this is the first evaluation of the step."""
-        if not self.recording or not self.fresh:
+        """One attention call at one site: its maps are kept if this is the first evaluation of the step."""
+        if not self.is_step_recorded or not self.kept_rows or self.inputs is None:
             return
-        rows, heads, cells, keys = call.shape
-        site = self.sites[call.site]
+        kind = self.recording.selected[call.site].kind
+        cells = self._check_shape(call, kind)
+        if call.site in self.sites_taken:
+            raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
+        self.sites_taken.add(call.site)
+        if call.site not in self.site_info:
+            _, heads, _, keys = call.shape
+            self.site_info[call.site] = {"kind": kind, "grid": list(grid_of(self.grid, cells)), "heads": heads}
+            self._add_size(call.site, heads, cells, keys)
+        if self.refusal is None:  # else they are only measured
+            self.pending.append(call)
+            self.pending_bytes += call.bytes
+            if self.pending_bytes > PENDING_MAX_BYTES or call.what.query.is_inference():
+                self._read_pending()  # inference tensors do not tell of changes
+
+    def _check_shape(self, call: Call, kind: str) -> int:
+        """Number of image cells of the call. Raises Unrecordable if rows, sequence or keys are not the expected ones."""
+        assert self.inputs is not None
+        rows, _, cells, keys = call.shape
+        joint = self.inputs.joint
         if rows != len(self.rows):
             raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
-        columns = self.span[0].stop
-        if self.joint is not None and site.kind == "cross":
-            image = self.latent[0] * self.latent[1]
-            last = max(stretch.image for stretch in self.joint) + image
+        if kind != "cross":
+            return cells
+        columns = self.column_range.stop
+        if joint is not None:
+            image = self.grid[0] * self.grid[1]
+            last = max(sequence.image for sequence in joint) + image
             if cells != keys or cells < last:
                 raise Unrecordable(f"{call.site}: expected one sequence of at least {last}, but {cells}x{keys} came")
-            cells, columns = image, max(own.text + own.columns for own in self.joint)
-        if site.kind == "cross" and keys < columns:
+            cells, columns = image, max(sequence.text + sequence.columns for sequence in joint)
+        if keys < columns:
             raise Unrecordable(f"{call.site}: expected {columns} text columns, but it looks at {keys} keys")
-        if site.kind == "cross" and self.keys not in (None, keys):
+        if self.inputs.keys not in (None, keys):
             raise Unrecordable(
-                f"{call.site}: looks at {keys} keys, and the text has {self.keys} columns: which keys are the text's "
-                f"is not known for {self.family.name}. Leave it out with sites=…"
+                f"{call.site}: looks at {keys} keys, and the text has {self.inputs.keys} columns: which keys are the "
+                f"text's is not known for {self.family.name}. Leave it out with sites=…"
             )
-        if call.site in self.taken:
-            raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
-        self.taken.add(call.site)
-        if call.site not in self.seen:
-            self.seen[call.site] = {"kind": site.kind, "grid": list(grid_of(self.latent, cells)), "heads": heads}
-            self._measure(call.site, heads, cells, keys)
-        if self.refusal is None:  # else they are only measured
-            self.waiting.append(call)
-            self.held += call.bytes
-            if self.held > HELD or call.what.query.is_inference():  # such tensors do not tell of changes
-                self._read()
+        return cells
 
-    def _read(self) -> None:
+    def _read_pending(self) -> None:
         """Makes the maps of the calls that wait."""
-        if not self.measured:
-            self._check()
-        calls, self.waiting, self.held = self.waiting, [], 0
-        stored = torch.float32 if self.policy.keep == "sum" else getattr(torch, self.policy.dtype)
-        mean = self.policy.keep != "heads"
+        if not self.is_size_checked:
+            self._check_size()
+        calls, self.pending, self.pending_bytes = self.pending, [], 0
+        stored, mean = self._stored_dtype, self.keep in ("mean", "sum")
+        joint = None if self.inputs is None else self.inputs.joint
+        kinds = {name: site.kind for name, site in self.recording.selected.items()}
         for call in calls:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
             self.kernels.add(call.kernel)
-        crossing = [call for call in calls if self.joint is None and self.sites[call.site].kind == "cross"]
-        some = None if len(self.fresh) == len(self.rows) else [row for row, _ in self.fresh]
-        read = probabilities(crossing, self.span[0], some, mean, stored)
-        self.maps += [Maps(call.site, self.fresh, self.span[1], found, None) for call, found in zip(crossing, read)]
-        fresh_places = dict(self.fresh)
+        # Pads are added up before they are rounded.
+        precise = torch.float32 if any(columns.pads is not None for columns in self.row_columns) else stored
+        crossing = [call for call in calls if joint is None and kinds[call.site] == "cross"]
+        rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
+        for call, values in zip(crossing, probabilities_of(crossing, self.column_range, rows, mean, precise)):
+            self.maps += Maps(call.site, self.kept_rows, self.row_columns, values, None).with_pads_summed(stored)
+        places = dict(self.kept_rows)
         for call in (call for call in calls if call not in crossing):
-            whole = self.sites[call.site].kind == "self"
-            for stretch, rows in alike(fresh_places, None if whole else self.joint).items():
-                fresh = [(row, fresh_places[row]) for row in rows]
-                some = None if len(rows) == len(self.rows) else rows
-                own = None if whole else [self.span[1][self.fresh.index(one)] for one in fresh]
-                rest = None
-                if stretch is None:
-                    found = call.probabilities(slice(None), some, None, mean, stored)
-                else:
-                    image = slice(stretch.image, stretch.image + self.latent[0] * self.latent[1])
-                    columns = slice(stretch.text, stretch.text + stretch.columns)
-                    text = call.probabilities(columns, some, image, mean)
-                    # By the kernel's own log-sum-exp. Adding up the image's keys instead, as the tests do, would
-                    # cost as much as the attention itself.
-                    rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
-                    found = text[..., self.span[0], :].to(stored)
-                self.maps.append(Maps(call.site, fresh, own, found, rest))
+            whole = kinds[call.site] == "self"
+            for sequence, group in group_rows_by_layout(places, None if whole else joint).items():
+                kept = [(row, places[row]) for row in group]
+                rows = None if len(group) == len(self.rows) else group
+                if sequence is None:
+                    values = call.probabilities(slice(None), rows, None, mean, stored)
+                    self.maps.append(Maps(call.site, kept, None, values, None))
+                    continue
+                image = slice(sequence.image, sequence.image + self.grid[0] * self.grid[1])
+                columns = slice(sequence.text, sequence.text + sequence.columns)
+                text = call.probabilities(columns, rows, image, mean)
+                # By the kernel's own log-sum-exp. Adding up the image's keys instead, as the tests do, would cost as
+                # much as the attention itself.
+                rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
+                own = [self.row_columns[self.kept_rows.index(one)] for one in kept]
+                values = text[..., self.column_range, :].to(precise)
+                self.maps += Maps(call.site, kept, own, values, rest).with_pads_summed(stored)
 
-    def _measure(self, name: str, heads: int, cells: int, keys: int) -> None:
+    # --- size
+
+    def _add_size(self, name: str, heads: int, cells: int, keys: int) -> None:
         """Adds a site to the forecast."""
-        for _, place in self.fresh:
+        joint = self.inputs is not None and self.inputs.joint is not None
+        for _, place in self.kept_rows:
             if place[1] == 0:
-                whole = self.sites[name].kind == "self"
-                kept = keys if whole else len(self.columns[place]) + (self.joint is not None)
-                self.sizes[layout.map_key(name, place[0])] = Size(heads, kept, cells)
-        self.measured = False
+                whole = self.recording.selected[name].kind == "self"
+                kept = keys if whole else self.columns[place].count + joint
+                self.sizes[layout.map_key(name, place[0])] = MapSize(heads, kept, cells)
+        self.is_size_checked = False
 
-    def _check(self) -> None:
+    def _check_size(self) -> None:
         """Once the forecast is over the budget no more maps are made, only measured."""
-        self.measured = True
-        forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded), self.latent)
+        self.is_size_checked = True
+        forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded_steps), self.grid)
+        pictures = 1 + max(picture for _, picture in self.rows)
+        if self.keep is None:
+            if fits(forecast, "heads", self.policy, pictures):
+                return
+            self._decide("mean", reason_not_heads(forecast, self.policy, pictures))
         try:
-            check(forecast, self.policy, pictures=1 + max(item for _, item in self.rows))
+            check(forecast, self.keep or "heads", self.policy, pictures)
         except OverBudget as refusal:
             self.refusal = refusal
-            self.maps, self.waiting = [], []
+            self.maps, self.pending = [], []
 
-    def finish_step(self, stepped: Stepped, blind: Mapping[str, str]) -> None:
-        """The scheduler moved on: writes what was seen since the last step."""
-        if self.recording:
-            if blind:
-                listed = "; ".join(f"{name} {why}" for name, why in blind.items())
-                raise Unrecordable(f"these sites could not be read: {listed}. Leave them out with sites=…")
-            self._read()
+    def _decide(self, keep: str, reason: str) -> None:
+        """Settles what is kept, where that was left open. Maps that were read until now become what is kept."""
+        self.keep, self.keep_reason = keep, reason
+        self.maps = [maps.stored(self._stored_dtype, mean=keep == "mean") for maps in self.maps]
+        if keep == "mean":
+            warnings.warn(KeptMean(reason), stacklevel=2)
+
+    @property
+    def _stored_dtype(self) -> torch.dtype:
+        """Sums are kept in fp32, and so is what may still become a mean."""
+        return torch.float32 if self.keep in (None, "sum") else getattr(torch, self.policy.dtype)
+
+    # --- steps and traces
+
+    def finish_step(self, step: SchedulerStep, unread: Mapping[str, str]) -> None:
+        """Writes what was read since the last step."""
+        if self.is_step_recorded:
+            if unread:
+                raise Unrecordable(described(unread))
+            self._read_pending()
             if self.refusal is not None:
                 raise self.refusal
+            if self.keep is None:
+                self._decide("heads", "every head fits the budget")
             if not self.writers:
-                self._open()
+                self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
-            info = {"seconds": seconds, "evaluations": max(self.evaluations.values(), default=0)}
+            info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
             # A copy: the sampler, or its caller, may change its latents while they wait for the disk.
-            latents = self.family.picture(stepped.latents.detach(), self.latent)
+            latents = self.family.unpack_latents(step.latents.detach(), self.grid)
             latents = latents.to("cpu", torch.float32, copy=True)
-            seen = None
-            if stepped.foreseen is not None and hasattr(self.model, "vae"):
-                seen = preview(self.model.vae, self.family.factor(self.model), stepped.foreseen.float()).cpu()
-            found = self._arrays()
-            for item, writer in enumerate(self.writers):
-                tensors = found[item]
-                tensors["latent"] = latents[item].numpy()
-                if seen is not None:
-                    tensors["preview"] = seen[item].numpy()
-                times = self.times(item)
-                writer.write_step(self.index, tensors, time=times[self.index] if times else None, **info)
-        self.index += 1
+            model, previews = self.recording.model, None
+            if step.denoised is not None and hasattr(model, "vae"):
+                previews = preview(model.vae, self.family.cell_pixels(model), step.denoised.float()).cpu()
+            arrays = self._arrays()
+            for picture, writer in enumerate(self.writers):
+                tensors = arrays[picture]
+                tensors["latent"] = latents[picture].numpy()
+                if previews is not None:
+                    tensors["preview"] = previews[picture].numpy()
+                times = self.run.times(picture)
+                writer.write_step(self.run.index, tensors, time=times[self.run.index] if times else None, **info)
         self._begin_step()
 
     def _arrays(self) -> list[dict[str, np.ndarray]]:
         """The maps of this step by name, for each picture."""
-        found: list[dict[str, np.ndarray]] = [{} for _ in self.writers]
+        arrays: list[dict[str, np.ndarray]] = [{} for _ in self.writers]
         for maps in self.maps:
-            arrays = maps.values.cpu().numpy()
-            arrays = arrays.reshape(*arrays.shape[:-1], *self.seen[maps.site]["grid"])
-            for number, (_, (branch, item)) in enumerate(maps.fresh):
-                own = slice(None) if maps.own is None else maps.own[number]
-                found[item][layout.map_key(maps.site, branch)] = arrays[number][..., own, :, :]
+            grid = self.site_info[maps.site]["grid"]
+            values = maps.values.cpu().numpy()
+            values = values.reshape(*values.shape[:-1], *grid)
+            for number, (_, (branch, picture)) in enumerate(maps.rows):
+                own = slice(None) if maps.columns is None else maps.columns[number].single
+                arrays[picture][layout.map_key(maps.site, branch)] = values[number][..., own, :, :]
                 if maps.rest is not None:
                     rest = maps.rest[number].cpu().numpy()
-                    rest = rest.reshape(*rest.shape[:-1], *self.seen[maps.site]["grid"])
-                    found[item][layout.rest_key(maps.site, branch)] = rest
-        return found
+                    arrays[picture][layout.rest_key(maps.site, branch)] = rest.reshape(*rest.shape[:-1], *grid)
+        return arrays
 
-    # --- the traces
-
-    def _open(self) -> None:
-        texts = self.texts()
-        count = 1 + max((item for _, item in self.rows), default=0)
-        for item, folder in enumerate(self.folders(count)):
-            writer = TraceWriter(folder, self._manifest(texts, item, count), resume=self.resumed)
+    def _open_writers(self) -> None:
+        count = 1 + max((picture for _, picture in self.rows), default=0)
+        for picture, folder in enumerate(self.recording.folders.new(count)):
+            writer = TraceWriter(folder, trace_fields(self, picture, count), resume=self.recording.resumed)
             self.writers.append(writer)
-            if layout.ENCODER in writer.manifest["files"]:
+            if layout.ENCODER in writer.manifest.files:
                 continue
             encoder = {}
-            for branch, some in texts.encoder.items():
-                if branch in writer.manifest["branches"]:
-                    encoder |= {f"{key}/{branch}": array for key, array in some[item].items()}
+            for branch, arrays in self.recording.encoder_arrays.items():
+                if branch in writer.manifest.branches:
+                    encoder |= {f"{key}/{branch}": array for key, array in arrays[picture].items()}
             if encoder:
                 writer.write_encoder(encoder)
 
-    def _manifest(self, texts: Texts, item: int, count: int) -> dict[str, Any]:
-        prompts = {branch: some[item].prompt for branch, some in texts.branches.items()}
-        kept = self.policy.branches
-        branches = {}
-        for branch, number in self.columns:
-            if number == item and (kept is None or branch in kept):
-                text = texts.branches[branch][item]
-                branches[branch] = {
-                    "tokens": text.tokens,
-                    "words": segment(text.prompt) if text.prompt is not None else [],
-                    "columns": None if self.policy.words is None else self.columns[branch, number],
-                }
-        if not branches:
-            had = ", ".join(dict.fromkeys(branch for branch, _ in self.columns)) or "none"
-            raise Unrecordable(f"expected a branch {' or '.join(kept or ())}, but this run has {had} (guidance of 1?)")
-        encoder = {
-            name: {"kind": "encoder", "grid": None, "heads": getattr(site.module, "heads", None)}
-            for name, site in self.sites.items()
-            if site.kind == "encoder"
-        }
-        factor = self.family.factor(self.model)
-        return {
-            **surroundings(self.model),
-            "threads": self.threads,
-            "prompt": prompts.get("cond"),
-            "negative_prompt": prompts.get("uncond"),
-            "branches": {branch: branches[branch] for branch in ("cond", "uncond") if branch in branches},
-            "sites": encoder | self.seen,
-            "family": self.family.name,
-            "not_recorded": self.family.not_recorded(self.model),
-            "keep": self.policy.keep,
-            "steps": {
-                "count": self.count,
-                "times": self.times(item),
-                "recorded": None if len(self.recorded) == self.count else self.recorded,
-            },
-            "evaluations": max(self.evaluations.values(), default=None),
-            "kept_evaluation": "first",
-            "size": [self.latent[0] * factor, self.latent[1] * factor] if self.latent[0] else None,
-            "kernel": ", ".join(sorted(self.kernels)) or None,
-            "heat_map": getattr(self.model, "heat_map", None),
-            "batch": count,
-            "safety": None if getattr(self.model, "safety_checker", None) is None else "not run",
-            "kept": {"words": self.policy.words, "dtype": self.policy.dtype, "budget": self.policy.budget},
-            **{name: of_picture(value, item, count) for name, value in self.about.items()},
-        }
-
-    def end(self, pictures: Iterable | None, safety: Sequence[str] | None = None) -> None:
-        """The run came to its end; `pictures` are what it drew, if that is known, `safety` what a checker said."""
+    def end(self, images: Iterable | None, safety: Sequence[str] | None = None) -> None:
+        """The run came to its end; `images` (PIL) are its pictures if known, `safety` a checker's verdicts."""
         for writer, verdict in zip(self.writers, safety or ()):
             writer.update(safety=verdict)
-        if self.writers and pictures is not None:
-            for writer, picture in zip(self.writers, pictures):
-                writer.write_image(picture)
-        self._close(complete=self.index >= self.count)
+        if self.writers and images is not None:
+            for writer, image in zip(self.writers, images):
+                writer.write_image(image)
+        self._close_writers(complete=self.run.index >= self.run.count)
 
     def abort(self, error: BaseException) -> None:
         """The run was broken off: what is finished stays readable, and the manifest says that it is not complete."""
         refused = isinstance(error, ToushiError | WireError)
-        if not self.writers and self.seen and not refused:
-            self._open()
-        self._close(complete=False)
+        if not self.writers and self.site_info and not refused:
+            self._open_writers()
+        self._close_writers(complete=False)
 
-    def _close(self, complete: bool) -> None:
+    def _close_writers(self, complete: bool) -> None:
         failure = None
         for writer in self.writers:
             try:

@@ -1,4 +1,4 @@
-"""Maps read from attention calls: several at once, where each alone is so small that it is their number that costs."""
+"""The maps of one step as they are read: one entry for each site and group of rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,52 +6,57 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toushi.hooks.attention import Call
-from toushi.hooks.kernels import Attended, Columns
+from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.session.row_matching import Place
 
-SMALL = 1 << 16  # scores
+
+class RowColumns(NamedTuple):
+    """Where the kept columns of one row are, in a range of columns that several rows share."""
+
+    single: list[int] | slice
+    pads: list[int] | slice | None
+
+
+def column_range(every: Sequence[KeptColumns]) -> tuple[slice, list[RowColumns]]:
+    """The range of columns that all rows need together, and where in it each row's own columns are."""
+    wanted = [column for columns in every for column in (*columns.single, *columns.pads)]
+    first, last = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+
+    def within(columns: list[int]) -> list[int] | slice:
+        at = [column - first for column in columns]
+        contiguous = bool(at) and at == list(range(at[0], at[-1] + 1))
+        return slice(at[0], at[-1] + 1) if contiguous else at
+
+    rows = [RowColumns(within(columns.single), within(columns.pads) if columns.pads else None) for columns in every]
+    return slice(first, last), rows
 
 
 class Maps(NamedTuple):
     """What one site gave in one evaluation."""
 
     site: str
-    fresh: list[tuple[int, Place]]
-    own: list[list[int] | slice] | None  # where in the columns those of each fresh row are; None: all
-    values: Tensor  # [fresh row, head?, column, cell]
-    rest: Tensor | None  # [fresh row, head?, cell]: mass on the image's own keys, in joint attention
+    rows: list[tuple[int, Place]]  # row of the batch, and whose it is
+    columns: list[RowColumns] | None  # of each row, among those of `values`; None: all
+    values: Tensor  # [row, head?, column, cell]
+    rest: Tensor | None  # [row, head?, cell]: mass on the image's own keys, in joint attention
 
+    def with_pads_summed(self, dtype: torch.dtype) -> "list[Maps]":
+        """The same, rows with pads one by one: their single columns, then the sum over their pads, in this dtype."""
+        if self.columns is None or all(columns.pads is None for columns in self.columns):
+            return [self]
+        split = []
+        for number, (row, columns) in enumerate(zip(self.rows, self.columns)):
+            parts = [self.values[number][..., columns.single, :]]
+            if columns.pads is not None:
+                parts.append(self.values[number][..., columns.pads, :].sum(-2, keepdim=True))
+            rest = None if self.rest is None else self.rest[number : number + 1]
+            split.append(Maps(self.site, [row], None, torch.cat(parts, -2).to(dtype)[None], rest))
+        return split
 
-def probabilities(
-    calls: Sequence[Call], columns: Columns, rows: Sequence[int] | None, mean: bool, dtype: torch.dtype
-) -> list[Tensor]:
-    """`call.probabilities(columns, rows, None, mean, dtype)` of each, small ones of equal shape in one go."""
-    alike: dict[tuple, list[Call]] = {}
-    for call in calls:
-        many, what = call.shape, call.what
-        small = many[0] * many[1] * many[2] * many[3] <= SMALL and what.key.shape[:2] == what.query.shape[:2]
-        key = (many, what.query.shape[3], what.query.dtype, what.scale, what.first, id(what.mask), call.lse is None)
-        alike.setdefault(key if small else (id(call),), []).append(call)
-    found: dict[int, Tensor] = {}
-    for some in alike.values():
-        if len(some) == 1:
-            found[id(some[0])] = some[0].probabilities(columns, rows, None, mean, dtype)
-            continue
-        count = some[0].shape[0]
-        own = None if rows is None else [number * count + row for number in range(len(some)) for row in rows]
-        parts = _joined(some).probabilities(columns, own, None, mean, dtype).chunk(len(some))
-        found |= zip(map(id, some), parts)
-    return [found[id(call)] for call in calls]
+    def stored(self, dtype: torch.dtype, mean: bool) -> "Maps":
+        """The same in another dtype; with `mean` over the heads, which must be there."""
 
+        def convert(tensor: Tensor) -> Tensor:
+            return (tensor.mean(1) if mean else tensor).to(dtype)
 
-def _joined(calls: Sequence[Call]) -> Call:
-    """One call with the rows of all of them, which have the same mask."""
-    first, mask = calls[0], calls[0].what.mask
-    if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
-        mask = torch.cat([mask] * len(calls))
-    query, key = (torch.cat([getattr(call.what, name) for call in calls]) for name in ("query", "key"))
-    lse = None if first.lse is None else torch.cat([call.lse for call in calls])
-    return Call(
-        first.site, first.what._replace(query=query, key=key, mask=mask), Attended(first.output, lse, first.kernel)
-    )
+        return self._replace(values=convert(self.values), rest=None if self.rest is None else convert(self.rest))

@@ -10,29 +10,35 @@ import torch
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Encoded, Stretch
+from toushi.probe.pipelines.family import EncodedPrompt, JointSequence
 
-Place = tuple[str, int]  # branch, and which picture of the batch
+Place = tuple[str, int]  # branch, and number of the picture in the batch
 
 
 class BranchMismatch(ToushiError):
     """The denoiser was given a text that the encoding did not return."""
 
 
-def places(
+def match_rows(
     rows: Sequence[Tensor],
     texts: Mapping[str, Sequence[Tensor]],
     order: Sequence[str],
     seen: Collection[Place] = (),
+    branches: Sequence[str] | None = None,
 ) -> list[Place]:
     """Branch and picture of each row. Rows and texts are [column, feature], without padding.
+
+    `branches` names the branch of each row, where a family can tell it from the denoiser's arguments.
 
     Texts that are equal (an empty prompt beside an empty negative one) cannot be told apart by value: among them
     `order`, the family's order of branches in a batch, decides; where there are fewer rows than texts, those come
     first that were not `seen` in this step yet (pipelines may evaluate their branches in separate calls), then `cond`.
     """
     every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
-    equals = [tuple(place for place in every if equal(row, texts[place[0]][place[1]])) for row in rows]
+    possible = [every if branches is None else [p for p in every if p[0] == branches[i]] for i in range(len(rows))]
+    equals = [
+        tuple(place for place in places if equal(row, texts[place[0]][place[1]])) for row, places in zip(rows, possible)
+    ]
     for index, (row, places) in enumerate(zip(rows, equals)):
         if not places:
             known = ", ".join(f"{branch} {tuple(texts[branch][item].shape)}" for branch, item in every)
@@ -43,12 +49,12 @@ def places(
     result: list[Place | None] = [None] * len(rows)
     for group in dict.fromkeys(equals):
         members = [index for index, places in enumerate(equals) if places == group]
-        for index, place in zip(members, _shared_out(group, len(members), order, seen)):
+        for index, place in zip(members, _assign_equal(group, len(members), order, seen)):
             result[index] = place
     return [place for place in result if place is not None]
 
 
-def _shared_out(group: Sequence[Place], count: int, order: Sequence[str], seen: Collection[Place]) -> list[Place]:
+def _assign_equal(group: Sequence[Place], count: int, order: Sequence[str], seen: Collection[Place]) -> list[Place]:
     """The places of `count` rows, in their order, among texts that are all equal."""
     if count > len(group):
         raise BranchMismatch(
@@ -65,19 +71,33 @@ def equal(row: Tensor, text: Tensor) -> bool:
     return row.shape == text.shape and torch.equal(row, text.to(row))
 
 
-def known(texts: Mapping[str, Sequence[Encoded]], aside: Sequence[Encoded]) -> dict[str, list[Encoded]]:
-    """The texts, those that came as embeddings with their prompts, if they are among those that were encoded aside."""
+def restore_prompts(
+    texts: Mapping[str, Sequence[EncodedPrompt]], precomputed: Sequence[EncodedPrompt]
+) -> dict[str, list[EncodedPrompt]]:
+    """The prompts; those that came as embeddings get their text back if they were encoded inside the session."""
 
-    def one(text: Encoded) -> Encoded:
-        same = (other for other in aside if equal(other.states, text.states))
+    def restored(text: EncodedPrompt) -> EncodedPrompt:
+        same = (other for other in precomputed if equal(other.states, text.states))
         return text if text.prompt is not None else next(same, text)
 
-    return {branch: list(map(one, some)) for branch, some in texts.items()}
+    return {branch: list(map(restored, prompts)) for branch, prompts in texts.items()}
 
 
-def alike(rows: Iterable[int], joint: Sequence[Stretch] | None) -> dict[Stretch | None, list[int]]:
+def group_rows_by_layout(
+    rows: Iterable[int], joint: Sequence[JointSequence] | None
+) -> dict[JointSequence | None, list[int]]:
     """The rows, those together that have image and text at the same places of their sequence."""
-    groups: dict[Stretch | None, list[int]] = {}
+    groups: dict[JointSequence | None, list[int]] = {}
     for row in sorted(rows):
         groups.setdefault(None if joint is None else joint[row], []).append(row)
     return groups
+
+
+def index_of_ids(row: Sequence[int], ids: Sequence[int]) -> int | None:
+    """Index in the row at which these ids begin, with padding behind or before them; None if they are not its own.
+
+    A prompt that came as embeddings has no ids, and no row is its own.
+    """
+    row, ids = list(row), list(ids)
+    starts = (0, len(row) - len(ids)) if ids else ()
+    return next((start for start in starts if row[start : start + len(ids)] == ids), None)

@@ -39,7 +39,7 @@ class AmbiguousWord(ToushiError):
 
 @dataclass(frozen=True)
 class Token:
-    id: int
+    id: int | None  # in the encoder's vocabulary; None where it is not known
     text: str  # as a reader wants it: the characters of the span, never the bytes
     span: Span | None  # characters of the raw prompt; None for what the prompt does not contain
     kind: str  # text | template | special | pad

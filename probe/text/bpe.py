@@ -5,7 +5,6 @@ prompt, joined, are its UTF-8 bytes; spans are worked out from that.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Token, Word, readable, segment
 
@@ -79,10 +79,7 @@ class Tokenizer:
         return _from_text, (self._inner.to_str(),)
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(Path(path), self._inner.to_str(pretty=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

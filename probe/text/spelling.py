@@ -9,8 +9,10 @@ cannot spell (<unk>) stands for whatever lies between its neighbours.
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from toushi.probe.text.alignment import Span, Token
 
@@ -33,7 +35,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer) -> "Vocabulary":
-        """Of a tokenizer of transformers backed by `tokenizers`, of diffusers' ChatGLM one, or of a processor's."""
+        """Of a tokenizer of transformers, of diffusers' ChatGLM one, or of a processor's."""
         if not hasattr(tokenizer, "all_special_ids"):
             tokenizer = tokenizer.tokenizer
         unknown = tokenizer.unk_token_id
@@ -41,13 +43,13 @@ class Vocabulary:
         unknown = None if unknown == tokenizer.eos_token_id else unknown
         special = frozenset(tokenizer.all_special_ids) - {unknown}
         ends = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-        fast = getattr(tokenizer, "backend_tokenizer", None)
-        if fast is None:
+        if hasattr(getattr(tokenizer, "tokenizer", None), "sp_model"):
             pieces = tokenizer.tokenizer  # around a SentencePiece model
             special |= frozenset(pieces.index_special_tokens)
             return cls(
                 pieces.convert_id_to_token, pieces.sp_model.normalize, False, frozenset(), special, unknown, *ends
             )
+        fast = backend_of(tokenizer)
         byte_level = isinstance(fast.decoder, decoders.ByteLevel)
         normalise = str if fast.normalizer is None else fast.normalizer.normalize_str
         added = frozenset(fast.get_added_tokens_decoder())
@@ -83,6 +85,21 @@ class Vocabulary:
                 cluster = _bare(cluster, spaces)
             found += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
         return found
+
+
+_backends: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+
+
+def backend_of(tokenizer) -> Tokenizer:
+    """The `tokenizers.Tokenizer` behind a tokenizer of transformers. One in plain Python, as CLIP's is up to
+    transformers 4, is converted once."""
+    if (fast := getattr(tokenizer, "backend_tokenizer", None) or _backends.get(tokenizer)) is not None:
+        return fast
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    fast = _backends[tokenizer] = convert_slow_tokenizer(tokenizer)
+    fast.add_tokens([added for _, added in sorted(tokenizer.added_tokens_decoder.items())])
+    return fast
 
 
 def spelled_out(

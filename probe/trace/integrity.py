@@ -1,96 +1,102 @@
-"""Does a trace hold what it says: files, checksums, shapes, probabilities, all the steps."""
+"""Whether a trace holds what its manifest says: files, checksums, shapes, probabilities, all the steps."""
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.manifest import DamagedTrace
-from toushi.probe.trace.safetensors_reader import Tensors, read_bytes
-from toushi.probe.trace.selection import Question
-
-if TYPE_CHECKING:
-    from toushi.probe.trace.reader import Trace
+from toushi.probe.trace.image_file import read_image
+from toushi.probe.trace.manifest import FileEntry
+from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore, read_bytes
+from toushi.probe.trace.selection import AttentionQuery
+from toushi.probe.trace.trace_errors import DamagedTrace
+from toushi.probe.trace.trace_format import IMAGE, map_key
 
 TOLERANCE = 1e-3  # text columns and rest sum to 1 within this, after storage in float16
 
 
-def problems(trace: "Trace") -> Iterator[str]:
-    yield from _completeness(trace)
-    for name, about in trace.manifest.get("files", {}).items():
-        yield from _bytes_as_listed(trace, name, about)
-    if layout.IMAGE in trace.manifest.get("files", {}):
-        yield from _picture(trace)
-    for step in trace.steps[-1:] if trace.keep == "sum" else trace.steps:
-        line = trace.files.lines[step]
-        listed = list(_bytes_as_listed(trace, line["file"], line))
-        yield from listed
-        if not listed:
-            yield from _tensors(trace, step)
+def verify(files: StepStore) -> list[str]:
+    """Everything that is wrong with the trace of a picture, in sentences; an empty list if nothing is."""
+    return list(_problems(files))
 
 
-def _completeness(trace: "Trace") -> Iterator[str]:
-    planned = trace.manifest["steps"].get("recorded")
-    planned = range(trace.manifest["steps"]["count"]) if planned is None else planned
-    missing = sorted(set(planned) - set(trace.steps))
-    if not trace.complete:
-        yield f"The run did not end: {len(trace.steps)} of {len(planned)} steps are finished."
+def _problems(files: StepStore) -> Iterator[str]:
+    manifest = files.manifest
+    yield from _completeness(files)
+    for name, listed in manifest.files.items():
+        yield from _changed_bytes(files, name, listed)
+    if IMAGE in manifest.files:
+        yield from _picture(files)
+    for step in files.steps[-1:] if manifest.keep == "sum" else files.steps:
+        line = files.lines[step]
+        changed = list(_changed_bytes(files, line.file, line))
+        yield from changed
+        if not changed:
+            yield from _tensors(files, step)
+
+
+def _completeness(files: StepStore) -> Iterator[str]:
+    manifest = files.manifest
+    planned = manifest.steps.recorded
+    planned = range(manifest.steps.count) if planned is None else planned
+    missing = sorted(set(planned) - set(files.steps))
+    if not manifest.complete:
+        yield f"The run did not end: {len(files.steps)} of {len(planned)} steps are finished."
     elif missing:
         yield f"The manifest says complete, but {len(missing)} steps are missing, the first is {missing[0]}."
 
 
-def _bytes_as_listed(trace: "Trace", name: str, about: dict) -> Iterator[str]:
+def _changed_bytes(files: StepStore, name: str, listed: FileEntry) -> Iterator[str]:
+    path = files.folder / name
     try:
-        path = trace.folder / name
-        if name == layout.IMAGE:
-            digest = hashlib.sha256(read_bytes(trace.folder, name)).hexdigest()
+        if name == IMAGE:
+            digest = hashlib.sha256(read_bytes(files.folder, name)).hexdigest()
         else:
-            with open(Tensors(trace.folder, name, about["bytes"]).path, "rb") as file:
+            with open(SafetensorsFile(files.folder, name, listed.bytes).path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (DamagedTrace, OSError) as error:
         yield str(error)
         return
-    if digest != about["sha256"]:
-        yield f"{path} is not what was written: its sha256 is {digest}, listed is {about['sha256']}."
+    if digest != listed.sha256:
+        yield f"{path} is not what was written: its sha256 is {digest}, listed is {listed.sha256}."
 
 
-def _picture(trace: "Trace") -> Iterator[str]:
+def _picture(files: StepStore) -> Iterator[str]:
     try:
-        image, size = trace.image(), trace.manifest.get("size")
+        image, size = read_image(files.folder), files.manifest.size
     except DamagedTrace as error:
         yield str(error)
         return
-    if size is not None and image is not None and list(image.shape[:2]) != size:
-        yield f"{layout.IMAGE} is {image.shape[0]}x{image.shape[1]}; the manifest says {size[0]}x{size[1]}."
+    if size is not None and image.shape[:2] != size:
+        yield f"{IMAGE} is {image.shape[0]}x{image.shape[1]}; the manifest says {size[0]}x{size[1]}."
 
 
-def _tensors(trace: "Trace", step: int) -> Iterator[str]:
+def _tensors(files: StepStore, step: int) -> Iterator[str]:
     try:
-        file = trace.files.step(step)
+        file = files.step(step)
         for key in sorted(file.keys):
-            trace.files.shape(file, key)
+            files.shape(file, key)
             if not np.isfinite(file.read(key)).all():
                 yield f'{file.path}: "{key}" holds values that are not finite.'
-        for site, about in trace.sites.items():
-            for branch in trace.branches:
-                if about["kind"] != "encoder" and layout.map_key(site, branch) in file.keys:
-                    yield from _probabilities(trace, site, branch, step)
+        for name, site in files.manifest.sites.items():
+            for branch in files.manifest.branches:
+                if site.kind != "encoder" and map_key(name, branch) in file.keys:
+                    yield from _probabilities(files, name, branch, step)
     except DamagedTrace as error:
         yield str(error)
 
 
-def _probabilities(trace: "Trace", site: str, branch: str, step: int) -> Iterator[str]:
-    question = Question(trace, None, branch, [site], None if trace.keep == "sum" else step)
-    maps, rest = question.step(site, step), question.rest(site, step)
+def _probabilities(files: StepStore, site: str, branch: str, step: int) -> Iterator[str]:
+    manifest = files.manifest
+    query = AttentionQuery(files, None, branch, [site], None if manifest.keep == "sum" else step)
+    maps, rest = query.step(site, step), query.rest(site, step)
     assert maps is not None
-    where = f'Step {step}, "{layout.map_key(site, branch)}"'
+    where = f'Step {step}, "{map_key(site, branch)}"'
     if maps.size and (maps.min() < 0 or maps.max() > 1 + TOLERANCE):
         yield f"{where}: probabilities lie between 0 and 1; these reach from {maps.min():.4g} to {maps.max():.4g}."
     total = maps.sum(-3, dtype=np.float32) + rest
     # With only some words kept, the rest of the sum is not in the trace.
-    all_kept = question.axis == "key" or trace.manifest["branches"][branch].get("columns") is None
+    all_kept = query.axis == "key" or manifest.branches[branch].covers_all_columns()
     worst = np.abs(total - 1).max()
     if all_kept and not worst <= TOLERANCE:
         yield f"{where}: text columns and rest sum to 1 in each cell; here they are off by up to {worst:.4g}."

@@ -1,221 +1,342 @@
-"""The trace on disk, format version 1: names, the manifest's fields, and the checks that writer and reader share.
+"""manifest.json, typed: `Manifest` of a picture, `EncoderManifest` of texts. docs/trace-format.md describes the folder."""
 
-    run/
-      manifest.json              see below; replaced as a whole
-      steps.jsonl                one line for each finished step: {step, file, bytes, sha256, time, …}
-      step_0007.safetensors      `{site}/{branch}` [head, token, y, x] (keep "mean": [token, y, x]; image
-                                 self-attention: key in place of token, row-major); `{site}/{branch}/rest`
-                                 [head, y, x] or [y, x] where it is not zero; `latent` [channel, y, x];
-                                 `preview` uint8 [y, x, 3]
-      sum_0007.safetensors       with keep "sum" instead: fp32 sums over the steps up to 7; its metadata `counts`
-                                 says for each name how many steps went in; `latent`, `preview`: the last ones
-      encoder.safetensors        `state/{i}/{branch}` [token, feature], 0 the embeddings;
-                                 `attention/{i}/{branch}` [head, query, token]
-      image.png
-    collection.json              of a folder of traces: {format, version, members: ["000", "001", …], …}
+from typing import Annotated, Any, Literal, Self
 
-The manifest. Fields marked * must be there; what is not known is null; further fields are kept as they are.
+from pydantic import Field, model_validator
 
-    format* "toushi-trace", version* 1, kind* "picture", complete* bool
-    model            {name, revision, weights_sha256}
-    loading          how a pipeline was loaded (dtype, offload, …), or null; loras: its LoRAs, with sha256 and scale
-    prompt*          str, or null for ready-made embeddings; negative_prompt the same
-    branches*        {cond: {tokens: [{id, text, span, kind, encoders, position, column}], words: [{text, start,
-                     end}], columns}}; spans are in characters of the prompt (uncond: of the negative prompt).
-                     The token axis of the maps is `columns`: the text columns kept, in this order; null means
-                     every column that a token has
-    segmenter        {name, version, dictionary_sha256}
-    sites*           {name: {kind: cross | self | encoder, grid: [y, x] or null, heads: n or null}}
-    keep*            heads | mean | sum
-    steps*           {count, times: [count or count + 1 numbers] or null, recorded: [step, …]; null means all}
-    kept             {words, dtype, budget}: what else was asked for. words: as they were named, or null for all of them
-    batch            how many pictures were drawn together, of which this is one
-    evaluations      of the denoiser for one step; kept_evaluation: "first", which of them the maps are of
-    guidance, sampler, seed, device, dtype, kernel, threads, edits, versions, git, argv
-    true_guidance    where a model has two: the one by a negative prompt. strength: of an image to begin with
-    asked            the prompt that a pipeline outside of the family table was given, whose tokens are not known
-    safety           "passed", "blocked", "not run", or null where there is no checker
-    family           the row of the family table by which it was recorded
-    not_recorded     {glob: why} of the model's attention that no site stands for
-    size             [height, width] in pixels
-    heat_map         {sites: [globs], rule: "how they are averaged, in words"}: this model's better default, or null
-    files            {name: {bytes, sha256}} of encoder.safetensors and image.png, written by the writer
-"""
+from toushi.probe.text import alignment
+from toushi.probe.trace.strict_model import (
+    Counts,
+    Length,
+    NamedTexts,
+    Number,
+    Numbers,
+    Offset,
+    Pair,
+    SpanPair,
+    StrictModel,
+    Texts,
+    limit,
+    mismatch,
+    validate,
+)
+from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
+from toushi.probe.trace.trace_format import FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
+from toushi.probe.trace.trace_json import short
 
-import json
-import math
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Token, Word
-
-FORMAT, COLLECTION, VERSION = "toushi-trace", "toushi-collection", 1
-MANIFEST, STEPS, MEMBERS = "manifest.json", "steps.jsonl", "collection.json"
-ENCODER, IMAGE = "encoder.safetensors", "image.png"
-LONGEST = 65_536  # of an axis that the manifest leaves open
-KEEPS = ("heads", "mean", "sum")
-SITE_KINDS = ("cross", "self", "encoder")
-TOKEN_KINDS = ("text", "template", "special", "pad")
+Column = Annotated[int, Field(ge=0, le=10**7)]
+SiteName = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f]{1,300}$")]
+BranchName = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
+Columns = Annotated[list[Column], Field(fail_fast=True)]
+FileName = Literal["encoder.safetensors", "image.png"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class DamagedTrace(ToushiError):
-    """What lies in the folder is not what the format says."""
+# --- tokens and words -----------------------------------------------------------------------------------
 
 
-class NewerTrace(ToushiError):
-    """The trace was written in a format that this version does not know."""
-
-
-# --- names ----------------------------------------------------------------------------------------------
-
-
-def step_file(step: int, keep: str) -> str:
-    return f"{'sum' if keep == 'sum' else 'step'}_{step:04d}.safetensors"
-
-
-def map_key(site: str, branch: str) -> str:
-    return f"{site}/{branch}"
-
-
-def rest_key(site: str, branch: str) -> str:
-    return f"{site}/{branch}/rest"
-
-
-def state_key(index: int, branch: str) -> str:
-    return f"state/{index}/{branch}"
-
-
-def encoder_attention_key(layer: int, branch: str) -> str:
-    return f"attention/{layer}/{branch}"
-
-
-def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
-    match = re.fullmatch(r"(?:state|attention)/[0-9]{1,6}/(\w+)", key)
-    return match is not None and match[1] in branches
-
-
-def is_ours(name: str) -> bool:
-    """A file that belongs to a trace, finished or not: beside anything else nothing is ever removed."""
-    made = (
-        r"(manifest\.json|(steps|texts)\.jsonl|collection\.json|(image|words)\.png|"
-        r"(encoder|(step|sum|texts)_[0-9]{4,})\.safetensors)"
+class TokenEntry(StrictModel):
+    id: Annotated[int, Field(ge=0, le=2**40)] | None = Field(None, description="In the vocabulary of its encoder.")
+    text: str = Field(description="As a reader wants it: the characters of the span, never bytes.")
+    span: SpanPair | None = Field(
+        None, description="Characters [start, end] of the prompt; null for what the prompt does not contain."
     )
-    return re.fullmatch(made + r"(\.tmp)?", name) is not None
+    kind: Literal["text", "template", "special", "pad"]
+    encoders: Texts = Field(description="The text encoders that read this token.")
+    position: Column = Field(description="In the sequence of its encoder.")
+    column: Column | None = Field(
+        None, description="In the text keys of the denoiser; null where the denoiser never gets it."
+    )
+
+    def token(self) -> alignment.Token:
+        return alignment.Token(
+            self.id, self.text, self.span, self.kind, tuple(self.encoders), self.position, self.column
+        )
 
 
-def is_member(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
+class WordEntry(StrictModel):
+    text: str
+    start: Offset = Field(description="The first character, in the prompt of the branch.")
+    end: Offset = Field(description="One past the last character.")
+
+    def word(self) -> alignment.Word:
+        return alignment.Word(self.text, self.start, self.end)
 
 
-# --- the manifest ---------------------------------------------------------------------------------------
-
-
-def format_of(folder: Path) -> object:
-    """What the manifest in the folder says it is of; None where there is none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest.get("format") if isinstance(manifest, dict) else None
-
-
-def check_manifest(manifest: Any, where: str) -> dict:
-    """The manifest, if every field that the reader relies on is what the format says."""
-
-    def need(holds: bool, field: str, expected: str, came: object) -> None:
-        if not holds:
-            raise DamagedTrace(f"{where}: {field} must be {expected}; {short(came)} is there.")
-
-    need(isinstance(manifest, dict), "the manifest", "a JSON object", manifest)
-    came = manifest.get("format")
-    need(came == FORMAT, "format", f'"{FORMAT}" (or this is no Toushi trace; of an experiment see toushi report)', came)
-    check_version(manifest, where)
-    came = manifest.get("kind")
-    need(came == "picture", "kind", '"picture" or "encoder", the kinds that this version reads', came)
-    for field in ("complete", "prompt", "branches", "sites", "keep", "steps"):
-        need(field in manifest, field, "there", "nothing")
-    need(isinstance(manifest["complete"], bool), "complete", "true or false", manifest["complete"])
-    for field in ("prompt", "negative_prompt"):
-        came = manifest.get(field)
-        need(came is None or isinstance(came, str), field, "text or null", came)
-    came = manifest["keep"]
-    need(isinstance(came, str) and came in KEEPS, "keep", f"one of {', '.join(KEEPS)}", came)
-
-    sites = manifest["sites"]
-    need(isinstance(sites, dict) and len(sites) <= 10_000, "sites", "an object", sites)
-    for name, site in sites.items():
-        field = f"sites[{name!r:.60}]"
-        need(bool(re.fullmatch(r"[^\s/\x00-\x1f]{1,300}", name)), field, "named by a module path", name)
-        need(isinstance(site, dict) and site.get("kind") in SITE_KINDS, field, f"of kind {SITE_KINDS}", site)
-        need({"grid", "heads"} <= set(site), field, "{kind, grid, heads}", site)
-        grid, heads = site["grid"], site["heads"]
-        is_grid = isinstance(grid, list) and len(grid) == 2 and all(whole(n, 1, 65_536) for n in grid)
-        need(is_grid or (grid is None and site["kind"] == "encoder"), f"{field}.grid", "[rows, columns]", grid)
-        need(heads is None or whole(heads, 1, 65_536), f"{field}.heads", "a count or null", heads)
-
-    branches = manifest["branches"]
-    need(isinstance(branches, dict) and len(branches) <= 16, "branches", "an object", branches)
-    for name, branch in branches.items():
-        need(bool(re.fullmatch(r"[a-z_]{1,32}", name)), "a branch", "named like cond or uncond", name)
-        _check_branch(branch, prompt_of(manifest, name), f"branches.{name}", need)
-
-    steps = manifest["steps"]
-    need(isinstance(steps, dict) and whole(steps.get("count"), 0, 1_000_000), "steps", "{count, times}", steps)
-    times, recorded = steps.get("times"), steps.get("recorded")
-    need(times is None or _all(times, _number), "steps.times", "a list of numbers or null", times)
-    in_run = _all(recorded, lambda n: whole(n, 0, steps["count"] - 1))
-    need(recorded is None or in_run, "steps.recorded", "a list of step indices or null", recorded)
-
-    for field in ("model", "segmenter", "versions"):
-        came = manifest.get(field)
-        need(came is None or isinstance(came, dict), field, "an object or null", came)
-    size, rule, files = manifest.get("size"), manifest.get("heat_map"), manifest.get("files", {})
-    is_size = _all(size, lambda n: whole(n, 1, 65_536)) and len(size) == 2
-    need(size is None or is_size, "size", "[height, width] or null", size)
-    is_rule = isinstance(rule, dict) and _all(rule.get("sites"), lambda s: isinstance(s, str))
-    is_rule = is_rule and 1 <= len(rule["sites"]) <= 1000 and isinstance(rule.get("rule"), str)
-    need(rule is None or is_rule, "heat_map", "{sites: [globs], rule: text} or null", rule)
-    need(isinstance(files, dict), "files", "an object", files)
-    for name, about in files.items():
-        need(name in (ENCODER, IMAGE), "files", f"about {ENCODER} and {IMAGE} only", name)
-        need(is_file(about), f"files[{name}]", "{bytes, sha256}", about)
-    return manifest
-
-
-def _check_branch(branch: Any, prompt: str | None, where: str, need) -> None:
-    need(isinstance(branch, dict), where, "an object", branch)
-    tokens, words, kept = branch.get("tokens"), branch.get("words"), branch.get("columns")
-    need(isinstance(tokens, list), f"{where}.tokens", "a list", tokens)
-    need(isinstance(words, list), f"{where}.words", "a list", words)
-    length = len(prompt) if prompt is not None else 0
-    columns = set()
+def check_spans(tokens: list[TokenEntry], length: int, field: str = "tokens") -> None:
+    """Raises unless every span lies within a text of this length."""
     for index, token in enumerate(tokens):
-        field = f"{where}.tokens[{index}]"
-        need(isinstance(token, dict), field, "an object", token)
-        known = isinstance(token.get("text"), str) and token.get("kind") in TOKEN_KINDS
-        known = known and (token.get("id") is None or whole(token["id"], 0, 2**40))
-        known = known and whole(token.get("position"), 0, 10**7)
-        known = known and _all(token.get("encoders"), lambda e: isinstance(e, str))
-        need(known, field, "{id, text, span, kind, encoders, position, column}", token)
-        span, column = token.get("span"), token.get("column")
-        need(span is None or is_span(span, length), f"{field}.span", f"within the {length} characters", span)
-        free = whole(column, 0, 10**7) and column not in columns
-        need(column is None or free, f"{field}.column", "a column that no other token has, or null", column)
-        columns.add(column)
+        if token.span is not None and not token.span[0] <= token.span[1] <= length:
+            raise mismatch(f"{field}[{index}].span", f"within the {length} characters", list(token.span))
+
+
+def check_words(words: list[WordEntry], text: str, field: str = "words") -> None:
+    """Raises unless every word is what its span says of this text."""
     for index, word in enumerate(words):
-        good = isinstance(word, dict) and is_span([word.get("start"), word.get("end")], length)
-        good = good and word.get("text") == (prompt or "")[word["start"] : word["end"]] != ""
-        need(good, f"{where}.words[{index}]", "a {text, start, end} of the prompt", word)
-    is_kept = _all(kept, lambda c: whole(c, 0, 10**7) and c in columns) and len(set(kept)) == len(kept)
-    need(kept is None or is_kept, f"{where}.columns", "a list of the tokens' columns or null", kept)
+        if not word.text or text[word.start : word.end] != word.text or word.end > len(text):
+            raise mismatch(f"{field}[{index}]", "a {text, start, end} of the text", word.model_dump())
+
+
+class Branch(StrictModel):
+    """What one forward pass of the denoiser reads: the prompt (cond), the negative prompt (uncond), …"""
+
+    tokens: list[TokenEntry] = Field(
+        description="Every token that was encoded, also those that the denoiser never gets.", fail_fast=True
+    )
+    words: list[WordEntry] = Field(fail_fast=True)
+    columns: Columns | None = Field(
+        None,
+        description="The text columns that the maps have, in this order; null: every column that a token has, but for "
+        "`pad_columns`.",
+    )
+    pad_columns: Columns | None = Field(
+        None,
+        description="Columns of pads of which the maps have only the sum, as the last place of the token axis. "
+        "From version 2.",
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_of_tokens(self) -> Self:
+        known = set()
+        for index, token in enumerate(self.tokens):
+            if token.column in known:
+                wanted = "a column that no other token has, or null"
+                raise mismatch(f"tokens[{index}].column", wanted, token.column)
+            known |= {token.column} - {None}
+        chosen = self.columns or []
+        if not set(chosen) <= known or len(set(chosen)) < len(chosen):
+            raise mismatch("columns", "a list of different columns of the tokens, or null", self.columns)
+        pads = self.pad_columns or []
+        free = {token.column for token in self.tokens if token.kind == "pad"} - set(chosen)
+        if not set(pads) <= free or len(set(pads)) < len(pads):
+            wanted = "a list of different columns of pads that are not among columns, or null"
+            raise mismatch("pad_columns", wanted, self.pad_columns)
+        return self
+
+    def places(self) -> list[alignment.Token]:
+        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads."""
+        pads = set(self.pad_columns or ())
+        by_column = {entry.column: entry.token() for entry in self.tokens if entry.column is not None}
+        columns = sorted(set(by_column) - pads) if self.columns is None else self.columns
+        summed = [alignment.Token(None, PADS_TEXT, None, "pad", (), -1, PADS)] if pads else []
+        return [by_column[column] for column in columns] + summed
+
+    def covers_all_columns(self) -> bool:
+        """Whether the maps hold the attention to every text column, so that it sums to 1 with `rest`."""
+        every = {token.column for token in self.tokens} - {None}
+        return self.columns is None or every <= {*self.columns, *(self.pad_columns or ())}
+
+
+# --- the run --------------------------------------------------------------------------------------------
+
+
+class Site(StrictModel):
+    """A module whose attention was recorded."""
+
+    kind: Literal["cross", "self", "encoder"] = Field(
+        description="cross: image to text; self: image to image; encoder: text to text."
+    )
+    grid: Pair | None = Field(description="Rows and columns of latent cells; null for an encoder.")
+    heads: Length | None
+
+    @model_validator(mode="after")
+    def _maps_have_a_grid(self) -> Self:
+        if self.grid is None and self.kind != "encoder":
+            raise mismatch("grid", "[rows, columns]", None)
+        return self
+
+
+class Steps(StrictModel):
+    count: Annotated[int, Field(ge=0, le=1_000_000)] = Field(description="Steps of the run.")
+    times: Numbers | None = Field(
+        None, description="The model's time at each step; one more at the end is the time after the last."
+    )
+    recorded: Counts | None = Field(None, description="The steps that were asked for; null: all.")
+
+    @model_validator(mode="after")
+    def _recorded_steps_exist(self) -> Self:
+        if self.recorded is not None and not all(step < self.count for step in self.recorded):
+            raise mismatch("recorded", f"a list of steps below {self.count}, or null", self.recorded)
+        return self
+
+
+class FileEntry(StrictModel):
+    bytes: Annotated[int, Field(ge=0, le=2**60)]
+    sha256: Digest
+
+
+class ModelIdentity(StrictModel):
+    name: str | None = Field(None, description="Of a shipped model, a hub id, or the name of the model's folder.")
+    revision: str | None = None
+    weights_sha256: str | None = None
+
+
+class Lora(StrictModel):
+    name: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+    scale: Any = Field(None, description="A number, or a list where layers have different scales.")
+    on: bool | None = None
+    parts: Texts | None = Field(None, description="The parts of the pipeline that it changes.")
+
+
+class HeatMapRule(StrictModel):
+    """A better default than the mean over all sites, from the model's card."""
+
+    sites: Texts = Field(description="Globs of the sites that are averaged.", min_length=1, max_length=1000)
+    rule: str = Field(description="How they are averaged, in words.")
+
+
+class Kept(StrictModel):
+    """What was asked to be kept."""
+
+    keep: str | None = Field(None, description="heads, mean or sum; null: heads where they fit the budget, else mean.")
+    keep_reason: str | None = Field(None, description="Why heads or mean was taken where it was left open.")
+    words: list[Any] | None = Field(None, description="As they were named; null: all.")
+    dtype: str | None = Field(None, description="Of the stored maps.")
+    budget: int | None = Field(None, description="Bytes on disk.")
+
+
+# --- manifests ------------------------------------------------------------------------------------------
+
+
+class TraceManifest(StrictModel):
+    """What traces of both kinds have."""
+
+    format: Literal["toushi-trace"]
+    version: int = Field(description="Of the format.")
+    kind: Literal["picture", "encoder"]
+    complete: bool = Field(description="Whether the run came to its end.")
+    model: ModelIdentity | None = None
+    segmenter: dict[str, Any] | None = Field(None, description="What cut the text into words: name, version, …")
+    device: str | None = None
+    dtype: str | None = Field(None, description="Of the model's numbers.")
+    threads: int | None = None
+    versions: NamedTexts | None = Field(None, description="Of Python and the packages.")
+    git: str | None = Field(None, description="The commit, with + if files were changed since.")
+    argv: Texts | None = Field(None, description="The command.")
+
+    @property
+    def name_of_model(self) -> str | None:
+        return None if self.model is None else self.model.name
+
+
+class Manifest(TraceManifest):
+    """A picture: everything that is needed to make it again, and what was recorded of it."""
+
+    kind: Literal["picture"]
+    prompt: str | None = Field(description="null: the run was given ready-made embeddings.")
+    negative_prompt: str | None = None
+    asked: Any = Field(None, description="The prompt given to a pipeline whose tokens are not known.")
+    branches: Annotated[dict[BranchName, Branch], limit(16)]
+    sites: Annotated[dict[SiteName, Site], limit(10_000)]
+    keep: Literal["heads", "mean", "sum"] = Field(
+        description="Every head; the mean over heads; the mean over heads, summed over steps."
+    )
+    steps: Steps
+    kept: Kept | None = None
+    family: str | None = Field(None, description="The family of pipelines by which it was recorded.")
+    loading: dict[str, Any] | None = Field(None, description="How the pipeline was loaded: dtype, offload, ….")
+    loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
+    not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
+    evaluations: int | None = Field(None, description="Evaluations of the denoiser for one step.")
+    kept_evaluation: str | None = Field(None, description="Which of them the maps are of.")
+    guidance: Number | None = None
+    true_guidance: Number | None = Field(
+        None, description="Guidance by a negative prompt, where a model has two kinds."
+    )
+    strength: Number | None = Field(None, description="Of image-to-image.")
+    sampler: str | None = None
+    seed: int | None = None
+    size: Pair | None = Field(None, description="Height and width in pixels.")
+    batch: int | None = Field(None, description="How many pictures were drawn together, of which this is one.")
+    edits: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    safety: str | None = Field(None, description="passed, blocked or not run; null: there is no checker.")
+    heat_map: HeatMapRule | None = None
+    kernel: str | None = Field(None, description="The attention kernel.")
+    files: Annotated[dict[FileName, FileEntry], limit(16)] = Field(
+        default_factory=dict, description="Written by the writer."
+    )
+
+    @model_validator(mode="after")
+    def _spans_fit_the_prompts(self) -> Self:
+        for name, branch in self.branches.items():
+            if self.version < 2 and branch.pad_columns is not None:
+                wanted = "null in version 1 of the format"
+                raise mismatch(f"branches.{name}.pad_columns", wanted, branch.pad_columns)
+            prompt = self.prompt_of(name) or ""
+            check_spans(branch.tokens, len(prompt), f"branches.{name}.tokens")
+            check_words(branch.words, prompt, f"branches.{name}.words")
+        return self
+
+    def list_file(self, name: str, entry: dict[str, Any]) -> None:
+        """Adds a finished file: {bytes, sha256}."""
+        self.files = {**self.files, name: FileEntry(**entry)}
+
+    def oldest_version(self) -> int:
+        """The oldest format version whose readers understand these maps."""
+        return VERSION if any(branch.pad_columns for branch in self.branches.values()) else FIRST_VERSION
+
+    def prompt_of(self, branch: str) -> str | None:
+        """The text that the spans of a branch count in."""
+        return self.negative_prompt if branch == "uncond" else self.prompt
+
+    def tokens_of(self, branch: str) -> list[alignment.Token]:
+        return [entry.token() for entry in self.branches[branch].tokens]
+
+    def words_of(self, branch: str) -> list[alignment.Word]:
+        return [entry.word() for entry in self.branches[branch].words]
+
+    def step_shapes(self, key: str) -> list[tuple[int, ...]] | None:
+        """The shapes that a tensor of this name may have in a step file; -1 is any length from 1. None: no such name."""
+        if key == "latent":
+            return [(-1, -1, -1)]
+        if key == "preview":
+            return [(-1, -1, 3)]
+        name, _, tail = key.partition("/")
+        branch, _, rest = tail.partition("/")
+        site = self.sites.get(name)
+        if site is None or site.grid is None or branch not in self.branches or rest not in ("", "rest"):
+            return None
+        rows, columns = site.grid
+        middle = rows * columns if site.kind == "self" else len(self.branches[branch].places())
+        averaged = (rows, columns) if rest else (middle, rows, columns)
+        by_head = (site.heads or -1, *averaged)
+        return {"heads": [by_head], "mean": [averaged], "sum": [averaged, by_head]}[self.keep]
+
+
+class EncoderManifest(TraceManifest):
+    """What one text encoder made of many texts."""
+
+    kind: Literal["encoder"]
+    count: Annotated[int, Field(ge=0, le=10**7)] = Field(description="Texts.")
+    layers: Annotated[int, Field(ge=0, le=10**4)] = Field(description="States are numbered 0..layers.")
+    heads: Annotated[int, Field(ge=1, le=10**4)] | None = Field(
+        None, description="null: the attention could not be read, or was not asked for."
+    )
+    width: Annotated[int, Field(ge=0, le=10**6)] = Field(description="Features of a state.")
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def check_manifest(raw: Any, where: str) -> Manifest:
+    """The manifest of a picture. Raises DamagedTrace, NewerTrace."""
+    _check_head(raw, where)
+    return validate(Manifest, raw, where)
+
+
+def check_encoder_manifest(raw: Any, where: str) -> EncoderManifest:
+    """The manifest of texts. Raises DamagedTrace, NewerTrace."""
+    _check_head(raw, where)
+    return validate(EncoderManifest, raw, where)
 
 
 def check_version(raw: dict, where: str) -> None:
-    version: Any = raw.get("version")
-    if not whole(version, 1, 10**9):
+    """Raises DamagedTrace or NewerTrace unless this version can be read."""
+    version = raw.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < 10**9:
         raise DamagedTrace(f"{where}: version must be a whole number from 1; {short(version)} is there.")
     if version > VERSION:
         raise NewerTrace(
@@ -223,130 +344,16 @@ def check_version(raw: dict, where: str) -> None:
         )
 
 
-def check_line(line: Any, keep: str, where: str) -> dict:
-    """One line of steps.jsonl. The file's name follows from the step, so no other file can be named."""
-    if not isinstance(line, dict) or not whole(line.get("step"), 0, 1_000_000) or not is_file(line):
-        raise DamagedTrace(f"{where} must be {{step, file, bytes, sha256, …}}; {short(line)} is there.")
-    expected = step_file(line["step"], keep)
-    if line.get("file") != expected:
-        raise DamagedTrace(f'{where}: the file must be "{expected}"; {short(line.get("file"))} is there.')
-    if line.get("time") is not None and not _number(line["time"]):
-        raise DamagedTrace(f"{where}: time must be a number or null; {short(line['time'])} is there.")
-    return line
+def _check_head(raw: Any, where: str) -> None:
+    """What decides whether the rest can be understood: format, version, kind."""
 
+    def need(holds: bool, field: str, expected: str, came: object) -> None:
+        if not holds:
+            raise DamagedTrace(f"{where}: {field} must be {expected}; {short(came)} is there.")
 
-# --- tokens, words, columns -----------------------------------------------------------------------------
-
-
-def prompt_of(manifest: dict, branch: str) -> str | None:
-    """The text that the spans of a branch count in."""
-    return manifest.get("negative_prompt" if branch == "uncond" else "prompt")
-
-
-def token_of(raw: dict) -> Token:
-    """A token as a manifest or a list of texts has it."""
-    span = None if raw.get("span") is None else tuple(raw["span"])
-    encoders = tuple(raw["encoders"])
-    return Token(raw.get("id"), raw["text"], span, raw["kind"], encoders, raw["position"], raw.get("column"))
-
-
-def word_of(raw: dict) -> Word:
-    return Word(raw["text"], raw["start"], raw["end"])
-
-
-def tokens_of(manifest: dict, branch: str) -> list[Token]:
-    return list(map(token_of, manifest["branches"][branch]["tokens"]))
-
-
-def words_of(manifest: dict, branch: str) -> list[Word]:
-    return list(map(word_of, manifest["branches"][branch]["words"]))
-
-
-def columns_of(manifest: dict, branch: str) -> list[int]:
-    """The text column at each place of the token axis."""
-    raw = manifest["branches"][branch]
-    if raw.get("columns") is not None:
-        return list(raw["columns"])
-    return sorted(token["column"] for token in raw["tokens"] if token.get("column") is not None)
-
-
-# --- tensors --------------------------------------------------------------------------------------------
-
-
-def step_shapes(manifest: dict, key: str) -> list[tuple[int, ...]] | None:
-    """The shapes that a tensor of this name may have in a step file; -1 is any length from 1. None: no such name."""
-    if key == "latent":
-        return [(-1, -1, -1)]
-    if key == "preview":
-        return [(-1, -1, 3)]
-    name, _, tail = key.partition("/")
-    branch, _, rest = tail.partition("/")
-    site = manifest["sites"].get(name)
-    if site is None or branch not in manifest["branches"] or site["kind"] == "encoder" or rest not in ("", "rest"):
-        return None
-    rows, columns = site["grid"]
-    middle = rows * columns if site["kind"] == "self" else len(columns_of(manifest, branch))
-    averaged = (rows, columns) if rest else (middle, rows, columns)
-    by_head = (site["heads"] or -1, *averaged)
-    return {"heads": [by_head], "mean": [averaged], "sum": [averaged, by_head]}[manifest["keep"]]
-
-
-def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
-    shape = tuple(shape)
-    return any(
-        len(shape) == len(one) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, one))
-        for one in allowed
-    )
-
-
-# --- JSON -----------------------------------------------------------------------------------------------
-
-
-def parse(data: bytes, where: str) -> Any:
-    """JSON, strictly: UTF-8, no lone surrogates, no NaN."""
-
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise DamagedTrace(f"{where} is not valid JSON ({short(str(error))}).") from None
-    return value
-
-
-def is_file(about: object) -> bool:
-    if not isinstance(about, dict):
-        return False
-    digest = about.get("sha256")
-    is_digest = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
-    return is_digest and whole(about.get("bytes"), 0, 2**60)
-
-
-def whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) < 2**63 and math.isfinite(value)
-
-
-def _all(values: Any, holds) -> bool:
-    return isinstance(values, list) and all(map(holds, values))
-
-
-def is_span(span: Any, length: int) -> bool:
-    if not isinstance(span, list) or len(span) != 2:
-        return False
-    return whole(span[0], 0, length) and whole(span[1], span[0], length)
-
-
-def short(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "something deeply nested"
-    return text if len(text) <= 80 else text[:77] + "…"
+    need(isinstance(raw, dict), "the manifest", "a JSON object", raw)
+    came = raw.get("format")
+    need(came == FORMAT, "format", f'"{FORMAT}" (or this is no Toushi trace; of an experiment see toushi report)', came)
+    check_version(raw, where)
+    came = raw.get("kind")
+    need(came in ("picture", "encoder"), "kind", '"picture" or "encoder", the kinds that this version reads', came)

@@ -1,19 +1,22 @@
 """Reading what lies on disk without trusting it: regular files inside the folder, of the size that was listed."""
 
-import contextlib
-import itertools
 import math
-import os
 import stat
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.manifest import DamagedTrace
+from toushi.probe.base.safe_read import read_regular_file
+from toushi.probe.trace.trace_errors import DamagedTrace
+from toushi.probe.trace.trace_format import fits
+
+if TYPE_CHECKING:  # pydantic takes 0.15 s to import, which recording waits for only when it has a manifest to write
+    from toushi.probe.trace.listing import StepLine
+    from toushi.probe.trace.manifest import Manifest
 
 JSON_BYTES = 2**26  # of a manifest or a list of steps; a quarter of a million steps are less
 EMPTY = 2**20  # values along the other axes of a tensor without any
@@ -22,44 +25,10 @@ OPEN_FILES = 256  # mapped at once; a mapping costs address space, not memory
 
 def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
     """The content of a regular file in the folder. A link is refused, for it can lead out of the folder."""
-    path = folder / name
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):  # fdopen would refuse a folder in its own words
-        os.close(descriptor)
-        raise DamagedTrace(f"{path} must be a regular file; something else has that name.")
-    with os.fdopen(descriptor, "rb") as file:
-        if about.st_size > limit:
-            raise DamagedTrace(f"{path} has {about.st_size} bytes; more than {limit} cannot be right.")
-        try:
-            return file.read(limit)
-        except OSError as error:
-            raise DamagedTrace(f"{path} cannot be read: {error.strerror}.") from None
+    return read_regular_file(folder / name, limit, DamagedTrace)
 
 
-def read_lines(folder: Path, keep: str) -> list[dict]:
-    """The finished steps in order. A last line that was cut off when the process ended does not count."""
-    path = folder / layout.STEPS
-    *whole, last = read_bytes(folder, layout.STEPS, JSON_BYTES).split(b"\n", 2**20)
-    lines = [layout.check_line(layout.parse(line, where), keep, where) for where, line in _numbered(whole, path)]
-    if last:
-        with contextlib.suppress(DamagedTrace):
-            lines.append(layout.check_line(layout.parse(last, str(path)), keep, str(path)))
-    steps = [line["step"] for line in lines]
-    if any(a >= b for a, b in itertools.pairwise(steps)):
-        raise DamagedTrace(f"{path} must list the steps in order, each once; it lists {steps[:20]}.")
-    return lines
-
-
-def _numbered(lines: list[bytes], path: Path):
-    return ((f"{path} line {number}", line) for number, line in enumerate(lines, 1))
-
-
-class Tensors:
+class SafetensorsFile:
     """One safetensors file, mapped, read slice by slice. Nothing but what is asked for is ever in memory."""
 
     def __init__(self, folder: Path, name: str, size: int | None = None):
@@ -109,40 +78,48 @@ class Tensors:
         return self._file.get_slice(key)
 
 
-class StepFiles:
+class StepStore:
     """The files of one trace, each opened when it is first asked for; their tensors checked against the manifest."""
 
-    def __init__(self, folder: Path, manifest: dict, lines: list[dict]):
+    def __init__(self, folder: Path, manifest: "Manifest", lines: "list[StepLine]"):
         self.folder, self.manifest = folder, manifest
-        self.lines = {line["step"]: line for line in lines}
-        self._open: OrderedDict[str, Tensors] = OrderedDict()
+        self.lines = {line.step: line for line in lines}
+        self._open: OrderedDict[str, SafetensorsFile] = OrderedDict()
         self._allowed: dict[str, list[tuple[int, ...]] | None] = {}
         self._lock = Lock()
 
     @property
     def steps(self) -> list[int]:
+        """The finished steps."""
         return list(self.lines)
 
-    def step(self, step: int) -> Tensors:
-        return self.named(self.lines[step]["file"], self.lines[step]["bytes"])
+    @property
+    def times(self) -> list[float]:
+        """The model's time at each of `steps`; NaN where it is not known."""
+        planned = dict(enumerate(self.manifest.steps.times or []))
+        listed = {step: line.time for step, line in self.lines.items()}
+        return [float(planned.get(step, math.nan) if time is None else time) for step, time in listed.items()]
 
-    def named(self, name: str, size: int) -> Tensors:
+    def step(self, step: int) -> SafetensorsFile:
+        return self.named(self.lines[step].file, self.lines[step].bytes)
+
+    def named(self, name: str, size: int) -> SafetensorsFile:
         with self._lock:
             if name not in self._open:
-                self._open[name] = Tensors(self.folder, name, size)
+                self._open[name] = SafetensorsFile(self.folder, name, size)
                 if len(self._open) > OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(name)
             return self._open[name]
 
-    def shape(self, file: Tensors, key: str) -> tuple[int, ...]:
+    def shape(self, file: SafetensorsFile, key: str) -> tuple[int, ...]:
         """The shape of a tensor of a step file, if it is what the manifest says."""
         if key in file.checked:
             return file.checked[key]
         if key not in self._allowed:
-            self._allowed[key] = layout.step_shapes(self.manifest, key)
+            self._allowed[key] = self.manifest.step_shapes(key)
         shape, allowed = file.shape(key), self._allowed[key]
-        if allowed is None or not layout.fits(shape, allowed):
+        if allowed is None or not fits(shape, allowed):
             expected = " or ".join(map(str, allowed or [])).replace("-1", "any") or "nothing of that name"
             raise DamagedTrace(f'{file.path}: "{key}" must be {expected} by the manifest; it is {shape}.')
         file.checked[key] = shape

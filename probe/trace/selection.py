@@ -1,107 +1,174 @@
-"""Questions about attention: which steps, sites and columns are meant, and what comes back for them."""
+"""Which steps, sites, columns and words a query about attention selects, and what the files hold for them."""
 
+import difflib
+import fnmatch
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from toushi.probe.analysis.maps import resample
+from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Word, shares
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.manifest import DamagedTrace
-from toushi.probe.trace.safetensors_reader import Tensors
-
-if TYPE_CHECKING:
-    from toushi.probe.trace.reader import Trace
+from toushi.probe.text.alignment import Span, Word, find, shares
+from toushi.probe.trace.manifest import Manifest
+from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
+from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
+from toushi.probe.trace.trace_format import map_key, rest_key
+from toushi.probe.trace.trace_json import parse
 
 Sites = str | Sequence[str] | None
 Steps = int | slice | Iterable[int] | None
-Asked = str | Word | Span
+WordSpec = str | Word | Span
 
-PLAIN_MEAN = "mean over heads within a site, then over steps, then over sites, each equally"
-LARGEST = 2**31  # bytes of one answer
-
-
-class NotRecorded(ToushiError):
-    """The trace is fine, but what was asked for was not kept in it."""
+MAX_BYTES = 2**31  # of one answer
 
 
-def on_finest_grid(question: "Question") -> xr.DataArray:
+# --- names -> what the trace holds ----------------------------------------------------------------------
+
+
+def check_branch(manifest: Manifest, branch: str) -> str:
+    """The branch. Raises NotRecorded where the trace has no such branch."""
+    if branch not in manifest.branches:
+        there = ", ".join(manifest.branches) or "none"
+        raise NotRecorded(f"There is no branch {branch!r}; this trace has {there}.")
+    return branch
+
+
+def select_sites(manifest: Manifest, sites: Sites = None) -> list[str]:
+    """The names of the sites that the globs match, in the manifest's order; by default every cross site."""
+    known = manifest.sites
+    if sites is None:
+        chosen = {name for name, site in known.items() if site.kind == "cross"}
+        if not chosen:
+            raise NotRecorded("The trace has no image-to-text site. Name the sites that you want.")
+    else:
+        chosen = set()
+        for pattern in map(str, [sites] if isinstance(sites, str) else list(sites)):
+            matches = {pattern} & set(known) or {name for name in known if fnmatch.fnmatchcase(name, pattern)}
+            if not matches:
+                near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
+                listed = ", ".join(near or list(known)[:5])
+                raise NotRecorded(f"No site of this trace is called {pattern!r}. Near: {listed or 'none at all'}.")
+            chosen |= matches
+        if not chosen:
+            raise ToushiError("At least one site is needed; the list of sites is empty.")
+    if encoder := [name for name in chosen if known[name].kind == "encoder"]:
+        raise ToushiError(f"{encoder[0]} lies in the text encoder, which has no map: ask encoder_attention.")
+    return [name for name in known if name in chosen]
+
+
+def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
+    """The finished steps that an index, a list of indices or a slice means; by default all."""
+    if steps is None:
+        return files.steps
+    count = files.manifest.steps.count
+    try:
+        if isinstance(steps, slice):
+            return [step for step in range(*steps.indices(count)) if step in files.lines]
+        asked = [int(n.__index__()) for n in ([steps] if isinstance(steps, int | np.integer) else steps)]
+    except (TypeError, AttributeError, ValueError):
+        raise ToushiError(f"steps must be an index, a list of indices or a slice; {steps!r:.80} came.") from None
+    chosen = [step + count if step < 0 else step for step in asked]
+    for step, name in zip(chosen, asked):
+        if step not in files.lines:
+            have = f"{files.steps[0]} to {files.steps[-1]}" if files.lines else "none"
+            raise NotRecorded(f"Step {name} is not in this trace; {len(files.lines)} steps are ({have}).")
+    if not chosen:
+        raise ToushiError("At least one step is needed; the list of steps is empty.")
+    return chosen
+
+
+def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
+    """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
+    prompt = manifest.prompt_of(check_branch(manifest, branch))
+    if prompt is None:
+        raise NotRecorded(
+            f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
+            "family of the pipeline is not known), so there are no words. "
+            "Ask without a word: the maps are then by token index."
+        )
+    return find(prompt, manifest.words_of(branch), word)
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+def on_finest_grid(query: "AttentionQuery") -> xr.DataArray:
     """[step, layer, head?, token?, y, x]; see Trace.attention."""
-    shapes = {site: question.shape(site) for site in question.sites}
-    if len({shape[:-2] if question.axis == "key" else len(shape) for shape in shapes.values()}) > 1:
+    shapes = {site: query.shape(site) for site in query.sites}
+    if len({shape[:-2] if query.axis == "key" else len(shape) for shape in shapes.values()}) > 1:
         raise ToushiError(
             "These sites do not fit into one array: they differ in axes. Choose sites of one kind, "
             'or ask with grid="native".'
         )
-    finest = _finest([shape[-2:] for shape in shapes.values()])
-    first = shapes[question.sites[0]]
+    finest = maps.finest_grid([shape[-2:] for shape in shapes.values()])
+    first = shapes[query.sites[0]]
     inner = list(first[:-2])
-    if by_head := question.by_head(question.sites[0]):
+    if by_head := query.by_head(query.sites[0]):
         inner[0] = max(shape[0] for shape in shapes.values())
-    whole = (len(question.steps), len(question.sites), *inner, *finest)
+    whole = (len(query.steps), len(query.sites), *inner, *finest)
     _refuse_large([whole])
     result = np.empty(whole, np.float32)
     places = {site: result[:, i, : shapes[site][0]] if by_head else result[:, i] for i, site in enumerate(shapes)}
     for site, shape in shapes.items():
         if by_head and shape[0] < inner[0]:
-            result[:, question.sites.index(site), shape[0] :] = np.nan
+            result[:, query.sites.index(site), shape[0] :] = np.nan
     same = [site for site in shapes if shapes[site][-2:] == finest]
-    question.read(same, into=places)
+    query.read(same, into=places)
     for site in shapes:
         if site not in same:
-            places[site][...] = resample(question.read([site])[site], finest)
-    return question.labelled(result)
+            places[site][...] = maps.resample(query.read([site])[site], finest)
+    return query.labelled(result)
 
 
-def on_native_grids(question: "Question") -> dict[str, xr.DataArray]:
+def on_native_grids(query: "AttentionQuery") -> dict[str, xr.DataArray]:
     """[step, head?, token?, y, x] for each site; see Trace.attention."""
-    _refuse_large([(len(question.steps), *question.shape(site)) for site in question.sites])
-    return {site: question.labelled(question.read([site])[site], site) for site in question.sites}
+    _refuse_large([(len(query.steps), *query.shape(site)) for site in query.sites])
+    return {site: query.labelled(query.read([site])[site], site) for site in query.sites}
 
 
-def heat_map(question: "Question", rule: str) -> xr.DataArray:
+def heat_map(query: "AttentionQuery", rule: str) -> xr.DataArray:
     """[y, x]; see Trace.heat_map."""
-    means = []
-    for site in question.sites:
-        maps = question.read([site])[site]
-        maps = maps.mean(1) if question.by_head(site) else maps
-        means.append(maps.mean(0) if np.isfinite(maps[:, 0, 0]).all() else np.nanmean(maps, 0))
-    finest = _finest([one.shape for one in means])
-    result = xr.DataArray(np.mean([resample(one, finest) for one in means], 0), dims=("y", "x"), name="attention")
-    return result.assign_attrs(question.attributes() | {"rule": rule, "sites": question.sites})
+    values = maps.heat_map(query.read([site])[site] for site in query.sites)
+    result = xr.DataArray(values, dims=("y", "x"), name="attention")
+    return result.assign_attrs(query.attributes() | {"rule": rule, "sites": query.sites})
 
 
-def mass(question: "Question") -> xr.DataArray:
+def mass(query: "AttentionQuery") -> xr.DataArray:
     """[token]; see Trace.mass."""
     token, rest = [], []
-    for site in question.sites:
-        maps, others = [], []
-        for step in question.steps:
-            if (one := question.step(site, step)) is not None:
-                averaged = one.mean((-2, -1), dtype=np.float64)
-                maps.append(averaged.mean(0) if averaged.ndim == 2 else averaged)
-                others.append(question.rest(site, step).mean(dtype=np.float64))
-        token.append(np.mean(maps, 0))
+    for site in query.sites:
+        shares, others = [], []
+        for step in query.steps:
+            if (values := query.step(site, step)) is not None:
+                of_cells = values.mean((-2, -1), dtype=np.float64)
+                shares.append(maps.nan_mean(of_cells) if of_cells.ndim == 2 else of_cells)
+                others.append(query.rest(site, step).mean(dtype=np.float64))
+        token.append(maps.nan_mean(shares))
         rest.append(np.mean(others))
-    result = xr.DataArray(np.mean(token, 0), dims="token", coords=question.token_coordinates(), name="mass")
-    return result.assign_attrs(question.attributes() | {"rest": float(np.mean(rest)), "sites": question.sites})
+    result = xr.DataArray(maps.nan_mean(token), dims="token", coords=query.token_coordinates(), name="mass")
+    return result.assign_attrs(query.attributes() | {"rest": float(np.mean(rest)), "sites": query.sites})
 
 
-class Question:
-    """One question about attention, resolved: which steps, which sites, which columns with which weight."""
+class AttentionQuery:
+    """One question about attention, resolved: which steps, which sites, which columns with which weight.
 
-    def __init__(self, trace: "Trace", word: Asked | None, branch: str, sites: list[str], steps: Steps):
-        self.trace, self.word, self.branch, self.sites = trace, word, trace.known_branch(branch), sites
-        kinds = {trace.sites[site]["kind"] for site in sites}
+    `steps` are those whose files are read, `summed` those that the answer is of: with keep "sum" the last one, and all.
+    """
+
+    def __init__(self, files: StepStore, word: WordSpec | None, branch: str, sites: list[str], steps: Steps = None):
+        self.files, self.manifest, self.sites = files, files.manifest, sites
+        self.word, self.branch = word, check_branch(files.manifest, branch)
+        self.keep = files.manifest.keep
+        kinds = {files.manifest.sites[site].kind for site in sites}
         if len(kinds) > 1:
             raise ToushiError("Image-to-text sites and image self-attention cannot be asked for together.")
         self.axis = "key" if kinds == {"self"} else "token"
-        self.columns = layout.columns_of(trace.manifest, branch)
-        self.span = None if word is None else trace.span(word, branch)
+        self.places = self.manifest.branches[branch].places()
+        self.columns = [token.column for token in self.places]
+        self.span = None if word is None else find_span(self.manifest, word, branch)
         self.weights = None if word is None else self._weights()
         places = [0] if self.weights is None else np.flatnonzero(self.weights)
         self.run = slice(int(places[0]), int(places[-1]) + 1)  # of columns, the shortest that holds the word
@@ -112,12 +179,12 @@ class Question:
         if self.axis == "key":
             raise ToushiError("Image self-attention looks at the image, not at words. Choose image-to-text sites.")
         assert self.span is not None
-        tokens = self.trace.tokens(self.branch)
+        tokens = self.manifest.tokens_of(self.branch)
         by_token = shares(tokens, self.span)
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
-        weights = np.array([by_column[column] for column in self.columns], np.float32)
+        weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():
-            prompt = layout.prompt_of(self.trace.manifest, self.branch) or ""
+            prompt = self.manifest.prompt_of(self.branch) or ""
             text = prompt[slice(*self.span)]
             if any(by_column.values()):
                 why = "only other words were kept in this trace; record it again with this word"
@@ -130,14 +197,14 @@ class Question:
 
     def _present(self, steps: Steps) -> tuple[list[int], list[int]]:
         """The steps whose files have the branch at these sites; with keep "sum" the last one, and those summed."""
-        trace = self.trace
-        chosen = trace.known_steps(steps)
-        if trace.keep == "sum" and chosen:
-            if set(chosen) != set(trace.steps):
+        files = self.files
+        chosen = select_steps(files, steps)
+        if self.keep == "sum" and chosen:
+            if set(chosen) != set(files.steps):
                 raise NotRecorded("This trace keeps only the sum over its steps; single steps cannot be told apart.")
-            chosen = trace.steps[-1:]
-        keys = [layout.map_key(site, self.branch) for site in self.sites]
-        found = [step for step in chosen if any(key in trace.files.step(step).keys for key in keys)]
+            chosen = files.steps[-1:]
+        keys = [map_key(site, self.branch) for site in self.sites]
+        found = [step for step in chosen if any(key in files.step(step).keys for key in keys)]
         explicit = steps is not None and not isinstance(steps, slice)
         if not found or (explicit and len(found) < len(chosen)):
             missing = sorted(set(chosen) - set(found))
@@ -145,27 +212,27 @@ class Question:
                 f" at step {missing[0]}"
                 if found
                 else " at any of these steps"
-                if trace.steps
+                if files.steps
                 else ": no step is finished"
             )
             raise NotRecorded(
                 f"There is no {self.branch} attention of {self.sites[0]}{' …' * (len(self.sites) > 1)}{have}."
             )
         for site, key in zip(list(self.sites), keys):
-            if not any(key in trace.files.step(step).keys for step in found):
+            if not any(key in files.step(step).keys for step in found):
                 self.sites = [name for name in self.sites if name != site]
-        return found, trace.steps if trace.keep == "sum" else found
+        return found, files.steps if self.keep == "sum" else found
 
     # --- one site at one step
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The shape of the answer at one step, checked against the files."""
-        key = layout.map_key(site, self.branch)
-        files = [self.trace.files.step(step) for step in self.steps]
-        shapes = {self.trace.files.shape(file, key) for file in files if key in file.keys}
+        key = map_key(site, self.branch)
+        files = [self.files.step(step) for step in self.steps]
+        shapes = {self.files.shape(file, key) for file in files if key in file.keys}
         if len(shapes) > 1:
             raise DamagedTrace(
-                f'{self.trace.folder}: "{key}" has different shapes at different steps: {sorted(shapes)}.'
+                f'{self.files.folder}: "{key}" has different shapes at different steps: {sorted(shapes)}.'
             )
         (shape,) = shapes
         return shape if self.weights is None else shape[:-3] + shape[-2:]
@@ -175,10 +242,10 @@ class Question:
 
     def step(self, site: str, step: int) -> np.ndarray | None:
         """float [head?, token?, y, x], of the stored type where nothing had to be computed; None if not there."""
-        file, key = self.trace.files.step(step), layout.map_key(site, self.branch)
+        file, key = self.files.step(step), map_key(site, self.branch)
         if key not in file.keys:
             return None
-        by_head = len(self.trace.files.shape(file, key)) == 4
+        by_head = len(self.files.shape(file, key)) == 4
         if self.weights is None:
             found = file.read(key)
         else:
@@ -189,22 +256,22 @@ class Question:
                 found = found if weights[0] == 1 else found * weights[0]
             else:
                 found = np.einsum("t,...tyx->...yx", weights, found.astype(np.float32))
-        return found / np.float32(self.count(file, key)) if self.trace.keep == "sum" else found
+        return found / np.float32(self.count(file, key)) if self.keep == "sum" else found
 
     def rest(self, site: str, step: int) -> np.ndarray:
         """float [head?, y, x]: attention to no text column; zeros where the file leaves it out."""
-        file, key = self.trace.files.step(step), layout.rest_key(site, self.branch)
+        file, key = self.files.step(step), rest_key(site, self.branch)
         if key not in file.keys:
             return np.zeros(1, np.float32)
-        self.trace.files.shape(file, key)
+        self.files.shape(file, key)
         found = file.read(key).astype(np.float32)
-        return found / self.count(file, layout.map_key(site, self.branch)) if self.trace.keep == "sum" else found
+        return found / self.count(file, map_key(site, self.branch)) if self.keep == "sum" else found
 
-    def count(self, file: Tensors, key: str) -> int:
+    def count(self, file: SafetensorsFile, key: str) -> int:
         """How many steps a sum is of."""
-        counts = layout.parse(file.metadata.get("counts", "null").encode(), f"{file.path} metadata")
+        counts = parse(file.metadata.get("counts", "null").encode(), f"{file.path} metadata")
         count = counts.get(key) if isinstance(counts, dict) else None
-        if not isinstance(count, int) or not 1 <= count <= len(self.trace.steps):
+        if not isinstance(count, int) or not 1 <= count <= len(self.files.steps):
             raise DamagedTrace(f'{file.path}: the metadata must say how many steps went into "{key}".')
         return count
 
@@ -223,15 +290,13 @@ class Question:
     def token_coordinates(self) -> dict[str, Any]:
         if self.axis == "key":
             return {}
-        by_column = {token.column: token for token in self.trace.tokens(self.branch)}
-        tokens = [by_column[column] for column in self.columns]
-        texts, kinds = [token.text for token in tokens], [token.kind for token in tokens]
+        texts, kinds = [token.text for token in self.places], [token.kind for token in self.places]
         return {"token": self.columns, "text": ("token", texts), "kind": ("token", kinds)}
 
     def attributes(self) -> dict[str, Any]:
         attributes: dict[str, Any] = {"branch": self.branch, "unit": "probability", "steps": self.summed}
         if self.span is not None:
-            prompt = layout.prompt_of(self.trace.manifest, self.branch) or ""
+            prompt = self.manifest.prompt_of(self.branch) or ""
             attributes |= {"word": prompt[slice(*self.span)], "span": list(self.span)}
         return attributes
 
@@ -240,7 +305,7 @@ class Question:
         heads = ["head"] if self.by_head(site or self.sites[0]) else []
         middle = heads + ([self.axis] if self.weights is None else [])
         dims = ["step", *([] if site else ["layer"]), *middle, "y", "x"]
-        times = dict(zip(self.trace.steps, self.trace.times))
+        times = dict(zip(self.files.steps, self.files.times))
         coordinates: dict[str, Any] = {"step": self.steps, "time": ("step", [times[step] for step in self.steps])}
         if not site:
             coordinates["layer"] = self.sites
@@ -251,19 +316,10 @@ class Question:
         return xr.DataArray(values, dims=dims, coords=coordinates, name="attention", attrs=self.attributes())
 
 
-def _finest(grids: list[tuple[int, ...]]) -> tuple[int, int]:
-    """The grid with the most cells. Refused where `resample` would need a huge common multiple to reach it."""
-    rows, columns = max(grids, key=math.prod)
-    for grid in grids:
-        if any(a != b and math.lcm(a, b) * a > 2**24 for a, b in zip(grid, (rows, columns))):
-            raise ToushiError(f'The grids {sorted(set(grids))} have no common refinement; ask with grid="native".')
-    return rows, columns
-
-
 def _refuse_large(shapes: list[tuple[int, ...]]) -> None:
     size = 4 * sum(map(math.prod, shapes))
-    if size > LARGEST:
+    if size > MAX_BYTES:
         raise ToushiError(
-            f"The answer would take {size / 2**30:.1f} GB; up to {LARGEST / 2**30:.0f} GB is given at once. "
+            f"The answer would take {size / 2**30:.1f} GB; up to {MAX_BYTES / 2**30:.0f} GB is given at once. "
             "Ask for a word, for fewer steps or for fewer sites."
         )

@@ -17,7 +17,7 @@ class NotReadable(ToushiError):
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextEncoding:
     """One text. Layer 0 is the embeddings; layer k of n turns state k - 1 into state k and has attention k.
 
     States are what leaves the layers. A norm after the last one, if the encoder has it, is only in `final`, which is
@@ -118,25 +118,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Readings:
+class TextEncodings:
     """What one encoder made of several texts, in their order."""
 
     encoder: str
-    readings: Sequence[Reading]  # in memory, or read from a trace one by one
+    encodings: Sequence[TextEncoding]  # in memory, or read from a trace one by one
 
     def __len__(self) -> int:
-        return len(self.readings)
+        return len(self.encodings)
 
-    def __iter__(self) -> Iterator[Reading]:
-        return iter(self.readings)
+    def __iter__(self) -> Iterator[TextEncoding]:
+        return iter(self.encodings)
 
-    def __getitem__(self, index: int) -> Reading:
-        return self.readings[index]
+    def __getitem__(self, index: int) -> TextEncoding:
+        return self.encodings[index]
 
     def states_of(self, word: str | Sequence) -> xr.DataArray:
         """fp32 [layer, text, feature]: the same word in every text, or a list with the word of each text."""
         asked = [word] * len(self) if isinstance(word, str) else list(word)
         if len(asked) != len(self):
             raise ToushiError(f"expected one word, or one for each of {len(self)} texts, but {len(asked)} came")
-        states = [reading.word_states([one]).isel(word=0, drop=True) for reading, one in zip(self, asked)]
+        states = [encoding.word_states([one]).isel(word=0, drop=True) for encoding, one in zip(self, asked)]
         return xr.concat(states, dim="text").transpose("layer", "text", "feature")

@@ -13,21 +13,48 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toushi.probe.base.atomic_io import contents, replace, save_json, store, sync_file, sync_folder
-from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Token, Word
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.output_dir import WriteFailed, make_room, picture_bytes, reason
+from toushi.probe.base.atomic_io import (
+    fsync_file,
+    fsync_folder,
+    safetensors_parts,
+    write_atomic,
+    write_json,
+    write_listed,
+)
+from toushi.probe.trace.image_file import picture_bytes
+from toushi.probe.trace.output_dir import prepare_output_dir, reason
+from toushi.probe.trace.safetensors_reader import StepStore
+from toushi.probe.trace.trace_errors import BadRecord, WriteFailed
+from toushi.probe.trace.trace_format import (
+    COLLECTION,
+    ENCODER,
+    FIRST_VERSION,
+    FORMAT,
+    IMAGE,
+    MANIFEST,
+    MEMBERS,
+    STEPS,
+    VERSION,
+    fits,
+    is_encoder_key,
+    is_member,
+    is_trace_file,
+    step_file,
+)
+from toushi.probe.trace.trace_json import as_json
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.manifest import Manifest
 
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
 PAUSE = 0.1  # seconds that a step may wait for others to be listed with
 
-# What must be equal for a run to go on with the trace of another.
+# What must be equal for a run to continue the trace of another.
 SAME_RUN = (
     "prompt",
     "negative_prompt",
@@ -43,29 +70,26 @@ SAME_RUN = (
 )
 
 
-class BadRecord(ToushiError):
-    """What was handed to the writer does not fit the manifest."""
-
-
 class TraceWriter:
     """Writes one trace. The arrays handed in belong to the writer: do not change them afterwards.
 
     `queue_size` steps may wait for the disk, or more that are not larger than `small` bytes together. A failure of
-    the writing thread (disk full, folder removed) is raised by the next call as WriteFailed. With `resume` it goes
-    on with the trace that is in the folder, which must be of the same run.
+    the writing thread (disk full, folder removed) is raised by the next call as WriteFailed. `resume`: the files
+    of the unfinished trace in the folder (`trace.files`), of the same run; its steps are kept and others added.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        manifest: Mapping[str, Any],
+        manifest: "Mapping[str, Any] | Manifest",
         overwrite: bool = False,
         queue_size: int = 2,
-        resume: bool = False,
+        resume: StepStore | None = None,
         small: int = SMALL,
     ):
         self.folder = Path(folder)
-        given = {"format": layout.FORMAT, "version": layout.VERSION, "kind": "picture", **manifest}
+        fields = manifest if isinstance(manifest, Mapping) else manifest.as_dict()
+        given = {"format": FORMAT, "version": VERSION, "kind": "picture", **fields}
         self.manifest = _checked({**given, "complete": False, "files": {}})
         self._failure: WriteFailed | None = None
         self._closed = False
@@ -80,13 +104,13 @@ class TraceWriter:
         self._due: float | None = None  # when what is stored and not listed has to be
         self._unlisted_bytes = 0
         if resume:
-            self._go_on()
+            self._resume(resume)
         else:
-            make_room(self.folder, overwrite)
+            prepare_output_dir(self.folder, overwrite)
         try:
             # Waiting for the disk can wait until the first step is listed.
-            save_json(self.folder / layout.MANIFEST, self.manifest, sync=False)
-            self._lines = (self.folder / layout.STEPS).open("ab")
+            write_json(self.folder / MANIFEST, self.manifest.as_dict(), sync=False)
+            self._lines = (self.folder / STEPS).open("ab")
         except OSError as error:
             raise WriteFailed(
                 f"Cannot write a trace in {self.folder}: {reason(error)}. Choose another folder."
@@ -100,9 +124,9 @@ class TraceWriter:
     def write_step(self, index: int, tensors: Mapping[str, np.ndarray], **info: Any) -> None:
         """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl."""
         index = int(index)
-        if not self._last < index < self.manifest["steps"]["count"]:
+        if not self._last < index < self.manifest.steps.count:
             raise BadRecord(
-                f"Steps must come in order, after {self._last} and below {self.manifest['steps']['count']} "
+                f"Steps must come in order, after {self._last} and below {self.manifest.steps.count} "
                 f"(steps.count of the manifest); step {index} came."
             )
         info = as_json(info, f"What is noted of step {index}")
@@ -111,23 +135,23 @@ class TraceWriter:
         self._last = index
 
     def write_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Queues the encoder's states and attention; names from layout.state_key and encoder_attention_key."""
+        """Queues the encoder's states and attention; names from state_key and encoder_attention_key."""
         for key, array in tensors.items():
-            if not layout.is_encoder_key(key, self.manifest["branches"]) or array.dtype not in (np.float16, np.float32):
+            if not is_encoder_key(key, self.manifest.branches) or array.dtype not in (np.float16, np.float32):
                 raise BadRecord(
                     f'Of an encoder "state/number/branch" and "attention/number/branch" are kept, float16 or float32; '
                     f'"{key}", {array.dtype} came.'
                 )
         arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
         self._put(
-            layout.ENCODER,
-            lambda: self._listed(layout.ENCODER, contents(arrays)),
+            ENCODER,
+            lambda: self._listed(ENCODER, safetensors_parts(arrays)),
             _bytes(arrays),
         )
 
     def write_image(self, image) -> None:
         """Queues the picture (PIL) as image.png."""
-        self._put(layout.IMAGE, lambda: self._listed(layout.IMAGE, [picture_bytes(image)]))
+        self._put(IMAGE, lambda: self._listed(IMAGE, [picture_bytes(image)]))
 
     def update(self, **fields: Any) -> None:
         """Changes fields of the manifest, at once on disk too. `complete` and `files` are the writer's own."""
@@ -135,12 +159,12 @@ class TraceWriter:
             raise BadRecord(f"{', '.join(sorted(own))} of the manifest cannot be set: the writer keeps them.")
         self._raise_failure()
         with self._manifest_lock:
-            self.manifest = _checked({**self.manifest, **fields})
+            self.manifest = _checked({**self.manifest.as_dict(), **fields})
         self._shapes.clear()
         try:
             self._save_manifest()
         except OSError as error:
-            self._failure = WriteFailed(self._story(layout.MANIFEST, error))
+            self._failure = WriteFailed(self._story(MANIFEST, error))
             raise self._failure from None
 
     def close(self, complete: bool) -> None:
@@ -159,13 +183,13 @@ class TraceWriter:
         try:
             self._lines.close()  # writes what an earlier failure left in its buffer
         except OSError as error:
-            self._failure = self._failure or WriteFailed(self._story(layout.STEPS, error))
+            self._failure = self._failure or WriteFailed(self._story(STEPS, error))
         if self._failure is None:
             try:
-                self.manifest["complete"] = complete
+                self.manifest.complete = complete
                 self._save_manifest()
             except OSError as error:
-                self._failure = WriteFailed(self._story(layout.MANIFEST, error))
+                self._failure = WriteFailed(self._story(MANIFEST, error))
         if complete:
             self._raise_failure()
 
@@ -177,39 +201,37 @@ class TraceWriter:
 
     # --- on the caller's thread
 
-    def _go_on(self) -> None:
-        """Takes up the finished steps of the folder; what an end by force left half done is removed."""
-        from toushi.probe.trace.reader import open_trace  # half a second of imports, which writing can do without
-
-        trace = open_trace(self.folder)
+    def _resume(self, old: StepStore) -> None:
+        """Takes over the finished steps of the folder, and deletes what a killed process left half done."""
         for field in SAME_RUN:
-            if trace.manifest.get(field) != self.manifest.get(field):
+            there, here = getattr(old.manifest, field), getattr(self.manifest, field)
+            if there != here:
                 raise BadRecord(
-                    f"{self.folder} cannot be gone on with: its {field} is {trace.manifest.get(field)!r:.120}, "
-                    f"this run's is {self.manifest.get(field)!r:.120}."
+                    f"Cannot resume {self.folder}: its {field} is {there!r:.120}, this run's is {here!r:.120}."
                 )
-        self.manifest = {**trace.manifest, "complete": False}
-        self._finished = list(trace.steps)
+        self.manifest = old.manifest.model_copy(update={"complete": False})
+        self._finished = old.steps
         self._last = self._finished[-1] if self._finished else -1
-        if trace.keep == "sum" and self._finished:
-            file = trace.files.step(self._last)
+        summed = self.manifest.keep == "sum"
+        if summed and self._finished:
+            file = old.step(self._last)
             self._sums = {key: file.read(key).copy() for key in file.keys}
             self._counts = json.loads(file.metadata["counts"])
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in trace.files.lines.values())
-        files = [line["file"] for line in trace.files.lines.values()]
+        lines = "".join(json.dumps(line.as_dict(), ensure_ascii=False) + "\n" for line in old.lines.values())
+        files = [line.file for line in old.lines.values()]
         # Of sums the last one is the trace; a kill may have come before the one before it was removed.
-        listed = {*(files[-1:] if trace.keep == "sum" else files), *self.manifest.get("files", {})}
+        listed = {*(files[-1:] if summed else files), *self.manifest.files}
         try:
-            replace(self.folder / layout.STEPS, lines.encode())
+            write_atomic(self.folder / STEPS, lines)
             for path in self.folder.iterdir():
-                if layout.is_ours(path.name) and path.name not in {*listed, layout.MANIFEST, layout.STEPS}:
+                if is_trace_file(path.name) and path.name not in {*listed, MANIFEST, STEPS}:
                     path.unlink()
         except OSError as error:
-            raise WriteFailed(f"Cannot go on in {self.folder}: {reason(error)}.") from None
+            raise WriteFailed(f"Cannot resume {self.folder}: {reason(error)}.") from None
 
     def _fitting(self, key: str, array: np.ndarray) -> np.ndarray:
         if key not in self._shapes:
-            self._shapes[key] = layout.step_shapes(self.manifest, key)
+            self._shapes[key] = self.manifest.step_shapes(key)
         allowed = self._shapes[key]
         if allowed is None:
             raise BadRecord(
@@ -217,7 +239,7 @@ class TraceWriter:
                 f'"site/branch" of a site and a branch in the manifest, with "/rest" after it or not.'
             )
         array = np.asarray(array)
-        if not layout.fits(array.shape, allowed):
+        if not fits(array.shape, allowed):
             expected = " or ".join(map(str, allowed)).replace("-1", "any")
             raise BadRecord(f'"{key}" must have the shape {expected}; {array.shape} came.')
         kinds = (np.uint8,) if key == "preview" else (np.float16, np.float32)
@@ -248,7 +270,7 @@ class TraceWriter:
         while True:
             patience = self._patience()
             if patience is not None and patience <= 0:
-                self._do(layout.STEPS, self._list)
+                self._do(STEPS, self._list)
                 continue
             with self._turn:
                 if not self._turn.wait_for(lambda: self._jobs, patience):
@@ -256,7 +278,7 @@ class TraceWriter:
                 what, _, job = self._jobs[0]
             if job is None:
                 if self._failure is None:
-                    self._do(layout.STEPS, self._list)
+                    self._do(STEPS, self._list)
                 return
             if self._failure is None:  # after a failure jobs are dropped, so that a waiting sampler wakes up
                 self._do(what, job)
@@ -281,11 +303,11 @@ class TraceWriter:
             self._failure = WriteFailed(self._story(what, error))
 
     def _step(self, index: int, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-        name = layout.step_file(index, self.manifest["keep"])
+        name = step_file(index, self.manifest.keep)
         metadata = None
-        if self.manifest["keep"] == "sum":
+        if self.manifest.keep == "sum":
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
-        about = store(self.folder / name, contents(arrays, metadata), sync=False)
+        about = write_listed(self.folder / name, safetensors_parts(arrays, metadata), sync=False)
         line = {**info, "step": index, "file": name, **about}
         self._unlisted.append((index, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
         self._unlisted_bytes += about["bytes"]
@@ -298,17 +320,17 @@ class TraceWriter:
         if not self._unlisted:
             return
         steps, lines = zip(*self._unlisted)
-        for step in steps[-1:] if self.manifest["keep"] == "sum" else steps:
-            sync_file(self.folder / layout.step_file(step, self.manifest["keep"]))
-        sync_folder(self.folder)
+        for step in steps[-1:] if self.manifest.keep == "sum" else steps:
+            fsync_file(self.folder / step_file(step, self.manifest.keep))
+        fsync_folder(self.folder)
         self._unlisted, self._unlisted_bytes = [], 0
         self._lines.write(b"".join(lines))
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        if self.manifest["keep"] == "sum":
+        if self.manifest.keep == "sum":
             # Only now: until its successor is listed, the older sum is the one to read.
             for older in [*self._finished[-1:], *steps[:-1]]:
-                (self.folder / layout.step_file(older, "sum")).unlink(missing_ok=True)
+                (self.folder / step_file(older, "sum")).unlink(missing_ok=True)
         self._finished += steps
 
     def _summed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -323,15 +345,15 @@ class TraceWriter:
         return self._sums
 
     def _listed(self, name: str, parts: Sequence[bytes | np.ndarray]) -> None:
-        about = store(self.folder / name, parts)
-        sync_folder(self.folder)
+        about = write_listed(self.folder / name, parts)
+        fsync_folder(self.folder)
         with self._manifest_lock:
-            self.manifest["files"] = {**self.manifest["files"], name: about}
+            self.manifest.list_file(name, about)
             self._unsaved = True
 
     def _save_manifest(self) -> None:
         with self._manifest_lock:
-            save_json(self.folder / layout.MANIFEST, self.manifest)
+            write_json(self.folder / MANIFEST, self.manifest.as_dict())
             self._unsaved = False
 
     def _story(self, what: str, error: Exception) -> str:
@@ -344,36 +366,23 @@ class TraceWriter:
 
 def write_collection(folder: str | Path, members: list[str], **fields: Any) -> None:
     """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
-    if not members or not all(map(layout.is_member, members)) or len(set(members)) != len(members):
+    if not members or not all(map(is_member, members)) or len(set(members)) != len(members):
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
-    collection = {"format": layout.COLLECTION, "version": layout.VERSION, "members": members}
+    collection = {"format": COLLECTION, "version": FIRST_VERSION, "members": members}
     try:
-        save_json(Path(folder) / layout.MEMBERS, {**collection, **fields, **collection})
+        write_json(Path(folder) / MEMBERS, {**collection, **fields, **collection})
     except OSError as error:
         raise WriteFailed(f"Cannot write the collection in {folder}: {reason(error)}.") from None
 
 
-def _checked(manifest: dict) -> dict:
+def _checked(manifest: dict) -> "Manifest":
     """The manifest as it will be read again: JSON types only."""
-    return layout.check_manifest(as_json(manifest, "The manifest to write"), "The manifest to write")
+    from toushi.probe.trace.manifest import check_manifest  # with pydantic, which takes 0.15 s to import
 
-
-def as_json(value: Any, what: str) -> Any:
-    try:
-        return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadRecord(f"{what} must be JSON: finite numbers and whole characters ({error}).") from None
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know, as JSON."""
-    if isinstance(value, Token | Word):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise BadRecord(f"A manifest holds JSON values, tokens and words; {type(value).__name__} came: {value!r:.80}.")
+    what = "The manifest to write"
+    checked = check_manifest({**as_json(manifest, what), "version": VERSION}, what)
+    checked.version = checked.oldest_version()
+    return checked
 
 
 def _bytes(arrays: Mapping[str, np.ndarray]) -> int:

@@ -170,6 +170,33 @@ def test_timeline_weighs_layers_equally_however_many_heads(values):
     np.testing.assert_allclose(maps.timeline(native).values, expected)
 
 
+def test_a_step_that_lacks_a_layer_is_the_mean_of_the_others():
+    attention = xr.DataArray(RANDOM.random((3, 2, 4, 5, 5)), dims=("step", "layer", "head", "y", "x"))
+    attention[1, 0] = np.nan
+    native = {i: attention.isel(layer=i) for i in range(2)}
+    expected = [attention[0].mean(), attention[1, 1].mean(), attention[2].mean()]
+    np.testing.assert_allclose(maps.timeline(native).values, expected)
+    np.testing.assert_allclose(maps.timeline(attention).values, expected)
+
+
+@given(arrays(np.float64, (3, 2, 4, 6), elements=st.floats(0, 1)), st.integers(0, 2))
+def test_the_heat_map_weighs_sites_equally_and_leaves_out_what_is_missing(values, missing):
+    many_heads = np.repeat(values[:, :1], 5, 1)
+    many_heads[missing] = np.nan  # a step at which this site was not kept
+    one_head = values[:, 1]
+    there = np.delete(values[:, 0], missing, 0)
+    expected = (there.mean(0) + one_head.mean(0)) / 2
+    np.testing.assert_allclose(maps.heat_map([many_heads, one_head]), expected)
+    coarse = maps.resample(one_head, (2, 3))
+    expected = (there.mean(0) + maps.resample(coarse.mean(0), (4, 6))) / 2
+    np.testing.assert_allclose(maps.heat_map(iter([many_heads, coarse])), expected)
+
+
+def test_the_mean_of_nothing_but_missing_values_is_missing():
+    found = maps.nan_mean(np.array([[np.nan, 1.0], [np.nan, 3.0]], np.float32))
+    assert found.dtype == np.float32 and np.isnan(found[0]) and found[1] == 2
+
+
 @pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 4))])
 def test_wrong_shapes_are_named(bad):
     with pytest.raises(ToushiError, match="expected maps"):

@@ -15,7 +15,7 @@ import pytest
 from matplotlib import colormaps
 
 from toushi import dashboards
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 APP = Path(dashboards.__file__).parent / "app.py"
 HALF = {"rtol": 2**-10, "atol": 1e-7}  # the maps travel as float16

@@ -8,7 +8,7 @@ from toushi.dashboards.heat_map import trace_pair as pairs
 from toushi.dashboards.heat_map.planes import planes
 from toushi.dashboards.run_metadata import differences, facts
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 HALF = {"rtol": 2**-10, "atol": 1e-7}
 COARSE = {**made_trace.SITES, "unet.up.1.cross_attention": {"kind": "cross", "grid": [8, 8], "heads": 2}}

@@ -9,7 +9,7 @@ import pytest
 from toushi.dashboards.heat_map import payload, planes
 from toushi.dashboards.heat_map.matrices import matrices
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 HALF = {"rtol": 2**-10, "atol": 1e-7}  # what storing as float16 may change
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toushi.dashboards import messages as text
-from toushi.probe.base.locale_language import of_locale
+from toushi.probe.base.bilingual import language_of_locale
 
 HERE = Path(text.__file__).parent
 EVERY = {**text.PAGE, **text.COMPONENT}
@@ -15,7 +15,7 @@ EVERY = {**text.PAGE, **text.COMPONENT}
 
 @pytest.mark.parametrize("key", EVERY)
 def test_both_languages_fill_in_the_same_names(key):
-    english, chinese = EVERY[key]
+    english, chinese = EVERY[key].en, EVERY[key].zh
     assert english and chinese
     assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese))
 
@@ -77,6 +77,6 @@ def test_how_keys_are_found():
 
 
 def test_the_browser_or_the_machine_decides_the_language():
-    assert [of_locale(locale) for locale in ("zh-CN", "zh_CN.UTF-8", "ZH-tw", "en-GB", "de", None)] == [
+    assert [language_of_locale(locale) for locale in ("zh-CN", "zh_CN.UTF-8", "ZH-tw", "en-GB", "de", None)] == [
         "zh", "zh", "zh", "en", "en", "en",
     ]  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 from toushi.dashboards import sampling_worker as worker
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines import generate as drawing
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.pipelines import generate as generate_module
+from toushi.probe.trace.open import open_trace
 
 LOAD = worker._model
 
@@ -38,7 +38,7 @@ def test_a_new_trace_is_what_was_ordered(tmp_path):
     assert (job.state, job.step, job.error, job.cut) == ("done", 3, "", [])
     trace = open_trace(job.folder)
     assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
-    kept = [trace.manifest[name] for name in ("negative_prompt", "guidance", "seed", "sampler")]
+    kept = [getattr(trace.manifest, name) for name in ("negative_prompt", "guidance", "seed", "sampler")]
     assert kept == ["模糊", 2.0, 7, "heun"]
     assert trace.manifest["threads"] == 1
 
@@ -53,7 +53,7 @@ def test_the_picture_is_asked_for_as_everywhere(tmp_path, monkeypatch):
     def refuse(model, prompt, negative, **settings):
         raise ToushiError(f"{negative} with guidance {settings['guidance']}")
 
-    monkeypatch.setattr(drawing, "draw", refuse)
+    monkeypatch.setattr(generate_module, "generate", refuse)
     job = finished(worker.start(worker.Order("猫", negative="模糊", guidance=1.0), tmp_path))
     assert (job.state, job.error) == ("failed", "模糊 with guidance 1.0")
 

@@ -11,17 +11,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toushi.experiments.runner.study import Finding, Job, Said, Study
+from toushi.experiments.runner.study import Finding, Job, Study
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.style import CATEGORIES, styled
 
 STUDY = Study(
-    title=Said("硬币是否公平", "Is a coin fair?"),
-    question=Said(
-        "每枚硬币正面与反面一样多吗？若有一枚的区间不含一半，则否。",
-        "Does each coin show heads as often as tails? Refuted by a coin whose interval leaves out a half.",
+    title=Bilingual(en="Is a coin fair?", zh="硬币是否公平"),
+    question=Bilingual(
+        en="Does each coin show heads as often as tails? Refuted by a coin whose interval leaves out a half.",
+        zh="每枚硬币正面与反面一样多吗？若有一枚的区间不含一半，则否。",
     ),
-    method=Said(
-        "每枚硬币抛若干次，按抛掷重抽样求区间。", "Each coin is thrown, and throws are resampled for an interval."
+    method=Bilingual(
+        en="Each coin is thrown, and throws are resampled for an interval.", zh="每枚硬币抛若干次，按抛掷重抽样求区间。"
     ),
 )
 
@@ -87,7 +88,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     found = found.assign(low=found.share - error, high=found.share + error)
     fair = bool(((found.low < 0.5) & (found.high > 0.5)).all())
     mean = found.share.mean()
-    said = Said(f"平均有 {mean:.1%} 为正面", f"{mean:.1%} heads on average")
+    said = Bilingual(en=f"{mean:.1%} heads on average", zh=f"平均有 {mean:.1%} 为正面")
     return Finding("supported" if fair else "refuted", said, {"coins": found})
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from toushi.experiments.measures.encoder_states import bags_at, opened, states_at
 from toushi.experiments.measures.minimal_pairs import checked, sentences
-from toushi.experiments.runner.study import Said
 from toushi.experiments.studies import disambiguation as experiment
 from toushi.experiments.studies.disambiguation import Config, conclude, figures, jobs, judged, ruled
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.style import save
 from toushi.probe.models.mini_unet import MiniUNet
@@ -134,7 +134,7 @@ def test_a_side_is_set_against_itself_in_its_other_role_word_by_word():
     alone = {"word": "w9", "place": "after", "side": "shared", "layer": 1, "change": 5.0}  # nothing to set it against
     one_sided = [row for row in rows if (row["place"], row["side"]) not in (("after", "decides"), ("before", "shared"))]
     for some, moved in ((rows, "0.385 (1 - cosine)"), (one_sided, "0.535 (1 - cosine)")):
-        said = experiment._with_sides(Said("", ""), pd.DataFrame([*some, alone]), Config(resamples=100))
+        said = experiment._with_sides(Bilingual(en="", zh=""), pd.DataFrame([*some, alone]), Config(resamples=100))
         assert f"by {moved} where its side decides" in said.en and "0.100 [0.100, 0.100] apart" in said.en
 
 

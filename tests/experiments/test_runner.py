@@ -18,6 +18,7 @@ import pytest
 
 from tests.experiments import coins
 from tests.experiments.coins import Config
+from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.environment import code_hash, sources
@@ -30,10 +31,11 @@ from toushi.experiments.runner.run_folder import (
     read_tables,
     table_of,
     table_text,
-    write,
 )
 from toushi.experiments.runner.settings import Count, Seed, Share, Within, as_words, configured, plain
-from toushi.experiments.runner.study import Finding, Job, Said
+from toushi.experiments.runner.study import Finding, Job
+from toushi.probe.base.atomic_io import write_atomic
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 HOUSE = Path(__file__).parents[2]
@@ -78,7 +80,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_leaves_rows_tables_and_a_manifest(tmp_path):
     metal = tmp_path / "coin" / "metal.bin"
-    write(metal, b"metal")
+    write_file(metal, b"metal")
     done, computed = ran(tmp_path / "run", Config(seed=3, metal=metal))
     manifest = read_manifest(tmp_path / "run")
     assert manifest == done.manifest and manifest["complete"] and done.new == 4 and not done.failed
@@ -146,7 +148,7 @@ def test_a_conclusion_that_fails_keeps_the_jobs(tmp_path):
 
 def test_a_verdict_that_there_is_not_is_refused():
     with pytest.raises(ToushiError, match="one of supported, refuted, undecided, measured, but 'proved' came"):
-        Finding("proved", Said("", ""), {})
+        Finding("proved", Bilingual(en="", zh=""), {})
 
 
 # --- killed ---
@@ -212,7 +214,7 @@ def test_killed_and_started_again_it_goes_on_to_the_same_end(tmp_path):
 
 def test_a_folder_of_another_run_is_refused_with_both_hashes_and_what_differs(tmp_path):
     metal = tmp_path / "metal.bin"
-    write(metal, b"gold")
+    write_file(metal, b"gold")
     out = tmp_path / "run"
     config = Config(metal=metal)
     ran(out, config)
@@ -223,10 +225,10 @@ def test_a_folder_of_another_run_is_refused_with_both_hashes_and_what_differs(tm
     hashes = [runner.digest([NAME, plain(one)])[:12] for one in (config, Config(metal=metal, seed=1))]
     assert "config {} there, {} here (seed: 0 there, 1 here)".format(*hashes) in str(other.value)
 
-    write(metal, b"lead")
+    write_file(metal, b"lead")
     with pytest.raises(ToushiError, match=r"weights .*metal.bin [0-9a-f]{12} there, [0-9a-f]{12} here. Choose"):
         ran(out, config)
-    write(metal, b"gold")
+    write_file(metal, b"gold")
 
     (out / "manifest.json").write_text(json.dumps({**manifest, "experiment": "dice"}))
     with pytest.raises(ToushiError, match=f"experiment dice there, {NAME} here"):
@@ -240,10 +242,10 @@ def test_the_rest_of_a_run_is_not_computed_with_other_packages_or_threads(tmp_pa
     with pytest.raises(ToushiError, match="begun with threads 1, and here it is 2.*--threads 1"):
         ran(out, Config(bad=(1,)), threads=2)
     manifest = read_manifest(out)
-    write(out / "manifest.json", json.dumps({**manifest, "versions": {**manifest["versions"], "torch": "1.0"}}))
+    write_file(out / "manifest.json", json.dumps({**manifest, "versions": {**manifest["versions"], "torch": "1.0"}}))
     with pytest.raises(ToushiError, match=r"begun with torch 1\.0"):
         ran(out, Config(bad=(1,)))
-    write(out / "manifest.json", json.dumps({**manifest, "code_sha256": "0" * 64, "git": "older"}))
+    write_file(out / "manifest.json", json.dumps({**manifest, "code_sha256": "0" * 64, "git": "older"}))
     with pytest.warns(UserWarning, match="was changed since 3 of its 4 jobs were done"):
         done, _ = ran(out, Config(bad=(1,)))
     assert done.manifest["git"] == "older"  # what the jobs were computed with, not what looked at them last
@@ -258,7 +260,7 @@ def test_the_hash_of_the_code_is_of_all_that_an_experiment_imports_and_of_nothin
         "other.py": "",
         "__init__.py": "",
     }.items():
-        write(tmp_path / "mine" / name, text)
+        write_file(tmp_path / "mine" / name, text)
     study = ModuleType("mine.study")
     study.__file__ = str(tmp_path / "mine" / "study.py")
     found = sources(study)
@@ -266,9 +268,9 @@ def test_the_hash_of_the_code_is_of_all_that_an_experiment_imports_and_of_nothin
     assert mine == {"mine", "mine.study", "mine.near", "mine.late", "mine.far"}
     assert {"toushi.experiments.measures.statistics", "toushi.probe.base.errors"} <= set(found) and "torch" not in found
     before = code_hash(study)
-    write(tmp_path / "mine" / "other.py", "x = 1\n")
+    write_file(tmp_path / "mine" / "other.py", "x = 1\n")
     assert code_hash(study) == before
-    write(tmp_path / "mine" / "late.py", "x = 1\n")
+    write_file(tmp_path / "mine" / "late.py", "x = 1\n")
     assert code_hash(study) != before
 
 
@@ -283,7 +285,7 @@ def test_an_experiment_is_made_of_its_helpers_and_not_of_the_trainings():
 
 
 def test_a_folder_with_other_things_and_a_second_run_at_the_same_time(tmp_path):
-    write(tmp_path / "run" / "image.png", b"")
+    write_file(tmp_path / "run" / "image.png", b"")
     with pytest.raises(ToushiError, match="is no run.*it is not empty; choose another --out"):
         ran(tmp_path / "run")
     (tmp_path / "b").mkdir()
@@ -308,10 +310,10 @@ def test_killed_between_record_and_rows_the_rows_of_another_call_do_not_pass_for
     def killed(path, content):
         if path.suffix == ".csv":
             raise KeyboardInterrupt
-        write(path, content)
+        write_atomic(path, content)
 
     with monkeypatch.context() as blow:
-        blow.setattr(runner, "write", killed)
+        blow.setattr(runner, "write_atomic", killed)
         with pytest.raises(KeyboardInterrupt):
             ran(tmp_path / "run")
     assert ran(tmp_path / "run")[1] == ["铜钱-0"]
@@ -341,7 +343,7 @@ def test_jobs_that_cannot_be_run_are_refused(jobs, said):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "toushi-trace"}', '{"format": "toushi-run", "version": 9}'])
 def test_what_is_no_run_is_told_in_one_line(text, tmp_path):
-    write(tmp_path / "manifest.json", text)
+    write_file(tmp_path / "manifest.json", text)
     with pytest.raises(NoRun) as error:
         read_manifest(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
@@ -349,7 +351,7 @@ def test_what_is_no_run_is_told_in_one_line(text, tmp_path):
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", ""])
 def test_a_manifest_cannot_name_a_table_outside_its_run(name, tmp_path):
-    write(tmp_path / "outside.csv", "secret\n1\n")
+    write_file(tmp_path / "outside.csv", "secret\n1\n")
     with pytest.raises(NoRun, match="no name of a table"):
         read_tables(tmp_path / "run", {"tables": {name: {}}})
 
@@ -485,7 +487,7 @@ def test_set_says_in_one_line_what_does_not_fit(word, said):
 
 def test_a_yaml_file_beside_the_module_and_words_over_it(tmp_path):
     file = tmp_path / "many.yaml"
-    write(file, "rate: 1e-3\nlayers: [5]\nfolder: runs/x\n")
+    write_file(file, "rate: 1e-3\nlayers: [5]\nfolder: runs/x\n")
     config = configured(Many, file, ["rate=0.5"])
     assert config == Many(rate=0.5, layers=(5,), folder=Path("runs/x"))
     for text, said in [
@@ -502,7 +504,7 @@ def test_a_yaml_file_beside_the_module_and_words_over_it(tmp_path):
         ("a: [", "is no YAML"),
         ("how: x", "one of mean, last"),
     ]:
-        write(file, text)
+        write_file(file, text)
         with pytest.raises(ToushiError, match=said) as error:
             configured(Many, file)
         assert str(file) in str(error.value) and "\n" not in str(error.value)

@@ -15,7 +15,7 @@ from toushi.experiments.scene_world.example import example
 from toushi.experiments.scene_world.recogniser import judge
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def test_an_interval_knows_that_answers_of_one_scene_are_one():

@@ -3,7 +3,7 @@ import pytest
 
 from tests.figures.made import made_trace
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace.reader import Trace
+from toushi.probe.trace.picture_trace import Trace
 
 PICTURE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 LEFT = np.zeros((64, 64), bool)

@@ -5,7 +5,8 @@ from PIL import Image
 
 from toushi.probe.analysis.maps import resample
 from toushi.probe.text.alignment import Token, Word, segment
-from toushi.probe.trace.reader import Trace, open_trace
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.writer import TraceWriter
 
 SITES = {

@@ -7,14 +7,15 @@ import pytest
 
 from tests.text.prompts import HARD
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.encoder_figure import encoder_figure
 from toushi.probe.figures.layers_figure import layers_figure
-from toushi.probe.figures.style import cells, overlay, overlay_colours, percent, save, shortened
+from toushi.probe.figures.style import overlay, overlay_colours, percent, save
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import chosen, words_figure
 from toushi.probe.text.alignment import Word, labels
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 ALL = {
     "words": words_figure,
@@ -71,8 +72,8 @@ def test_words_can_be_chosen(trace):
 
 def test_words_that_were_cut_or_not_kept_are_left_out(traced):
     trace = traced("一只猫，月亮")
-    tokens = trace.manifest["branches"]["cond"]["tokens"]
-    trace.manifest["branches"]["cond"]["columns"] = [token["column"] for token in tokens if token["text"] in "月亮"]
+    branch = trace.manifest.branches["cond"]
+    branch.columns = [token.column for token in branch.tokens if token.text in "月亮"]
     assert [word.text for word in chosen(trace, None, "cond")] == ["月亮"]
 
 
@@ -110,8 +111,8 @@ def test_pictures_that_are_not_square_keep_their_shape(traced):
 
 def test_a_run_that_did_not_finish_is_drawn_with_its_last_preview(traced):
     trace = traced("一只猫")
-    trace.manifest["files"].pop("image.png")
-    trace.manifest["complete"] = False
+    trace.manifest.files.pop("image.png")
+    trace.manifest.complete = False
     figure = words_figure(trace)
     assert "picture so far" in texts(figure)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), trace.preview(1))
@@ -143,7 +144,7 @@ def test_attention_to_what_was_not_kept_is_told(trace):
 
 def test_the_encoders_figure_speaks_chinese(trace):
     said = [text for text in texts(encoder_figure(trace, 0, language="zh")) if text not in ("<bos>", "<eos>")]
-    with pytest.raises(ToushiError, match="zh or en, but 'fr'"):
+    with pytest.raises(ToushiError, match="en or zh, but 'fr'"):
         encoder_figure(trace, 0, language="fr")
     assert {"编码器第 0 层，各头平均", "注意力概率"} <= set(said) and not re.search("[A-Za-z]", "".join(said))
 
@@ -162,10 +163,10 @@ def test_shares_are_written_with_sense(share, text):
 
 
 def test_long_words_are_shortened_by_their_width():
-    assert [shortened(text, 6) for text in ("猫头鹰", "猫头鹰们", "kitten", "kittens")] == [
+    assert [truncate(text, 6) for text in ("猫头鹰", "猫头鹰们", "kitten", "kittens")] == [
         "猫头鹰",
         "猫头…",
         "kitten",
         "kitte…",
     ]
-    assert cells("猫cat") == 5
+    assert text_width("猫cat") == 5

@@ -15,7 +15,7 @@ from toushi.probe.encoders.encode_layers import lens
 from toushi.probe.encoders.load_encoder import UnknownEncoder, open_encoder, wrapped
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_encoder_trace
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_trace_says_which_weights_were_read(saved, tmp_path, sharded):
     sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert (len(files) > 1) == sharded
     lens(str(home), ["猫"], folder=tmp_path / "run")
-    told = open_trace(tmp_path / "run").manifest["model"]["weights_sha256"]
+    told = open_encoder_trace(tmp_path / "run").manifest.model.weights_sha256
     assert told == (sums[0] if not sharded else hashlib.sha256(" ".join(sums).encode()).hexdigest())
     assert open_encoder(str(home), untrained=0).weights_sha256() is None
     assert open_encoder("mini-unet").weights_sha256() == load("mini-unet", "cpu").weights_sha256

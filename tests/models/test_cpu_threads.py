@@ -16,7 +16,7 @@ from toushi.probe.pipelines.load import load
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.recording.record import record
 from toushi.probe.resume import CannotResume, resume
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_encoder_trace, open_trace
 
 PROMPT = "左边是猫"
 
@@ -106,9 +106,9 @@ def test_the_manifest_has_the_number_that_computed(folder, tmp_path):
         model.denoise(torch.zeros(1, 8, 4, 4), 0.5, PROMPT)
     for name in ("sampled", "evaluated"):
         manifest = open_trace(tmp_path / name).manifest
-        assert manifest["threads"] == manifest["loading"]["threads"] == 1
+        assert manifest.threads == manifest.loading["threads"] == 1
     lens(folder, [PROMPT], folder=tmp_path / "texts")
-    assert open_trace(tmp_path / "texts").manifest["threads"] == 1
+    assert open_encoder_trace(tmp_path / "texts").manifest.threads == 1
 
 
 def cut_off(folder: str, out, **options) -> None:
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(folder, tmp_path, cap
         resume(load(folder, "cpu"), tmp_path / "two")
     assert main(["trace", "--resume", str(tmp_path / "two"), "--model", folder]) == 0
     trace = open_trace(tmp_path / "two")
-    assert trace.complete and trace.manifest["threads"] == 2 and trace.verify() == []
+    assert trace.complete and trace.manifest.threads == 2 and trace.verify() == []
 
 
 @pytest.mark.parametrize("written", [0, -1, 10**9, "many", None, 1.5])
@@ -147,11 +147,11 @@ def test_a_number_of_threads_that_nobody_has_is_refused(folder, tmp_path, writte
 def test_the_commands_take_it(folder, tmp_path, capsys):
     drawing = ["--model", folder, "--steps", "1", "--size", "16", "--threads", "2", "--out", str(tmp_path / "run")]
     assert main(["trace", PROMPT, *drawing]) == 0
-    assert open_trace(tmp_path / "run").manifest["threads"] == 2
+    assert open_trace(tmp_path / "run").manifest.threads == 2
     for options, expected in ([], 1), (["--threads", "2"], 2):
         texts = tmp_path / f"texts-{expected}"
         assert main(["lens", PROMPT, "--encoder", folder, "--save", str(texts), *options]) == 0
-        assert open_trace(texts).manifest["threads"] == expected
+        assert open_encoder_trace(texts).manifest.threads == expected
     capsys.readouterr()
     for command in (["trace", PROMPT], ["sites"], ["lens", PROMPT]):
         assert main([*command, "--threads", "0"]) == 2

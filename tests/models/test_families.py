@@ -1,7 +1,7 @@
-"""The family table: sites by name and kind."""
+"""Sites of a family by name and kind."""
 
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.family import family_of
+from toushi.probe.pipelines.registry import family_of
 
 
 def test_sites_by_name_and_kind():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut, digest
 from toushi.probe.models.prompt_batch import joined
@@ -18,7 +19,13 @@ SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 
 
 @pytest.fixture(scope="module")
 def model() -> MiniUNet:
-    return MiniUNet.tiny()
+    return reusing(MiniUNet.tiny())
+
+
+def reusing(model: MiniUNet) -> MiniUNet:
+    """The model as `load` gives it: a prompt that was encoded is not encoded again."""
+    model.is_watched = is_watched
+    return model
 
 
 def pixels(picture) -> np.ndarray:
@@ -116,6 +123,12 @@ def test_the_cache_returns_what_the_encoder_would(model):
     assert len(model.embedding_cache) <= 64
 
 
+def test_without_a_way_to_know_who_watches_no_text_is_reused():
+    model = MiniUNet.tiny()
+    first, again = model.encode_prompt([SHORT], None)[0], model.encode_prompt([SHORT], None)[0]
+    assert again.states is not first.states and torch.equal(again.states, first.states)
+
+
 def test_a_long_prompt_warns_with_the_words_lost(model):
     with pytest.warns(PromptCut, match="河马"):
         model.encode_prompt(["猫和狗，" * 40 + "河马"], None)
@@ -159,8 +172,8 @@ def test_each_prompt_may_have_a_seed_of_its_own(model):
         model.sample([SHORT, SHORT], steps=1, seed=[1, 2, 3])
 
 
-def test_the_cache_outlives_neither_new_weights_nor_an_edit(model):
-    model = MiniUNet.tiny()
+def test_the_cache_outlives_neither_new_weights_nor_an_edit():
+    model = reusing(MiniUNet.tiny())
     before, _ = model.encode_prompt([SHORT], None)
     model.load_state_dict(MiniUNet.tiny(seed=1).state_dict())
     after, _ = model.encode_prompt([SHORT], None)

@@ -13,10 +13,10 @@ from toushi import main
 from toushi.cli.inspect import of_configs
 from toushi.dashboards import trace_library as library
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.generate import draw as drawn
+from toushi.probe.pipelines.generate import generate
 from toushi.probe.pipelines.load import UnknownModel, load
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 PROMPT = "a red cat and 月亮"
 
@@ -36,7 +36,7 @@ def test_toushi_trace(name, tmp_path, capsys):
     assert {"cat", "月亮"} <= {row.split()[0] for row in rows} and (tmp_path / "run" / "words.png").exists()
     assert ("hidden states are kept" in said.err) == (name in ("sana", "lumina-2"))
     trace = open_trace(tmp_path / "run")
-    assert trace.complete and trace.verify() == [] and trace.manifest["family"].startswith(name)
+    assert trace.complete and trace.verify() == [] and trace.manifest.family.startswith(name)
     assert trace.branches[0] == "cond" and trace.prompt == PROMPT
     # The explorer opens it.
     (entry,) = library.entries(tmp_path)
@@ -60,7 +60,7 @@ def test_toushi_trace_in_a_process_of_its_own(tmp_path):
 @pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "Flux2KleinInpaintPipeline"])
 def test_a_pipeline_that_begins_with_an_image_says_so(kind):
     with pytest.raises(ToushiError, match=f"{kind} begins with an image"):
-        drawn(variant(kind), "cat", steps=1)
+        generate(variant(kind), "cat", steps=1)
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
@@ -84,7 +84,7 @@ def test_a_pipeline_brings_its_own_sampler(tmp_path, capsys):
     assert main([*arguments, "--sampler", "heun"]) == 2
     assert "is a pipeline and brings its own: leave it out" in capsys.readouterr().err
     with pytest.raises(ToushiError, match="DDIMScheduler"):
-        drawn(made("stable-diffusion"), "cat", sampler="heun")
+        generate(made("stable-diffusion"), "cat", sampler="heun")
 
 
 def test_the_size_of_the_pipeline_itself(tmp_path):
@@ -92,7 +92,7 @@ def test_the_size_of_the_pipeline_itself(tmp_path):
     arguments = ["trace", "cat", "--model", str(tmp_path / "model"), "--steps", "1", "--keep", "mean"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     trace = open_trace(tmp_path / "run")
-    assert np.array_equal(trace.manifest["size"], trace.image().shape[:2])
+    assert np.array_equal(trace.manifest.size, trace.image().shape[:2])
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-3"])
@@ -109,7 +109,7 @@ def test_edits_of_a_pipeline(name, tmp_path):
     ):
         assert main(["trace", PROMPT, *options, "--out", str(tmp_path / out), *more]) == 0
     plain, edited, again = (open_trace(tmp_path / out) for out in ("plain", "edited", "again"))
-    assert edited.manifest["edits"] == again.manifest["edits"] and edited.manifest["edits"][0]["word"] == "cat"
+    assert edited.manifest.edits == again.manifest.edits and edited.manifest.edits[0]["word"] == "cat"
     assert np.array_equal(edited.latent(1), again.latent(1)) and not np.array_equal(edited.latent(1), plain.latent(1))
 
 
@@ -119,7 +119,7 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
     pipeline.save_pretrained(tmp_path / "model")
     with record(pipeline, tmp_path / "run", sites=["*"], keep="mean"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn(pipeline, PROMPT, steps=1, size=size)
+        generate(pipeline, PROMPT, steps=1, size=size)
     for weights in (tmp_path / "model").rglob("*.safetensors"):
         weights.unlink()
     told, found = of_configs(tmp_path / "model", size), open_trace(tmp_path / "run").sites
@@ -132,7 +132,7 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
 def test_a_run_of_a_pipeline_cannot_be_gone_on_with_and_says_so_before_it_loads(tmp_path, capsys):
     pipeline = made("flux")
     with pytest.raises(KeyboardInterrupt), record(pipeline, tmp_path / "run"):
-        drawn(pipeline, PROMPT, steps=3, size=(32, 32), callback=interrupted)
+        generate(pipeline, PROMPT, steps=3, size=(32, 32), callback=interrupted)
     assert main(["trace", "--resume", str(tmp_path / "run"), "--model", "nowhere"]) == 2
     said = capsys.readouterr().err
     assert "was drawn by flux, which keeps state of its own" in said and "draw it again" in said

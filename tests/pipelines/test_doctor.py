@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from tests.pipelines.tiny import MAKERS, draw, made
 from toushi import main
 from toushi.cli.doctor import Found
 from toushi.cli.language import language_of
-from toushi.probe.pipelines.checkpoint_info import needed, opened
-from toushi.probe.pipelines.family import family_of
-from toushi.probe.pipelines.size_estimate import columns, foreseen, shapes
+from toushi.probe.pipelines.checkpoint_info import needed_bytes, read_pipeline_info
+from toushi.probe.pipelines.registry import family_of
+from toushi.probe.pipelines.size_estimate import estimate_maps, site_shapes, text_columns
+from toushi.probe.recording.forecast import forecast_of
+from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import Run
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.recording.run_recorder import RunRecorder
+from toushi.probe.trace.open import open_trace
 
 RELEASED = Path(__file__).resolve().parents[3] / "shared" / "models" / "z-image-turbo-meta"
 
@@ -36,7 +39,7 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "flux-2-klein"])
 def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
-    found, pipeline = opened(saved(name)), made(name)
+    found, pipeline = read_pipeline_info(saved(name)), made(name)
     assert found.unknown == {} and found.pipeline is not None
     family = family_of(found.pipeline)
     for part in found.parts:
@@ -46,29 +49,33 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
         weights = list(getattr(found.pipeline, part.name).parameters())
         assert {weight.device.type for weight in weights} == {"meta"}  # nothing was loaded
     measured = []
-    close = Run._close
-    monkeypatch.setattr(Run, "_close", lambda run, complete: (measured.append(dict(run.sizes)), close(run, complete)))
+    close = RunRecorder._close_writers
+    monkeypatch.setattr(
+        RunRecorder, "_close_writers", lambda run, complete: (measured.append(dict(run.sizes)), close(run, complete))
+    )
     with record(pipeline, tmp_path / "run"):
         draw(pipeline, "a red cat", size=(32, 48), steps=1)
     trace = open_trace(tmp_path / "run")
-    sites = {site: about for site, about in trace.sites.items() if about["kind"] == "cross"}
-    ahead = shapes(family, found.pipeline)
-    finest = max(about["grid"] for about in sites.values())
-    assert set(ahead) == set(sites)
+    sites = {site: about for site, about in trace.sites.items() if about.kind == "cross"}
+    shapes = site_shapes(family, found.pipeline)
+    finest = max(tuple(about.grid) for about in sites.values())
+    assert set(shapes) == set(sites)
     for site, about in sites.items():
-        assert ahead[site].heads == about["heads"]
-        assert [-(-n // ahead[site].coarser) for n in finest] == about["grid"]
+        assert shapes[site].heads == about.heads
+        assert [-(-n // shapes[site].downsampling) for n in finest] == list(about.grid)
     # The tiny pipelines are drawn with shorter texts than the pipeline's own; the columns are put in for it.
     (sizes,) = [size for size in measured if size]
     cond = [size for key, size in sizes.items() if key.endswith("/cond")]
-    joint = not next(iter(sites)).endswith("attn2")
+    assert family.joint == (not next(iter(sites)).endswith("attn2"))
     if name == "hunyuan-dit":  # its own lengths are fixed
-        assert columns(family, found.pipeline, 4) == cond[0].columns
-    monkeypatch.setattr("toushi.probe.pipelines.size_estimate.columns", lambda *_: cond[0].columns - joint)
-    monkeypatch.setattr("toushi.probe.pipelines.size_estimate.branches", lambda _: 1)
-    told = foreseen(family, found.pipeline, tuple(trace.manifest["size"]), 1, 4)
-    monkeypatch.undo()
-    assert told.disk["heads"] == sum(2 * s.heads * s.columns * s.cells for s in cond) + 80 * finest[0] * finest[1]
+        assert text_columns(family, found.pipeline, 4) == sum(token.column is not None for token in trace.tokens())
+    known = replace(family, text_columns=lambda pipeline, tokens: cond[0].columns - family.joint)
+    maps, grid = estimate_maps(known, found.pipeline, trace.manifest.size, 400, branches=1)
+    assert grid == finest
+    assert (
+        forecast_of(maps, Policy(), 1, grid).disk["heads"]
+        == sum(2 * s.heads * s.columns * s.cells for s in cond) + 80 * finest[0] * finest[1]
+    )
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "flux", "z-image"])
@@ -109,12 +116,12 @@ def test_mini_unet_in_chinese(capsys, monkeypatch):
 
 def test_what_offload_needs(saved):
     parts = Found.of_pipeline(saved("flux")).parts
-    need = {way: needed(parts, "transformer", way, "bf16") for way in ("none", "model", "group", "sequential")}
+    need = {way: needed_bytes(parts, "transformer", way, "bf16") for way in ("none", "model", "group", "sequential")}
     assert need["none"] == sum(2 * part.parameters for part in parts.values())
     assert need["model"] == max(2 * part.parameters for part in parts.values())
     assert need["sequential"] <= need["group"] <= need["model"] < need["none"]
-    assert needed(parts, "transformer", "none", "fp32") == 2 * need["none"]
-    assert needed(parts, "transformer", "none", "4bit") < need["none"]
+    assert needed_bytes(parts, "transformer", "none", "fp32") == 2 * need["none"]
+    assert needed_bytes(parts, "transformer", "none", "4bit") < need["none"]
 
 
 @pytest.mark.parametrize(("free", "says"), [(10**6, "It will not run here"), (10**13, "It will run with")])

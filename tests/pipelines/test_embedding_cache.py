@@ -10,11 +10,11 @@ import torch
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.embedding_cache import NotKept, keep_texts
-from toushi.probe.pipelines.family import family_of
 from toushi.probe.pipelines.load import load
 from toushi.probe.pipelines.load_options import BadOption
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 def kept(name, folder):

@@ -1,4 +1,4 @@
-"""Pipelines that are no row of the family table: maps by token index where that is exact, a clear refusal elsewhere."""
+"""Pipelines that no family serves: maps by token index where that is exact, a clear refusal elsewhere."""
 
 import diffusers
 import numpy as np
@@ -10,11 +10,12 @@ from toushi import main
 from toushi.hooks.attention import Watch
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
-from toushi.probe.pipelines.family import UnknownFamily, family_of
+from toushi.probe.pipelines.family import UnknownFamily
 from toushi.probe.pipelines.generic import ByTokenIndex
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import Unrecordable
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.recording.unrecordable import Unrecordable
+from toushi.probe.trace.open import open_trace
 
 
 def consistency():
@@ -43,7 +44,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     how |= {"pag_scale": 0.0} if make is perturbed else {}
     plain = draw(pipeline, **how)[0]
     sites, calls = family_of(pipeline).sites(pipeline), []
-    says = r"no row.*by the index of the key.*which token.*not known.*table\.py"
+    says = r"no family serves.*by the index of the key.*not known which token.*families\.md"
     with (
         Watch({name: site.module for name, site in sites.items()}, calls.append),
         pytest.warns(ByTokenIndex, match=says),
@@ -52,7 +53,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
         assert np.array_equal(draw(pipeline, **how)[0], plain)
     trace = open_trace(tmp_path / "run")
     assert trace.verify() == [] and trace.branches == (["cond"] if make is consistency else ["cond", "uncond"])
-    assert trace.prompt is None and trace.manifest["asked"] == PROMPT and "by token index" in trace.manifest["family"]
+    assert trace.prompt is None and trace.manifest.asked == PROMPT and "by token index" in trace.manifest.family
     assert [t.text for t in trace.tokens()] == [f"#{index}" for index in range(77)] and trace.words() == []
     assert len(trace.sites) == 4
     # The maps are those of the known row, whose prompt comes second in the batch.
@@ -60,7 +61,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     truth = (call.what.query.double() @ call.what.key.double().mT * call.what.scale).softmax(-1)[-1]
     found = trace.files.step(0).read(f"{call.site}/cond")
     assert np.abs(found.reshape(*found.shape[:2], -1) - truth.mT.numpy()).max() < 1e-5
-    with pytest.raises(ToushiError, match="no row of the family table"):
+    with pytest.raises(ToushiError, match="family of the pipeline is not known"):
         trace.heat_map("cat")
 
 
@@ -86,13 +87,13 @@ def test_text_and_image_in_one_sequence_are_refused_with_the_reason(tmp_path):
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipeline = diffusers.AuraFlowPipeline(None, None, None, transformer, scheduler)
-    with pytest.raises(UnknownFamily, match=r"AuraFlowPipeline.*text and image at once.*nobody knows.*table\.py"):
+    with pytest.raises(UnknownFamily, match=r"AuraFlowPipeline.*text and image at once.*not known.*families\.md"):
         record(pipeline, tmp_path / "run")
 
 
 def test_keys_that_are_not_the_text_alone_are_refused(tmp_path):
     pipeline = perturbed()
-    site = family_of(pipeline).cross_sites[0]
+    site = family_of(pipeline).cross_attention[0]
     attention = pipeline.unet.get_submodule(site.removeprefix("unet."))
     forward = attention.forward
     attention.forward = lambda states, encoder_hidden_states=None, **named: forward(
@@ -121,7 +122,7 @@ def test_which_text_is_the_prompts_must_be_certain(tmp_path):
     pipeline = quiet(Turned(**made("stable-diffusion").components, requires_safety_checker=False))
     with (
         pytest.warns(ByTokenIndex),
-        pytest.raises(ToushiError, match="which of them is the prompt's cannot be told"),
+        pytest.raises(ToushiError, match="not certain which of them is the prompt's"),
         record(pipeline, tmp_path / "run"),
     ):
         draw(pipeline, negative=NEGATIVE, pag_scale=0.0)

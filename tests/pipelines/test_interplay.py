@@ -9,7 +9,7 @@ from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import compile_blocks
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 SITES = {"stable-diffusion": 4, "flux": 5, "z-image": 2}  # of image-to-text attention
 
@@ -98,8 +98,8 @@ def test_a_lora_on_and_off(name, tmp_path):
             assert np.array_equal(draw(pipeline)[0], bare)
         traces[state] = open_trace(tmp_path / state)
         in_order(traces[state], name)
-        (lora,) = traces[state].manifest["loras"]
-        assert lora["on"] == (state == "on") and lora["name"] == "mine" and lora["file"] is None
+        (lora,) = traces[state].manifest.loras
+        assert lora.on == (state == "on") and lora.name == "mine" and lora.file is None
     assert np.array_equal(traces["off"].image(), before) and not np.array_equal(traces["on"].image(), before)
     none = open_trace(tmp_path / "none")
     for site in cross(none):

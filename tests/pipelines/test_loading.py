@@ -16,13 +16,13 @@ from tests.pipelines.tiny import draw, made
 from toushi import main
 from toushi.cli.trace import Trace
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.generate import draw as drawn
-from toushi.probe.pipelines.load import NoGain, UnknownModel, in_four_bits, load
+from toushi.probe.pipelines.generate import generate
+from toushi.probe.pipelines.load import NoGain, UnknownModel, bnb_4bit_config, load
 from toushi.probe.pipelines.load_options import BadOption, Loading
 from toushi.probe.pipelines.lora import BadLora
 from toushi.probe.pipelines.out_of_memory import OutOfMemory
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 HOUSE = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,7 @@ def recorded(folder: Path, tmp_path: Path, **options):
     """The trace of one picture of the model that was loaded so."""
     pipeline = load(str(folder), "cpu", **options)
     with record(pipeline, tmp_path / "run", keep="mean", overwrite=True):
-        drawn(pipeline, "a red cat", steps=1, size=(32, 32))
+        generate(pipeline, "a red cat", steps=1, size=(32, 32))
     return open_trace(tmp_path / "run")
 
 
@@ -94,8 +94,8 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
     assert main(["trace", "a red cat", "--model", str(saved("stable-diffusion")), *options]) == 0
     assert "on the CPU it only costs time" in capsys.readouterr().err
     trace = open_trace(tmp_path / "run")
-    assert trace.manifest["dtype"] == "bfloat16" and trace.manifest["device"] == "cpu" and trace.verify() == []
-    assert trace.manifest["loading"] == {
+    assert trace.manifest.dtype == "bfloat16" and trace.manifest.device == "cpu" and trace.verify() == []
+    assert trace.manifest.loading == {
         "engine": "own",
         "device": "cpu",
         "threads": None,
@@ -106,7 +106,7 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
         "quantize": None,
         "embedding_cache": None,
     }
-    assert [(own["file"], own["scale"]) for own in trace.manifest["loras"]] == [(file.name, 0.5)]
+    assert [(own.file, own.scale) for own in trace.manifest.loras] == [(file.name, 0.5)]
 
 
 def test_what_was_left_open_is_told_too(saved):
@@ -153,7 +153,7 @@ def test_many_prompts_from_a_file(saved, tmp_path, monkeypatch):
     traces = open_collection(tmp_path / "run")
     assert [trace.prompt for trace in traces] == ["a red cat", "the moon and 月亮"]
     assert all(trace.complete and trace.verify() == [] for trace in traces)
-    alone = drawn(load(str(saved("stable-diffusion")), "cpu"), "the moon and 月亮", steps=1, size=(32, 48))
+    alone = generate(load(str(saved("stable-diffusion")), "cpu"), "the moon and 月亮", steps=1, size=(32, 48))
     assert np.array_equal(alone, traces[1].image())
 
 
@@ -279,7 +279,7 @@ def test_a_lora_file_is_in_the_manifest_with_its_hash_and_scale(saved, lora, tmp
     plain = recorded(saved("stable-diffusion"), tmp_path).image()
     trace = recorded(saved("stable-diffusion"), tmp_path, lora=f"{file}:0.5")
     assert not np.array_equal(trace.image(), plain)
-    assert trace.manifest["loras"] == [
+    assert [own.as_dict() for own in trace.manifest.loras] == [
         {
             "name": "0_stable_diffusion",
             "file": file.name,
@@ -298,8 +298,8 @@ def test_switching_a_lora_is_noticed(saved, lora, tmp_path):
         draw(pipeline, steps=1)
         pipeline.disable_lora()
         draw(pipeline, steps=1)
-    one, two = (trace.manifest["loras"][0] for trace in open_collection(tmp_path / "run"))
-    assert (one["scale"], one["on"]) == (0.25, True) and (two["scale"], two["on"]) == (0.25, False)
+    one, two = (trace.manifest.loras[0] for trace in open_collection(tmp_path / "run"))
+    assert (one.scale, one.on) == (0.25, True) and (two.scale, two.on) == (0.25, False)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_a_library_that_is_not_here(library, option, monkeypatch):
     find = loading_module.find_spec
     monkeypatch.setattr(loading_module, "find_spec", lambda name: None if name == library else find(name))
     monkeypatch.setattr(Path, "is_file", lambda path: True)
-    with pytest.raises(BadOption, match=f"pip install {library}.*leave"):
+    with pytest.raises(BadOption, match=rf'{library} library: pip install "toushi\[pipelines\]".*leave'):
         Loading(**option)
 
 
@@ -384,7 +384,7 @@ def test_four_bits_without_the_library_or_without_a_gpu(saved, monkeypatch):
 def test_four_bits_are_for_the_large_parts(saved, monkeypatch):
     asked = []
     monkeypatch.setattr("diffusers.quantizers.PipelineQuantizationConfig", lambda *a, **k: asked.append((a, k)))
-    in_four_bits(str(saved("flux")), torch.bfloat16)
+    bnb_4bit_config(str(saved("flux")), torch.bfloat16)
     ((kind, how), named) = asked[0]
     assert kind == "bitsandbytes_4bit" and how["load_in_4bit"] and how["bnb_4bit_compute_dtype"] == torch.bfloat16
     assert set(named["components_to_quantize"]) == {"text_encoder", "text_encoder_2", "transformer"}
@@ -414,7 +414,7 @@ def test_missing_shards(engine, tmp_path):
 def test_a_size_that_the_model_cannot_draw(fails, tmp_path):
     pipeline = made("flux")  # cells of 4 pixels: the tiny VAE halves once
     with pytest.raises(ToushiError, match="multiples of 4, but 30x48 came; the nearest is 32x48"):
-        drawn(pipeline, "cat", size=(30, 48))
+        generate(pipeline, "cat", size=(30, 48))
     said = fails("trace", "cat", "--model", "nowhere", "--size", "30x33", "--out", tmp_path / "run")
     assert "multiples of 16" in said and "32x32" in said
 
@@ -433,7 +433,7 @@ def test_out_of_memory_says_which_setting_to_change(error, saved, monkeypatch):
 
     def said(**options) -> str:
         with pytest.raises(OutOfMemory) as refusal:
-            drawn(load(str(saved("flux")), "cpu", **options), "cat", size=(64, 64))
+            generate(load(str(saved("flux")), "cpu", **options), "cat", size=(64, 64))
         return str(refusal.value)
 
     with monkeypatch.context() as patched:
@@ -447,15 +447,15 @@ def test_out_of_memory_says_which_setting_to_change(error, saved, monkeypatch):
 
 
 def test_the_next_cheaper_setting_on_a_gpu():
-    from toushi.probe.pipelines.out_of_memory import advice
+    from toushi.probe.pipelines.out_of_memory import memory_advice
 
-    assert advice(Loading(device="cuda"), None)[0] == "take --offload model (now none)"
-    assert advice(Loading(device="cuda", offload="model"), None)[0] == "take --offload group (now model)"
-    assert "smaller model" in advice(Loading(device="cpu", dtype="bf16"), None)[0]
+    assert memory_advice(Loading(device="cuda"), None)[0] == "take --offload model (now none)"
+    assert memory_advice(Loading(device="cuda", offload="model"), None)[0] == "take --offload group (now model)"
+    assert "smaller model" in memory_advice(Loading(device="cpu", dtype="bf16"), None)[0]
 
 
 def test_other_errors_are_not_called_out_of_memory():
-    from toushi.probe.pipelines.out_of_memory import enough_memory
+    from toushi.probe.pipelines.out_of_memory import explain_out_of_memory
 
-    with pytest.raises(RuntimeError, match="shape"), enough_memory("it", None):
+    with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("it", None):
         raise RuntimeError("shape mismatch")

@@ -7,10 +7,10 @@ import torch
 from tests.pipelines.test_recording import cross
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
 from toushi.probe.models.z_image import ZImage
-from toushi.probe.pipelines.family import family_of
-from toushi.probe.pipelines.load import put_off
+from toushi.probe.pipelines.load import enable_offload
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 SITES = {"stable-diffusion": 4, "flux": 5, "z-image": 2}  # of image-to-text attention
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def test_offload_changes_neither_picture_nor_maps(name, way, tmp_path):
     with record(made(name), tmp_path / "plain", keep="mean") as recording:
         plain = draw(recording.model, negative=NEGATIVE)[0]
     pipeline = made(name)
-    put_off(pipeline, family_of(pipeline).denoiser, CPU, way)
+    enable_offload(pipeline, family_of(pipeline).denoiser, CPU, way)
     bare = draw(pipeline, negative=NEGATIVE)[0]
     if way == "sequential":
         denoiser = getattr(pipeline, family_of(pipeline).denoiser)
@@ -32,7 +32,7 @@ def test_offload_changes_neither_picture_nor_maps(name, way, tmp_path):
         picture = draw(pipeline, negative=NEGATIVE)[0]
     trace, truth = open_trace(tmp_path / "run"), open_trace(tmp_path / "plain")
     assert np.array_equal(bare, plain) and np.array_equal(picture, plain)
-    assert trace.manifest["device"] == "cpu" and trace.manifest["dtype"] == "float32" and trace.verify() == []
+    assert trace.manifest.device == "cpu" and trace.manifest.dtype == "float32" and trace.verify() == []
     assert len(cross(trace)) == SITES[name] and trace.sites == truth.sites
     for step in trace.steps:
         one, other = (t.files.step(step) for t in (trace, truth))
@@ -46,7 +46,7 @@ def test_a_batch_of_prompts_under_offload(way, tmp_path):
     prompts = [PROMPT, "the moon"]
     plain = draw(made("z-image"), list(prompts))
     pipeline = made("z-image")
-    put_off(pipeline, "transformer", CPU, way)
+    enable_offload(pipeline, "transformer", CPU, way)
     with record(pipeline, tmp_path / "run", keep="mean"):
         pictures = draw(pipeline, list(prompts))
     for trace, picture, before in zip(open_collection(tmp_path / "run"), pictures, plain):
@@ -59,7 +59,7 @@ def test_our_own_z_image_is_recorded_under_offload(way, tmp_path):
     how = {"steps": 2, "size": (32, 48), "guidance": 2.0, "seed": 1}
     model = ZImage.from_folder(tmp_path / "model", torch.float32)
     plain = model.sample(PROMPT, NEGATIVE, **how)
-    put_off(model, "transformer", CPU, way)
+    enable_offload(model, "transformer", CPU, way)
     with record(model, tmp_path / "run"):
         picture = model.sample(PROMPT, NEGATIVE, **how)
     trace = open_trace(tmp_path / "run")

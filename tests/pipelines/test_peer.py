@@ -11,7 +11,7 @@ import pytest
 
 from tests.pipelines.tiny import NEGATIVE, draw
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 peer = pytest.importorskip(
     "attention_map_diffusers", reason="NOT COMPARED: pip install --no-deps attention-map-diffusers==1.0.0"
@@ -21,7 +21,7 @@ peer = pytest.importorskip(
 @pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"])
 def test_the_maps_are_the_peers(pipeline, name, tmp_path):
     how = {"size": (32, 48), "negative": NEGATIVE}
-    with record(pipeline, tmp_path / "run", dtype="float32"):
+    with record(pipeline, tmp_path / "run", dtype="float32", pads=True):
         draw(pipeline, **how)
     with peer.AttentionCapture(pipeline, timesteps="all", heads="all") as capture:
         draw(pipeline, **how)
@@ -29,7 +29,7 @@ def test_the_maps_are_the_peers(pipeline, name, tmp_path):
     for one in capture.compute().records:
         if one.relation == "image->text":
             found.setdefault(one.layer_id, []).append(one.data)
-    assert set(found) == {site for site, about in trace.sites.items() if about["kind"] == "cross"}
+    assert set(found) == {site for site, about in trace.sites.items() if about.kind == "cross"}
     for site, steps in found.items():
         assert len(steps) == len(trace.steps)
         for step, maps in zip(trace.steps, steps):

@@ -20,10 +20,11 @@ from toushi.hooks.attention import Watch
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
-from toushi.probe.pipelines.family import UnknownFamily, family_of, named_modules
+from toushi.probe.pipelines.family import UnknownFamily, named_modules
+from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import HiddenStatesOnly, record
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import NotRecorded
 
 SITES = {  # of the image looking at the text, of it looking at itself, and of the text encoder
     "stable-diffusion": (4, 4, 3),
@@ -51,7 +52,7 @@ every = pytest.mark.parametrize("name", MAKERS)
 
 
 def cross(trace):
-    return [name for name, site in trace.sites.items() if site["kind"] == "cross"]
+    return [name for name, site in trace.sites.items() if site.kind == "cross"]
 
 
 def branches(name):
@@ -77,17 +78,17 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
     trace = open_trace(tmp_path / "run")
     assert np.array_equal(picture, plain) and np.array_equal(trace.image(), plain)
     assert np.asarray(plain).std() > 5 and trace.complete and not trace.verify()
-    assert trace.prompt == PROMPT and trace.manifest["seed"] == 0
-    assert trace.manifest["negative_prompt"] == NEGATIVES.get(name) and trace.branches == branches(name)
-    assert trace.manifest["size"] == list(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
+    assert trace.prompt == PROMPT and trace.manifest.seed == 0
+    assert trace.manifest.negative_prompt == NEGATIVES.get(name) and trace.branches == branches(name)
+    assert trace.manifest.size == tuple(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
     assert trace.latent(0).shape == (4, 16, 24)
     assert len(cross(trace)) == SITES[name][0]
-    grid = [16, 24] if name in FINE else [8, 12]
-    assert max(trace.sites[site]["grid"] for site in cross(trace)) == grid
+    grid = (16, 24) if name in FINE else (8, 12)
+    assert max(trace.sites[site].grid for site in cross(trace)) == grid
     for branch in trace.branches:
         for site, mass in masses(trace, branch):
             assert np.abs(mass - 1).max() < 1e-3, site
-    assert trace.heat_map("cat").shape == tuple(grid) and trace.heat_map("月亮").shape == tuple(grid)
+    assert trace.heat_map("cat").shape == grid and trace.heat_map("月亮").shape == grid
     assert np.array_equal(draw(pipeline, size=(32, 48), negative=NEGATIVE)[0], plain)
 
 
@@ -96,7 +97,7 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
     """Added up key by key from an explicit softmax, where the recorder takes what the text columns leave."""
     sites = {n: site.module for n, site in family_of(pipeline).sites(pipeline).items() if site.kind == "cross"}
     calls = []
-    with Watch(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0):
+    with Watch(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0, pads=True):
         draw(pipeline, guidance=False, steps=1)
     trace = open_trace(tmp_path / "run")
     file = trace.files.step(0)
@@ -119,6 +120,26 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
         rest = f"{call.site}/cond/rest"
         found = file.read(rest).reshape(heads, cells) if rest in file.keys else 0.0
         assert np.abs(found - others.numpy()).max() < 1e-5
+
+
+@every
+def test_pads_are_kept_as_their_sum_unless_they_are_asked_for(pipeline, name, tmp_path):
+    traces = {}
+    for pads in (True, False):
+        with record(pipeline, tmp_path / str(pads), dtype="float32", steps=0, pads=pads):
+            draw(pipeline, negative=NEGATIVE, steps=1)
+        traces[pads] = open_trace(tmp_path / str(pads))
+        assert not traces[pads].verify()
+    for branch in traces[True].branches:
+        every, summed = (traces[pads].attention(branch=branch, grid="native") for pads in (True, False))
+        kinds = next(iter(every.values())).kind.values
+        assert (traces[False].manifest.branches[branch].pad_columns is not None) == ("pad" in kinds)
+        for site, maps in every.items():
+            kept = summed[site]
+            assert np.array_equal(kept.sel(token=maps.token[kinds != "pad"]), maps.isel(token=kinds != "pad"))
+            if "pad" in kinds:
+                assert kept.token[-1] == -1 and kept.sizes["token"] == (kinds != "pad").sum() + 1
+                assert np.abs(kept.isel(token=-1) - maps.isel(token=kinds == "pad").sum("token")).max() < 1e-6
 
 
 @pytest.mark.parametrize("name", NEGATIVES)
@@ -197,7 +218,7 @@ def test_a_prompt_that_equals_the_negative_one(pipeline, name, tmp_path):
         draw(pipeline, PROMPT if NEGATIVES.get(name) else "", negative=PROMPT)
     trace = open_trace(tmp_path / "run")
     assert trace.branches == branches(name) and not trace.verify()
-    assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1]
+    assert [line.evaluations for line in trace.files.lines.values()] == [1, 1]
 
 
 # --- labels ---
@@ -314,7 +335,7 @@ def test_many_keys_are_read_from_the_fused_kernel(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run", steps=0):
         picture = draw(pipeline, size=(96, 96), steps=1)[0]
     trace = open_trace(tmp_path / "run")
-    assert np.array_equal(picture, plain) and trace.manifest["kernel"] == "flash-cpu"
+    assert np.array_equal(picture, plain) and trace.manifest.kernel == "flash-cpu"
     for branch in trace.branches:
         assert all(np.abs(mass - 1).max() < 1e-3 for _, mass in masses(trace, branch))
 
@@ -331,7 +352,7 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
         states = trace.encoder_states(branch)
         assert states.shape[0] == layers + 1 and np.isfinite(states).all()
         texts = [str(text) for text in states["text"].values]
-        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).encoder in t.encoders]
+        own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).text_encoder in t.encoders]
         assert texts == [token.text for token in own]
         if name in GEMMA:
             with pytest.raises(ToushiError, match="No attention"):
@@ -390,9 +411,9 @@ def test_every_softmax_is_recorded_or_named_with_the_reason(pipeline, name, tmp_
     with record(pipeline, tmp_path / "run", sites="*", keep="mean"):
         draw(pipeline, negative=NEGATIVE, steps=1)
     trace = open_trace(tmp_path / "run")
-    kinds = [site["kind"] for site in trace.sites.values()]
+    kinds = [site.kind for site in trace.sites.values()]
     assert tuple(map(kinds.count, ("cross", "self", "encoder"))) == SITES[name] and not trace.verify()
-    named = trace.manifest["not_recorded"]
+    named = trace.manifest.not_recorded
     for site in attending:
         recorded = any(site == one or site.startswith(f"{one}.") for one in trace.sites)
         assert recorded or any(fnmatch.fnmatchcase(site, glob) for glob in named), site
@@ -455,7 +476,7 @@ def test_a_negative_prompt_that_was_never_encoded(pipeline, name, tmp_path):
     with record(pipeline, tmp_path / "run"):
         draw(pipeline)
     trace = open_trace(tmp_path / "run")
-    assert trace.branches == ["cond", "uncond"] and trace.manifest["negative_prompt"] is None
+    assert trace.branches == ["cond", "uncond"] and trace.manifest.negative_prompt is None
 
 
 @pytest.mark.parametrize("name", ["z-image"])
@@ -513,7 +534,7 @@ def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
     pipeline = made("stable-diffusion")
     other = diffusers.StableDiffusionInstructPix2PixPipeline(**pipeline.components, requires_safety_checker=False)
     with pytest.raises(
-        UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*no row of the family table.*encode_prompt"
+        UnknownFamily, match=r"StableDiffusionInstructPix2PixPipeline.*no family serves it.*encode_prompt"
     ):
         record(other, tmp_path / "run")
     with pytest.raises(UnknownFamily, match="not their transformer alone"):

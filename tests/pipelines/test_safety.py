@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
 from tests.pipelines.tiny import draw, made
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace.open import open_collection, open_trace
 
 
 def checked(block: bool):
@@ -25,7 +25,9 @@ def checked(block: bool):
     checker = StableDiffusionSafetyChecker(config).eval()
     checker.concept_embeds_weights.data.fill_(-2.0 if block else 2.0)  # a cosine above it is blocked
     checker.special_care_embeds_weights.data.fill_(2.0)
-    extractor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    # Since release 5 the processor without torchvision has a name of its own.
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    extractor = processor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     parts = {**pipeline.components, "safety_checker": checker, "feature_extractor": extractor}
     found = diffusers.StableDiffusionPipeline(**parts)
     found.set_progress_bar_config(disable=True)
@@ -39,7 +41,7 @@ def test_a_verdict_for_every_picture(block, tmp_path):
     with record(pipeline, tmp_path / "run", keep="mean"):
         pictures = draw(pipeline, ["a red cat", "the moon"], steps=1)
     for trace, picture, before in zip(open_collection(tmp_path / "run"), pictures, plain):
-        assert trace.manifest["safety"] == ("blocked" if block else "passed")
+        assert trace.manifest.safety == ("blocked" if block else "passed")
         assert np.array_equal(picture, before) and np.array_equal(trace.image(), before)
         assert (np.asarray(picture).max() == 0) == block and trace.verify() == []
 
@@ -48,14 +50,14 @@ def test_a_tuple_latents_and_no_checker(tmp_path):
     pipeline = checked(True)
     with record(pipeline, tmp_path / "tuple", keep="mean"):
         pipeline("cat", num_inference_steps=1, height=32, width=32, return_dict=False)
-    assert open_trace(tmp_path / "tuple").manifest["safety"] == "blocked"
+    assert open_trace(tmp_path / "tuple").manifest.safety == "blocked"
     with record(pipeline, tmp_path / "latent", keep="mean"):
         pipeline("cat", num_inference_steps=1, height=32, width=32, output_type="latent")
-    assert open_trace(tmp_path / "latent").manifest["safety"] == "not run"
+    assert open_trace(tmp_path / "latent").manifest.safety == "not run"
     pipeline = made("stable-diffusion")
     with record(pipeline, tmp_path / "none", keep="mean"):
         draw(pipeline, steps=1)
-    assert open_trace(tmp_path / "none").manifest["safety"] is None
+    assert open_trace(tmp_path / "none").manifest.safety is None
 
 
 def test_what_the_command_says_of_a_blocked_picture(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
 from tests.pipelines.variants import VARIANTS, given, variant
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -20,10 +20,12 @@ def test_the_picture_is_the_same_and_the_steps_have_their_own_numbers(name, tmp_
     trace = open_trace(tmp_path / "run")
     begins = 2 if "strength" in images else 0
     assert trace.steps == list(range(begins, 4)) and trace.complete and trace.verify() == []
-    assert trace.times == pipeline.scheduler.timesteps.tolist()[begins:] and trace.manifest["steps"]["count"] == 4
-    assert trace.prompt == PROMPT and trace.manifest["strength" if begins else "seed"] == (0.5 if begins else 0)
+    assert trace.times == pipeline.scheduler.timesteps.tolist()[begins:] and trace.manifest.steps.count == 4
+    assert trace.prompt == PROMPT and (trace.manifest.strength if begins else trace.manifest.seed) == (
+        0.5 if begins else 0
+    )
     assert trace.heat_map("cat").max() > 0 and trace.image().shape == np.asarray(plain).shape
-    other = [glob for glob in trace.manifest["not_recorded"] if glob.startswith("controlnet")]
+    other = [glob for glob in trace.manifest.not_recorded if glob.startswith("controlnet")]
     assert bool(other) == hasattr(pipeline, "controlnet")
 
 

@@ -6,11 +6,11 @@ import torch
 
 from tests.pipelines.tiny import PROMPT, made
 from toushi import main
-from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 SIZE = (32, 48)
 
@@ -45,7 +45,7 @@ def test_both_engines_are_recorded_alike(folder, tmp_path, guidance):
     own, theirs = (drawn(folder, engine, tmp_path / engine, guidance) for engine in ("own", "diffusers"))
     assert own.verify() == [] and theirs.verify() == []
     assert own.sites == theirs.sites and own.branches == theirs.branches
-    assert own.manifest["model"]["name"] == theirs.manifest["model"]["name"] == folder.name  # which weights drew
+    assert own.manifest.model.name == theirs.manifest.model.name == folder.name  # which weights drew
     for branch in own.branches:
         assert own.tokens(branch) == theirs.tokens(branch) and own.words(branch) == theirs.words(branch)
         assert np.allclose(own.encoder_states(branch), theirs.encoder_states(branch), atol=1e-5)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 
+from tests.pipelines.diffusers_since import need
 from tests.pipelines.vocabularies import (
     bert_tokenizer,
     chatglm_tokenizer,
@@ -216,7 +217,24 @@ def z_image(tokenizer=None, refiners: int = 1):
     )
 
 
-def flux_2_klein():
+def flux_2_transformer(guidance: bool):
+    config = dict(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+    )
+    if "guidance_embeds" in inspect.signature(diffusers.Flux2Transformer2DModel.__init__).parameters:
+        config["guidance_embeds"] = guidance  # diffusers 0.36 always has them
+    return diffusers.Flux2Transformer2DModel(**config)
+
+
+def flux_2_components() -> dict:
+    """Those of FLUX.2 Klein."""
     tokenizer = qwen_tokenizer()
     config = transformers.Qwen3Config(
         hidden_size=16,
@@ -228,7 +246,7 @@ def flux_2_klein():
         vocab_size=len(tokenizer),
         max_position_embeddings=512,
     )
-    return diffusers.Flux2KleinPipeline(
+    return dict(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=diffusers.AutoencoderKLFlux2(
             down_block_types=["DownEncoderBlock2D"] * 2,
@@ -240,18 +258,13 @@ def flux_2_klein():
         ),
         text_encoder=transformers.Qwen3ForCausalLM(config),
         tokenizer=tokenizer,
-        transformer=diffusers.Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(2, 2, 2, 2),
-            guidance_embeds=False,
-        ),
+        transformer=flux_2_transformer(guidance=False),
     )
+
+
+def flux_2_klein():
+    need("Flux2KleinPipeline")
+    return diffusers.Flux2KleinPipeline(**flux_2_components())
 
 
 def pixart():
@@ -339,6 +352,7 @@ def kolors():
         multi_query_group_num=1,
         bias_dropout_fusion=False,
         original_rope=True,
+        use_cache=True,
     )
     encoder = ChatGLMModel(config, empty_init=False)
     for name, weight in encoder.named_parameters():
@@ -464,16 +478,16 @@ def flux_2():
         vocab_size=len(tokenizer),
     )
     vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28)
-    klein = flux_2_klein()
+    klein = flux_2_components()
     config = transformers.Mistral3Config(
         text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}
     )
     return diffusers.Flux2Pipeline(
-        scheduler=klein.scheduler,
-        vae=klein.vae,
+        scheduler=klein["scheduler"],
+        vae=klein["vae"],
         text_encoder=transformers.Mistral3ForConditionalGeneration(config),
         tokenizer=tokenizer,
-        transformer=diffusers.Flux2Transformer2DModel(**{**klein.transformer.config, "guidance_embeds": True}),
+        transformer=flux_2_transformer(guidance=True),
     )
 
 

@@ -4,9 +4,9 @@ import inspect
 
 import diffusers
 import numpy as np
-from diffusers.models.controlnets import controlnet_z_image
 from PIL import Image
 
+from tests.pipelines.diffusers_since import need
 from tests.pipelines.tiny import made, scaled
 
 
@@ -60,7 +60,7 @@ def qwen_control(pipeline):
 
 def z_image_control(channels: int):
     def control(pipeline):
-        return controlnet_z_image.ZImageControlNetModel(
+        return diffusers.ZImageControlNetModel(
             control_layers_places=[0],
             control_refiner_layers_places=[0],
             control_in_dim=channels,
@@ -122,6 +122,7 @@ OWN_MODELS = {  # what the family's tiny models do not have
 
 def variant(name: str):
     """The pipeline, of the family's own tiny models."""
+    need(name)
     family, _, control = VARIANTS[name]
     base = made(family, **OWN_MODELS.get(name, {}))
     components = dict(base.components)

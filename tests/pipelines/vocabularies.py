@@ -1,6 +1,11 @@
-"""Small tokenizers of each kind that diffusers' pipelines use, in their own code, with vocabularies made here."""
+"""Small tokenizers of each kind that diffusers' pipelines use, in their own code, with vocabularies made here.
+
+Up to release 4 of transformers they read files, and some are written in plain Python; since release 5 they take their
+vocabulary as an argument, and all stand on the library `tokenizers`.
+"""
 
 import io
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -9,9 +14,12 @@ import sentencepiece
 import tokenizers
 import transformers
 from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
 
+FROM_FILES = int(transformers.__version__.partition(".")[0]) < 5
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+_home = tempfile.TemporaryDirectory()  # of the files that some tokenizers read
 PIECES = ["red", "cat", "moon", "and", "blue", "is", "the", "on", "left", "猫", "月亮", "左边", "一只", "红色", "的"]
 
 
@@ -32,11 +40,22 @@ def merged(words: list[str], ends: bool) -> tuple[dict[str, int], list[tuple[str
     return {piece: index for index, piece in enumerate(dict.fromkeys(vocabulary))}, merges
 
 
+def byte_level(kind: type, vocabulary: dict[str, int], merges: list[tuple[str, str]], **options):
+    """A tokenizer of this class."""
+    if not FROM_FILES:
+        return kind(vocab=vocabulary, merges=merges, **options)
+    folder = Path(tempfile.mkdtemp(dir=_home.name))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    return kind(str(folder / "vocab.json"), str(folder / "merges.txt"), **options)
+
+
 def clip_tokenizer(pad: str = "<|endoftext|>"):
     vocabulary, merges = merged(PIECES, ends=True)
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=77)
+    return byte_level(transformers.CLIPTokenizer, vocabulary, merges, pad_token=pad, model_max_length=77)
 
 
 def t5_tokenizer(length: int = 512):
@@ -45,7 +64,14 @@ def t5_tokenizer(length: int = 512):
     words = [f"▁{piece}" for piece in PIECES if piece.isascii()]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     vocabulary += [(letter, -5.0) for letter in letters] + [(word, -1.0) for word in words]
-    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=3, model_max_length=length)
+    if not FROM_FILES:
+        return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=3, model_max_length=length)
+    fast = tokenizers.Tokenizer(Unigram(vocabulary, unk_id=2, byte_fallback=False))
+    fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    fast.decoder = decoders.Metaspace()
+    end = [("</s>", 1)]
+    fast.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", special_tokens=end)
+    return transformers.T5TokenizerFast(tokenizer_object=fast, extra_ids=3, model_max_length=length)
 
 
 CHAT = (
@@ -57,7 +83,7 @@ CHAT = (
 def qwen_tokenizer():
     vocabulary, merges = merged(PIECES, ends=False)
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    made = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges, additional_special_tokens=specials[1:])
+    made = byte_level(transformers.Qwen2Tokenizer, vocabulary, merges, additional_special_tokens=specials[1:])
     made.chat_template = CHAT
     return made
 
@@ -74,9 +100,9 @@ def mistral_tokenizer():
     vocabulary, merges = merged(PIECES, ends=False)
     specials = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
     vocabulary = {piece: index for index, piece in enumerate([*specials, *vocabulary])}
-    fast = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    fast = tokenizers.Tokenizer(BPE(vocabulary, merges))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = tokenizers.decoders.ByteLevel()
+    fast.decoder = decoders.ByteLevel()
     names = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=fast, padding_side="left", additional_special_tokens=specials[4:], **names
@@ -90,7 +116,11 @@ def bert_tokenizer():
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["red", "cat", "moon", "blue", *"猫左边月亮是只一，,", *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*specials, *words]))}
-    return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    if not FROM_FILES:
+        return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    file = Path(tempfile.mkdtemp(dir=_home.name)) / "vocab.txt"
+    file.write_text("\n".join(vocabulary), encoding="utf-8")
+    return transformers.BertTokenizer(str(file), do_lower_case=True)
 
 
 def gemma_tokenizer():
@@ -105,10 +135,14 @@ def gemma_tokenizer():
             joined += letter
             vocabulary.append(joined)
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(vocabulary))}
-    return transformers.GemmaTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), add_bos_token=True)
-
-
-_home = tempfile.TemporaryDirectory()
+    merges = list(dict.fromkeys(merges))
+    if not FROM_FILES:
+        return transformers.GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
+    fast = tokenizers.Tokenizer(BPE(vocabulary, merges, fuse_unk=True, unk_token="<unk>", byte_fallback=True))
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return transformers.GemmaTokenizerFast(tokenizer_object=fast, add_bos_token=True)
 
 
 @cache

@@ -5,13 +5,16 @@ import torch.nn.functional as F
 
 from tests.recording.made import SDPA
 from toushi.hooks.attention import _stack
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.recording.record import _recorded
+from toushi.probe.session.sampling_session import _sessions
 
 
 @pytest.fixture(scope="module")
 def shared():
-    return MiniUNet.tiny()
+    model = MiniUNet.tiny()
+    model.is_watched = is_watched  # as `load` gives it
+    return model
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def model(shared):
     """Fresh as from a shelf, and left as it was found."""
     shared.embedding_cache.clear()
     yield shared
-    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _recorded
+    assert F.scaled_dot_product_attention is SDPA and not _stack() and not _sessions
     for module in shared.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
         assert "forward" not in vars(module)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 SDPA = F.scaled_dot_product_attention
 PROMPT = "左边是猫，右边是月亮，夜晚"

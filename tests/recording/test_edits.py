@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from tests.recording.made import LONG, PROMPT, draw, recorded, same
-from toushi.probe.editing.editor import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of, edits_of_manifest
 from toushi.probe.encoders.encode_layers import lens
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.recording.record import record
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word
-from toushi.probe.trace.encoder_trace import NotAPicture
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_errors import NotAPicture
 
 MIDDLE = "unet.middle.cross_attention"
 CROSS = "unet.*.cross_attention"
@@ -210,8 +210,8 @@ def test_edits_and_recording_compose_in_either_order(model, tmp_path):
     assert np.array_equal(one.encoder_states(), two.encoder_states())
     assert one.verify() == [] and two.verify() == []
     for trace in (one, two):
-        assert [raw["word"] for raw in trace.manifest["edits"]] == ["猫", "月亮"]
-    with edit(model, edits_of_manifest(one.manifest["edits"])):
+        assert [raw["word"] for raw in trace.manifest.edits] == ["猫", "月亮"]
+    with edit(model, edits_of_manifest(one.manifest.edits)):
         assert same(draw(model), free)
 
 
@@ -244,7 +244,6 @@ def test_steps(steps, expected):
         (dict(kind="zero", word="猫", factor=2.0), "only scale"),
         (dict(word="猫", factor=float("nan")), "factor"),
         (dict(head=0, renormalise=True), "others"),
-        (dict(word="猫", branch="both"), "cond or uncond"),
         (dict(head=0, steps="a:b"), "steps"),
         (dict(head=0, steps="3"), "steps must be like 3"),
         (dict(head=0, steps=2.5), "steps must be an index"),
@@ -266,6 +265,8 @@ def test_mistakes_about_the_model(model, tmp_path):
         edit(model, Edit("encoder.layers.3", "zero", word="猫", steps="2:"))
     with pytest.raises(BadEdit, match="no attention of the image to the text"):
         edit(model, Edit("unet.middle.self_attention", "zero", word="猫"))
+    with pytest.raises(BadEdit, match="cond or uncond"):
+        edit(model, Edit(MIDDLE, "zero", word="猫", branch="both"))
     with pytest.raises(BadEdit, match="0 to 3"), edit(model, Edit(MIDDLE, "zero", head=9)):
         velocity(model)
     with pytest.raises(UnknownWord), edit(model, Edit(MIDDLE, "zero", word="狗")):
@@ -333,7 +334,7 @@ def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
     for number, function in enumerate([lambda p: p.clone(), partial(torch.mul, other=1.0), nn.Identity()]):
         with record(model, tmp_path / str(number)), edit(model, MIDDLE, function):
             draw(model)
-        (raw,) = open_trace(tmp_path / str(number)).manifest["edits"]
+        (raw,) = open_trace(tmp_path / str(number)).manifest.edits
         assert raw["kind"] == "function" and raw["function"].endswith(("<lambda>", "partial", "Identity"))
     with pytest.raises(BadEdit, match="run it from Python"):
         edits_of_manifest([raw])

@@ -13,9 +13,9 @@ import pytest
 
 from tests.recording.made import PROMPT
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.output_dir import check_room
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.output_dir import check_output_dir
 
 resource = pytest.importorskip("resource")
 HOUSE = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def check(folder, planned):
         assert all(np.isfinite(one).all() for one in maps.values())
         assert trace.latent(step) is not None
     assert not list(folder.glob("*.tmp"))
-    check_room(folder, overwrite=True)  # and the folder can be recorded into anew
+    check_output_dir(folder, overwrite=True)  # and the folder can be recorded into anew
     return finished
 
 

@@ -34,7 +34,7 @@ def test_some_words(model, tmp_path):
     _, trace = recorded(model, tmp_path / "run", keeping={"words": ["猫", "夜晚"]})
     assert same(trace.attention("夜晚"), whole.attention("夜晚"))
     assert same(trace.attention(branch="uncond"), whole.attention(branch="uncond"))
-    assert trace.attention().sizes["token"] == len(trace.manifest["branches"]["cond"]["columns"]) < 8
+    assert trace.attention().sizes["token"] == len(trace.manifest.branches["cond"].columns) < 8
     assert not trace.verify()
     with pytest.raises(ToushiError):
         trace.attention("月亮")
@@ -43,7 +43,7 @@ def test_some_words(model, tmp_path):
 def test_words_may_be_given_alone_or_by_span(model, tmp_path):
     for number, words in enumerate(["猫", (3, 4), [(3, 4)]]):
         _, trace = recorded(model, tmp_path / str(number), keeping={"words": words})
-        assert [trace.tokens()[c].text for c in trace.manifest["branches"]["cond"]["columns"]] == ["猫"]
+        assert [trace.tokens()[c].text for c in trace.manifest.branches["cond"].columns] == ["猫"]
 
 
 def test_what_would_keep_nothing_is_refused(model, tmp_path):
@@ -70,7 +70,7 @@ def test_some_sites(model, tmp_path):
 
 def test_image_self_attention_where_it_is_named(model, tmp_path):
     _, trace = recorded(model, tmp_path / "run", keeping={"sites": "unet.middle.*_attention"})
-    assert trace.sites["unet.middle.self_attention"]["kind"] == "self"
+    assert trace.sites["unet.middle.self_attention"].kind == "self"
     found = trace.attention(sites="unet.middle.self_attention", grid="native")["unet.middle.self_attention"]
     assert found.sizes["key"] == 16 and np.abs(found.sum("key") - 1).max() < 1e-3
     assert not trace.verify()

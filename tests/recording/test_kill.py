@@ -20,9 +20,10 @@ from tests.recording.made import PROMPT
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
 from toushi.probe.resume import resume
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.output_dir import check_room
-from toushi.probe.trace.reader import NoTrace, open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.output_dir import check_output_dir
+from toushi.probe.trace.trace_errors import NoTrace
 
 HOUSE = Path(__file__).parents[2]
 MOMENTS, STEPS = 30, 60
@@ -118,7 +119,7 @@ def test_whatever_kills_the_run_every_listed_step_can_be_read(model, tmp_path):
         folder = tmp_path / f"{moment}"
         count = killed(folder, keep, after, draw.uniform(0, 1.5))
         found.append(check(folder, keep, count))
-        check_room(folder, overwrite=True)  # what is left can be recorded over
+        check_output_dir(folder, overwrite=True)  # what is left can be recorded over
         goes_on(model, folder, tmp_path / keep)
     print(f"steps found: {found}")
     assert len(set(found)) > 5, f"the moments were all alike: {found}"

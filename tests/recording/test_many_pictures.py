@@ -9,10 +9,10 @@ import torch
 from tests.recording.made import PROMPT, draw, explicit, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.recording.provenance import of_picture
+from toushi.probe.recording.provenance import value_of_picture
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import NoTrace, open_collection, open_trace
-from toushi.probe.trace.writer import WriteFailed
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import NoTrace, WriteFailed
 
 
 def test_a_batch_of_prompts_of_different_lengths(model, tmp_path):
@@ -39,9 +39,9 @@ def test_each_picture_has_its_own_seed_whatever_holds_them(model, tmp_path):
     for number, seed in enumerate(([4, 5], range(4, 6))):
         with record(model, tmp_path / str(number)) as recording:
             model.sample(["猫", "狗"], seed=seed, steps=1)
-        assert [open_trace(folder).manifest["seed"] for folder in recording.traces] == [4, 5]
-    assert [of_picture(["a", "b"], item, 4) for item in range(4)] == ["a", "a", "b", "b"]
-    assert of_picture("猫", 1, 2) == "猫" and of_picture([], 1, 2) == [] and of_picture(7, 1, 2) == 7
+        assert [open_trace(folder).manifest.seed for folder in recording.traces] == [4, 5]
+    assert [value_of_picture(["a", "b"], item, 4) for item in range(4)] == ["a", "a", "b", "b"]
+    assert value_of_picture("猫", 1, 2) == "猫" and value_of_picture([], 1, 2) == [] and value_of_picture(7, 1, 2) == 7
 
 
 def test_several_runs_in_one_recording(model, tmp_path):
@@ -171,7 +171,7 @@ def test_an_evaluation_between_two_steps_is_no_part_of_the_run(model, tmp_path):
     _, alone = recorded(model, tmp_path / "alone")
     picture, trace = recorded(model, tmp_path / "run", callback=callback)
     assert np.array_equal(picture, plain) and same(trace.attention(), alone.attention())
-    assert [line["evaluations"] for line in trace.files.lines.values()] == [1, 1, 1] and trace.prompt == PROMPT
+    assert [line.evaluations for line in trace.files.lines.values()] == [1, 1, 1] and trace.prompt == PROMPT
 
 
 def test_latents_that_are_changed_afterwards(model, tmp_path):
@@ -186,7 +186,7 @@ def test_latents_that_are_changed_afterwards(model, tmp_path):
 def test_calls_read_together_are_what_each_alone_would_give(model):
     """Sites of one shape, with the mask of a shorter text, all rows or some."""
     from toushi.hooks.attention import Watch
-    from toushi.probe.pipelines.family import family_of
+    from toushi.probe.pipelines.registry import family_of
     from toushi.probe.recording import step_maps as maps
 
     calls = []

@@ -10,7 +10,7 @@ import torch
 from tests.recording.made import draw, recorded
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.open import open_trace
 
 
 @pytest.mark.parametrize("keep", ["heads", "mean", "sum"])
@@ -32,7 +32,7 @@ def test_half_precision_is_the_same_too(tmp_path, dtype):
     plain = draw(model)
     picture, trace = recorded(model, tmp_path / "run")
     assert np.array_equal(picture, plain) and not trace.verify()
-    assert trace.manifest["dtype"] == str(dtype).removeprefix("torch.")
+    assert trace.manifest.dtype == str(dtype).removeprefix("torch.")
 
 
 def test_latents_and_noise_are_the_same(model, tmp_path):

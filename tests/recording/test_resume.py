@@ -9,12 +9,12 @@ import torch
 
 from tests.recording.made import PROMPT, draw, recorded, same
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.editor import Edit, edit
+from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
 from toushi.probe.resume import CannotResume, resume
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
 
 STEPS = 5
 
@@ -54,7 +54,7 @@ def alike(one, two):
         if name.endswith((".safetensors", ".png")):
             assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
     ignored = {"argv", "files", "git"}
-    first, second = ({k: v for k, v in trace.manifest.items() if k not in ignored} for trace in (one, two))
+    first, second = ({k: v for k, v in trace.manifest.as_dict().items() if k not in ignored} for trace in (one, two))
     assert first == second
 
 
@@ -154,7 +154,7 @@ def test_a_complete_run(model, tmp_path):
 
 def test_another_computer(model, tmp_path):
     folder = tmp_path / "run"
-    manifest = broken_off(model, folder, 2).manifest
+    manifest = broken_off(model, folder, 2).manifest.as_dict()
     before = (folder / layout.STEPS).read_bytes()
     for fields, said in [
         ({"threads": 64}, "threads 64.*Load the model with threads=64"),
@@ -197,7 +197,7 @@ def test_a_recording_that_begins_in_the_midst(model, tmp_path):
     for step in late.steps:
         assert np.array_equal(late.latent(step), whole.latent(step))
         assert same(late.attention(steps=step), whole.attention(steps=step))
-    assert whole.manifest["seed"] == 0 and late.manifest["seed"] is None
+    assert whole.manifest.seed == 0 and late.manifest.seed is None
 
 
 def test_a_recording_that_begins_after_all_that_was_to_be_kept(model, tmp_path):
@@ -213,5 +213,5 @@ def test_a_recording_that_begins_after_all_that_was_to_be_kept(model, tmp_path):
 def test_a_batch_says_so(model, tmp_path):
     with record(model, tmp_path / "run"):
         model.sample([PROMPT, "狗"], steps=2)
-    assert {open_trace(tmp_path / "run" / name).manifest["batch"] for name in ("000", "001")} == {2}
+    assert {open_trace(tmp_path / "run" / name).manifest.batch for name in ("000", "001")} == {2}
     assert np.array_equal(open_trace(tmp_path / "run" / "000").steps, [0, 1])

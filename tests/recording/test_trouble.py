@@ -9,12 +9,13 @@ from tests.recording.made import PROMPT, draw, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import UnknownFamily, UnknownSite
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import Unrecordable, grid_of
-from toushi.probe.session.row_matching import BranchMismatch, places
+from toushi.probe.recording.run_recorder import grid_of
+from toushi.probe.recording.unrecordable import Unrecordable
+from toushi.probe.session.row_matching import BranchMismatch, match_rows
 from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace import writer
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.writer import WriteFailed
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import WriteFailed
 
 
 @pytest.mark.parametrize("trouble", [ValueError("inside"), KeyboardInterrupt()])
@@ -66,14 +67,14 @@ def test_a_run_after_one_that_failed_in_the_same_recording(model, tmp_path):
 
 
 def test_the_disk_gives_out(model, tmp_path, monkeypatch):
-    store = writer.store
+    write_listed = writer.write_listed
 
     def full(path, *how, **more):
         if path.name == "step_0001.safetensors":
             raise OSError(28, "No space left on device")
-        return store(path, *how, **more)
+        return write_listed(path, *how, **more)
 
-    monkeypatch.setattr(writer, "store", full)
+    monkeypatch.setattr(writer, "write_listed", full)
     with pytest.raises(WriteFailed, match="No space left"), record(model, tmp_path / "run"):
         draw(model, steps=8)
     trace = open_trace(tmp_path / "run")
@@ -118,7 +119,7 @@ def test_a_model_of_no_family(tmp_path):
 
 
 def test_nothing_drawn_is_said(model, tmp_path):
-    with pytest.raises(ToushiError, match="nothing was drawn"), record(model, tmp_path / "run"):
+    with pytest.raises(ToushiError, match="nothing was sampled"), record(model, tmp_path / "run"):
         pass
 
 
@@ -150,7 +151,7 @@ def test_queries_that_are_changed_in_place_are_refused(model, tmp_path, monkeypa
 @pytest.mark.parametrize("held", [0, 20_000])
 def test_reading_at_once_or_at_the_end_is_the_same(model, tmp_path, monkeypatch, held):
     _, late = recorded(model, tmp_path / "late")
-    monkeypatch.setattr("toushi.probe.recording.run_recorder.HELD", held)
+    monkeypatch.setattr("toushi.probe.recording.run_recorder.PENDING_MAX_BYTES", held)
     _, early = recorded(model, tmp_path / "early")
     assert same(early.attention(), late.attention()) and list(early.sites) == list(late.sites)
 
@@ -184,22 +185,27 @@ def test_a_text_that_was_not_encoded_inside_is_refused(model, tmp_path):
 def test_texts_are_matched_by_value_and_a_mismatch_names_both_shapes():
     a, b, c = (torch.full((n, 4), float(n)) for n in (3, 5, 7))
     texts = {"cond": [a], "uncond": [b]}
-    assert places([b, a], texts, ("uncond", "cond")) == [("uncond", 0), ("cond", 0)]
-    assert places([a, b], texts, ("uncond", "cond")) == [("cond", 0), ("uncond", 0)]
-    assert places([a], texts, ("uncond", "cond")) == [("cond", 0)]
+    assert match_rows([b, a], texts, ("uncond", "cond")) == [("uncond", 0), ("cond", 0)]
+    assert match_rows([a, b], texts, ("uncond", "cond")) == [("cond", 0), ("uncond", 0)]
+    assert match_rows([a], texts, ("uncond", "cond")) == [("cond", 0)]
     with pytest.raises(BranchMismatch, match=r"\(7, 4\).*cond \(3, 4\), uncond \(5, 4\)"):
-        places([c], texts, ("uncond", "cond"))
+        match_rows([c], texts, ("uncond", "cond"))
 
 
 def test_equal_texts_follow_the_familys_order():
     a, b = torch.ones(3, 4), torch.zeros(3, 4)
     both = {"cond": [a, b], "uncond": [a, a]}
     rows = [a, a, a, b]
-    assert places(rows, both, ("uncond", "cond")) == [("uncond", 0), ("uncond", 1), ("cond", 0), ("cond", 1)]
-    assert places([a, b], both, ("uncond", "cond")) == [("cond", 0), ("cond", 1)]
-    assert places([a, b, a, a], both, ("cond", "uncond")) == [("cond", 0), ("cond", 1), ("uncond", 0), ("uncond", 1)]
+    assert match_rows(rows, both, ("uncond", "cond")) == [("uncond", 0), ("uncond", 1), ("cond", 0), ("cond", 1)]
+    assert match_rows([a, b], both, ("uncond", "cond")) == [("cond", 0), ("cond", 1)]
+    assert match_rows([a, b, a, a], both, ("cond", "uncond")) == [
+        ("cond", 0),
+        ("cond", 1),
+        ("uncond", 0),
+        ("uncond", 1),
+    ]
     with pytest.raises(BranchMismatch, match="several pictures of one prompt"):
-        places([a] * 4, {"cond": [a]}, ("cond",))
+        match_rows([a] * 4, {"cond": [a]}, ("cond",))
 
 
 @pytest.mark.parametrize(

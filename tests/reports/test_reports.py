@@ -18,19 +18,19 @@ from matplotlib.text import Text
 from tests.experiments import coins
 from tests.figures.made import made_trace
 from tests.reports.ink import is_wide, signs
+from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.executor import Outcome
-from toushi.experiments.runner.run_folder import write
-from toushi.experiments.runner.study import Said
+from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import PAGE, save, styled
 from toushi.probe.text.alignment import Word
-from toushi.probe.trace.encoder_trace import TextsWriter
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace.encoder_trace import EncoderTraceWriter
+from toushi.probe.trace.open import open_trace
 from toushi.reports import report_messages as words
 from toushi.reports.build_report import report
-from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, alike, shown
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, shown
 from toushi.reports.html import rows
 from toushi.reports.pdf import contents, pdf
 
@@ -237,17 +237,17 @@ def test_a_sign_without_ink_is_found(tmp_path):
 
 
 def test_what_the_report_itself_and_every_experiment_say_can_be_drawn():
-    said = [text for value in vars(words).values() if isinstance(value, Said) for text in value]
-    said += [text for group in (words.FACTS, words.VERDICTS) for value in group.values() for text in value]
+    texts = [value for value in vars(words).values() if isinstance(value, Bilingual)]
+    texts += [*words.FACTS.values(), *words.VERDICTS.values()]
     for name in runner.names():
         study = runner.experiment(name).STUDY
-        said += [text for part in (study.title, study.question, study.method) for text in part]
-    for text in said:
+        texts += [study.title, study.question, study.method]
+    for text in (text for both in texts for text in (both.en, both.zh)):
         assert drawable(text) == text.replace("\n", " ").replace("\u3000", " "), text
 
 
 def test_a_character_that_no_font_has_is_told_by_a_sign(tmp_path):
-    chapter = Chapter("a", alike("한글 \U00020000"), sheets=[])
+    chapter = Chapter("a", Bilingual.same("한글 \U00020000"), sheets=[])
     assert contents([chapter], tmp_path, tmp_path, "zh")["chapters"][0]["title"] == "〓〓 〓"
 
 
@@ -258,7 +258,7 @@ def test_a_run_whose_experiment_is_not_here_still_shows_its_tables(house, tmp_pa
     folder = tmp_path / "coins"
     shutil.copytree(house / "runs" / "coins", folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    write(folder / "manifest.json", json.dumps({**manifest, "experiment": "dice"}))
+    write_file(folder / "manifest.json", json.dumps({**manifest, "experiment": "dice"}))
     report([folder], tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "没有实验 dice" in page and "<figure>" not in page and "<caption>coins" in page
@@ -268,7 +268,7 @@ def test_a_run_of_several_versions_of_its_code_says_so(house, tmp_path):
     shutil.copytree(house / "runs" / "coins", tmp_path / "coins")
     manifest = json.loads((tmp_path / "coins" / "manifest.json").read_text(encoding="utf-8"))
     manifest["jobs"]["银元-1"]["code_sha256"] = "0" * 64
-    write(tmp_path / "coins" / "manifest.json", json.dumps(manifest))
+    write_file(tmp_path / "coins" / "manifest.json", json.dumps(manifest))
     report([tmp_path / "coins"], tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "computed with 2 versions of the code" in page and "<figure>" in page
@@ -279,7 +279,7 @@ def test_a_trace_that_was_broken_off_says_so(tmp_path):
     trace = made_trace(tmp_path / "run", "猫", picture, {}, steps=2)
     manifest = json.loads((trace.folder / "manifest.json").read_text(encoding="utf-8"))
     manifest |= {"complete": False, "steps": {"count": 5, "times": None}, "files": {}}
-    write(trace.folder / "manifest.json", json.dumps(manifest))
+    write_file(trace.folder / "manifest.json", json.dumps(manifest))
     (trace.folder / "image.png").unlink()
     report([trace.folder], tmp_path / "out")
     assert "共 5 步，记录了 2 步" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
@@ -298,11 +298,11 @@ def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
     def edited(name: str, **by_hand) -> Path:
         shutil.copytree(runs / "coins", tmp_path / name)
         manifest = json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))
-        write(tmp_path / name / "manifest.json", json.dumps({**manifest, **by_hand}))
+        write_file(tmp_path / name / "manifest.json", json.dumps({**manifest, **by_hand}))
         return tmp_path / name
 
     bare = {"format": "toushi-run", "version": 1, "complete": True, "verdict": "refuted"}
-    write(tmp_path / "broken" / "manifest.json", json.dumps(bare))
+    write_file(tmp_path / "broken" / "manifest.json", json.dumps(bare))
     for arguments, said in [
         ([], "give the folder of a run"),
         ([str(tmp_path / "nothing")], "there is no folder"),
@@ -327,7 +327,7 @@ def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
 
 def test_a_trace_of_an_encoder_is_told_what_shows_it(tmp_path, capsys):
     about = {"model": None, "count": 0, "layers": 1, "heads": None, "width": 4}
-    with TextsWriter(tmp_path / "texts", about):
+    with EncoderTraceWriter(tmp_path / "texts", about):
         pass
     assert main(["report", str(tmp_path / "texts"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
@@ -337,12 +337,12 @@ def test_a_trace_of_an_encoder_is_told_what_shows_it(tmp_path, capsys):
 def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
     table = pd.DataFrame({"n": range(700), "x": np.linspace(0, 1, 700), "word": "猫"})
     file = tmp_path / "long.csv"
-    write(file, table.to_csv(index=False))
+    write_file(file, table.to_csv(index=False))
     body = rows(Sheet("long", table, file))
     assert len(body["rows"]) == 500 and "700 行" in body["note"].zh and str(file) in body["note"].en
     assert base64.b64decode(body["data"]) == file.read_bytes()
     assert [column["number"] for column in body["columns"]] == [True, True, False]
-    chapter = Chapter("a", alike("a"), sheets=[Sheet("long", table, file)])
+    chapter = Chapter("a", Bilingual.same("a"), sheets=[Sheet("long", table, file)])
     assert len(contents([chapter], tmp_path, tmp_path, "en")["chapters"][0]["sheets"][0]["rows"]) == 15
     assert (shown(0.123456), shown(float("nan")), shown(3), shown(True)) == ("0.1235", "–", "3", "True")
 

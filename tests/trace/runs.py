@@ -6,7 +6,7 @@ import numpy as np
 
 from toushi.probe.text.alignment import segment, segmenter
 from toushi.probe.text.bpe import Tokenizer
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.writer import TraceWriter
 
 PROMPT = "左边是猫，右边是月亮，𰻝"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.trace.runs import Run
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.reader import open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_errors import DamagedTrace
 
 STEP = "step_0001.safetensors"
 anything = st.recursive(
@@ -162,7 +163,7 @@ def test_a_step_cannot_name_another_file(copied, name):
     lines = [json.loads(line) for line in (folder / layout.STEPS).read_text().splitlines()]
     lines[1]["file"] = name
     (folder / layout.STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(layout.DamagedTrace, match=r"step_0001\.safetensors"):
+    with pytest.raises(DamagedTrace, match=r"step_0001\.safetensors"):
         open_trace(folder)
 
 
@@ -171,7 +172,7 @@ def test_links_and_pipes_are_refused(copied, tmp_path, name):
     """A link leads out of the folder; a pipe would make the reader wait for ever."""
 
     def refused(folder):
-        with pytest.raises(layout.DamagedTrace, match=r"regular|link"):
+        with pytest.raises(DamagedTrace, match=r"regular|link"):
             trace = open_trace(folder)
             trace.attention("猫"), trace.encoder_states(), trace.image()
         use_all(folder)
@@ -192,7 +193,7 @@ def test_absurd_grids(copied, grid):
     manifest = json.loads((folder / layout.MANIFEST).read_text())
     manifest["sites"]["unet.down.0.cross_attention"]["grid"] = grid
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(layout.DamagedTrace):
+    with pytest.raises(DamagedTrace):
         open_trace(folder).attention("猫")
     use_all(folder)
 
@@ -204,7 +205,7 @@ def test_absurd_grids(copied, grid):
 def test_no_json(copied, name, content):
     folder = copied()
     (folder / name).write_bytes(content + b"\n")
-    with pytest.raises(layout.DamagedTrace):
+    with pytest.raises(DamagedTrace):
         open_trace(folder)
 
 
@@ -212,5 +213,5 @@ def test_a_huge_manifest_is_not_read(copied):
     folder = copied()
     with open(folder / layout.MANIFEST, "ab") as file:
         file.truncate(2**40)  # a hole: takes no space
-    with pytest.raises(layout.DamagedTrace, match="cannot be right"):
+    with pytest.raises(DamagedTrace, match="cannot be right"):
         open_trace(folder)

@@ -13,10 +13,9 @@ import pytest
 from tests.trace.runs import SITES, Run
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord
-from toushi.probe.trace.output_dir import WriteFailed
-from toushi.probe.trace.reader import open_trace
-from toushi.probe.trace.selection import NotRecorded
-from toushi.probe.trace.trace_export import default_path, export
+from toushi.probe.trace.export.export_trace import default_path, export
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_errors import NotRecorded, WriteFailed
 from toushi.probe.trace.writer import TraceWriter
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -87,7 +86,7 @@ def test_tokens_leave_nothing_out(tmp_path):
 def test_a_row_of_the_table_is_a_value_of_the_map(tmp_path, monkeypatch, keep, rows):
     from pyarrow import parquet
 
-    monkeypatch.setattr("toushi.probe.trace.parquet_export.ROWS", rows)
+    monkeypatch.setattr("toushi.probe.trace.export.parquet_export.ROWS", rows)
     sites = {name: {**site, "heads": 2} for name, site in SITES.items()} if rows == 7 else SITES
     trace = traced(tmp_path, keep=keep, steps=2, sites=sites)
     done = export(trace, "parquet", words=["猫", "月亮"])
@@ -238,9 +237,9 @@ def test_wrong_arguments(tmp_path):
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("toushi.probe.base.extras.find_spec", lambda name: None)
     for to, package in (("zarr", "zarr"), ("parquet", "pyarrow")):
-        with pytest.raises(ToushiError, match=f"pip install {package}"):
+        with pytest.raises(ToushiError, match=rf'{package}, which is not installed: pip install "toushi\[export\]"'):
             export(traced(tmp_path / to), to)
 
 
@@ -261,7 +260,7 @@ def test_progress_counts_to_the_end(tmp_path):
 
 @pytest.mark.parametrize("to", ["npz", "parquet"])
 def test_memory_does_not_grow_with_the_steps(tmp_path, monkeypatch, to):
-    monkeypatch.setattr("toushi.probe.trace.parquet_export.ROWS", 2**14)
+    monkeypatch.setattr("toushi.probe.trace.export.parquet_export.ROWS", 2**14)
     sites = {"a": {"kind": "cross", "grid": [64, 64], "heads": 4}}
     peaks = {}
     for steps in (2, 12):
@@ -291,7 +290,7 @@ def test_zarr_holds_the_same(tmp_path):
 def test_it_needs_no_torch(tmp_path):
     trace = traced(tmp_path)
     code = (
-        "import sys; from toushi.probe.trace.trace_export import export; from toushi.probe.trace.reader import open_trace\n"
+        "import sys; from toushi.probe.trace.export.export_trace import export; from toushi.probe.trace.open import open_trace\n"
         f"for to in ('npz', 'parquet'): export(open_trace({str(trace.folder)!r}), to)\n"
         "print('torch' in sys.modules)"
     )

@@ -24,9 +24,10 @@ import pytest
 from tests.trace.test_damaged import STEP, use_all, whole  # noqa: F401
 from toushi.cli.inspect import Info, Verify
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace import manifest as layout
 from toushi.probe.trace import safetensors_reader as stored
-from toushi.probe.trace.reader import open_collection, open_trace
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.trace_errors import DamagedTrace
 
 COUNT, FAST = 640, 60
 SECONDS, MEMORY = 10, 3 * 2**28  # of one case: of the processor; bytes beyond what was there
@@ -365,7 +366,7 @@ def harm_collection(draw, folder):
         shutil.copytree(folder, where)
     else:
         where.symlink_to(draw.choice([folder, many, folder.parent / OUTSIDE, Path("/")]))
-    content = {"format": layout.COLLECTION, "version": draw.choice([1, 1, 1, 2, "1"]), "members": members}
+    content = {"format": layout.COLLECTION, "version": draw.choice([1, 1, 1, 3, "1"]), "members": members}
     (many / layout.MEMBERS).write_text(json.dumps(content))
     if draw.random() < 0.1:
         (folder / layout.MANIFEST).unlink()
@@ -551,7 +552,7 @@ def test_a_folder_in_place_of_a_file(place):
     for name in (layout.IMAGE, layout.STEPS):
         (folder / name).unlink()
         (folder / name).mkdir()
-        with pytest.raises(layout.DamagedTrace, match="regular file"):
+        with pytest.raises(DamagedTrace, match="regular file"):
             open_trace(folder).image()
 
 
@@ -559,7 +560,7 @@ def test_a_folder_in_place_of_a_file(place):
 def test_what_info_shows_has_its_type(place, field):
     folder = place()
     save_manifest(folder, manifest_of(folder) | {field: ["x"]})
-    with pytest.raises(layout.DamagedTrace, match=field):
+    with pytest.raises(DamagedTrace, match=field):
         Info(folder).run()
 
 
@@ -569,7 +570,7 @@ def test_an_empty_tensor_cannot_make_large_answers(place, shape):
     header = json.dumps({"state/0/cond": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
     (folder / layout.ENCODER).write_bytes(struct.pack("<Q", len(header)) + header)
     list_anew(folder, layout.ENCODER)
-    with pytest.raises(layout.DamagedTrace, match="empty"):
+    with pytest.raises(DamagedTrace, match="empty"):
         open_trace(folder).encoder_states()
 
 
@@ -595,5 +596,5 @@ def test_members_of_a_collection_are_named_once(place):
     shutil.copytree(folder, many / "000")
     content = {"format": layout.COLLECTION, "version": 1, "members": ["000"] * 9}
     (many / layout.MEMBERS).write_text(json.dumps(content))
-    with pytest.raises(layout.DamagedTrace, match="twice"):
+    with pytest.raises(DamagedTrace, match="twice"):
         open_collection(many)

@@ -3,10 +3,10 @@
 import numpy as np
 
 from tests.trace.runs import Run
+from toushi.probe.analysis.maps import PLAIN_MEAN
 from toushi.probe.models.mini_unet import MiniUNet, MiniUNetConfig
 from toushi.probe.recording.record import record
-from toushi.probe.trace.reader import open_trace
-from toushi.probe.trace.selection import PLAIN_MEAN
+from toushi.probe.trace.open import open_trace
 
 RULE = {"sites": ["unet.middle.*"], "rule": "the middle alone"}
 

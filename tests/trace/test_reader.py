@@ -15,10 +15,9 @@ from tests.trace.runs import PROMPT, SITES, TOKENIZER, Run
 from toushi.probe.analysis.maps import resample
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word, segment, shares
-from toushi.probe.trace import manifest as layout
-from toushi.probe.trace.manifest import NewerTrace
-from toushi.probe.trace.reader import NoTrace, open_trace
-from toushi.probe.trace.selection import NotRecorded
+from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_errors import NewerTrace, NoTrace, NotRecorded
 from toushi.probe.trace.writer import TraceWriter
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +57,7 @@ def test_the_manifest_comes_back(trace):
     run, encoding = Run(), TOKENIZER.encode(PROMPT)
     assert trace.prompt == PROMPT and trace.complete and trace.branches == ["cond", "uncond"]
     assert trace.tokens() == list(encoding.tokens) and trace.words() == segment(PROMPT)
-    assert trace.sites == run.sites and trace.steps == [0, 1, 2]
+    assert {name: site.as_dict() for name, site in trace.sites.items()} == run.sites and trace.steps == [0, 1, 2]
     assert trace.times == pytest.approx([1, 2 / 3, 1 / 3])
     assert trace.verify() == []
 
@@ -214,7 +213,7 @@ def test_image_self_attention(tmp_path):
 
 
 def test_an_answer_that_would_fill_the_memory_is_refused(trace, monkeypatch):
-    monkeypatch.setattr("toushi.probe.trace.selection.LARGEST", 1000)
+    monkeypatch.setattr("toushi.probe.trace.selection.MAX_BYTES", 1000)
     for grid in ("finest", "native"):
         with pytest.raises(ToushiError, match="fewer"):
             trace.attention(grid=grid)
@@ -372,7 +371,7 @@ def test_verify_sees_a_flipped_bit_a_wrong_sum_and_a_missing_file(tmp_path):
 
 def test_a_newer_format_is_refused(folder, tmp_path):
     manifest = json.loads((folder / layout.MANIFEST).read_text())
-    (tmp_path / layout.MANIFEST).write_text(json.dumps({**manifest, "version": 2, "branches": "all new"}))
+    (tmp_path / layout.MANIFEST).write_text(json.dumps({**manifest, "version": 3, "branches": "all new"}))
     with pytest.raises(NewerTrace, match="newer Toushi"):
         open_trace(tmp_path)
 
@@ -386,7 +385,7 @@ def test_no_trace(tmp_path):
 
 def test_reading_needs_no_torch(folder):
     code = (
-        "import sys; from toushi.probe.trace.reader import open_trace; t = open_trace(sys.argv[1]); t.heat_map('猫'); "
+        "import sys; from toushi.probe.trace.open import open_trace; t = open_trace(sys.argv[1]); t.heat_map('猫'); "
         "assert not t.verify(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
@@ -399,9 +398,9 @@ def test_reading_gives_no_warnings(trace):
 
 
 def test_only_the_asked_tokens_are_read(trace, monkeypatch):
-    from toushi.probe.trace.safetensors_reader import Tensors
+    from toushi.probe.trace.safetensors_reader import SafetensorsFile
 
-    real, sizes = Tensors.read, []
-    monkeypatch.setattr(Tensors, "read", lambda *a: sizes.append(real(*a).shape) or real(*a))
+    real, sizes = SafetensorsFile.read, []
+    monkeypatch.setattr(SafetensorsFile, "read", lambda *a: sizes.append(real(*a).shape) or real(*a))
     trace.attention("猫", sites=FINE)
     assert sizes == [(2, 1, 8, 4)] * 3

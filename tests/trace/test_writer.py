@@ -15,14 +15,15 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.trace.runs import Run
-from toushi.probe.base.atomic_io import contents, store
+from toushi.probe.base.atomic_io import safetensors_parts, write_listed
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.trace import manifest as layout
+from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace import writer as writer_module
-from toushi.probe.trace.manifest import DamagedTrace
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
-from toushi.probe.trace.reader import open_collection, open_trace
-from toushi.probe.trace.writer import TOGETHER, BadRecord, TraceWriter, WriteFailed, write_collection
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.open import open_collection, open_trace
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
+from toushi.probe.trace.trace_errors import BadRecord, DamagedTrace, WriteFailed
+from toushi.probe.trace.writer import TOGETHER, TraceWriter, write_collection
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def test_the_manifest_says_incomplete_until_the_end(tmp_path):
     writer.update(seed=7, note="further fields are kept")
     writer.close(complete=True)
     trace = open_trace(tmp_path / "run")
-    assert trace.complete and trace.manifest["seed"] == 7 and trace.manifest["note"]
+    assert trace.complete and trace.manifest.seed == 7 and trace.manifest.note
 
 
 def test_an_exception_leaves_an_incomplete_trace_with_its_finished_steps(tmp_path):
@@ -99,8 +100,8 @@ def test_the_sampler_waits_for_a_slow_disk(tmp_path, monkeypatch):
 
 def test_small_steps_wait_together_and_are_listed_together(tmp_path, monkeypatch):
     """A sampler that is faster than the disk goes on as long as what waits is small."""
-    gate, synced, real = threading.Event(), [], writer_module.sync_folder
-    monkeypatch.setattr(writer_module, "sync_folder", lambda folder: (gate.wait(5), synced.append(1), real(folder)))
+    gate, synced, real = threading.Event(), [], writer_module.fsync_folder
+    monkeypatch.setattr(writer_module, "fsync_folder", lambda folder: (gate.wait(5), synced.append(1), real(folder)))
     run = Run(steps=12)
     with TraceWriter(tmp_path / "run", run.manifest()) as writer:
         for step in range(12):
@@ -139,8 +140,8 @@ def test_files_are_those_of_the_safetensors_library(tmp_path, monkeypatch, small
         "preview": np.full((2, 3, 3), 7, np.uint8),
         "latent": np.ones((0, 3), np.float32),
     }
-    monkeypatch.setattr("toushi.probe.base.atomic_io.SMALL", small)
-    about = store(tmp_path / "ours", contents(arrays, {"counts": "{}"}))
+    monkeypatch.setattr("toushi.probe.base.atomic_io.ONE_WRITE_BYTES", small)
+    about = write_listed(tmp_path / "ours", safetensors_parts(arrays, {"counts": "{}"}))
     whole = (tmp_path / "ours").read_bytes()
     assert about == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
     with safe_open(tmp_path / "ours", framework="np") as file:
@@ -198,7 +199,8 @@ def test_a_removed_folder_is_a_clear_error_also_at_close(tmp_path):
 KILLED = """
 import sys
 from tests.trace.runs import Run
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 from toushi.probe.trace.writer import TraceWriter
 run = Run(keep=sys.argv[2], steps=5000)
 writer = TraceWriter(sys.argv[1], run.manifest())
@@ -225,7 +227,7 @@ def test_kill_9_leaves_every_listed_step_readable(tmp_path, keep, delay):
     assert not trace.complete
     assert [problem for problem in trace.verify() if "did not end" not in problem] == []
     stored = {path.name for path in folder.glob("s*_*.safetensors")}
-    listed = {line["file"] for line in trace.files.lines.values()}
+    listed = {line.file for line in trace.files.lines.values()}
     if keep == "sum":  # at most the sums of the steps that are listed together and the one that they replace
         assert len(stored) <= TOGETHER + 1 and (not listed or layout.step_file(trace.steps[-1], "sum") in stored)
     else:
@@ -335,7 +337,7 @@ def test_a_trace_with_somebodys_file_in_it_stays_whole(tmp_path, name):
     (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / name).write_text("mine")
     before = everything(tmp_path)
-    for room in (check_room, make_room):
+    for room in (check_output_dir, prepare_output_dir):
         with pytest.raises(WriteFailed, match=name):
             room(tmp_path / "run", overwrite=True)
     assert everything(tmp_path) == before
@@ -344,7 +346,7 @@ def test_a_trace_with_somebodys_file_in_it_stays_whole(tmp_path, name):
 def test_the_figure_of_a_trace_goes_with_it(tmp_path):
     Run().write(tmp_path / "run")
     (tmp_path / "run" / "words.png").write_bytes(b"drawn by the command")
-    make_room(tmp_path / "run", overwrite=True)
+    prepare_output_dir(tmp_path / "run", overwrite=True)
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -362,7 +364,7 @@ def test_files_that_are_no_trace_are_never_overwritten(tmp_path):
     before = everything(tmp_path)
     for name in ("web", "photos", "data", "words", "linked", "file", "file/below"):
         with pytest.raises(WriteFailed):
-            make_room(tmp_path / name, overwrite=True)
+            prepare_output_dir(tmp_path / name, overwrite=True)
     assert everything(tmp_path) == before
 
 
@@ -372,8 +374,8 @@ def test_our_pictures_without_a_trace_may_be_overwritten(tmp_path):
         save_picture(Image.new("RGB", (4, 4)), tmp_path / name / "image.png")
     for name in ("one", "many"):
         with pytest.raises(WriteFailed, match="--overwrite"):
-            make_room(tmp_path / name)
-        assert list(make_room(tmp_path / name, overwrite=True).iterdir()) == []
+            prepare_output_dir(tmp_path / name)
+        assert list(prepare_output_dir(tmp_path / name, overwrite=True).iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -395,12 +397,12 @@ def test_a_collection_opens_as_its_members(tmp_path):
     for name in ("000", "001"):
         Run(seed=int(name)).write(tmp_path / "both" / name)
     write_collection(tmp_path / "both", ["000", "001"], prompts="two")
-    assert [trace.manifest["seed"] for trace in open_collection(tmp_path / "both")] == [0, 1]
+    assert [trace.manifest.seed for trace in open_collection(tmp_path / "both")] == [0, 1]
     with pytest.raises(ToushiError, match=r"000, 001.*open_collection"):
         open_trace(tmp_path / "both")
     with pytest.raises(ToushiError, match="open_trace"):
         open_collection(tmp_path / "both" / "000")
-    make_room(tmp_path / "both", overwrite=True)
+    prepare_output_dir(tmp_path / "both", overwrite=True)
     assert list((tmp_path / "both").iterdir()) == []
 
 

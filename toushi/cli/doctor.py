@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from toushi.cli.doctor_messages import TEXTS
-from toushi.cli.language import Language, language_of, teller
+from toushi.cli.doctor_messages import MESSAGES
+from toushi.cli.language import language_of
 from toushi.cli.model_options import Loads
 from toushi.cli.terminal import table
+from toushi.probe.base.bilingual import Language
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
 WAYS = ("none", "model", "group", "sequential")  # from the quickest to the one that needs least
@@ -42,13 +45,13 @@ needed."""
     """en or zh; as the machine is set if not given."""
 
     def run(self) -> None:
-        from toushi.probe.pipelines.load import folder_of
+        from toushi.probe.pipelines.load import model_folder
 
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
         loading = self.chosen()
-        home = folder_of(self.model)
+        home = model_folder(self.model)
         if home is None:
             raise ToushiError(
                 f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
@@ -56,8 +59,8 @@ needed."""
                 "--local-dir FOLDER"
             )
         found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
-        tell = teller(TEXTS, language_of(self.language))
-        print("\n\n".join(filter(None, report(found, self, loading, tell))))
+        translate = partial(MESSAGES.translate, language_of(self.language))
+        print("\n\n".join(filter(None, report(found, self, loading, translate))))
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,19 @@ class Found:
 
     @classmethod
     def of_pipeline(cls, folder: Path) -> "Found":
-        from toushi.probe.pipelines.checkpoint_info import opened
-        from toushi.probe.pipelines.family import UnknownFamily, family_of
-        from toushi.probe.pipelines.size_estimate import usual
+        from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
+        from toushi.probe.pipelines.family import UnknownFamily
+        from toushi.probe.pipelines.registry import family_of
+        from toushi.probe.pipelines.size_estimate import default_argument
 
-        found = opened(folder)
+        found = read_pipeline_info(folder)
         family, sizes, steps = None, ((1024, 1024),), 28
         if found.pipeline is not None:
             try:
                 family = family_of(found.pipeline)
             except UnknownFamily:
                 family = None
-            steps = usual(found.pipeline, "num_inference_steps") or steps
+            steps = default_argument(found.pipeline, "num_inference_steps") or steps
         if family is not None:
             own = own_size(family, found.pipeline)
             sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
@@ -99,17 +103,17 @@ class Found:
     def of_mini_unet(cls, folder: Path) -> "Found":
         import torch
 
-        from toushi.probe.pipelines.checkpoint_info import Part, of_headers, of_modules
-        from toushi.probe.pipelines.family import family_of
-        from toushi.probe.pipelines.load import mini_unet
+        from toushi.probe.pipelines.checkpoint_info import ComponentInfo, count_in_headers, count_in_module
+        from toushi.probe.pipelines.load import read_mini_unet
+        from toushi.probe.pipelines.registry import family_of
 
-        model = mini_unet(folder)  # a few megabytes
-        _, stored = of_headers([folder / "model.safetensors"])
+        model = read_mini_unet(folder)  # a few megabytes
+        _, stored = count_in_headers([folder / "model.safetensors"])
         parts = {}
         for name, module in model.named_children():
             if isinstance(module, torch.nn.Module) and any(True for _ in module.parameters()):
-                count, sizes = of_modules(module)
-                parts[name] = Part(name, type(module).__name__, count, None, ("config",), 0, **sizes)
+                count, sizes = count_in_module(module)
+                parts[name] = ComponentInfo(name, type(module).__name__, count, None, ("config",), 0, **sizes)
         whole = sum(part.parameters for part in parts.values())
         parts = {n: _stored(part, int(stored * part.parameters / whole)) for n, part in parts.items()}
         return cls("MiniUNet", family_of(model), model, parts, {}, ((64, 64), (96, 96)), 20)
@@ -132,7 +136,7 @@ def own_size(family, pipeline) -> int:
 # --- the report ---
 
 
-def report(found: Found, asked: Doctor, loading, tell: Callable[..., str]) -> list[str]:
+def report(found: Found, asked: Doctor, loading, translate: Callable[..., str]) -> list[str]:
     """Paragraphs."""
     import torch
 
@@ -149,42 +153,42 @@ def report(found: Found, asked: Doctor, loading, tell: Callable[..., str]) -> li
         sizes = (size,) if size else sizes
     denoiser = found.family.denoiser if found.family else "transformer"
     lines = [
-        head(found, loading, device, dtype, free, tell),
-        parts_table(found, denoiser, loading.quantize or dtype, tell),
-        ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], tell),
-        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", tell),
+        head(found, loading, device, dtype, free, translate),
+        parts_table(found, denoiser, loading.quantize or dtype, translate),
+        ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], translate),
+        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", translate),
     ]
-    lines += ["\n".join(tell("unknown", part=part, why=why) for part, why in found.unknown.items())]
+    lines += ["\n".join(translate("unknown", part=part, why=why) for part, why in found.unknown.items())]
     return lines
 
 
-def head(found: Found, loading, device, dtype: str, free: int | None, tell) -> str:
+def head(found: Found, loading, device, dtype: str, free: int | None, translate) -> str:
     import torch
 
     if found.family is None:
-        model = tell("no_family", kind=found.kind)
+        model = translate("no_family", kind=found.kind)
     else:
         own = "own" if found.own and loading.engine == "own" else "family"
-        model = tell(own, kind=found.kind, family=found.family.name)
-    left = memory(free) if free is not None else "?"
+        model = translate(own, kind=found.kind, family=found.family.name)
+    left = format_bytes(free) if free is not None else "?"
     if device.type == "cuda":
-        where = tell("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
+        where = translate("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
     else:
-        where = tell("on_cpu", name=str(device), threads=loading.threads or torch.get_num_threads(), free=left)
+        where = translate("on_cpu", name=str(device), threads=loading.threads or torch.get_num_threads(), free=left)
     rows = [
-        (tell("model"), model),
-        (tell("device"), where),
-        (tell("dtype"), tell("asked_dtype" if loading.dtype else "default_dtype", dtype=dtype)),
+        (translate("model"), model),
+        (translate("device"), where),
+        (translate("dtype"), translate("asked_dtype" if loading.dtype else "default_dtype", dtype=dtype)),
         (
-            tell("kernel"),
-            tell("kernels", plain=kernel(found, device, dtype), masked=kernel(found, device, dtype, True)),
+            translate("kernel"),
+            translate("kernels", plain=kernel(found, device, dtype), masked=kernel(found, device, dtype, True)),
         ),
     ]
     names = ("accelerate", "peft", "bitsandbytes")
     here, absent = [n for n in names if find_spec(n)], [n for n in names if not find_spec(n)]
-    said = [tell("here", names=", ".join(here))] if here else []
-    said += [tell("absent", names=", ".join(absent))] if absent else []
-    return table([*rows, (tell("libraries"), "; ".join(said))])
+    said = [translate("here", names=", ".join(here))] if here else []
+    said += [translate("absent", names=", ".join(absent))] if absent else []
+    return table([*rows, (translate("libraries"), "; ".join(said))])
 
 
 def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
@@ -193,13 +197,13 @@ def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
 
     from toushi.hooks.kernels import chosen
     from toushi.probe.pipelines.load import torch_dtype
-    from toushi.probe.pipelines.size_estimate import heads
+    from toushi.probe.pipelines.size_estimate import head_count
 
     width, count = 64, 2
     if found.family is not None and found.model is not None:
         site = next((site.module for site in found.family.sites(found.model).values() if site.kind == "cross"), None)
         if site is not None:
-            count = heads(site)
+            count = head_count(site)
             inner = next((getattr(site, n) for n in ("to_q", "q") if hasattr(site, n)), None)
             width = (getattr(inner, "out_features", None) or width * count) // count
     query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
@@ -207,59 +211,61 @@ def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
     return chosen(query, query, query, mask, 0.0, False, None, False)
 
 
-def parts_table(found: Found, denoiser: str, dtype: str, tell) -> str:
+def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
     from toushi.probe.pipelines.checkpoint_info import weight_bytes
 
-    rows = [tuple(tell(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
+    rows = [tuple(translate(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
     for name, part in found.parts.items():
-        known = " + ".join(tell(key) for key in part.known)
-        known += f", {tell('missing', count=part.missing)}" if part.missing else ""
-        held = memory(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
-        stored = memory(part.stored) if part.stored is not None else "–"
+        known = " + ".join(translate(key) for key in part.known)
+        known += f", {translate('missing', count=part.missing)}" if part.missing else ""
+        held = format_bytes(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
+        stored = format_bytes(part.stored) if part.stored is not None else "–"
         rows.append((name, part.kind, number(part.parameters), stored, held, known))
     parts = found.parts.values()
     if all(part.parameters is not None for part in parts):
         whole = sum(weight_bytes(part, part.name, denoiser, dtype) for part in parts)
-        rows.append((tell("whole"), "", number(sum(part.parameters for part in parts)), "", memory(whole), ""))
+        rows.append(
+            (translate("whole"), "", number(sum(part.parameters for part in parts)), "", format_bytes(whole), "")
+        )
     return table(rows, right=(2, 3, 4))
 
 
-def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], tell) -> str:
+def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], translate) -> str:
     """What each offload needs in each kind of numbers, and the first choice that fits."""
-    from toushi.probe.pipelines.checkpoint_info import needed
+    from toushi.probe.pipelines.checkpoint_info import needed_bytes
     from toushi.probe.recording.forecast import free_memory
 
     small = found.kind == "MiniUNet"
     room = 0 if small else int(ROOM * size[0] * size[1] / 2**20)
     dtypes = list(dict.fromkeys([dtype, "bf16", "fp32", *(() if small else ("4bit",))]))
     ways = ("none",) if small else WAYS
-    rows, best, least = [(tell("offload"), *dtypes)], None, None
+    rows, best, least = [(translate("offload"), *dtypes)], None, None
     for way in ways:
         row = []
         for kind in dtypes:
-            need = needed(found.parts, denoiser, way, kind)
+            need = needed_bytes(found.parts, denoiser, way, kind)
             if need is None:
-                row.append(tell("not_told"))
+                row.append(translate("not_told"))
                 continue
             # On a CPU all weights lie in main memory whatever the offload.
             four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
             if four or (device.type == "cpu" and way != "none"):
-                row.append(memory(need))
+                row.append(format_bytes(need))
                 continue
             fits = free is None or need + room <= free
             if way != "none" and (main := free_memory()) is not None:
-                fits = fits and (needed(found.parts, denoiser, "none", kind) or 0) <= main
+                fits = fits and (needed_bytes(found.parts, denoiser, "none", kind) or 0) <= main
             least = need + room if least is None else min(least, need + room)
             if fits and best is None:
                 best = (way, kind)
-            row.append(tell("fits" if fits else "not", size=memory(need)))
+            row.append(translate("fits" if fits else "not", size=format_bytes(need)))
         rows.append((way, *row))
     lines = [table(rows)]
     if room:
         at = "x".join(map(str, size))
-        lines.append(tell("weights_at_once", room=memory(room), size=at))
+        lines.append(translate("weights_at_once", room=format_bytes(room), size=at))
     if device.type == "cpu" and not small:
-        lines.append(tell("cpu_offload"))
+        lines.append(translate("cpu_offload"))
     missing = sum(part.missing for part in found.parts.values())
     if best is not None:
         way, kind = best
@@ -267,58 +273,58 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
         other = ["--engine diffusers"] if found.own else []
         chosen += ["--quantize 4bit", *other] if kind == "4bit" else [f"--dtype {kind}"]
         chosen += [f"--offload {way}"] if way != "none" else []
-        lines.append(tell("run", how=" ".join(chosen)))
+        lines.append(translate("run", how=" ".join(chosen)))
     elif least is not None:
-        lines.append(tell("nothing_fits", size=memory(least)))
+        lines.append(translate("nothing_fits", size=format_bytes(least)))
     if missing:
-        lines.append(tell("weights_absent", count=missing))
+        lines.append(translate("weights_absent", count=missing))
     return "\n".join(lines)
 
 
-def recording(found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, tell) -> str:
+def recording(
+    found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
+) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
-    from toushi.probe.pipelines.size_estimate import branches, columns, foreseen, shapes
-    from toushi.probe.recording.forecast import OverBudget, check, forecast
+    from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes
+    from toushi.probe.recording.forecast import fits, forecast, forecast_of
     from toushi.probe.recording.policy import DISK, Policy
 
     if found.family is None or found.model is None:
         return ""
     keeps = ("heads", "mean", "sum")
-    rows, refused = [(tell("size"), *(tell("keep", keep=keep) for keep in keeps))], False
+    rows, refused = [(translate("size"), *(translate("keep", keep=keep) for keep in keeps))], False
     small = found.family.evaluate is not None
-    texts = 2 if small else branches(found.model)
+    texts = 2 if small else default_branches(found.model)
     usual = found.steps
     if own:
         from toushi.probe.models.z_image import ZImage
-        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.pipelines.generate import default_steps
 
-        texts, usual = 1, usual_steps(ZImage)
+        texts, usual = 1, default_steps(ZImage)
     steps = steps or usual
     for size in sizes:
         if small:
             ahead = forecast(found.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
         else:
-            ahead = foreseen(found.family, found.model, size, steps, tokens, texts=texts)
+            maps, grid = estimate_maps(found.family, found.model, size, tokens, texts)
+            ahead = forecast_of(maps, Policy(), steps, grid)
         row = []
         for keep in keeps:
-            key = "within"
-            try:
-                check(ahead, Policy(keep=keep), 1)
-            except OverBudget:
-                key, refused = "beyond", True
-            row.append(tell(key, disk=memory(ahead.disk[keep]), memory=memory(ahead.memory[keep])))
+            key = "within" if fits(ahead, keep, Policy(), 1) else "beyond"
+            refused |= key == "beyond"
+            row.append(translate(key, disk=format_bytes(ahead.disk[keep]), memory=format_bytes(ahead.memory[keep])))
         rows.append(("x".join(map(str, size)), *row))
-    sites = found.family.chosen(found.model, None).values()
+    sites = found.family.select_sites(found.model, None).values()
     told = {
-        "sites": sum(site.kind == "cross" for site in sites) if small else len(shapes(found.family, found.model)),
-        "columns": found.model.tokenizer.length if small else columns(found.family, found.model, tokens),
+        "sites": sum(site.kind == "cross" for site in sites) if small else len(site_shapes(found.family, found.model)),
+        "columns": found.model.tokenizer.length if small else kept_columns(found.family, found.model, tokens),
         "branches": texts,
     }
-    lines = [tell("recording", steps=steps, **told), table(rows)]
+    lines = [translate("recording", steps=steps, **told), table(rows)]
     if refused:
-        lines.append(tell("refused", budget=memory(DISK)))
+        lines.append(translate("refused", budget=format_bytes(DISK)))
     if layers := sum(site.kind == "encoder" for site in sites):
-        lines.append(tell("encoder", layers=layers, encoder=found.family.encoder))
+        lines.append(translate("encoder", layers=layers, encoder=found.family.text_encoder))
     return "\n".join(lines)
 
 
@@ -331,12 +337,6 @@ def free_on(device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory()
-
-
-def memory(size: float) -> str:
-    from toushi.probe.recording.forecast import readable
-
-    return readable(size)
 
 
 def number(count: int | None) -> str:

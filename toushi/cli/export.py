@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from toushi.cli.inspect import Folder
-from toushi.cli.terminal import bytes_in_words, table
+from toushi.cli.terminal import table
 from toushi.cli.trace import Words
+from toushi.probe.base.byte_sizes import format_bytes
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
     def run(self) -> None:
         from tqdm import tqdm
 
-        from toushi.probe.trace.reader import open_trace
-        from toushi.probe.trace.trace_export import export
+        from toushi.probe.trace.export.export_trace import export
+        from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
-        trace = open_trace(self.folder)
+        trace = open_encoder_trace(self.folder) if is_encoder_trace(self.folder) else open_trace(self.folder)
         bar = None
 
         def tick(done: int, of: int) -> None:
@@ -59,5 +60,5 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
         if done.left_out:
             names, why = "、".join(done.left_out), next(iter(done.left_out.values()))
             print(f"toushi: warning: not in the trace, so left out: {names}. {why}", file=sys.stderr)
-        size = bytes_in_words(done.path.stat().st_size)
+        size = format_bytes(done.path.stat().st_size)
         print(table([("export", f"{done.path}  ({done.what}, {size})")]))

@@ -5,15 +5,21 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from toushi.cli.model_options import Loads
-from toushi.cli.terminal import bytes_in_words, columns, shortened, table
+from toushi.cli.terminal import table, terminal_width
 from toushi.cli.token_alignment import lanes
+from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import checked_path
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.manifest import Lora, Site
+    from toushi.probe.trace.picture_trace import Trace
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
 
@@ -37,7 +43,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
         words = segment(self.prompt)
-        print(lanes(self.prompt, encoding.tokens, words, columns()))
+        print(lanes(self.prompt, encoding.tokens, words, terminal_width()))
         rows = [("position", "id", "token", "characters", "word")]
         for token in encoding.tokens:
             of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
@@ -65,47 +71,48 @@ class Sites(Loads):
 
     def run(self) -> None:
         from toushi.cli.trace import checked_size
-        from toushi.probe.pipelines.generate import draw
-        from toushi.probe.pipelines.load import folder_of, loaded
+        from toushi.probe.pipelines.generate import generate
+        from toushi.probe.pipelines.load import load_model, model_folder
 
-        size, home = checked_size(self.size), folder_of(self.model)
+        size, home = checked_size(self.size), model_folder(self.model)
         if home is not None and (home / "model_index.json").is_file():
             print(site_table(of_configs(home, size)))
             return
         from toushi.probe.recording.record import record
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import open_trace
 
-        model = loaded(self.model, self.chosen())
+        model = load_model(self.model, self.chosen())
         with tempfile.TemporaryDirectory() as folder:  # one step tells grids and heads, whatever the model is
             with record(model, Path(folder) / "run", sites=["*"], keep="mean", overwrite=True) as recording:
-                draw(model, "猫", steps=1, guidance=1.0, size=size)
+                generate(model, "猫", steps=1, guidance=1.0, size=size)
             sites = open_trace(recording.traces[0]).sites
         print(site_table(sites))
 
 
-def of_configs(folder: Path, size: tuple[int, int] | None) -> dict[str, dict]:
+def of_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str, Site]":
     """The sites of a pipeline by its configs alone, as a manifest tells them: its weights may be larger than memory."""
     from toushi.cli.doctor import own_size
-    from toushi.probe.pipelines import size_estimate as ahead
-    from toushi.probe.pipelines.checkpoint_info import opened
-    from toushi.probe.pipelines.family import family_of
+    from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
     from toushi.probe.pipelines.generate import check_size
+    from toushi.probe.pipelines.registry import family_of
+    from toushi.probe.pipelines.size_estimate import downsampling, head_count
+    from toushi.probe.trace.manifest import Site
 
-    found = opened(folder)
+    found = read_pipeline_info(folder)
     if found.pipeline is None:
         lacking = "; ".join(f"{name} {why}" for name, why in found.unknown.items())
         raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
     family = family_of(found.pipeline)
     check_size(found.pipeline, size)
-    factor, own = family.factor(found.pipeline), own_size(family, found.pipeline)
+    factor, own = family.cell_pixels(found.pipeline), own_size(family, found.pipeline)
     cells = [-(-pixels // factor) for pixels in size or (own, own)]
-    depth = ahead.depth(family, found.pipeline)
 
-    def told(name: str, site) -> dict:
+    def told(name: str, site) -> Site:
         if site.kind == "encoder":
-            return {"kind": site.kind, "grid": None, "heads": None}
-        coarser = 2 ** ahead.level(name, depth)
-        return {"kind": site.kind, "grid": [-(-n // coarser) for n in cells], "heads": ahead.heads(site.module)}
+            return Site(kind=site.kind, grid=None, heads=None)
+        coarser = downsampling(family, found.pipeline, name)
+        rows, columns = (-(-n // coarser) for n in cells)
+        return Site(kind=site.kind, grid=(rows, columns), heads=head_count(site.module))
 
     return {name: told(name, site) for name, site in family.sites(found.pipeline).items()}
 
@@ -120,49 +127,39 @@ class Info:
     """The trace."""
 
     def run(self) -> None:
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
         found = traces_in(self.folder)
         if found != [self.folder]:
-            rows = [("trace", "steps", "prompt")]
-            for folder in found:
-                try:
-                    trace = open_trace(folder)
-                except ToushiError as error:
-                    rows.append((str(folder), "damaged", str(error)))
-                    continue
-                prompt = " / ".join(trace.texts) if trace.manifest["kind"] == "encoder" else trace.prompt
-                rows.append((str(trace.folder), progress(trace), shortened(prompt or "(not known)")))
-            print(table(rows))
+            print(table([("trace", "steps", "prompt"), *map(folder_row, found)]))
+            return
+        if is_encoder_trace(self.folder):
+            print(of_texts(open_encoder_trace(self.folder)))
             return
         trace = open_trace(self.folder)
         manifest = trace.manifest
-        if manifest["kind"] == "encoder":
-            print(of_texts(trace))
-            return
         size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
-        model = manifest.get("model") or {}
         facts = [
             ("prompt", "(not known)" if trace.prompt is None else trace.prompt or "(empty)"),
-            ("negative", manifest.get("negative_prompt")),
+            ("negative", manifest.negative_prompt),
             ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
-            ("model", " ".join(str(part) for part in (model.get("name"), model.get("revision")) if part)),
+            ("model", " ".join(filter(None, [manifest.name_of_model, manifest.model and manifest.model.revision]))),
             ("steps", progress(trace)),
-            ("size", "x".join(map(str, manifest.get("size") or [])) or None),
+            ("size", "x".join(map(str, manifest.size or [])) or None),
             *(
-                (name, manifest.get(name))
+                (name, getattr(manifest, name))
                 for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
             ),
-            ("real guidance", manifest.get("true_guidance")),
+            ("real guidance", manifest.true_guidance),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
-            *(("not recorded", f"{site}: {why}") for site, why in (manifest.get("not_recorded") or {}).items()),
-            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.get("loras") or []) or None),
-            ("safety checker", manifest.get("safety")),
-            ("edits", json.dumps(manifest["edits"], ensure_ascii=False) if manifest.get("edits") else None),
-            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
-            ("commit", manifest.get("git")),
-            ("on disk", bytes_in_words(size)),
+            *(("not recorded", f"{site}: {why}") for site, why in (manifest.not_recorded or {}).items()),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.loras or []) or None),
+            ("safety checker", manifest.safety),
+            ("edits", json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None),
+            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
+            ("commit", manifest.git),
+            ("on disk", format_bytes(size)),
         ]
         print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
         print(f"\n{site_table(trace.sites)}")
@@ -180,31 +177,51 @@ The exit code is 1 if something is wrong."""
     """The trace, or a folder of traces."""
 
     def run(self) -> int:
-        from toushi.probe.trace.reader import open_trace
-
         bad = 0
         found = traces_in(self.folder)
         for folder in found:
             try:
-                trace = open_trace(folder)
-                problems = trace.verify()
+                problems, done = verified(folder)
             except ToushiError as error:
                 if len(found) == 1:
                     raise
-                problems = [str(error)]  # the others are looked at all the same
+                problems, done = [str(error)], ""  # the others are looked at all the same
             bad += bool(problems)
-            for problem in problems:
+            for problem in problems or [f"in order, {done}"]:
                 print(f"{folder}: {problem}")
-            if not problems:
-                print(f"{folder}: in order, {progress(trace)}")
         return 1 if bad else 0
+
+
+def folder_row(folder: Path) -> tuple[str, str, str]:
+    """A trace among others: folder, how far it came, prompt or texts."""
+    from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
+
+    try:
+        if is_encoder_trace(folder):
+            texts = open_encoder_trace(folder)
+            return str(folder), texts_progress(texts), limit_length(" / ".join(texts.texts))
+        trace = open_trace(folder)
+    except ToushiError as error:
+        return str(folder), "damaged", str(error)
+    return str(folder), progress(trace), limit_length(trace.prompt or "(not known)")
+
+
+def verified(folder: Path) -> tuple[list[str], str]:
+    """What is wrong with a trace of either kind, and how far it came."""
+    from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
+
+    if is_encoder_trace(folder):
+        texts = open_encoder_trace(folder)
+        return texts.verify(), texts_progress(texts)
+    trace = open_trace(folder)
+    return trace.verify(), progress(trace)
 
 
 def traces_in(folder: Path) -> list[Path]:
     """The folder itself if it is a trace, or holds none; of a collection, or of traces recorded one by one, all of them,
     those whose manifest cannot be read among them."""
-    from toushi.probe.trace.manifest import FORMAT, MANIFEST, MEMBERS, format_of
-    from toushi.probe.trace.reader import open_collection
+    from toushi.probe.trace.open import open_collection
+    from toushi.probe.trace.trace_format import FORMAT, MANIFEST, MEMBERS, format_of
 
     checked_path(folder)
     if (folder / MEMBERS).exists():
@@ -215,18 +232,18 @@ def traces_in(folder: Path) -> list[Path]:
     return below or [folder]
 
 
-def of_texts(trace) -> str:
+def of_texts(trace: "EncoderTrace") -> str:
     """What a trace of kind encoder holds."""
     manifest = trace.manifest
-    heads = f" of {manifest['heads']} heads" if manifest["heads"] else ", attention not kept"
+    heads = f" of {manifest.heads} heads" if manifest.heads else ", attention not kept"
     size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
     facts = [
-        ("encoder", (manifest.get("model") or {}).get("name")),
-        ("texts", progress(trace)),
-        ("layers", f"{trace.layers}{heads}, {manifest['width']} wide"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items()) or None),
-        ("commit", manifest.get("git")),
-        ("on disk", bytes_in_words(size)),
+        ("encoder", manifest.name_of_model),
+        ("texts", texts_progress(trace)),
+        ("layers", f"{trace.layers}{heads}, {manifest.width} wide"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
+        ("commit", manifest.git),
+        ("on disk", format_bytes(size)),
     ]
     rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
     few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
@@ -234,24 +251,26 @@ def of_texts(trace) -> str:
     return f"{facts}\n\n{table(few, right=(0, 1))}"
 
 
-def lora_line(lora: dict) -> str:
-    return f"{lora.get('file') or lora.get('name')} x {lora.get('scale')}{'' if lora.get('on') else ' (off)'}"
+def lora_line(lora: "Lora") -> str:
+    return f"{lora.file or lora.name} x {lora.scale}{'' if lora.on else ' (off)'}"
 
 
-def progress(trace) -> str:
-    if trace.manifest["kind"] == "encoder":
-        return f"{len(trace)} of {trace.manifest['count']}" + ("" if trace.complete else ", the run did not finish")
-    steps = trace.manifest["steps"]
-    wanted = len(steps["recorded"]) if steps.get("recorded") is not None else steps["count"]
+def texts_progress(trace: "EncoderTrace") -> str:
+    return f"{len(trace)} of {trace.manifest.count}" + ("" if trace.complete else ", the run did not finish")
+
+
+def progress(trace: "Trace") -> str:
+    steps = trace.manifest.steps
+    wanted = steps.count if steps.recorded is None else len(steps.recorded)
     return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
 
 
-def site_table(sites: dict[str, dict]) -> str:
+def site_table(sites: "dict[str, Site]") -> str:
     says = {"cross": "image to text", "self": "image to image", "encoder": "text to text"}
     rows = [("site", "attention", "grid", "heads")]
     for name, site in sites.items():
-        grid = "x".join(map(str, site.get("grid") or [])) or "–"
-        rows.append((name, says[site["kind"]], grid, str(site.get("heads") or "–")))
+        grid = "x".join(map(str, site.grid or [])) or "–"
+        rows.append((name, says[site.kind], grid, str(site.heads or "–")))
     return table(rows, right=(2, 3))
 
 
@@ -266,9 +285,9 @@ def tokenizer_of(model: str):
     for home in (*homes, Path(model)):
         if (home / "tokenizer.json").is_file():
             return Tokenizer.load(home / "tokenizer.json")
-    from toushi.probe.pipelines.load import folder_of, load
+    from toushi.probe.pipelines.load import load, model_folder
 
-    home = folder_of(model)  # None: on the hub, where none of ours is
+    home = model_folder(model)  # None: on the hub, where none of ours is
     ours = home is not None and not (home / "model_index.json").is_file()
     tokenizer = getattr(load(model), "tokenizer", None) if ours else None
     if not isinstance(tokenizer, Tokenizer):

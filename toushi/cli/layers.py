@@ -10,9 +10,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from toushi.cli.terminal import columns, shown, table
+from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 from toushi.probe.pipelines.load_options import checked_threads
 
 MOST = 12  # sentences
@@ -26,7 +27,7 @@ class Lens:
   toushi lens "我在河边的银行钓鱼"
   toushi lens "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
   toushi lens "他去银行存钱了" --encoder models/multilingual-e5-small --layers 1 6 12
-  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_trace)
+  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_encoder_trace)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own
 embedding and to the words of the other sentences (cosine), and what it reads (attention, mean of the heads).
@@ -62,11 +63,11 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
         readings = lens(encoder, list(self.sentences), folder=self.save, overwrite=self.overwrite)
         print(about(readings))
         for index, reading in enumerate(readings, 1):
-            print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, columns())}")
+            print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, terminal_width())}")
             if reading.unknown:
                 names = "、".join(word.text for word in reading.unknown)
                 print(f"toushi: warning: {readings.encoder} does not know: {names}; it reads <unk>", file=sys.stderr)
-        room = max(4, (columns() - 24) // 6)
+        room = max(4, (terminal_width() - 24) // 6)
         for section in sections(
             readings, list(self.layers) or few(every, room), list(self.layers) or few(every[1:], 4)
         ):
@@ -101,6 +102,8 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
         checked_threads(self.threads)
         if self.out is not None and self.out.suffix not in ENDINGS:
             raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
+        if self.out is not None:
+            require("matplotlib")
 
 
 def about(readings) -> str:
@@ -161,7 +164,7 @@ def sections(readings, layers: Sequence[int], fewer: Sequence[int]) -> list[str]
 
 
 def titled(title: str, rows: Sequence[Sequence[str]]) -> str:
-    return f"{title}\n{table([[shown(cell) for cell in row] for row in rows], right=range(1, len(rows[0])))}"
+    return f"{title}\n{table([[printable(cell) for cell in row] for row in rows], right=range(1, len(rows[0])))}"
 
 
 def few(numbers: Sequence[int], count: int) -> list[int]:

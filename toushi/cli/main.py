@@ -21,6 +21,7 @@ from toushi.cli.layers import Lens
 from toushi.cli.trace import Trace
 from toushi.cli.view import View
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import missing_library_named
 from toushi.probe.base.path_error import PathError
 
 ABOUT = """Toushi 透视: look inside text-to-image models.
@@ -61,7 +62,8 @@ def run(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             command = parse(arguments)
-            return command.run() or 0
+            with missing_library_named():
+                return command.run() or 0
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except ToushiError as error:

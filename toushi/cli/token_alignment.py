@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from toushi.cli.terminal import cells, padded, shown
+from toushi.cli.terminal import printable
+from toushi.probe.base.text_width import pad, text_width
 
 NAMES = ("characters", "tokens", "words")
 
@@ -22,7 +23,7 @@ def lanes(prompt: str, tokens: Sequence, words: Sequence, room: int) -> str:
     lines: list[str] = []
     for start, end in stretches(prompt, boxes, widths, room - len(NAMES[0]) - 3):
         for lane, name in enumerate(NAMES):
-            lines.append((padded(name, len(NAMES[0]) + 2) + line(boxes[lane], widths, start, end, lane > 0)).rstrip())
+            lines.append((pad(name, len(NAMES[0]) + 2) + line(boxes[lane], widths, start, end, lane > 0)).rstrip())
         lines.append("")
     return "\n".join(lines[:-1]) if lines else "(the prompt is empty)"
 
@@ -41,15 +42,15 @@ def spans(tokens: Sequence) -> list[tuple[int, int, str]]:
     result = []
     for start, end, members in groups:
         texts = list(dict.fromkeys(token.text for token in members))
-        result.append((start, end, "+".join(map(shown, texts)) + (f"×{len(members)}" if len(members) > 1 else "")))
+        result.append((start, end, "+".join(map(printable, texts)) + (f"×{len(members)}" if len(members) > 1 else "")))
     return result
 
 
 def column_widths(prompt: str, boxes: dict[int, list]) -> list[int]:
     """Cells of each character's column: wide enough for it, and for every label that stands above or below."""
-    widths = [cells(shown(c)) + 1 for c in prompt]
+    widths = [text_width(printable(c)) + 1 for c in prompt]
     for start, end, label in [*boxes[1], *boxes[2]]:
-        lacking = cells(shown(label)) + 2 - sum(widths[start:end])
+        lacking = text_width(printable(label)) + 2 - sum(widths[start:end])
         widths[end - 1] += max(0, lacking)
     return widths
 
@@ -73,6 +74,6 @@ def line(boxes: list[tuple[int, int, str]], widths: list[int], start: int, end: 
         if not start <= first < end:
             continue
         text += " " * sum(widths[at:first])
-        text += padded(("│" if walls else " ") + shown(label), sum(widths[first:last]))
+        text += pad(("│" if walls else " ") + printable(label), sum(widths[first:last]))
         at = last
     return text

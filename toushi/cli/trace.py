@@ -21,8 +21,11 @@ import tyro
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import told
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.pipelines.load_options import MOST_THREADS, Loading
-from toushi.probe.trace.output_dir import check_room, make_room, save_picture
+from toushi.probe.trace.image_file import save_picture
+from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -67,12 +70,15 @@ open_trace(FOLDER) reads it in Python."""
     """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
-    keep: Literal["heads", "mean", "sum"] = "heads"
-    """heads: everything; mean: the mean of the heads at each step; sum: one map set for the whole run."""
+    keep: Literal["heads", "mean", "sum"] | None = None
+    """heads: every head; mean: the mean over heads at each step; sum: one map set for the whole run.
+    If not given: heads where that fits the budget, else mean."""
     sites: Globs = ()
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
     """Record only these words."""
+    pads: bool = False
+    """Keep every column of padding by itself, not only their sum."""
     budget: str | None = None
     """What the maps may take on disk, such as 20GB; a run that would take more is refused. 8GB if not given."""
     edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -89,6 +95,8 @@ open_trace(FOLDER) reads it in Python."""
 
     def run(self) -> None:
         started = time.perf_counter()
+        if not self.no_record:
+            require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
             return self.go_on(self.resume, started)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
@@ -117,15 +125,15 @@ open_trace(FOLDER) reads it in Python."""
         started: float,
     ) -> None:
         """`drawer` is another process: it imports what figures need while this one imports torch."""
-        from toushi.probe.pipelines.generate import check
-        from toushi.probe.pipelines.load import loaded as load
+        from toushi.probe.pipelines.generate import check_arguments
+        from toushi.probe.pipelines.load import load_model
 
         edits = edits_in(self.edits)
         if loading.compile and not self.no_record:
             print("toushi: warning: --compile speeds up --no-record; recorded steps run uncompiled", file=sys.stderr)
-        model = load(self.model, loading)
+        model = load_model(self.model, loading)
         loaded = time.perf_counter()
-        check(model, self.negative, self.guidance, self.sampler, size)
+        check_arguments(model, self.negative, self.guidance, self.sampler, size)
         with edited(model, edits):
             if self.no_record:
                 files = self.draw(model, prompts, size, folder)
@@ -146,22 +154,22 @@ open_trace(FOLDER) reads it in Python."""
         """Finishes an older run."""
         if given := self.beside_resume():
             raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
-        from toushi.probe.trace.reader import open_trace
+        from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
-        dtype = str(trace.manifest.get("dtype"))
+        dtype = str(trace.manifest.dtype)
         import torch
 
         from toushi.probe.pipelines.load import load
         from toushi.probe.resume import check, check_family, resume
 
         check_family(trace)
-        threads = trace.manifest.get("threads")
+        threads = trace.manifest.threads
         options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
-        device = checked_device(trace.manifest.get("device"))
+        device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
-        count = trace.manifest["steps"]["count"]
+        count = trace.manifest.steps.count
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
@@ -180,12 +188,12 @@ open_trace(FOLDER) reads it in Python."""
 
     def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The pictures alone."""
-        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.pipelines.generate import default_steps
 
-        make_room(folder, self.overwrite)
+        prepare_output_dir(folder, self.overwrite)
         files = []
         for index, prompt in enumerate(prompts):
-            with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
+            with progress(self.steps or default_steps(model), index, len(prompts)) as tick:
                 picture = self.sample(model, prompt, size, tick)
             home = folder if len(prompts) == 1 else folder / f"{index:03d}"
             home.mkdir(parents=True, exist_ok=True)
@@ -195,22 +203,23 @@ open_trace(FOLDER) reads it in Python."""
 
     def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The folders of the traces."""
-        from toushi.probe.pipelines.generate import usual_steps
+        from toushi.probe.pipelines.generate import default_steps
         from toushi.probe.recording.record import record
 
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
+        choice["pads"] = self.pads
         choice |= {} if self.budget is None else {"budget": checked_bytes(self.budget)}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
-                with progress(self.steps or usual_steps(model), index, len(prompts)) as tick:
+                with progress(self.steps or default_steps(model), index, len(prompts)) as tick:
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
 
     def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
-        from toushi.probe.pipelines.generate import draw
+        from toushi.probe.pipelines.generate import generate
 
         how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
-        return draw(model, prompt, self.negative, size=size, callback=tick, **how)
+        return generate(model, prompt, self.negative, size=size, callback=tick, **how)
 
     # --- checks that need no model, so that a mistake costs no time
 
@@ -250,12 +259,12 @@ open_trace(FOLDER) reads it in Python."""
             raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one for mini-unet")
 
     def check_sampler(self) -> None:
-        """Of a pipeline, which takes minutes to load, before that; else `toushi.probe.pipelines.generate.check` says it."""
+        """Of a pipeline, which takes minutes to load, before that; else `toushi.probe.pipelines.generate.check_arguments` says it."""
         if self.sampler is None:
             return
-        from toushi.probe.pipelines.load import folder_of
+        from toushi.probe.pipelines.load import model_folder
 
-        home = folder_of(self.model)
+        home = model_folder(self.model)
         if home is None or (home / "model_index.json").is_file():
             raise ToushiError(
                 f"--sampler is for mini-unet; {self.model} is a pipeline and brings its own: leave it out"
@@ -263,7 +272,7 @@ open_trace(FOLDER) reads it in Python."""
 
     def check_no_record(self) -> None:
         usual = Trace()
-        keeping = ("keep", "sites", "words", "budget")
+        keeping = ("keep", "sites", "words", "pads", "budget")
         asked = [f"--{name}" for name in keeping if getattr(self, name) != getattr(usual, name)]
         if self.no_record and asked:
             raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
@@ -283,17 +292,16 @@ def edits_in(source: Path | None) -> list:
     """The edits of a JSON file, or of a trace."""
     if source is None:
         return []
-    from toushi.probe.editing.editor import edits_of_manifest
-    from toushi.probe.trace.manifest import parse
-    from toushi.probe.trace.reader import open_trace
-    from toushi.probe.trace.safetensors_reader import read_bytes
+    from toushi.probe.editing.edit import edits_of_manifest
+    from toushi.probe.trace.open import open_trace
+    from toushi.probe.trace.trace_json import parse
 
     if source.is_dir():
-        edits = edits_of_manifest(open_trace(source).manifest.get("edits") or [])
+        edits = edits_of_manifest(open_trace(source).manifest.edits or [])
     else:
         if not source.is_file():
             raise ToushiError(f"cannot read the edits in {source}: there is no such file")
-        raw = parse(read_bytes(source.parent, source.name), str(source))
+        raw = parse(read_regular_file(source), str(source))
         if not isinstance(raw, list):
             raise ToushiError(f'{source} must hold a JSON list of edits, [{{"site": …, "kind": …}}, …]')
         edits = edits_of_manifest(raw)
@@ -306,7 +314,7 @@ def edited(model, edits: list):
     """A context in which they hold."""
     if not edits:
         return nullcontext()
-    from toushi.probe.editing.editor import edit
+    from toushi.probe.editing.edit import edit
 
     return edit(model, edits)
 
@@ -314,7 +322,7 @@ def edited(model, edits: list):
 def _ready_to_draw() -> None:
     """In the drawing process: what the first figure would have to wait for."""
     import toushi.probe.figures.words_figure
-    import toushi.probe.trace.reader  # noqa: F401
+    import toushi.probe.trace.open  # noqa: F401
     from toushi.probe.figures.style import warm_up
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -366,7 +374,7 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
-    check_room(folder, overwrite)
+    check_output_dir(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

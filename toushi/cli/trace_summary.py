@@ -5,18 +5,21 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from toushi.cli.terminal import bytes_in_words, shortened, shown, table
-from toushi.probe.trace.output_dir import WriteFailed, reason
+from toushi.cli.terminal import limit_length, printable, table
+from toushi.probe.base.byte_sizes import format_bytes
+from toushi.probe.trace.output_dir import reason
+from toushi.probe.trace.trace_errors import WriteFailed
 
 
 def told(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import chosen, words_figure
-    from toushi.probe.trace.reader import open_trace
+    from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
-    looked = any(site["kind"] == "cross" for site in trace.sites.values())
+    manifest = trace.manifest
+    looked = any(site.kind == "cross" for site in trace.sites.values())
     asked = chosen(trace, words, "cond") if looked else []
     maps = [trace.heat_map(word) for word in asked]
     figure = folder / "words.png"
@@ -31,31 +34,32 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
     run = ", ".join(
         f"{name} {value}" if name else str(value)
         for name, value in (
-            ("", trace.manifest["model"]["name"]),
-            ("", trace.manifest.get("sampler")),
+            ("", manifest.name_of_model),
+            ("", manifest.sampler),
             ("steps", len(trace.steps)),
-            ("seed", trace.manifest.get("seed")),
-            ("guidance", trace.manifest.get("guidance")),
-            ("real guidance", trace.manifest.get("true_guidance")),
-            ("", "x".join(map(str, trace.manifest.get("size") or []))),
+            ("seed", manifest.seed),
+            ("guidance", manifest.guidance),
+            ("real guidance", manifest.true_guidance),
+            ("", "x".join(map(str, manifest.size or []))),
         )
         if value not in (None, "")
     )
-    blocked = trace.manifest.get("safety") == "blocked"
+    blocked = manifest.safety == "blocked"
     picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
     files = [("picture", picture)]
     files.append(("words", str(figure) if looked else "none: no attention of the picture to the text was recorded"))
     files.append(
-        ("trace", f"{folder}  ({bytes_in_words(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
+        ("trace", f"{folder}  ({format_bytes(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
     )
-    edits = len(trace.manifest.get("edits") or [])
+    files.append(("kept", kept(trace)))
+    edits = len(manifest.edits or [])
     if edits:
         run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
     if not looked:
-        return f"{shortened(shown(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
+        return f"{limit_length(printable(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
     return "\n".join(
         [
-            shortened(shown("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
+            limit_length(printable("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
             run,
             "",
             where_words_went(trace, asked, maps),
@@ -65,6 +69,18 @@ def told(folder: Path, words: Sequence[str] | None = None) -> str:
             table(files),
         ]
     )
+
+
+def kept(trace) -> str:
+    """What the trace holds of the heads, in a few words."""
+    what = {
+        "heads": "every head at every step",
+        "mean": "the mean over heads at every step",
+        "sum": "the sum over steps",
+    }
+    asked = trace.manifest.kept
+    automatic = asked is not None and asked.keep_reason is not None
+    return what[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
 
 
 def where_words_went(trace, words, maps) -> str:
@@ -89,11 +105,8 @@ def others(trace) -> str:
     from toushi.probe.figures.style import percent
 
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
-    by_column = dict(zip(shares["token"].values.tolist(), shares.values.tolist()))
     words, besides = trace.words(), {}
-    for token in trace.tokens():
-        if token.column not in by_column:
-            continue
+    for token, share in zip(trace.places(), shares.values.tolist()):
         if token.kind == "text" and token.span is None:
             name = "text of unknown place"
         elif token.span is not None and token.kind == "text":
@@ -102,7 +115,7 @@ def others(trace) -> str:
         else:
             name = token.text or token.kind if token.kind == "special" else token.kind
         if name is not None:
-            besides[name] = besides.get(name, 0.0) + by_column[token.column]
+            besides[name] = besides.get(name, 0.0) + share
     parts = [f"{name} {percent(share)}" for name, share in besides.items()]
     parts += [f"no text {percent(shares.attrs['rest'])}"] if shares.attrs["rest"] > 1e-4 else []
     return "besides   " + (", ".join(parts) or "nothing that was recorded")

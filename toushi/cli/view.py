@@ -11,6 +11,7 @@ import tyro
 
 import toushi
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ Ends with Ctrl-C."""
     """Only serve; do not open a browser."""
 
     def run(self) -> int:
+        require("streamlit", "matplotlib")
         if self.folder is not None:
             from toushi.cli.inspect import traces_in
-            from toushi.probe.trace.reader import open_trace
+            from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
             if traces_in(self.folder) == [self.folder]:
-                open_trace(self.folder)  # a damaged trace is said here, not in the browser
+                # A damaged trace is reported here, not in the browser.
+                open_encoder_trace(self.folder) if is_encoder_trace(self.folder) else open_trace(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}
         if os.name != "posix":
             return subprocess.call(command, env=environment)

@@ -1,19 +1,18 @@
-"""The export of a picture's maps as one parquet table, a row for each value; its columns are told in `export.py`."""
+"""The export of a picture's maps as one parquet table, a row for each value; export_trace.py describes its columns."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from toushi.probe.trace.trace_export import Branch, Tick
+from toushi.probe.trace.export.export_plan import BranchPlan, Tick
 
 ROWS = 2**18  # of a row group
 
 
-def write_parquet(branches: "list[Branch]", about: dict[str, Any], path: Path, tick: "Tick") -> str:
+def write_parquet(branches: list[BranchPlan], about: dict[str, Any], path: Path, tick: Tick) -> str:
     """Writes the file; gives back how many rows it has, in words. Memory holds ROWS of them and a site's maps at a step."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -57,23 +56,23 @@ def write_parquet(branches: "list[Branch]", about: dict[str, Any], path: Path, t
     return f"{rows:,} rows"
 
 
-def _names(branches: "list[Branch]") -> dict[str, list[str]]:
+def _names(branches: list[BranchPlan]) -> dict[str, list[str]]:
     """The texts that a row refers to by number."""
     texts = list(dict.fromkeys(label for branch in branches for label in branch.labels))
-    sites = list(branches[0].questions[0].trace.sites)
+    sites = list(branches[0].queries[0].manifest.sites)
     return {"branch": [branch.name for branch in branches], "layer": sites, "word": texts, "text": texts}
 
 
 def _rows(
-    branches: "list[Branch]", names: dict[str, list[str]], tick: "Tick"
+    branches: list[BranchPlan], names: dict[str, list[str]], tick: Tick
 ) -> Iterator[tuple[dict[str, np.ndarray | None], int]]:
     """(column -> numbers, how many rows), at most ROWS at once, in the order of the columns."""
-    steps = sorted({step for branch in branches for step in branch.questions[0].steps})
+    steps = sorted({step for branch in branches for step in branch.queries[0].steps})
     for done, step in enumerate(steps, 1):
         for number, branch in enumerate(branches):
             labels = np.array([names["word"].index(label) for label in branch.labels], np.int32)
-            tokens = np.array(branch.questions[0].columns if branch.by_token else [], np.int32)
-            for site in branch.questions[0].sites if step in branch.questions[0].steps else ():
+            tokens = np.array(branch.queries[0].columns if branch.by_token else [], np.int32)
+            for site in branch.queries[0].sites if step in branch.queries[0].steps else ():
                 if (values := branch.values(site, step)) is None:
                     continue
                 shape = values.shape if values.ndim == 4 else (1, *values.shape)

@@ -4,7 +4,7 @@
                 with tokens=True [layer, token, feature] and [layer, head, query, token]. `about` says what lies along
     parquet     a row for each layer and word (or token) of a text: text, layer, word (or token), characters, state
 
-States are pooled to words as `Reading.word_states` says; the columns of attention by word end with what is read of other
+States are pooled to words as `TextEncoding.word_states` does; the columns of attention by word end with what is read of other
 text and of special tokens. Attention is not in the parquet table.
 """
 
@@ -19,11 +19,12 @@ import numpy as np
 
 from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace.encoder_trace import EncoderTrace
-from toushi.probe.trace.selection import Asked, NotRecorded
-from toushi.probe.trace.text_encoding import Reading
+from toushi.probe.trace.selection import WordSpec
+from toushi.probe.trace.text_encoding import TextEncoding
+from toushi.probe.trace.trace_errors import NotRecorded
 
 
-def prepared(trace: EncoderTrace, to: str, words: Sequence[Asked] | None, tokens: bool):
+def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpec] | None, tokens: bool):
     """A function that writes the file, what is said of it, and the texts that lack the words, with the reason."""
     asked: dict[int, list | None] = {}
     left_out: dict[str, str] = {}
@@ -31,9 +32,9 @@ def prepared(trace: EncoderTrace, to: str, words: Sequence[Asked] | None, tokens
         if words is None:
             asked[number] = None
             continue
-        reading = trace.reading(number)
+        encoding = trace.encoding(number)
         try:
-            asked[number] = reading.spans(list(words))
+            asked[number] = encoding.spans(list(words))
         except UnknownWord as missing:
             left_out[f"text {number}: {text}"] = str(missing)
     if not asked:
@@ -42,7 +43,7 @@ def prepared(trace: EncoderTrace, to: str, words: Sequence[Asked] | None, tokens
         "format": "toushi-export",
         "version": 1,
         "kind": "encoder",
-        "model": trace.manifest.get("model"),
+        "model": trace.manifest.as_dict().get("model"),
         "layers": trace.layers,
         "complete": trace.complete,
         "texts": {str(number): trace.texts[number] for number in asked},
@@ -56,15 +57,15 @@ def _arrays(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, tick) -
     """Each array with its name; its description goes to `about`."""
     about["arrays"] = {}
     for done, (number, words) in enumerate(asked.items(), 1):
-        reading = trace.reading(number)
-        states = reading.states if tokens else reading.word_states(words)
+        encoding = trace.encoding(number)
+        states = encoding.states if tokens else encoding.word_states(words)
         found = {"states": states}
-        if not reading.blind:
-            found["attention"] = reading.attention if tokens else reading.word_attention(words)
+        if not encoding.blind:
+            found["attention"] = encoding.attention if tokens else encoding.word_attention(words)
         for name, array in found.items():
             along = {str(dim): array[dim].values.tolist() for dim in array.dims if dim in array.coords}
             if tokens:
-                along["characters"] = [token.text for token in reading.tokens]
+                along["characters"] = [token.text for token in encoding.tokens]
             about["arrays"][f"text/{number}/{name}"] = {"axes": list(map(str, array.dims)), **along}
             yield f"text/{number}/{name}", array.values
         tick(done, len(asked))
@@ -106,8 +107,8 @@ def _write_parquet(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, 
     count = 0
     with parquet.ParquetWriter(path, schema) as file:
         for done, (number, words) in enumerate(asked.items(), 1):
-            reading = trace.reading(number)
-            states, names = _rows(reading, words, tokens)
+            encoding = trace.encoding(number)
+            states, names = _rows(encoding, words, tokens)
             layers, places, _ = states.shape
             columns = {
                 "text": np.full(layers * places, number, np.int32),
@@ -122,8 +123,8 @@ def _write_parquet(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, 
     return f"{count} rows"
 
 
-def _rows(reading: Reading, words: list | None, tokens: bool) -> tuple[np.ndarray, list[str]]:
+def _rows(encoding: TextEncoding, words: list | None, tokens: bool) -> tuple[np.ndarray, list[str]]:
     if tokens:
-        return reading.states.values, [token.text for token in reading.tokens]
-    states = reading.word_states(words)
+        return encoding.states.values, [token.text for token in encoding.tokens]
+    states = encoding.word_states(words)
     return states.values, states["word"].values.tolist()

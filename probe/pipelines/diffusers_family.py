@@ -1,0 +1,89 @@
+"""What the families of diffusers' text-to-image pipelines have in common.
+
+Nothing here imports diffusers: a family knows its pipelines by the names of their classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from toushi.probe.pipelines.diffusers_scheduler import call_step, step_index, timesteps
+from toushi.probe.pipelines.family import Family
+
+PICTURE_ONLY = "it reads a picture, not the prompt"
+SECOND_ENCODER = "a trace holds the attention of one text encoder; of this one it has only the tokens"
+UNRECORDED = {  # attention that no family of diffusers records
+    "vae.*": "it decodes the latents; no text is there",
+    "controlnet.*": "the control network attends to the text, too, but only the denoiser is recorded",
+    "safety_checker.*": PICTURE_ONLY,
+    "image_encoder.*": PICTURE_ONLY,
+}
+
+
+def diffusers_family(name: str, *pipeline_classes: str, **fields) -> Family:
+    """The family of these classes: `fields` of its own, and for the rest what pipelines of diffusers have in common."""
+    common: dict[str, Any] = {
+        "matches": class_is(*pipeline_classes),
+        "denoiser": "transformer",
+        "denoiser_inputs": ("hidden_states", "encoder_hidden_states"),
+        "cell_pixels": lambda pipeline: pipeline.vae_scale_factor * 2,
+        "text_encoders": ("text_encoder",),
+        "step": call_step,
+        "step_index": step_index,
+        "timesteps": timesteps,
+        "timesteps_method": "get_timesteps",
+        "images": images,
+        "metadata": metadata,
+    }
+    fields["unrecorded"] = {**UNRECORDED, **fields.get("unrecorded", {})}
+    return Family(name=name, pipeline_classes=pipeline_classes, **{**common, **fields})
+
+
+def class_is(*names: str) -> Callable[[Any], bool]:
+    """Whether a model's class, or one that it is made from, is the class of diffusers with one of these names."""
+
+    def matches(model) -> bool:
+        return any(kind.__name__ in names and kind.__module__.startswith("diffusers.") for kind in type(model).__mro__)
+
+    return matches
+
+
+def t5_encoder(component: str) -> dict[str, str]:
+    """Fields of a family that records this T5 encoder."""
+    return {
+        "embeddings": f"{component}.encoder.embed_tokens",
+        "layers": f"{component}.encoder.block",
+        "layer_attention": "layer.0.SelfAttention",
+    }
+
+
+def images(result) -> list | None:
+    """PIL pictures of what a pipeline returned; None if it returned latents."""
+    pictures = result[0] if isinstance(result, tuple) else result.images
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.shape[-1] == 3:
+        return [Image.fromarray((picture * 255).round().astype("uint8")) for picture in pictures]
+    if isinstance(pictures, list) and all(isinstance(picture, Image.Image) for picture in pictures):
+        return pictures
+    return None
+
+
+def metadata(pipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Manifest fields: guidance, sampler, seed, and where they were given true_guidance and strength."""
+    generator = arguments.get("generator")
+    fields = {
+        "guidance": arguments.get("guidance_scale"),
+        "sampler": type(pipeline.scheduler).__name__,
+        "seed": [_seed(one) for one in generator] if isinstance(generator, list) else _seed(generator),
+    }
+    if arguments.get("true_cfg_scale") is not None:
+        fields["true_guidance"] = arguments["true_cfg_scale"]
+    if arguments.get("strength") is not None:
+        fields["strength"] = arguments["strength"]
+    return fields
+
+
+def _seed(generator: torch.Generator | None) -> int | None:
+    return None if generator is None else generator.initial_seed()

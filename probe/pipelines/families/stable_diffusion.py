@@ -1,0 +1,44 @@
+"""Stable Diffusion 1 and 2: a U-Net whose `attn2` layers attend from the image to the text, and `attn1` to the image.
+
+Text: one CLIP encoder. `encode_prompt` encodes the prompt, then the negative prompt, and returns the states of both.
+Every state is a key, padding too, so the columns are the positions of the encoder: 77 of them.
+Image: every cell of the latents is a query, on the latents' own grid and on coarser ones. All keys are text.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toushi.probe.pipelines.attention_processors import require_sdpa_processors
+from toushi.probe.pipelines.diffusers_family import diffusers_family
+from toushi.probe.pipelines.family import DenoiserInputs
+from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, unmasked_states
+
+
+def read_unet_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+    latents, text = inputs["sample"], inputs["encoder_hidden_states"]
+    return DenoiserInputs((latents.shape[-2], latents.shape[-1]), (text,), lambda: list(text.unbind()))
+
+
+UNET: dict[str, Any] = {  # SDXL's and Kolors', too
+    "denoiser": "unet",
+    "denoiser_inputs": ("sample", "encoder_hidden_states"),
+    "read_inputs": read_unet_inputs,
+    "cross_attention": ("unet.*.attn2",),
+    "self_attention": ("unet.*.attn1",),
+    "check": require_sdpa_processors("AttnProcessor2_0", "FusedAttnProcessor2_0"),
+    "cell_pixels": lambda pipeline: pipeline.vae_scale_factor,
+}
+CLIP = {"embeddings": "text_encoder.embeddings", "layers": "text_encoder.encoder.layers"}
+
+STABLE_DIFFUSION = diffusers_family(
+    "stable-diffusion",
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    **prompts_in_one_call([PromptPart()], unmasked_states),
+    **UNET,
+    **CLIP,
+)

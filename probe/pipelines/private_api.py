@@ -1,0 +1,80 @@
+"""Every private name of diffusers and transformers that Toushi uses, each behind a function of ours.
+
+They may change in any release: `tests/pipelines/test_private_api.py` says what stops working then.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+# --- diffusers ---
+
+
+def execution_device(pipeline) -> Any:
+    """Where a pipeline computes; with offload that is not where its weights wait. None for models of our own."""
+    return getattr(pipeline, "_execution_device", None)
+
+
+def parts_without_offload(pipeline) -> Iterable[str]:
+    """Names of the components that sequential offload leaves on the device."""
+    return pipeline._exclude_from_cpu_offload
+
+
+def has_repeated_blocks(denoiser: nn.Module) -> bool:
+    """Whether `denoiser.compile_repeated_blocks()` knows its blocks."""
+    return bool(getattr(denoiser, "_repeated_blocks", None))
+
+
+def attention_backend(processor) -> str:
+    """The name of the attention backend of a processor; "native" is PyTorch's own."""
+    backend = getattr(processor, "_attention_backend", None)
+    if backend is None and hasattr(processor, "_attention_backend"):  # it leaves the choice to diffusers
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+        backend = _AttentionBackendRegistry.get_active_backend()[0]
+    return "native" if backend is None else str(getattr(backend, "value", backend))
+
+
+def is_context_parallel(processor) -> bool:
+    """Whether a processor splits its attention over several devices."""
+    return getattr(processor, "_parallel_config", None) is not None
+
+
+# --- transformers ---
+
+
+def module_path(model, path: str) -> str:
+    """The path of a text encoder's module as the installed transformers has it.
+
+    The modules of a CLIPTextModel lie below `text_model` in transformers 4, and in itself since.
+    """
+    component, _, rest = path.partition(".")
+    encoder, older = getattr(model, component, None), f"text_model.{rest}"
+    if isinstance(encoder, nn.Module) and not _has_module(encoder, rest) and _has_module(encoder, older):
+        return f"{component}.{older}"
+    return path
+
+
+def _has_module(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def attention_implementation(attention: nn.Module, encoder: nn.Module) -> str:
+    """The name of the attention function of an encoder's layer: "sdpa", "eager", ...
+
+    T5's attention names none in transformers 4, where its encoder does; models outside of transformers need not.
+    """
+    config = getattr(attention, "config", None)
+    if config is None and type(attention).__module__.startswith("transformers."):
+        config = encoder.config
+    return getattr(config, "_attn_implementation", "sdpa")
+
+
+def with_random_weights(model):
+    """A model of the same class and configuration, with weights as they are before training."""
+    return type(model)._from_config(model.config)

@@ -1,0 +1,132 @@
+"""The families that are known: the shipped ones, and those that users register.
+
+`register_family(Family(...))` makes a user's own pipeline recordable. A package that is installed beside this one can
+name its family as an entry point of the group `toushi.families`; then the commands know it, too.
+"""
+
+import warnings
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.families.flux import FLUX
+from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
+from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
+from toushi.probe.pipelines.families.kolors import KOLORS
+from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
+from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
+from toushi.probe.pipelines.families.pixart import PIXART
+from toushi.probe.pipelines.families.qwen_image import QWEN_IMAGE
+from toushi.probe.pipelines.families.sana import SANA
+from toushi.probe.pipelines.families.sdxl import SDXL
+from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
+from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
+from toushi.probe.pipelines.family import Family, UnknownFamily
+from toushi.probe.pipelines.generic import generic_family
+from toushi.probe.pipelines.private_api import module_path
+
+SHIPPED_FAMILIES = (
+    MINI_UNET,
+    STABLE_DIFFUSION,
+    SDXL,
+    KOLORS,
+    PIXART,
+    SANA,
+    HUNYUAN_DIT,
+    STABLE_DIFFUSION_3,
+    Z_IMAGE,
+    OWN_Z_IMAGE,
+    LUMINA_2,
+    FLUX,
+    FLUX_2,
+    FLUX_2_KLEIN,
+    QWEN_IMAGE,
+)
+ENTRY_POINTS = "toushi.families"
+
+_registered: dict[str, Family] = {}
+
+
+class FamilyNotLoaded(UserWarning):
+    """An installed package names a family that cannot be used."""
+
+
+def register_family(family: Family) -> Family:
+    """Makes models of this family known to `record`, `edit` and the commands, and returns the family.
+
+    Registered families are asked before the shipped ones, the latest first. A family of the same name is replaced.
+    Raises ToushiError for anything that is not a `Family`, and for the name of a shipped family.
+    """
+    _check_family(family)
+    _registered.pop(family.name, None)
+    _registered[family.name] = family
+    return family
+
+
+def unregister_family(name: str) -> None:
+    """Removes a registered family; does nothing if there is none of that name."""
+    _registered.pop(name, None)
+
+
+def families() -> tuple[Family, ...]:
+    """Every known family, in the order in which they are asked."""
+    return (*user_families(), *SHIPPED_FAMILIES)
+
+
+def user_families() -> tuple[Family, ...]:
+    """The families that are not shipped: registered ones, then those of installed packages."""
+    return (*reversed(_registered.values()), *_installed_families())
+
+
+def family_of(model) -> Family:
+    """The family of a model or pipeline. Raises UnknownFamily, with the reason and the known families."""
+    for family in families():
+        if family.matches(model):
+            return _with_installed_paths(family, model)
+    if (family := generic_family(model)) is not None:
+        return family
+    known = ", ".join(family.name for family in families())
+    raise UnknownFamily(
+        f"cannot record a {type(model).__name__}: expected a model of one of the families {known}. "
+        "Of diffusers these are text-to-image pipelines, whole, not their transformer alone. "
+        "For a pipeline of your own write a Family and register it (docs/families.md)."
+    )
+
+
+def _with_installed_paths(family: Family, model) -> Family:
+    """The family with the paths of its text encoder as the installed transformers has them."""
+    embeddings = module_path(model, family.embeddings)
+    layers = None if family.layers is None else module_path(model, family.layers)
+    if (embeddings, layers) == (family.embeddings, family.layers):
+        return family
+    return replace(family, embeddings=embeddings, layers=layers)
+
+
+def _check_family(family) -> None:
+    if not isinstance(family, Family):
+        raise ToushiError(f"expected a Family, but {type(family).__name__} came")
+    if family.name in {shipped.name for shipped in SHIPPED_FAMILIES}:
+        raise ToushiError(f"{family.name!r} is the name of a shipped family: give yours another name")
+
+
+@cache
+def _installed_families() -> tuple[Family, ...]:
+    """Families of the packages that are installed beside this one. Warns of those that cannot be used."""
+    installed = []
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            family = entry.load()
+            _check_family(family)
+        except Exception as error:  # whatever somebody else's package raises must not stop the recording of others
+            warnings.warn(
+                FamilyNotLoaded(
+                    f"the family {entry.name!r} ({entry.value}) of an installed package is not used: "
+                    f"{type(error).__name__}: {error}. Mend its entry point {ENTRY_POINTS}, or uninstall the package."
+                ),
+                stacklevel=3,
+            )
+            continue
+        installed.append(family)
+    return tuple(installed)

@@ -1,0 +1,185 @@
+"""What an export of a picture's trace writes: which branches, which words or tokens, which arrays, and their description."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.alignment import Word, labels
+from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.selection import AttentionQuery, WordSpec, select_sites
+from toushi.probe.trace.trace_errors import NotRecorded
+from toushi.probe.trace.trace_format import map_key
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """What of one branch goes out: words, each with its query; or all tokens, with one."""
+
+    name: str
+    labels: list[str]
+    queries: list[AttentionQuery]
+    entries: list[dict[str, Any]]
+
+    @property
+    def by_token(self) -> bool:
+        return self.queries[0].weights is None
+
+    def values(self, site: str, step: int) -> np.ndarray | None:
+        """float32 [head?, word or token, y, x]; None where the step lacks the site."""
+        found = [query.step(site, step) for query in self.queries]
+        if found[0] is None:
+            return None
+        whole = found[0] if self.by_token else np.stack([one for one in found if one is not None], -3)
+        return whole.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One array to write, step by step."""
+
+    name: str
+    query: AttentionQuery
+    sites: list[str]  # of one grid
+    shape: tuple[int, ...]  # [step, layer, head?, token?, y, x]
+    about: dict[str, Any]
+
+    @property
+    def axes(self) -> list[str]:
+        middle = ["head"] * self.query.by_head(self.sites[0]) + ["token"] * (self.query.weights is None)
+        return ["step", "layer", *middle, "y", "x"]
+
+    def at(self, step: int) -> np.ndarray:
+        """float32 [layer, head?, token?, y, x]."""
+        result = np.full(self.shape[1:], np.nan, np.float32)
+        for site, place in zip(self.sites, result):
+            if (found := self.query.step(site, step)) is not None:
+                place[tuple(map(slice, found.shape))] = found
+        return result
+
+
+def plan_branches(
+    trace: Trace, words: Sequence[WordSpec] | None, tokens: bool
+) -> tuple[list[BranchPlan], dict[str, str]]:
+    sites, left_out = select_sites(trace.manifest), {}
+    if words is not None:
+        spans = dict.fromkeys(trace.span(word) for word in words)
+        asked = [Word((trace.prompt or "")[slice(*span)], *span) for span in spans]
+        if not asked:
+            raise ToushiError("At least one word is needed; the list of words is empty.")
+        queries = [AttentionQuery(trace.files, word, "cond", sites) for word in asked]
+        return [_of_words("cond", asked, queries, trace.words("cond"))], left_out
+    result = []
+    for name in trace.branches:
+        try:
+            every = AttentionQuery(trace.files, None, name, sites)
+        except NotRecorded as missing:
+            left_out[name] = str(missing)
+            continue
+        if tokens:
+            result.append(_of_tokens(name, every))
+            continue
+        there = {}
+        for word in trace.words(name):
+            try:
+                there[word] = AttentionQuery(trace.files, word, name, sites)
+            except NotRecorded as missing:
+                left_out[f"{name}: {word.text}"] = str(missing)
+        if there:
+            result.append(_of_words(name, list(there), list(there.values()), trace.words(name)))
+    if not result:
+        why = next(iter(left_out.values()), "the prompt has no words")
+        raise NotRecorded(f"There is nothing to export: {why.rstrip('.')}. All tokens can be exported (--tokens).")
+    return result, left_out
+
+
+def _of_words(name: str, words: list[Word], queries: list[AttentionQuery], among: list[Word]) -> BranchPlan:
+    called: list[str] = []
+    for word, label in zip(words, labels(words, among)):
+        called.append(label if label not in called else f"{label} {word.start}–{word.end}")
+    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in zip(called, words)]
+    return BranchPlan(name, called, queries, entries)
+
+
+def _of_tokens(name: str, every: AttentionQuery) -> BranchPlan:
+    about = every.token_coordinates()
+    texts, kinds = about["text"][1], about["kind"][1]
+    entries = [{"token": c, "text": t, "kind": k} for c, t, k in zip(every.columns, texts, kinds)]
+    return BranchPlan(name, list(texts), [every], entries)
+
+
+def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, Any]:
+    fields = trace.manifest.as_dict()
+    given = {name: fields.get(name) for name in ("prompt", "negative_prompt", "model", "seed", "size", "guidance")}
+    of = "tokens" if branches[0].by_token else "words"
+    return {
+        "format": "toushi-export",
+        "version": 1,
+        **given,
+        "unit": "probability",
+        "keep": trace.keep,
+        "complete": trace.complete,
+        "summed": {branch.name: _summed(trace, branch) for branch in branches} if trace.keep == "sum" else None,
+        "times": dict(zip(map(str, trace.steps), (None if math.isnan(t) else t for t in trace.times))),
+        of: {branch.name: branch.entries for branch in branches},
+    }
+
+
+def _summed(trace: Trace, branch: BranchPlan) -> int:
+    """Over how many steps a branch was summed."""
+    file = trace.files.step(trace.steps[-1])
+    query = branch.queries[0]
+    return max(query.count(file, map_key(site, branch.name)) for site in query.sites)
+
+
+def plan_arrays(branches: list[BranchPlan]) -> list[ArrayPlan]:
+    arrays, names = [], set()
+    for branch in branches:
+        for number, query in enumerate(branch.queries):
+            label = "tokens" if branch.by_token else _safe(branch.labels[number])
+            about = {"tokens": branch.entries} if branch.by_token else branch.entries[number]
+            shapes = {site: query.shape(site) for site in query.sites}
+            grids = dict.fromkeys((shape[-2:], len(shape)) for shape in shapes.values())  # in the sites' order
+            for grid in grids:
+                sites = [site for site, shape in shapes.items() if (shape[-2:], len(shape)) == grid]
+                shape = (len(query.steps), len(sites), *map(max, zip(*(shapes[site] for site in sites))))
+                base = f"{branch.name}/{label}/{'x'.join(map(str, grid[0]))}"
+                name = next(n for i in itertools.count(2) for n in (base, f"{base}-{i}") if n not in names)
+                names.add(name)
+                arrays.append(ArrayPlan(name, query, sites, shape, {"branch": branch.name, **about}))
+    return arrays
+
+
+def _safe(label: str) -> str:
+    """A label as one part of a path in a zip, which somebody may unpack."""
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]|^[._]+', "-", label)[:80] or "-"
+
+
+def describe_arrays(arrays: list[ArrayPlan]) -> dict[str, Any]:
+    return {
+        plan.name: {"axes": plan.axes, "steps": plan.query.steps, "layers": plan.sites, **plan.about} for plan in arrays
+    }
+
+
+def iterate_steps(arrays: list[ArrayPlan], tick: Tick) -> Iterator[tuple[ArrayPlan, Iterator[tuple[int, np.ndarray]]]]:
+    """Each plan with its (index, values) of every step."""
+    total, done = sum(len(plan.query.steps) for plan in arrays), itertools.count(1)
+
+    def steps(plan: ArrayPlan) -> Iterator[tuple[int, np.ndarray]]:
+        for index, step in enumerate(plan.query.steps):
+            yield index, plan.at(step)
+            tick(next(done), total)
+
+    for plan in arrays:
+        yield plan, steps(plan)
+
+
+def count_arrays(arrays: list[ArrayPlan]) -> str:
+    return f"{len(arrays)} array{'s' * (len(arrays) != 1)}"

@@ -1,0 +1,109 @@
+"""A trace's maps for use elsewhere, in one file: float32 probabilities of image-to-text attention on native grids.
+
+    npz       one array for each branch, word and grid, `cond/猫/16x16` [step, layer, head, y, x]; with tokens=True one
+              for each branch and grid, `cond/tokens/16x16` [step, layer, head, token, y, x]. Beside them `about`, JSON:
+              for each array its axes and what lies along them. The layers of an array are the sites of that grid; a
+              site with fewer heads than another, and a step that lacks a site, is filled up with NaN
+    zarr      the same arrays in one zip, a chunk for each step; `about` is the root group's attributes
+    parquet   a row for each value: step, branch, layer, head, word, y, x, value; with tokens=True `token` (the column)
+              and `text` in place of `word`. `about` is in the schema's metadata, under `toushi`
+
+No `head` axis (in parquet: null) where only the mean over heads was kept. A trace that keeps the sum has one step, the
+last one summed, and its values are the mean over as many steps as `summed` says of each branch, for guidance may have
+ended before the run. What goes to no text column, in joint attention, is what all tokens leave of 1.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from toushi.probe.base.atomic_io import atomic_path
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
+from toushi.probe.base.path_error import checked_path
+from toushi.probe.trace.encoder_trace import EncoderTrace
+from toushi.probe.trace.export.encoder_export import prepare_encoder_export
+from toushi.probe.trace.export.export_plan import Tick, describe, plan_branches
+from toushi.probe.trace.export.npz_export import write_npz
+from toushi.probe.trace.export.parquet_export import write_parquet
+from toushi.probe.trace.export.zarr_export import write_zarr
+from toushi.probe.trace.output_dir import reason
+from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.selection import WordSpec
+from toushi.probe.trace.trace_errors import WriteFailed
+
+SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "zarr": ".zarr.zip"}
+PACKAGES = {"parquet": "pyarrow", "zarr": "zarr"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    path: Path
+    what: str  # how much it is, in words
+    about: dict[str, Any]
+    left_out: dict[str, str]  # word or branch -> why there is no attention to it
+
+
+def export(
+    trace: Trace | EncoderTrace,
+    to: str,
+    out: str | Path | None = None,
+    words: Sequence[WordSpec] | None = None,
+    *,
+    tokens: bool = False,
+    overwrite: bool = False,
+    tick: Tick = lambda done, of: None,
+) -> Exported:
+    """Writes the file, by default beside the trace's folder, in place of one that is there only if `overwrite`.
+
+    words     of the prompt, as `heat_map` takes them; by default every word of every branch that the trace holds
+    tokens    every token in place of words: specials and punctuation too, so that nothing is left out
+    tick      called with (done, of) as steps are written
+
+    Memory holds one step of one array, never all of them. Raises ToushiError: a word that is not there, a package
+    that is not installed, a file that is in the way, a disk that is full.
+    """
+    if to not in SUFFIXES:
+        raise ToushiError(f"A trace is exported to {', '.join(SUFFIXES)}; {to!r} came.")
+    if tokens and words is not None:
+        raise ToushiError("Expected either words or all tokens, but both came; leave one of them out.")
+    if (package := PACKAGES.get(to)) is not None:
+        require(package)
+    path = default_path(trace.folder, to) if out is None else Path(out)
+    _check_place(path, overwrite)
+    prepare = prepare_encoder_export if isinstance(trace, EncoderTrace) else prepare_picture_export
+    write, about, left_out = prepare(trace, to, words, tokens)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path, shared=True) as temporary:
+            what = write(temporary, tick)
+            _check_place(path, overwrite)  # it took a while
+    except OSError as error:
+        raise WriteFailed(
+            f"Cannot write {path}: {reason(error)}. Free some space, ask for fewer words, or choose another --out."
+        ) from None
+    return Exported(path, what, about, left_out)
+
+
+def default_path(folder: Path, to: str) -> Path:
+    """Beside the folder: inside it would be in the way of recording there anew."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name((folder.name or "trace") + SUFFIXES[to])
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    if checked_path(path).is_dir():
+        raise WriteFailed(f"{path} is a folder; name a file to write (--out).")
+    if os.path.lexists(path) and not (overwrite and path.is_file()):
+        raise WriteFailed(f"{path} is there already. Choose another --out, or replace it (--overwrite).")
+
+
+def prepare_picture_export(trace: Trace, to: str, words: Sequence[WordSpec] | None, tokens: bool):
+    """A function that writes the file, its description, and what is left out, with the reason."""
+    branches, left_out = plan_branches(trace, words, tokens)
+    about = {**describe(trace, branches), "left_out": left_out}
+    write = {"npz": write_npz, "parquet": write_parquet, "zarr": write_zarr}[to]
+    return partial(write, branches, about), about, left_out

@@ -1,0 +1,116 @@
+"""The names of a trace on disk: its files, its tensors, its constants. docs/trace-format.md describes them."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from toushi.probe.text.alignment import Token
+
+FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
+VERSION = 2  # the newest that can be read
+FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no branch has `pad_columns`
+MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
+ENCODER, IMAGE = "encoder.safetensors", "image.png"
+PADS, PADS_TEXT = -1, "(pads)"  # column and text of the place that holds the sum over all pads
+LONGEST = 65_536  # of an axis that the manifest leaves open
+KEEPS = ("heads", "mean", "sum")
+
+
+def step_file(step: int, keep: str) -> str:
+    return f"{'sum' if keep == 'sum' else 'step'}_{step:04d}.safetensors"
+
+
+def texts_file(number: int) -> str:
+    return f"texts_{number:04d}.safetensors"
+
+
+# --- columns --------------------------------------------------------------------------------------------
+
+
+def stored_columns(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
+    """The columns that are stored one by one, and the pad columns, of which only the sum is stored. Both in order.
+
+    A recorder writes the maps of the first, then as the last place of the token axis the sum over the others, if there
+    are any. The branch in the manifest gets `"pad_columns": pads or None`, and `columns` as without pads.
+    """
+    columns = {token.column: token.kind for token in tokens if token.column is not None}
+    pads = sorted(column for column, kind in columns.items() if kind == "pad")
+    return sorted(set(columns) - set(pads)), pads
+
+
+# --- tensors of a picture -------------------------------------------------------------------------------
+
+
+def map_key(site: str, branch: str) -> str:
+    return f"{site}/{branch}"
+
+
+def rest_key(site: str, branch: str) -> str:
+    return f"{site}/{branch}/rest"
+
+
+def state_key(index: int, branch: str) -> str:
+    return f"state/{index}/{branch}"
+
+
+def encoder_attention_key(layer: int, branch: str) -> str:
+    return f"attention/{layer}/{branch}"
+
+
+def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
+    match = re.fullmatch(r"(?:state|attention)/[0-9]{1,6}/(\w+)", key)
+    return match is not None and match[1] in branches
+
+
+# --- tensors of texts -----------------------------------------------------------------------------------
+
+
+def text_state_key(text: int, layer: int) -> str:
+    return f"text/{text}/{layer}"
+
+
+def text_attention_key(text: int, layer: int) -> str:
+    return f"text/{text}/{layer}/attention"
+
+
+def text_final_key(text: int) -> str:
+    return f"text/{text}/final"
+
+
+# --- shapes ---------------------------------------------------------------------------------------------
+
+
+def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
+    """Whether a tensor's shape is one of those; -1 stands for any length from 1 to LONGEST."""
+    shape = tuple(shape)
+    return any(
+        len(shape) == len(one) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, one))
+        for one in allowed
+    )
+
+
+# --- folders --------------------------------------------------------------------------------------------
+
+
+def is_trace_file(name: str) -> bool:
+    """A file that belongs to a trace, finished or not. Where anything else lies, nothing is ever removed."""
+    written = (
+        r"(manifest\.json|(steps|texts)\.jsonl|collection\.json|(image|words)\.png|"
+        r"(encoder|(step|sum|texts)_[0-9]{4,})\.safetensors)"
+    )
+    return re.fullmatch(written + r"(\.tmp)?", name) is not None
+
+
+def is_member(name: object) -> bool:
+    """A folder of a collection: 000, 001, …"""
+    return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
+
+
+def format_of(folder: Path) -> object:
+    """The format that the manifest in the folder names; None where there is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest.get("format") if isinstance(manifest, dict) else None

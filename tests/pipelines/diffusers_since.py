@@ -1,0 +1,21 @@
+"""Since which release diffusers has a class, so that tests run with every release of the supported range."""
+
+from importlib import metadata
+
+import pytest
+from packaging.version import Version
+
+SINCE = {  # the classes that the oldest supported release lacks
+    "Flux2KleinPipeline": "0.37",
+    "Flux2KleinInpaintPipeline": "0.38",
+    "ZImageControlNetPipeline": "0.37",
+    "ZImageControlNetInpaintPipeline": "0.37",
+    "ZImageInpaintPipeline": "0.37",
+}
+
+
+def need(name: str) -> None:
+    """Skips the test, by the name of the class, where the installed diffusers is older than it."""
+    installed, since = metadata.version("diffusers"), SINCE.get(name)
+    if since is not None and Version(installed) < Version(since):
+        pytest.skip(f"{name} needs diffusers {since}, and {installed} is installed")

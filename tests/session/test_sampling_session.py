@@ -1,0 +1,150 @@
+"""One follower of a run: shared by everybody, told in order, gone at the end."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.recording.made import PROMPT, draw, same
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.editing.edit import Edit, edit
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.recording.record import record
+from toushi.probe.session.sampling_session import session_of, subscribe
+from toushi.probe.session.subscriber import Subscriber
+from toushi.probe.trace.open import open_trace
+
+MIDDLE = "unet.middle.cross_attention"
+LAYER = "encoder.layers.5"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MiniUNet.tiny()
+
+
+class Diary(Subscriber):
+    """Every event, in words."""
+
+    sites = MIDDLE
+
+    def __init__(self):
+        self.events, self.rows, self.latents = [], [], []
+
+    def on_sample(self, arguments):
+        self.events.append(f"sample {arguments['steps']}")
+
+    def on_prompts(self, prompts, call):
+        self.events.append(f"prompts {' '.join(prompts)}")
+
+    def on_run_begin(self, run):
+        self.events.append(f"begin {run.count}")
+
+    def on_evaluation(self, evaluation):
+        self.events.append("evaluation")
+        self.rows.append(evaluation.rows)
+
+    def on_attention(self, call):
+        self.events.append(f"attention {call.site}")
+
+    def on_step(self, run, step):
+        self.events.append(f"step {run.index}")
+        self.latents.append(step.latents.clone())
+
+    def on_run_end(self, run, images, result, error):
+        self.events.append("end" if error is None else f"end {type(error).__name__}")
+
+
+def test_the_events_of_a_run_in_their_order(model):
+    with subscribe(model, diary := Diary()):
+        draw(model, steps=2)
+    step = ["evaluation", f"attention {MIDDLE}"]
+    assert diary.events == ["sample 2", "prompts cond uncond", "begin 2", *step, "step 0", *step, "step 1", "end"]
+    assert diary.rows == [[("uncond", 0), ("cond", 0)]] * 2
+    assert session_of(model) is None
+
+
+def test_a_subscriber_changes_nothing(model):
+    free = draw(model)
+    with subscribe(model, Diary()):
+        assert same(draw(model), free)
+
+
+def test_the_latents_are_those_of_the_sampler(model):
+    kept = []
+    with subscribe(model, diary := Diary()):
+        model.sample(PROMPT, steps=3, callback=lambda index, latents: kept.append(latents.clone()))
+    assert all(map(torch.equal, diary.latents, kept)) and len(kept) == 3
+
+
+def test_all_subscribers_share_one_session(model, tmp_path):
+    with subscribe(model, Diary()) as session:
+        with record(model, tmp_path / "run") as recording, subscribe(model, Diary()) as inner:
+            assert inner is session is recording.session is session_of(model)
+            draw(model)
+        assert session_of(model) is session
+    assert session_of(model) is None and not vars(model).keys() & {"sample", "encode_prompt", "denoise"}
+
+
+def test_what_a_subscriber_raises_ends_the_run_and_leaves_nothing(model, tmp_path):
+    class Stop(Subscriber):
+        def on_step(self, run, step):
+            if run.index == 1:
+                raise ToushiError("enough")
+
+    with (
+        pytest.raises(ToushiError, match="enough"),
+        record(model, tmp_path / "run"),
+        subscribe(model, diary := Diary()),
+        subscribe(model, Stop()),
+    ):
+        draw(model)
+    assert diary.events[-1] == "end ToushiError" and session_of(model) is None
+    assert open_trace(tmp_path / "run").steps == [0, 1] and not open_trace(tmp_path / "run").complete
+
+
+def test_an_evaluation_between_two_steps_is_no_part_of_the_run(model):
+    latents = model.noise(1, 64, 64, 0)
+
+    class Aside(Diary):
+        def on_step(self, run, step):
+            super().on_step(run, step)
+            if not run.single:
+                model.denoise(latents, 0.5, "猫")
+
+    with subscribe(model, diary := Aside()):
+        draw(model, steps=2)
+    assert [e for e in diary.events if e.startswith(("begin", "step", "end"))] == [
+        *("begin 2", "step 0", "begin 1", "step 0", "end"),
+        *("step 1", "begin 1", "step 0", "end"),
+        "end",
+    ]
+
+
+def test_attention_is_recorded_as_before_an_edit_and_states_as_after_it_whoever_comes_first(model, tmp_path):
+    edits = [Edit(MIDDLE, "zero", word="猫"), Edit(LAYER, "scale", word="月亮", factor=0.5)]
+    with record(model, tmp_path / "inside", dtype="float32"), edit(model, edits):
+        first = draw(model)
+    with edit(model, edits), record(model, tmp_path / "around", dtype="float32"):
+        second = draw(model)
+    with record(model, tmp_path / "free", dtype="float32"):
+        draw(model)
+    inside, around, free = (open_trace(tmp_path / name) for name in ("inside", "around", "free"))
+    assert same(first, second) and inside.manifest.edits == around.manifest.edits != []
+    for site, maps in inside.attention(grid="native").items():
+        assert same(maps, around.attention(grid="native")[site])
+    assert inside.attention("猫", sites=MIDDLE).max() > 0  # before the edit, which zeroes it
+    states, plain = inside.encoder_states(), free.encoder_states()
+    assert same(states, around.encoder_states())
+    positions = [token.position for token in inside.tokens() if token.text in "月亮"]
+    assert np.allclose(states.sel(layer=6)[positions], 0.5 * plain.sel(layer=6)[positions], atol=1e-6)
+
+
+def test_an_edit_of_the_encoder_runs_it_once(model):
+    runs = []
+    handle = model.encoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        with edit(model, Edit(LAYER, "zero", word="猫")):
+            draw(model)
+    finally:
+        handle.remove()
+    assert len(runs) == 2  # the prompt, and the empty negative prompt
