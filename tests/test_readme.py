@@ -129,3 +129,16 @@ def test_both_say_the_same():
     assert trees[0] == trees[1]
     same = [[word.replace("文件夹", "FOLDER") for word in words] for words in commands(chinese, "toushi")]
     assert commands(english, "toushi") == same
+
+
+def test_the_cut_encoder_is_never_called_by_the_name_of_the_original():
+    """Three findings are about a 4-bit cut. The bare name stands only beside that, in a folder's name or in a hub id."""
+    sources = ["README.md", "README.zh.md", "experiments/results/README.md"]
+    sources += [f"experiments/studies/{study}/e5.yaml" for study in ("bilingual", "disambiguation", "layer_semantics")]
+    honest = r"cut\s+of\s+$|intfloat/$|is not $|, not $|并不是 $"
+    for source in sources:
+        text = (HOUSE / source).read_text(encoding="utf-8")
+        assert re.search(r"4-bit|4 位", text)
+        for found in re.finditer(r"multilingual-e5-small(?!-zh-en| 的 4 位)", text):
+            before = text[max(0, found.start() - 20) : found.start()]
+            assert re.search(honest, before), f"{source}: {before}{found[0]}"
