@@ -265,7 +265,9 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
         zh.append(f"{NAMES[thing].zh}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
-        en.append(f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart")
+        en.append(
+            f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart"
+        )
     choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from toushi.hooks.attention import Call, Watch
+from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.load_encoder import Encoder, open_encoder
@@ -98,11 +98,11 @@ def _read(
         else:
             attention[number] = _numpy(call.probabilities().transpose(2, 3))
 
-    watch = Watch(layers if attended else {}, see)
+    watch = AttentionHook(layers if attended else {}, see)
     hooks = argument_hooks({"0": (first, [entry])}, keep), state_hooks(layers, keep)
     with torch.no_grad(), cpu_threads(encoder.threads), hooks[0], hooks[1], watch:
         final = _numpy(encoder.forward(ids))
-    blind |= {int(number): why for number, why in watch.blind().items()}
+    blind |= {int(number): why for number, why in watch.unread().items()}
     if not attended:
         blind = dict.fromkeys(range(1, len(layers) + 1), "was not looked at: lens(…, attention=False)")
     stacked = np.stack([states[number] for number in range(len(layers) + 1)], axis=1)
