@@ -49,7 +49,7 @@ from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.probe.analysis.layer_measures import cka, head_statistics, sense_separation
 from toushi.probe.base.bilingual import Bilingual
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES
 from toushi.probe.pipelines.load import model_files, shipped_models
@@ -178,7 +178,7 @@ def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
     """Where each head looks, mean over captions."""
     texts = list(dict.fromkeys(text for caption in captions(count) for text, _ in caption))
     found = []
-    for reading in lens(opened_encoder(model), texts):
+    for reading in encode_layers(opened_encoder(model), texts):
         special = [token.span is None or token.span[0] == token.span[1] for token in reading.tokens]
         found.append(head_statistics(reading.attention.values, special).to_array("what").values)
     means = np.nanmean(found, axis=0)  # [what, layer, head]
@@ -265,7 +265,9 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
         zh.append(f"{NAMES[thing].zh}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
-        en.append(f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart")
+        en.append(
+            f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart"
+        )
     choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from toushi.cli.model_options import Loads
-from toushi.cli.terminal import table, terminal_width
+from toushi.cli.terminal import limit_length, table, terminal_width
 from toushi.cli.token_alignment import lanes
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
@@ -291,6 +291,6 @@ def tokenizer_of(model: str):
     if not isinstance(tokenizer, Tokenizer):
         raise ToushiError(
             f"expected one of our own models, whose tokenizer can be shown by itself, but {model} came; the tokens of "
-            f"another encoder are shown by: toushi lens PROMPT --encoder {model}"
+            f"another encoder are shown by: toushi layers PROMPT --encoder {model}"
         )
     return tokenizer

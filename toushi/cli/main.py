@@ -17,7 +17,7 @@ from toushi.cli.doctor import Doctor
 from toushi.cli.experiment import Report, Run
 from toushi.cli.export import Export
 from toushi.cli.inspect import Info, Sites, Verify, Words
-from toushi.cli.layers import Lens
+from toushi.cli.layers import Layers
 from toushi.cli.trace import Trace
 from toushi.cli.view import View
 from toushi.probe.base.errors import ToushiError
@@ -36,7 +36,7 @@ COMMANDS = {
     "trace": Trace,
     "view": View,
     "words": Words,
-    "lens": Lens,
+    "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
     "info": Info,

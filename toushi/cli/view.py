@@ -19,7 +19,7 @@ class View:
     ABOUT = """Opens the explorer in the browser.
 
   toushi view runs/cat
-  toushi view runs/bank                          (what toushi lens --save kept: the page Layers)
+  toushi view runs/bank                          (what toushi layers --save kept: the page Layers)
   toushi view                                    (all traces below runs/)
   toushi view traces/class-3                     (all traces below another folder; new ones go there)
   toushi view runs/cat --port 8600 --headless    (on a machine without a browser)

@@ -20,8 +20,8 @@ OTHERS = Bilingual(en="different words, mean", zh="不同词，平均")
 
 
 @styled
-def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
-    """Three blocks of maps from `lens(encoder, texts)`, one scale in each block.
+def layer_similarity_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
+    """Three blocks of maps from `encode_layers(encoder, texts)`, one scale in each block.
 
     First, for each text, the cosine of every word with its own embedding (layer 0), layer by layer; the last row is the
     mean cosine of different words at that layer, which any similarity has to be read against. Then, for the first
