@@ -7,7 +7,7 @@ import streamlit as st
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import say
-from toushi.probe.base.bilingual import language_of_locale
+from toushi.probe.base.bilingual_text import language_of_locale
 
 HERE = Path(__file__).parent
 

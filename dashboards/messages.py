@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from toushi.probe.base.bilingual import Messages
+from toushi.probe.base.bilingual_text import Messages
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 

@@ -19,7 +19,7 @@ from PIL import Image
 import toushi
 from toushi import main
 from toushi.cli.terminal import table
-from toushi.cli.token_alignment import lanes
+from toushi.cli.token_alignment import format_alignment
 from toushi.cli.trace import checked_size, default_folder
 from toushi.cli.trace_summary import in_words
 from toushi.probe.base.byte_sizes import format_bytes
@@ -345,7 +345,7 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     def broken(self):
         raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr("toushi.cli.inspect.Words.run", broken)
+    monkeypatch.setattr("toushi.cli.words.Words.run", broken)
     assert main(["words", "猫"]) == 1
     assert capsys.readouterr().err == (
         "toushi: ZeroDivisionError: deep inside (a fault of Toushi; with --debug it shows where)\n"
@@ -378,7 +378,7 @@ def test_interrupting_is_no_fault(monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toushi.cli.inspect.Words.run", interrupted)
+    monkeypatch.setattr("toushi.cli.words.Words.run", interrupted)
     assert main(["words", "猫"]) == 130 and "interrupted" in capsys.readouterr().err
 
 
@@ -456,7 +456,7 @@ def test_lanes_break_where_nothing_is_cut():
     prompt = "左边是猫头鹰"
     tokens = [Token(i, c, (i, i + 1), "text", (), i, i) for i, c in enumerate(prompt)]
     words = [Word("左边", 0, 2), Word("是", 2, 3), Word("猫头鹰", 3, 6)]
-    lines = lanes(prompt, tokens, words, room=28).splitlines()
+    lines = format_alignment(prompt, tokens, words, width=28).splitlines()
     assert (
         "".join(line.split("words")[1] for line in lines if line.startswith("words")).replace(" ", "")
         == "│左边│是│猫头鹰"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
+    from toushi.probe.encoders.record_texts import record_texts
     from toushi.probe.figures.encoder_figure import encoder_figure
     from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
     from toushi.probe.figures.layers_figure import layers_figure
@@ -83,6 +84,7 @@ _NAMES = {
     "probe.base.extras": ["MissingLibrary"],
     "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
+    "probe.encoders.record_texts": ["record_texts"],
     "probe.figures.encoder_figure": ["encoder_figure"],
     "probe.figures.layer_similarity_figure": ["layer_similarity_figure"],
     "probe.figures.layers_figure": ["layers_figure"],

@@ -54,7 +54,7 @@ from toushi.experiments.measures.statistics import bounds, means, resampled
 from toushi.experiments.runner.settings import Count, Seed, Within
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.layer_measures import sense_separation
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.encoders.ablation import ablate_words, attention_rollout
 from toushi.probe.encoders.encode_layers import encode_layers
 

@@ -40,7 +40,7 @@ from toushi.experiments.measures.statistics import bounds, by_item, interval, re
 from toushi.experiments.runner.settings import Count, Seed, Share, Within
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import first_reaching
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.encoders.early_exit import exit_at_layer
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES

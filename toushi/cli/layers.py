@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from toushi.cli.terminal import printable, table, terminal_width
-from toushi.cli.token_alignment import lanes
+from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.pipelines.load_options import checked_threads
@@ -68,7 +68,9 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
             readings = record_texts(encoder, texts, self.save, overwrite=self.overwrite)
         print(about(readings))
         for index, reading in enumerate(readings, 1):
-            print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, terminal_width())}")
+            print(
+                f"\nsentence {index}\n{format_alignment(reading.text, reading.tokens, reading.words, terminal_width())}"
+            )
             if reading.unknown:
                 names = "、".join(word.text for word in reading.unknown)
                 print(f"toushi: warning: {readings.encoder} does not know: {names}; it reads <unk>", file=sys.stderr)
