@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from toushi import main
-from toushi.cli.layers import Lens
+from toushi.cli.layers import Layers
 from toushi.cli.trace import Trace
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.cpu_threads import cpu_threads
@@ -162,4 +162,4 @@ def test_numbers_that_cannot_be_meant():
     for wrong in (0, -1, 5000, 2.0, "two"):
         with pytest.raises(BadOption, match="threads must be a whole number from 1 to 1024"):
             load("mini-unet", threads=wrong)
-    assert Trace().loading.threads is None and Lens(("猫",)).threads is None
+    assert Trace().loading.threads is None and Layers(("猫",)).threads is None
