@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.recording.made import PROMPT, draw, explicit, recorded, same
+from tests.recording.tiny_runs import PROMPT, draw, explicit, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.provenance import value_of_picture
