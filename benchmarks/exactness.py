@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import peer
 from benchmarks.shapes import SMALL
-from toushi.hooks.attention import Call, Watch
+from toushi.hooks.attention import AttentionHook, Call
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
@@ -25,7 +25,7 @@ GOALS = {torch.float32: 2e-6, torch.bfloat16: 2e-4}
 
 def plain(call: Call) -> torch.Tensor:
     """softmax(q k^T * scale + mask) [row, head, column, query] in fp64."""
-    what = call.what
+    what = call.inputs
     scores = what.query.double() @ what.key.double().transpose(-1, -2) * what.scale
     if what.mask is not None:
         scores = scores.masked_fill(~what.mask, -torch.inf) if what.mask.dtype == torch.bool else scores + what.mask
@@ -43,7 +43,7 @@ def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], fl
         rounded[0] = max(rounded[0], (read.half() - read).abs().max().item())
 
     sites = {name: site.module for name, site in family_of(model).sites(model).items()}
-    with Watch(sites, see):
+    with AttentionHook(sites, see):
         draw()
     return worst, rounded[0]
 

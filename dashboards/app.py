@@ -7,7 +7,7 @@ import streamlit as st
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import say
-from toushi.probe.base.bilingual import language_of_locale
+from toushi.probe.base.bilingual_text import language_of_locale
 
 HERE = Path(__file__).parent
 
@@ -16,7 +16,7 @@ st.session_state.setdefault("language", language_of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
 given = library.given() is not None
-texts = given and not library.entry(Path(library.given())).picture  # what `toushi lens --save` kept
+texts = given and not library.entry(Path(library.given())).picture  # what `toushi layers --save` kept
 
 
 def page_of(name: str, icon: str, default: bool = False):
@@ -40,7 +40,7 @@ with st.container(horizontal=True, vertical_alignment="center", horizontal_align
     elif page is layers:
         with st.container():
             st.markdown(f"### {say('page_layers')}")
-            st.caption(say("lens_intro"))
+            st.caption(say("layers_intro"))
     else:
         library.toolbar()
     st.segmented_control(say("language"), list(text.LANGUAGES), format_func=lambda name: text.LANGUAGES[name], key="language",

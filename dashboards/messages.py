@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from toushi.probe.base.bilingual import Messages
+from toushi.probe.base.bilingual_text import Messages
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 
@@ -100,32 +100,32 @@ PAGE = Messages({
     "again": ("Draw again with seed {s}", "用种子 {s} 再画一次"),
     "lost_pair": ("Not a word of both traces", "不是两份记录共有的词"),
     "same_run": ("Both runs have the same settings.", "两份记录的设置相同。"),
-    "lens_intro": ("One or two sentences: each map shows what the encoder makes of their words, from the embeddings "
+    "layers_intro": ("One or two sentences: each map shows what the encoder makes of their words, from the embeddings "
                    "(layer 0) to its last layer.",
                    "一两句话：每张图显示编码器从嵌入（第 0 层）到最后一层怎样理解其中的词。"),
-    "lens_first": ("Sentence", "句子"),
-    "lens_second": ("A second one, to compare (may stay empty)", "第二句，用来比较（可以留空）"),
-    "lens_encoder": ("Encoder", "编码器"),
-    "lens_encoder_help": ("mini-unet, or the folder of a text encoder of the transformers library.",
+    "layers_first": ("Sentence", "句子"),
+    "layers_second": ("A second one, to compare (may stay empty)", "第二句，用来比较（可以留空）"),
+    "layers_encoder": ("Encoder", "编码器"),
+    "layers_encoder_help": ("mini-unet, or the folder of a text encoder of the transformers library.",
                           "mini-unet，或一个 transformers 文本编码器的文件夹。"),
-    "lens_kept": ("Sentences in {folder}", "{folder} 里的句子"),
-    "lens_kept_help": ("What `toushi lens --save` kept.", "由 `toushi lens --save` 保存。"),
-    "lens_own": ("Sentences of your own", "自己输入句子"),
-    "lens_layers": ("Layers to show in detail", "细看哪些层"),
-    "lens_look": ("Look inside", "透视"),
-    "lens_reading": ("Running the encoder…", "正在运行编码器……"),
-    "lens_none": ("Type a sentence first.", "请先输入一句话。"),
-    "lens_long": ("A sentence may have {n} characters at most here.", "这里每句最多 {n} 个字符。"),
+    "layers_kept": ("Sentences in {folder}", "{folder} 里的句子"),
+    "layers_kept_help": ("What `toushi layers --save` kept.", "由 `toushi layers --save` 保存。"),
+    "layers_own": ("Sentences of your own", "自己输入句子"),
+    "layers_detail": ("Layers to show in detail", "细看哪些层"),
+    "layers_look": ("Look inside", "透视"),
+    "layers_reading": ("Running the encoder…", "正在运行编码器……"),
+    "layers_none": ("Type a sentence first.", "请先输入一句话。"),
+    "layers_long": ("A sentence may have {n} characters at most here.", "这里每句最多 {n} 个字符。"),
     "cut": ("The prompt is longer than the {limit} tokens that the model reads; cut: {lost}",
             "提示词超过模型能读的 {limit} 个词元，被截去的词：{lost}"),
-    "lens_cut": ("A sentence is longer than the {limit} tokens that {encoder} reads; cut: {lost}",
+    "layers_cut": ("A sentence is longer than the {limit} tokens that {encoder} reads; cut: {lost}",
                  "句子超过 {encoder} 能读的 {limit} 个词元，被截去的词：{lost}"),
     "and_more": ("{words} and {n} more", "{words} 等，另有 {n} 个"),
-    "lens_failed": ("The encoder cannot be shown", "无法显示这个编码器"),
-    "lens_alt": ("Maps of what {encoder} makes of: {texts}. First each word beside its own embedding, layer by layer; then "
+    "layers_failed": ("The encoder cannot be shown", "无法显示这个编码器"),
+    "layers_alt": ("Maps of what {encoder} makes of: {texts}. First each word beside its own embedding, layer by layer; then "
                  "the words of the two sentences beside each other; last what each word reads.",
                  "{encoder} 对“{texts}”的理解：先是每个词逐层与其嵌入的相似度，再是两句的词之间的相似度，最后是每个词读了谁。"),
-    "lens_how": ("How to read it: bright is alike. In many encoders all words are alike, so compare every number with the "
+    "layers_how": ("How to read it: bright is alike. In many encoders all words are alike, so compare every number with the "
                  "row “different words”.", "怎么读：越亮越相似。很多编码器里所有词都彼此相似，所以要和“不同词”一行比较。"),
     "empty_prompt": ("(empty prompt)", "（空提示词）"),
     "unknown_prompt": ("(prompt not known)", "（提示词未知）"),

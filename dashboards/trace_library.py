@@ -20,7 +20,7 @@ from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map import matrices, payload, planes
 from toushi.dashboards.heat_map import trace_pair as pairs
 from toushi.dashboards.run_metadata import facts as known
-from toushi.probe.base.bilingual import language_of_locale
+from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import PathError, short_path
 from toushi.probe.trace.open import open_trace

@@ -1,6 +1,6 @@
 """Reading attention at named modules, wherever they call `scaled_dot_product_attention`.
 
-While any `Watch` is open, `torch.nn.functional.scaled_dot_product_attention` is replaced, once for the process and
+While any `AttentionHook` is open, `torch.nn.functional.scaled_dot_product_attention` is replaced, once for the process and
 reference-counted. Hooks on the watched modules say, for each thread, which of them is running; a call from anywhere
 else goes through untouched. The watched module needs to know nothing: neither our models nor anybody else's do.
 """
@@ -13,18 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toushi.hooks.hook_error import WireError
-from toushi.hooks.kernels import FEW, Attended, Columns, Scored, attend, autocasted, probabilities
+from toushi.hooks.hook_error import HookError
+from toushi.hooks.kernels import (
+    RECOMPUTE_MAX_KEYS,
+    AttentionInputs,
+    AttentionOutput,
+    Columns,
+    attend,
+    autocasted,
+    probabilities,
+)
 from toushi.hooks.torch_private import tensor_version
 
 
 class Call:
     """One attention call at one site, just after it ran. Nothing is computed until it is asked for."""
 
-    __slots__ = ("kernel", "lse", "output", "site", "versions", "what")
+    __slots__ = ("inputs", "kernel", "lse", "output", "site", "versions")
 
-    def __init__(self, site: str, what: Scored, attended: Attended):
-        self.site, self.what = site, what
+    def __init__(self, site: str, inputs: AttentionInputs, attended: AttentionOutput):
+        self.site, self.inputs = site, inputs
         self.output, lse, self.kernel = attended
         self.lse = None if lse is None else lse.detach()  # what is read is data: no gradient goes through it
         self.versions = self._versions()
@@ -32,12 +40,12 @@ class Call:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Rows of the batch, heads, queries, keys."""
-        return (*self.what.query.shape[:3], self.what.key.shape[2])
+        return (*self.inputs.query.shape[:3], self.inputs.key.shape[2])
 
     @property
     def bytes(self) -> int:
-        """Of what is held in memory for this call beyond its end the queries; keys, mask and output come on top."""
-        return self.what.query.numel() * self.what.query.element_size()
+        """Bytes of the queries kept alive after the call. Keys, mask and output are not counted."""
+        return self.inputs.query.numel() * self.inputs.query.element_size()
 
     @property
     def stale(self) -> bool:
@@ -45,7 +53,9 @@ class Call:
         return self._versions() != self.versions
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple(0 if x is None else tensor_version(x) for x in (self.what.query, self.what.key, self.what.mask))
+        return tuple(
+            0 if x is None else tensor_version(x) for x in (self.inputs.query, self.inputs.key, self.inputs.mask)
+        )
 
     def probabilities(
         self,
@@ -60,13 +70,13 @@ class Call:
         With `mean` over the heads, [row, column, query]. Before dropout, if there is any. Queries that may look
         nowhere have zeros.
         """
-        device = self.what.query.device.type
+        device = self.inputs.query.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self.probabilities(columns, rows, queries, mean, dtype)
         some = slice(None) if rows is None else rows, slice(None) if queries is None else queries
         lse = None if self.lse is None else self.lse[some[0]][:, :, some[1]]
-        return probabilities(self.what.part(*some), lse, columns, mean, dtype)
+        return probabilities(self.inputs.part(*some), lse, columns, mean, dtype)
 
 
 BATCHED_MAX_SCORES = 1 << 16
@@ -81,11 +91,20 @@ def probabilities_of(
     """
     alike: dict[tuple, list[Call]] = {}
     for call in calls:
-        many, what = call.shape, call.what
+        shape, inputs = call.shape, call.inputs
         small = (
-            many[0] * many[1] * many[2] * many[3] <= BATCHED_MAX_SCORES and what.key.shape[:2] == what.query.shape[:2]
+            many[0] * many[1] * many[2] * many[3] <= BATCHED_MAX_SCORES
+            and inputs.key.shape[:2] == inputs.query.shape[:2]
         )
-        key = (many, what.query.shape[3], what.query.dtype, what.scale, what.first, id(what.mask), call.lse is None)
+        key = (
+            shape,
+            inputs.query.shape[3],
+            inputs.query.dtype,
+            inputs.scale,
+            inputs.first,
+            id(inputs.mask),
+            call.lse is None,
+        )
         alike.setdefault(key if small else (id(call),), []).append(call)
     found: dict[int, Tensor] = {}
     for some in alike.values():
@@ -101,37 +120,45 @@ def probabilities_of(
 
 def _joined(calls: Sequence[Call]) -> Call:
     """One call with the rows of all of them, which have the same mask."""
-    first, mask = calls[0], calls[0].what.mask
+    first, mask = calls[0], calls[0].inputs.mask
     if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
         mask = torch.cat([mask] * len(calls))
-    query, key = (torch.cat([getattr(call.what, name) for call in calls]) for name in ("query", "key"))
+    query, key = (torch.cat([getattr(call.inputs, name) for call in calls]) for name in ("query", "key"))
     lse = None if first.lse is None else torch.cat([call.lse for call in calls])
     return Call(
-        first.site, first.what._replace(query=query, key=key, mask=mask), Attended(first.output, lse, first.kernel)
+        first.site,
+        first.inputs._replace(query=query, key=key, mask=mask),
+        AttentionOutput(first.output, lse, first.kernel),
     )
 
 
-class Watch:
-    """`with Watch({name: module}, see):` calls `see(Call)` after each attention call inside those modules.
+class AttentionHook:
+    """`with AttentionHook({name: module}, on_call):` calls `on_call(Call)` after each attention call inside those modules.
 
-    The innermost watched module gives the call its name; several watches may share modules. What `see` raises
-    stops the model. `ran` and `seen` count the runs of each module and the attention calls in it.
+    The innermost watched module gives the call its name; several watches may share modules. What `on_call` raises
+    stops the model. `edit(call, value, output)` returns the output that replaces the call's. `ran` and `seen` count
+    the runs of each module and the attention calls in it.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable | None = None, change: Callable | None = None):
-        self.modules, self.see, self.change = dict(modules), see, change
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        on_call: Callable[[Call], object] | None = None,
+        edit: Callable[[Call, Tensor, Tensor], Tensor] | None = None,
+    ):
+        self.modules, self.on_call, self.edit = dict(modules), on_call, edit
         self.handles: list = []
-        self.forget()
+        self.reset_counts()
 
-    def forget(self) -> None:
+    def reset_counts(self) -> None:
         """Counts from zero again."""
         self.ran = dict.fromkeys(self.modules, 0)
         self.seen = dict.fromkeys(self.modules, 0)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "AttentionHook":
         for name, module in self.modules.items():
             if isinstance(module, torch.jit.ScriptModule):
-                raise WireError(
+                raise HookError(
                     f"{name} is a scripted module, whose attention runs below Python: load the plain module"
                 )
         _replace()
@@ -148,7 +175,7 @@ class Watch:
         _stack()[:] = [entry for entry in _stack() if entry[0] is not self]
         _restore()
 
-    def blind(self) -> dict[str, str]:
+    def unread(self) -> dict[str, str]:
         """The modules whose attention has not been read, each with the reason."""
         reasons = {}
         for name in self.modules:
@@ -187,7 +214,7 @@ _original: Callable | None = None
 _stance = None
 
 
-def _stack() -> list[tuple[Watch, str]]:
+def _stack() -> list[tuple[AttentionHook, str]]:
     try:
         return _thread.stack
     except AttributeError:
@@ -203,22 +230,24 @@ def _replacing(original: Callable) -> Callable:
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         if query.is_nested or query.dim() != 4:
             came = "a nested tensor" if query.is_nested else str(tuple(query.shape))
-            raise WireError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
+            raise HookError(f"{stack[-1][1]}: expected q of shape [rows, heads, queries, width], but {came} came")
         query, key, value, attn_mask = autocasted(query, key, value, attn_mask)
-        attended = attend(original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, FEW)
+        attended = attend(
+            original, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, RECOMPUTE_MAX_KEYS
+        )
         scaled = query.shape[-1] ** -0.5 if scale is None else scale
-        what = Scored(query.detach(), key.detach(), scaled, attn_mask, 0 if is_causal else None)
-        told: list[Watch] = []
+        inputs = AttentionInputs(query.detach(), key.detach(), scaled, attn_mask, 0 if is_causal else None)
+        told: list[AttentionHook] = []
         output = attended.output
         for watch, name in reversed(stack):
             if watch.handles and watch not in told:  # another thread may have closed it meanwhile
                 told.append(watch)
                 watch.seen[name] += 1
-                call = Call(name, what, attended)
-                if watch.see is not None:
-                    watch.see(call)
-                if watch.change is not None:
-                    output = watch.change(call, value, output)
+                call = Call(name, inputs, attended)
+                if watch.on_call is not None:
+                    watch.on_call(call)
+                if watch.edit is not None:
+                    output = watch.edit(call, value, output)
         return output
 
     attention.__doc__ = original.__doc__

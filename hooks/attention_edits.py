@@ -5,12 +5,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from toushi.hooks.attention import Call
-from toushi.hooks.kernels import FEW, Columns
+from toushi.hooks.kernels import RECOMPUTE_MAX_KEYS, Columns
 
 Rows = slice | list[int]
 
 
-def attended_anew(
+def apply_attention_edit(
     call: Call,
     value: Tensor,
     output: Tensor,
@@ -29,7 +29,7 @@ def attended_anew(
     Dividing a difference by what little is left would magnify its rounding: of few keys (a text) all are mixed anew
     where `renormalise` changes anything. Of many keys a query with less than 1e-6 left counts as all gone.
     """
-    anew = renormalise and call.shape[3] <= FEW
+    anew = renormalise and call.shape[3] <= RECOMPUTE_MAX_KEYS
     mixed = slice(None) if anew else columns
     before = call.probabilities(mixed, rows, queries)
     queries = slice(None) if queries is None else queries

@@ -1,5 +1,5 @@
 """What can go wrong between a wire and a module."""
 
 
-class WireError(Exception):
+class HookError(Exception):
     """A site cannot be wired or read. The message names the site, the reason and the way out."""

@@ -22,11 +22,13 @@ from torch.nn.attention import SDPBackend
 from toushi.hooks import torch_private
 
 CHUNK = 1 << 22  # scores held at once: 16 MB in fp32
-CACHED = 1 << 18  # and on a CPU, where they had better stay in its cache
-FEW = 512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
+CPU_BLOCK_SCORES = 1 << 18  # and on a CPU, where they had better stay in its cache
+RECOMPUTE_MAX_KEYS = (
+    512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
+)
 
 
-class Attended(NamedTuple):
+class AttentionOutput(NamedTuple):
     output: Tensor
     lse: Tensor | None  # [row, head, query], fp32 or wider; None where the kernel gives none
     kernel: str  # what computed the output
@@ -89,7 +91,7 @@ def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
 
 def attend(
     original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, few=0
-) -> Attended:
+) -> AttentionOutput:
     """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
 
     Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. Calls that no kernel with a
@@ -106,9 +108,9 @@ def attend(
         if plain and takes_mask and kernel in KERNELS and key.shape[-2] > few:
             bias = additive(attn_mask, query.dtype)
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
-            return Attended(output, lse, kernel)
+            return AttentionOutput(output, lse, kernel)
     output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return Attended(output, None, kernel)
+    return AttentionOutput(output, None, kernel)
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -136,7 +138,7 @@ def autocasted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
 Columns = slice | Sequence[int] | Tensor
 
 
-class Scored(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What decides an attention."""
 
     query: Tensor  # [row, head, query, d]
@@ -145,7 +147,7 @@ class Scored(NamedTuple):
     mask: Tensor | None = None  # True = look, or numbers added to the scores; broadcasts to [row, head, query, key]
     first: int | None = None  # causal: query i sees keys 0..first + i
 
-    def part(self, rows: slice | list[int], queries: slice) -> "Scored":
+    def part(self, rows: slice | list[int], queries: slice) -> "AttentionInputs":
         """Some rows of the batch, and some queries of each."""
         key = self.key if self.key.shape[0] == 1 else self.key[rows]
         mask, first = self.mask, self.first
@@ -155,7 +157,7 @@ class Scored(NamedTuple):
             mask = mask[..., queries, :]
         if first is not None:
             first += queries.start or 0
-        return Scored(self.query[rows][:, :, queries], key, self.scale, mask, first)
+        return AttentionInputs(self.query[rows][:, :, queries], key, self.scale, mask, first)
 
 
 def rounded(query: Tensor) -> bool:
@@ -170,10 +172,10 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def scores(what: Scored, columns: Columns, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
+def scores(inputs: AttentionInputs, columns: Columns, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
     """q k^T * scale + mask at some columns: [row, head, column, query]. It may lie in `into`, if given."""
-    query = what.query.to(dtype)
-    key = what.key[:, :, columns].to(dtype) * what.scale
+    query = inputs.query.to(dtype)
+    key = inputs.key[:, :, columns].to(dtype) * inputs.scale
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     rows, heads, length, _ = query.shape
@@ -183,22 +185,22 @@ def scores(what: Scored, columns: Columns, dtype: torch.dtype, into: Tensor | No
     keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
     for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
         torch.bmm(one_key, one_query, out=one)
-    if what.mask is not None:
-        mask = what.mask if what.mask.shape[-1] > 1 else what.mask.expand(*what.mask.shape[:-1], what.key.shape[2])
+    if inputs.mask is not None:
+        mask = inputs.mask if inputs.mask.shape[-1] > 1 else inputs.mask.expand(*inputs.mask.shape[:-1], inputs.key.shape[2])
         mask = mask if mask.dim() > 1 else mask[None]
         mask = mask[..., columns].transpose(-1, -2)
         result = result.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else result.add_(mask)
-    if what.first is not None:
-        key_at = torch.arange(what.key.shape[2], device=result.device)[columns]
-        query_at = what.first + torch.arange(length, device=result.device)
+    if inputs.first is not None:
+        key_at = torch.arange(inputs.key.shape[2], device=result.device)[columns]
+        query_at = inputs.first + torch.arange(length, device=result.device)
         result.masked_fill_(key_at[:, None] > query_at, -torch.inf)
     return result
 
 
-def blocks(what: Scored, columns: int) -> Iterator[tuple[slice, slice]]:
+def blocks(inputs: AttentionInputs, columns: int) -> Iterator[tuple[slice, slice]]:
     """Rows and queries of which so many columns are worked on at once."""
-    rows, heads, queries, _ = what.query.shape
-    most = min(CHUNK, CACHED) if what.query.device.type == "cpu" else CHUNK
+    rows, heads, queries, _ = inputs.query.shape
+    most = min(CHUNK, CPU_BLOCK_SCORES) if inputs.query.device.type == "cpu" else CHUNK
     if rows * heads * columns * queries <= most:
         yield slice(0, rows), slice(0, queries)
         return
@@ -208,12 +210,12 @@ def blocks(what: Scored, columns: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + 1), slice(at, min(at + size, queries))
 
 
-def log_sum_exp(what: Scored) -> Tensor:
+def log_sum_exp(inputs: AttentionInputs) -> Tensor:
     """log sum over keys of exp(score): [row, head, query]; 0 for a query that may look nowhere, as in the kernels."""
-    dtype = working_dtype(what.query)
-    lse = what.query.new_empty(what.query.shape[:3], dtype=dtype)
-    for rows, queries in blocks(what, what.key.shape[2]):
-        lse[rows, :, queries] = scores(what.part(rows, queries), slice(None), dtype).logsumexp(dim=2)
+    dtype = working_dtype(inputs.query)
+    lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=dtype)
+    for rows, queries in blocks(inputs, inputs.key.shape[2]):
+        lse[rows, :, queries] = scores(inputs.part(rows, queries), slice(None), dtype).logsumexp(dim=2)
     return lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
@@ -228,22 +230,22 @@ def softmax_(scores: Tensor) -> Tensor:
 
 
 def probabilities(
-    what: Scored, lse: Tensor | None, columns: Columns, mean: bool = False, dtype: torch.dtype | None = None
+    inputs: AttentionInputs, lse: Tensor | None, columns: Columns, mean: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known.
 
     With `mean` averaged over the heads, [row, column, query]; rounded to `dtype`, if given, at the very end.
     """
-    (rows, heads, queries, _), keys = what.query.shape, what.key.shape[2]
-    again = lse is None and keys <= FEW
-    known = lse if lse is not None or again else log_sum_exp(what)
+    (rows, heads, queries, _), keys = inputs.query.shape, inputs.key.shape[2]
+    again = lse is None and keys <= RECOMPUTE_MAX_KEYS
+    known = lse if lse is not None or again else log_sum_exp(inputs)
     count = len(range(*columns.indices(keys))) if isinstance(columns, slice) else len(columns)
     shape = (rows, count, queries) if mean else (rows, heads, count, queries)
-    working = working_dtype(what.query)
-    result = what.query.new_empty(shape, dtype=dtype or working)
+    working = working_dtype(inputs.query)
+    result = inputs.query.new_empty(shape, dtype=dtype or working)
     room = None  # memory that is new costs as much as what is done in it
-    for some, part in blocks(what, keys if again else count):
-        found = scores(what.part(some, part), slice(None) if again else columns, working, room)
+    for some, part in blocks(inputs, keys if again else count):
+        found = scores(inputs.part(some, part), slice(None) if again else columns, working, room)
         room = found.view(-1) if room is None else room
         if known is None:
             found = softmax_(found)[:, :, columns]

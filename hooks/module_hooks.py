@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from toushi.hooks.hook_error import WireError
+from toushi.hooks.hook_error import HookError
 from toushi.hooks.watched_modules import mark_input_reader
 
 
@@ -25,7 +25,7 @@ def state_hooks(
         several = isinstance(output, tuple | list)
         state = output[0] if several else output
         if not isinstance(state, Tensor):
-            raise WireError(
+            raise HookError(
                 f"{name}: expected a tensor or a tuple that begins with one, but {type(output).__name__} came"
             )
         changed = see(name, state)
@@ -72,7 +72,7 @@ def argument_hooks(modules: Mapping[str, tuple[nn.Module, Sequence[str]]], see: 
         for name, (module, parameters) in modules.items():
             known = list(inspect.signature(module.forward).parameters)
             if missing := [p for p in parameters if p not in known]:
-                raise WireError(f"{name}: forward has no parameter {missing[0]!r}; it has {', '.join(known)}")
+                raise HookError(f"{name}: forward has no parameter {missing[0]!r}; it has {', '.join(known)}")
 
             places = [(p, known.index(p)) for p in parameters]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.embedded_fonts import PREFIX
 
 LANGUAGES = ("zh", "en")  # in the order of the page

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import FOLDER, drawable
 from toushi.reports import report_messages as words
 from toushi.reports.chapter import Chapter, shown

@@ -1,6 +1,6 @@
 """The words of the report itself, in both languages."""
 
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 
 REPORT = Bilingual(en="Toushi report", zh="透视报告")
 QUESTION = Bilingual(en="Question", zh="问题")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.reports import report_messages as words
 from toushi.reports.chapter import LANGUAGES, Chapter, Sheet

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from toushi.probe.analysis.maps import entropy
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.layers_figure import layers_figure
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure

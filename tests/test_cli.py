@@ -19,7 +19,7 @@ from PIL import Image
 import toushi
 from toushi import main
 from toushi.cli.terminal import table
-from toushi.cli.token_alignment import lanes
+from toushi.cli.token_alignment import format_alignment
 from toushi.cli.trace import checked_size, default_folder
 from toushi.cli.trace_summary import in_words
 from toushi.probe.base.byte_sizes import format_bytes
@@ -83,7 +83,7 @@ def rows_of(said: str) -> list[str]:
 def test_words_of_a_pipeline_are_refused_in_a_line(tmp_path, capsys):
     (tmp_path / "model_index.json").write_text("{}")
     assert main(["words", "猫", "--model", str(tmp_path)]) == 2
-    assert "toushi lens PROMPT --encoder" in capsys.readouterr().err
+    assert "toushi layers PROMPT --encoder" in capsys.readouterr().err
 
 
 def test_trace_draws_records_and_tells(recorded):
@@ -345,7 +345,7 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     def broken(self):
         raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr("toushi.cli.inspect.Words.run", broken)
+    monkeypatch.setattr("toushi.cli.words.Words.run", broken)
     assert main(["words", "猫"]) == 1
     assert capsys.readouterr().err == (
         "toushi: ZeroDivisionError: deep inside (a fault of Toushi; with --debug it shows where)\n"
@@ -378,7 +378,7 @@ def test_interrupting_is_no_fault(monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toushi.cli.inspect.Words.run", interrupted)
+    monkeypatch.setattr("toushi.cli.words.Words.run", interrupted)
     assert main(["words", "猫"]) == 130 and "interrupted" in capsys.readouterr().err
 
 
@@ -456,7 +456,7 @@ def test_lanes_break_where_nothing_is_cut():
     prompt = "左边是猫头鹰"
     tokens = [Token(i, c, (i, i + 1), "text", (), i, i) for i, c in enumerate(prompt)]
     words = [Word("左边", 0, 2), Word("是", 2, 3), Word("猫头鹰", 3, 6)]
-    lines = lanes(prompt, tokens, words, room=28).splitlines()
+    lines = format_alignment(prompt, tokens, words, width=28).splitlines()
     assert (
         "".join(line.split("words")[1] for line in lines if line.startswith("words")).replace(" ", "")
         == "│左边│是│猫头鹰"
@@ -482,10 +482,10 @@ def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
     assert str(HOUSE) in environment["PYTHONPATH"]
 
 
-def test_what_the_lens_saved_can_be_viewed(tmp_path, monkeypatch, capsys):
+def test_what_layers_saved_can_be_viewed(tmp_path, monkeypatch, capsys):
     folder, calls = tmp_path / "bank", []
     monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append(command))
-    assert main(["lens", "我在河边的银行钓鱼", "--save", str(folder)]) == 0
+    assert main(["layers", "我在河边的银行钓鱼", "--save", str(folder)]) == 0
     assert f"toushi view {folder}" in capsys.readouterr().out
     assert main(["view", str(folder)]) == 0 and calls[0][-1] == str(folder)
 
@@ -552,7 +552,7 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
 
 
 def test_a_layer_that_is_not_there_is_said_before_anything_is_kept(fails, tmp_path):
-    said = fails("lens", "河边的银行", "--layers", "99", "--save", tmp_path / "run")
+    said = fails("layers", "河边的银行", "--layers", "99", "--save", tmp_path / "run")
     assert "there is no layer 99" in said and not (tmp_path / "run").exists()
 
 
@@ -578,7 +578,7 @@ def test_a_mistyped_twin_is_no_hub_id(fails, tmp_path):
 def test_traces_that_lie_in_one_folder_are_told_and_checked_together(tiny, tmp_path, capsys):
     for name in ("a", "b"):
         main(["trace", f"猫 {name}", "--model", tiny, "--size", "16", "--steps", "1", "--out", str(tmp_path / name)])
-    main(["lens", "河边的银行", "--save", str(tmp_path / "lens")])
+    main(["layers", "河边的银行", "--save", str(tmp_path / "layers")])
     capsys.readouterr()
     assert main(["info", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import toushi
-from tests.lens.made import made as made_encoder
+from tests.encoders.tiny_encoders import made as made_encoder
 from tests.pipelines.tiny import made as made_pipeline
 from toushi import main
 from toushi.cli.main import parse
@@ -75,11 +75,11 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         "doctor",
         "info",
         "verify",
-        "lens",
+        "layers",
         "export",
     }
     for words in found:
-        folder = "encoder" if words[0] == "lens" else "pipeline"
+        folder = "encoder" if words[0] == "layers" else "pipeline"
         words = [folder if word == "FOLDER" else word for word in words]
         if words[0] in SLOW:
             parse(words)

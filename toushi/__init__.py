@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
-    from toushi.probe.encoders.encode_layers import lens
+    from toushi.probe.encoders.encode_layers import encode_layers
+    from toushi.probe.encoders.record_texts import record_texts
     from toushi.probe.figures.encoder_figure import encoder_figure
-    from toushi.probe.figures.encoding_figure import lens_figure
+    from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
     from toushi.probe.figures.layers_figure import layers_figure
     from toushi.probe.figures.timeline_figure import timeline_figure
     from toushi.probe.figures.tokens_figure import tokens_figure
@@ -58,16 +59,17 @@ __all__ = [
     "Trace",
     "edit",
     "edits_of_manifest",
+    "encode_layers",
     "encoder_figure",
+    "layer_similarity_figure",
     "layers_figure",
-    "lens",
-    "lens_figure",
     "load",
     "main",
     "open_collection",
     "open_encoder_trace",
     "open_trace",
     "record",
+    "record_texts",
     "register_family",
     "segment",
     "subscribe",
@@ -81,9 +83,10 @@ _NAMES = {
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
-    "probe.encoders.encode_layers": ["lens"],
+    "probe.encoders.encode_layers": ["encode_layers"],
+    "probe.encoders.record_texts": ["record_texts"],
     "probe.figures.encoder_figure": ["encoder_figure"],
-    "probe.figures.encoding_figure": ["lens_figure"],
+    "probe.figures.layer_similarity_figure": ["layer_similarity_figure"],
     "probe.figures.layers_figure": ["layers_figure"],
     "probe.figures.timeline_figure": ["timeline_figure"],
     "probe.figures.tokens_figure": ["tokens_figure"],

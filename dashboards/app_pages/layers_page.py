@@ -1,4 +1,4 @@
-"""One or two sentences, or those that `toushi lens --save` kept, and what each layer of a text encoder makes of them."""
+"""One or two sentences, or those that `toushi layers --save` kept, and what each layer of a text encoder makes of them."""
 
 import warnings
 
@@ -10,7 +10,7 @@ from toushi.dashboards.sampling_worker import freeze_loaded_objects
 from toushi.dashboards.trace_library import escaped, say
 from toushi.probe.base.errors import ToushiError
 
-LONGEST = 200  # characters; the page is for a look, `toushi lens` and lens() take more
+LONGEST = 200  # characters; the page is for a look, `toushi layers` and encode_layers() take more
 MOST = 4  # kept texts in one figure
 BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
@@ -26,32 +26,32 @@ def opened(encoder: str):
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def read(encoder: str, texts: tuple[str, ...]) -> tuple:
-    """What lens() tells, how many tokens the encoder reads, and of each text that has more the words that were cut."""
-    from toushi.probe.encoders.encode_layers import lens
+    """What encode_layers() gives, how many tokens the encoder reads, and of each text that has more the words that were cut."""
+    from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.models.mini_unet import PromptCut
 
     known = opened(encoder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptCut)  # the page says it in its own language
-        readings = lens(known, texts)
+        readings = encode_layers(known, texts)
     return readings, known.limit, [[word.text for word in one.lost] for one in readings if known.tokenize(one.text)[1]]
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
     """The figure for `st.image`, and how wide it is shown. `key` is of the readings."""
-    from toushi.probe.figures.encoding_figure import lens_figure
+    from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
 
-    return drawn(lens_figure(_readings, layers or None, language=language))
+    return drawn(layer_similarity_figure(_readings, layers or None, language=language))
 
 
 def show(readings, key: tuple) -> None:
     every = [int(number) for number in readings[0].states["layer"].values]
-    chosen = st.pills(say("lens_layers"), every, selection_mode="multi", key=f"lens_layers_{key[0]}_{len(every)}")
+    chosen = st.pills(say("layers_detail"), every, selection_mode="multi", key=f"layers_detail_{key[0]}_{len(every)}")
     picture, width = figure(readings, key, tuple(sorted(chosen)), library.language())
     texts = " / ".join(reading.text for reading in readings)
-    st.image(picture, alt=say("lens_alt", encoder=readings.encoder, texts=texts), width=width)
-    st.caption(say("lens_how"))
+    st.image(picture, alt=say("layers_alt", encoder=readings.encoder, texts=texts), width=width)
+    st.caption(say("layers_how"))
 
 
 def kept(folder: str) -> None:
@@ -62,8 +62,8 @@ def kept(folder: str) -> None:
     trace = open_encoder_trace(folder)
     texts = range(len(trace))
     chosen = st.multiselect(
-        say("lens_kept", folder=escaped(folder)), texts, texts[:2], format_func=lambda i: f"{i + 1}  {trace.texts[i]}",
-        max_selections=MOST, help=say("lens_kept_help"),
+        say("layers_kept", folder=escaped(folder)), texts, texts[:2], format_func=lambda i: f"{i + 1}  {trace.texts[i]}",
+        max_selections=MOST, help=say("layers_kept_help"),
     )  # fmt: skip
     if chosen:
         readings = TextEncodings(trace.encodings().encoder, [trace.encoding(i) for i in chosen])
@@ -72,12 +72,12 @@ def kept(folder: str) -> None:
 
 def typed() -> None:
     """The sentences of a form."""
-    with st.form("lens"):
+    with st.form("layers"):
         left, right = st.columns(2)
-        first = left.text_input(say("lens_first"), BANK[0])
-        second = right.text_input(say("lens_second"), BANK[1])
-        encoder = st.text_input(say("lens_encoder"), "mini-unet", help=say("lens_encoder_help"))
-        if st.form_submit_button(say("lens_look"), type="primary", icon=":material/layers:"):
+        first = left.text_input(say("layers_first"), BANK[0])
+        second = right.text_input(say("layers_second"), BANK[1])
+        encoder = st.text_input(say("layers_encoder"), "mini-unet", help=say("layers_encoder_help"))
+        if st.form_submit_button(say("layers_look"), type="primary", icon=":material/layers:"):
             st.session_state["sentences"] = (
                 encoder.strip(),
                 tuple(text.strip() for text in (first, second) if text.strip()),
@@ -86,14 +86,14 @@ def typed() -> None:
         return
     name, texts = st.session_state["sentences"]
     if not texts:
-        st.warning(say("lens_none"), icon=":material/edit:")
+        st.warning(say("layers_none"), icon=":material/edit:")
     elif max(map(len, texts)) > LONGEST:
-        st.warning(say("lens_long", n=LONGEST), icon=":material/content_cut:")
+        st.warning(say("layers_long", n=LONGEST), icon=":material/content_cut:")
     else:
-        with st.spinner(say("lens_reading")):
+        with st.spinner(say("layers_reading")):
             readings, limit, cuts = read(name, texts)
         for lost in cuts:
-            library.cut("lens_cut", lost, limit=limit, encoder=readings.encoder)
+            library.cut("layers_cut", lost, limit=limit, encoder=readings.encoder)
         show(readings, (name, texts))
 
 
@@ -101,9 +101,9 @@ folder = library.kept_texts()
 try:
     if folder:
         kept(folder)
-        with st.expander(say("lens_own"), icon=":material/edit:"):
+        with st.expander(say("layers_own"), icon=":material/edit:"):
             typed()
     else:
         typed()
 except ToushiError as error:
-    st.error(escaped(library.message(error)), title=say("lens_failed"), icon=":material/error:")
+    st.error(escaped(library.message(error)), title=say("layers_failed"), icon=":material/error:")

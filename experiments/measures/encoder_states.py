@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import Encoder, folder_of, open_encoder
 from toushi.probe.text.alignment import Span, shares
 
@@ -57,7 +57,7 @@ def bags_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span]) -> np
     of the embeddings of all other tokens of text."""
     found: list[np.ndarray] = []
     for start in range(0, len(texts), AT_ONCE):
-        for reading in lens(encoder, texts[start : start + AT_ONCE], attention=False):
+        for reading in encode_layers(encoder, texts[start : start + AT_ONCE], attention=False):
             own = shares(reading.tokens, spans[len(found)]) > 0
             text = np.array([token.span is not None and token.span[0] < token.span[1] for token in reading.tokens])
             found.append(reading.states.values[0, text & ~own].mean(0))
@@ -74,7 +74,7 @@ def states_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span | Non
         asked.setdefault(text, []).append(place)
     different, found = list(asked), {}
     for start in range(0, len(different), AT_ONCE):
-        for reading in lens(encoder, different[start : start + AT_ONCE], attention=False):
+        for reading in encode_layers(encoder, different[start : start + AT_ONCE], attention=False):
             for place in asked[reading.text]:
                 span = spans[place]
                 last = span is None

@@ -15,7 +15,7 @@ import pandas as pd
 from toushi.experiments.measures.encoder_states import opened, states_at
 from toushi.experiments.runner.study import FEWEST
 from toushi.probe.analysis.pairs import matching
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import Encoder
 from toushi.probe.text.alignment import shares
 
@@ -58,7 +58,7 @@ def _bytes(known: Encoder, weights: str, seed: int):
         return
     sides, first = [], []
     for frame in TWO:
-        readings = lens(known, [frame.format(char) for char in spelt], attention=False)
+        readings = encode_layers(known, [frame.format(char) for char in spelt], attention=False)
         at = frame.index("{}")
         places = [np.flatnonzero(shares(reading.tokens, (at, at + 1)) > 0)[0] for reading in readings]
         sides.append(np.stack([r.states.values[:, place] for r, place in zip(readings, places)], axis=1))

@@ -44,7 +44,7 @@ from toushi.experiments.runner.run_folder import (
 from toushi.experiments.runner.settings import as_words, configured, plain
 from toushi.experiments.runner.study import Finding, Job
 from toushi.probe.base.atomic_io import write_atomic
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 NEEDED = ("STUDY", "Config", "weights", "jobs", "conclude", "figures")

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 Verdict = Literal["supported", "refuted", "undecided", "measured"]  # "measured": the question was how much

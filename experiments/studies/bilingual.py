@@ -38,7 +38,7 @@ from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.probe.analysis.pairs import matching
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 STUDY = Study(

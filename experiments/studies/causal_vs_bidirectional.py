@@ -47,9 +47,9 @@ from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.probe.analysis.layer_measures import cka, head_statistics, sense_separation
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES
 from toushi.probe.pipelines.load import model_files, shipped_models
@@ -178,7 +178,7 @@ def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
     """Where each head looks, mean over captions."""
     texts = list(dict.fromkeys(text for caption in captions(count) for text, _ in caption))
     found = []
-    for reading in lens(opened_encoder(model), texts):
+    for reading in encode_layers(opened_encoder(model), texts):
         special = [token.span is None or token.span[0] == token.span[1] for token in reading.tokens]
         found.append(head_statistics(reading.attention.values, special).to_array("what").values)
     means = np.nanmean(found, axis=0)  # [what, layer, head]

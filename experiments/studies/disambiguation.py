@@ -54,9 +54,9 @@ from toushi.experiments.measures.statistics import bounds, means, resampled
 from toushi.experiments.runner.settings import Count, Seed, Within
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.layer_measures import sense_separation
-from toushi.probe.base.bilingual import Bilingual
-from toushi.probe.encoders.ablation import rolled_out, without_each_word
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.base.bilingual_text import Bilingual
+from toushi.probe.encoders.ablation import ablate_words, attention_rollout
+from toushi.probe.encoders.encode_layers import encode_layers
 
 STUDY = Study(
     title=Bilingual(en="At which layer two senses part", zh="一词两义在哪一层分开"),
@@ -158,10 +158,8 @@ def left_out(encoder: str, data: str, first: int, last: int, sentences_each: int
     for word, table in some_words(data, first, last):
         table = table.groupby(["sense", "place"]).head(sentences_each)
         spans = [[(start, start + len(word))] for start in table.start]
-        for row, (own,), changes in zip(
-            table.itertuples(), spans, without_each_word(known, list(table.sentence), spans)
-        ):
-            reading_words = lens(known, [row.sentence], attention=False)[0].words
+        for row, (own,), changes in zip(table.itertuples(), spans, ablate_words(known, list(table.sentence), spans)):
+            reading_words = encode_layers(known, [row.sentence], attention=False)[0].words
             for side in ("decides", "shared"):
                 first_half = (side == "decides") == (row.place == "before")
                 here = [w.end <= own[0] if first_half else w.start >= own[1] for w in reading_words]
@@ -176,10 +174,10 @@ def left_out(encoder: str, data: str, first: int, last: int, sentences_each: int
 def example(encoder: str, data: str, seed: int) -> pd.DataFrame:
     """The word-by-word matrices of one sentence: left out, and by attention rollout where it can be read."""
     known, rows = opened(encoder, "trained", seed), []
-    (reading,) = lens(known, [EXAMPLES[data]])
-    matrices = {"left out": without_each_word(known, [EXAMPLES[data]])[0]}
+    (reading,) = encode_layers(known, [EXAMPLES[data]])
+    matrices = {"left out": ablate_words(known, [EXAMPLES[data]])[0]}
     if not reading.blind:
-        matrices["rollout"] = rolled_out(reading)
+        matrices["rollout"] = attention_rollout(reading)
     for kind, matrix in matrices.items():
         for layer in matrix.layer.values.tolist():
             for query in matrix["query"].values.tolist():

@@ -41,7 +41,7 @@ from toushi.experiments.measures.statistics import bounds, resampled
 from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import code_length, first_reaching, probe
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 STUDY = Study(

@@ -40,8 +40,8 @@ from toushi.experiments.measures.statistics import bounds, by_item, interval, re
 from toushi.experiments.runner.settings import Count, Seed, Share, Within
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import first_reaching
-from toushi.probe.base.bilingual import Bilingual
-from toushi.probe.encoders.early_exit import ending_at
+from toushi.probe.base.bilingual_text import Bilingual
+from toushi.probe.encoders.early_exit import exit_at_layer
 from toushi.probe.figures.embedded_fonts import embedded
 from toushi.probe.figures.picture_figures import NAMES
 from toushi.probe.pipelines.load import model_files
@@ -119,7 +119,7 @@ def judged_at(
     seed: int,
 ) -> pd.DataFrame:
     known = opened(model)
-    with ending_at(known, layer):
+    with exit_at_layer(known, layer):
         scenes = as_table(
             of_scenes(known, split, all_asked(split, count), steps, guidance, seed), part="scenes", layer=layer
         )
@@ -130,7 +130,7 @@ def judged_at(
 def shown_pictures(model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
     known, rows = opened(model), []
     for layer in range(len(known.encoder.layers) + 1):
-        with ending_at(known, layer):
+        with exit_at_layer(known, layer):
             drawn = known.sample(SHOWN, steps=steps, guidance=guidance, seed=seed)
         rows += [
             {"part": "shown", "layer": layer, "prompt": prompt, "picture": embedded(picture)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from toushi.hooks.attention import Call
-from toushi.hooks.attention_edits import attended_anew
+from toushi.hooks.attention_edits import apply_attention_edit
 from toushi.probe.editing import edit_source
 from toushi.probe.editing.edit_spec import BadEdit, Edit, same_shape
 from toushi.probe.pipelines.family import EncodedPrompt, JointSequence, PromptTokens
@@ -69,7 +69,7 @@ def edited_attention(editing: "Editing", call: Call, value: Tensor, output: Tens
         columns = sorted(set().union(*(columns_of[row] for row in own_rows)))
         image = None if sequence is None else slice(sequence.image, sequence.image + cells)
         change = _change(call.site, own_rows, columns, factor, replacements, functions)
-        output = attended_anew(call, value, output, change, columns, own_rows, renormalise, image)
+        output = apply_attention_edit(call, value, output, change, columns, own_rows, renormalise, image)
     return output * whole if (whole != 1).any() else output
 
 

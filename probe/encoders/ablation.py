@@ -18,14 +18,14 @@ from torch import Tensor
 from toushi.hooks.module_hooks import input_hook, state_hooks
 from toushi.probe.analysis.layer_measures import rollout
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import BATCH, lens
+from toushi.probe.encoders.encode_layers import BATCH, encode_layers
 from toushi.probe.encoders.load_encoder import Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.text.alignment import Span, shares
 from toushi.probe.trace.text_encoding import TextEncoding
 
 
-def without_each_word(
+def ablate_words(
     encoder, texts: Sequence[str], queries: Sequence[Sequence] | None = None, *, how: Literal["blank", "cut"] = "blank"
 ) -> list[xr.DataArray]:
     """For each text, how much each word's state changes when another word is left out: 1 - cosine, 0..2.
@@ -39,7 +39,7 @@ def without_each_word(
     found = []
     for start in range(0, len(texts), 8 * BATCH):
         some = texts[start : start + 8 * BATCH]
-        whole = lens(known, some, attention=False)
+        whole = encode_layers(known, some, attention=False)
         asked = [reading.spans(None if queries is None else queries[start + i]) for i, reading in enumerate(whole)]
         matrices = [_empty(reading, spans) for reading, spans in zip(whole, asked)]
         (_blanked if how == "blank" else _cut)(known, list(whole), asked, matrices)
@@ -47,7 +47,7 @@ def without_each_word(
     return found
 
 
-def patched(encoder, text: str, source: str) -> xr.DataArray:
+def patch_words(encoder, text: str, source: str) -> xr.DataArray:
     """How much each word's last state changes when, at layer k, one word's state is taken from another sentence.
 
     [layer, query, word], 1 - cosine, 0..2. The sentences have equally many words; word i of `source` gives the state
@@ -56,7 +56,7 @@ def patched(encoder, text: str, source: str) -> xr.DataArray:
     that are the same in the same context change nothing, so the states of an identical text give zeros.
     """
     known = open_encoder(encoder)
-    readings = lens(known, [text, source])
+    readings = encode_layers(known, [text, source])
     own, other = readings
     if len(own.words) != len(other.words):
         raise ToushiError(
@@ -79,12 +79,12 @@ def patched(encoder, text: str, source: str) -> xr.DataArray:
             chosen = range(start, min(start + BATCH, len(words)))
             after = _run_with(known, own, layer, [(places[i], taken[i][layer]) for i in chosen])[-1]
             for row, word in enumerate(chosen):
-                effect[layer, :, word] = shift((means @ last)[None], (means @ after[row])[None])[0]
+                effect[layer, :, word] = cosine_distance((means @ last)[None], (means @ after[row])[None])[0]
     coords = {"layer": np.arange(len(known.layers)), "query": words, "word": words}
     return xr.DataArray(effect, dims=("layer", "query", "word"), coords=coords)
 
 
-def rolled_out(reading: TextEncoding, words: Sequence | None = None) -> xr.DataArray:
+def attention_rollout(reading: TextEncoding, words: Sequence | None = None) -> xr.DataArray:
     """How much of each word's embedding is in each word's state, were attention all that mixes; rows sum to 1.
 
     [layer, query, word], layers from 1, with the columns "(other text)" and "(special)" of `word_attention`. Abnar
@@ -94,14 +94,14 @@ def rolled_out(reading: TextEncoding, words: Sequence | None = None) -> xr.DataA
     return reading.by_word(flow[:, None], words).isel(head=0, drop=True)
 
 
-def shift(before, after) -> np.ndarray:
+def cosine_distance(before, after) -> np.ndarray:
     """1 - cosine of each row with the same row after a change, 0..2: [...] of [..., feature]. NaN for zeros."""
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     length = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
     return np.clip(1 - (before * after).sum(-1) / np.where(length > 0, length, np.nan), 0, 2)
 
 
-def cut(text: str, span: Span):
+def remove_span(text: str, span: Span):
     """The text without these characters, and a function from spans of the text to spans of what is left.
 
     Of two spaces that would meet one goes too.
@@ -137,7 +137,7 @@ def _blanked(known: Encoder, whole: list[TextEncoding], asked: list[list[Span]],
             for row, word in enumerate(words):
                 others = [i for i, span in enumerate(spans) if not _overlap(span, word.span)]
                 matrix.values[0, others, start + row] = 0.0
-                changed = shift(means[others] @ before[1:], means[others] @ after[:, row])
+                changed = cosine_distance(means[others] @ before[1:], means[others] @ after[:, row])
                 matrix.values[1:, others, start + row] = changed
 
 
@@ -145,15 +145,15 @@ def _cut(known: Encoder, whole: list[TextEncoding], asked: list[list[Span]], mat
     jobs, shorter, kept = [], [], []  # (text, column, rows), the text without the word, spans in it
     for index, reading in enumerate(whole):
         for column, word in enumerate(reading.words):
-            text, moved = cut(reading.text, word.span)
+            text, moved = remove_span(reading.text, word.span)
             rows = [i for i, span in enumerate(asked[index]) if not _overlap(span, word.span)]
             if text.strip() and rows:
                 jobs.append((index, column, rows))
                 shorter.append(text)
                 kept.append([moved(asked[index][row]) for row in rows])
-    for (index, column, rows), spans, reading in zip(jobs, kept, lens(known, shorter, attention=False)):
+    for (index, column, rows), spans, reading in zip(jobs, kept, encode_layers(known, shorter, attention=False)):
         before = whole[index].word_states([asked[index][row] for row in rows]).values
-        matrices[index].values[:, rows, column] = shift(before, reading.word_states(spans).values)
+        matrices[index].values[:, rows, column] = cosine_distance(before, reading.word_states(spans).values)
 
 
 def _overlap(one: Span, other: Span) -> bool:

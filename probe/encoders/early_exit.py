@@ -1,4 +1,4 @@
-"""An encoder that ends early: what the image model makes of a layer in the midst."""
+"""Conditioning on an early layer of the text encoder: what the image model makes of the states of layer k."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from toushi.probe.models.mini_unet import MiniUNet
 
 
 @contextmanager
-def ending_at(model: MiniUNet, layer: int) -> Iterator[None]:
-    """While open, the encoder hands on state `layer` (0: the embeddings), the final norm applied, in place of the last.
+def exit_at_layer(model: MiniUNet, layer: int) -> Iterator[None]:
+    """Inside the `with`, the encoder returns the state `layer` (0: the embeddings) with the final norm, not the last one.
 
-    Every prompt is read so, the negative one too. At the last layer nothing changes, to the bit.
+    This holds for every prompt, the negative one too. At the last layer nothing changes, to the bit.
     """
     count = len(model.encoder.layers)
     if not 0 <= layer <= count:

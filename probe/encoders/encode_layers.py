@@ -1,4 +1,4 @@
-"""`lens(encoder, texts)`: what every layer of a text encoder makes of texts.
+"""`encode_layers(encoder, texts)`: what every layer of a text encoder makes of texts.
 
 An encoder is ours (`load("mini-unet")` has one) or any Transformer that the transformers library loads from a folder:
 bidirectional (BERT, XLM-R), causal (CLIP's text side, Qwen3), or the encoder half of a T5.
@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from toushi.hooks.attention import Call, Watch
+from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.load_encoder import Encoder, open_encoder
@@ -26,29 +26,22 @@ from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 BATCH = 16  # texts at once
 
 
-def lens(
+def encode_layers(
     encoder: "str | Path | MiniUNet | Encoder",
     texts: Sequence[str],
     *,
     attention: bool = True,
-    folder: str | Path | None = None,
-    overwrite: bool = False,
 ) -> TextEncodings:
     """States of all layers 0..n and attention of all layers for each text, by token; `TextEncodings` pools them to words.
 
-    `encoder`: "mini-unet", a folder, a model of `load`, or what `pretrained` and `wrapped` return. Texts with equally
+    `encoder`: "mini-unet", a folder, a model of `load`, or what `load_pretrained` and `wrap_encoder` return. Texts with equally
     many tokens run together, so nothing is padded. Attention is read where the encoder calls
     scaled_dot_product_attention; where it does not, asking for it raises, and says why. Without `attention` it is not
-    looked at, which is faster. With a `folder` all goes there as one trace of kind `encoder`, which `open_encoder_trace` reads,
-    and the readings come from disk as they are asked for. Warns (PromptCut) of a text that is too long. Raises ToushiError for a text without tokens.
+    looked at, which is faster. Warns (PromptCut) of a text that is too long. Raises ToushiError for a text without
+    tokens. `record_texts` writes the same to a folder.
     """
-    if isinstance(texts, str):
-        raise ToushiError(f"expected a list of texts, but a text came; write [{texts!r:.40}]")
+    check_texts(texts)
     known = open_encoder(encoder)
-    if folder is not None:
-        from toushi.probe.encoders.record_texts import lens_to
-
-        return lens_to(known, texts, folder, attention=attention, overwrite=overwrite)
     tokens: list[tuple[Token, ...]] = []
     for text in texts:
         found, cut = known.tokenize(readable(text))
@@ -69,6 +62,11 @@ def lens(
             readings |= zip(batch, _read(known, [texts[i] for i in batch], [tokens[i] for i in batch], attention))
     ordered = tuple(readings[index] for index in range(len(tokens)))
     return TextEncodings(known.name, ordered)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ToushiError(f"expected a list of texts, but a text came; write [{texts!r:.40}]")
 
 
 # --- running --------------------------------------------------------------------------------------------
@@ -98,13 +96,13 @@ def _read(
         else:
             attention[number] = _numpy(call.probabilities().transpose(2, 3))
 
-    watch = Watch(layers if attended else {}, see)
+    watch = AttentionHook(layers if attended else {}, see)
     hooks = argument_hooks({"0": (first, [entry])}, keep), state_hooks(layers, keep)
     with torch.no_grad(), cpu_threads(encoder.threads), hooks[0], hooks[1], watch:
         final = _numpy(encoder.forward(ids))
-    blind |= {int(number): why for number, why in watch.blind().items()}
+    blind |= {int(number): why for number, why in watch.unread().items()}
     if not attended:
-        blind = dict.fromkeys(range(1, len(layers) + 1), "was not looked at: lens(…, attention=False)")
+        blind = dict.fromkeys(range(1, len(layers) + 1), "was not looked at: encode_layers(…, attention=False)")
     stacked = np.stack([states[number] for number in range(len(layers) + 1)], axis=1)
     seen = None if blind else np.stack([attention[number] for number in range(1, len(layers) + 1)], axis=1)
     numbers = np.arange(len(layers) + 1)

@@ -1,4 +1,4 @@
-"""Text encoders, ours and those of the transformers library, opened so that `lens` can run them.
+"""Text encoders, ours and those of the transformers library, opened so that `encode_layers` can run them.
 
 Which modules are an encoder's layers is found by counting, so no table of families is needed: it is the list with as many
 modules as the configuration has layers.
@@ -67,7 +67,7 @@ def open_encoder(
     if isinstance(which, Encoder):
         return which
     if isinstance(which, MiniUNet):
-        return ours(which)
+        return wrap_mini_unet(which)
     folder = folder_of(which)
     if (folder / "config.json").is_file() and "unet" in _json(folder / "config.json"):
         model = load(str(which) if str(which) in shipped_models() else str(folder), device, dtype)
@@ -75,8 +75,8 @@ def open_encoder(
             with _seeded(untrained):
                 model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
                 model.weights_sha256 = None
-        return ours(model)
-    return pretrained(folder, device, dtype, untrained)
+        return wrap_mini_unet(model)
+    return load_pretrained(folder, device, dtype, untrained)
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def ours(model: MiniUNet) -> Encoder:
+def wrap_mini_unet(model: MiniUNet) -> Encoder:
     """The encoder of a mini-unet."""
 
     def tokenize(text: str) -> tuple[tuple[Token, ...], bool]:
@@ -144,7 +144,7 @@ def ours(model: MiniUNet) -> Encoder:
 # --- encoders of the transformers library ---------------------------------------------------------------
 
 
-def pretrained(
+def load_pretrained(
     folder: Path | str, device=None, dtype: torch.dtype | None = None, untrained: int | None = None
 ) -> Encoder:
     """The text encoder in a folder that transformers or diffusers saved; of a whole pipeline its `text_encoder`.
@@ -173,11 +173,11 @@ def pretrained(
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
             model = with_random_weights(model).eval().requires_grad_(False)
-    found = wrapped(model.to(device or best_device()), tokenizer, folder.resolve().name)
+    found = wrap_encoder(model.to(device or best_device()), tokenizer, folder.resolve().name)
     return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
 
-def wrapped(model, tokenizer, name: str | None = None) -> Encoder:
+def wrap_encoder(model, tokenizer, name: str | None = None) -> Encoder:
     """An encoder made of a model and a fast tokenizer of the transformers library, both loaded already."""
     name = name or type(model).__name__
     if not getattr(tokenizer, "is_fast", False):
@@ -225,7 +225,9 @@ def _load(transformers, home: Path, dtype: torch.dtype):
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
-        model, report = auto.from_pretrained(home, **options)  # its attention is not readable, and `lens` says so
+        model, report = auto.from_pretrained(
+            home, **options
+        )  # its attention is not readable, and `encode_layers` says so
     return model.eval().requires_grad_(False), report["missing_keys"]
 
 

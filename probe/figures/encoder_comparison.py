@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.figures.picture_figures import display_name
 from toushi.probe.figures.style import CATEGORIES, PAGE, SEQUENTIAL, SHORT, by_layer, colour_bar, styled
 

@@ -3,7 +3,7 @@
 import matplotlib
 from matplotlib.figure import Figure
 
-from toushi.probe.base.bilingual import translate
+from toushi.probe.base.bilingual_text import translate
 from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, colour_bar, percent, styled

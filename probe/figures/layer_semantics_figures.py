@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.figures.style import CATEGORIES, FAINT, INK, LAYER, PAGE, band, by_layer, dot, styled
 
 NAMES = {

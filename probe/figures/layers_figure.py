@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import average
-from toushi.probe.base.bilingual import translate
+from toushi.probe.base.bilingual_text import translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import FAINT, PROBABILITY, bare, colour_bar, overlay, overlay_colours, styled

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.embedded_fonts import picture_in
 from toushi.probe.figures.fonts import drawable

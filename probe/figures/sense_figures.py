@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.encoder_figure import stands
 from toushi.probe.figures.fonts import drawable

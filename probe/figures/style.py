@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import resample
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import FAMILY, drawable, register
 
 INK, FAINT = "#222222", "#767676"

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from toushi.probe.analysis.maps import timeline
-from toushi.probe.base.bilingual import translate
+from toushi.probe.base.bilingual_text import translate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, styled
 from toushi.probe.figures.words_figure import chosen, rule

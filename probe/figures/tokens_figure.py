@@ -5,7 +5,7 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.text_width import truncate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import CATEGORIES, FAINT, percent, styled

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import PLAIN_MEAN, mass
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.fonts import drawable

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from toushi.hooks.attention import Call, Watch
+from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.probe.pipelines.family import EncodedPrompt, Family, submodule, unwrapped
 from toushi.probe.session.row_matching import index_of_ids
@@ -55,7 +55,7 @@ class EncoderCapture:
         encoder = submodule(self.model, family.text_encoder)
         self.wires.enter_context(argument_hooks({family.text_encoder: (encoder, [family.input_ids])}, self._begin))
         self.wires.enter_context(state_hooks(states, self._keep))
-        self.watch = self.wires.enter_context(Watch(attention, self._see))
+        self.watch = self.wires.enter_context(AttentionHook(attention, self._see))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -75,11 +75,13 @@ class EncoderCapture:
             return {key: value.cpu().numpy() for key, value in found.items()}
         return {}
 
-    def blind(self) -> dict[str, str]:
+    def unread(self) -> dict[str, str]:
         """Layers that ran without their attention being seen."""
         if not self.batches:
             return {}
-        return {f"{self.family.layers}.{i}.{self.family.layer_attention}": why for i, why in self.watch.blind().items()}
+        return {
+            f"{self.family.layers}.{i}.{self.family.layer_attention}": why for i, why in self.watch.unread().items()
+        }
 
     def _begin(self, name: str, ids: Tensor) -> None:
         self.batches.append(Batch(ids.tolist()))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toushi.hooks.attention import Call, Watch
+from toushi.hooks.attention import AttentionHook, Call
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodePromptCall
@@ -64,7 +64,7 @@ def forecast(
         maps.extend(MapSize(heads, keys if modules[call.site].kind == "self" else n, cells) for n in columns.values())
 
     blank = family.blank_latents(model, size)
-    with Watch({name: site.module for name, site in modules.items()}, see):
+    with AttentionHook({name: site.module for name, site in modules.items()}, see):
         getattr(model, family.evaluate)(blank, 1.0, prompt)
     return forecast_of(maps, policy, len(policy.recorded(steps)), (blank.shape[-2], blank.shape[-1]))
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from toushi.hooks.attention import Call
-from toushi.hooks.hook_error import WireError
+from toushi.hooks.hook_error import HookError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, SchedulerStep, unwrapped
 from toushi.probe.pipelines.registry import family_of
@@ -120,7 +120,7 @@ class Recording(Subscriber):
     def __exit__(self, kind, error, traceback) -> None:
         self.subscription.close()
         self._close(error=error)
-        if isinstance(error, WireError):
+        if isinstance(error, HookError):
             raise Unrecordable(str(error)) from error
         if error is None and not self.traces:
             raise ToushiError(f"nothing was sampled inside the recording, so {self.folders.root} holds no trace")
@@ -139,7 +139,7 @@ class Recording(Subscriber):
         self.encoder_arrays = {}
 
     def on_prompts(self, prompts: Mapping[str, list[EncodedPrompt]], call: EncodePromptCall) -> None:
-        if unread := self.capture.blind():
+        if unread := self.capture.unread():
             raise Unrecordable(described(unread))
         if self.session.arguments is None:
             self.encoder_arrays = {}
@@ -155,7 +155,7 @@ class Recording(Subscriber):
         metadata = self.family.metadata(self.model, run.arguments)
         if run.arguments.get("latents") is not None and self.resumed is None:
             metadata["seed"] = None  # the run begins from these latents, not from the seed's
-        self.attention_hook.forget()
+        self.attention_hook.reset_counts()
         self.recorder = RunRecorder(self, run, metadata)
 
     def on_start_index(self, run: Run, index: int) -> None:
@@ -172,7 +172,7 @@ class Recording(Subscriber):
 
     def on_step(self, run: Run, step: SchedulerStep) -> None:
         if self._is_recorded(run):
-            self.recorder.finish_step(step, self.attention_hook.blind())
+            self.recorder.finish_step(step, self.attention_hook.unread())
 
     def on_run_end(self, run: Run, images: list | None, result: Any, error: BaseException | None) -> None:
         if self._is_recorded(run):

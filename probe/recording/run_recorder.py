@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from toushi.hooks.attention import Call, probabilities_of
-from toushi.hooks.hook_error import WireError
+from toushi.hooks.hook_error import HookError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
@@ -142,7 +142,7 @@ class RunRecorder:
         if self.refusal is None:  # else they are only measured
             self.pending.append(call)
             self.pending_bytes += call.bytes
-            if self.pending_bytes > PENDING_MAX_BYTES or call.what.query.is_inference():
+            if self.pending_bytes > PENDING_MAX_BYTES or call.inputs.query.is_inference():
                 self._read_pending()  # inference tensors do not tell of changes
 
     def _check_shape(self, call: Call, kind: str) -> int:
@@ -319,7 +319,7 @@ class RunRecorder:
 
     def abort(self, error: BaseException) -> None:
         """The run was broken off: what is finished stays readable, and the manifest says that it is not complete."""
-        refused = isinstance(error, ToushiError | WireError)
+        refused = isinstance(error, ToushiError | HookError)
         if not self.writers and self.site_info and not refused:
             self._open_writers()
         self._close_writers(complete=False)

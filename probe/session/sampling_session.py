@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toushi.hooks.attention import Watch
+from toushi.hooks.attention import AttentionHook
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.hooks.torch_private import tensor_version
 from toushi.probe.pipelines.family import (
@@ -91,7 +91,7 @@ class SamplingSession:
         subscriber.session = self
         with ExitStack() as hooks:
             subscriber.attention_hook = hooks.enter_context(
-                Watch(subscriber.attention_modules(), subscriber.on_attention, subscriber.on_attention_edit)
+                AttentionHook(subscriber.attention_modules(), subscriber.on_attention, subscriber.on_attention_edit)
             )
             if subscriber.on_state_edit is not None:
                 hooks.enter_context(state_hooks(subscriber.state_modules(), subscriber.on_state_edit, first=True))

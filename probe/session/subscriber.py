@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from toushi.hooks.attention import Call, Watch
+from toushi.hooks.attention import AttentionHook, Call
 from toushi.probe.pipelines.family import DenoiserInputs, EncodedPrompt, EncodePromptCall, PromptTokens, SchedulerStep
 from toushi.probe.session.row_matching import Place
 
@@ -77,7 +77,7 @@ class Subscriber:
     """Whether it changes the text encoder, so that `session.encoder_rows` is needed while the encoder runs."""
 
     session: "SamplingSession"  # set when it is attached
-    attention_hook: Watch
+    attention_hook: AttentionHook
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
         if self.sites is None:

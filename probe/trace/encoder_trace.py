@@ -150,7 +150,7 @@ class EncoderTrace:
         return self.encoding(text).attention
 
     def encoding(self, text: int) -> TextEncoding:
-        """As `lens` gave it: states and attention by token, pooled to words where that is asked for."""
+        """As `encode_layers` gave it: states and attention by token, pooled to words where that is asked for."""
         line, entry = self._entry(text)
         number = self._number(text)
         file = self._file(line)

@@ -12,13 +12,13 @@ from toushi import dashboards
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.heat_map import planes
-from toushi.probe.encoders.encode_layers import lens
 from toushi.probe.encoders.load_encoder import open_encoder
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
 
 APP = Path(dashboards.__file__).parent / "app.py"
 PICTURE, ENCODER = "app_pages/picture_page.py", "app_pages/encoder_page.py"
-COMPARE, LENS = "app_pages/compare_page.py", "app_pages/layers_page.py"
+COMPARE, LAYERS = "app_pages/compare_page.py", "app_pages/layers_page.py"
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_folder_whose_name_the_system_refuses(app, tmp_path, name, locale):
     folder = next(one for one in test.text_input if "runs/demo" in (one.placeholder or ""))
     folder.set_value(name)
     next(button for button in test.button if button.key.startswith("FormSubmitter:open")).click().run()
-    for page in (PICTURE, COMPARE, ENCODER, LENS, "app_pages/traces_page.py"):
+    for page in (PICTURE, COMPARE, ENCODER, LAYERS, "app_pages/traces_page.py"):
         test.switch_page(page).run()
         assert not test.exception
         if page in (PICTURE, COMPARE, ENCODER):
@@ -121,7 +121,7 @@ def test_a_folder_whose_name_the_system_refuses(app, tmp_path, name, locale):
 
 @pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
 def test_an_encoder_whose_name_the_system_refuses(app, locale):
-    test = app(page=LENS, locale=locale)
+    test = app(page=LAYERS, locale=locale)
     test.text_input[2].set_value("a" * 5000)
     test.button[0].click().run()
     assert not test.exception
@@ -177,7 +177,7 @@ def test_damaged_traces_are_explained(app, tmp_path):
 
 @pytest.mark.parametrize("page", [PICTURE, ENCODER, COMPARE])
 def test_a_trace_of_texts_is_no_picture(app, tmp_path, page):
-    lens(open_encoder(MiniUNet.tiny()), ["a red cat"], folder=tmp_path / "texts")
+    record_texts(open_encoder(MiniUNet.tiny()), ["a red cat"], tmp_path / "texts")
     shown = app(tmp_path / "texts", page)
     assert not shown.exception and "that of a text encoder" in shown.info[0].value
 
@@ -349,15 +349,15 @@ def test_another_window_sees_the_job_but_is_not_carried_away(app, tmp_path, monk
     assert not test.exception and test.text_area, "still on the page of the traces"
 
 
-# --- the lens ---
+# --- layers of a text encoder ---
 
 
-def lens_page(app, monkeypatch, *values):
+def layers_page(app, monkeypatch, *values):
     """The page after a look with the encoder, the first and the second sentence."""
     from toushi.probe.encoders import load_encoder as opening
 
     monkeypatch.setattr(opening, "load", lambda *_, **__: MiniUNet.tiny())
-    test = app(page=LENS)
+    test = app(page=LAYERS)
     for field, value in zip(test.text_input, values):
         field.set_value(value)
     test.button[0].click().run()
@@ -365,8 +365,8 @@ def lens_page(app, monkeypatch, *values):
     return test
 
 
-def test_the_lens_shows_two_sentences(app, monkeypatch):
-    test = lens_page(app, monkeypatch, "河边的银行", "他去银行")
+def test_the_layers_page_shows_two_sentences(app, monkeypatch):
+    test = layers_page(app, monkeypatch, "河边的银行", "他去银行")
     (picture,) = test.get("image")
     assert "河边的银行 / 他去银行" in picture.proto.imgs[0].alt
     assert not test.error and not test.warning
@@ -374,20 +374,22 @@ def test_the_lens_shows_two_sentences(app, monkeypatch):
     assert picture.proto.imgs[0].url.startswith("data:image/png;base64,")
 
 
-def test_the_lens_draws_in_the_language_of_the_page(app, monkeypatch):
-    from toushi.probe.figures import encoding_figure as figures
+def test_the_layers_page_draws_in_its_language(app, monkeypatch):
+    from toushi.probe.figures import layer_similarity_figure as figures
 
-    asked, drawn = [], figures.lens_figure
-    monkeypatch.setattr(figures, "lens_figure", lambda *given, **how: asked.append(how) or drawn(*given, **how))
-    test = lens_page(app, monkeypatch, "河边的银行", "")
+    asked, drawn = [], figures.layer_similarity_figure
+    monkeypatch.setattr(
+        figures, "layer_similarity_figure", lambda *given, **how: asked.append(how) or drawn(*given, **how)
+    )
+    test = layers_page(app, monkeypatch, "河边的银行", "")
     test.session_state["language"] = "zh"
     test.run()
     assert asked == [{"language": "en"}, {"language": "zh"}]
 
 
-def test_the_lens_opens_what_was_kept(app, tmp_path):
-    lens(open_encoder(MiniUNet.tiny()), ["a red cat", "a blue cat", "月亮"], folder=tmp_path / "texts")
-    test = app(tmp_path / "texts", LENS)
+def test_the_layers_page_opens_kept_texts(app, tmp_path):
+    record_texts(open_encoder(MiniUNet.tiny()), ["a red cat", "a blue cat", "月亮"], tmp_path / "texts")
+    test = app(tmp_path / "texts", LAYERS)
     (picture,) = test.get("image")
     assert "a red cat / a blue cat" in picture.proto.imgs[0].alt and len(test.text_input) == 3  # and one's own
     test.multiselect[0].set_value([2]).run()
@@ -399,17 +401,17 @@ def test_the_lens_opens_what_was_kept(app, tmp_path):
 @pytest.mark.parametrize("values, said", [
     (("", ""), "Type a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "cut"),
 ])  # fmt: skip
-def test_the_lens_says_what_it_cannot_show(app, monkeypatch, values, said):
-    assert said in lens_page(app, monkeypatch, *values).warning[0].value
+def test_the_layers_page_says_what_it_cannot_show(app, monkeypatch, values, said):
+    assert said in layers_page(app, monkeypatch, *values).warning[0].value
 
 
-def test_the_lens_says_in_chinese_what_was_cut(app, monkeypatch):
-    test = lens_page(app, monkeypatch, "x" * 150, "")
+def test_the_layers_page_says_in_chinese_what_was_cut(app, monkeypatch):
+    test = layers_page(app, monkeypatch, "x" * 150, "")
     test.session_state["language"] = "zh"
     test.run()
     assert "被截去的词" in test.warning[0].value
 
 
 def test_an_encoder_that_is_not_there(app, monkeypatch):
-    test = lens_page(app, monkeypatch, "猫", "", "nowhere/at/all")
+    test = layers_page(app, monkeypatch, "猫", "", "nowhere/at/all")
     assert "no encoder" in test.error[0].value and not test.get("image")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toushi.dashboards import messages as text
-from toushi.probe.base.bilingual import language_of_locale
+from toushi.probe.base.bilingual_text import language_of_locale
 
 HERE = Path(text.__file__).parent
 EVERY = {**text.PAGE, **text.COMPONENT}

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from toushi.experiments.runner.study import Finding, Job, Study
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.style import CATEGORIES, styled
 
 STUDY = Study(

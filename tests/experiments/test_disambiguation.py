@@ -8,7 +8,7 @@ from toushi.experiments.measures.encoder_states import bags_at, opened, states_a
 from toushi.experiments.measures.minimal_pairs import checked, sentences
 from toushi.experiments.studies import disambiguation as experiment
 from toushi.experiments.studies.disambiguation import Config, conclude, figures, jobs, judged, ruled
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.style import save
 from toushi.probe.models.mini_unet import MiniUNet

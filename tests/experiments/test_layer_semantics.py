@@ -11,7 +11,7 @@ from toushi.experiments.runner.study import FEWEST
 from toushi.experiments.studies import layer_semantics as experiment
 from toushi.experiments.studies.layer_semantics import Config, conclude, figures, jobs, weights
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.figures.style import save
 from toushi.probe.models.mini_unet import MiniUNet
 
@@ -131,7 +131,7 @@ def test_a_place_is_read_once_and_where_it_was_asked_for(tiny):
     known = opened(tiny)
     texts, spans = ["猫在左边", "狗和猫", "猫在左边"], [(0, 1), None, (2, 4)]
     states = states_at(known, texts, spans)
-    cat, dog = lens(known, ["猫在左边", "狗和猫"])
+    cat, dog = encode_layers(known, ["猫在左边", "狗和猫"])
     np.testing.assert_array_equal(states[:, 0], cat.word_states([(0, 1)]).values[:, 0])
     np.testing.assert_array_equal(states[:, 1], dog.states.values[:, -1])
     np.testing.assert_array_equal(states[:, 2], cat.word_states([(2, 4)]).values[:, 0])

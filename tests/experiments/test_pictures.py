@@ -23,7 +23,7 @@ from toushi.experiments.studies import causal_vs_bidirectional as twins
 from toushi.experiments.studies import picture_by_layer as layers
 from toushi.experiments.studies.picture_by_layer import ORDER
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.early_exit import ending_at
+from toushi.probe.encoders.early_exit import exit_at_layer
 from toushi.probe.figures.embedded_fonts import embedded, picture_in
 from toushi.probe.figures.style import PAGE
 from toushi.probe.models.mini_unet import MiniUNet
@@ -51,7 +51,7 @@ def blind(monkeypatch):
 
 def test_the_last_layer_gives_the_usual_picture_to_the_bit(model):
     usual = model.sample(PROMPTS, steps=2)
-    with ending_at(model, 12):
+    with exit_at_layer(model, 12):
         last = model.sample(PROMPTS, steps=2)
     assert all(np.array_equal(a, b) for a, b in zip(usual, last))
 
@@ -64,7 +64,7 @@ def test_an_earlier_layer_is_handed_on_with_the_final_norm(model):
         for layer in encoder.layers:
             states.append(layer(states[-1], mask[:, None, None]))
         for number in (0, 5, 11):
-            with ending_at(model, number):
+            with exit_at_layer(model, number):
                 found = encoder(ids, mask)
             assert torch.equal(found, encoder.norm(states[number]))
         assert torch.equal(encoder(ids, mask), encoder.norm(states[-1]))  # and afterwards all is as it was
@@ -72,7 +72,7 @@ def test_an_earlier_layer_is_handed_on_with_the_final_norm(model):
 
 def test_pictures_of_an_earlier_layer_differ_and_are_not_remembered(model):
     usual = model.sample(PROMPTS, steps=2)
-    with ending_at(model, 3):
+    with exit_at_layer(model, 3):
         early = model.sample(PROMPTS, steps=2)
     assert not np.array_equal(usual[0], early[0])
     assert np.array_equal(usual[0], model.sample(PROMPTS, steps=2)[0])
@@ -80,7 +80,7 @@ def test_pictures_of_an_earlier_layer_differ_and_are_not_remembered(model):
 
 @pytest.mark.parametrize("layer", [-1, 13])
 def test_a_layer_that_is_not_there_is_refused(model, layer):
-    with pytest.raises(ToushiError, match=r"a layer in 0\.\.12"), ending_at(model, layer):
+    with pytest.raises(ToushiError, match=r"a layer in 0\.\.12"), exit_at_layer(model, layer):
         pass
 
 

@@ -35,7 +35,7 @@ from toushi.experiments.runner.run_folder import (
 from toushi.experiments.runner.settings import Count, Seed, Share, Within, as_words, configured, plain
 from toushi.experiments.runner.study import Finding, Job
 from toushi.probe.base.atomic_io import write_atomic
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
 HOUSE = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from toushi.experiments.training import train_twins
 from toushi.experiments.training.recipe import Training, logged
 from toushi.experiments.training.scene_batches import Pool, make_pool
 from toushi.experiments.training.train_twins import TWINS, Config, beginning, draws, rate, twin_model
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoderConfig
 from toushi.probe.models.unet import UNetConfig
@@ -138,6 +138,6 @@ def test_the_shipped_pair_fits_its_room():
 def test_a_causal_twins_attention_reads_nothing_of_what_comes_after(family):
     for name in TWINS:
         model = twin_model(name, CONFIG, family)
-        attention = lens(model.eval().requires_grad_(False), ["左边是猫，右边是月亮"])[0].attention.values
+        attention = encode_layers(model.eval().requires_grad_(False), ["左边是猫，右边是月亮"])[0].attention.values
         np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
         assert (np.triu(attention, 1) == 0).all() == (name == "causal")

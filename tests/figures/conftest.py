@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.figures.made import made_trace
+from tests.figures.tiny_traces import made_trace
 from toushi.probe.text.alignment import Word
 from toushi.probe.trace.picture_trace import Trace
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from toushi.hooks.attention import Watch, _stack
-from toushi.hooks.hook_error import WireError
+from toushi.hooks.attention import AttentionHook, _stack
+from toushi.hooks.hook_error import HookError
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 
 SDPA = F.scaled_dot_product_attention
@@ -68,12 +68,12 @@ def hooks_of(model):
 def test_a_watched_model_computes_the_same_and_is_seen(model, x):
     plain = model(x)
     calls = []
-    with Watch(sites(model), calls.append) as watch:
+    with AttentionHook(sites(model), calls.append) as watch:
         assert torch.equal(model(x), plain)
         assert torch.equal(model(x), plain)
     assert [call.site for call in calls] == ["first", "second"] * 2
     assert calls[0].shape == (2, 2, 7, 7) and calls[0].kernel == "flash-cpu"
-    assert watch.ran == watch.seen == {"first": 2, "second": 2} and not watch.blind()
+    assert watch.ran == watch.seen == {"first": 2, "second": 2} and not watch.unread()
     assert not hooks_of(model)
 
 
@@ -81,11 +81,11 @@ def test_a_watched_model_computes_the_same_and_is_seen(model, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_probabilities_are_those_of_an_explicit_softmax(model, x, dtype, few, monkeypatch):
     """Both with the kernel's log-sum-exp and, as for few keys, without."""
-    monkeypatch.setattr("toushi.hooks.attention.FEW", few)
+    monkeypatch.setattr("toushi.hooks.attention.RECOMPUTE_MAX_KEYS", few)
     plain = model.to(dtype)(x.to(dtype))
     model, x = model.to(dtype), x.to(dtype)
     found = []
-    with Watch({"first": model.first}, lambda call: found.append(call.probabilities())):
+    with AttentionHook({"first": model.first}, lambda call: found.append(call.probabilities())):
         assert torch.equal(model(x), plain)
     q, k, _ = model.first.project(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).double()
     truth = (q @ k.mT * 8**-0.5).softmax(-1).mT
@@ -98,7 +98,7 @@ def test_text_columns_and_the_rest_sum_to_one(model, x):
     def see(call):
         sums.append(call.probabilities(slice(2, 5)).sum(2) + call.probabilities([0, 1, 5, 6]).sum(2))
 
-    with Watch(sites(model), see):
+    with AttentionHook(sites(model), see):
         model(x)
     for one in sums:
         torch.testing.assert_close(one, torch.ones_like(one), atol=1e-5, rtol=0)
@@ -106,11 +106,11 @@ def test_text_columns_and_the_rest_sum_to_one(model, x):
 
 @pytest.mark.parametrize("few", [0, 512])
 def test_some_queries_are_those_rows_of_the_whole(few, monkeypatch):
-    monkeypatch.setattr("toushi.hooks.attention.FEW", few)
+    monkeypatch.setattr("toushi.hooks.attention.RECOMPUTE_MAX_KEYS", few)
     draw = torch.Generator().manual_seed(2)
     module, calls = Attention().requires_grad_(False), []
     x, mask = torch.randn(2, 7, 16, generator=draw), torch.randn(2, 1, 7, 7, generator=draw)
-    with Watch({"one": module}, calls.append):
+    with AttentionHook({"one": module}, calls.append):
         module(x, mask)
     (call,) = calls
     some, columns = slice(2, 6), [0, 3]
@@ -123,7 +123,7 @@ def test_some_queries_are_those_rows_of_the_whole(few, monkeypatch):
 def test_wires_are_gone_after_an_exception_in_the_model(model, x, trouble):
     plain = model(x)
     model.trouble = trouble
-    with pytest.raises(type(trouble)), Watch({"whole": model, **sites(model)}, lambda call: None):
+    with pytest.raises(type(trouble)), AttentionHook({"whole": model, **sites(model)}, lambda call: None):
         model(x)
     assert F.scaled_dot_product_attention is SDPA and not _stack() and not hooks_of(model)
     model.trouble = None
@@ -132,7 +132,7 @@ def test_wires_are_gone_after_an_exception_in_the_model(model, x, trouble):
 
 def test_a_watch_recovers_from_an_interrupt_that_was_caught_inside(model, x):
     seen = []
-    with Watch({"whole": model}, lambda call: seen.append(call.site)):
+    with AttentionHook({"whole": model}, lambda call: seen.append(call.site)):
         model.trouble = KeyboardInterrupt()
         with pytest.raises(KeyboardInterrupt):
             model(x)
@@ -146,15 +146,15 @@ def test_an_exception_in_the_watcher_stops_the_model(model, x):
     def see(call):
         raise RuntimeError("disk full")
 
-    with pytest.raises(RuntimeError, match="disk full"), Watch(sites(model), see):
+    with pytest.raises(RuntimeError, match="disk full"), AttentionHook(sites(model), see):
         model(x)
 
 
 def test_a_failing_start_leaves_no_wires(model):
     scripted = torch.jit.script(nn.Linear(2, 2))
     with (
-        pytest.raises(WireError, match="scripted"),
-        Watch({"first": model.first, "scripted": scripted}, lambda call: None),
+        pytest.raises(HookError, match="scripted"),
+        AttentionHook({"first": model.first, "scripted": scripted}, lambda call: None),
     ):
         pass
     assert not hooks_of(model)
@@ -162,7 +162,7 @@ def test_a_failing_start_leaves_no_wires(model):
 
 def test_modules_without_a_watch_are_not_seen(model, x):
     seen = []
-    with Watch({"first": model.first}, lambda call: seen.append(call.site)):
+    with AttentionHook({"first": model.first}, lambda call: seen.append(call.site)):
         model(x)
         Model(1)(x)
         SDPA(x, x, x)
@@ -172,8 +172,8 @@ def test_modules_without_a_watch_are_not_seen(model, x):
 
 def test_watches_of_two_models_and_of_one_model_do_not_mix(model, x):
     other, seen = Model(1), []
-    with Watch({"a": model.first}, lambda call: seen.append(("outer", call.site))):
-        with Watch({"b": other.first, "a2": model.first}, lambda call: seen.append(("inner", call.site))):
+    with AttentionHook({"a": model.first}, lambda call: seen.append(("outer", call.site))):
+        with AttentionHook({"b": other.first, "a2": model.first}, lambda call: seen.append(("inner", call.site))):
             model(x)
             other(x)
         assert F.scaled_dot_product_attention is not SDPA
@@ -184,8 +184,8 @@ def test_watches_of_two_models_and_of_one_model_do_not_mix(model, x):
 
 def test_watches_may_end_in_any_order(model, x):
     seen = []
-    one = Watch(sites(model), lambda call: seen.append(1)).__enter__()
-    two = Watch(sites(model), lambda call: seen.append(2)).__enter__()
+    one = AttentionHook(sites(model), lambda call: seen.append(1)).__enter__()
+    two = AttentionHook(sites(model), lambda call: seen.append(2)).__enter__()
     one.__exit__(None, None, None)
     model(x)
     two.__exit__(None, None, None)
@@ -195,7 +195,7 @@ def test_watches_may_end_in_any_order(model, x):
 
 def test_the_innermost_watched_module_gives_the_name(model, x):
     seen = []
-    with Watch({"whole": model, "first": model.first}, lambda call: seen.append(call.site)):
+    with AttentionHook({"whole": model, "first": model.first}, lambda call: seen.append(call.site)):
         model(x)
     assert seen == ["first", "whole"]
 
@@ -207,7 +207,7 @@ def test_threads_do_not_mix(x):
 
     def work(number):
         seen = []
-        with Watch({f"{number}.{name}": site for name, site in sites(models[number]).items()}, seen.append):
+        with AttentionHook({f"{number}.{name}": site for name, site in sites(models[number]).items()}, seen.append):
             same = all(torch.equal(models[number](x), plain[number]) for _ in range(20))
         results[number] = [same, len(seen), {call.site.split(".")[0] for call in seen}]
 
@@ -222,7 +222,7 @@ def test_threads_do_not_mix(x):
 def test_another_replacement_beneath_ours(model, x, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", theirs := lambda *a, **k: SDPA(*a, **k) * 2)
     plain, kernels = model(x), []
-    with Watch(sites(model), lambda call: kernels.append(call.kernel)):
+    with AttentionHook(sites(model), lambda call: kernels.append(call.kernel)):
         assert torch.equal(model(x), plain)
     assert F.scaled_dot_product_attention is theirs and set(kernels) == {"replaced"}
     monkeypatch.undo()
@@ -231,11 +231,11 @@ def test_another_replacement_beneath_ours(model, x, monkeypatch):
 def test_another_replacement_above_ours_stays_and_sees_no_loop(model, x):
     plain, seen = model(x), []
     try:
-        with Watch(sites(model), lambda call: None):
+        with AttentionHook(sites(model), lambda call: None):
             ours = F.scaled_dot_product_attention
             F.scaled_dot_product_attention = theirs = lambda *a, **k: ours(*a, **k)
         assert F.scaled_dot_product_attention is theirs and torch.equal(model(x), plain)
-        with Watch(sites(model), lambda call: seen.append(call.site)):
+        with AttentionHook(sites(model), lambda call: seen.append(call.site)):
             assert torch.equal(model(x), plain)
         assert seen == ["first", "second"]
     finally:
@@ -249,9 +249,9 @@ def test_a_compiled_model_is_seen_whole_and_compiled_again_afterwards(model, x):
     compiled(x)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     seen = []
-    with Watch(sites(model), lambda call: seen.append(call.site)) as watch:
+    with AttentionHook(sites(model), lambda call: seen.append(call.site)) as watch:
         assert torch.equal(compiled(x), plain)
-    assert seen == ["first", "second"] and not watch.blind()
+    assert seen == ["first", "second"] and not watch.unread()
     assert torch.equal(compiled(x), plain)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
@@ -262,7 +262,7 @@ def test_autocast_changes_nothing(model, x):
         found = []
         mask = torch.zeros(7, 7)
         masked = model.first(x, mask)
-        with Watch(sites(model), lambda call: found.append(call.probabilities())):
+        with AttentionHook(sites(model), lambda call: found.append(call.probabilities())):
             assert torch.equal(model(x), plain)
             assert torch.equal(model.first(x, mask), masked)
     assert all(one.dtype == torch.float32 for one in found)
@@ -273,7 +273,7 @@ def test_gradients_flow_as_without_a_watch(x):
     def gradient(watched):
         model = Model().requires_grad_(True)
         if watched:
-            with Watch(sites(model), lambda call: call.probabilities()):
+            with AttentionHook(sites(model), lambda call: call.probabilities()):
                 model(x).square().sum().backward()
         else:
             model(x).square().sum().backward()
@@ -284,9 +284,9 @@ def test_gradients_flow_as_without_a_watch(x):
 
 def test_modules_that_never_ran_or_do_not_attend_are_named(model, x):
     linear = nn.Linear(16, 16)
-    with Watch({"idle": model.second, "linear": linear}, lambda call: None) as watch:
+    with AttentionHook({"idle": model.second, "linear": linear}, lambda call: None) as watch:
         linear(x)
-    blind = watch.blind()
+    blind = watch.unread()
     assert "did not run" in blind["idle"] and "scaled_dot_product_attention" in blind["linear"]
 
 
@@ -296,14 +296,14 @@ def test_attention_of_unexpected_shape_is_refused(x):
             return F.scaled_dot_product_attention(x, x, x)
 
     flat = Flat()
-    with pytest.raises(WireError, match="flat: expected q of shape"), Watch({"flat": flat}, lambda call: None):
+    with pytest.raises(HookError, match="flat: expected q of shape"), AttentionHook({"flat": flat}, lambda call: None):
         flat(x)
 
 
 def test_torch_multihead_attention_is_seen(x):
     module = nn.MultiheadAttention(16, 2, batch_first=True).train()  # eval() has a fused path below Python
     seen = []
-    with Watch({"mha": module}, seen.append):
+    with AttentionHook({"mha": module}, seen.append):
         module(x, x, x, need_weights=False)
     assert seen[0].shape == (2, 2, 7, 7)
 
@@ -322,7 +322,7 @@ def test_states_of_something_else_are_refused():
             return {"text": 1}
 
     with (
-        pytest.raises(WireError, match="dict came"),
+        pytest.raises(HookError, match="dict came"),
         state_hooks({"words": (words := Words())}, lambda name, state: None),
     ):
         words()
@@ -339,7 +339,7 @@ def test_arguments_are_what_the_module_was_called_with(model, x):
 
 
 def test_a_parameter_that_does_not_exist_is_refused(model):
-    with pytest.raises(WireError, match="no parameter 'text'; it has x, mask"):
+    with pytest.raises(HookError, match="no parameter 'text'; it has x, mask"):
         wrong = {"first": (model.first, ["x"]), "second": (model.first, ["text"])}  # the first one is no reason to stay
         argument_hooks(wrong, lambda *values: None).__enter__()
     assert not hooks_of(model)
@@ -347,9 +347,9 @@ def test_a_parameter_that_does_not_exist_is_refused(model):
 
 def test_a_call_knows_when_it_is_too_late(model, x):
     calls = []
-    with Watch(sites(model), calls.append):
+    with AttentionHook(sites(model), calls.append):
         model(x)
     early = calls[0].probabilities()
     assert not calls[0].stale and torch.equal(calls[0].probabilities(), early)
-    calls[0].what.query.add_(1)
+    calls[0].inputs.query.add_(1)
     assert calls[0].stale and not calls[1].stale

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from toushi.hooks import kernels
-from toushi.hooks.kernels import Scored, additive, attend, log_sum_exp, probabilities
+from toushi.hooks.kernels import AttentionInputs, additive, attend, log_sum_exp, probabilities
 
 SDPA = F.scaled_dot_product_attention
 AVAILABLE = ["flash-cpu", "math"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])
@@ -49,7 +49,10 @@ def explicit(q, k, mask=None, causal=False, scale=None):
 
 def read(q, k, attended, columns=slice(None), mask=None, causal=False, scale=None):
     """As `Call` does it, without the wires: these columns, and what all others got."""
-    what, every = Scored(q, k, scale or q.shape[-1] ** -0.5, mask, 0 if causal else None), list(range(k.shape[2]))
+    what, every = (
+        AttentionInputs(q, k, scale or q.shape[-1] ** -0.5, mask, 0 if causal else None),
+        list(range(k.shape[2])),
+    )
     taken = every[columns] if isinstance(columns, slice) else columns
     others = [column for column in every if column not in taken]
     return probabilities(what, attended.lse, columns), probabilities(what, attended.lse, others).sum(2)
@@ -96,7 +99,7 @@ def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch
 def test_without_a_log_sum_exp_from_the_kernel(mask, chunk, few, monkeypatch):
     """By a softmax of everything, or by one of our own where there are many keys; in chunks."""
     monkeypatch.setattr(kernels, "CHUNK", chunk)
-    monkeypatch.setattr(kernels, "FEW", few)
+    monkeypatch.setattr(kernels, "RECOMPUTE_MAX_KEYS", few)
     q, k, v = inputs()
     mask = masks(2, 3, 33, 21)[mask]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -115,7 +118,7 @@ def test_the_mean_over_heads_is_that_of_the_whole(mask, chunk, monkeypatch):
     """Averaged and rounded chunk by chunk."""
     q, k, v = inputs()
     mask = masks(2, 3, 33, 21)[mask]
-    attended, what = attend(SDPA, q, k, v, mask), Scored(q, k, 32**-0.5, mask)
+    attended, what = attend(SDPA, q, k, v, mask), AttentionInputs(q, k, 32**-0.5, mask)
     whole = probabilities(what, attended.lse, [2, 5, 6])
     monkeypatch.setattr(kernels, "CHUNK", chunk)
     averaged = probabilities(what, attended.lse, [2, 5, 6], mean=True)
@@ -126,11 +129,11 @@ def test_the_mean_over_heads_is_that_of_the_whole(mask, chunk, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 100, 10_000])
 def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
     q, k, _ = inputs()
-    what = Scored(q, k, 0.2, masks(2, 3, 33, 21)["boolean"])
+    what = AttentionInputs(q, k, 0.2, masks(2, 3, 33, 21)["boolean"])
     whole = log_sum_exp(what)
     monkeypatch.setattr(kernels, "CHUNK", chunk)
     torch.testing.assert_close(log_sum_exp(what), whole, atol=1e-6, rtol=0)
-    causal = Scored(q, k, 0.2, first=0)
+    causal = AttentionInputs(q, k, 0.2, first=0)
     lse = log_sum_exp(causal)
     torch.testing.assert_close(probabilities(causal, lse, slice(None)).sum(2), torch.ones(2, 3, 33), atol=1e-5, rtol=0)
 
@@ -199,7 +202,7 @@ def test_few_keys_are_exact_however_large_the_scores_are(dtype):
     """As of a text encoder that was trained: a difference of scores that were rounded apart would be off by 1e-4."""
     q, k, v = inputs(dtype=dtype)
     q = q * 60
-    attended = attend(SDPA, q, k, v, few=kernels.FEW)
+    attended = attend(SDPA, q, k, v, few=kernels.RECOMPUTE_MAX_KEYS)
     assert attended.lse is None and torch.equal(attended.output, SDPA(q, k, v))
     here, _ = read(q, k, attended)
     assert (here.double() - explicit(q, k)).abs().max() < 2e-5
@@ -304,7 +307,7 @@ def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, mo
 def test_some_queries_are_the_same_as_in_the_whole(causal, queries):
     q, k, v = inputs()
     attended = attend(SDPA, q, k, v, is_causal=causal)
-    what = Scored(q, k, 32**-0.5, None, 0 if causal else None)
+    what = AttentionInputs(q, k, 32**-0.5, None, 0 if causal else None)
     some = probabilities(what.part([1], queries), attended.lse[[1]][:, :, queries], [2, 5, 8])
     whole = probabilities(what, attended.lse, [2, 5, 8])[[1]][..., queries]
     torch.testing.assert_close(some, whole, atol=1e-6, rtol=0)
@@ -316,7 +319,7 @@ def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
     q, k, v = inputs()
     attended = attend(SDPA, q, k, v, masks(2, 3, 33, 21)[mask])
     mask = masks(2, 3, 33, 21)[mask]
-    what = Scored(q, k, 32**-0.5, mask)
+    what = AttentionInputs(q, k, 32**-0.5, mask)
     some = probabilities(what.part(rows, slice(None)), attended.lse[rows], [2, 5])
     torch.testing.assert_close(some, read(q, k, attended, [2, 5], mask)[0][rows], atol=0, rtol=0)
 
@@ -324,7 +327,7 @@ def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
 def test_one_text_for_all_rows():
     q, k, v = inputs()
     attended = attend(SDPA, q, k[:1].expand_as(k), v)
-    one = Scored(q, k[:1], 32**-0.5)
+    one = AttentionInputs(q, k[:1], 32**-0.5)
     torch.testing.assert_close(
         probabilities(one, attended.lse, slice(None)).double(), explicit(q, k[:1]), atol=2e-6, rtol=0
     )

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from toushi.hooks.attention import Watch
-from toushi.hooks.attention_edits import attended_anew
+from toushi.hooks.attention import AttentionHook
+from toushi.hooks.attention_edits import apply_attention_edit
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -64,7 +64,7 @@ def explicit(query, key, attn_mask=None, is_causal=False, scale=None, enable_gqa
 
 def seen(call, named):
     module, found = Attending(), []
-    with Watch({"site": module}, found.append):
+    with AttentionHook({"site": module}, found.append):
         output = module(*call, **named)
     return output, found[0]
 
@@ -98,9 +98,9 @@ def test_what_is_changed_is_the_changed_softmax(call, data):
     module = Attending()
 
     def change(call, value, output):
-        return attended_anew(call, value, output, lambda p: p * factor, columns, renormalise=renormalise)
+        return apply_attention_edit(call, value, output, lambda p: p * factor, columns, renormalise=renormalise)
 
-    with Watch({"site": module}, change=change):
+    with AttentionHook({"site": module}, edit=change):
         found = module(query, key, value, **named)
     wanted = explicit(query, key, **named)
     wanted[..., columns] *= factor
@@ -127,9 +127,9 @@ def test_what_is_left_shares_the_mass_however_little_it_was(dtype, lead):
     module = Attending()
 
     def change(call, value, output):
-        return attended_anew(call, value, output, torch.zeros_like, [4], renormalise=True)
+        return apply_attention_edit(call, value, output, torch.zeros_like, [4], renormalise=True)
 
-    with Watch({"site": module}, change=change):
+    with AttentionHook({"site": module}, edit=change):
         found = module(query, key, value, attn_mask=bias)
     bias[..., 4] = -math.inf
     expected = explicit(query, key, attn_mask=bias) @ value.double()
@@ -141,7 +141,7 @@ def test_what_is_left_shares_the_mass_however_little_it_was(dtype, lead):
 def test_batches_may_change_from_call_to_call(shapes):
     """Guidance that is switched off part-way halves the rows."""
     module, found = Attending(), []
-    with Watch({"site": module}, found.append):
+    with AttentionHook({"site": module}, found.append):
         for rows, queries in shapes:
             module(torch.randn(rows, 2, queries, 8), torch.randn(rows, 2, 5, 8), torch.randn(rows, 2, 5, 8))
     assert [call.shape for call in found] == [(rows, 2, queries, 5) for rows, queries in shapes]

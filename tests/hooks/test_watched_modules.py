@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from toushi.hooks.attention import Watch
+from toushi.hooks.attention import AttentionHook
 from toushi.hooks.module_hooks import argument_hooks, input_hook, state_hooks
 from toushi.hooks.watched_modules import is_watched
 
@@ -23,8 +23,8 @@ def ignore(*_):
 @pytest.mark.parametrize(
     "watching",
     [
-        lambda module: Watch({"site": module}, ignore),
-        lambda module: Watch({"site": module}, change=ignore),
+        lambda module: AttentionHook({"site": module}, ignore),
+        lambda module: AttentionHook({"site": module}, edit=ignore),
         lambda module: state_hooks({"state": module}, ignore),
         lambda module: input_hook(module, "input", ignore),
     ],
@@ -48,7 +48,7 @@ def test_who_reads_inputs_only_does_not_watch(model):
 
 
 def test_a_watch_that_ends_with_an_exception_ends(model):
-    with pytest.raises(ZeroDivisionError), Watch({"site": model[0]}, ignore):
+    with pytest.raises(ZeroDivisionError), AttentionHook({"site": model[0]}, ignore):
         raise ZeroDivisionError
     assert not is_watched(model)
 

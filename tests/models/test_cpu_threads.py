@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from toushi import main
-from toushi.cli.layers import Lens
+from toushi.cli.layers import Layers
 from toushi.cli.trace import Trace
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
@@ -107,7 +107,7 @@ def test_the_manifest_has_the_number_that_computed(folder, tmp_path):
     for name in ("sampled", "evaluated"):
         manifest = open_trace(tmp_path / name).manifest
         assert manifest.threads == manifest.loading["threads"] == 1
-    lens(folder, [PROMPT], folder=tmp_path / "texts")
+    record_texts(folder, [PROMPT], tmp_path / "texts")
     assert open_encoder_trace(tmp_path / "texts").manifest.threads == 1
 
 
@@ -150,10 +150,10 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
     assert open_trace(tmp_path / "run").manifest.threads == 2
     for options, expected in ([], 1), (["--threads", "2"], 2):
         texts = tmp_path / f"texts-{expected}"
-        assert main(["lens", PROMPT, "--encoder", folder, "--save", str(texts), *options]) == 0
+        assert main(["layers", PROMPT, "--encoder", folder, "--save", str(texts), *options]) == 0
         assert open_encoder_trace(texts).manifest.threads == expected
     capsys.readouterr()
-    for command in (["trace", PROMPT], ["sites"], ["lens", PROMPT]):
+    for command in (["trace", PROMPT], ["sites"], ["layers", PROMPT]):
         assert main([*command, "--threads", "0"]) == 2
         assert "threads must be a whole number from 1 to 1024; 0 came" in capsys.readouterr().err
 
@@ -162,4 +162,4 @@ def test_numbers_that_cannot_be_meant():
     for wrong in (0, -1, 5000, 2.0, "two"):
         with pytest.raises(BadOption, match="threads must be a whole number from 1 to 1024"):
             load("mini-unet", threads=wrong)
-    assert Trace().loading.threads is None and Lens(("猫",)).threads is None
+    assert Trace().loading.threads is None and Layers(("猫",)).threads is None

@@ -32,15 +32,15 @@ CORE_COMMANDS = [
     ["sites"],
     ["info", "run"],
     ["verify", "run"],
-    ["lens", "河边的银行", "他去银行"],
+    ["layers", "河边的银行", "他去银行"],
     ["doctor"],
     ["export", "run", "--to", "npz"],
     ["trace", "a red cat", "--steps", "1", "--no-record", "--out", "picture"],
 ]
 EXTRA_COMMANDS = [
     (["trace", "a red cat", "--steps", "1"], "figures"),
-    (["lens", "河边的银行", "--out", "bank.png"], "figures"),
-    (["lens", "河边的银行", "--encoder", "pipeline"], "pipelines"),
+    (["layers", "河边的银行", "--out", "bank.png"], "figures"),
+    (["layers", "河边的银行", "--encoder", "pipeline"], "pipelines"),
     (["doctor", "pipeline"], "pipelines"),
     (["view", "run"], "app"),
     (["run", "bilingual"], "experiments"),

@@ -50,7 +50,7 @@ def test_pyright_finds_a_planted_type_error(planted, tmp_path):
 
 @pytest.mark.parametrize("name", BARE)
 def test_ruff_finds_a_planted_bare_import(planted, tmp_path, name):
-    files = planted(f"import {name}\nfrom {name}.attention import Watch\n\nprint({name}, Watch)\n")
+    files = planted(f"import {name}\nfrom {name}.attention import AttentionHook\n\nprint({name}, AttentionHook)\n")
     command = [sys.executable, "-m", "ruff", "check", "--output-format=json", "--no-cache", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     found = [relative(one["filename"], tmp_path) for one in json.loads(done.stdout) if one["code"] == "TID251"]

@@ -10,7 +10,7 @@ import pytest
 from tests.pipelines.tiny import MAKERS, made, scaled
 from tests.pipelines.variants import variant
 from toushi import main
-from toushi.cli.inspect import of_configs
+from toushi.cli.sites import sites_from_configs
 from toushi.dashboards import trace_library as library
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.generate import generate
@@ -122,7 +122,7 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
         generate(pipeline, PROMPT, steps=1, size=size)
     for weights in (tmp_path / "model").rglob("*.safetensors"):
         weights.unlink()
-    told, found = of_configs(tmp_path / "model", size), open_trace(tmp_path / "run").sites
+    told, found = sites_from_configs(tmp_path / "model", size), open_trace(tmp_path / "run").sites
     assert set(told) == set(found)
     for site, about in found.items():
         assert told[site]["kind"] == about["kind"] and told[site]["heads"] == about["heads"], site

@@ -7,7 +7,7 @@ import torch
 
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
 from toushi import main
-from toushi.hooks.attention import Watch
+from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
 from toushi.probe.pipelines.family import UnknownFamily
@@ -46,7 +46,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     sites, calls = family_of(pipeline).sites(pipeline), []
     says = r"no family serves.*by the index of the key.*not known which token.*families\.md"
     with (
-        Watch({name: site.module for name, site in sites.items()}, calls.append),
+        AttentionHook({name: site.module for name, site in sites.items()}, calls.append),
         pytest.warns(ByTokenIndex, match=says),
         record(pipeline, tmp_path / "run", dtype="float32"),
     ):
@@ -58,7 +58,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     assert len(trace.sites) == 4
     # The maps are those of the known row, whose prompt comes second in the batch.
     call = next(call for call in calls if call.site == next(iter(trace.sites)))
-    truth = (call.what.query.double() @ call.what.key.double().mT * call.what.scale).softmax(-1)[-1]
+    truth = (call.inputs.query.double() @ call.inputs.key.double().mT * call.inputs.scale).softmax(-1)[-1]
     found = trace.files.step(0).read(f"{call.site}/cond")
     assert np.abs(found.reshape(*found.shape[:2], -1) - truth.mT.numpy()).max() < 1e-5
     with pytest.raises(ToushiError, match="family of the pipeline is not known"):

@@ -12,7 +12,7 @@ from diffusers.models import attention_dispatch
 from torch import nn
 
 from tests.pipelines.tiny import made
-from toushi.hooks.attention import Watch
+from toushi.hooks.attention import AttentionHook
 from toushi.probe.pipelines import private_api
 from toushi.probe.pipelines.registry import family_of
 
@@ -104,7 +104,7 @@ def test_a_t5_that_attends_elsewhere_is_not_taken_for_readable():
     """In transformers 4 it has an attention of its own, which calls no function that could be replaced."""
     encoder = made("pixart").text_encoder
     attention, calls = encoder.encoder.block[0].layer[0].SelfAttention, []
-    with Watch({"attention": attention}, calls.append):
+    with AttentionHook({"attention": attention}, calls.append):
         encoder(input_ids=torch.tensor([[5, 6, 1]]))
     assert (private_api.attention_implementation(attention, encoder) == "sdpa") == bool(calls)
 

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import (
 )
 
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made, scaled
-from toushi.hooks.attention import Watch
+from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
@@ -97,7 +97,7 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
     """Added up key by key from an explicit softmax, where the recorder takes what the text columns leave."""
     sites = {n: site.module for n, site in family_of(pipeline).sites(pipeline).items() if site.kind == "cross"}
     calls = []
-    with Watch(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0, pads=True):
+    with AttentionHook(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0, pads=True):
         draw(pipeline, guidance=False, steps=1)
     trace = open_trace(tmp_path / "run")
     file = trace.files.step(0)
@@ -106,10 +106,10 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
         maps = file.read(f"{call.site}/cond")
         heads, columns, *grid = maps.shape
         cells, keys = grid[0] * grid[1], call.shape[3]
-        scores = call.what.query.double() @ call.what.key.double().mT * call.what.scale
-        if call.what.mask is not None:
-            masked = call.what.mask.dtype == torch.bool
-            scores = scores.masked_fill(~call.what.mask, -torch.inf) if masked else scores + call.what.mask
+        scores = call.inputs.query.double() @ call.inputs.key.double().mT * call.inputs.scale
+        if call.inputs.mask is not None:
+            masked = call.inputs.mask.dtype == torch.bool
+            scores = scores.masked_fill(~call.inputs.mask, -torch.inf) if masked else scores + call.inputs.mask
         whole = scores.softmax(-1)[0]
         first = call.shape[2] > cells and name in TEXT_FIRST
         queries = whole[:, columns : columns + cells] if first else whole[:, :cells]
@@ -236,9 +236,9 @@ def first_keys(pipeline, site, **how):
         calls.append(call)
         raise Enough
 
-    with pytest.raises(Enough), Watch({site: family_of(pipeline).sites(pipeline)[site].module}, seen):
+    with pytest.raises(Enough), AttentionHook({site: family_of(pipeline).sites(pipeline)[site].module}, seen):
         draw(pipeline, guidance=False, steps=1, **how)
-    return calls[0].what.key[0].transpose(0, 1)
+    return calls[0].inputs.key[0].transpose(0, 1)
 
 
 def disturbing(encoder, position, sequence_first):

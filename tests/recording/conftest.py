@@ -3,7 +3,7 @@
 import pytest
 import torch.nn.functional as F
 
-from tests.recording.made import SDPA
+from tests.recording.tiny_runs import SDPA
 from toushi.hooks.attention import _stack
 from toushi.hooks.watched_modules import is_watched
 from toushi.probe.models.mini_unet import MiniUNet

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.recording.made import LONG, PROMPT, draw, recorded, same
+from tests.recording.tiny_runs import LONG, PROMPT, draw, recorded, same
 from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of, edits_of_manifest
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.recording.record import record
@@ -317,10 +317,10 @@ def test_a_source_that_lacks_what_is_asked_says_so(model, tmp_path):
             draw(model)
 
 
-def test_what_the_lens_kept_is_no_picture_to_take_maps_from(model, tmp_path):
-    lens(model, ["河边的银行"], folder=tmp_path / "lens")
+def test_an_encoder_trace_is_no_picture_to_take_maps_from(model, tmp_path):
+    record_texts(model, ["河边的银行"], tmp_path / "texts")
     with pytest.raises(NotAPicture):
-        edit(model, Edit(CROSS, "replace", word="月亮", source=tmp_path / "lens"))
+        edit(model, Edit(CROSS, "replace", word="月亮", source=tmp_path / "texts"))
 
 
 def test_a_head_named_twice_is_edited_once(model):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.recording.made import PROMPT
+from tests.recording.tiny_runs import PROMPT
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.open import open_trace

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.recording.made import LONG, recorded, same
+from tests.recording.tiny_runs import LONG, recorded, same
 from toushi.probe.base.errors import ToushiError
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.recording.made import PROMPT
+from tests.recording.tiny_runs import PROMPT
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
 from toushi.probe.resume import resume

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.recording.made import PROMPT, draw, explicit, recorded, same
+from tests.recording.tiny_runs import PROMPT, draw, explicit, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.provenance import value_of_picture
@@ -185,13 +185,13 @@ def test_latents_that_are_changed_afterwards(model, tmp_path):
 
 def test_calls_read_together_are_what_each_alone_would_give(model):
     """Sites of one shape, with the mask of a shorter text, all rows or some."""
-    from toushi.hooks.attention import Watch
+    from toushi.hooks.attention import AttentionHook
     from toushi.probe.pipelines.registry import family_of
     from toushi.probe.recording import step_maps as maps
 
     calls = []
     sites = {n: s.module for n, s in family_of(model).sites(model).items() if s.kind == "cross"}
-    with Watch(sites, calls.append):
+    with AttentionHook(sites, calls.append):
         model.sample([PROMPT, "猫"], steps=2)
     assert len({call.shape for call in calls}) < len(sites) < len(calls)
     for rows in (None, [3, 0]):

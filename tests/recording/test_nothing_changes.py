@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.recording.made import draw, recorded
+from tests.recording.tiny_runs import draw, recorded
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace

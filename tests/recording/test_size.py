@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.recording.made import PROMPT, draw, recorded, same
+from tests.recording.tiny_runs import PROMPT, draw, recorded, same
 from toushi.probe.recording.forecast import OverBudget, forecast
 from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.record import record

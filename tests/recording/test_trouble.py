@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.recording.made import PROMPT, draw, recorded, same
+from tests.recording.tiny_runs import PROMPT, draw, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import UnknownFamily, UnknownSite
 from toushi.probe.recording.record import record

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.recording.made import LONG, PROMPT, draw, explicit, recorded, same
+from tests.recording.tiny_runs import LONG, PROMPT, draw, explicit, recorded, same
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.models.text_encoder import turned
 from toushi.probe.recording.record import record

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.experiments import coins
-from tests.figures.made import made_trace
+from tests.figures.tiny_traces import made_trace
 from tests.reports.ink import is_wide, signs
 from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.executor import Outcome
-from toushi.probe.base.bilingual import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import PAGE, save, styled
 from toushi.probe.text.alignment import Word

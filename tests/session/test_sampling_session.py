@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.recording.made import PROMPT, draw, same
+from tests.recording.tiny_runs import PROMPT, draw, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet

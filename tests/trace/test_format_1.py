@@ -1,7 +1,7 @@
 """Traces of format version 1 open, verify and give the same maps.
 
 format_1/ was written by the code of version 1 with MiniUNet.tiny(): `picture` by `record(…, keep="mean", steps=[0, 2])`,
-`encoder` by `lens(…, folder=…)`. expected.npz holds what that code read from them.
+`encoder` by what is now `record_texts`. expected.npz holds what that code read from them.
 """
 
 from pathlib import Path

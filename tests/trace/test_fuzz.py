@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.trace.test_damaged import STEP, use_all, whole  # noqa: F401
-from toushi.cli.inspect import Info, Verify
+from toushi.cli.info import Info
+from toushi.cli.verify import Verify
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import safetensors_reader as stored
 from toushi.probe.trace import trace_format as layout

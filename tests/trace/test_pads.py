@@ -9,7 +9,7 @@ import pytest
 
 from tests.figures.test_figures import texts
 from tests.trace.runs import PROMPT, TOKENIZER, Run
-from toushi.cli.inspect import Info
+from toushi.cli.info import Info
 from toushi.cli.trace_summary import others
 from toushi.dashboards.heat_map import planes
 from toushi.probe.figures.tokens_figure import tokens_figure

@@ -12,8 +12,9 @@ import pytest
 
 from tests.trace.runs import Run
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import BATCH, lens
+from toushi.probe.encoders.encode_layers import BATCH, encode_layers
 from toushi.probe.encoders.load_encoder import open_encoder
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.trace.encoder_trace import EncoderTraceWriter
 from toushi.probe.trace.export.export_trace import export
@@ -32,12 +33,12 @@ def encoder():
 @pytest.fixture(scope="module")
 def folder(encoder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("texts") / "run"
-    lens(encoder, HERE, folder=folder)
+    record_texts(encoder, HERE, folder)
     return folder
 
 
 def test_what_was_seen_comes_back(encoder, folder):
-    trace, direct = open_encoder_trace(folder), lens(encoder, HERE)
+    trace, direct = open_encoder_trace(folder), encode_layers(encoder, HERE)
     assert trace.texts == HERE and len(trace) == len(HERE) and trace.complete and not trace.verify()
     assert trace.layers == len(encoder.layers)
     for number, reading in enumerate(direct):
@@ -53,7 +54,7 @@ def test_what_was_seen_comes_back(encoder, folder):
 
 
 def test_attention_may_be_left_away(encoder, tmp_path):
-    readings = lens(encoder, HERE[:2], folder=tmp_path / "run", attention=False)
+    readings = record_texts(encoder, HERE[:2], tmp_path / "run", attention=False)
     with pytest.raises(ToushiError, match="not looked at"):
         _ = readings[0].attention
     assert not open_encoder_trace(tmp_path / "run").verify()
@@ -61,16 +62,16 @@ def test_attention_may_be_left_away(encoder, tmp_path):
 
 def test_another_trace_is_only_replaced_when_that_is_asked_for(encoder, tmp_path):
     for texts in (HERE[:2], HERE[2:3]):
-        lens(encoder, texts, folder=tmp_path / "run", overwrite=True)
+        record_texts(encoder, texts, tmp_path / "run", overwrite=True)
     assert open_encoder_trace(tmp_path / "run").texts == HERE[2:3]
     with pytest.raises(WriteFailed, match="not empty"):
-        lens(encoder, HERE[:1], folder=tmp_path / "run")
+        record_texts(encoder, HERE[:1], tmp_path / "run")
 
 
 def test_killed_half_way_everything_that_is_listed_can_be_read(tmp_path):
     script = f"""
 import os, signal
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.trace.encoder_trace import EncoderTraceWriter
 write = EncoderTraceWriter.write
@@ -79,7 +80,7 @@ def killed(self, readings):
     if self.files == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 EncoderTraceWriter.write = killed
-lens(MiniUNet.tiny(), ["猫在左边"] * {4 * BATCH}, folder={str(tmp_path / "run")!r})
+record_texts(MiniUNet.tiny(), ["猫在左边"] * {4 * BATCH}, {str(tmp_path / "run")!r})
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": "."}
@@ -94,7 +95,7 @@ lens(MiniUNet.tiny(), ["猫在左边"] * {4 * BATCH}, folder={str(tmp_path / "ru
 
 
 def test_a_line_that_was_cut_off_does_not_count(encoder, tmp_path):
-    lens(encoder, ["猫"] * (BATCH + 1), folder=tmp_path / "run")
+    record_texts(encoder, ["猫"] * (BATCH + 1), tmp_path / "run")
     file = tmp_path / "run" / TEXTS
     file.write_bytes(file.read_bytes()[:-20])
     assert len(open_encoder_trace(tmp_path / "run")) == BATCH
@@ -117,7 +118,7 @@ class Unflushed:
 
 @pytest.mark.parametrize("at", ["the manifest", "the list"])
 def test_a_disk_that_is_full_at_the_very_end(encoder, tmp_path, monkeypatch, at):
-    readings = lens(encoder, HERE[:2])
+    readings = encode_layers(encoder, HERE[:2])
     about = {"count": 2, "layers": len(encoder.layers), "heads": 2, "width": readings[0].states.sizes["feature"]}
 
     def write(trouble=None):
@@ -139,7 +140,7 @@ def test_a_disk_that_is_full_at_the_very_end(encoder, tmp_path, monkeypatch, at)
 
 
 def test_damage_is_told(encoder, tmp_path):
-    lens(encoder, HERE[:2], folder=tmp_path / "run")
+    record_texts(encoder, HERE[:2], tmp_path / "run")
     file = tmp_path / "run/texts_0000.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -205,7 +206,7 @@ def test_commands(folder, tmp_path, capsys):
     assert run(["verify", str(folder)]) == 0
     assert "in order" in capsys.readouterr().out
     assert run(["export", str(folder), "--to", "npz", "--out", str(tmp_path / "e.npz")]) == 0
-    assert run(["lens", "猫在左边", "--save", str(tmp_path / "kept")]) == 0
+    assert run(["layers", "猫在左边", "--save", str(tmp_path / "kept")]) == 0
     assert open_encoder_trace(tmp_path / "kept").texts == ["猫在左边"]
-    assert run(["lens", "猫在左边", "--save", str(tmp_path / "kept")]) == 2
+    assert run(["layers", "猫在左边", "--save", str(tmp_path / "kept")]) == 2
     assert "not empty" in capsys.readouterr().err

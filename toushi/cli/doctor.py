@@ -13,7 +13,7 @@ from toushi.cli.doctor_messages import MESSAGES
 from toushi.cli.language import language_of
 from toushi.cli.model_options import Loads
 from toushi.cli.terminal import table
-from toushi.probe.base.bilingual import Language
+from toushi.probe.base.bilingual_text import Language
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 

@@ -1,6 +1,6 @@
 """What `toushi doctor` says, in English and Chinese."""
 
-from toushi.probe.base.bilingual import Messages
+from toushi.probe.base.bilingual_text import Messages
 
 # key: (English, Chinese)
 MESSAGES = Messages(

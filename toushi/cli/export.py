@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from toushi.cli.inspect import Folder
 from toushi.cli.terminal import table
 from toushi.cli.trace import Words
+from toushi.cli.trace_listing import Folder
 from toushi.probe.base.byte_sizes import format_bytes
 
 

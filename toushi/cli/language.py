@@ -2,7 +2,7 @@
 
 import os
 
-from toushi.probe.base.bilingual import Language, language_of_locale
+from toushi.probe.base.bilingual_text import Language, language_of_locale
 
 
 def language_of(asked: Language | None) -> Language:

@@ -1,4 +1,4 @@
-"""`toushi lens`: what every layer of a text encoder makes of one or a few sentences."""
+"""`toushi layers`: what every layer of a text encoder makes of one or a few sentences."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from toushi.cli.terminal import printable, table, terminal_width
-from toushi.cli.token_alignment import lanes
+from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.pipelines.load_options import checked_threads
@@ -21,18 +21,18 @@ ENDINGS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
-class Lens:
+class Layers:
     ABOUT = """Shows what each layer of a text encoder makes of the words of a sentence.
 
-  toushi lens "我在河边的银行钓鱼"
-  toushi lens "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
-  toushi lens "他去银行存钱了" --encoder FOLDER_OR_HUB_ID --layers 1 6 12
-  toushi lens "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_encoder_trace)
+  toushi layers "我在河边的银行钓鱼"
+  toushi layers "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
+  toushi layers "他去银行存钱了" --encoder FOLDER_OR_HUB_ID --layers 1 6 12
+  toushi layers "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_encoder_trace)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own
 embedding and to the words of the other sentences (cosine), and what it reads (attention, mean of the heads).
 In many encoders all words are alike: compare every cosine with the row "different words". In Python:
-lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over many sentences."""
+encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for measures over many sentences."""
 
     sentences: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SENTENCE ...")]
     """One or more; the first is compared with each of the others."""
@@ -51,8 +51,9 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
 
     def run(self) -> None:
         self._check()
-        from toushi.probe.encoders.encode_layers import lens
+        from toushi.probe.encoders.encode_layers import encode_layers
         from toushi.probe.encoders.load_encoder import open_encoder
+        from toushi.probe.encoders.record_texts import record_texts
 
         encoder = open_encoder(self.encoder)
         if self.threads is not None:
@@ -60,10 +61,16 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
         every = list(range(len(encoder.layers) + 1))
         if wrong := [number for number in self.layers if number not in every]:
             raise ToushiError(f"there is no layer {wrong[0]}; {encoder.name} has 0 (the embeddings) to {every[-1]}")
-        readings = lens(encoder, list(self.sentences), folder=self.save, overwrite=self.overwrite)
+        texts = list(self.sentences)
+        if self.save is None:
+            readings = encode_layers(encoder, texts)
+        else:
+            readings = record_texts(encoder, texts, self.save, overwrite=self.overwrite)
         print(about(readings))
         for index, reading in enumerate(readings, 1):
-            print(f"\nsentence {index}\n{lanes(reading.text, reading.tokens, reading.words, terminal_width())}")
+            print(
+                f"\nsentence {index}\n{format_alignment(reading.text, reading.tokens, reading.words, terminal_width())}"
+            )
             if reading.unknown:
                 names = "、".join(word.text for word in reading.unknown)
                 print(f"toushi: warning: {readings.encoder} does not know: {names}; it reads <unk>", file=sys.stderr)
@@ -76,12 +83,12 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
             layer, why = next(iter(readings[0].blind.items()))
             print(f"toushi: warning: no attention is shown: layer {layer} {why}", file=sys.stderr)
         if self.out is not None:
-            from toushi.probe.figures.encoding_figure import lens_figure
+            from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
             from toushi.probe.figures.style import save
 
             try:
                 self.out.parent.mkdir(parents=True, exist_ok=True)
-                save(lens_figure(readings, self.layers or None), self.out)
+                save(layer_similarity_figure(readings, self.layers or None), self.out)
             except OSError as error:
                 raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
             print(f"\n{table([('figure', str(self.out))])}")
@@ -92,11 +99,11 @@ lens(encoder, texts), and toushi.probe.analysis.layer_measures for measures over
     def _check(self) -> None:
         if not self.sentences:
             raise ToushiError(
-                'expected a sentence, for example: toushi lens "我在河边的银行钓鱼" (see toushi lens --help)'
+                'expected a sentence, for example: toushi layers "我在河边的银行钓鱼" (see toushi layers --help)'
             )
         if len(self.sentences) > MOST:
             raise ToushiError(
-                f"{len(self.sentences)} sentences are too many to show, at most {MOST}; in Python lens(encoder, texts) "
+                f"{len(self.sentences)} sentences are too many to show, at most {MOST}; in Python encode_layers(encoder, texts) "
                 "takes any number"
             )
         checked_threads(self.threads)

@@ -14,12 +14,16 @@ from itertools import dropwhile, pairwise, takewhile
 import tyro
 
 from toushi.cli.doctor import Doctor
-from toushi.cli.experiment import Report, Run
 from toushi.cli.export import Export
-from toushi.cli.inspect import Info, Sites, Verify, Words
-from toushi.cli.layers import Lens
+from toushi.cli.info import Info
+from toushi.cli.layers import Layers
+from toushi.cli.report import Report
+from toushi.cli.run import Run
+from toushi.cli.sites import Sites
 from toushi.cli.trace import Trace
+from toushi.cli.verify import Verify
 from toushi.cli.view import View
+from toushi.cli.words import Words
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
 from toushi.probe.base.path_error import PathError
@@ -37,7 +41,7 @@ COMMANDS = {
     "trace": Trace,
     "view": View,
     "words": Words,
-    "lens": Lens,
+    "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
     "info": Info,

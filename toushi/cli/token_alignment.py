@@ -1,4 +1,4 @@
-"""A prompt as lanes under each other: its characters, its tokens, its words, each cut where the others are."""
+"""A prompt in three rows under each other: characters, tokens, words, each where the same text stands in the others."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from toushi.probe.base.text_width import pad, text_width
 NAMES = ("characters", "tokens", "words")
 
 
-def lanes(prompt: str, tokens: Sequence, words: Sequence, room: int) -> str:
-    """Three lines for each stretch of the prompt that fits into `room` cells.
+def format_alignment(prompt: str, tokens: Sequence, words: Sequence, width: int) -> str:
+    """Three lines for each stretch of the prompt that fits into `width` cells.
 
     A box begins where a token or a word begins. A token that shares its characters with others (the four bytes of a
     rare one) is written once, with ×4.
@@ -21,9 +21,9 @@ def lanes(prompt: str, tokens: Sequence, words: Sequence, room: int) -> str:
     }
     widths = column_widths(prompt, boxes)
     lines: list[str] = []
-    for start, end in stretches(prompt, boxes, widths, room - len(NAMES[0]) - 3):
-        for lane, name in enumerate(NAMES):
-            lines.append((pad(name, len(NAMES[0]) + 2) + line(boxes[lane], widths, start, end, lane > 0)).rstrip())
+    for start, end in break_lines(prompt, boxes, widths, width - len(NAMES[0]) - 3):
+        for row, name in enumerate(NAMES):
+            lines.append((pad(name, len(NAMES[0]) + 2) + draw_row(boxes[row], widths, start, end, row > 0)).rstrip())
         lines.append("")
     return "\n".join(lines[:-1]) if lines else "(the prompt is empty)"
 
@@ -55,12 +55,12 @@ def column_widths(prompt: str, boxes: dict[int, list]) -> list[int]:
     return widths
 
 
-def stretches(prompt: str, boxes: dict[int, list], widths: list[int], room: int) -> list[tuple[int, int]]:
+def break_lines(prompt: str, boxes: dict[int, list], widths: list[int], width: int) -> list[tuple[int, int]]:
     """(start, end) of each line, broken only where no token and no word is cut."""
     inside = {i for box in (*boxes[1], *boxes[2]) for i in range(box[0] + 1, box[1])}
     result, start, last = [], 0, 0
     for position in range(1, len(prompt) + 1):
-        if sum(widths[start:position]) > room and last > start:
+        if sum(widths[start:position]) > width and last > start:
             result.append((start, last))
             start = last
         if position not in inside:
@@ -68,7 +68,7 @@ def stretches(prompt: str, boxes: dict[int, list], widths: list[int], room: int)
     return [*result, (start, len(prompt))] if prompt else result
 
 
-def line(boxes: list[tuple[int, int, str]], widths: list[int], start: int, end: int, walls: bool) -> str:
+def draw_row(boxes: list[tuple[int, int, str]], widths: list[int], start: int, end: int, walls: bool) -> str:
     text, at = "", start
     for first, last, label in boxes:
         if not start <= first < end:

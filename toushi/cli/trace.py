@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import tyro
 
 from toushi.cli.model_options import Loads, checked_device
-from toushi.cli.trace_summary import told
+from toushi.cli.trace_summary import summarize_trace
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
@@ -143,7 +143,7 @@ open_trace(FOLDER) reads it in Python."""
         if self.no_record:
             print("\n".join(f"picture   {file}" for file in files))
         else:
-            for report in drawer.map(told, folders, [self.words or None] * len(folders)):
+            for report in drawer.map(summarize_trace, folders, [self.words or None] * len(folders)):
                 print(report)
         ended = time.perf_counter()
         print(f"time      sampling {sampled - loaded:.1f} s, in all {ended - started:.1f} s")
@@ -173,7 +173,7 @@ open_trace(FOLDER) reads it in Python."""
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
-        print(told(folder))
+        print(summarize_trace(folder))
         print(f"time      {left} of {count} steps, in all {time.perf_counter() - started:.1f} s")
 
     def beside_resume(self) -> list[str]:

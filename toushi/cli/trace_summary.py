@@ -11,7 +11,7 @@ from toushi.probe.trace.output_dir import reason
 from toushi.probe.trace.trace_errors import WriteFailed
 
 
-def told(folder: Path, words: Sequence[str] | None = None) -> str:
+def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import chosen, words_figure

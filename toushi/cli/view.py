@@ -19,7 +19,7 @@ class View:
     ABOUT = """Opens the explorer in the browser.
 
   toushi view runs/cat
-  toushi view runs/bank                          (what toushi lens --save kept: the page Layers)
+  toushi view runs/bank                          (what toushi layers --save kept: the page Layers)
   toushi view                                    (all traces below runs/)
   toushi view traces/class-3                     (all traces below another folder; new ones go there)
   toushi view runs/cat --port 8600 --headless    (on a machine without a browser)
@@ -36,10 +36,10 @@ Ends with Ctrl-C."""
     def run(self) -> int:
         require("streamlit", "matplotlib")
         if self.folder is not None:
-            from toushi.cli.inspect import traces_in
+            from toushi.cli.trace_listing import find_traces
             from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
-            if traces_in(self.folder) == [self.folder]:
+            if find_traces(self.folder) == [self.folder]:
                 # A damaged trace is reported here, not in the browser.
                 open_encoder_trace(self.folder) if is_encoder_trace(self.folder) else open_trace(self.folder)
         command, environment = self.command(), {**os.environ, "PYTHONPATH": python_path()}

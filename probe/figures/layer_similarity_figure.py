@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.layer_measures import commonness, cosine
-from toushi.probe.base.bilingual import Bilingual, translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
 from toushi.probe.figures.encoder_figure import stands
@@ -20,8 +20,8 @@ OTHERS = Bilingual(en="different words, mean", zh="不同词，平均")
 
 
 @styled
-def lens_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
-    """Three blocks of maps from `lens(encoder, texts)`, one scale in each block.
+def layer_similarity_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
+    """Three blocks of maps from `encode_layers(encoder, texts)`, one scale in each block.
 
     First, for each text, the cosine of every word with its own embedding (layer 0), layer by layer; the last row is the
     mean cosine of different words at that layer, which any similarity has to be read against. Then, for the first

@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers
 
-from tests.lens.made import made
-from toushi.probe.encoders.encode_layers import lens
-from toushi.probe.encoders.load_encoder import UnknownEncoder, open_encoder, wrapped
+from tests.encoders.tiny_encoders import made
+from toushi.probe.encoders.encode_layers import encode_layers
+from toushi.probe.encoders.load_encoder import UnknownEncoder, open_encoder, wrap_encoder
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.trace.open import open_encoder_trace
@@ -35,7 +36,7 @@ def test_a_hub_id_is_fetched_without_anything_that_would_be_unpickled(saved, mon
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     encoder = open_encoder("somebody/bert-small", "cpu")
-    assert lens(encoder, ["红色的猫"])[0].states.sizes["layer"] == 4
+    assert encode_layers(encoder, ["红色的猫"])[0].states.sizes["layer"] == 4
     ((name, patterns),) = asked
     assert name == "somebody/bert-small" and not any(p.endswith((".bin", ".pt", ".py")) for p in patterns)
 
@@ -60,7 +61,7 @@ def test_an_untrained_twin_has_the_design_and_other_weights(which, saved, tmp_pa
     before = torch.random.get_rng_state()
     trained, twin, again, other = (open_encoder(folder, "cpu", untrained=seed) for seed in (None, 1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
-    states = [lens(one, ["红色的猫"])[0] for one in (trained, twin, again, other)]
+    states = [encode_layers(one, ["红色的猫"])[0] for one in (trained, twin, again, other)]
     assert len({reading.states.shape for reading in states}) == 1
     assert states[0].attention.shape == states[1].attention.shape
     np.testing.assert_array_equal(states[1].states, states[2].states)
@@ -77,7 +78,7 @@ def test_a_trace_says_which_weights_were_read(saved, tmp_path, sharded):
     files = sorted(home.glob("*.safetensors"))
     sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert (len(files) > 1) == sharded
-    lens(str(home), ["猫"], folder=tmp_path / "run")
+    record_texts(str(home), ["猫"], tmp_path / "run")
     told = open_encoder_trace(tmp_path / "run").manifest.model.weights_sha256
     assert told == (sums[0] if not sharded else hashlib.sha256(" ".join(sums).encode()).hexdigest())
     assert open_encoder(str(home), untrained=0).weights_sha256() is None
@@ -91,6 +92,6 @@ def test_the_encoder_half_as_a_pipeline_saves_it(tmp_path):
     alone.encoder.load_state_dict(model.encoder.state_dict())
     alone.save_pretrained(tmp_path / "half")
     tokenizer.save_pretrained(tmp_path / "half")
-    states = lens(open_encoder(tmp_path / "half", "cpu"), ["红色的猫"], attention=False)[0].states
-    whole = lens(wrapped(model, tokenizer), ["红色的猫"], attention=False)[0].states
+    states = encode_layers(open_encoder(tmp_path / "half", "cpu"), ["红色的猫"], attention=False)[0].states
+    whole = encode_layers(wrap_encoder(model, tokenizer), ["红色的猫"], attention=False)[0].states
     np.testing.assert_allclose(states, whole, atol=1e-6)

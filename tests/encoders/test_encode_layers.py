@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from tests.lens.made import KINDS, made
+from tests.encoders.tiny_encoders import KINDS, made
 from tests.text.prompts import HARD, prompts
 from toushi.probe.analysis.layer_measures import sense_separation
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders import word_spans as spans
-from toushi.probe.encoders.encode_layers import lens
-from toushi.probe.encoders.load_encoder import UnknownEncoder, open_encoder, pretrained, wrapped
+from toushi.probe.encoders.encode_layers import encode_layers
+from toushi.probe.encoders.load_encoder import UnknownEncoder, load_pretrained, open_encoder, wrap_encoder
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
 from toushi.probe.models.text_encoder import turned
 from toushi.probe.text.alignment import UnknownWord, shares
@@ -38,7 +38,7 @@ def models() -> dict:
 
 @pytest.fixture(scope="module")
 def encoders(models, tiny) -> dict:
-    return {"mini-unet": open_encoder(tiny)} | {kind: wrapped(*models[kind]) for kind in KINDS}
+    return {"mini-unet": open_encoder(tiny)} | {kind: wrap_encoder(*models[kind]) for kind in KINDS}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def without_warnings():
 def test_states_are_those_of_a_plain_pass(kind, models, encoders):
     model, tokenizer = models[kind]
     model = model.get_encoder() if kind == "t5" else model
-    for reading in lens(encoders[kind], [BANK, MONEY, "a red cat"]):
+    for reading in encode_layers(encoders[kind], [BANK, MONEY, "a red cat"]):
         ids = torch.tensor([tokenizer(reading.text)["input_ids"]])
         assert [token.id for token in reading.tokens] == ids[0].tolist()
         plain = model(input_ids=ids, output_hidden_states=True)
@@ -72,7 +72,7 @@ def test_states_are_those_of_a_plain_pass(kind, models, encoders):
 
 
 def test_states_of_our_encoder_are_those_of_a_plain_pass(tiny, encoders):
-    (reading,) = lens(encoders["mini-unet"], [BANK])
+    (reading,) = encode_layers(encoders["mini-unet"], [BANK])
     ids = torch.tensor([[token.id for token in reading.tokens]])
     x = tiny.encoder.embed(ids)
     np.testing.assert_array_equal(reading.states[0], x[0])
@@ -87,7 +87,7 @@ def test_attention_is_the_softmax_that_the_eager_model_takes(kind, encoders):
     model, _ = made(kind)
     model = model.get_encoder() if kind == "t5" else model
     model.set_attn_implementation("eager")
-    for reading in lens(encoders[kind], [BANK, "a red cat's"]):
+    for reading in encode_layers(encoders[kind], [BANK, "a red cat's"]):
         ids = torch.tensor([[token.id for token in reading.tokens]])
         plain = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True).attentions
         assert reading.attention.dims == ("layer", "head", "query", "token")
@@ -97,7 +97,7 @@ def test_attention_is_the_softmax_that_the_eager_model_takes(kind, encoders):
 
 
 def test_attention_of_our_encoder_is_an_explicit_softmax(tiny, encoders):
-    (reading,) = lens(encoders["mini-unet"], [BANK])
+    (reading,) = encode_layers(encoders["mini-unet"], [BANK])
     for number, layer in enumerate(tiny.encoder.layers, 1):
         before = layer.attention_norm(torch.tensor(reading.states.values[number - 1]))
         q, k, _ = F.linear(before, layer.attention.to_qkv.weight).reshape(len(before), 3, 2, 16).permute(1, 2, 0, 3)
@@ -108,8 +108,8 @@ def test_attention_of_our_encoder_is_an_explicit_softmax(tiny, encoders):
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_company_changes_nothing(kind, encoders):
-    alone = lens(encoders[kind], [MONEY])[0]
-    many = lens(encoders[kind], ["猫", BANK, MONEY, MONEY, "他去银行存钱吗", "a red cat on the left"] * 4)
+    alone = encode_layers(encoders[kind], [MONEY])[0]
+    many = encode_layers(encoders[kind], ["猫", BANK, MONEY, MONEY, "他去银行存钱吗", "a red cat on the left"] * 4)
     for reading in (many[2], many[3], many[20]):
         assert reading.text == MONEY and reading.tokens == alone.tokens
         np.testing.assert_allclose(reading.states, alone.states, atol=2e-6)
@@ -124,7 +124,7 @@ def test_nothing_stays_behind(models, encoders, tiny):
 
     original, before = F.scaled_dot_product_attention, hooks()
     for kind in EVERY:
-        lens(encoders[kind], [BANK])
+        encode_layers(encoders[kind], [BANK])
     assert F.scaled_dot_product_attention is original and hooks() == before
 
 
@@ -134,7 +134,7 @@ def test_nothing_stays_behind(models, encoders, tiny):
 @pytest.mark.filterwarnings("ignore:a text is longer")
 @pytest.mark.parametrize("kind", EVERY)
 def test_what_words_read_of_words_and_of_all_else_is_all_there_is(kind, encoders):
-    for reading in lens(encoders[kind], [text[:90] for text in HARD if text.strip()]):
+    for reading in encode_layers(encoders[kind], [text[:90] for text in HARD if text.strip()]):
         by_word = reading.word_attention()
         np.testing.assert_allclose(by_word.sum("word"), 1, atol=1e-5)
         # The special column once more, token by token.
@@ -154,7 +154,7 @@ def sum_of(reading, *kinds) -> np.ndarray:
 
 
 def test_a_word_is_the_mean_of_its_tokens_each_by_its_share(encoders):
-    (reading,) = lens(encoders["qwen3"], ["𰻝面和猫"])
+    (reading,) = encode_layers(encoders["qwen3"], ["𰻝面和猫"])
     tokens = [token for token in reading.tokens if token.span == (0, 1)]
     assert len(tokens) == 4  # bytes
     states = reading.states.values
@@ -166,7 +166,7 @@ def test_a_word_is_the_mean_of_its_tokens_each_by_its_share(encoders):
 
 
 def test_half_a_token_is_half_its_mass(encoders):
-    (reading,) = lens(encoders["qwen3"], ["左边是猫"])
+    (reading,) = encode_layers(encoders["qwen3"], ["左边是猫"])
     assert reading.tokens[0].span == (0, 2) and reading.tokens[1].span == (2, 3)
     halves = reading.word_attention([(0, 1), (1, 2)])
     whole = reading.attention.values[:, :, 0, 0]
@@ -176,7 +176,7 @@ def test_half_a_token_is_half_its_mass(encoders):
 
 
 def test_words_are_asked_for_as_everywhere(encoders):
-    readings = lens(encoders["mini-unet"], ["猫、猫头鹰和猫", BANK])
+    readings = encode_layers(encoders["mini-unet"], ["猫、猫头鹰和猫", BANK])
     assert readings[0].word_states()["word"].values.tolist() == ["猫#1", "猫头鹰", "和", "猫#2"]
     one = readings[0].word_states(["猫#2"])
     assert one["word"].values.tolist() == ["猫#2"]
@@ -189,7 +189,7 @@ def test_words_are_asked_for_as_everywhere(encoders):
 
 
 def test_one_word_in_many_texts(encoders):
-    readings = lens(encoders["bert"], [BANK, MONEY, "银行"])
+    readings = encode_layers(encoders["bert"], [BANK, MONEY, "银行"])
     found = readings.states_of("银行")
     assert found.dims == ("layer", "text", "feature") and found.shape == (4, 3, 32)
     np.testing.assert_array_equal(found[:, 1], readings[1].word_states(["银行"])[:, 0])
@@ -253,9 +253,9 @@ def test_the_joint_before_a_text_stands_for_nothing(encoders):
 
 
 def test_unknown_words_are_named(encoders):
-    (reading,) = lens(encoders["bert"], ["红色的龘"])
+    (reading,) = encode_layers(encoders["bert"], ["红色的龘"])
     assert [word.text for word in reading.unknown] == ["龘"]
-    assert lens(encoders["qwen3"], ["红色的龘"])[0].unknown == ()
+    assert encode_layers(encoders["qwen3"], ["红色的龘"])[0].unknown == ()
 
 
 # --- trouble ---
@@ -265,7 +265,7 @@ def test_unknown_words_are_named(encoders):
 def test_a_text_that_is_too_long_is_cut_and_said_so(kind, limit, encoders):
     text = "左边是猫，右边是月亮，" * 20 + "银行"
     with pytest.warns(PromptCut, match=f"{limit} tokens.*银行"):
-        (reading,) = lens(encoders[kind], [text])
+        (reading,) = encode_layers(encoders[kind], [text])
     assert len(reading.tokens) <= limit == encoders[kind].limit
     assert reading.words and reading.lost and reading.lost[-1].text == "银行"
     assert reading.words[-1].end <= reading.lost[0].start
@@ -276,7 +276,7 @@ def test_a_text_that_is_too_long_is_cut_and_said_so(kind, limit, encoders):
 def test_attention_that_cannot_be_read_is_said_and_states_are_there():
     model, tokenizer = made("bert")
     model.set_attn_implementation("eager")
-    (reading,) = lens(wrapped(model, tokenizer), [BANK])
+    (reading,) = encode_layers(wrap_encoder(model, tokenizer), [BANK])
     assert reading.word_states().shape == (4, len(reading.words), 32)
     assert set(reading.blind) == {1, 2, 3}
     for ask in (lambda: reading.attention, reading.word_attention):
@@ -286,35 +286,35 @@ def test_attention_that_cannot_be_read_is_said_and_states_are_there():
 
 def test_the_empty_text(encoders):
     for kind in ("mini-unet", "bert", "clip"):
-        (reading,) = lens(encoders[kind], [""])
+        (reading,) = encode_layers(encoders[kind], [""])
         assert reading.words == () and len(reading.tokens) == 2
         assert reading.word_attention().shape[2:] == (0, 2) and reading.word_states().shape[1] == 0
     with pytest.raises(ToushiError, match="no tokens"):
-        lens(encoders["qwen3"], ["猫", ""])
-    assert len(lens(encoders["bert"], [])) == 0
+        encode_layers(encoders["qwen3"], ["猫", ""])
+    assert len(encode_layers(encoders["bert"], [])) == 0
 
 
 def test_mistakes_are_explained(encoders, models, tmp_path):
     with pytest.raises(ToushiError, match="list of texts"):
-        lens(encoders["bert"], BANK)
+        encode_layers(encoders["bert"], BANK)
     with pytest.raises(ToushiError, match="surrogate"):
-        lens(encoders["bert"], ["\ud800"])
+        encode_layers(encoders["bert"], ["\ud800"])
     with pytest.raises(UnknownEncoder, match="mini-unet"):
-        lens("mini-unett", [BANK])
+        encode_layers("mini-unett", [BANK])
     with pytest.raises(UnknownEncoder, match=r"config\.json"):
-        lens(tmp_path, [BANK])
+        encode_layers(tmp_path, [BANK])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UnknownEncoder, match="cannot be loaded"):
-        lens(tmp_path, [BANK])
+        encode_layers(tmp_path, [BANK])
     (tmp_path / "config.json").write_text("猫")
     with pytest.raises(UnknownEncoder, match="JSON"):
-        lens(tmp_path, [BANK])
+        encode_layers(tmp_path, [BANK])
 
     class Slow:
         is_fast = False
 
     with pytest.raises(UnknownEncoder, match="Slow, gives no offsets"):
-        wrapped(models["bert"][0], Slow())
+        wrap_encoder(models["bert"][0], Slow())
 
 
 # --- from folders ---
@@ -326,10 +326,10 @@ def test_a_saved_encoder_reads_as_it_did(kind, models, encoders, tmp_path, witho
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     capfd.readouterr()
-    (reading,) = lens(pretrained(tmp_path, "cpu"), [BANK])
+    (reading,) = encode_layers(load_pretrained(tmp_path, "cpu"), [BANK])
     said = capfd.readouterr()
     assert not said.out and not said.err
-    (expected,) = lens(encoders[kind], [BANK])
+    (expected,) = encode_layers(encoders[kind], [BANK])
     assert reading.tokens == expected.tokens
     np.testing.assert_allclose(reading.states, expected.states, atol=1e-6)
     np.testing.assert_allclose(reading.attention, expected.attention, atol=1e-6)
@@ -341,13 +341,13 @@ def test_the_encoder_of_a_pipeline_and_of_our_own_folder(models, tiny, tmp_path)
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     model.save_pretrained(tmp_path / "pipeline" / "text_encoder")
     tokenizer.save_pretrained(tmp_path / "pipeline" / "tokenizer")
-    (expected,) = lens(wrapped(model, tokenizer), [BANK])
+    (expected,) = encode_layers(wrap_encoder(model, tokenizer), [BANK])
     for folder in (tmp_path / "pipeline", tmp_path / "pipeline" / "text_encoder"):
-        np.testing.assert_allclose(lens(folder, [BANK])[0].states, expected.states, atol=1e-6)
+        np.testing.assert_allclose(encode_layers(folder, [BANK])[0].states, expected.states, atol=1e-6)
     tiny.save(tmp_path / "tiny", torch.float32)
-    readings = lens(str(tmp_path / "tiny"), [BANK])
+    readings = encode_layers(str(tmp_path / "tiny"), [BANK])
     assert readings.encoder == "mini-unet"
-    np.testing.assert_allclose(readings[0].states, lens(tiny, [BANK])[0].states, atol=1e-6)
+    np.testing.assert_allclose(readings[0].states, encode_layers(tiny, [BANK])[0].states, atol=1e-6)
 
 
 def test_an_encoder_that_lacks_weights_is_refused(models, tmp_path):
@@ -359,12 +359,12 @@ def test_an_encoder_that_lacks_weights_is_refused(models, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     whole = {key: value for key, value in weights.items() if "pooler" not in key}
     save_file(whole, tmp_path / "model.safetensors", {"format": "pt"})
-    assert len(lens(tmp_path, [BANK])) == 1  # nobody needs the pooler
+    assert len(encode_layers(tmp_path, [BANK])) == 1  # nobody needs the pooler
     save_file(
         {k: v for k, v in whole.items() if "layer.1.output" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(UnknownEncoder, match=r"lacks 4 weights, encoder\.layer\.1\.output"):
-        lens(tmp_path, [BANK])
+        encode_layers(tmp_path, [BANK])
 
 
 # --- a real one ---
@@ -374,11 +374,11 @@ def test_an_encoder_that_lacks_weights_is_refused(models, tmp_path):
 def real():
     if not REAL.is_dir():
         pytest.skip(f"no pretrained encoder at {REAL}")
-    return pretrained(REAL, "cpu")
+    return load_pretrained(REAL, "cpu")
 
 
 def test_a_real_encoder_is_read_by_word(real):
-    (reading,) = lens(real, [BANK])
+    (reading,) = encode_layers(real, [BANK])
     assert [token.text for token in reading.tokens] == ["<s>", "▁", "我在", "河", "边", "的", "银行", "钓鱼", "</s>"]
     assert [token.span for token in reading.tokens][1:4] == [None, (0, 2), (2, 3)]
     assert [word.text for word in reading.words] == ["我", "在", "河边", "的", "银行", "钓鱼"]
@@ -390,7 +390,7 @@ def test_a_real_encoder_is_read_by_word(real):
 def test_a_real_encoder_tells_the_senses_of_apple_apart(real):
     fruit = ["我吃了一个又甜又脆的苹果", "树上结满了红色的苹果", "妈妈把苹果洗干净切成块", "这个苹果有点酸"]
     firm = ["苹果发布了新款手机", "苹果的股价今天上涨了", "他在苹果当软件工程师", "苹果推出了新的操作系统"]
-    readings = lens(real, fruit + firm)
+    readings = encode_layers(real, fruit + firm)
     found = sense_separation(readings.states_of("苹果"), ["fruit"] * 4 + ["firm"] * 4, resamples=200, shuffles=100)
     middle = found.separation[5:12].mean()
     assert found.separation[0] < middle and middle > 0.05

@@ -1,4 +1,4 @@
-"""The figure and the command of the text lens."""
+"""`toushi layers` and its figure."""
 
 import re
 
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.lens.made import made
+from tests.encoders.tiny_encoders import made
 from tests.text.prompts import HARD
 from toushi import main
 from toushi.cli.layers import few, number_of
 from toushi.probe.analysis.layer_measures import cosine
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.encode_layers import lens
-from toushi.probe.encoders.load_encoder import wrapped
-from toushi.probe.figures.encoding_figure import lens_figure, spread
+from toushi.probe.encoders.encode_layers import encode_layers
+from toushi.probe.encoders.load_encoder import wrap_encoder
+from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure, spread
 from toushi.probe.figures.style import save
 from toushi.probe.models.mini_unet import MiniUNet
 
@@ -31,14 +31,14 @@ def tiny(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def readings(tiny):
-    return lens(tiny, [BANK, MONEY])
+    return encode_layers(tiny, [BANK, MONEY])
 
 
 @pytest.fixture(scope="module")
 def eager():
     model, tokenizer = made("bert")
     model.set_attn_implementation("eager")
-    return wrapped(model, tokenizer)
+    return wrap_encoder(model, tokenizer)
 
 
 def maps(figure) -> dict[str, np.ndarray]:
@@ -58,7 +58,7 @@ def texts(figure) -> list[str]:
 
 
 def test_the_figure_shows_what_was_measured(readings):
-    shown = maps(lens_figure(readings, [0, 3]))
+    shown = maps(layer_similarity_figure(readings, [0, 3]))
     assert set(shown) == {
         *("sentence 1", "sentence 2", "with 2, layer 0", "with 2, layer 3"),
         *("sentence 1, layer 3", "sentence 2, layer 3"),
@@ -76,7 +76,7 @@ def test_the_figure_shows_what_was_measured(readings):
 
 
 def test_what_is_read_beside_the_words_is_written(readings):
-    figure = lens_figure(readings, [5])
+    figure = layer_similarity_figure(readings, [5])
     read = readings[0].word_attention().mean("head").sel(layer=5).values
     axes = next(a for a in figure.axes if a.texts and a.texts[-1].get_text() == "sentence 1, layer 5")
     written = [text.get_text() for text in axes.texts[:-1]]
@@ -85,15 +85,15 @@ def test_what_is_read_beside_the_words_is_written(readings):
 
 
 def test_the_figure_speaks_chinese(readings):
-    drawn = texts(lens_figure(readings, language="zh"))
+    drawn = texts(layer_similarity_figure(readings, language="zh"))
     said = [text.replace("\n", "") for text in drawn if readings.encoder not in text]
     assert {"句 1", "余弦", "其他％", "不同词，平均"} <= set(said) and not re.search("[A-Za-z]", "".join(said))
 
 
 def test_made_again_it_is_the_same_file(readings, tmp_path):
     for ending in ("png", "svg"):
-        first = save(lens_figure(readings), tmp_path / f"1.{ending}").read_bytes()
-        assert first == save(lens_figure(readings), tmp_path / f"2.{ending}").read_bytes()
+        first = save(layer_similarity_figure(readings), tmp_path / f"1.{ending}").read_bytes()
+        assert first == save(layer_similarity_figure(readings), tmp_path / f"2.{ending}").read_bytes()
     picture = np.asarray(Image.open(tmp_path / "1.png").convert("L"))
     assert (picture[:100] < 128).any()  # the sentences have ink
 
@@ -101,20 +101,20 @@ def test_made_again_it_is_the_same_file(readings, tmp_path):
 @pytest.mark.filterwarnings("ignore:a text is longer")
 def test_hard_sentences_are_drawn(tiny):
     for text in HARD:
-        lens_figure(lens(tiny, [text[:16], "猫"]), [6]).draw_without_rendering()
+        layer_similarity_figure(encode_layers(tiny, [text[:16], "猫"]), [6]).draw_without_rendering()
 
 
 def test_attention_that_cannot_be_read_leaves_the_rest_and_a_note(eager):
-    figure = lens_figure(lens(eager, [BANK, MONEY]))
+    figure = layer_similarity_figure(encode_layers(eager, [BANK, MONEY]))
     assert not any("sentence 1, layer" in title for title in maps(figure))
     assert any("attention is not shown" in text for text in texts(figure))
 
 
 def test_a_layer_that_is_not_there(readings, eager):
     with pytest.raises(ToushiError, match="no layer 13.*0 .*to 12"):
-        lens_figure(readings, [13])
+        layer_similarity_figure(readings, [13])
     with pytest.raises(ToushiError, match="at least one"):
-        lens_figure(lens(eager, []))
+        layer_similarity_figure(encode_layers(eager, []))
     assert spread([1, 2, 3], 4) == few([1, 2, 3], 4) == [1, 2, 3] and few(range(13), 4) == [0, 4, 8, 12]
 
 
@@ -124,7 +124,7 @@ def test_a_layer_that_is_not_there(readings, eager):
 @pytest.fixture
 def fails(capsys):
     def run(*arguments) -> str:
-        code = main(["lens", *map(str, arguments)])
+        code = main(["layers", *map(str, arguments)])
         said = capsys.readouterr().err
         assert code == 2 and said.count("\n") == 1 and said.startswith("toushi: "), said
         return said
@@ -134,7 +134,7 @@ def fails(capsys):
 
 def test_the_command_tells_and_draws(tiny, readings, tmp_path, capsys):
     out = tmp_path / "new" / "银行.png"
-    assert main(["lens", BANK, MONEY, "--encoder", tiny, "--layers", "0", "3", "12", "--out", str(out)]) == 0
+    assert main(["layers", BANK, MONEY, "--encoder", tiny, "--layers", "0", "3", "12", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert not said.err and str(out) in said.out and Image.open(out).width > 600
     assert "mini-unet, 12 layers of 2 heads, 32 wide" in said.out
@@ -149,14 +149,14 @@ def test_the_command_tells_and_draws(tiny, readings, tmp_path, capsys):
 
 @pytest.mark.parametrize("sentence", ["", "，", "猫", "龘👨‍👩‍👧 ＡＢＣ"])
 def test_short_and_strange_sentences(sentence, tiny, capsys):
-    assert main(["lens", sentence, "猫和猫", "--encoder", tiny]) == 0
+    assert main(["layers", sentence, "猫和猫", "--encoder", tiny]) == 0
     said = capsys.readouterr()
     assert "sentence 2" in said.out and "nan" not in said.out and not said.err
 
 
 def test_unknown_words_and_unreadable_attention_are_warned_of(capsys, monkeypatch, eager):
     monkeypatch.setattr("toushi.probe.encoders.load_encoder.open_encoder", lambda *_: eager)
-    assert main(["lens", "红色的龘"]) == 0
+    assert main(["layers", "红色的龘"]) == 0
     said = capsys.readouterr()
     assert "does not know: 龘" in said.err and "no attention is shown: layer 1" in said.err
     assert "reads most" not in said.out and "different words" in said.out
@@ -175,8 +175,8 @@ def test_mistakes_are_one_line(fails, tiny, tmp_path):
 
 
 def test_help_teaches(capsys):
-    assert main(["lens", "--help"]) == 0
+    assert main(["layers", "--help"]) == 0
     said = capsys.readouterr().out
-    assert "toushi lens" in said and "--encoder" in said and "different words" in said
+    assert "toushi layers" in said and "--encoder" in said and "different words" in said
     main([])
-    assert "lens" in capsys.readouterr().out
+    assert "layers" in capsys.readouterr().out

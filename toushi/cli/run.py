@@ -1,4 +1,4 @@
-"""`toushi run` and `toushi report`: from a question to tables and a verdict, and from these to pages."""
+"""`toushi run`: from a question to tables and a verdict."""
 
 import os
 import shlex
@@ -45,7 +45,7 @@ Killed and started again, it goes on with the jobs that are missing; jobs that f
 
     def run(self) -> int:
         if self.list:
-            print(questions())
+            print(list_studies())
             return 0
         if self.name is None:
             raise ToushiError("which experiment? toushi run --list tells them all")
@@ -66,46 +66,14 @@ Killed and started again, it goes on with the jobs that are missing; jobs that f
                 "toushi: interrupted; the jobs that were finished are kept, the same command goes on", file=sys.stderr
             )
             return 130
-        print(told(done))
+        print(summarize_run(done))
         if done.failed:
-            print(failures(done), file=sys.stderr)
+            print(list_failures(done), file=sys.stderr)
             return 1
         return 0
 
 
-@dataclass(frozen=True)
-class Report:
-    ABOUT = """Makes pages of finished runs, and of traces: one HTML file, a PDF in each language, figures for a paper.
-
-  toushi report runs/layer_semantics runs/disambiguation -o report
-  toushi report runs/cat --words 猫 月亮                    (a trace: its layers drawn for these words)
-  toushi report runs/layer_semantics --figures accuracy     (only the files of this figure, no page)
-
-The page opens without a network. The same runs give the same bytes again."""
-
-    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER ...")]
-    """What `toushi run` and `toushi trace` left."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = Path("report")
-    """Where the report goes."""
-    figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Only the files of these figures."""
-    words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")] = ()
-    """Of a trace: draw the layers for these words; for that of the most concentrated map if not given."""
-
-    def run(self) -> None:
-        if not self.folders:
-            raise ToushiError("of what? give the folder of a run, for example: toushi report runs/layer_semantics")
-        from toushi.reports.build_report import report
-
-        files = report(self.folders, self.out, figures=self.figures, asked=self.words)
-        if self.figures:
-            print("\n".join(map(str, files)))
-            return
-        rows = [("page" if file.suffix == ".html" else "paper", str(file)) for file in files[:3]]
-        print(table([*rows, ("figures", f"{self.out / 'figures'}  ({len(files) - 3} files)")]))
-
-
-def questions() -> str:
+def list_studies() -> str:
     from toushi.experiments.runner import run_experiment as runner
 
     lines = []
@@ -120,8 +88,8 @@ def questions() -> str:
     return "\n".join(lines[:-1]) or "there is no experiment here"
 
 
-def told(done) -> str:
-    """What came of a run, as text."""
+def summarize_run(done) -> str:
+    """Verdict, sentence and files of a run, as text."""
     manifest, folder = done.manifest, done.folder
     count = len(manifest["jobs"])
     lines = [
@@ -140,7 +108,7 @@ def told(done) -> str:
     return "\n".join(lines)
 
 
-def failures(done) -> str:
+def list_failures(done) -> str:
     rows = [(name, why if len(why) <= 200 else f"{why[:199]}…") for name, why in done.failed.items()]
     lines = [f"toushi: {len(rows)} of {len(rows) + len(done.manifest['jobs'])} jobs failed:"]
     lines += [f"  {line}" for line in table(rows).splitlines()]

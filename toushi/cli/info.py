@@ -1,0 +1,101 @@
+"""`toushi info`: what is in a trace, or in a folder of traces."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toushi.cli.site_table import site_table
+from toushi.cli.terminal import limit_length, table
+from toushi.cli.trace_listing import Folder, find_traces, progress, texts_progress
+from toushi.probe.base.byte_sizes import format_bytes
+from toushi.probe.base.errors import ToushiError
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.encoder_trace import EncoderTrace
+    from toushi.probe.trace.manifest import Lora
+
+
+@dataclass(frozen=True)
+class Info:
+    ABOUT = """Tells what is in a trace, or in a folder of traces.
+
+  toushi info runs/cat"""
+
+    folder: Folder
+    """The trace."""
+
+    def run(self) -> None:
+        from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
+
+        found = find_traces(self.folder)
+        if found != [self.folder]:
+            print(table([("trace", "steps", "prompt"), *map(folder_row, found)]))
+            return
+        if is_encoder_trace(self.folder):
+            print(describe_texts(open_encoder_trace(self.folder)))
+            return
+        trace = open_trace(self.folder)
+        manifest = trace.manifest
+        size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        facts = [
+            ("prompt", "(not known)" if trace.prompt is None else trace.prompt or "(empty)"),
+            ("negative", manifest.negative_prompt),
+            ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
+            ("model", " ".join(filter(None, [manifest.name_of_model, manifest.model and manifest.model.revision]))),
+            ("steps", progress(trace)),
+            ("size", "x".join(map(str, manifest.size or [])) or None),
+            *(
+                (name, getattr(manifest, name))
+                for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
+            ),
+            ("real guidance", manifest.true_guidance),
+            ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
+            ("kept", trace.keep),
+            *(("not recorded", f"{site}: {why}") for site, why in (manifest.not_recorded or {}).items()),
+            ("LoRA", ", ".join(lora_line(lora) for lora in manifest.loras or []) or None),
+            ("safety checker", manifest.safety),
+            ("edits", json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None),
+            ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
+            ("commit", manifest.git),
+            ("on disk", format_bytes(size)),
+        ]
+        print(table([(name, str(value)) for name, value in facts if value not in (None, "")]))
+        print(f"\n{site_table(trace.sites)}")
+
+
+def folder_row(folder: Path) -> tuple[str, str, str]:
+    """A trace among others: folder, how far it came, prompt or texts."""
+    from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
+
+    try:
+        if is_encoder_trace(folder):
+            texts = open_encoder_trace(folder)
+            return str(folder), texts_progress(texts), limit_length(" / ".join(texts.texts))
+        trace = open_trace(folder)
+    except ToushiError as error:
+        return str(folder), "damaged", str(error)
+    return str(folder), progress(trace), limit_length(trace.prompt or "(not known)")
+
+
+def describe_texts(trace: "EncoderTrace") -> str:
+    """What a trace of kind encoder holds."""
+    manifest = trace.manifest
+    heads = f" of {manifest.heads} heads" if manifest.heads else ", attention not kept"
+    size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
+    facts = [
+        ("encoder", manifest.name_of_model),
+        ("texts", texts_progress(trace)),
+        ("layers", f"{trace.layers}{heads}, {manifest.width} wide"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
+        ("commit", manifest.git),
+        ("on disk", format_bytes(size)),
+    ]
+    rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
+    few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
+    facts = table([(name, str(value)) for name, value in facts if value is not None])
+    return f"{facts}\n\n{table(few, right=(0, 1))}"
+
+
+def lora_line(lora: "Lora") -> str:
+    return f"{lora.file or lora.name} x {lora.scale}{'' if lora.on else ' (off)'}"
