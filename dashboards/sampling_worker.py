@@ -3,6 +3,7 @@
 This is the only part of the app that needs torch, and it imports it when the first job starts.
 """
 
+import gc
 import itertools
 import queue
 import threading
@@ -67,7 +68,19 @@ class Job:
 def _model(name: str):
     from toushi.probe.pipelines.load import load
 
-    return load(name)
+    model = load(name)
+    freeze_loaded_objects()
+    return model
+
+
+def freeze_loaded_objects() -> None:
+    """Keeps what is loaded now (torch, the model) out of every later garbage collection.
+
+    Streamlit collects garbage after each rerun of each session. With torch loaded one collection takes 0.2 s, during
+    which the worker cannot compute.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def start(order: Order, runs: Path) -> Job:
@@ -120,11 +133,11 @@ def _work(job: Job) -> None:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            model = _model(order.model)
             from toushi.probe.models.mini_unet import PromptCut
             from toushi.probe.pipelines.generate import generate
             from toushi.probe.recording.record import record
 
+            model = _model(order.model)  # after the imports: it freezes all that is loaded
             job.state = "draw"
             with record(model, job.folder):
                 generate(

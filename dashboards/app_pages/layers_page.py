@@ -6,6 +6,7 @@ import streamlit as st
 
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.figure_png import drawn
+from toushi.dashboards.sampling_worker import freeze_loaded_objects
 from toushi.dashboards.trace_library import escaped, say
 from toushi.probe.base.errors import ToushiError
 
@@ -18,7 +19,9 @@ BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 def opened(encoder: str):
     from toushi.probe.encoders.load_encoder import open_encoder
 
-    return open_encoder(encoder)
+    found = open_encoder(encoder)
+    freeze_loaded_objects()
+    return found
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

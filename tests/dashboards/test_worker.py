@@ -1,5 +1,6 @@
 """The thread that makes a new trace, with a model of random weights."""
 
+import gc
 import time
 
 import pytest
@@ -9,6 +10,8 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines import generate as generate_module
 from toushi.probe.trace.open import open_trace
+
+LOAD = worker._model
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +94,15 @@ def test_what_waits_can_be_stopped_and_many_are_refused(tmp_path):
 def test_what_goes_wrong_is_told(tmp_path):
     job = finished(worker.start(worker.Order("猫", sampler="nonsense"), tmp_path))
     assert job.state == "failed" and "nonsense" in job.error
+
+
+def test_no_garbage_collection_walks_what_is_loaded():
+    """Streamlit collects after each rerun of each session, and the worker waits for it."""
+    gc.unfreeze()
+    before = len(gc.get_objects())
+    try:
+        LOAD("mini-unet")
+        assert gc.get_freeze_count() > 0.9 * before and len(gc.get_objects()) < 0.1 * before
+    finally:
+        gc.unfreeze()
+        LOAD.cache_clear()

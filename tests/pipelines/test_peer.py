@@ -21,7 +21,7 @@ peer = pytest.importorskip(
 @pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"])
 def test_the_maps_are_the_peers(pipeline, name, tmp_path):
     how = {"size": (32, 48), "negative": NEGATIVE}
-    with record(pipeline, tmp_path / "run", dtype="float32"):
+    with record(pipeline, tmp_path / "run", dtype="float32", pads=True):
         draw(pipeline, **how)
     with peer.AttentionCapture(pipeline, timesteps="all", heads="all") as capture:
         draw(pipeline, **how)

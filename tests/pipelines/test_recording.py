@@ -83,12 +83,12 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
     assert trace.manifest.size == tuple(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
     assert trace.latent(0).shape == (4, 16, 24)
     assert len(cross(trace)) == SITES[name][0]
-    grid = [16, 24] if name in FINE else [8, 12]
+    grid = (16, 24) if name in FINE else (8, 12)
     assert max(trace.sites[site].grid for site in cross(trace)) == grid
     for branch in trace.branches:
         for site, mass in masses(trace, branch):
             assert np.abs(mass - 1).max() < 1e-3, site
-    assert trace.heat_map("cat").shape == tuple(grid) and trace.heat_map("月亮").shape == tuple(grid)
+    assert trace.heat_map("cat").shape == grid and trace.heat_map("月亮").shape == grid
     assert np.array_equal(draw(pipeline, size=(32, 48), negative=NEGATIVE)[0], plain)
 
 
@@ -97,7 +97,7 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
     """Added up key by key from an explicit softmax, where the recorder takes what the text columns leave."""
     sites = {n: site.module for n, site in family_of(pipeline).sites(pipeline).items() if site.kind == "cross"}
     calls = []
-    with Watch(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0):
+    with Watch(sites, calls.append), record(pipeline, tmp_path / "run", dtype="float32", steps=0, pads=True):
         draw(pipeline, guidance=False, steps=1)
     trace = open_trace(tmp_path / "run")
     file = trace.files.step(0)
@@ -120,6 +120,26 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
         rest = f"{call.site}/cond/rest"
         found = file.read(rest).reshape(heads, cells) if rest in file.keys else 0.0
         assert np.abs(found - others.numpy()).max() < 1e-5
+
+
+@every
+def test_pads_are_kept_as_their_sum_unless_they_are_asked_for(pipeline, name, tmp_path):
+    traces = {}
+    for pads in (True, False):
+        with record(pipeline, tmp_path / str(pads), dtype="float32", steps=0, pads=pads):
+            draw(pipeline, negative=NEGATIVE, steps=1)
+        traces[pads] = open_trace(tmp_path / str(pads))
+        assert not traces[pads].verify()
+    for branch in traces[True].branches:
+        every, summed = (traces[pads].attention(branch=branch, grid="native") for pads in (True, False))
+        kinds = next(iter(every.values())).kind.values
+        assert (traces[False].manifest.branches[branch].pad_columns is not None) == ("pad" in kinds)
+        for site, maps in every.items():
+            kept = summed[site]
+            assert np.array_equal(kept.sel(token=maps.token[kinds != "pad"]), maps.isel(token=kinds != "pad"))
+            if "pad" in kinds:
+                assert kept.token[-1] == -1 and kept.sizes["token"] == (kinds != "pad").sum() + 1
+                assert np.abs(kept.isel(token=-1) - maps.isel(token=kinds == "pad").sum("token")).max() < 1e-6
 
 
 @pytest.mark.parametrize("name", NEGATIVES)

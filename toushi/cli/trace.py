@@ -77,6 +77,8 @@ open_trace(FOLDER) reads it in Python."""
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
     words: Words = ()
     """Record only these words."""
+    pads: bool = False
+    """Keep every column of padding by itself, not only their sum."""
     budget: str | None = None
     """What the maps may take on disk, such as 20GB; a run that would take more is refused. 8GB if not given."""
     edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -205,6 +207,7 @@ open_trace(FOLDER) reads it in Python."""
         from toushi.probe.recording.record import record
 
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
+        choice["pads"] = self.pads
         choice |= {} if self.budget is None else {"budget": checked_bytes(self.budget)}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
@@ -269,7 +272,7 @@ open_trace(FOLDER) reads it in Python."""
 
     def check_no_record(self) -> None:
         usual = Trace()
-        keeping = ("keep", "sites", "words", "budget")
+        keeping = ("keep", "sites", "words", "pads", "budget")
         asked = [f"--{name}" for name in keeping if getattr(self, name) != getattr(usual, name)]
         if self.no_record and asked:
             raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
