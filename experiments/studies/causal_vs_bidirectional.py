@@ -264,9 +264,8 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
         numbers = [f"{one.right:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in (pair.loc[twin] for twin in TWINS)]
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
-        zh.append(f"{NAMES[thing][0]}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
-        english = NAMES[thing][1]
-        en.append(f"{english}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart")
+        zh.append(f"{NAMES[thing].zh}：双向画对 {numbers[0]}，因果 {numbers[1]}，相差 {points} 个百分点")
+        en.append(f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart")
     choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")
@@ -277,8 +276,8 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
     for where, place in (("last token", "after"), ("word", "before")):
         pair = (best.loc[model, where, place] for model in TWINS)
         tops = [f"{one.accuracy:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in pair]
-        zh.append(f"{NAMES[where][0]}（{NAMES[place][0]}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
-        en.append(f"{NAMES[where][1]} ({NAMES[place][1]}) the best layers read off {tops[0]} and {tops[1]}")
+        zh.append(f"{NAMES[where].zh}（{NAMES[place].zh}）最佳层读对：双向 {tops[0]}，因果 {tops[1]}")
+        en.append(f"{NAMES[where].en} ({NAMES[place].en}) the best layers read off {tops[0]} and {tops[1]}")
     return Bilingual(en="; ".join(en) + ".", zh="；".join(zh) + "。")
 
 

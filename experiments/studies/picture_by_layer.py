@@ -205,14 +205,14 @@ def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tu
 
 def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Bilingual:
     zh, en = [], []
-    for thing, (chinese, english) in NAMES.items():
+    for thing, name in NAMES.items():
         if thing in found.index and (most := found.most[thing]) > 0:
             first, low, high = found.loc[thing, ["onset", "low", "high"]].astype(int)
-            zh.append(f"{chinese}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
-            en.append(f"{english} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
+            zh.append(f"{name.zh}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
+            en.append(f"{name.en} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
     if lacking:
-        zh.append(f"画对的{'、'.join(NAMES[thing][0] for thing in lacking)}太少，无法判断")
-        en.append(f"too few {', '.join(NAMES[thing][1] for thing in lacking)} are drawn right to tell")
+        zh.append(f"画对的{'、'.join(NAMES[thing].zh for thing in lacking)}太少，无法判断")
+        en.append(f"too few {', '.join(NAMES[thing].en for thing in lacking)} are drawn right to tell")
     else:
         zh.append(f"颜色晚于物体的重抽样占 {later[0]:.0%}，位置晚于颜色的占 {later[1]:.0%}")
         en.append(
