@@ -53,11 +53,11 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     trace = open_trace(tmp_path / "run")
     sites = {site: about for site, about in trace.sites.items() if about.kind == "cross"}
     ahead = shapes(family, found.pipeline)
-    finest = max(about["grid"] for about in sites.values())
+    finest = max(about.grid for about in sites.values())
     assert set(ahead) == set(sites)
     for site, about in sites.items():
-        assert ahead[site].heads == about["heads"]
-        assert [-(-n // ahead[site].coarser) for n in finest] == about["grid"]
+        assert ahead[site].heads == about.heads
+        assert tuple(-(-n // ahead[site].coarser) for n in finest) == about.grid
     # The tiny pipelines are drawn with shorter texts than the pipeline's own; the columns are put in for it.
     (sizes,) = [size for size in measured if size]
     cond = [size for key, size in sizes.items() if key.endswith("/cond")]

@@ -82,12 +82,12 @@ def test_the_picture_is_the_same_bit_for_bit(pipeline, name, tmp_path):
     assert trace.manifest.size == tuple(scaled(pipeline, (32, 48))) and trace.steps == [0, 1]
     assert trace.latent(0).shape == (4, 16, 24)
     assert len(cross(trace)) == SITES[name][0]
-    grid = [16, 24] if name in FINE else [8, 12]
+    grid = (16, 24) if name in FINE else (8, 12)
     assert max(trace.sites[site].grid for site in cross(trace)) == grid
     for branch in trace.branches:
         for site, mass in masses(trace, branch):
             assert np.abs(mass - 1).max() < 1e-3, site
-    assert trace.heat_map("cat").shape == tuple(grid) and trace.heat_map("月亮").shape == tuple(grid)
+    assert trace.heat_map("cat").shape == grid and trace.heat_map("月亮").shape == grid
     assert np.array_equal(draw(pipeline, size=(32, 48), negative=NEGATIVE)[0], plain)
 
 
