@@ -10,9 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tests.lens.made import made as made_encoder
 
 import toushi
-from tests.lens.made import made as made_encoder
 from tests.pipelines.tiny import made as made_pipeline
 from toushi import main
 from toushi.cli.main import parse

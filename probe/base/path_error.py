@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from toushi.probe.base.bilingual import Bilingual, Messages
+
 from toushi.probe.base.errors import ToushiError
 
 LONGEST = 80  # characters of a name in a message
