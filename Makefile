@@ -18,9 +18,8 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/demo --overwrite
-	@echo "The picture and where each word went:  runs/demo/words.png"
-	@echo "Explore it in the browser:             make view"
+	$(BIN)/toushi demo --overwrite
+	@echo "Before commands without make:  source .venv/bin/activate"
 
 view: setup
 	$(BIN)/toushi view runs/demo

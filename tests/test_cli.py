@@ -236,6 +236,25 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
     assert re.search(r"x\d+、x\d+.* and \d{4} more$", said) and len(said) < 200, "thousands are counted, not listed"
 
 
+# --- demo ---
+
+
+def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp_path, capsys, monkeypatch, fails):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    first = capsys.readouterr().out
+    assert main(["trace", PROMPT, "--steps", "20", "--seed", "0", "--out", "traced"]) == 0
+    names = {path.name for path in Path("traced").iterdir()}
+    assert names == {path.name for path in Path("runs/demo").iterdir()} and {"image.png", "words.png"} <= names
+    for name in sorted(names - {"manifest.json", "steps.jsonl"}):  # these hold times and the command
+        assert (Path("runs/demo") / name).read_bytes() == (Path("traced") / name).read_bytes(), name
+    assert f"{Path('runs/demo/words.png')}\n" in first and first.splitlines()[-2].endswith("  toushi view runs/demo")
+    assert main(["demo"]) == 0  # its own
+    assert main(["trace", "猫", "--steps", "1", "--size", "16", "--out", "mine"]) == 0
+    capsys.readouterr()
+    assert "--overwrite" in fails("demo", "--out", "mine") and open_trace("mine").prompt == "猫"
+
+
 # --- wrong input ---
 
 
@@ -468,7 +487,7 @@ def test_help_teaches(capsys):
     assert main([]) == 0 and main(["--help"]) == 0
     said = capsys.readouterr().out
     assert 'toushi trace "左边是猫，右边是月亮，夜晚"' in said
-    for name in ("trace", "view", "words", "sites", "info", "verify", "export"):
+    for name in ("demo", "trace", "view", "words", "sites", "info", "verify", "export"):
         assert main([name, "--help"]) == 0
         assert f"  toushi {name} " in capsys.readouterr().out and name in said
 

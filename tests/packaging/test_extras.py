@@ -38,6 +38,7 @@ CORE_COMMANDS = [
     ["trace", "a red cat", "--steps", "1", "--no-record", "--out", "picture"],
 ]
 EXTRA_COMMANDS = [
+    (["demo"], "figures"),
     (["trace", "a red cat", "--steps", "1"], "figures"),
     (["layers", "河边的银行", "--out", "bank.png"], "figures"),
     (["layers", "河边的银行", "--encoder", "pipeline"], "pipelines"),

@@ -13,6 +13,7 @@ from itertools import dropwhile, pairwise, takewhile
 
 import tyro
 
+from toushi.cli.demo import Demo
 from toushi.cli.doctor import Doctor
 from toushi.cli.export import Export
 from toushi.cli.info import Info
@@ -38,6 +39,7 @@ HELP = """Each command teaches itself: toushi trace --help
 With --debug anywhere, an error also shows where it came from; toushi --version says which this is."""
 
 COMMANDS = {
+    "demo": Demo,
     "trace": Trace,
     "view": View,
     "words": Words,

@@ -74,8 +74,10 @@ def export(
         require(package)
     path = default_path(trace.folder, to) if out is None else Path(out)
     _check_place(path, overwrite)
-    prepare = prepare_encoder_export if isinstance(trace, EncoderTrace) else prepare_picture_export
-    write, about, left_out = prepare(trace, to, words, tokens)
+    if isinstance(trace, EncoderTrace):
+        write, about, left_out = prepare_encoder_export(trace, to, words, tokens)
+    else:
+        write, about, left_out = prepare_picture_export(trace, to, words, tokens)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path, shared=True) as temporary:
