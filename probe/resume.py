@@ -61,7 +61,9 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     kept, recorded = manifest.kept, manifest.steps.recorded
     words = None if kept.words is None else tuple(map(_word, kept.words))
     recorded, budget = None if recorded is None else tuple(recorded), DISK if kept.budget is None else kept.budget
-    policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept.dtype or Policy.dtype, budget)
+    policy = Policy(
+        trace.keep, words, recorded, tuple(trace.branches), kept.dtype or Policy.dtype, budget, bool(kept.pads)
+    )
     with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), edited:
         return model.sample(*draw, **how)
 

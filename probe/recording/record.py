@@ -59,7 +59,7 @@ def record(
     steps     index, indices or slice of the steps to keep
     branches  "cond", "uncond", or what the model's family declares; by default all
     dtype     of the stored maps, float16 or float32 (sums are always float32)
-    budget    bytes on disk; a run that would need more is refused before its first map
+    budget    bytes on disk; a run that would need more is refused before anything is written
     pads      whether every column of padding is kept by itself; by default only their sum is, as one column
 
     The pictures are, bit for bit, those that are sampled without it. Raises ToushiError types: a site that matches
@@ -91,6 +91,7 @@ class Recording(Subscriber):
         self.selected = self.family.select_sites(self.model, sites)
         self.folders = TraceFolders(folder)
         self.recorder: RunRecorder | None = None
+        self.capture: EncoderCapture | None = None  # while prompts are encoded
         self.encoder_arrays: dict[str, list[dict[str, np.ndarray]]] = {}  # of each branch and picture
         self.subscription = ExitStack()
         layers = f"{self.family.layers}."
@@ -118,8 +119,10 @@ class Recording(Subscriber):
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self.subscription.close()
-        self._close(error=error)
+        try:
+            self._close(error=error)
+        finally:
+            self.subscription.close()
         if isinstance(error, HookError):
             raise Unrecordable(str(error)) from error
         if error is None and not self.traces:
@@ -139,12 +142,15 @@ class Recording(Subscriber):
         self.encoder_arrays = {}
 
     def on_prompts(self, prompts: Mapping[str, list[EncodedPrompt]], call: EncodePromptCall) -> None:
-        if unread := self.capture.unread():
+        capture, self.capture = self.capture, None  # it holds the states of every layer
+        if capture is None or (self.session.run is not None and self.session.run.nested):
+            return
+        if unread := capture.unread():
             raise Unrecordable(described(unread))
         if self.session.arguments is None:
             self.encoder_arrays = {}
         for branch, encoded in prompts.items():
-            arrays = [self.capture.of(prompt) for prompt in encoded]
+            arrays = [capture.of(prompt) for prompt in encoded]
             # A later call, for another encoder, does not run this one again.
             if any(arrays) or branch not in self.encoder_arrays:
                 self.encoder_arrays[branch] = arrays

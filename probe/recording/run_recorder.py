@@ -225,12 +225,12 @@ class RunRecorder:
         self.is_size_checked = True
         forecast = forecast_of(self.sizes.values(), self.policy, len(self.recorded_steps), self.grid)
         pictures = 1 + max(picture for _, picture in self.rows)
-        if self.keep is None:
-            if fits(forecast, "heads", self.policy, pictures):
-                return
-            self._decide("mean", reason_not_heads(forecast, self.policy, pictures))
+        if self.keep is None and fits(forecast, "heads", self.policy, pictures):
+            return
         try:
-            check(forecast, self.keep or "heads", self.policy, pictures)
+            check(forecast, self.keep or "mean", self.policy, pictures)
+            if self.keep is None:
+                self._decide("mean", reason_not_heads(forecast, self.policy, pictures))
         except OverBudget as refusal:
             self.refusal = refusal
             self.maps, self.pending = [], []

@@ -85,6 +85,8 @@ class SamplingSession:
         self._users -= 1
         if not self._users:
             self._patches.close()
+            # Whoever keeps a subscriber keeps its session, but not the tensors of its last run.
+            self.prompts, self.precomputed, self._rows_of_text, self.evaluation = {}, [], [], None
 
     @contextmanager
     def attached(self, subscriber: Subscriber) -> Iterator[None]:
@@ -138,11 +140,10 @@ class SamplingSession:
             runs = runs if kept is None or kept.last is None else kept.last
             call = call._replace(result=result, encoder_runs=runs)
             prompts = restore_prompts(self.family.encoded_prompts(call), self.precomputed)
-            self.prompts = {**earlier, **prompts}
+            self.prompts, self._rows_of_text = {**earlier, **prompts}, []
             if self.arguments is None and self.family.evaluate is None:
                 self.precomputed += [prompt for branch in prompts.values() for prompt in branch]
-            for subscriber in self.subscribers:
-                subscriber.on_prompts(prompts, call)
+            self._tell("on_prompts", prompts, call)
             return result
 
         return wrapper
@@ -161,6 +162,7 @@ class SamplingSession:
         runs: dict[str, list[EncoderInputs]] = {name: [] for name in parameters}
 
         def note(name: str, ids: Tensor | None, mask: Tensor | None = None) -> None:
+            self.encoder_rows = []
             if ids is None:
                 return
             runs[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
@@ -194,11 +196,11 @@ class SamplingSession:
         def wrapper(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
+            given = self.family.given_prompts(bound.arguments)
+            self.prompts, self._rows_of_text = restore_prompts(given, self.precomputed), []
             self.arguments = bound.arguments
-            self.prompts = restore_prompts(self.family.given_prompts(bound.arguments), self.precomputed)
             try:
-                for subscriber in self.subscribers:
-                    subscriber.on_sample(bound.arguments)
+                self._tell("on_sample", bound.arguments)
                 result = sample(*args, **kwargs)
             except BaseException as error:
                 self._end_run(error=error)
@@ -220,11 +222,12 @@ class SamplingSession:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             times = torch.as_tensor(bound.arguments["time"], dtype=torch.float64).flatten().tolist()
-            outer, prompts = self.run, self.prompts
-            self.run = None
+            if self.arguments is None and self.run is not None and self.run.index >= self.run.count:
+                self._end_run()  # a loop by hand is over, which nothing else ends
+            outer, evaluation, prompts = self.run, self.evaluation, self.prompts
             nested = outer is not None
-            self._begin_run(Run(1, lambda item: [times[item % len(times)]], {}, single=True, nested=nested))
             try:
+                self._begin_run(Run(1, lambda item: [times[item % len(times)]], {}, single=True, nested=nested))
                 result = evaluate(*args, **kwargs)
                 assert self.family.evaluation_step is not None
                 self._finish_step(self.family.evaluation_step(result, bound.arguments))
@@ -234,7 +237,7 @@ class SamplingSession:
             else:
                 self._end_run()
             finally:
-                self.run, self._rows_of_text = outer, []
+                self.run, self.evaluation, self._rows_of_text = outer, evaluation, []
                 if nested:
                     self.prompts = prompts
             return result
@@ -286,29 +289,42 @@ class SamplingSession:
 
     def _begin_run(self, run: Run) -> None:
         self.run, self._rows_of_text = run, []
-        for subscriber in self.subscribers:
-            subscriber.on_run_begin(run)
+        try:
+            self._tell("on_run_begin", run)
+        except BaseException as error:
+            self._end_run(error=error)
+            raise
 
     def _move_to(self, index: int) -> None:
         if self.run is not None and index != self.run.index:
-            for subscriber in self.subscribers:
-                subscriber.on_start_index(self.run, index)
+            self._tell("on_start_index", self.run, index)
             self.run.index = index
 
     def _finish_step(self, step) -> None:
         run = self.run
         assert run is not None
-        for subscriber in self.subscribers:
-            subscriber.on_step(run, step)
-        run.index += 1
-        run.denoiser_ran = False
-        run.evaluations.clear()
+        try:
+            self._tell("on_step", run, step)
+        finally:  # the scheduler has made the step, whatever a subscriber says
+            run.index += 1
+            run.denoiser_ran = False
+            run.evaluations.clear()
 
     def _end_run(self, images: list | None = None, result: Any = None, error: BaseException | None = None) -> None:
-        run, self.run, self.evaluation = self.run, None, None
-        if run is not None:
-            for subscriber in list(self.subscribers):
+        """Tells every subscriber, then raises the first error of one of them, unless the run ended with its own."""
+        run, self.run, self.evaluation, self._rows_of_text = self.run, None, None, []
+        failure: BaseException | None = None
+        for subscriber in list(self.subscribers) if run is not None else ():
+            try:
                 subscriber.on_run_end(run, images, result, error)
+            except BaseException as raised:
+                failure = failure or raised
+        if failure is not None and error is None:
+            raise failure
+
+    def _tell(self, event: str, *args) -> None:
+        for subscriber in list(self.subscribers):  # one may leave meanwhile
+            getattr(subscriber, event)(*args)
 
     # --- rows
 
@@ -317,12 +333,11 @@ class SamplingSession:
         run = self.run or Run(1, lambda item: None, {}, single=True, nested=True)
         run.denoiser_ran = True
         self.evaluation = Evaluation(self, run, dict(zip(self.family.denoiser_inputs, values)))
-        for subscriber in self.subscribers:
-            subscriber.on_evaluation(self.evaluation)
+        self._tell("on_evaluation", self.evaluation)
 
     def match(self, inputs: DenoiserInputs, run: Run) -> list[Place]:
         """Branch and picture of each row. Comparing texts takes time, and most come again at every step."""
-        version = (inputs.branches, *map(tensor_version, inputs.key))
+        version = (inputs.branches, frozenset(run.evaluations), *map(tensor_version, inputs.key))
         for key, known_version, rows in self._rows_of_text:
             same = known_version == version and len(key) == len(inputs.key)
             if same and all(map(operator.is_, key, inputs.key)):

@@ -86,7 +86,7 @@ class Subscriber:
         return {name: site.module for name, site in selected.items()}
 
     def state_modules(self) -> Mapping[str, nn.Module]:
-        """Modules whose outputs `edit_state` gets."""
+        """Modules whose outputs `on_state_edit` gets."""
         return {}
 
     def around_encode_prompt(self) -> AbstractContextManager:
@@ -102,10 +102,10 @@ class Subscriber:
         """Prompts were encoded: of each branch one for each picture. `session.prompts` has those of earlier calls, too."""
 
     def on_run_begin(self, run: Run) -> None:
-        """The scheduler has its timesteps, or `evaluate` was called."""
+        """The scheduler has its timesteps, or `evaluate` was called (`run.single`; inside another run also `run.nested`)."""
 
     def on_start_index(self, run: Run, index: int) -> None:
-        """The next step is not the expected one, `run.index`, but this: a run may begin in the middle of its schedule."""
+        """The step that is being made is not the expected one, `run.index`, but this: a run may begin in the middle."""
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """The denoiser is about to run."""

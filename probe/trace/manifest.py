@@ -201,6 +201,7 @@ class Kept(StrictModel):
     words: list[Any] | None = Field(None, description="As they were named; null: all.")
     dtype: str | None = Field(None, description="Of the stored maps.")
     budget: int | None = Field(None, description="Bytes on disk.")
+    pads: bool | None = Field(None, description="Whether every column of padding was asked for by itself.")
 
 
 # --- manifests ------------------------------------------------------------------------------------------

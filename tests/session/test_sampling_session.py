@@ -148,3 +148,53 @@ def test_an_edit_of_the_encoder_runs_it_once(model):
     finally:
         handle.remove()
     assert len(runs) == 2  # the prompt, and the empty negative prompt
+
+
+def test_an_evaluation_aside_leaves_the_recorded_encoder_alone(model, tmp_path):
+    latents = model.noise(1, 64, 64, 0)
+    with record(model, tmp_path / "plain"):
+        draw(model, steps=3)
+    with record(model, tmp_path / "run", steps=[2]):
+        model.sample(PROMPT, steps=3, callback=lambda index, _: model.denoise(latents, 0.5, "狗"))
+    plain, trace = open_trace(tmp_path / "plain"), open_trace(tmp_path / "run")
+    assert same(trace.encoder_states(), plain.encoder_states()) and not trace.verify()
+    assert same(trace.attention(), plain.attention(steps=[2]))
+
+
+def test_a_run_that_cannot_begin_does_not_hide_the_next_one(model, tmp_path):
+    latents = model.noise(1, 64, 64, 0)
+    with record(model, tmp_path / "run", steps=[3]):
+        with pytest.raises(ToushiError, match="no step 3"):
+            model.denoise(latents, 0.5, "猫")
+        with pytest.raises(ToushiError, match="no step 3"):
+            model.denoise(latents, 0.5, "猫")
+        draw(model, steps=5)
+    assert open_trace(tmp_path / "run").steps == [3]
+
+
+def test_a_loop_by_hand_that_is_over_does_not_swallow_an_evaluation(model, tmp_path):
+    latents = model.noise(1, 64, 64, 0)
+    with edit(model, Edit(MIDDLE, "scale", word="猫", factor=1.0)):
+        model.scheduler.set_timesteps(1)
+        model.scheduler.step(lambda latents, t: model.denoise(latents, t, "猫"), latents, 0)
+        with record(model, tmp_path / "run"):
+            model.denoise(latents, 0.5, "猫")
+    assert open_trace(tmp_path / "run").steps == [0]
+
+
+def test_one_subscriber_that_fails_at_the_end_does_not_cost_the_trace_its_picture(model, tmp_path):
+    class Fails(Subscriber):
+        def on_run_end(self, run, images, result, error):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), subscribe(model, Fails()), record(model, tmp_path / "run"):
+        draw(model)
+    trace = open_trace(tmp_path / "run")
+    assert trace.complete and trace.image() is not None and not trace.verify()
+
+
+def test_what_the_encoder_computed_is_not_kept_alive(model, tmp_path):
+    captures = []
+    with record(model, tmp_path / "run") as recording:
+        model.sample(PROMPT, steps=1, callback=lambda *_: captures.append(recording.capture))
+    assert captures == [None] and not recording.session.prompts and recording.session.evaluation is None
