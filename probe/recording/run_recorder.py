@@ -16,9 +16,9 @@ from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
 from toushi.probe.pipelines.size_estimate import MapSize
 from toushi.probe.recording.forecast import OverBudget, check, fits, forecast_of, reason_not_heads
+from toushi.probe.recording.picture_manifest import picture_manifest
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.step_maps import Maps, RowColumns, column_range
-from toushi.probe.recording.trace_fields import trace_fields
 from toushi.probe.recording.unrecordable import Unrecordable, described
 from toushi.probe.session.row_matching import Place, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run
@@ -297,7 +297,7 @@ class RunRecorder:
     def _open_writers(self) -> None:
         count = 1 + max((picture for _, picture in self.rows), default=0)
         for picture, folder in enumerate(self.recording.folders.new(count)):
-            writer = TraceWriter(folder, trace_fields(self, picture, count), resume=self.recording.resumed)
+            writer = TraceWriter(folder, picture_manifest(self, picture, count), resume=self.recording.resumed)
             self.writers.append(writer)
             if layout.ENCODER in writer.manifest.files:
                 continue

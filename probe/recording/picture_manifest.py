@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from toushi.probe.recording.run_recorder import RunRecorder
 
 
-def trace_fields(recorder: "RunRecorder", picture: int, count: int) -> dict[str, Any]:
+def picture_manifest(recorder: "RunRecorder", picture: int, count: int) -> dict[str, Any]:
     """Fields of the manifest of picture number `picture` of a batch of `count`."""
     model, family, policy, run = recorder.recording.model, recorder.family, recorder.policy, recorder.run
     prompts = {branch: encoded[picture].prompt for branch, encoded in recorder.session.prompts.items()}
