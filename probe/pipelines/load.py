@@ -113,13 +113,13 @@ def load_user_model(folder: Path, loading: Loading) -> Any | None:
 
     device = torch.device(loading.device or best_device())
     dtype = loading.dtype or "fp32"
-    if loading.threads is not None:
-        torch.set_num_threads(loading.threads)
     for family in user_families():
         model = None if family.load_folder is None else family.load_folder(folder, device, torch_dtype(dtype))
         if model is not None:
             never = ("engine", "offload", "vae_tiling", "compile", "lora", "quantize", "embedding_cache")
             loading.refuse(family.name, dict.fromkeys(never, "its family loads it with a device and a dtype alone"))
+            if loading.threads is not None:
+                torch.set_num_threads(loading.threads)
             model.loading = loading.resolved(str(device), dtype)
             model.name_or_path = str(folder)  # traces tell by it which weights they are of
             return model

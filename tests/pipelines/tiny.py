@@ -19,6 +19,7 @@ from tests.pipelines.vocabularies import (
     t5_tokenizer,
 )
 
+TRANSFORMERS = int(transformers.__version__.partition(".")[0])
 PROMPT = "一只 red cat on the left, 月亮，moon"
 NEGATIVE = "blue 猫"
 
