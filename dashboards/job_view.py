@@ -57,4 +57,5 @@ def follow(done: Callable[[Path], None]) -> None:
     elif job.state == "stopped":
         st.info(escaped(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
     elif job.state == "failed":
-        st.error(escaped(job.error), title=say("make_failed"), icon=":material/error:")
+        what = library.message(job.failure) if isinstance(job.failure, ToushiError) else job.error
+        st.error(escaped(what), title=say("make_failed"), icon=":material/error:")

@@ -5,6 +5,7 @@ This is the only part of the app that needs torch, and it imports it when the fi
 
 import gc
 import itertools
+import os
 import queue
 import threading
 import warnings
@@ -49,6 +50,7 @@ class Job:
     state: str = "wait"  # wait, load, draw, write; then done, stopped or failed
     step: int = 0
     error: str = ""
+    failure: Exception | None = None  # that `error` tells of
     cut: list[Warning] = field(default_factory=list)  # PromptCut, of the prompt and of the negative one
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -92,7 +94,9 @@ def start(order: Order, runs: Path) -> Job:
         if len(_living) > MOST_WAITING:
             raise Busy(f"{len(_living)} traces are being made or wait already; stop one, or wait")
         taken = {job.folder for job in _living}
-        job = Job(order, next(runs / name for name in names if runs / name not in taken and not (runs / name).exists()))
+        job = Job(
+            order, next(runs / name for name in names if runs / name not in taken and not os.path.lexists(runs / name))
+        )
         _living.append(job)
         _orders.put(job)
         _worker()
@@ -150,5 +154,6 @@ def _work(job: Job) -> None:
     except Stopped:
         job.state = "stopped"
     except Exception as error:  # whatever went wrong belongs on the page, not in a dead thread
+        job.failure = error
         job.error = str(error) if isinstance(error, ToushiError) else f"{type(error).__name__}: {error}"
         job.state = "failed"

@@ -1,4 +1,7 @@
-"""Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session."""
+"""Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session.
+
+Functions of os.path look at files here: unlike those of pathlib they answer no for a name that the system refuses.
+"""
 
 import io
 import itertools
@@ -19,6 +22,7 @@ from toushi.dashboards.heat_map import trace_pair as pairs
 from toushi.dashboards.run_metadata import facts as known
 from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import PathError, short_path
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
 
@@ -62,6 +66,8 @@ def entries(root: Path | None = None, deepest: int = DEEPEST) -> list[Entry]:
 
 
 def _manifests(root: Path, deepest: int) -> Iterator[Path]:
+    if not os.path.isdir(root):
+        return iter(())
     return itertools.chain.from_iterable(root.glob("*/" * depth + MANIFEST) for depth in range(1, deepest + 1))
 
 
@@ -74,7 +80,7 @@ def entry(folder: Path) -> Entry:
         damaged = not isinstance(prompt, str | None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         damaged = True
-    written = manifest.stat().st_mtime if manifest.is_file() else 0.0
+    written = os.path.getmtime(manifest) if os.path.isfile(manifest) else 0.0
     return Entry(folder, None if damaged else prompt, written, damaged, picture)
 
 
@@ -98,7 +104,7 @@ def _thumbnail(path: str, written: float) -> bytes | None:
 def thumbnail(entry: Entry) -> bytes | None:
     """The picture of a trace for the gallery, as PNG; None when there is none that can be read."""
     path = entry.folder / IMAGE
-    return _thumbnail(str(path), path.stat().st_mtime) if path.is_file() else None
+    return _thumbnail(str(path), os.path.getmtime(path)) if os.path.isfile(path) else None
 
 
 def argument() -> str | None:
@@ -110,7 +116,7 @@ def argument() -> str | None:
 def gallery() -> Path:
     """Whose traces are shown and where new ones go: the argument, if it is no trace but holds some; else runs/."""
     folder = Path(argument() or RUNS)
-    is_trace = (folder / MANIFEST).is_file() or (folder / MEMBERS).is_file()
+    is_trace = os.path.isfile(folder / MANIFEST) or os.path.isfile(folder / MEMBERS)
     return folder if not is_trace and any(_manifests(folder, DEEPEST)) else RUNS
 
 
@@ -123,7 +129,7 @@ def given() -> str | None:
 def chosen() -> str | None:
     """The folder that is open, as text: chosen by hand, else the one given; of a collection its first trace."""
     folder = st.session_state.get("folder") or given()
-    if folder and (Path(folder) / MEMBERS).is_file() and not (Path(folder) / MANIFEST).is_file():
+    if folder and os.path.isfile(Path(folder) / MEMBERS) and not os.path.isfile(Path(folder) / MANIFEST):
         return str(min((entry.folder for entry in entries(Path(folder), 1)), default=folder))
     return folder
 
@@ -141,7 +147,7 @@ def choose(folder: str | os.PathLike) -> None:
 def stamp(folder: str) -> tuple:
     """Changes whenever the trace does, so that a run still being written is read anew."""
     files = (Path(folder) / name for name in ("manifest.json", "steps.jsonl", "image.png"))
-    return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+    return tuple(os.stat(file).st_mtime_ns if os.path.isfile(file) else 0 for file in files)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -199,22 +205,34 @@ def read(folder: str):
 
 def refuse(error: Exception) -> NoReturn:
     st.error(
-        f"{escaped(str(error))}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:"
+        f"{escaped(message(error))}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:"
     )
     st.stop()
+
+
+def message(error: Exception) -> str:
+    """What went wrong, in the language of the page where it is about a name of a folder."""
+    return error.message.translate(language()) if isinstance(error, PathError) else str(error)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # at least one of them cannot be looked at
+        return one == other
 
 
 def toolbar() -> None:
     """Changes the open trace and the branch on any page."""
     folder = chosen()
     known = entries()
-    if folder and (Path(folder).parent / MEMBERS).is_file():
+    if folder and os.path.isfile(Path(folder).parent / MEMBERS):
         known = sorted(entries(Path(folder).parent, 1), key=lambda entry: entry.folder) + known
     if folder:
         here = Path(folder)
-        known = [entry(here), *(one for one in known if one.folder.resolve() != here.resolve())]
+        known = [entry(here), *(one for one in known if not _same(one.folder, here))]
         folder = str(here)
-    labels = {str(one.folder): f"{title(one)} · {one.folder}" for one in known}
+    labels = {str(one.folder): f"{title(one)} · {short_path(one.folder)}" for one in known}
     names = list(labels)
     picked = st.selectbox(
         say("trace"), names, index=names.index(folder) if folder else None, format_func=labels.__getitem__,

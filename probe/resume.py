@@ -36,6 +36,7 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     trace = open_trace(folder)
     manifest = trace.manifest
     check(model, trace)
+    assert manifest.size is not None and manifest.edits is not None and manifest.kept is not None  # or check refuses
     steps, done = manifest.steps.count, trace.steps
     how = {
         "steps": steps,
@@ -60,7 +61,7 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
     kept, recorded = manifest.kept, manifest.steps.recorded
     words = None if kept.words is None else tuple(map(_word, kept.words))
     recorded, budget = None if recorded is None else tuple(recorded), DISK if kept.budget is None else kept.budget
-    policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept.dtype, budget)
+    policy = Policy(trace.keep, words, recorded, tuple(trace.branches), kept.dtype or Policy.dtype, budget)
     with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), edited:
         return model.sample(*draw, **how)
 
@@ -100,6 +101,7 @@ def check(model, trace: Trace) -> None:
             f"{where} does not say its {' and '.join(unknown)} (it was not drawn by the model's own `sample`, or by an "
             "older Toushi): draw it again."
         )
+    assert manifest.model is not None and manifest.versions is not None
     if manifest.batch != 1:
         raise CannotResume(
             f"{where} is one of {manifest.batch} pictures drawn in one batch, and alone it would round "

@@ -15,6 +15,7 @@ from pathlib import Path
 from toushi.experiments.runner.run_folder import NoRun, read_manifest
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_errors import NotAPicture
@@ -65,7 +66,7 @@ def report(
 
 def opened(folder: Path) -> list[Path | Trace]:
     """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
-    if (folder / MEMBERS).is_file():
+    if (checked_path(folder) / MEMBERS).is_file():
         return [*open_collection(folder)]
     if format_of(folder) == FORMAT:
         try:

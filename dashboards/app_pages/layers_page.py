@@ -106,4 +106,4 @@ try:
     else:
         typed()
 except ToushiError as error:
-    st.error(escaped(str(error)), title=say("layers_failed"), icon=":material/error:")
+    st.error(escaped(library.message(error)), title=say("layers_failed"), icon=":material/error:")

@@ -31,7 +31,7 @@ from toushi.experiments.measures.statistics import share
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import found_masks
 from toushi.experiments.training.scene_batches import unit
-from toushi.probe.analysis.maps import auc, pointing_game, resample
+from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
@@ -88,8 +88,7 @@ def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = 
         return (maps if column is None else maps.sel(token=column)).mean("step").values
 
     maps = {site: one(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
-    finest = max(m.shape for m in maps.values())
-    return maps | {"plain mean": np.mean([resample(m, finest) for m in maps.values()], axis=0)}
+    return maps | {"plain mean": mean_of_sites(list(maps.values()))}
 
 
 def noised(model: MiniUNet, config: Config) -> Iterator[dict]:

@@ -25,6 +25,7 @@ import pandas as pd
 
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.path_error import checked_path
 
 FORMAT, VERSION = "toushi-run", 1
 MANIFEST, JOBS, TABLES = "manifest.json", "jobs", "tables"
@@ -115,7 +116,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises NoRun, in one line, for anything that is not the manifest of a run."""
-    path = folder / MANIFEST
+    path = checked_path(folder) / MANIFEST
     if not folder.is_dir():
         raise NoRun(f"there is no folder {folder}")
     if not path.is_file():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
@@ -89,7 +90,7 @@ def folder_of(which: str | Path) -> Path:
     """Where the files of an encoder lie: of a shipped model, of a folder; those of a hub id are fetched first."""
     if str(which) in shipped_models():
         return SHIPPED / str(which)
-    if Path(which).is_dir():
+    if checked_path(which).is_dir():
         return Path(which)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(which)) and not Path(which).parent.exists():
         return _fetched(str(which))

@@ -16,6 +16,7 @@ from torch import nn
 from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
@@ -89,7 +90,7 @@ def load_model(name: str, loading: Loading) -> Any:
 def model_folder(name: str) -> Path | None:
     """The folder of a model; None if it can only be on the hub. Raises UnknownModel for what is neither."""
     known = shipped_models()
-    folder = SHIPPED / name if name in known else Path(name)
+    folder = SHIPPED / name if name in known else checked_path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return folder
     mistyped = get_close_matches(name, known, n=1, cutoff=0.85)

@@ -158,12 +158,12 @@ class EncoderTrace:
         width = (len(tokens), self.manifest.width)
         places = {"token": np.arange(len(tokens)), "text": ("token", [token.text for token in tokens])}
         layers = np.arange(self.layers + 1)
-        states = np.stack([_read(file, text_state_key(number, layer), width) for layer in layers])
+        states = np.stack([_read(file, text_state_key(number, layer), width) for layer in range(len(layers))])
         blind = {int(layer): why for layer, why in entry.blind.items()}
         seen = None
         if not blind:
             square = (self.manifest.heads, len(tokens), len(tokens))
-            read = np.stack([_read(file, text_attention_key(number, layer), square) for layer in layers[1:]])
+            read = np.stack([_read(file, text_attention_key(number, layer), square) for layer in range(1, len(layers))])
             coords = {"layer": layers[1:], "query": np.arange(len(tokens)), **places}
             seen = xr.DataArray(read, dims=("layer", "head", "query", "token"), coords=coords)
         words = {part: tuple(word.word() for word in getattr(entry, part)) for part in PARTS[1:]}

@@ -114,13 +114,18 @@ class Branch(StrictModel):
             raise mismatch("pad_columns", wanted, self.pad_columns)
         return self
 
+    def place_columns(self) -> list[int]:
+        """The column at each place of the maps' token axis; PADS for the sum over all pads, which comes last."""
+        pads = self.pad_columns or []
+        every = {token.column for token in self.tokens if token.column is not None}
+        columns = sorted(every - set(pads)) if self.columns is None else self.columns
+        return [*columns, PADS] if pads else [*columns]
+
     def places(self) -> list[alignment.Token]:
-        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads."""
-        pads = set(self.pad_columns or ())
+        """The token at each place of the maps' token axis; the last one may stand for the sum over all pads."""
         by_column = {entry.column: entry.token() for entry in self.tokens if entry.column is not None}
-        columns = sorted(set(by_column) - pads) if self.columns is None else self.columns
-        summed = [alignment.Token(None, PADS_TEXT, None, "pad", (), -1, PADS)] if pads else []
-        return [by_column[column] for column in columns] + summed
+        by_column[PADS] = alignment.Token(None, PADS_TEXT, None, "pad", (), PADS, PADS)
+        return [by_column[column] for column in self.place_columns()]
 
     def covers_all_columns(self) -> bool:
         """Whether the maps hold the attention to every text column, so that it sums to 1 with `rest`."""
@@ -270,7 +275,7 @@ class Manifest(TraceManifest):
             check_words(branch.words, prompt, f"branches.{name}.words")
         return self
 
-    def list_file(self, name: str, entry: dict[str, Any]) -> None:
+    def list_file(self, name: FileName, entry: dict[str, Any]) -> None:
         """Adds a finished file: {bytes, sha256}."""
         self.files = {**self.files, name: FileEntry(**entry)}
 
@@ -300,7 +305,7 @@ class Manifest(TraceManifest):
         if site is None or site.grid is None or branch not in self.branches or rest not in ("", "rest"):
             return None
         rows, columns = site.grid
-        middle = rows * columns if site.kind == "self" else len(self.branches[branch].places())
+        middle = rows * columns if site.kind == "self" else len(self.branches[branch].place_columns())
         averaged = (rows, columns) if rest else (middle, rows, columns)
         by_head = (site.heads or -1, *averaged)
         return {"heads": [by_head], "mean": [averaged], "sum": [averaged, by_head]}[self.keep]

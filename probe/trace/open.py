@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.trace.encoder_trace import EncoderTrace
 from toushi.probe.trace.listing import StepLine, TextsLine
 from toushi.probe.trace.manifest import check_encoder_manifest, check_manifest, check_version
@@ -66,7 +67,7 @@ def is_encoder_trace(folder: str | Path) -> bool:
 
 def open_collection(folder: str | Path) -> list[Trace]:
     """The traces of a folder that several runs, or a batch, were recorded into."""
-    folder = Path(folder)
+    folder = checked_path(folder)
     if not (folder / MEMBERS).exists():
         hint = " It holds one trace: use open_trace." if (folder / MANIFEST).exists() else ""
         raise NoTrace(f"No collection in {folder}: it has no {MEMBERS}.{hint}")
@@ -74,6 +75,7 @@ def open_collection(folder: str | Path) -> list[Trace]:
 
 
 def _read_manifest(folder: Path) -> Any:
+    checked_path(folder)
     if not folder.is_dir():
         raise NoTrace(f"No trace at {folder}: there is no such folder.")
     if not (folder / MANIFEST).exists():

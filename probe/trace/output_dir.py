@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from toushi.probe.base.path_error import checked_path, short_path
 from toushi.probe.trace.image_file import is_toushi_picture
 from toushi.probe.trace.trace_errors import WriteFailed
 from toushi.probe.trace.trace_format import MANIFEST, MEMBERS, is_member, is_trace_file
 
 
 def check_output_dir(folder: Path, overwrite: bool = False) -> None:
-    """Raises WriteFailed unless `prepare_output_dir` may create this folder and empty it. Changes nothing."""
+    """Raises WriteFailed, or PathError, unless `prepare_output_dir` may create this folder and empty it. Changes nothing."""
+    checked_path(folder)
     try:
         if not folder.exists():
             return
@@ -22,9 +24,9 @@ def check_output_dir(folder: Path, overwrite: bool = False) -> None:
         if not overwrite and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
             raise WriteFailed(f"{folder} is not empty. Choose another folder, or replace what is in it (--overwrite).")
     except NotADirectoryError:
-        raise WriteFailed(f"{folder} cannot be a folder: a file of that name is in the way.") from None
+        raise WriteFailed(f"{short_path(folder)} cannot be a folder: a file of that name is in the way.") from None
     except OSError as error:
-        raise WriteFailed(f"Cannot write in {folder}: {reason(error)}. Choose another folder.") from None
+        raise WriteFailed(f"Cannot write in {short_path(folder)}: {reason(error)}. Choose another folder.") from None
 
 
 def prepare_output_dir(folder: str | Path, overwrite: bool = False) -> Path:
@@ -35,9 +37,9 @@ def prepare_output_dir(folder: str | Path, overwrite: bool = False) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
     except (FileExistsError, NotADirectoryError):
-        raise WriteFailed(f"{folder} cannot be a folder: a file of that name is in the way.") from None
+        raise WriteFailed(f"{short_path(folder)} cannot be a folder: a file of that name is in the way.") from None
     except OSError as error:
-        raise WriteFailed(f"Cannot write in {folder}: {reason(error)}. Choose another folder.") from None
+        raise WriteFailed(f"Cannot write in {short_path(folder)}: {reason(error)}. Choose another folder.") from None
     return folder
 
 

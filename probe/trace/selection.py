@@ -166,12 +166,11 @@ class AttentionQuery:
         if len(kinds) > 1:
             raise ToushiError("Image-to-text sites and image self-attention cannot be asked for together.")
         self.axis = "key" if kinds == {"self"} else "token"
-        self.places = self.manifest.branches[branch].places()
-        self.columns = [token.column for token in self.places]
+        self.columns = self.manifest.branches[branch].place_columns()
         self.span = None if word is None else find_span(self.manifest, word, branch)
         self.weights = None if word is None else self._weights()
         places = [0] if self.weights is None else np.flatnonzero(self.weights)
-        self.run = slice(int(places[0]), int(places[-1]) + 1)  # of columns, the shortest that holds the word
+        self.column_range = slice(int(places[0]), int(places[-1]) + 1)  # the shortest that holds the word
         self.steps, self.summed = self._present(steps)
 
     def _weights(self) -> np.ndarray:
@@ -249,8 +248,8 @@ class AttentionQuery:
         if self.weights is None:
             found = file.read(key)
         else:
-            found = file.read(key, (slice(None), self.run) if by_head else (self.run,))
-            weights = self.weights[self.run]
+            found = file.read(key, (slice(None), self.column_range) if by_head else (self.column_range,))
+            weights = self.weights[self.column_range]
             if len(weights) == 1:
                 found = found[..., 0, :, :]
                 found = found if weights[0] == 1 else found * weights[0]
@@ -290,7 +289,8 @@ class AttentionQuery:
     def token_coordinates(self) -> dict[str, Any]:
         if self.axis == "key":
             return {}
-        texts, kinds = [token.text for token in self.places], [token.kind for token in self.places]
+        places = self.manifest.branches[self.branch].places()
+        texts, kinds = [token.text for token in places], [token.kind for token in places]
         return {"token": self.columns, "text": ("token", texts), "kind": ("token", kinds)}
 
     def attributes(self) -> dict[str, Any]:

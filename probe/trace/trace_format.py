@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from toushi.probe.text.alignment import Token
 
@@ -11,7 +12,8 @@ FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
 VERSION = 2  # the newest that can be read
 FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no branch has `pad_columns`
 MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
-ENCODER, IMAGE = "encoder.safetensors", "image.png"
+ENCODER: Final = "encoder.safetensors"
+IMAGE: Final = "image.png"
 PADS, PADS_TEXT = -1, "(pads)"  # column and text of the place that holds the sum over all pads
 LONGEST = 65_536  # of an axis that the manifest leaves open
 KEEPS = ("heads", "mean", "sum")

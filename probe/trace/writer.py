@@ -48,7 +48,7 @@ from toushi.probe.trace.trace_format import (
 from toushi.probe.trace.trace_json import as_json
 
 if TYPE_CHECKING:
-    from toushi.probe.trace.manifest import Manifest
+    from toushi.probe.trace.manifest import FileName, Manifest
 
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
@@ -164,7 +164,7 @@ class TraceWriter:
         try:
             self._save_manifest()
         except OSError as error:
-            self._failure = WriteFailed(self._story(MANIFEST, error))
+            self._failure = WriteFailed(self._failure_message(MANIFEST, error))
             raise self._failure from None
 
     def close(self, complete: bool) -> None:
@@ -183,13 +183,13 @@ class TraceWriter:
         try:
             self._lines.close()  # writes what an earlier failure left in its buffer
         except OSError as error:
-            self._failure = self._failure or WriteFailed(self._story(STEPS, error))
+            self._failure = self._failure or WriteFailed(self._failure_message(STEPS, error))
         if self._failure is None:
             try:
                 self.manifest.complete = complete
                 self._save_manifest()
             except OSError as error:
-                self._failure = WriteFailed(self._story(MANIFEST, error))
+                self._failure = WriteFailed(self._failure_message(MANIFEST, error))
         if complete:
             self._raise_failure()
 
@@ -268,7 +268,7 @@ class TraceWriter:
 
     def _work(self) -> None:
         while True:
-            patience = self._patience()
+            patience = self._flush_timeout()
             if patience is not None and patience <= 0:
                 self._do(STEPS, self._list)
                 continue
@@ -287,7 +287,7 @@ class TraceWriter:
                 self._jobs.popleft()
                 self._turn.notify_all()
 
-    def _patience(self) -> float | None:
+    def _flush_timeout(self) -> float | None:
         """Seconds that what is stored and not yet listed may still wait for more; None if nothing waits."""
         if self._failure is not None or self._due is None:
             return None
@@ -300,7 +300,7 @@ class TraceWriter:
         except Exception as error:
             with suppress(Exception):
                 self._list()  # the steps before it are whole
-            self._failure = WriteFailed(self._story(what, error))
+            self._failure = WriteFailed(self._failure_message(what, error))
 
     def _step(self, index: int, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         name = step_file(index, self.manifest.keep)
@@ -344,7 +344,7 @@ class TraceWriter:
             self._counts[key] = self._counts.get(key, 0) + 1
         return self._sums
 
-    def _listed(self, name: str, parts: Sequence[bytes | np.ndarray]) -> None:
+    def _listed(self, name: "FileName", parts: Sequence[bytes | np.ndarray]) -> None:
         about = write_listed(self.folder / name, parts)
         fsync_folder(self.folder)
         with self._manifest_lock:
@@ -356,7 +356,7 @@ class TraceWriter:
             write_json(self.folder / MANIFEST, self.manifest.as_dict())
             self._unsaved = False
 
-    def _story(self, what: str, error: Exception) -> str:
+    def _failure_message(self, what: str, error: Exception) -> str:
         kept = f"{len(self._finished)} steps are finished and can be read" if self._finished else "No step is finished"
         return (
             f"Writing {what} in {self.folder} failed: {reason(error)}. {kept}. "

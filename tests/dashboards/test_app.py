@@ -95,6 +95,39 @@ def test_a_folder_that_is_no_trace(app, tmp_path, page):
     assert "manifest" in app(tmp_path / "here", page).error[0].value
 
 
+@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+@pytest.mark.parametrize("name", ["a" * 5000, "run\0s", "loop"], ids=["long", "nul", "loop"])
+def test_a_folder_whose_name_the_system_refuses(app, tmp_path, name, locale):
+    """One sentence in the language of the page, on every page, and another trace can be opened."""
+    made_trace.write(tmp_path / "runs" / "cat", steps=1)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    said = {
+        "a" * 5000: ("5000 characters", "5000 个字符"),
+        "run\0s": (r"U\+0000", r"U\+0000"),
+        "loop": ("cannot be opened", "打不开"),
+    }
+    test = app(locale=locale)
+    folder = next(one for one in test.text_input if "runs/demo" in (one.placeholder or ""))
+    folder.set_value(name)
+    next(button for button in test.button if button.key.startswith("FormSubmitter:open")).click().run()
+    for page in (PICTURE, COMPARE, ENCODER, LENS, "app_pages/traces_page.py"):
+        test.switch_page(page).run()
+        assert not test.exception
+        if page in (PICTURE, COMPARE, ENCODER):
+            assert said[name][locale == "zh-CN"] in test.error[0].value
+    test.button(key=f"open {Path('runs/cat')}").click().run()
+    assert not test.exception and component(test)
+
+
+@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+def test_an_encoder_whose_name_the_system_refuses(app, locale):
+    test = app(page=LENS, locale=locale)
+    test.text_input[2].set_value("a" * 5000)
+    test.button[0].click().run()
+    assert not test.exception
+    assert ("5000 characters", "5000 个字符")[locale == "zh-CN"] in test.error[0].value
+
+
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"prompt": 5}', '{"prompt": ["猫"]}', "{}", "[" * 100_000])
 def test_one_damaged_trace_leaves_the_gallery_standing(app, tmp_path, manifest):
     made_trace.write(tmp_path / "runs" / "cat")

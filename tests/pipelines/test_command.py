@@ -125,8 +125,8 @@ def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path)
     told, found = sites_from_configs(tmp_path / "model", size), open_trace(tmp_path / "run").sites
     assert set(told) == set(found)
     for site, about in found.items():
-        assert told[site]["kind"] == about["kind"] and told[site]["heads"] == about["heads"], site
-        assert told[site]["grid"] == about["grid"], site
+        assert told[site].kind == about.kind and told[site].heads == about.heads, site
+        assert told[site].grid == about.grid, site
 
 
 def test_a_run_of_a_pipeline_cannot_be_gone_on_with_and_says_so_before_it_loads(tmp_path, capsys):

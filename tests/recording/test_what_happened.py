@@ -37,7 +37,7 @@ def test_text_columns_sum_to_one(model, tmp_path):
 def test_every_site_and_step_is_there(model, tmp_path):
     _, trace = recorded(model, tmp_path / "run", steps=4)
     cross = {name: site for name, site in trace.sites.items() if site.kind == "cross"}
-    assert [tuple(site["grid"]) for site in cross.values()] == [(16, 16), (8, 8), (4, 4), (8, 8), (16, 16)]
+    assert [site.grid for site in cross.values()] == [(16, 16), (8, 8), (4, 4), (8, 8), (16, 16)]
     assert list(cross) == [
         "unet.down.0.cross_attention",
         "unet.down.1.cross_attention",
@@ -109,7 +109,7 @@ def test_pictures_that_are_not_square(model, tmp_path, size):
     picture, trace = recorded(model, tmp_path / "run", size=size)
     assert (picture.height, picture.width) == size == trace.manifest.size
     grids = [site.grid for site in trace.sites.values() if site.kind == "cross"]
-    assert grids[0] == [size[0] // 4, size[1] // 4] and grids[2] == [size[0] // 16, size[1] // 16]
+    assert grids[0] == (size[0] // 4, size[1] // 4) and grids[2] == (size[0] // 16, size[1] // 16)
     assert trace.preview(0).shape == (*size, 3) and not trace.verify()
 
 

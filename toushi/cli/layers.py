@@ -26,7 +26,7 @@ class Layers:
 
   toushi layers "我在河边的银行钓鱼"
   toushi layers "我在河边的银行钓鱼" "他去银行存钱了" --out bank.png
-  toushi layers "他去银行存钱了" --encoder models/multilingual-e5-small --layers 1 6 12
+  toushi layers "他去银行存钱了" --encoder FOLDER_OR_HUB_ID --layers 1 6 12
   toushi layers "我在河边的银行钓鱼" --save runs/bank     (everything, as a trace: toushi view, open_encoder_trace)
 
 Layer 0 is the embeddings, layer k the k-th block. Told for each layer: how alike a word still is to its own

@@ -27,6 +27,7 @@ from toushi.cli.view import View
 from toushi.cli.words import Words
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.path_error import PathError
 
 ABOUT = """Toushi 透视: look inside text-to-image models.
 A prompt goes in; a picture, and where each word of it went, comes out:
@@ -82,7 +83,7 @@ def run(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return _fault(error, debug)
-        return _fail(f"{error.filename}: {error.strerror or error}; look at its permissions and its disk", 2, debug)
+        return _fail(str(PathError(os.fsdecode(error.filename), error)), 2, debug)
     except Exception as error:
         return _fault(error, debug)
 

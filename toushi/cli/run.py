@@ -19,7 +19,7 @@ class Run:
 
   toushi run --list
   toushi run layer_semantics
-  toushi run layer_semantics --set encoder=models/multilingual-e5-small seed=1 --out runs/e5
+  toushi run layer_semantics --set encoder=FOLDER_OR_HUB_ID seed=1 --out runs/mine
   toushi run layer_semantics --config e5          (a published configuration, or a FILE.yaml)
 
 Killed and started again, it goes on with the jobs that are missing; jobs that failed are tried again.

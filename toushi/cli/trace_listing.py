@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from toushi.probe.base.path_error import checked_path
+
 if TYPE_CHECKING:
     from toushi.probe.trace.encoder_trace import EncoderTrace
     from toushi.probe.trace.picture_trace import Trace
@@ -20,6 +22,7 @@ def find_traces(folder: Path) -> list[Path]:
     from toushi.probe.trace.open import open_collection
     from toushi.probe.trace.trace_format import FORMAT, MANIFEST, MEMBERS, format_of
 
+    checked_path(folder)
     if (folder / MEMBERS).exists():
         return [trace.folder for trace in open_collection(folder)]
     if (folder / MANIFEST).exists():

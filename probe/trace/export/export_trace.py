@@ -23,6 +23,7 @@ from typing import Any
 from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
+from toushi.probe.base.path_error import checked_path
 from toushi.probe.trace.encoder_trace import EncoderTrace
 from toushi.probe.trace.export.encoder_export import prepare_encoder_export
 from toushi.probe.trace.export.export_plan import Tick, describe, plan_branches
@@ -73,8 +74,10 @@ def export(
         require(package)
     path = default_path(trace.folder, to) if out is None else Path(out)
     _check_place(path, overwrite)
-    prepare = prepare_encoder_export if isinstance(trace, EncoderTrace) else prepare_picture_export
-    write, about, left_out = prepare(trace, to, words, tokens)
+    if isinstance(trace, EncoderTrace):
+        write, about, left_out = prepare_encoder_export(trace, to, words, tokens)
+    else:
+        write, about, left_out = prepare_picture_export(trace, to, words, tokens)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path, shared=True) as temporary:
@@ -94,7 +97,7 @@ def default_path(folder: Path, to: str) -> Path:
 
 
 def _check_place(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
+    if checked_path(path).is_dir():
         raise WriteFailed(f"{path} is a folder; name a file to write (--out).")
     if os.path.lexists(path) and not (overwrite and path.is_file()):
         raise WriteFailed(f"{path} is there already. Choose another --out, or replace it (--overwrite).")

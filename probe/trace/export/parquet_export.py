@@ -1,7 +1,7 @@
 """The export of a picture's maps as one parquet table, a row for each value; export_trace.py describes its columns."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def write_parquet(branches: list[BranchPlan], about: dict[str, Any], path: Path,
     names = _names(branches)
     dictionaries = {name: pa.array(values, pa.string()) for name, values in names.items()}
 
-    def batch(columns: dict[str, np.ndarray | None], size: int) -> pa.RecordBatch:
+    def batch(columns: Mapping[str, np.ndarray | None], size: int) -> pa.RecordBatch:
         arrays = []
         for name in order:
             values = columns[name]
@@ -65,7 +65,7 @@ def _names(branches: list[BranchPlan]) -> dict[str, list[str]]:
 
 def _rows(
     branches: list[BranchPlan], names: dict[str, list[str]], tick: Tick
-) -> Iterator[tuple[dict[str, np.ndarray | None], int]]:
+) -> Iterator[tuple[Mapping[str, np.ndarray | None], int]]:
     """(column -> numbers, how many rows), at most ROWS at once, in the order of the columns."""
     steps = sorted({step for branch in branches for step in branch.queries[0].steps})
     for done, step in enumerate(steps, 1):
