@@ -92,10 +92,7 @@ def probabilities_of(
     alike: dict[tuple, list[Call]] = {}
     for call in calls:
         shape, inputs = call.shape, call.inputs
-        small = (
-            many[0] * many[1] * many[2] * many[3] <= BATCHED_MAX_SCORES
-            and inputs.key.shape[:2] == inputs.query.shape[:2]
-        )
+        small = math.prod(shape) <= BATCHED_MAX_SCORES and inputs.key.shape[:2] == inputs.query.shape[:2]
         key = (
             shape,
             inputs.query.shape[3],

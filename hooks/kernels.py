@@ -186,7 +186,11 @@ def scores(inputs: AttentionInputs, columns: Columns, dtype: torch.dtype, into: 
     for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
         torch.bmm(one_key, one_query, out=one)
     if inputs.mask is not None:
-        mask = inputs.mask if inputs.mask.shape[-1] > 1 else inputs.mask.expand(*inputs.mask.shape[:-1], inputs.key.shape[2])
+        mask = (
+            inputs.mask
+            if inputs.mask.shape[-1] > 1
+            else inputs.mask.expand(*inputs.mask.shape[:-1], inputs.key.shape[2])
+        )
         mask = mask if mask.dim() > 1 else mask[None]
         mask = mask[..., columns].transpose(-1, -2)
         result = result.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else result.add_(mask)

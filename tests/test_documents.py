@@ -10,7 +10,7 @@ import yaml
 
 from toushi import open_trace, record
 from toushi.hooks.module_hooks import state_hooks
-from toushi.probe.encoders.encode_layers import lens
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.models.mini_unet import MiniUNet
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def test_the_two_countings_of_encoder_layers(tmp_path):
     hooks = state_hooks({"embed": model.encoder.embed, **layers}, lambda name, state: outputs.update({name: state}))
     with hooks, record(model, tmp_path / "run"):
         model.sample(PROMPT, steps=1, size=16, guidance=1.0)
-    trace, (encoding,) = open_trace(tmp_path / "run"), lens(model, [PROMPT])
+    trace, (encoding,) = open_trace(tmp_path / "run"), encode_layers(model, [PROMPT])
     states = trace.encoder_states()
     length = states.sizes["token"]
     assert states.layer.values.tolist() == list(range(len(layers) + 1))

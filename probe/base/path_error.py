@@ -7,8 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from toushi.probe.base.bilingual import Bilingual, Messages
-
+from toushi.probe.base.bilingual_text import Bilingual, Messages
 from toushi.probe.base.errors import ToushiError
 
 LONGEST = 80  # characters of a name in a message

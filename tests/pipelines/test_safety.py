@@ -62,11 +62,11 @@ def test_a_tuple_latents_and_no_checker(tmp_path):
 
 def test_what_the_command_says_of_a_blocked_picture(tmp_path, capsys):
     from toushi import main
-    from toushi.cli.trace_summary import told
+    from toushi.cli.trace_summary import summarize_trace
 
     pipeline = checked(True)
     with record(pipeline, tmp_path / "run", keep="mean"):
         draw(pipeline, steps=1)
-    assert "blocked by the safety checker" in told(tmp_path / "run")
+    assert "blocked by the safety checker" in summarize_trace(tmp_path / "run")
     assert main(["info", str(tmp_path / "run")]) == 0
     assert "blocked" in capsys.readouterr().out
