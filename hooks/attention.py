@@ -5,6 +5,7 @@ reference-counted. Hooks on the watched modules say, for each thread, which of t
 else goes through untouched. The watched module needs to know nothing: neither our models nor anybody else's do.
 """
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
