@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 
-from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, TRANSFORMERS, draw, made, scaled
+from tests.pipelines.tiny import HIDDEN, MAKERS, NEGATIVE, PROMPT, draw, made, scaled
 from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
@@ -41,9 +41,6 @@ SITES = {  # of the image looking at the text, of it looking at itself, and of t
     "flux-2-klein": (4, 0, 28),
     "qwen-image": (2, 0, 2),
 }
-# Families whose text encoder attends elsewhere, so that only its states are recorded.
-HIDDEN = {"pixart": "T5EncoderModel", "flux": "T5EncoderModel"} if TRANSFORMERS < 5 else {}
-HIDDEN = HIDDEN or {"sana": "Gemma2Model", "lumina-2": "Gemma2Model"}
 LEFT = ("kolors", "flux-2")  # padding comes before the text
 TEXT_FIRST = ("lumina-2", "flux", "flux-2", "flux-2-klein", "qwen-image")
 FINE = ("stable-diffusion", "stable-diffusion-xl", "kolors", "sana")  # a cell of the grid is one of the latent
