@@ -110,7 +110,7 @@ def test_a_folder_whose_name_the_system_refuses(app, tmp_path, name, locale):
     folder = next(one for one in test.text_input if "runs/demo" in (one.placeholder or ""))
     folder.set_value(name)
     next(button for button in test.button if button.key.startswith("FormSubmitter:open")).click().run()
-    for page in (PICTURE, COMPARE, ENCODER, LENS, "app_pages/traces_page.py"):
+    for page in (PICTURE, COMPARE, ENCODER, LAYERS, "app_pages/traces_page.py"):
         test.switch_page(page).run()
         assert not test.exception
         if page in (PICTURE, COMPARE, ENCODER):
@@ -121,7 +121,7 @@ def test_a_folder_whose_name_the_system_refuses(app, tmp_path, name, locale):
 
 @pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
 def test_an_encoder_whose_name_the_system_refuses(app, locale):
-    test = app(page=LENS, locale=locale)
+    test = app(page=LAYERS, locale=locale)
     test.text_input[2].set_value("a" * 5000)
     test.button[0].click().run()
     assert not test.exception
