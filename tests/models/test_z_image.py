@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from tests.pipelines.diffusers_since import older_than
+from tests.pipelines.diffusers_since import same_schedule
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.models.samplers import shifted_times
@@ -26,9 +26,6 @@ from toushi.probe.models.z_image import LENGTH, ZImage, first_step, guided_veloc
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚，月亮在河边的银行上面" * 2
 NEGATIVE = "模糊"
-same_schedule = pytest.mark.skipif(
-    older_than("0.39"), reason="before diffusers 0.39 ZImagePipeline had another schedule and another rule of guidance"
-)
 SHIFT = 3.0
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

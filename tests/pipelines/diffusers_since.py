@@ -24,3 +24,8 @@ def need(name: str) -> None:
     since = SINCE.get(name)
     if since is not None and older_than(since):
         pytest.skip(f"{name} needs diffusers {since}, and {metadata.version('diffusers')} is installed")
+
+
+same_schedule = pytest.mark.skipif(
+    older_than("0.39"), reason="ZImagePipeline has the released schedule and rule of guidance since diffusers 0.39"
+)
