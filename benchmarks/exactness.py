@@ -51,7 +51,7 @@ def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], fl
 def against_the_peer(pipeline, draw: Callable[[], object]) -> float:
     """The largest difference between the peer's maps and ours, of each row of the batch and its own branch."""
     theirs, worst = peer.recorded(pipeline, draw), 0.0
-    order = family_of(pipeline).rows  # of the branches in the batch
+    order = family_of(pipeline).branch_order  # in the batch
     with tempfile.TemporaryDirectory() as folder:
         with record(pipeline, folder + "/run", keep="mean", dtype="float32"):
             draw()

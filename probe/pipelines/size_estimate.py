@@ -89,8 +89,10 @@ def default_branches(pipeline) -> int:
 def kept_columns(family: Family, pipeline, tokens: int) -> int:
     """At most so many text columns are kept of such a prompt: its tokens, two specials of each encoder, and one column
     for all pads together."""
-    encoders = max(1, len(family.text_encoders))
-    return min(text_columns(family, pipeline, tokens), encoders * (tokens + 2) + 1)
+    total = text_columns(family, pipeline, tokens)
+    if total != text_columns(family, pipeline, tokens + total):  # the text is as long as its prompt, without pads
+        return total
+    return min(total, max(1, len(family.text_encoders)) * (tokens + 2) + 1)
 
 
 def text_columns(family: Family, pipeline, tokens: int) -> int:

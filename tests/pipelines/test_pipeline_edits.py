@@ -219,7 +219,7 @@ def test_what_cannot_be_edited_says_why():
     pipeline = made("flux")
     with pytest.raises(UnknownSite, match="near it: transformer"):
         edit(pipeline, Edit("transformer.nowhere", word="cat"))
-    with pytest.raises(UnknownSite, match="becomes one vector"):
+    with pytest.raises(UnknownSite, match="its output is one vector"):
         edit(pipeline, Edit("text_encoder.encoder.layers.0", word="cat"))
     with pytest.raises(UnknownSite, match="draws the picture"):
         edit(pipeline, Edit("vae.decoder", "zero"))

@@ -185,9 +185,8 @@ def test_latents_that_are_changed_afterwards(model, tmp_path):
 
 def test_calls_read_together_are_what_each_alone_would_give(model):
     """Sites of one shape, with the mask of a shorter text, all rows or some."""
-    from toushi.hooks.attention import AttentionHook
+    from toushi.hooks.attention import AttentionHook, probabilities_of
     from toushi.probe.pipelines.registry import family_of
-    from toushi.probe.recording import step_maps as maps
 
     calls = []
     sites = {n: s.module for n, s in family_of(model).sites(model).items() if s.kind == "cross"}
@@ -196,6 +195,6 @@ def test_calls_read_together_are_what_each_alone_would_give(model):
     assert len({call.shape for call in calls}) < len(sites) < len(calls)
     for rows in (None, [3, 0]):
         for mean, dtype in ((True, torch.float16), (False, torch.float32)):
-            found = maps.probabilities(calls, slice(0, 5), rows, mean, dtype)
+            found = probabilities_of(calls, slice(0, 5), rows, mean, dtype)
             for call, alone in zip(calls, found):
                 assert torch.equal(alone, call.probabilities(slice(0, 5), rows, None, mean, dtype))
