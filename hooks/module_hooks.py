@@ -47,7 +47,7 @@ def input_hook(module: nn.Module, parameter: str, change: Callable[[Tensor], Ten
 
     What is None stays as it was. `parameter` is a name of its `forward`.
     """
-    place = list(inspect.signature(module.forward).parameters).index(parameter)
+    place = forward_parameters(module).index(parameter)
 
     def before(module, arguments, named):
         placed = place < len(arguments)
@@ -70,7 +70,7 @@ def argument_hooks(modules: Mapping[str, tuple[nn.Module, Sequence[str]]], see: 
     """
     with ExitStack() as wires:
         for name, (module, parameters) in modules.items():
-            known = list(inspect.signature(module.forward).parameters)
+            known = forward_parameters(module)
             if missing := [p for p in parameters if p not in known]:
                 raise HookError(f"{name}: forward has no parameter {missing[0]!r}; it has {', '.join(known)}")
 
@@ -81,3 +81,14 @@ def argument_hooks(modules: Mapping[str, tuple[nn.Module, Sequence[str]]], see: 
 
             wires.enter_context(module.register_forward_pre_hook(mark_input_reader(before), with_kwargs=True))
         yield
+
+
+def forward_parameters(module: nn.Module) -> list[str]:
+    """Names of the parameters of the module's `forward`, without `self`.
+
+    An offload may put a function of any arguments in its place on the instance; the names are then the class's.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    if "forward" in vars(module) and any(one.kind is one.VAR_POSITIONAL for one in parameters.values()):
+        return list(inspect.signature(type(module).forward).parameters)[1:]
+    return list(parameters)

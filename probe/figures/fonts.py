@@ -47,4 +47,4 @@ def characters() -> tuple[frozenset[int], ...]:
     from matplotlib.ft2font import FT2Font
 
     files = [Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", *(FOLDER / name for name in FILES)]
-    return tuple(frozenset(FT2Font(file).get_charmap()) for file in files)
+    return tuple(frozenset(FT2Font(str(file)).get_charmap()) for file in files)

@@ -4,11 +4,18 @@ They may change in any release: `tests/pipelines/test_private_api.py` says what 
 """
 
 from collections.abc import Iterable
+from importlib import metadata
 from typing import Any
 
 from torch import nn
 
 # --- diffusers ---
+
+
+def qwen_image_masks_text() -> bool:
+    """Whether Qwen-Image's denoiser leaves out the padding of shorter prompts in a batch, as it does since 0.37."""
+    major, minor = metadata.version("diffusers").split(".")[:2]
+    return (int(major), int(minor)) >= (0, 37)
 
 
 def execution_device(pipeline) -> Any:

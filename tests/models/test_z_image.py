@@ -18,6 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
+from tests.pipelines.diffusers_since import same_schedule
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.models.samplers import shifted_times
@@ -109,6 +110,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+@same_schedule
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -137,6 +139,7 @@ def test_each_setting_of_guidance_changes_the_latents(model):
         assert all((a - b).abs().max() > 1e-2 for b in results[:i])
 
 
+@same_schedule
 def test_the_picture_is_that_of_diffusers(model, released):
     ours = model.sample(SHORT, steps=2, size=(24, 40), seed=3)
     theirs = released(SHORT, 24, 40, 2, guidance_scale=0.0, generator=generators(3)).images[0]
@@ -145,6 +148,7 @@ def test_the_picture_is_that_of_diffusers(model, released):
     assert np.asarray(ours).std() > 5
 
 
+@same_schedule
 @pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
 def test_a_run_from_an_image_is_that_of_diffusers(model, released, strength):
     noise = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)

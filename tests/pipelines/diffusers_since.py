@@ -14,8 +14,18 @@ SINCE = {  # the classes that the oldest supported release lacks
 }
 
 
+def older_than(release: str) -> bool:
+    """Whether the installed diffusers is older."""
+    return Version(metadata.version("diffusers")) < Version(release)
+
+
 def need(name: str) -> None:
     """Skips the test, by the name of the class, where the installed diffusers is older than it."""
-    installed, since = metadata.version("diffusers"), SINCE.get(name)
-    if since is not None and Version(installed) < Version(since):
-        pytest.skip(f"{name} needs diffusers {since}, and {installed} is installed")
+    since = SINCE.get(name)
+    if since is not None and older_than(since):
+        pytest.skip(f"{name} needs diffusers {since}, and {metadata.version('diffusers')} is installed")
+
+
+same_schedule = pytest.mark.skipif(
+    older_than("0.39"), reason="ZImagePipeline has the released schedule and rule of guidance since diffusers 0.39"
+)

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.pipelines.tiny import MAKERS, made, scaled
+from tests.pipelines.tiny import HIDDEN, MAKERS, made, scaled
 from tests.pipelines.variants import variant
 from toushi import main
 from toushi.cli.sites import sites_from_configs
@@ -34,7 +34,7 @@ def test_toushi_trace(name, tmp_path, capsys):
     said = capsys.readouterr()
     rows = said.out.split("peak y, x\n", 1)[1].split("\n\n", 1)[0].splitlines()  # the prompt stands above them
     assert {"cat", "月亮"} <= {row.split()[0] for row in rows} and (tmp_path / "run" / "words.png").exists()
-    assert ("hidden states are kept" in said.err) == (name in ("sana", "lumina-2"))
+    assert ("hidden states are kept" in said.err) == (name in HIDDEN)
     trace = open_trace(tmp_path / "run")
     assert trace.complete and trace.verify() == [] and trace.manifest.family.startswith(name)
     assert trace.branches[0] == "cond" and trace.prompt == PROMPT
@@ -43,7 +43,7 @@ def test_toushi_trace(name, tmp_path, capsys):
     assert entry.prompt == PROMPT and not entry.damaged and library.thumbnail(entry)
     run, version = str(entry.folder), library.stamp(str(entry.folder))
     assert len(library.picture(run, version, "cond", "zh")) > 1000
-    assert library.has_encoder(trace, "cond") == (name not in ("sana", "lumina-2"))
+    assert library.has_encoder(trace, "cond") == (name not in HIDDEN)
     assert not library.has_encoder(trace, "cond") or len(library.encoder(run, version, "cond", "zh")) > 1000
 
 

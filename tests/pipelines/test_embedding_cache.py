@@ -82,7 +82,8 @@ def test_encoder_sites_want_the_encoder_to_run(tmp_path):
 def test_somebody_elses_hook_wants_it_too(tmp_path):
     pipeline = kept("stable-diffusion", tmp_path / "texts")
     draw(pipeline)
-    handle = pipeline.text_encoder.encoder.layers[0].register_forward_hook(lambda *everything: None)
+    layer = family_of(pipeline).encoder_layers(pipeline)[0]
+    handle = layer.register_forward_hook(lambda *everything: None)
     with runs(pipeline) as ran:
         draw(pipeline)
     handle.remove()

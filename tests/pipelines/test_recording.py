@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 
-from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made, scaled
+from tests.pipelines.tiny import HIDDEN, MAKERS, NEGATIVE, PROMPT, draw, made, scaled
 from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
@@ -41,7 +41,6 @@ SITES = {  # of the image looking at the text, of it looking at itself, and of t
     "flux-2-klein": (4, 0, 28),
     "qwen-image": (2, 0, 2),
 }
-GEMMA = ("sana", "lumina-2")
 LEFT = ("kolors", "flux-2")  # padding comes before the text
 TEXT_FIRST = ("lumina-2", "flux", "flux-2", "flux-2-klein", "qwen-image")
 FINE = ("stable-diffusion", "stable-diffusion-xl", "kolors", "sana")  # a cell of the grid is one of the latent
@@ -346,8 +345,9 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
     with warnings.catch_warnings(record=True) as said, record(pipeline, tmp_path / "run", steps=0):
         draw(pipeline, negative=NEGATIVE)
     assert [str(one.message) for one in said if one.category is HiddenStatesOnly] == [
-        "Gemma2Model attends in eager, not in scaled_dot_product_attention: its hidden states are kept, no attention"
-    ] * (name in GEMMA)
+        f"{HIDDEN[name]} attends in eager, not in scaled_dot_product_attention: its hidden states are kept, no attention"
+        for _ in range(name in HIDDEN)
+    ]
     trace, layers = open_trace(tmp_path / "run"), SITES[name][2]
     for branch in trace.branches:
         states = trace.encoder_states(branch)
@@ -355,7 +355,7 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
         texts = [str(text) for text in states["text"].values]
         own = [t for t in trace.tokens(branch) if t.kind != "pad" and family_of(pipeline).text_encoder in t.encoders]
         assert texts == [token.text for token in own]
-        if name in GEMMA:
+        if name in HIDDEN:
             with pytest.raises(ToushiError, match="No attention"):
                 trace.encoder_attention(0, branch)
             continue
@@ -427,7 +427,8 @@ def test_what_cannot_be_recorded_is_refused_with_the_reason(tmp_path):
     pipeline = made("sana")
     reasons = family_of(pipeline).not_recorded(pipeline)
     assert "linear attention" in reasons["transformer.*.attn1"]
-    assert "hidden states" in reasons["text_encoder.layers.*.self_attn"]
+    family, other = family_of(made(next(iter(HIDDEN)))), made(next(iter(HIDDEN)))
+    assert "hidden states" in family.not_recorded(other)[f"{family.layers}.*.{family.layer_attention}"]
     with pytest.raises(ToushiError, match=r"attn1' cannot be recorded: linear attention"):
         record(pipeline, tmp_path / "run", sites="transformer.transformer_blocks.0.attn1")
 

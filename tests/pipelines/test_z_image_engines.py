@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pipelines.diffusers_since import same_schedule
 from tests.pipelines.tiny import PROMPT, made
 from toushi import main
 from toushi.probe.editing.edit import Edit, edit
@@ -40,6 +41,7 @@ def drawn(folder, engine, out, guidance):
     return open_trace(out)
 
 
+@same_schedule
 @pytest.mark.parametrize("guidance", ["0", "3"])
 def test_both_engines_are_recorded_alike(folder, tmp_path, guidance):
     own, theirs = (drawn(folder, engine, tmp_path / engine, guidance) for engine in ("own", "diffusers"))
@@ -73,6 +75,7 @@ def test_recording_our_own_changes_nothing(folder, tmp_path):
     assert not any(m._forward_pre_hooks for m in model.transformer.modules())
 
 
+@same_schedule
 def test_both_engines_are_edited_alike(folder, tmp_path):
     """Knocked-out words, a head and a layer of the encoder, in two prompts of different lengths."""
     prompts, noise = [PROMPT, "a red moon and a moon"], []

@@ -8,10 +8,13 @@ Image: latents are packed as in FLUX.1; each packed cell is a query and a key. `
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, diffusers_family
 from toushi.probe.pipelines.families.flux import unpack_latents
 from toushi.probe.pipelines.family import DenoiserInputs, EncodePromptCall, JointSequence
+from toushi.probe.pipelines.private_api import qwen_image_masks_text
 from toushi.probe.pipelines.prompt_tokens import (
     PROMPT_MARK,
     PromptPart,
@@ -23,13 +26,18 @@ from toushi.probe.pipelines.prompt_tokens import (
 TEMPLATE_TOKENS = 5  # of the template behind the prompt
 
 
+def attended_columns(text: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Of each row of `text` [row, column, feature] the columns that the denoiser attends to."""
+    return real_columns(text, mask) if qwen_image_masks_text() else list(text.unbind())
+
+
 def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
     text, mask = inputs["encoder_hidden_states"], inputs["encoder_hidden_states_mask"]
     shapes = inputs["img_shapes"][0]
     _, rows, columns = shapes[0] if isinstance(shapes, list) else shapes
     layout = JointSequence(image=text.shape[1], text=0, columns=text.shape[1])
     key = (text,) if mask is None else (text, mask)
-    return DenoiserInputs((rows, columns), key, lambda: real_columns(text, mask), (layout,) * len(text))
+    return DenoiserInputs((rows, columns), key, lambda: attended_columns(text, mask), (layout,) * len(text))
 
 
 def template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
@@ -49,7 +57,7 @@ QWEN_IMAGE = diffusers_family(
     "QwenImageControlNetPipeline",
     **prompts_in_two_calls(
         [PromptPart(column_positions=column_positions, real_only=True, template=template)],
-        lambda call: real_columns(*call.result),
+        lambda call: attended_columns(*call.result),
     ),
     branch_order=("cond", "uncond"),
     embeddings="text_encoder.model.language_model.embed_tokens",
