@@ -53,7 +53,7 @@ def against_the_peer(pipeline, draw: Callable[[], object]) -> float:
     theirs, worst = peer.recorded(pipeline, draw), 0.0
     order = family_of(pipeline).branch_order  # in the batch
     with tempfile.TemporaryDirectory() as folder:
-        with record(pipeline, folder + "/run", keep="mean", dtype="float32"):
+        with record(pipeline, folder + "/run", keep="mean", dtype="float32", pads=True):
             draw()
         trace = open_trace(folder + "/run")
         assert {one.layer_id for one in theirs} == set(trace.sites)

@@ -10,7 +10,7 @@ from pathlib import Path
 from toushi.probe.base.bilingual_text import Bilingual, Messages
 from toushi.probe.base.errors import ToushiError
 
-LONGEST = 80  # characters of a name in a message
+LONGEST = 200  # characters of a name in a message
 CAUSES = {errno.ENAMETOOLONG: "long", errno.EACCES: "denied", errno.EPERM: "denied"}
 MESSAGES = Messages(
     {

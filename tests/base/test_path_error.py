@@ -14,6 +14,7 @@ from toushi.experiments.runner.run_folder import read_manifest
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import PathError, checked_path, short_path
 from toushi.probe.encoders.encode_layers import encode_layers
+from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.reports.build_report import report
 
@@ -73,7 +74,7 @@ def test_every_function_that_takes_a_folder(model, home, name):
         open_trace,
         open_collection,
         lambda name: begin(model, name),
-        lambda name: encode_layers(model, ["猫"], folder=name),
+        lambda name: record_texts(model, ["猫"], name),
         lambda name: encode_layers(name, ["猫"]),
         load,
         lambda name: report([Path(name)], home / "report"),

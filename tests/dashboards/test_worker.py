@@ -40,7 +40,7 @@ def test_a_new_trace_is_what_was_ordered(tmp_path):
     assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
     kept = [getattr(trace.manifest, name) for name in ("negative_prompt", "guidance", "seed", "sampler")]
     assert kept == ["模糊", 2.0, 7, "heun"]
-    assert trace.manifest["threads"] == 1
+    assert trace.manifest.threads == 1
 
 
 def test_words_that_were_cut_are_named(tmp_path):

@@ -221,7 +221,7 @@ def test_what_cannot_be_edited_says_why():
         edit(pipeline, Edit("transformer.nowhere", word="cat"))
     with pytest.raises(UnknownSite, match="its output is one vector"):
         edit(pipeline, Edit("text_encoder.encoder.layers.0", word="cat"))
-    with pytest.raises(UnknownSite, match="draws the picture"):
+    with pytest.raises(UnknownSite, match="decodes the latents"):
         edit(pipeline, Edit("vae.decoder", "zero"))
     with (
         pytest.raises(BadEdit, match="steps 7 are none"),
