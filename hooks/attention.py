@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from toushi.hooks.hook_error import HookError
 from toushi.hooks.kernels import (
@@ -84,7 +85,7 @@ BATCHED_MAX_SCORES = 1 << 16
 
 
 def probabilities_of(
-    calls: Sequence[Call], columns: Columns, rows: Sequence[int] | None, mean: bool, dtype: torch.dtype
+    calls: Sequence[Call], columns: Columns, rows: list[int] | None, mean: bool, dtype: torch.dtype
 ) -> list[Tensor]:
     """`call.probabilities(columns, rows, None, mean, dtype)` of each call.
 
@@ -145,7 +146,7 @@ class AttentionHook:
         edit: Callable[[Call, Tensor, Tensor], Tensor] | None = None,
     ):
         self.modules, self.on_call, self.edit = dict(modules), on_call, edit
-        self.handles: list = []
+        self.handles: list[RemovableHandle] = []
         self.reset_counts()
 
     def reset_counts(self) -> None:
@@ -166,7 +167,7 @@ class AttentionHook:
             self.handles.append(module.register_forward_hook(leave, always_call=True))
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -186,7 +187,7 @@ class AttentionHook:
                 )
         return reasons
 
-    def _wires(self, name: str):
+    def _wires(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         entry = (self, name)
 
         def leave(*_):

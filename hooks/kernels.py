@@ -37,11 +37,15 @@ class AttentionOutput(NamedTuple):
 # --- kernels that give their log-sum-exp ---
 
 
-def flash_cpu(query, key, value, bias, causal, scale):
+def flash_cpu(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     return torch_private.flash_attention_cpu(query, key, value, bias, causal, scale)
 
 
-def flash(query, key, value, bias, causal, scale):
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     """CUDA. Takes no mask, and heads in multiples of 8, which PyTorch pads outside of the kernel as we do here."""
     width = query.shape[-1]
     query, key, value = (F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value))
@@ -50,7 +54,9 @@ def flash(query, key, value, bias, causal, scale):
     return output[..., :width], lse[..., : query.shape[2]]
 
 
-def efficient(query, key, value, bias, causal, scale):
+def efficient(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     """CUDA. The mask's rows must be aligned, and lse comes padded to a multiple of 32 queries."""
     if bias is not None:
         keys = key.shape[2]
@@ -61,7 +67,9 @@ def efficient(query, key, value, bias, causal, scale):
     return output, lse if bias is None else lse.masked_fill(lse == -torch.inf, 0.0)
 
 
-def cudnn(query, key, value, bias, causal, scale):
+def cudnn(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     output, lse = torch_private.cudnn_attention(query, key, value, bias, causal, scale)
     return output, lse[..., 0]
 
@@ -82,7 +90,16 @@ NAMES = {
 }
 
 
-def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
+def chosen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> str:
     """The kernel that PyTorch would choose for this call now."""
     choice = torch_private.fused_attention_choice(query, key, value, mask, dropout, causal, scale, enable_gqa)
     name = NAMES.get(choice, "other")
@@ -90,7 +107,16 @@ def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
 
 
 def attend(
-    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, few=0
+    original: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    few: int = 0,
 ) -> AttentionOutput:
     """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
 
@@ -120,17 +146,22 @@ def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return torch.where(mask, 0.0, -torch.inf).to(dtype)
 
 
-def autocasted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
+def autocasted(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The tensors in the dtype that autocast gives to attention; as they are when autocast is off.
 
     The kernels above lie below autocast, so it has to be done here for the output to stay the same.
     """
-    tensors, device = (query, key, value, mask), query.device.type
+    device = query.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return query, key, value, mask
     dtype = torch.get_autocast_dtype(device)
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(x.to(dtype) if x is not None and x.dtype in narrow else x for x in tensors)
+
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x
+
+    return cast(query), cast(key), cast(value), None if mask is None else cast(mask)
 
 
 # --- probabilities ---

@@ -7,7 +7,6 @@ bidirectional (BERT, XLM-R), causal (CLIP's text side, Qwen3), or the encoder ha
 import inspect
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor
 from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.load_encoder import Encoder, open_encoder
+from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.models.mini_unet import MiniUNet, PromptCut
+from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.text.alignment import Token, Word, listed, readable, segment, shares
 from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 
@@ -27,7 +26,7 @@ BATCH = 16  # texts at once
 
 
 def encode_layers(
-    encoder: "str | Path | MiniUNet | Encoder",
+    encoder: AnyEncoder,
     texts: Sequence[str],
     *,
     attention: bool = True,

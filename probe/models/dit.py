@@ -10,9 +10,8 @@ a batch up to its longest caption is masked. A caption's row of the joint sequen
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import log
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +48,7 @@ class DiTConfig:
         return min(self.dim, 256)
 
     @classmethod
-    def from_released(cls, values: Mapping[str, Any]) -> "DiTConfig":
+    def from_released(cls, values: Mapping[str, object]) -> "DiTConfig":
         """The config of a released config.json; a design that this file does not have is an error."""
         heads = values.get("n_heads", cls.n_heads)
         expected = {
@@ -64,8 +63,8 @@ class DiTConfig:
             if (list(came) if isinstance(came, tuple) else came) != value:
                 raise ToushiError(f"this DiT is written for {name} = {value}, but the config says {came}")
         known = {field.name for field in fields(cls)}
-        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return cls(**chosen)
+        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return replace(cls(), **chosen)
 
 
 def filled_length(count: int) -> int:

@@ -59,7 +59,10 @@ class Word:
         return self.start, self.end
 
 
-def readable(prompt) -> str:
+WordSpec = str | Word | Span  # a word as users ask for it: "猫", "猫#2", a Word, or its characters
+
+
+def readable(prompt: object) -> str:
     """The prompt itself, when it is text that every encoder can take (a str without lone surrogates)."""
     if not isinstance(prompt, str):
         raise UnreadablePrompt(f"A prompt must be a str, but {type(prompt).__name__} came: {prompt!r:.80}.")
@@ -150,7 +153,7 @@ def listed(words: Sequence[Word], most: int = 12) -> str:
     return "、".join(texts[:most]) + (f" … and {len(texts) - most} more" if len(texts) > most else "")
 
 
-def find(prompt: str, words: Sequence[Word], asked: "str | Word | Span") -> Span:
+def find(prompt: str, words: Sequence[Word], asked: WordSpec) -> Span:
     """The span that `asked` means: a Word, a span, or text ("猫", or "猫#2" for the second 猫).
 
     Text means a word that equals it; if there is none, a stretch of whole words ("红色的猫") or what lies

@@ -9,12 +9,15 @@ cannot spell (<unk>) stands for whatever lies between its neighbours.
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from toushi.probe.text.alignment import Span, Token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 SPACES = b" \t\n\r\f\v"
 
@@ -34,7 +37,7 @@ class Vocabulary:
     eos: int | None
 
     @classmethod
-    def of(cls, tokenizer) -> "Vocabulary":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase | ProcessorMixin") -> "Vocabulary":
         """Of a tokenizer of transformers, of diffusers' ChatGLM one, or of a processor's."""
         if not hasattr(tokenizer, "all_special_ids"):
             tokenizer = tokenizer.tokenizer
@@ -87,10 +90,10 @@ class Vocabulary:
         return found
 
 
-_backends: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+_backends: "WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer]" = WeakKeyDictionary()
 
 
-def backend_of(tokenizer) -> Tokenizer:
+def backend_of(tokenizer: "PreTrainedTokenizerBase") -> Tokenizer:
     """The `tokenizers.Tokenizer` behind a tokenizer of transformers. One in plain Python, as CLIP's is up to
     transformers 4, is converted once."""
     if (fast := getattr(tokenizer, "backend_tokenizer", None) or _backends.get(tokenizer)) is not None:

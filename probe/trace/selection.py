@@ -11,7 +11,7 @@ import xarray as xr
 
 from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Word, find, shares
+from toushi.probe.text.alignment import Span, Word, WordSpec, find, shares
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
@@ -20,7 +20,6 @@ from toushi.probe.trace.trace_json import parse
 
 Sites = str | Sequence[str] | None
 Steps = int | slice | Iterable[int] | None
-WordSpec = str | Word | Span
 
 MAX_BYTES = 2**31  # of one answer
 
