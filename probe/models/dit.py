@@ -117,7 +117,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, 1024), nn.SiLU(), nn.Linear(1024, width))
 
-    def forward(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b width"]:
+    def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         half = TIME_FEATURES // 2
         frequencies = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
         angles = time.float()[:, None] * frequencies
@@ -237,7 +237,7 @@ class DiT(nn.Module):
         return pad_sequence([torch.cat([self.cap_embedder(text), pad]) for text, pad in zip(texts, pads)], True)
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], texts: Sequence[Float[Tensor, "l width"]]
+        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], texts: Sequence[Float[Tensor, "l width"]]
     ) -> Float[Tensor, "b c h w"]:
         """Velocity at each cell: picture minus noise, in latent units.
 

@@ -15,7 +15,7 @@ from toushi.probe.base.errors import ToushiError
 Velocity = Callable[[Tensor, float], Tensor]
 
 
-def shifted_times(steps: int, shift: float) -> Float[Tensor, "steps+1"]:
+def shifted_times(steps: int, shift: float) -> Float[Tensor, " steps+1"]:
     """Times from 1 to 0; a shift above 1 spends more of them near the noise (Esser et al. 2024, eq. 23)."""
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return shift * times / (1 + (shift - 1) * times)

@@ -27,7 +27,7 @@ class UNetConfig:
     grid: int = 16
 
 
-def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b width"]:
+def time_features(time: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:
     """Sines and cosines of the time in 0..1 at geometric frequencies (Vaswani et al. 2017, section 3.5)."""
     frequencies = torch.exp(torch.linspace(0, -9.2, width // 2, device=time.device)) * 1000
     angles = time.float()[:, None] * frequencies
@@ -145,7 +145,7 @@ class UNet(nn.Module):
             position = F.interpolate(position.float(), x.shape[-2:], mode="bilinear").to(x.dtype)
         return x + position
 
-    def forward(self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], text: Text) -> Tensor:
+    def forward(self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], text: Text) -> Tensor:
         """Velocity (noise minus picture, latent units) at each cell; `time` is 1 at noise, 0 at the picture."""
         keys_values = text.keys_values or self.read_text(text).keys_values
         mask = text.mask[:, None, None, :]

@@ -51,7 +51,7 @@ def guided_velocity(
     return guided * (normalisation * most / norm).clamp(max=1)
 
 
-def released_times(steps: int, shift: float) -> Float[Tensor, "steps+1"]:
+def released_times(steps: int, shift: float) -> Float[Tensor, " steps+1"]:
     """`shifted_times` in single precision, rounded as the released scheduler does it.
 
     The DiT takes the cosine of 1000 times the time, so that the last bit shows: 6e-5 in the latents of five steps.
