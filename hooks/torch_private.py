@@ -1,9 +1,11 @@
 """Every private name of PyTorch that Toushi uses, each behind a function of ours.
 
-PyTorch may change or remove them in any release: `tests/hooks/test_torch_private.py` says what stops working then.
+PyTorch may change or remove them in any release. `tests/hooks/test_torch_private.py` then names what stops working.
 """
 
-from collections.abc import Callable, Sequence
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 Model = TypeVar("Model")
 
-# `torch.nn.functional.scaled_dot_product_attention` as PyTorch ships it, whatever stands in its place now.
+# `torch.nn.functional.scaled_dot_product_attention` as PyTorch ships it, even where a library has replaced it.
 builtin_attention = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -75,7 +77,7 @@ def tensor_version(tensor: Tensor) -> int:
 
 
 def forward_hooks(module: nn.Module) -> list[Callable]:
-    """The hooks before and after the module's own `forward`."""
+    """The forward hooks and forward pre-hooks of the module itself."""
     return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
@@ -87,12 +89,12 @@ def uncompiled(model: Model) -> Model:
 # --- training ---
 
 
-def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copies each source into its target, in place."""
     torch._foreach_copy_(targets, sources)
 
 
-def lerp_each_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
+def lerp_each_(targets: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Moves each target towards its end by `weight`, in place."""
     torch._foreach_lerp_(targets, ends, weight)
 

@@ -56,7 +56,7 @@ def write_json(path: Path, value: Mapping[str, object], *, sync: bool = True) ->
     write_atomic(path, "{\n" + ",\n".join(fields) + "\n}\n", sync=sync)
 
 
-def write_listed(path: Path, parts: Sequence[bytes | np.ndarray], sync: bool = True) -> FileDigest:
+def write_listed(path: Path, parts: Sequence[bytes | memoryview], sync: bool = True) -> FileDigest:
     """Size and hash of the file that it writes, for the line that lists it.
 
     The caller fsyncs the folder (`fsync_folder`), and without `sync` the file (`fsync_file`), before it lists the file.
@@ -77,7 +77,7 @@ def write_listed(path: Path, parts: Sequence[bytes | np.ndarray], sync: bool = T
 
 def safetensors_parts(
     arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> list[bytes | np.ndarray]:
+) -> list[bytes | memoryview]:
     """The bytes of a safetensors file of contiguous arrays, in parts. No array is copied."""
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     names, start = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0  # so that numbers are aligned
@@ -91,7 +91,7 @@ def safetensors_parts(
         start = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    return [len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8) for name in names)]
+    return [len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8).data for name in names)]
 
 
 def fsync_file(path: Path) -> None:

@@ -22,7 +22,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import BATCH, encode_layers
 from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.text.alignment import Span, WordSpec, shares
+from toushi.probe.text.alignment import Span, WordSpec, token_shares
 from toushi.probe.trace.text_encoding import TextEncoding
 
 
@@ -167,7 +167,7 @@ def _overlap(one: Span, other: Span) -> bool:
 
 def _places(reading: TextEncoding, span: Span) -> np.ndarray:
     """The tokens of a word."""
-    return np.flatnonzero(shares(reading.tokens, span) > 0)
+    return np.flatnonzero(token_shares(reading.tokens, span) > 0)
 
 
 def _run_with(

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -188,9 +189,7 @@ def load_pretrained(
     return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
 
-def wrap_encoder(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str | None = None
-) -> Encoder:
+def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str | None = None) -> Encoder:
     """An encoder made of a model and a fast tokenizer of the transformers library, both loaded already."""
     name = name or type(model).__name__
     if not getattr(tokenizer, "is_fast", False):
@@ -201,21 +200,22 @@ def wrap_encoder(
     if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is not model:
         model = model.get_encoder()
     limit = min(tokenizer.model_max_length, _positions(model))
+    unknown = getattr(tokenizer, "unk_token_id", None)
 
     def tokenize(text: str) -> tuple[tuple[Token, ...], bool]:
-        options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-        found = tokenizer(text, verbose=False, **options)
-        cut = len(found["input_ids"]) > limit
+        encode = partial(tokenizer, text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        encoding = encode(verbose=False)
+        cut = len(encoding["input_ids"]) > limit
         if cut:
-            found = tokenizer(text, truncation=True, max_length=limit, **options)
-        ids = found["input_ids"]
+            encoding = encode(truncation=True, max_length=limit)
+        ids = encoding["input_ids"]
         pieces = tokenizer.convert_ids_to_tokens(ids)
-        return tokens_of(text, ids, pieces, found["offset_mapping"], found["special_tokens_mask"]), cut
+        return tokens_of(text, ids, pieces, encoding["offset_mapping"], encoding["special_tokens_mask"]), cut
 
     def forward(ids: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
-    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, tokenizer.unk_token_id)
+    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, unknown)
 
 
 def _sha256(home: Path) -> str:
@@ -224,7 +224,7 @@ def _sha256(home: Path) -> str:
     return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
-def _load(transformers: ModuleType, home: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, set[str]]":
+def _load(transformers: ModuleType, home: Path, dtype: torch.dtype) -> tuple[Any, set[str]]:
     """The text model with the names of the weights that its file lacks."""
     config = transformers.AutoConfig.from_pretrained(home, **OURS_ONLY)
     kind, auto = getattr(config, "model_type", ""), transformers.AutoModel
@@ -271,8 +271,9 @@ def _positions(model: "PreTrainedModel") -> int:
     config = model.config.get_text_config()
     count = getattr(config, "max_position_embeddings", None) or 2**31
     for path, module in model.named_modules():
-        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return count - module.padding_idx - 1
+        padding = getattr(module, "padding_idx", None)
+        if path.endswith("position_embeddings") and padding is not None:
+            return count - padding - 1
     return count
 
 
