@@ -246,9 +246,9 @@ def test_the_joint_before_a_text_stands_for_nothing(encoders):
     assert all(token.kind == "template" and token.span is None for token in joints)
     with_space = encoders["xlm_roberta"].tokenize(" 银行")[0]
     assert sum(token.kind == "template" for token in with_space) <= len(joints)
-    made_up = spans.tokens_of("我", [5, 6], ["▁", "我"], [(0, 1), (0, 1)], [0, 0])
+    made_up = spans.tokens_from_offsets("我", [5, 6], ["▁", "我"], [(0, 1), (0, 1)], [0, 0])
     assert [(token.kind, token.span) for token in made_up] == [("template", None), ("text", (0, 1))]
-    real = spans.tokens_of(" 我", [5, 6], ["▁", "我"], [(0, 1), (1, 2)], [0, 0])
+    real = spans.tokens_from_offsets(" 我", [5, 6], ["▁", "我"], [(0, 1), (1, 2)], [0, 0])
     assert [(token.kind, token.span) for token in real] == [("text", (0, 1)), ("text", (1, 2))]
 
 
@@ -363,7 +363,7 @@ def test_an_encoder_that_lacks_weights_is_refused(models, tmp_path):
     save_file(
         {k: v for k, v in whole.items() if "layer.1.output" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(UnknownEncoder, match=r"lacks 4 weights, encoder\.layer\.1\.output"):
+    with pytest.raises(UnknownEncoder, match=r"lacks 4 weights, for example encoder\.layer\.1\.output"):
         encode_layers(tmp_path, [BANK])
 
 
