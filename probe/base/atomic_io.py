@@ -1,7 +1,7 @@
 """Files that are whole or absent, whatever ends the process or the machine.
 
-A file is written under a temporary name beside its place, fsynced and renamed. The rename itself survives a power cut
-only after the folder has been fsynced, too.
+A file is written under a temporary name in the same folder, fsynced and renamed. The rename survives a power cut only
+after the folder has been fsynced, too.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import TypedDict
 
 import numpy as np
 
-ONE_WRITE_BYTES = 1 << 20  # up to this size a file is written by one call to the system
+ONE_WRITE_BYTES = 1 << 20  # a file of at most this size is written by one system call
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
 
 
@@ -25,10 +25,10 @@ class FileDigest(TypedDict):
 
 @contextmanager
 def atomic_path(path: Path, *, sync: bool = True, shared: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; after the block the file there gets the name `path`.
+    """A temporary path beside `path`, for the block to write. After the block that file gets the name `path`.
 
     An exception in the block removes the temporary file, and `path` stays as it was. Without `sync`, a power cut may
-    undo the write. `shared`: other processes may write the same file now, so each uses a temporary name of its own.
+    undo the write. With `shared`, other processes may write the same file now, so the temporary name has the process id.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     try:
@@ -51,19 +51,19 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = True, shared:
 
 
 def write_json(path: Path, value: Mapping[str, object], *, sync: bool = True) -> None:
-    """Writes a JSON object, one field a line. Full indentation would take a hundred times as long."""
+    """Writes a JSON object, one field in a line. Full indentation would take a hundred times as long."""
     fields = (f" {json.dumps(key)}: {json.dumps(field, ensure_ascii=False)}" for key, field in value.items())
     write_atomic(path, "{\n" + ",\n".join(fields) + "\n}\n", sync=sync)
 
 
-def write_listed(path: Path, parts: Sequence[bytes | memoryview], sync: bool = True) -> FileDigest:
+def write_with_digest(path: Path, parts: Sequence[bytes | memoryview], sync: bool = True) -> FileDigest:
     """Size and hash of the file that it writes, for the line that lists it.
 
     The caller fsyncs the folder (`fsync_folder`), and without `sync` the file (`fsync_file`), before it lists the file.
     """
     size, digest = sum(len(part) for part in parts), hashlib.sha256()
     if size <= ONE_WRITE_BYTES:
-        parts = [b"".join(parts)]  # each call to the system hands Python's lock to the sampler and back
+        parts = [b"".join(parts)]  # at each system call another thread, the sampler's, may take Python's lock
     with atomic_path(path, sync=False) as temporary, open(temporary, "wb", buffering=0) as file:
         for part in parts:
             digest.update(part)
@@ -78,9 +78,9 @@ def write_listed(path: Path, parts: Sequence[bytes | memoryview], sync: bool = T
 def safetensors_parts(
     arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> list[bytes | memoryview]:
-    """The bytes of a safetensors file of contiguous arrays, in parts. No array is copied."""
+    """The bytes of a safetensors file of these contiguous arrays, in parts. No array is copied."""
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    names, start = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0  # so that numbers are aligned
+    names, start = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0  # wide numbers first: all aligned
     for name in names:
         array, end = arrays[name], start + arrays[name].nbytes
         header[name] = {
@@ -95,12 +95,13 @@ def safetensors_parts(
 
 
 def fsync_file(path: Path) -> None:
+    """Makes the content of a file survive a power cut."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut. Windows has no call for it and does not need one."""
+    """Makes a rename survive a power cut. Windows has no call for it and needs none."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

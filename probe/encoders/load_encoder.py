@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.encoders.word_spans import tokens_from_offsets
 from toushi.probe.models.mini_unet import MiniUNet
@@ -276,7 +276,7 @@ def _position_count(model: "PreTrainedModel") -> int:
 
 
 def _transformers() -> ModuleType:
-    with missing_library_named():
+    with explain_missing_library():
         import transformers
     return transformers
 
