@@ -28,18 +28,15 @@ from toushi.hooks import torch_private
 
 BLOCK_SCORES = 1 << 22  # scores in memory at once: 16 MB in fp32
 CPU_BLOCK_SCORES = 1 << 18  # on a CPU, whose cache they must fit
-RECOMPUTE_MAX_KEYS = (
-    512  # up to here the model's own call is left alone, and the softmax computed again when it is read
-)
+RECOMPUTE_MAX_KEYS = 512  # up to here the model's own call is left alone, and reading computes the softmax again
 
 Query = Float[Tensor, "row head query d"]
 Key = Float[Tensor, "key_row key_head key d"]
 Value = Float[Tensor, "key_row key_head key width"]
 Output = Float[Tensor, "row head query width"]
 LogSumExp = Float[Tensor, "row head query"]
-Mask = (
-    Bool[Tensor, "..."] | Float[Tensor, "..."]
-)  # True = look, or numbers to add; broadcasts to [row, head, query, key]
+Bias = Float[Tensor, "..."]  # added to the scores; broadcasts to [row, head, query, key]
+Mask = Bool[Tensor, "..."] | Bias  # True = look
 
 
 class AttentionOutput(NamedTuple):
@@ -51,14 +48,8 @@ class AttentionOutput(NamedTuple):
 # --- kernels that give their log-sum-exp ---
 
 
-def flash_cpu(
-    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
-) -> tuple[Output, LogSumExp]:
-    return torch_private.flash_attention_cpu(query, key, value, bias, causal, scale)
-
-
 def flash(
-    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+    query: Query, key: Key, value: Value, bias: Bias | None, causal: bool, scale: float | None
 ) -> tuple[Output, LogSumExp]:
     """CUDA. Takes no mask, and heads in multiples of 8: PyTorch pads them before it calls the kernel, as this does."""
     width = query.shape[-1]
@@ -69,7 +60,7 @@ def flash(
 
 
 def efficient(
-    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+    query: Query, key: Key, value: Value, bias: Bias | None, causal: bool, scale: float | None
 ) -> tuple[Output, LogSumExp]:
     """CUDA. The mask's rows must be aligned. Its lse is padded to a multiple of 32 queries."""
     if bias is not None:
@@ -82,14 +73,14 @@ def efficient(
 
 
 def cudnn(
-    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+    query: Query, key: Key, value: Value, bias: Bias | None, causal: bool, scale: float | None
 ) -> tuple[Output, LogSumExp]:
     output, lse = torch_private.cudnn_attention(query, key, value, bias, causal, scale)
     return output, lse[..., 0]
 
 
 KERNELS: dict[str, Callable[..., tuple[Output, LogSumExp]]] = {
-    "flash-cpu": flash_cpu,
+    "flash-cpu": torch_private.flash_attention_cpu,
     "flash": flash,
     "efficient": efficient,
     "cudnn": cudnn,
@@ -151,7 +142,7 @@ def attend(
     return AttentionOutput(output, None, kernel)
 
 
-def additive_mask(mask: Mask | None, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
+def additive_mask(mask: Mask | None, dtype: torch.dtype) -> Bias | None:
     """A boolean mask (True = look) as numbers to add to the scores. Other masks are returned as they are."""
     if mask is None or mask.dtype != torch.bool:
         return mask

@@ -1,4 +1,4 @@
-"""The wires: nothing changes, nothing is missed in silence, nothing is left behind."""
+"""Attention hooks change nothing, miss nothing in silence, and leave nothing behind."""
 
 import threading
 
@@ -120,7 +120,7 @@ def test_some_queries_are_those_rows_of_the_whole(few, monkeypatch):
 
 
 @pytest.mark.parametrize("trouble", [ValueError("inside"), KeyboardInterrupt()])
-def test_wires_are_gone_after_an_exception_in_the_model(model, x, trouble):
+def test_hooks_are_gone_after_an_exception_in_the_model(model, x, trouble):
     plain = model(x)
     model.trouble = trouble
     with pytest.raises(type(trouble)), AttentionHook({"whole": model, **sites(model)}, lambda call: None):
@@ -150,7 +150,7 @@ def test_an_exception_in_the_watcher_stops_the_model(model, x):
         model(x)
 
 
-def test_a_failing_start_leaves_no_wires(model):
+def test_a_failing_start_leaves_no_hooks(model):
     scripted = torch.jit.script(nn.Linear(2, 2))
     with (
         pytest.raises(HookError, match="scripted"),

@@ -48,7 +48,7 @@ def explicit(q, k, mask=None, causal=False, scale=None):
 
 
 def read(q, k, attended, columns=slice(None), mask=None, causal=False, scale=None):
-    """As `Call` does it, without the wires: these columns, and what all others got."""
+    """As `Call` does it, without a hook: these columns, and what all others got."""
     what, every = (
         AttentionInputs(q, k, scale or q.shape[-1] ** -0.5, mask, 0 if causal else None),
         list(range(k.shape[2])),
