@@ -23,7 +23,7 @@ from toushi.probe.encoders.word_spans import tokens_of
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
 from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped_models
-from toushi.probe.pipelines.lora import sha256
+from toushi.probe.pipelines.lora import file_sha256
 from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
 
@@ -207,7 +207,7 @@ def wrap_encoder(model, tokenizer, name: str | None = None) -> Encoder:
 
 def _sha256(home: Path) -> str:
     """Of the one file of weights; of several, of their hashes in the order of their names."""
-    found = [sha256(path) for path in sorted(home.glob("*.safetensors"))]
+    found = [file_sha256(path) for path in sorted(home.glob("*.safetensors"))]
     return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 

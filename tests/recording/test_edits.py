@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from tests.recording.tiny_runs import LONG, PROMPT, draw, recorded, same
-from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.recording.record import record
+from toushi.probe.session.sampling_session import session_of
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NotAPicture
@@ -188,7 +189,7 @@ def test_wires_are_gone_afterwards(model):
     with pytest.raises(RuntimeError, match="stop"), edit(model, Edit(CROSS, "zero", word="猫")):
         draw(model)
         raise RuntimeError("stop")
-    assert same(draw(model), free) and edits_of(model) == []
+    assert same(draw(model), free) and session_of(model) is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not {"encode_prompt", "denoise"} & set(vars(model)) and "step" not in vars(model.scheduler)
 
@@ -229,7 +230,7 @@ def test_edits_are_json_and_back():
 )
 def test_steps(steps, expected):
     one = Edit(MIDDLE, "zero", head=0, steps=steps)
-    assert [step for step in range(4) if one.at(step, 4)] == expected
+    assert [step for step in range(4) if one.holds_at(step, 4)] == expected
 
 
 # --- mistakes
@@ -311,7 +312,7 @@ def test_a_source_that_lacks_what_is_asked_says_so(model, tmp_path):
         (Edit(CROSS, "replace", word="月亮", source=tmp_path / "cut", source_word=end), "no token stands for"),
         (Edit("encoder.layers.3", "patch", word="月亮", source=tmp_path / "cut", source_word=end), "no token stands"),
         (Edit(CROSS, "replace", word="月亮", source=tmp_path / "words"), "some words only"),
-        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "long"), "drawn in 5 steps, this run has 3"),
+        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "long"), "sampled in 5 steps, this run has 3"),
     ]:
         with pytest.raises(BadEdit, match=said), edit(model, one):
             draw(model)
@@ -336,5 +337,5 @@ def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
             draw(model)
         (raw,) = open_trace(tmp_path / str(number)).manifest.edits
         assert raw["kind"] == "function" and raw["function"].endswith(("<lambda>", "partial", "Identity"))
-    with pytest.raises(BadEdit, match="run it from Python"):
+    with pytest.raises(BadEdit, match="make it in Python"):
         edits_of_manifest([raw])
