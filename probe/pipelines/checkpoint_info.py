@@ -97,7 +97,7 @@ def build_without_weights(folder: Path, library: str, kind: str) -> object:
     if library not in ("diffusers", "transformers"):
         spec = importlib.util.find_spec(f"diffusers.pipelines.{library}") if library.isidentifier() else None
         if spec is None:
-            raise ToushiError(f"it is made by {library}, whose code is not executed here")
+            raise ToushiError(f"it is made by {library}, whose code is not run here")
     module = importlib.import_module(
         library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
     )
