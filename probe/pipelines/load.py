@@ -139,6 +139,17 @@ def model_folder(name: str) -> Path | None:
     raise UnknownModel(f"{problem}: {name!r}; {hint}")
 
 
+def cached_configs(hub_id: str) -> Path | None:
+    """The folder of a hub id in the hub's cache on this machine; None if it is not there. Nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.model"], local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
 def load_user_model(folder: Path, loading: LoadOptions) -> Model | None:
     """The model of a registered family. None if no registered family loads this folder."""
     from toushi.probe.pipelines.registry import user_families

@@ -114,6 +114,21 @@ def test_mini_unet_in_chinese(capsys, monkeypatch):
     assert language_of(None) == "en"
 
 
+def test_a_hub_id_whose_configs_were_downloaded(saved, tmp_path, capsys, monkeypatch):
+    """The hub's cache as `hf download` leaves it. Without network, which a test must not need."""
+    repository = tmp_path / "models--somebody--flux"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(saved("flux"), repository / "snapshots" / commit, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert main(["doctor", "somebody/flux", "--size", "32", "--language", "en"]) == 0
+    said = capsys.readouterr().out
+    assert "family flux" in said and "download them" in said and "recording 5 sites" in said
+    assert main(["doctor", "somebody/other"]) == 2
+    assert "hf download somebody/other --include" in capsys.readouterr().err
+
+
 def test_what_offload_needs(saved):
     parts = Found.of_pipeline(saved("flux")).parts
     need = {way: needed_bytes(parts, "transformer", way, "bf16") for way in ("none", "model", "group", "sequential")}

@@ -30,11 +30,10 @@ class Doctor(Loads):
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
 A folder that has only configs and index files will do. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model" --local-dir FOLDER): no weights are
-needed."""
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"): no weights are needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
-    """A shipped model, a folder with one, or the folder of a diffusers pipeline."""
+    """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
     """Pixels; if not given the model's own size, and smaller ones."""
     steps: int | None = None
@@ -45,18 +44,17 @@ needed."""
     """en or zh; as the machine is set if not given."""
 
     def run(self) -> None:
-        from toushi.probe.pipelines.load import model_folder
+        from toushi.probe.pipelines.load import cached_configs, model_folder
 
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
         loading = self.chosen()
-        home = model_folder(self.model)
+        home = model_folder(self.model) or cached_configs(self.model)
         if home is None:
             raise ToushiError(
-                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
-                f'give their folder: hf download {self.model} --include "*.json" --include "*.txt" --include "*.model" '
-                "--local-dir FOLDER"
+                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files first: "
+                f'hf download {self.model} --include "*.json" --include "*.txt" --include "*.model"'
             )
         found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
         translate = partial(MESSAGES.translate, language_of(self.language))
