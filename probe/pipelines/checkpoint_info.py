@@ -56,12 +56,11 @@ def read_pipeline_info(folder: Path) -> PipelineInfo:
     """The pipeline of a folder, without its weights. Raises UnknownModel if the folder has none."""
     import diffusers
 
-    index = read_model_index(folder)
-    kind = index["_class_name"]
+    kind, classes = read_model_index(folder)
     built: dict[str, Any] = {}
     components, failures = [], {}
     with quiet_library_logs():
-        for name, (library, component_kind) in component_classes(index).items():
+        for name, (library, component_kind) in classes.items():
             if library is None or component_kind is None:
                 built[name] = None
                 continue
@@ -81,15 +80,6 @@ def read_pipeline_info(folder: Path) -> PipelineInfo:
 
 def _failure(kind: str, error: Exception) -> str:
     return f"{kind}: {' '.join(str(error).split())[:100]}"
-
-
-def component_classes(index: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
-    """Library and class of each component, as model_index.json lists them."""
-    return {
-        name: (value[0], value[1])
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and Path(name).name == name
-    }
 
 
 def build_without_weights(folder: Path, library: str, kind: str) -> object:

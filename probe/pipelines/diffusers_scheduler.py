@@ -1,7 +1,7 @@
 """How a scheduler of diffusers steps: what it is called with, what it returns, and which step of the schedule it is."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -12,7 +12,11 @@ class DiffusersScheduler(Protocol):
     timesteps: Tensor
 
 
-def call_step(step: Callable[..., Any], arguments: Arguments) -> SchedulerStep:
+class SchedulerOutput(Protocol):
+    prev_sample: Tensor
+
+
+def call_step(step: Callable[..., tuple | SchedulerOutput], arguments: Arguments) -> SchedulerStep:
     """The step that `scheduler.step` makes with these arguments."""
     more = arguments.get("kwargs", {})
     result = step(**{name: value for name, value in arguments.items() if name != "kwargs"}, **more)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from safetensors import SafetensorError
@@ -269,7 +269,7 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: LoadOptions) ->
     try:
         folder = Path(name if isinstance(name, Path) else DiffusionPipeline.download(name, use_safetensors=True))
         check_weight_files(folder)
-        kind = read_model_index(folder)["_class_name"]
+        kind = read_model_index(folder).kind
         if kind == "ZImagePipeline" and loading.engine == "own":
             from toushi.probe.models.z_image import ZImage
 
@@ -304,8 +304,15 @@ def dtype_argument(version: str) -> str:
     return "dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype"
 
 
-def read_model_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a pipeline's folder. Raises UnknownModel if it cannot be read or names no pipeline class."""
+class ModelIndex(NamedTuple):
+    """What model_index.json says of a pipeline."""
+
+    kind: str  # its class
+    components: dict[str, tuple[str | None, str | None]]  # library and class of each
+
+
+def read_model_index(folder: Path) -> ModelIndex:
+    """The index of a pipeline's folder. Raises UnknownModel if it cannot be read or names no pipeline class."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -315,12 +322,14 @@ def read_model_index(folder: Path) -> dict[str, Any]:
             f"{folder} has no diffusers pipeline: its model_index.json names no pipeline class (_class_name). Expected "
             "a folder that save_pretrained wrote, or a downloaded repository: download it again"
         )
-    return index
+    pairs = {name: pair for name, pair in index.items() if isinstance(pair, list) and len(pair) == 2}
+    components = {name: (pair[0], pair[1]) for name, pair in pairs.items() if Path(name).name == name}
+    return ModelIndex(index["_class_name"], components)
 
 
 def check_weight_files(folder: Path) -> None:
     """Raises UnknownModel if weight files are missing that the folder's index files name."""
-    for part in read_model_index(folder):
+    for part in read_model_index(folder).components:
         for index in sorted((folder / part).glob("*.safetensors.index.json")):
             names = shard_names(index)
             if missing := [name for name in names if not (folder / part / name).is_file()]:
@@ -345,8 +354,9 @@ def bnb_4bit_config(folder: Path, dtype: torch.dtype) -> "PipelineQuantizationCo
     """`quantization_config` for `from_pretrained`: denoiser and text encoders in 4 bits."""
     from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
-    index = read_model_index(folder)
-    large = [name for name in index if name.startswith(("unet", "transformer", "text_encoder")) and index[name][0]]
+    components = read_model_index(folder).components
+    large = [name for name in components if name.startswith(("unet", "transformer", "text_encoder"))]
+    large = [name for name in large if components[name][0] is not None]
     kind = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     return PipelineQuantizationConfig("bitsandbytes_4bit", kind, components_to_quantize=large)
 

@@ -61,7 +61,7 @@ class EncoderCapture:
         self.attention_hook = self.hooks.enter_context(AttentionHook(attention, self._keep_call))
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.hooks.close()
 
     def arrays_of(self, prompt: EncodedPrompt) -> dict[str, np.ndarray]:

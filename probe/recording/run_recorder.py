@@ -85,6 +85,7 @@ class RunRecorder:
 
     @property
     def is_step_recorded(self) -> bool:
+        """Whether the maps of the current step are kept."""
         return self.run.index in self.recorded_steps
 
     @property
@@ -107,6 +108,7 @@ class RunRecorder:
     # --- evaluations and attention calls
 
     def begin_evaluation(self, evaluation: Evaluation) -> None:
+        """Selects the rows whose maps are kept. Raises Unrecordable if a second thread uses the model."""
         if threading.get_ident() != self.run.thread:
             raise Unrecordable(
                 "a second thread used the model while a run was recorded: give each thread a model and a recording of its "

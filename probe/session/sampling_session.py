@@ -86,7 +86,7 @@ class SamplingSession:
         self._users += 1
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._users -= 1
         if not self._users:
             self._patches.close()

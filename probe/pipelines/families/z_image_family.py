@@ -108,15 +108,18 @@ Z_IMAGE = diffusers_family(
 
 
 def read_own_inputs(model: "ZImage", inputs: Arguments) -> DenoiserInputs:
+    """The denoiser gets latents [row, channel, y, x] and a list of texts."""
     return joint_inputs(inputs["latents"][0], inputs["texts"])
 
 
 def own_states_of(call: EncodePromptCall) -> BranchStates:
+    """`encode_prompt` returns the prompts and, with guidance, the negative prompts."""
     positive, negative = (None if encoded is None else list(encoded.states) for encoded in call.result)
     return positive, negative
 
 
 def own_step(step: Callable[..., Tensor], arguments: Arguments) -> SchedulerStep:
+    """The scheduler returns the latents alone."""
     latents = step(**arguments)
     return SchedulerStep(latents, latents, None)
 
