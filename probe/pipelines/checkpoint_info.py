@@ -176,7 +176,7 @@ def needed_bytes(components: Mapping[str, ComponentInfo], denoiser: str, offload
     """Bytes of weights that the device holds at once. None if the folder does not tell.
 
     Of the offloads, "model" needs the largest component; "group" the denoiser's largest block twice, since the next
-    block is moved meanwhile, and everything outside the blocks; "sequential" the largest layer.
+    block is moved at the same time, and everything outside the blocks; "sequential" the largest layer.
     """
     if any(component.parameters is None for component in components.values()) or not components:
         return None

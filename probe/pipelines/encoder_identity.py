@@ -1,4 +1,4 @@
-"""What the embeddings of a prompt depend on, beside the prompt: weights, configs, tokenizers and settings."""
+"""What the embeddings of a prompt depend on besides the prompt: weights, configs, tokenizers and settings."""
 
 import hashlib
 import json

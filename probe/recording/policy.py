@@ -21,7 +21,7 @@ class KeptColumns(NamedTuple):
     """Text columns of one prompt, both lists ascending."""
 
     single: list[int]  # kept one by one
-    pads: list[int]  # of which only the sum is kept
+    pads: list[int]  # kept as their sum
 
     @property
     def count(self) -> int:

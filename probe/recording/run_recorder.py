@@ -168,10 +168,10 @@ class RunRecorder:
                 raise Unrecordable(f"{call.site}: expected one sequence of at least {last}, but {cells}x{keys} came")
             cells, columns = image, max(sequence.text + sequence.columns for sequence in joint)
         if keys < columns:
-            raise Unrecordable(f"{call.site}: expected {columns} text columns, but it looks at {keys} keys")
+            raise Unrecordable(f"{call.site}: expected {columns} text columns, but it has {keys} keys")
         if self.inputs.key_count not in (None, keys):
             raise Unrecordable(
-                f"{call.site}: looks at {keys} keys, and the text has {self.inputs.key_count} columns: which keys are the "
+                f"{call.site}: has {keys} keys, and the text has {self.inputs.key_count} columns: which keys are the "
                 f"text's is not known for {self.family.name}. Leave it out with sites=…"
             )
         return cells
