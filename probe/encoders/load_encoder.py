@@ -26,7 +26,7 @@ from toushi.probe.encoders.word_spans import tokens_from_offsets
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
 from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped_models
-from toushi.probe.pipelines.lora import sha256
+from toushi.probe.pipelines.lora import file_sha256
 from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
 
@@ -218,7 +218,7 @@ def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
 
 def _sha256(home: Path) -> str:
     """The hash of the file of weights; for several files, the hash of their hashes in the order of names."""
-    hashes = [sha256(path) for path in sorted(home.glob("*.safetensors"))]
+    hashes = [file_sha256(path) for path in sorted(home.glob("*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 

@@ -182,6 +182,16 @@ def test_a_text_that_was_not_encoded_inside_is_refused(model, tmp_path):
         model.scheduler.step(lambda x, time: model.unet(x, torch.full((1,), time), text), model.noise(1, 64, 64, 0), 0)
 
 
+@pytest.mark.parametrize("site", ["encoder.layers.5.attention", "encoder.layers.5"])
+def test_rows_of_the_text_encoder_that_are_no_texts_are_refused(model, tmp_path, site):
+    repeat = model.get_submodule(site).register_forward_pre_hook(
+        lambda _, given: (given[0].repeat(2, 1, 1), *given[1:])
+    )
+    expected = "expected 1 rows, one for each text, but 2 came"
+    with repeat, pytest.raises(Unrecordable, match=expected), record(model, tmp_path / "run"):
+        draw(model)
+
+
 def test_texts_are_matched_by_value_and_a_mismatch_names_both_shapes():
     a, b, c = (torch.full((n, 4), float(n)) for n in (3, 5, 7))
     texts = {"cond": [a], "uncond": [b]}

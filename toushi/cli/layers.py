@@ -14,7 +14,7 @@ from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
-from toushi.probe.pipelines.load_options import checked_threads
+from toushi.probe.pipelines.load_options import check_threads
 
 MOST = 12  # sentences
 ENDINGS = (".png", ".pdf", ".svg")
@@ -106,7 +106,7 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
                 f"{len(self.sentences)} sentences are too many to show, at most {MOST}; in Python encode_layers(encoder, texts) "
                 "takes any number"
             )
-        checked_threads(self.threads)
+        check_threads(self.threads)
         if self.out is not None and self.out.suffix not in ENDINGS:
             raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
         if self.out is not None:

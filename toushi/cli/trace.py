@@ -23,7 +23,7 @@ from toushi.cli.trace_summary import summarize_trace
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
-from toushi.probe.pipelines.load_options import MOST_THREADS, Loading
+from toushi.probe.pipelines.load_options import MAX_THREADS, LoadOptions
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
@@ -119,7 +119,7 @@ open_trace(FOLDER) reads it in Python."""
         self,
         prompts: list[str],
         size: tuple[int, int] | None,
-        loading: Loading,
+        loading: LoadOptions,
         folder: Path,
         drawer,
         started: float,
@@ -161,14 +161,14 @@ open_trace(FOLDER) reads it in Python."""
         import torch
 
         from toushi.probe.pipelines.load import load
-        from toushi.probe.resume import check, check_family, resume
+        from toushi.probe.resume import check_family, check_resumable, resume
 
         check_family(trace)
         threads = trace.manifest.threads
-        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MAX_THREADS else {}
         device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
-        check(model, trace)
+        check_resumable(model, trace)
         count = trace.manifest.steps.count
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
@@ -182,7 +182,7 @@ open_trace(FOLDER) reads it in Python."""
         pairs = [
             (name, self, usual) for name in self.__dataclass_fields__ if name not in ("loading", "resume", "model")
         ]
-        pairs += [(name, self.loading, usual.loading) for name in Loading.__dataclass_fields__]
+        pairs += [(name, self.loading, usual.loading) for name in LoadOptions.__dataclass_fields__]
         given = [name for name, one, other in pairs if getattr(one, name) != getattr(other, name)]
         return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given]
 
