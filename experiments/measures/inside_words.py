@@ -12,7 +12,7 @@ It is looked for, in another sentence, among characters that begin with the same
 import numpy as np
 import pandas as pd
 
-from toushi.experiments.measures.encoder_states import opened, states_at
+from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
 from toushi.experiments.runner.study import FEWEST
 from toushi.probe.analysis.pairs import matching
 from toushi.probe.encoders.encode_layers import encode_layers
@@ -29,7 +29,7 @@ TWO = ("这里有一只{}，很小", "大家都喜欢{}吗")
 
 
 def inside_words(encoder: str, weights: str, seed: int) -> pd.DataFrame:
-    known = opened(encoder, weights, seed)
+    known = load_cpu_encoder(encoder, weights, seed)
     return pd.DataFrame([*_characters(known, weights, seed), *_bytes(known, weights, seed)])
 
 

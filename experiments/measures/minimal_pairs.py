@@ -19,13 +19,13 @@ AFTER = ("{A}在左边，", "右边是{A}，", "画的是{A}，")
 def sentences(data: str) -> pd.DataFrame:
     """`scenes`: 12 words whose two senses are two pictures; `polysemy`: 32 words of `data/polysemy.tsv`."""
     if data == "scenes":
-        return _of_scenes()
+        return _scene_sentences()
     table = read_polysemy()
     number = table.groupby(["word", "sense", "place"]).cumcount()
     return table.assign(pair=table.place + number.astype(str))
 
 
-def checked(table: pd.DataFrame) -> pd.DataFrame:
+def check_sentences(table: pd.DataFrame) -> pd.DataFrame:
     """The table, if each word is where it is said to be and has at least two sentences of each of two senses."""
     for row in table.itertuples():
         if row.sentence[row.start : row.start + len(row.word)] != row.word:
@@ -43,7 +43,7 @@ def checked(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _of_scenes() -> pd.DataFrame:
+def _scene_sentences() -> pd.DataFrame:
     words: dict[str, list[Sense]] = {}
     for sense in SENSES.values():
         if sense.language == "zh":

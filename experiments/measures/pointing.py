@@ -4,10 +4,10 @@
 
 Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and looked at once by the
 denoiser. *Drawn*: pictures that the model drew itself, whose masks are those of the sprites that the recogniser
-finds there; an object that it does not find has no mask and cannot be scored, so the share that was found stands
+finds there; an object that it does not find has no mask and cannot be score_words, so the share that was found stands
 beside each rate: they are the objects drawn best.
 
-A word hits when its map has its peak inside the mask of its object. Each layer is scored, and the plain mean over
+A word hits when its map has its peak inside the mask of its object. Each layer is score_words, and the plain mean over
 layers, all of it from recorded traces. `other` is the control: how often the map of another word (the other object,
 or, in a scene of one object, <eos>) has its peak in that same mask. A map that finds whatever object there is scores
 as high there. `chance` is the mask's share of the picture. Intervals resample scenes. The best layer is chosen on
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from toushi.experiments.measures.statistics import share
 from toushi.experiments.scene_world.example import Example, example
-from toushi.experiments.scene_world.recogniser import found_masks
+from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
@@ -53,8 +53,8 @@ class Config:
 
     model: str = "mini-unet"
     split: str = "held_out"
-    noised: int = 200
-    drawn: int = 200
+    noised_scenes: int = 200
+    drawn_pictures: int = 200
     times: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
     steps: int = 20
     seed: int = 0
@@ -62,7 +62,7 @@ class Config:
     out: Path = Path("runs/pointing")
 
 
-def scored(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
+def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
     """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
     word's does, AUC and chance. Objects without a mask give one row that says so."""
     named = {part.object: (part.start, part.end) for part in reversed(example.caption.parts) if part.role == "object"}
@@ -91,9 +91,9 @@ def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = 
     return maps | {"plain mean": mean_of_sites(list(maps.values()))}
 
 
-def noised(model: MiniUNet, config: Config) -> Iterator[dict]:
+def score_noised_scenes(model: MiniUNet, config: Config) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(config.seed)
-    seeds = range(config.noised)
+    seeds = range(config.noised_scenes)
     for some in batched(tqdm(seeds, desc="noised scenes"), config.batch):
         examples = [example(seed, config.split) for seed in some]
         pictures = torch.from_numpy(np.stack([e.picture for e in examples])).permute(0, 3, 1, 2)
@@ -104,13 +104,13 @@ def noised(model: MiniUNet, config: Config) -> Iterator[dict]:
                 with record(model, Path(folder) / "runs", keep="mean", sites=SITES):
                     model.denoise((1 - time) * latents + time * noise, time, [e.caption.text for e in examples])
                 for seed, e, trace in zip(some, examples, open_collection(Path(folder) / "runs")):
-                    for row in scored(trace, e, list(e.masks)):
+                    for row in score_words(trace, e, list(e.masks)):
                         yield dict(kind="noised", scene=seed, time=time) | row
 
 
-def drawn(model: MiniUNet, config: Config) -> Iterator[dict]:
+def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
     # Other scenes than the noised ones.
-    for some in batched(tqdm(range(10_000, 10_000 + config.drawn), desc="drawn pictures"), config.batch):
+    for some in batched(tqdm(range(10_000, 10_000 + config.drawn_pictures), desc="drawn pictures"), config.batch):
         examples = [example(seed, config.split) for seed in some]
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
@@ -118,8 +118,8 @@ def drawn(model: MiniUNet, config: Config) -> Iterator[dict]:
                     [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
                 )
             for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
-                masks = found_masks(e.scene, np.asarray(picture))
-                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in scored(trace, e, masks))
+                masks = detected_masks(e.scene, np.asarray(picture))
+                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in score_words(trace, e, masks))
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
@@ -151,7 +151,7 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 def main(config: Config) -> None:
     model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
-    table = pd.DataFrame([*noised(model, config), *drawn(model, config)])
+    table = pd.DataFrame([*score_noised_scenes(model, config), *score_drawn_pictures(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)
     rates(table).to_csv(config.out / "rates.csv", index=False)

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 INTERVAL = (0.025, 0.975)
 
 
-def resampled(items: int, resamples: int, seed: int) -> np.ndarray:
+def resample_items(items: int, resamples: int, seed: int) -> np.ndarray:
     """[resample, item]: which items are drawn."""
     return np.random.default_rng(seed).integers(items, size=(resamples, items))
 
@@ -42,7 +42,7 @@ def interval(draws: np.ndarray, items: int) -> tuple[float, float]:
 def share(right: pd.Series, scene: pd.Series, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """The share of True and its interval, resampling scenes: (share, low, high) in 0..1."""
     by_scene = right.astype(float).groupby(scene.to_numpy()).agg(["sum", "count"]).to_numpy()
-    sums, counts = by_scene[resampled(len(by_scene), resamples, seed)].sum(axis=1).T
+    sums, counts = by_scene[resample_items(len(by_scene), resamples, seed)].sum(axis=1).T
     return right.astype(float).mean(), *interval(sums / counts, len(by_scene))
 
 
@@ -69,7 +69,7 @@ def means(table: pd.DataFrame, keys: list[str], numbers: list[str], resamples: i
     rows = []
     for about, part in table.groupby(keys, sort=False):
         by_word = part.groupby("word")[numbers].mean().to_numpy()
-        low, high = bounds(by_word[resampled(len(by_word), resamples, seed), 0].mean(1))
+        low, high = bounds(by_word[resample_items(len(by_word), resamples, seed), 0].mean(1))
         numbered = dict(zip(numbers, by_word.mean(0)))
         rows.append(dict(zip(keys, about)) | numbered | {"low": low, "high": high, "words": len(by_word)})
     return pd.DataFrame(rows).round(5)

@@ -37,7 +37,7 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         masks[(slice(None), *here)] &= ~solid
         masks[(index, *here)] |= solid
     picture = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-    return toned(picture, scene.style), masks
+    return apply_style(picture, scene.style), masks
 
 
 def is_dark(place: str, time: str) -> bool:
@@ -251,7 +251,7 @@ def _ramp(style: str) -> np.ndarray:
     return (dark + (light - dark) * share + 0.5).astype(np.uint8)
 
 
-def toned(picture: np.ndarray, style: str) -> np.ndarray:
+def apply_style(picture: np.ndarray, style: str) -> np.ndarray:
     """Colours uint8 [..., 3] as the style shows them."""
     if style == "flat":
         return picture

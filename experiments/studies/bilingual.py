@@ -1,7 +1,7 @@
 """Does the same word in Chinese and in English come to the same state, and from which layer?
 
     toushi run bilingual
-    toushi run bilingual --set encoder=../shared/models/multilingual-e5-small-zh-en
+    toushi run bilingual --config e5
 
 The claim that goes with "deeper layers hold the intent": spelling is left behind, so 红色的沙发 and *the red sofa* are far
 apart at the embeddings and near each other deeper down. It would be refuted by a pairing that no layer makes better
@@ -30,9 +30,16 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from toushi.experiments.measures.encoder_states import WEIGHTS, called, data_sets, opened, states_at, weight_files
+from toushi.experiments.measures.encoder_states import (
+    WEIGHTS,
+    data_sets,
+    encoder_label,
+    load_cpu_encoder,
+    states_at,
+    weight_files,
+)
 from toushi.experiments.measures.polysemy import PARALLEL, read_parallel
-from toushi.experiments.measures.statistics import bounds, resampled
+from toushi.experiments.measures.statistics import bounds, resample_items
 from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
@@ -80,7 +87,7 @@ def jobs(config: Config) -> list[Job]:
     return [
         Job(
             f"{kind}-{data}",
-            paired,
+            compare_pairs,
             {"encoder": config.encoder, "weights": kind, "data": data, "scenes": config.scenes}
             | {"shuffles": config.shuffles, "resamples": config.resamples, "seed": config.seed},
         )
@@ -113,11 +120,11 @@ def phrases(data: str, scenes: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def paired(
+def compare_pairs(
     encoder: str, weights: str, data: str, scenes: int, shuffles: int, resamples: int, seed: int
 ) -> pd.DataFrame:
     """Retrieval and likeness at each layer, and whether each phrase is found."""
-    known, table = opened(encoder, weights, seed), phrases(data, scenes, seed)
+    known, table = load_cpu_encoder(encoder, weights, seed), phrases(data, scenes, seed)
     sides = [
         states_at(known, list(table[side]), list(zip(table[f"{side}_start"], table[f"{side}_end"])))
         for side in ("zh", "en")
@@ -149,12 +156,14 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
             "these jobs are of an older bilingual, which kept sentences, not pairs: --overwrite does them again"
         )
     layers = layers.drop(columns="part").reset_index(drop=True)
-    gains = pd.DataFrame([gain(part, config) | {"data": data} for data, part in single.groupby("data", sort=False)])
-    said = sentence(gains.iloc[0], called(config.encoder), layers)
-    return Finding(ruled(gains.iloc[0]), said, {"layers": layers, "gains": gains.round(5)})
+    gains = pd.DataFrame(
+        [chosen_layer_gain(part, config) | {"data": data} for data, part in single.groupby("data", sort=False)]
+    )
+    said = sentence(gains.iloc[0], encoder_label(config.encoder), layers)
+    return Finding(decide(gains.iloc[0]), said, {"layers": layers, "gains": gains.round(5)})
 
 
-def gain(single: pd.DataFrame, config: Config) -> dict:
+def chosen_layer_gain(single: pd.DataFrame, config: Config) -> dict:
     """What the chosen layer finds more than layer 0, and than the random weights, on sentences it was not chosen on."""
     wide = {
         kind: part.pivot(index="pair", columns="layer", values="right").to_numpy()
@@ -168,7 +177,7 @@ def gain(single: pd.DataFrame, config: Config) -> dict:
         chosen[mine] = 1 + (right[~mine, 1:].sum(0)).argmax()
     rows = np.arange(len(right))
     values = np.stack([right[rows, chosen], right[:, 0], floor[rows, chosen]])  # [what, pair]
-    draws = [resampled_shares(values, cluster, config) for cluster in clusters]
+    draws = [resample_shares(values, cluster, config) for cluster in clusters]
     whole = values.mean(1)
     found = {"layers": "/".join(f"layer {layer}" for layer in sorted(set(chosen.tolist()))), "retrieval": whole[0]}
     found |= {"sentences": len(set(clusters[0])), "words": len(set(clusters[1]))}
@@ -178,15 +187,15 @@ def gain(single: pd.DataFrame, config: Config) -> dict:
     return found
 
 
-def resampled_shares(values: np.ndarray, cluster: np.ndarray, config: Config) -> np.ndarray:
+def resample_shares(values: np.ndarray, cluster: np.ndarray, config: Config) -> np.ndarray:
     """Means [what, resample] of values [what, pair], whole clusters drawn."""
     sums = np.stack([np.bincount(cluster, row) for row in values])
     counts = np.bincount(cluster)
-    picks = resampled(len(counts), config.resamples, config.seed)
+    picks = resample_items(len(counts), config.resamples, config.seed)
     return sums[:, picks].sum(-1) / counts[picks].sum(-1)
 
 
-def ruled(one: pd.Series) -> Verdict:
+def decide(one: pd.Series) -> Verdict:
     """The rule, of the interval of the gain and of the lead."""
     if min(one.sentences, one.words) < FEWEST:
         return "undecided"

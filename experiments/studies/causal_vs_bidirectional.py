@@ -37,12 +37,12 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from toushi.experiments.measures.encoder_states import opened as opened_encoder
-from toushi.experiments.measures.encoder_states import states_at
-from toushi.experiments.measures.pictures import as_table, of_scenes, of_senses, opened, pairs_of
-from toushi.experiments.measures.statistics import bounds, by_item, interval, means, resampled, shares
-from toushi.experiments.runner.settings import Count, Seed, Within
+from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
+from toushi.experiments.measures.pictures import load_cpu_model, score_scenes, score_senses, sense_pairs, to_table
+from toushi.experiments.measures.statistics import bounds, by_item, interval, means, resample_items, shares
+from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
@@ -86,9 +86,9 @@ class Config:
     causal: str = "twins/causal"
     scenes: Count = 150  # held-out captions
     contexts: Count = 5  # of each sense and each place of the context, for pictures; the read-outs use all
-    words: Annotated[int, Within(2)] | None = None  # with two senses; only so many, for a first look
+    words: Annotated[int, Field(ge=2)] | None = None  # with two senses; only so many, for a first look
     steps: Count = 20
-    guidance: Annotated[float, Within(0)] = 3.0
+    guidance: Annotated[float, Field(ge=0)] = 3.0
     shuffles: Count = 20
     resamples: Count = 1000
     seed: Seed = 0
@@ -115,39 +115,45 @@ def jobs(config: Config) -> list[Job]:
         drawing = call | {"steps": config.steps, "guidance": config.guidance}
         for first in range(0, config.scenes, AT_A_TIME):
             count = min(AT_A_TIME, config.scenes - first)
-            found.append(Job(f"{twin}-scenes-{first:04}", drawn_scenes, drawing | {"first": first, "count": count}))
-        found.append(Job(f"{twin}-senses", drawn_senses, drawing | about | {"contexts": config.contexts}))
-        found.append(Job(f"{twin}-shown", shown_pictures, drawing))
-        found.append(Job(f"{twin}-states", read_off, call | about | {"shuffles": config.shuffles}))
-        found.append(Job(f"{twin}-heads", heads_of, {"twin": twin, "model": call["model"], "count": CAPTIONS}))
+            found.append(
+                Job(f"{twin}-scenes-{first:04}", score_twin_scenes, drawing | {"first": first, "count": count})
+            )
+        found.append(Job(f"{twin}-senses", score_twin_senses, drawing | about | {"contexts": config.contexts}))
+        found.append(Job(f"{twin}-shown", draw_examples, drawing))
+        found.append(Job(f"{twin}-states", read_senses, call | about | {"shuffles": config.shuffles}))
+        found.append(Job(f"{twin}-heads", measure_heads, {"twin": twin, "model": call["model"], "count": CAPTIONS}))
     models = {twin: getattr(config, twin) for twin in TWINS}
-    return [*found, Job("likeness", likeness, models | {"count": CAPTIONS})]
+    return [*found, Job("likeness", layer_similarity, models | {"count": CAPTIONS})]
 
 
-def drawn_scenes(twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    found = of_scenes(opened(model), "held_out", range(first, first + count), steps, guidance, seed)
-    return as_table(found, part="scenes", model=twin)
+def score_twin_scenes(
+    twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int
+) -> pd.DataFrame:
+    found = score_scenes(load_cpu_model(model), "held_out", range(first, first + count), steps, guidance, seed)
+    return to_table(found, part="scenes", model=twin)
 
 
-def drawn_senses(
+def score_twin_senses(
     twin: str, model: str, contexts: int, words: int | None, steps: int, guidance: float, seed: int
 ) -> pd.DataFrame:
-    return as_table(of_senses(opened(model), contexts, words, steps, guidance, seed), part="senses", model=twin)
+    return to_table(
+        score_senses(load_cpu_model(model), contexts, words, steps, guidance, seed), part="senses", model=twin
+    )
 
 
-def shown_pictures(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
+def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
     """The first pair of some words whose context comes after them."""
-    table = pairs_of(None)
+    table = sense_pairs(None)
     table = table[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
-    drawn = opened(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
+    drawn = load_cpu_model(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
     rows = [{"prompt": prompt, "picture": embedded(picture)} for prompt, picture in zip(table.sentence, drawn)]
-    return as_table(rows, part="shown", model=twin)
+    return to_table(rows, part="shown", model=twin)
 
 
-def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
+def read_senses(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
     """For each word, place of its context, state that is read and layer: how many senses are told."""
-    encoder, rows = opened_encoder(model), []
-    for (word, place), table in pairs_of(words).groupby(["word", "place"], sort=False):
+    encoder, rows = load_cpu_encoder(model), []
+    for (word, place), table in sense_pairs(words).groupby(["word", "place"], sort=False):
         for where in ("word", "last token"):
             spans = [(start, start + len(word)) if where == "word" else None for start in table.start]
             states = states_at(encoder, list(table.sentence), spans)
@@ -159,9 +165,9 @@ def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int)
     return pd.DataFrame(rows)
 
 
-def likeness(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
+def layer_similarity(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
     """CKA of every layer of either twin with every layer of the other and its own, over objects in captions."""
-    known = {twin: opened_encoder(model) for twin, model in zip(TWINS, (bidirectional, causal))}
+    known = {twin: load_cpu_encoder(model) for twin, model in zip(TWINS, (bidirectional, causal))}
     places = [place for caption in captions(count) for place in caption]
     texts, spans = zip(*[place for place in places if not known["causal"].tokenize(place[0])[1]])  # whole texts
     states = {twin: states_at(encoder, texts, spans) for twin, encoder in known.items()}
@@ -171,14 +177,14 @@ def likeness(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
             # Equal states, such as those before any layer has mixed them, may leave nothing to compare: None.
             number = round(float(value), 5) if np.isfinite(value) else None
             rows.append({"one": one, "other": other, "layer": layer, "other_layer": beside, "cka": number})
-    return as_table(rows, part="likeness")
+    return to_table(rows, part="likeness")
 
 
-def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
+def measure_heads(twin: str, model: str, count: int) -> pd.DataFrame:
     """Where each head looks, mean over captions."""
     texts = list(dict.fromkeys(text for caption in captions(count) for text, _ in caption))
     found = []
-    for reading in encode_layers(opened_encoder(model), texts):
+    for reading in encode_layers(load_cpu_encoder(model), texts):
         special = [token.span is None or token.span[0] == token.span[1] for token in reading.tokens]
         found.append(head_statistics(reading.attention.values, special).to_array("what").values)
     means = np.nanmean(found, axis=0)  # [what, layer, head]
@@ -186,7 +192,7 @@ def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
         {"layer": layer + 1, "head": head, **dict(zip(HEADS, means[:, layer, head].round(5).tolist()))}
         for layer, head in np.ndindex(means.shape[1:])
     ]
-    return as_table(rows, part="heads", model=twin)
+    return to_table(rows, part="heads", model=twin)
 
 
 def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
@@ -204,7 +210,9 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         some = rows[rows.part == part]
         items, things = (list(dict.fromkeys(some[name])) for name in ("item", "thing"))
         counts = by_item(some, {"thing": things, "model": TWINS}, items)
-        right, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
+        right, draws = shares(
+            counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
+        )
         for i, thing in enumerate(things):
             for j, model in enumerate(TWINS):
                 cases = counts["cases"][i, j]
@@ -225,7 +233,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         heads[["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
     )
     tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
-    verdict = judged(tables["rates"], tables["differences"])
+    verdict = decide(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)
 
 
@@ -237,7 +245,7 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
         half = np.arange(len(curves)) % 2 == 0
         chosen = np.where(half, curves[~half].mean(0).argmax(), curves[half].mean(0).argmax())
         values = curves[np.arange(len(curves)), chosen]
-        draws = values[resampled(len(values), config.resamples, config.seed)].mean(1)
+        draws = values[resample_items(len(values), config.resamples, config.seed)].mean(1)
         low, high = bounds(draws)
         names = dict(zip(("model", "where", "place"), about))
         layers = "/".join(map(str, sorted(set(chosen.tolist()))))
@@ -245,7 +253,7 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table).round(5)
 
 
-def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
+def decide(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     better = differences.set_index("thing").loc["sense, after"]
     choice = rates[rates.thing == "choice, after"].set_index("model")
     asked = rates[rates.thing == "sense, after"].set_index("model")

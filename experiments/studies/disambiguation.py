@@ -1,7 +1,7 @@
 """At which layer does a text encoder tell the two senses of a Chinese word apart, and what tells it?
 
     toushi run disambiguation
-    toushi run disambiguation --set encoder=../shared/models/multilingual-e5-small-zh-en
+    toushi run disambiguation --config e5
 
 The claim: the first third of the layers (1-4 of 12) knows words, the second phrases, the last the whole intent; so the
 sense of 苹果 or 小米, which only the rest of the sentence tells, should appear after the first third. It would be
@@ -38,20 +38,21 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from toushi.experiments.measures.encoder_states import (
     WEIGHTS,
     bags_at,
-    called,
     data_sets,
-    opened,
+    encoder_label,
+    load_cpu_encoder,
     states_at,
     weight_files,
 )
-from toushi.experiments.measures.minimal_pairs import checked, sentences
+from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
 from toushi.experiments.measures.polysemy import POLYSEMY
-from toushi.experiments.measures.statistics import bounds, means, resampled
-from toushi.experiments.runner.settings import Count, Seed, Within
+from toushi.experiments.measures.statistics import bounds, means, resample_items
+from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.layer_measures import sense_separation
 from toushi.probe.base.bilingual_text import Bilingual
@@ -86,7 +87,7 @@ class Config:
     data: Literal["auto", "scenes", "polysemy", "both"] = "auto"  # scenes for ours, both for the others
     words: Count | None = None  # only so many, for a first look
     shuffles: Count = 20
-    left_out: Annotated[int, Within(0)] = 2  # sentences of each sense and place from which words are left out
+    left_out: Annotated[int, Field(ge=0)] = 2  # sentences of each sense and place from which words are left out
     resamples: Count = 1000
     seed: Seed = 0
 
@@ -104,24 +105,24 @@ def jobs(config: Config) -> list[Job]:
             given = about | {"data": data, "first": first, "last": min(first + AT_A_TIME, count)}
             for kind in WEIGHTS:
                 call = given | {"weights": kind, "shuffles": config.shuffles}
-                found.append(Job(f"{kind}-{data}-{first:02}", told_apart, call))
+                found.append(Job(f"{kind}-{data}-{first:02}", read_senses, call))
             if config.left_out:
                 call = given | {"sentences_each": config.left_out}
-                found.append(Job(f"left-out-{data}-{first:02}", left_out, call))
-        found.append(Job(f"example-{data}", example, about | {"data": data}))
+                found.append(Job(f"left-out-{data}-{first:02}", ablate_context, call))
+        found.append(Job(f"example-{data}", example_matrices, about | {"data": data}))
     return found
 
 
-def some_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
-    table = checked(sentences(data))
+def select_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    table = check_sentences(sentences(data))
     for word in table.word.unique()[first:last]:
         yield word, table[table.word == word].reset_index(drop=True)
 
 
-def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
+def read_senses(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
     """For each word, place of the context, state that is read and layer: how many senses are told."""
-    known, rows = opened(encoder, weights, seed), []
-    for word, table in some_words(data, first, last):
+    known, rows = load_cpu_encoder(encoder, weights, seed), []
+    for word, table in select_words(data, first, last):
         own = [(start, start + len(word)) for start in table.start]
         beside = [_neighbour(*row) for row in zip(table.sentence, table.start, [len(word)] * len(table), table.place)]
         there = np.array([span is not None for span in beside])
@@ -152,10 +153,10 @@ def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shu
     return pd.DataFrame(rows)
 
 
-def left_out(encoder: str, data: str, first: int, last: int, sentences_each: int, seed: int) -> pd.DataFrame:
+def ablate_context(encoder: str, data: str, first: int, last: int, sentences_each: int, seed: int) -> pd.DataFrame:
     """How much the word's state changes, mean over left-out words of either side: 1 - cosine, for each layer."""
-    known, rows = opened(encoder, "trained", seed), []
-    for word, table in some_words(data, first, last):
+    known, rows = load_cpu_encoder(encoder, "trained", seed), []
+    for word, table in select_words(data, first, last):
         table = table.groupby(["sense", "place"]).head(sentences_each)
         spans = [[(start, start + len(word))] for start in table.start]
         for row, (own,), changes in zip(table.itertuples(), spans, ablate_words(known, list(table.sentence), spans)):
@@ -171,9 +172,9 @@ def left_out(encoder: str, data: str, first: int, last: int, sentences_each: int
     return pd.DataFrame(rows)
 
 
-def example(encoder: str, data: str, seed: int) -> pd.DataFrame:
+def example_matrices(encoder: str, data: str, seed: int) -> pd.DataFrame:
     """The word-by-word matrices of one sentence: left out, and by attention rollout where it can be read."""
-    known, rows = opened(encoder, "trained", seed), []
+    known, rows = load_cpu_encoder(encoder, "trained", seed), []
     (reading,) = encode_layers(known, [EXAMPLES[data]])
     matrices = {"left out": ablate_words(known, [EXAMPLES[data]])[0]}
     if not reading.blind:
@@ -204,17 +205,17 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     numbers = ["accuracy", "accuracy_shuffled", "separation"]
     senses = means(told, keys, numbers, config.resamples, config.seed)
     data = told.data.iloc[0]  # what was asked first
-    verdict, said = judged(told[told.data == data], config, called(config.encoder), data)
+    verdict, said = judge_senses(told[told.data == data], config, encoder_label(config.encoder), data)
     tables = {"senses": senses}
     if len(moved):
         tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed)
-        said = _with_sides(said, moved[moved.data == data], config)
+        said = _add_context_effect(said, moved[moved.data == data], config)
     if len(shown):
         tables["example"] = shown.drop(columns="part").reset_index(drop=True)
     return Finding(verdict, said, tables)
 
 
-def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
+def decide(words: int, low: float, high: float, deeper: float) -> Verdict:
     """The rule, of the interval of s and of the lower end of what the deeper layers read off."""
     if words >= FEWEST and deeper >= 0.6:
         if high < 0.5:
@@ -224,17 +225,17 @@ def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
     return "undecided"
 
 
-def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
+def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
     some = told[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
     first = (curves.shape[1] - 1) // 3
     if first < 1:
         return "undecided", Bilingual(en=f"{encoder}: it has too few layers.", zh=f"{encoder}：层数太少。")
-    picks = resampled(len(curves), config.resamples, config.seed)
+    picks = resample_items(len(curves), config.resamples, config.seed)
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, (low, high) = (early / late)[0], bounds((early / late)[1:])
-    verdict = ruled(len(curves), low, high, bounds(late[1:])[0] + 0.5)
+    verdict = decide(len(curves), low, high, bounds(late[1:])[0] + 0.5)
     bag = told[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
@@ -248,7 +249,7 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     return verdict, Bilingual(en=en, zh=zh)
 
 
-def _with_sides(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingual:
+def _add_context_effect(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingual:
     """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
     word by word, mean over the sides that are known in both roles."""
     last = moved[moved.layer == moved.layer.max()]
@@ -257,7 +258,7 @@ def _with_sides(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingu
     if not {"decides", "shared"} <= set(roles) or (roles := roles.dropna().groupby("word").mean()).empty:
         return said
     more = (roles.decides - roles.shared).to_numpy()
-    low, high = bounds(more[resampled(len(more), config.resamples, config.seed)].mean(1))
+    low, high = bounds(more[resample_items(len(more), config.resamples, config.seed)].mean(1))
     decides, shared = f"{roles.decides.mean():.3f}", f"{roles.shared.mean():.3f}"
     apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
     return Bilingual(

@@ -1,7 +1,7 @@
 """Do layers 1-4 of a text encoder know words, 5-8 phrases, and deeper ones the whole prompt?
 
     toushi run layer_semantics
-    toushi run layer_semantics --set encoder=../shared/models/multilingual-e5-small-zh-en
+    toushi run layer_semantics --config e5
 
 The article's claim. A linear probe at each layer reads off three levels at words of scene captions
 (`experiments/measures/scene_words.py`): which object a word is; which colour belongs to a noun and which noun to a colour;
@@ -34,10 +34,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from toushi.experiments.measures.encoder_states import WEIGHTS, called, opened, states_at, weight_files
+from toushi.experiments.measures.encoder_states import WEIGHTS, encoder_label, load_cpu_encoder, states_at, weight_files
 from toushi.experiments.measures.inside_words import inside_words
-from toushi.experiments.measures.scene_words import HANGING, LEVELS, POOLS, units
-from toushi.experiments.measures.statistics import bounds, resampled
+from toushi.experiments.measures.scene_words import LAST_TOKEN, LEVELS, POOLS, units
+from toushi.experiments.measures.statistics import bounds, resample_items
 from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import code_length, first_reaching, probe
@@ -82,7 +82,7 @@ def weights(config: Config) -> list[Path]:
     return weight_files(config.encoder)
 
 
-def enough_templates(config: Config) -> None:
+def check_templates(config: Config) -> None:
     """Raises ToushiError where nested cross-validation, or the interval, would have too few templates of sentences."""
     for pool in POOLS:
         for task, part in units(pool, config.count, config.seed).groupby("task"):
@@ -96,21 +96,21 @@ def enough_templates(config: Config) -> None:
 
 
 def jobs(config: Config) -> list[Job]:
-    enough_templates(config)
+    check_templates(config)
     about = {"encoder": config.encoder, "seed": config.seed}
     found = []
     for kind in WEIGHTS:
         for pool in POOLS:
             given = about | {"weights": kind, "pool": pool, "count": config.count, "controls": config.controls}
-            found.append(Job(f"{kind}-{pool}", probed, given))
+            found.append(Job(f"{kind}-{pool}", probe_pool, given))
         found.append(Job(f"{kind}-inside", inside_words, about | {"weights": kind}))
     return found
 
 
-def probed(encoder: str, weights: str, pool: str, count: int, controls: int, seed: int) -> pd.DataFrame:
+def probe_pool(encoder: str, weights: str, pool: str, count: int, controls: int, seed: int) -> pd.DataFrame:
     """Of each task of the pool, layer and template how many labels were named; and the code length of each layer."""
-    known, table = opened(encoder, weights, seed), units(pool, count, seed)
-    spans = [None if start == HANGING else (start, end) for start, end in zip(table.start, table.end)]
+    known, table = load_cpu_encoder(encoder, weights, seed), units(pool, count, seed)
+    spans = [None if start == LAST_TOKEN else (start, end) for start, end in zip(table.start, table.end)]
     every = states_at(known, list(table.text), spans)
     rows = []
     for (task, level, where), part in table.groupby(["task", "level", "where"], sort=False):
@@ -137,13 +137,13 @@ def probed(encoder: str, weights: str, pool: str, count: int, controls: int, see
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     tasks, drawn = by_task(rows, config)
     levels, curves = by_level(tasks, drawn)
-    onsets = where_each_begins(levels, curves, config)
-    tables = {"tasks": tasks, "levels": levels, "onsets": onsets, "task_onsets": of_each_task(tasks, drawn, config)}
+    onsets = level_onsets(levels, curves, config)
+    tables = {"tasks": tasks, "levels": levels, "onsets": onsets, "task_onsets": task_onsets(tasks, drawn, config)}
     inside = rows[rows.part.isin(["characters", "bytes"])].dropna(axis=1, how="all")
     if len(inside):
         tables["inside"] = inside.reset_index(drop=True)
-    said = sentence(onsets, tables["task_onsets"], config, called(config.encoder))
-    return Finding(judged(onsets, config), said, tables)
+    said = sentence(onsets, tables["task_onsets"], config, encoder_label(config.encoder))
+    return Finding(decide(onsets, config), said, tables)
 
 
 def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
@@ -156,7 +156,7 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
         wide = {name: part.pivot(index="layer", columns="template", values=name).to_numpy() for name in NUMBERS}
         asked, count = wide["places"][0].tobytes(), wide["places"].shape[1]
         if asked not in same:
-            same[asked] = resampled(count, config.resamples, config.seed + len(same))
+            same[asked] = resample_items(count, config.resamples, config.seed + len(same))
         picks = same[asked]
         counts = np.stack([np.bincount(row, minlength=picks.shape[1]) for row in picks])
         sums = {name: values @ counts.T for name, values in wide.items()}  # [layer, draw]
@@ -194,7 +194,7 @@ def by_level(tasks: pd.DataFrame, drawn: dict) -> tuple[pd.DataFrame, dict]:
     return pd.DataFrame(table).round(5), curves
 
 
-def where_each_begins(levels: pd.DataFrame, curves: dict, config: Config) -> pd.DataFrame:
+def level_onsets(levels: pd.DataFrame, curves: dict, config: Config) -> pd.DataFrame:
     """The first layer with the share of the most selectivity, for each level, with its interval and the claim's third."""
     table = []
     for (kind, level, where), part in levels.groupby(["weights", "level", "where"], sort=False):
@@ -211,7 +211,7 @@ def where_each_begins(levels: pd.DataFrame, curves: dict, config: Config) -> pd.
     return pd.DataFrame(table)
 
 
-def of_each_task(tasks: pd.DataFrame, drawn: dict, config: Config) -> pd.DataFrame:
+def task_onsets(tasks: pd.DataFrame, drawn: dict, config: Config) -> pd.DataFrame:
     """The same for each task; `read`: whether some layer surely reads it off, and more of it than any random weights do."""
     table = []
     for (kind, level, where, task), part in tasks.groupby(["weights", "level", "where", "task"], sort=False):
@@ -231,7 +231,7 @@ def onset(curve: np.ndarray, draws: np.ndarray, config: Config) -> dict[str, int
     return {"onset": int(first_reaching(curve, config.share)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
 
 
-def judged(onsets: pd.DataFrame, config: Config) -> Verdict:
+def decide(onsets: pd.DataFrame, config: Config) -> Verdict:
     rule = onsets[(onsets.weights == "trained") & (onsets["where"] == "word")]
     if set(rule.level) != set(LEVELS) or (rule.most_low < config.least).any() or (rule.claim_last < 1).any():
         return "undecided"

@@ -34,10 +34,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from toushi.experiments.measures.pictures import all_asked, as_table, conditional, of_scenes, of_senses, opened
-from toushi.experiments.measures.statistics import bounds, by_item, interval, resampled, shares
-from toushi.experiments.runner.settings import Count, Seed, Share, Within
+from toushi.experiments.measures.pictures import (
+    conditional,
+    fully_described_scenes,
+    load_cpu_model,
+    score_scenes,
+    score_senses,
+    to_table,
+)
+from toushi.experiments.measures.statistics import bounds, by_item, interval, resample_items, shares
+from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import first_reaching
 from toushi.probe.base.bilingual_text import Bilingual
@@ -86,7 +94,7 @@ class Config:
     contexts: Count = 2  # of each sense and each place of the context
     words: Count | None = None  # with two senses; only so many, for a first look
     steps: Count = 12
-    guidance: Annotated[float, Within(0)] = 3.0
+    guidance: Annotated[float, Field(ge=0)] = 3.0
     share: Share = 0.8  # of the best layer's, from which a thing is there
     least: Share = 0.2  # that the best layer must draw
     resamples: Count = 1000
@@ -100,14 +108,14 @@ def weights(config: Config) -> list[Path]:
 def jobs(config: Config) -> list[Job]:
     about = {"model": config.model, "steps": config.steps, "guidance": config.guidance, "seed": config.seed}
     found = []
-    for layer in range(len(opened(config.model).encoder.layers) + 1):
+    for layer in range(len(load_cpu_model(config.model).encoder.layers) + 1):
         call = about | {"layer": layer, "split": config.split, "count": config.scenes}
         call |= {"contexts": config.contexts, "words": config.words}
-        found.append(Job(f"layer-{layer:02}", judged_at, call))
-    return [*found, Job("shown", shown_pictures, about)]
+        found.append(Job(f"layer-{layer:02}", score_layer, call))
+    return [*found, Job("shown", draw_examples, about)]
 
 
-def judged_at(
+def score_layer(
     model: str,
     layer: int,
     split: str,
@@ -118,17 +126,19 @@ def judged_at(
     guidance: float,
     seed: int,
 ) -> pd.DataFrame:
-    known = opened(model)
+    known = load_cpu_model(model)
     with exit_at_layer(known, layer):
-        scenes = as_table(
-            of_scenes(known, split, all_asked(split, count), steps, guidance, seed), part="scenes", layer=layer
+        scenes = to_table(
+            score_scenes(known, split, fully_described_scenes(split, count), steps, guidance, seed),
+            part="scenes",
+            layer=layer,
         )
-        senses = as_table(of_senses(known, contexts, words, steps, guidance, seed), part="senses", layer=layer)
+        senses = to_table(score_senses(known, contexts, words, steps, guidance, seed), part="senses", layer=layer)
     return pd.concat([scenes, senses], ignore_index=True)
 
 
-def shown_pictures(model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    known, rows = opened(model), []
+def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
+    known, rows = load_cpu_model(model), []
     for layer in range(len(known.encoder.layers) + 1):
         with exit_at_layer(known, layer):
             drawn = known.sample(SHOWN, steps=steps, guidance=guidance, seed=seed)
@@ -148,7 +158,9 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         some = rows[rows.part == part]
         items, layers, things = (list(dict.fromkeys(some[name])) for name in ("item", "layer", "thing"))
         counts = by_item(some, {"thing": things, "layer": layers}, items)
-        right, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
+        right, draws = shares(
+            counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
+        )
         for i, thing in enumerate(things):
             drawn[thing] = (right[i], draws[:, i])
             for j, layer in enumerate(layers):
@@ -157,8 +169,8 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
                 about = {"thing": thing, "layer": int(layer), "right": right[i, j], "low": low, "high": high}
                 curves.append(about | {"cases": int(cases.sum())})
     table = pd.DataFrame(curves)
-    onsets = where_each_begins(drawn, config)
-    verdict, said = judged(onsets, drawn, config, rows[rows.part == "scenes"].item.nunique())
+    onsets = thing_onsets(drawn, config)
+    verdict, said = decide(onsets, drawn, config, rows[rows.part == "scenes"].item.nunique())
     pictures = rows[rows.part == "shown"][["prompt", "layer", "picture"]].reset_index(drop=True)
     pictures["layer"] = pictures.layer.astype(int)
     return Finding(verdict, said, {"curves": table.round(5), "onsets": onsets, "pictures": pictures})
@@ -168,7 +180,7 @@ def onset(curve: np.ndarray, config: Config) -> np.ndarray:
     return first_reaching(np.nan_to_num(curve), config.share)
 
 
-def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
+def thing_onsets(drawn: dict, config: Config) -> pd.DataFrame:
     """For each thing the best layer's share, the first layer that has most of it, and what the last layer draws."""
     table = []
     for thing, (curve, draws) in drawn.items():
@@ -186,7 +198,7 @@ def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
+def decide(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
     found = onsets.set_index("thing")
     lacking = [thing for thing in ORDER if thing not in found.index or found.most[thing] < config.least]
     later = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
-from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.scene_batches import Batch, Pool
 from toushi.hooks.torch_private import copy_each_, lerp_each_
 from toushi.probe.base.atomic_io import atomic_path
@@ -82,7 +82,7 @@ class Training:
         self.weights = [parameters[n].requires_grad_(True) for n in self.names]
         self.copies = [copies[n].requires_grad_(True) for n in self.names]
         self.averaged = [w.detach().clone() for w in self.weights]
-        self.optimizers = optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
+        self.optimizers = make_optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
 
     def step(self, batch: Batch, lr: float, noise: Noise | None = None) -> tuple[float, float, float]:
         """The loss of the velocity, of the naming and of the reading, before the step."""
@@ -160,13 +160,13 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:
     return load_file(file), samples
 
 
-def logged(file: Path) -> dict[int, dict]:
+def read_log(file: Path) -> dict[int, dict]:
     """The rows of a training log by the samples seen."""
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {row["samples"]: row for row in rows}
 
 
-def sheet(model: MiniUNet, file: Path) -> None:
+def save_sheet(model: MiniUNet, file: Path) -> None:
     """The fixed prompts, two seeds each, one above the other."""
     drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
     cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]

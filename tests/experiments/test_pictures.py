@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.experiments.test_runner import Here
 from toushi.experiments.measures import pictures
-from toushi.experiments.measures.pictures import all_asked, asked, sense_prompts
+from toushi.experiments.measures.pictures import asked, fully_described_scenes, sense_prompts
 from toushi.experiments.measures.statistics import interval, shares
-from toushi.experiments.runner import run_experiment as runner
-from toushi.experiments.runner.run_folder import read_manifest, read_tables
+from toushi.experiments.runner import run_study as runner
+from toushi.experiments.runner.result_folder import read_manifest, read_tables
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Found, Seen, Verdict
 from toushi.experiments.scene_world.scenes import Object, Scene, draw_scene
@@ -101,8 +101,8 @@ def test_a_thing_counts_where_it_is_asked_for():
 
 
 def test_scenes_that_ask_all_ask_it_of_each_object():
-    numbers = all_asked("test", 20)
-    assert numbers == sorted(set(numbers)) and numbers[:5] == all_asked("test", 5)
+    numbers = fully_described_scenes("test", 20)
+    assert numbers == sorted(set(numbers)) and numbers[:5] == fully_described_scenes("test", 5)
     right = Verdict((True, True), (True, True), (True, True), (None, None), True, True, True, 0)
     for number in numbers:
         scene = draw_scene(number, "test")
@@ -161,15 +161,15 @@ def test_a_picture_in_a_table_comes_back():
 def test_a_run_of_each_layer(model, blind, tmp_path):
     model.save(tmp_path / "tiny")
     config = layers.Config(model=str(tmp_path / "tiny"), scenes=3, contexts=1, words=2, steps=1, resamples=20)
-    done = runner.run(layers, config, tmp_path / "run", executor=Here(), quiet=True)
-    assert not done.failed and done.manifest["complete"]
+    done = runner.run_study(layers, config, tmp_path / "run", executor=Here(), quiet=True)
+    assert not done.failed and done.manifest.complete
     tables = read_tables(tmp_path / "run", read_manifest(tmp_path / "run"))
     curves = tables["curves"]
     assert set(curves.layer) == set(range(13))
     assert {"object", "sense, before", "sense, after"} <= set(curves.thing)
     assert (curves[curves.thing == "sense, after"].cases == 4).all()
     assert len(tables["pictures"]) == 13 * len(layers.SHOWN)
-    assert done.manifest["verdict"] == "undecided"  # nothing is ever right
+    assert done.manifest.verdict == "undecided"  # nothing is ever right
     check_figures(layers.figures(tables, "zh"), layers.figures(tables, "en"), {"curves", "pictures"})
 
 
@@ -183,8 +183,8 @@ def test_a_run_of_two_twins(model, blind, tmp_path):
         twin.save(tmp_path / name)
     both = {name: str(tmp_path / name) for name in twins.TWINS}
     config = twins.Config(**both, scenes=2, contexts=1, words=2, steps=1, shuffles=2, resamples=20)
-    done = runner.run(twins, config, tmp_path / "run", executor=Here(), quiet=True)
-    assert not done.failed and done.manifest["complete"] and len(done.manifest["weights"]) == 2
+    done = runner.run_study(twins, config, tmp_path / "run", executor=Here(), quiet=True)
+    assert not done.failed and done.manifest.complete and len(done.manifest.weights) == 2
     tables = read_tables(tmp_path / "run", read_manifest(tmp_path / "run"))
 
     read = tables["read_off"].set_index(["model", "where", "place"])

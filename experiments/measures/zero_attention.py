@@ -1,6 +1,6 @@
 """What becomes of a picture when nobody looks at one of its words?
 
-    python -m toushi.experiments.measures.without_a_word "左边是猫，右边是月亮，夜晚" --out runs/without.png
+    python -m toushi.experiments.measures.zero_attention "左边是猫，右边是月亮，夜晚" --out runs/without.png
 
 A column for each word, a row for each seed: all cross-attention to the word is put to zero, at every step, layer and
 head, and what it had goes to the other tokens. A word whose column looks like the first one was looked at without
