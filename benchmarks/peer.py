@@ -6,11 +6,11 @@ from importlib.util import find_spec
 NAME = "attention-map-diffusers"
 
 
-def there() -> bool:
+def is_installed() -> bool:
     return find_spec("attention_map_diffusers") is not None
 
 
-def recorded(pipeline, draw: Callable[[], object]):
+def record_attention(pipeline, draw: Callable[[], object]):
     """Its maps of the image looking at the text: every step, heads averaged, as `compute()` gives them."""
     from attention_map_diffusers import AttentionCapture
 
