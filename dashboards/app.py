@@ -15,8 +15,8 @@ st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"),
 st.session_state.setdefault("language", language_of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
-given = library.given() is not None
-texts = given and not library.entry(Path(library.given())).picture  # what `toushi layers --save` kept
+given = library.given_trace() is not None
+texts = given and not library.entry(Path(library.given_trace())).picture  # saved by `toushi layers --save`
 
 
 def page_of(name: str, icon: str, default: bool = False):

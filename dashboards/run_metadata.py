@@ -1,11 +1,11 @@
-"""How a picture was made, in words: what pages say below it, and in what two of them differ."""
+"""How a picture was made, as text for a page, and how two pictures differ in that."""
 
 from toushi.dashboards import messages as text
 from toushi.probe.trace.manifest import Lora
 
 
-def facts(trace, language: str) -> dict[str, str]:
-    """Name -> what is known of it: {"seed": "seed 1", "steps": "20 steps"}."""
+def run_facts(trace, language: str) -> dict[str, str]:
+    """What is known of the run: {"seed": "seed 1", "steps": "20 steps"}."""
 
     def say(key: str, **values) -> str:
         return text.say(language, key, **values)
@@ -30,8 +30,8 @@ def facts(trace, language: str) -> dict[str, str]:
 
 
 def differences(first, second, language: str) -> list[str]:
-    """For each of two traces in what its run differs from the other: "seed 1 · 20 steps"."""
-    both = facts(first, language), facts(second, language)
+    """For each of two traces, how its run differs from the other: "seed 1 · 20 steps"."""
+    both = run_facts(first, language), run_facts(second, language)
     for one in both:
         one.setdefault("edits", text.say(language, "fact_no_edit"))
     return [
