@@ -58,6 +58,7 @@ def difference_from_peer(pipeline, draw: Callable[[], object]) -> float:
         trace = open_trace(folder + "/run")
         assert {one.layer_id for one in theirs} == set(trace.sites)
         for one in theirs:
+            assert one.step_index is not None  # the peer keeps every step
             for branch, maps in zip(order, one.data[:, 0].float()):
                 ours = torch.from_numpy(trace.files.step(one.step_index).read(f"{one.layer_id}/{branch}"))
                 ours = ours.flatten(1).T  # [cell, column]

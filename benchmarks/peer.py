@@ -1,5 +1,6 @@
 """attention-map-diffusers 1.0.0, the strongest other recorder: in memory, in its own process or ours."""
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -14,6 +15,6 @@ def record_attention(pipeline, draw: Callable[[], object]):
     """Its maps of the image looking at the text: every step, heads averaged, as `compute()` gives them."""
     from attention_map_diffusers import AttentionCapture
 
-    with AttentionCapture(pipeline, timesteps="all", heads="mean", max_capture_bytes=None) as capture:
+    with AttentionCapture(pipeline, timesteps="all", heads="mean", max_capture_bytes=sys.maxsize) as capture:
         draw()
     return capture.compute()

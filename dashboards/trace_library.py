@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +24,7 @@ from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import PathError, short_path
 from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
 
 RUNS = Path("runs")
@@ -44,7 +45,7 @@ def language() -> str:
     return st.session_state.get("language") or language_of_locale(st.context.locale)
 
 
-def say(key: str, **values) -> str:
+def say(key: str, **values: object) -> str:
     return text.say(language(), key, **values)
 
 
@@ -126,7 +127,7 @@ def given_trace() -> str | None:
     return None if folder is None or Path(folder) == gallery() else folder
 
 
-def opened_folder() -> str | None:
+def current_folder() -> str | None:
     """The open folder: the one that was chosen, else that of the command line; of a collection its first trace."""
     folder = st.session_state.get("folder") or given_trace()
     if folder and os.path.isfile(Path(folder) / MEMBERS) and not os.path.isfile(Path(folder) / MANIFEST):
@@ -134,9 +135,9 @@ def opened_folder() -> str | None:
     return folder
 
 
-def open_text_trace() -> str | None:
+def text_trace_folder() -> str | None:
     """The open folder if it is a trace of a text encoder, which the page “Layers” shows."""
-    folder = opened_folder()
+    folder = current_folder()
     return folder if folder and not entry(Path(folder)).picture else None
 
 
@@ -151,12 +152,12 @@ def trace_version(folder: str) -> tuple:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _trace(folder: str, version: tuple):
+def _trace(folder: str, version: tuple) -> Trace:
     return open_trace(folder)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _word_maps(folder: str, version: tuple, branch: str):
+def _word_maps(folder: str, version: tuple, branch: str) -> word_maps.WordMaps:
     return word_maps.read_word_maps(_trace(folder, version), branch)
 
 
@@ -169,11 +170,11 @@ def picture_block(folder: str, version: tuple, branch: str, language: str) -> by
 def pair_block(folders: tuple[str, str], versions: tuple, branch: str, language: str) -> bytes:
     both = list(zip(folders, versions))
     common = pairs.align_traces(*(_word_maps(folder, version, branch) for folder, version in both))
-    return payload.pair_block([_trace(folder, version) for folder, version in both], common, branch, language)
+    return payload.pair_block((_trace(*both[0]), _trace(*both[1])), common, branch, language)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _matrices(folder: str, version: tuple, branch: str):
+def _matrices(folder: str, version: tuple, branch: str) -> matrices.Matrices:
     return matrices.read_matrices(_trace(folder, version), branch)
 
 
@@ -182,19 +183,19 @@ def encoder_block(folder: str, version: tuple, branch: str, language: str) -> by
     return payload.encoder_block(_trace(folder, version), _matrices(folder, version, branch), branch, language)
 
 
-def read_open_trace():
+def read_open_trace() -> tuple[Trace, str, tuple]:
     """(trace, folder, version) of the open trace. Without one, shows a message and stops the page."""
-    folder = opened_folder()
+    folder = current_folder()
     if folder is None:
         st.info(say("nothing_open_hint"), title=say("nothing_open"), icon=":material/folder_open:")
         st.stop()
-    if open_text_trace():
+    if text_trace_folder():
         st.info(say("texts_open"), icon=":material/layers:")
         st.stop()
     return read_trace(folder)
 
 
-def read_trace(folder: str):
+def read_trace(folder: str) -> tuple[Trace, str, tuple]:
     """(trace, folder, version). If it is no trace, shows a message and stops the page."""
     version = trace_version(folder)
     try:
@@ -226,7 +227,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def toolbar() -> None:
     """Shows the menus for the open trace and the branch."""
-    folder = opened_folder()
+    folder = current_folder()
     known = entries()
     if folder and os.path.isfile(Path(folder).parent / MEMBERS):
         known = sorted(entries(Path(folder).parent, 1), key=lambda entry: entry.folder) + known
@@ -258,7 +259,7 @@ def branch_name(branch: str) -> str:
     return say(f"branch_{branch}") if branch in ("cond", "uncond") else branch
 
 
-def chosen_branch(trace) -> str:
+def chosen_branch(trace: Trace) -> str:
     """The chosen branch if the trace has it, else its first one. Shows a warning if the trace is not complete."""
     if not trace.complete:
         st.warning(say("incomplete", n=len(trace.steps)), icon=":material/incomplete_circle:")
@@ -269,18 +270,18 @@ def chosen_branch(trace) -> str:
     return wanted if wanted in branches else branches[0]
 
 
-def show_no_encoder(trace) -> None:
+def show_no_encoder(trace: Trace) -> None:
     """Shows that there is no attention of the text encoder, and the reason if the manifest has it."""
     unseen = (trace.manifest.not_recorded or {}).items()
     about = [f"{glob}: {why}" for glob, why in unseen if glob == "*" or glob.startswith(("text_encoder", "encoder"))]
     st.info("\n\n".join([say("no_encoder"), *map(escape_markdown, about)]), icon=":material/info:")
 
 
-def has_encoder(trace, branch: str) -> bool:
+def has_encoder(trace: Trace, branch: str) -> bool:
     return bool(trace.encoder_layers(branch))
 
 
-def show_facts(trace) -> None:
+def show_facts(trace: Trace) -> None:
     """Shows how the picture was made, in one line, and its edits in another."""
     line = [fact for name, fact in run_facts(trace, language()).items() if name not in ("revision", "prompt", "edits")]
     st.caption(escape_markdown(" · ".join([*line, str(trace.folder)])))
@@ -289,7 +290,7 @@ def show_facts(trace) -> None:
         st.info(escape_markdown(say("edited", edits=listed)), icon=":material/edit:")
 
 
-def warn_cut(key: str, words, **values) -> None:
+def warn_cut(key: str, words: Iterable[str], **values: object) -> None:
     """Shows which words were cut from a text."""
     st.warning(
         escape_markdown(say(key, lost=text.join_words(language(), words), **values)), icon=":material/content_cut:"

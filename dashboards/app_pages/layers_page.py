@@ -97,7 +97,7 @@ def show_form() -> None:
         show(readings, (name, texts))
 
 
-folder = library.open_text_trace()
+folder = library.text_trace_folder()
 try:
     if folder:
         show_trace(folder)

@@ -13,7 +13,7 @@ PICTURE_PAGE, LAYERS_PAGE = "app_pages/picture_page.py", "app_pages/layers_page.
 
 def show(folder) -> None:
     library.open_folder(folder)
-    st.switch_page(LAYERS_PAGE if library.open_text_trace() else PICTURE_PAGE)
+    st.switch_page(LAYERS_PAGE if library.text_trace_folder() else PICTURE_PAGE)
 
 
 def make() -> None:

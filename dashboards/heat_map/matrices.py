@@ -6,6 +6,7 @@ import numpy as np
 
 from toushi.dashboards.heat_map import word_maps
 from toushi.probe.text.alignment import Token
+from toushi.probe.trace.picture_trace import Trace
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Matrices:
     heads_left_out: bool  # they would exceed word_maps.BUDGET; the means are a few megabytes
 
 
-def read_matrices(trace, branch: str) -> Matrices:
+def read_matrices(trace: Trace, branch: str) -> Matrices:
     """The attention of the recorded layers. They are read one by one, which bounds the memory."""
     tokens = trace.encoder_tokens(branch)
     positions = [token.position for token in tokens]

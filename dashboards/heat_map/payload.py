@@ -4,14 +4,17 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map.matrices import Matrices
-from toushi.dashboards.heat_map.word_maps import WordMaps
+from toushi.dashboards.heat_map.trace_pair import Pair
+from toushi.dashboards.heat_map.word_maps import Layer, Unit, WordMaps
 from toushi.dashboards.run_metadata import differences
 from toushi.probe.analysis.maps import PLAIN_MEAN
+from toushi.probe.trace.picture_trace import Trace
 
 # Ten hues that are visible on light and dark ground, for words in reading order; greys for other units.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
@@ -46,7 +49,7 @@ def colours(name: str = "inferno") -> np.ndarray:
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def picture_block(trace, maps: WordMaps, branch: str, language: str) -> bytes:
+def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
     """The block for `component.heat_map`."""
     image = trace.image()
     arrays = {"colours": colours()}
@@ -80,7 +83,7 @@ def picture_block(trace, maps: WordMaps, branch: str, language: str) -> bytes:
     return pack(header, arrays)
 
 
-def _by_contrast(units, maps: np.ndarray) -> list[int]:
+def _by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
     """The indices of the words in maps [unit, y, x], the largest contrast first: not 的 or 是."""
     words = [i for i, unit in enumerate(units) if unit.kind == "word"] or [0]
     return sorted(words, key=lambda i: -_contrast(maps[i]))
@@ -91,7 +94,7 @@ def _contrast(maps: np.ndarray) -> float:
     return float(maps.max() - maps.mean())
 
 
-def pair_block(traces, common, branch: str, language: str) -> bytes:
+def pair_block(traces: tuple[Trace, Trace], common: Pair, branch: str, language: str) -> bytes:
     """The block for `component.pair_map`: two traces on the axes of `align_traces`."""
     arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
     about = differences(*traces, language)
@@ -130,7 +133,7 @@ def pair_block(traces, common, branch: str, language: str) -> bytes:
     return pack(header, arrays)
 
 
-def _unit(unit, number: int, language: str) -> dict:
+def _unit(unit: Unit, number: int, language: str) -> dict:
     word = unit.kind == "word"
     name = unit.label or text.say(language, f"kind_{unit.kind}")
     return {
@@ -144,7 +147,7 @@ def _unit(unit, number: int, language: str) -> dict:
     }
 
 
-def _layer(layer, language: str, rule: str | None) -> dict:
+def _layer(layer: Layer, language: str, rule: str | None) -> dict:
     rows, columns = layer.grid
     cells = text.say(language, "grid", y=rows, x=columns)
     label, title = {
@@ -163,7 +166,7 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _previews(trace, steps) -> np.ndarray | None:
+def _previews(trace: Trace, steps: Iterable[int]) -> np.ndarray | None:
     """uint8 [step, y, x, 3], at most 128 pixels a side; None if the trace has none."""
     frames = [trace.preview(step) for step in steps]  # empty if only the sum of the steps was kept
     if not frames or any(frame is None for frame in frames):
@@ -173,7 +176,7 @@ def _previews(trace, steps) -> np.ndarray | None:
     return frames[:, ::stride, ::stride]
 
 
-def encoder_block(trace, matrices: Matrices, branch: str, language: str) -> bytes:
+def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) -> bytes:
     """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention."""
     tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}

@@ -12,6 +12,7 @@ import numpy as np
 from toushi.probe.analysis.maps import finest_grid, mean_of_sites, nan_mean
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word, shares
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_errors import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; above it, first single heads are omitted, then steps
@@ -74,7 +75,7 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
     return [units[i] for i in kept], np.array([weights[i] for i in kept], np.float32).reshape(-1, len(tokens))
 
 
-def read_word_maps(trace, branch: str) -> WordMaps:
+def read_word_maps(trace: Trace, branch: str) -> WordMaps:
     """The image-to-text attention of one branch. Steps are read one by one, which bounds the memory."""
     firsts = _firsts(trace, branch)
     tokens = trace.places(branch)
@@ -99,7 +100,7 @@ def read_word_maps(trace, branch: str) -> WordMaps:
     return WordMaps(tuple(units), lost, tuple(shown[i] for i in present), layers, heads_left_out, steps_left_out)
 
 
-def _firsts(trace, branch: str) -> dict:
+def _firsts(trace: Trace, branch: str) -> dict:
     """For each recorded site its attention at the first step that has it: DataArray [1, head?, token, y, x]."""
     firsts = {}
     for name in (name for name, site in trace.sites.items() if site.kind == "cross"):
@@ -117,12 +118,14 @@ def _firsts(trace, branch: str) -> dict:
     return firsts
 
 
-def _read(trace, branch: str, site: str, step: int | None):
+def _read(trace: Trace, branch: str, site: str, step: int | None):
     """DataArray [step = 1, head?, token, y, x] on the site's own grid."""
     return trace.attention(branch=branch, sites=[site], steps=None if step is None else [step], grid="native")[site]
 
 
-def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]) -> np.ndarray:
+def _block(
+    trace: Trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]
+) -> np.ndarray:
     """float32 [1 + step, 1 + head, unit, y, x] of one site. The mean is over all `steps`; `shown` have an index of their own."""
     block = np.full((1 + len(shown), *shape), np.nan, np.float32)
 
@@ -144,7 +147,7 @@ def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shap
     return block
 
 
-def _means(trace, sites: list[str]) -> dict[str, list[str]]:
+def _means(trace: Trace, sites: list[str]) -> dict[str, list[str]]:
     """The sites of the trace's own heat map, and those of the plain mean if the card has another rule."""
     chosen = [name for name in trace.heat_map_rule()[0] if name in sites] or sites
     return {"": chosen} if len(chosen) == len(sites) else {"": chosen, "*": sites}

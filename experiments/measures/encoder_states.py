@@ -24,7 +24,7 @@ def load_cpu_encoder(name: str, weights: str = "trained", seed: int = 0) -> Enco
 
 
 @lru_cache
-def encoder_folder(name: str) -> Path:
+def locate_encoder(name: str) -> Path:
     """Where the files of a shipped model, a folder, or a hub id are; those of a hub id are downloaded first."""
     try:
         return folder_of(name)
@@ -33,7 +33,7 @@ def encoder_folder(name: str) -> Path:
 
 
 def weight_files(name: str) -> list[Path]:
-    folder = encoder_folder(name)
+    folder = locate_encoder(name)
     home = folder / "text_encoder" if (folder / "model_index.json").is_file() else folder
     files = sorted(home.glob("*.safetensors"))
     if not files:
@@ -43,7 +43,7 @@ def weight_files(name: str) -> list[Path]:
 
 def knows_only_scenes(name: str) -> bool:
     """Whether it is one of our own models, which have read the words of the scene world only."""
-    config = encoder_folder(name) / "config.json"
+    config = locate_encoder(name) / "config.json"
     return config.is_file() and '"unet"' in config.read_text()
 
 

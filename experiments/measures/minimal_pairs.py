@@ -27,9 +27,9 @@ def sentences(data: str) -> pd.DataFrame:
 
 def check_sentences(table: pd.DataFrame) -> pd.DataFrame:
     """The table, if each word is where it is said to be and has at least two sentences of each of two senses."""
-    for row in table.itertuples():
-        if row.sentence[row.start : row.start + len(row.word)] != row.word:
-            raise ToushiError(f"{row.word!r} is not at character {row.start} of {row.sentence!r:.60}")
+    for word, sentence, start in zip(table.word, table.sentence, table.start):
+        if sentence[start : start + len(word)] != word:
+            raise ToushiError(f"{word!r} is not at character {start} of {sentence!r:.60}")
     for word, part in table.groupby("word", sort=False):
         counts = part.groupby("sense").pair.nunique()
         if len(counts) < 2:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
+from toushi.experiments.measures.statistics import groups
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Verdict, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
@@ -84,13 +85,13 @@ def sense_prompts(contexts: int, words: int | None) -> pd.DataFrame:
     table = sense_pairs(words)
     frame = table.groupby(["word", "sense", "place", "pair"]).cumcount()
     number = table.pair.str.removeprefix("before").str.removeprefix("after").astype(int)
-    return table[(number < contexts) & (frame == number % 3)].reset_index(drop=True)
+    return table.loc[(number < contexts) & (frame == number % 3)].reset_index(drop=True)
 
 
 def sense_pairs(words: int | None) -> pd.DataFrame:
     """The minimal pairs of all words of the scene world, or of the first so many."""
     table = check_sentences(sentences("scenes"))
-    return table[table.word.isin(table.word.unique()[:words])].reset_index(drop=True)
+    return table.loc[table.word.isin(table.word.unique()[:words])].reset_index(drop=True)
 
 
 def score_senses(
@@ -103,12 +104,14 @@ def score_senses(
     # The two sentences of a pair begin with the same noise: nothing but the words tells which sense to draw.
     seeds = [seed + list(dict.fromkeys(table.pair)).index(pair) for pair in table.pair]
     rows = []
-    for row, picture in zip(table.itertuples(), draw_pictures(model, list(table.sentence), seeds, steps, guidance)):
-        seen = {found.kind for found in recognise(np.asarray(picture)).objects} & set(kinds[row.word])
-        right = seen == {row.sense}
-        rows.append(dict(item=row.word, thing=f"sense, {row.place}", right=right, cases=1))
-        rows.append(dict(item=row.word, thing=f"choice, {row.place}", right=right, cases=int(len(seen) == 1)))
-    yield from pd.DataFrame(rows).groupby(["item", "thing"], sort=False).sum().reset_index().to_dict("records")
+    pictures = draw_pictures(model, list(table.sentence), seeds, steps, guidance)
+    for word, sense, place, picture in zip(table.word, table.sense, table.place, pictures):
+        seen = {detection.kind for detection in recognise(np.asarray(picture)).objects} & set(kinds[word])
+        right = seen == {sense}
+        rows.append(dict(item=word, thing=f"sense, {place}", right=right, cases=1))
+        rows.append(dict(item=word, thing=f"choice, {place}", right=right, cases=int(len(seen) == 1)))
+    for (word, thing), cases in groups(pd.DataFrame(rows), ["item", "thing"]):
+        yield dict(item=word, thing=thing, right=cases.right.sum(), cases=cases.cases.sum())
 
 
 def to_table(rows: Iterable[dict], **about) -> pd.DataFrame:

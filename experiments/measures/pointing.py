@@ -27,7 +27,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from toushi.experiments.measures.statistics import share
+from toushi.experiments.measures.statistics import groups, share
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
@@ -65,11 +65,12 @@ class Config:
 def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
     """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
     word's does, AUC and chance. Objects without a mask give one row that says so."""
-    named = {part.object: (part.start, part.end) for part in reversed(example.caption.parts) if part.role == "object"}
+    parts = [part for part in reversed(example.caption.parts) if part.role == "object"]
+    named = {part.object: (part.start, part.end) for part in parts if part.object is not None}
     maps = {item: layer_maps(trace, span) for item, span in named.items()}
     last = trace.tokens()[-1].column
     for item, span in named.items():
-        about = dict(word=example.caption.text[slice(*span)], objects=len(example.scene.objects))
+        about = dict(word=example.caption.text[span[0] : span[1]], objects=len(example.scene.objects))
         mask = masks[item]
         if mask is None or not mask.any():
             yield about | dict(found=False)
@@ -126,9 +127,9 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
     """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and how many objects
     could be scored."""
     rows = []
-    for (kind, time), part in table.groupby(["kind", "time"], dropna=False, sort=False):
-        found = part[part.found].drop_duplicates(["scene", "word"]).shape[0]
-        for layer, some in part[part.found].groupby("layer", sort=False):
+    for (kind, time), part in groups(table, ["kind", "time"]):
+        found = len(part.loc[part.found].drop_duplicates(["scene", "word"]))
+        for layer, some in part.loc[part.found].groupby("layer", sort=False):
             hit, low, high = share(some.hit, some.scene)
             means = dict(other=some.other.mean(), auc=some.auc.mean(), chance=some.chance.mean())
             counts = dict(words=len(some), found=found / (found + int((~part.found).sum())))
@@ -139,10 +140,10 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
 def best_layers(table: pd.DataFrame) -> pd.DataFrame:
     """For each kind: the layer with the most hits on even scenes (over all times), and its rate on odd ones."""
     rows = []
-    for kind, part in table[table.found & (table.layer != "plain mean")].groupby("kind"):
-        choosing, judging = part[part.scene % 2 == 0], part[part.scene % 2 == 1]
+    for kind, part in table.loc[table.found & (table.layer != "plain mean")].groupby("kind"):
+        choosing, judging = part.loc[part.scene % 2 == 0], part.loc[part.scene % 2 == 1]
         layer = choosing.groupby("layer").hit.mean().idxmax()
-        judged = judging[judging.layer == layer]
+        judged = judging.loc[judging.layer == layer]
         hit, low, high = share(judged.hit, judged.scene)
         other = judged.other.mean()
         rows.append(dict(kind=kind, best_layer=layer, hit=hit, low=low, high=high, other=other, words=len(judged)))

@@ -7,7 +7,7 @@ layout, the style of the whole scene and the number of its objects, asked at one
 Labels are about equally frequent by construction. Captions are the world's own, so there are many templates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -117,8 +117,8 @@ def _scene(
     layout: str | None = None,
 ) -> Scene:
     """A scene to be described, not drawn: its objects lie nowhere."""
-    colours = colours or [None] * len(kinds)
-    things = tuple(Object(kind, None, colour, "medium", 0, 0, 0) for kind, colour in zip(kinds, colours))
+    shades: Sequence[str | None] = colours or [None] * len(kinds)
+    things = tuple(Object(kind, None, colour, "medium", 0, 0, 0) for kind, colour in zip(kinds, shades))
     default = "middle" if len(kinds) == 1 else "row"
     time = "day" if place == "space" else _choose(random, ("day", "day", "dusk", "night"))
     return Scene(things, place, time, style, layout or default)

@@ -12,6 +12,7 @@ import json
 import re
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -59,7 +60,7 @@ def read_pieces(raw: bytes, at: int) -> tuple[list[tuple[str, float]], int]:
     ends = np.frombuffer(raw, "<u4", count + 1, at)
     scores = np.frombuffer(raw, "<f4", count, at + ends.nbytes)
     at += ends.nbytes + scores.nbytes
-    texts = [raw[at + start : at + end].decode() for start, end in zip(ends[:-1], ends[1:])]
+    texts = [raw[at + start : at + end].decode() for start, end in pairwise(ends.tolist())]
     _, rules = struct.unpack_from("<iI", raw, at + size)  # of Unicode normalization, which is NFKC
     return list(zip(texts, scores.tolist())), at + size + 8 + rules
 

@@ -39,8 +39,9 @@ def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
 
     columns = [(column(), "as it is")]
     for word in config.words or segment(config.prompt):
-        with edit(model, Edit("unet.*cross_attention", "zero", word=word, renormalise=True)):
-            columns.append((column(), f"without {word if isinstance(word, str) else word.text}"))
+        text, span = (word, word) if isinstance(word, str) else (word.text, word.span)
+        with edit(model, Edit("unet.*cross_attention", "zero", word=span, renormalise=True)):
+            columns.append((column(), f"without {text}"))
     return columns
 
 

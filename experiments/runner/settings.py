@@ -130,7 +130,7 @@ def _describe(schema: _Schema) -> str:
         return f"{len(schema['prefixItems'])} values, {', '.join(map(_describe, schema['prefixItems']))}"
     if schema.get("type") == "array":
         return f"a list, each {_describe(schema.get('items', {}))}"
-    name, low, high = schema.get("format", schema.get("type")), schema.get("minimum"), schema.get("maximum")
+    name, low, high = schema.get("format", schema.get("type", "")), schema.get("minimum"), schema.get("maximum")
     if low is not None:
         return f"{NAMES[name]} {f'of at least {low}' if high is None else f'from {low} to {high}'}"
     return NAMES.get(name, "what the study's Config says") + ("" if high is None else f" of at most {high}")

@@ -276,13 +276,11 @@ class _Sentence:
 
     def _again(self, index: int):
         """The noun once more; with its colour where the noun alone would not tell the objects apart."""
-        thing = self.scene.objects[index]
         twins = sum(other == self.nouns[index] for other in self.nouns) > 1
         if self.language == "en":
             self.out.say("the ")
-        if twins and self.colours[index] is not None:
-            colour = self.grammar.COLOURS[thing.colour][0] if self.language == "zh" else thing.colour
-            self.out.say(colour, "colour", index)
+        if twins and (colour := self.colours[index]) is not None:
+            self.out.say(grammar_zh.COLOURS[colour][0] if self.language == "zh" else colour, "colour", index)
             self.out.say("的" if self.language == "zh" else " ")
         self.out.say(self.nouns[index], "object", index)
 
@@ -292,7 +290,7 @@ class _Sentence:
         counted = number == "1" or (number == "" and pick.chance(0.5))
         before, noun = self.context[index][0], self.nouns[index]
         outside = before is not None and pick.chance(0.35)  # 河边的一家银行 beside 一家河边的银行
-        if outside:
+        if before is not None and outside:
             self._context_zh(before, index)
         if counted:
             out.say("一" + measure)
@@ -302,8 +300,8 @@ class _Sentence:
         if size and size.endswith("的"):
             out.say(size[:-1], "size", index)
             out.say("的")
-        if self.colours[index] is not None:
-            full, short = grammar_zh.COLOURS[thing.colour]
+        if (colour := self.colours[index]) is not None:
+            full, short = grammar_zh.COLOURS[colour]
             if size == "大" or size == "小":
                 out.say(full, "colour", index)
                 out.say("的")
@@ -329,11 +327,9 @@ class _Sentence:
 
     def _name_en(self, index: int, number: str):
         out, pick, thing = self.out, self.pick, self.scene.objects[index]
-        words = []
-        size = (pick.choose(grammar_en.SIZES[thing.size]), "size") if thing.size != "medium" else None
-        before = (self.context[index][0], "context") if self.context[index][0] else None
-        colour = (thing.colour, "colour") if self.colours[index] else None
-        words = [word for word in (size, before, colour, (self.nouns[index], "object")) if word]
+        size = pick.choose(grammar_en.SIZES[thing.size]) if thing.size != "medium" else None
+        parts = ((size, "size"), (self.context[index][0], "context"), (self.colours[index], "colour"))
+        words = [*((text, role) for text, role in parts if text is not None), (self.nouns[index], "object")]
         if number != "0":
             first = words[0][0]
             vowel = first[0].lower() in "aeiou" and not first.startswith(("one", "uni", "USB"))

@@ -129,12 +129,13 @@ def _sample(pick: Pick) -> Scene:
     style = pick.choose(("ink", "ink", "blueprint", "sepia")) if pick.chance(0.12) else "flat"
 
     draw = pick.random()
+    wanted: list[tuple[str, str | None, str | None]]
     if draw < 0.30:
         wanted = [_plain(pick)]
     elif draw < 0.60:
         wanted = [_plain(pick), _plain(pick)]
     elif draw < 0.75:
-        wanted = _coloured(pick)
+        wanted = [*_coloured(pick)]
     elif draw < 0.95:
         wanted = [_ambiguous(pick)]
         if pick.chance(0.45):

@@ -149,7 +149,7 @@ def main(config: Validation) -> None:
     if config.model != "none":
         encode_and_decode, few = through_vae(config.model), scenes[: config.soft]
         real["through the VAE"] = decoded = encode_and_decode(raw)
-        real |= {f"and blurred by {blur} px": blur(decoded[: config.soft], blur) for blur in (0.7, 1.0)}
+        real |= {f"and blurred by {pixels} px": blur(decoded[: config.soft], pixels) for pixels in (0.7, 1.0)}
         real |= {f"latents with noise {rough}": encode_and_decode(raw[: config.soft], rough) for rough in (0.2, 0.4)}
         real |= {
             f"sizes times {k}, VAE": encode_and_decode(draw_pictures([scale_objects(scene, k) for scene in few]))

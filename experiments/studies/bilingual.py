@@ -100,7 +100,7 @@ def phrases(data: str, scenes: int, seed: int) -> pd.DataFrame:
     """A row for each pair: zh, zh_start, zh_end, en, en_start, en_end, name (what it means), group (its sentence)."""
     if data == "parallel":
         table = read_parallel()
-        name = [row.zh[row.zh_start : row.zh_end] for row in table.itertuples()]
+        name = [zh[start:end] for zh, start, end in zip(table.zh, table.zh_start, table.zh_end)]
         return table.assign(name=name, group=table.zh)
     rows = []
     for number in range(scenes):
@@ -150,7 +150,7 @@ def compare_pairs(
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    layers, single = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("layers", "pairs"))
+    layers, single = (rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("layers", "pairs"))
     if single.empty:
         raise ToushiError(
             "these jobs are of an older bilingual, which kept sentences, not pairs: --overwrite does them again"
@@ -170,7 +170,7 @@ def chosen_layer_gain(single: pd.DataFrame, config: Config) -> dict:
         for kind, part in single.groupby("weights")
     }
     right, floor = wide["trained"], wide["random"]
-    clusters = single.drop_duplicates("pair").sort_values("pair")[["sentence", "name"]].to_numpy(int).T
+    clusters = single.drop_duplicates("pair").sort_values("pair").loc[:, ["sentence", "name"]].to_numpy(int).T
     chosen = np.empty(len(right), int)
     for half in (0, 1):
         mine = clusters[0] % 2 == half
@@ -205,8 +205,8 @@ def decide(one: pd.Series) -> Verdict:
 
 
 def sentence(one: pd.Series, encoder: str, layers: pd.DataFrame) -> Bilingual:
-    some = layers[(layers.weights == "trained") & (layers.data == one.data)]
-    first = some[some.layer == 0].iloc[0]
+    some = layers.loc[(layers.weights == "trained") & (layers.data == one.data)]
+    first = some.loc[some.layer == 0].iloc[0]
     gains = f"{100 * one.gain:.0f} [{100 * one.gain_low:.0f}, {100 * one.gain_high:.0f}]"
     leads = f"{100 * one.lead:.0f} [{100 * one.lead_low:.0f}, {100 * one.lead_high:.0f}]"
     zh = (

@@ -41,7 +41,7 @@ from pydantic import Field
 
 from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
 from toushi.experiments.measures.pictures import load_cpu_model, score_scenes, score_senses, sense_pairs, to_table
-from toushi.experiments.measures.statistics import bounds, by_item, interval, means, resample_items, shares
+from toushi.experiments.measures.statistics import bounds, by_item, groups, interval, means, resample_items, shares
 from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
@@ -144,7 +144,7 @@ def score_twin_senses(
 def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
     """The first pair of some words whose context comes after them."""
     table = sense_pairs(None)
-    table = table[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
+    table = table.loc[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
     drawn = load_cpu_model(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
     rows = [{"prompt": prompt, "picture": embedded(picture)} for prompt, picture in zip(table.sentence, drawn)]
     return to_table(rows, part="shown", model=twin)
@@ -153,7 +153,7 @@ def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int)
 def read_senses(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
     """For each word, place of its context, state that is read and layer: how many senses are told."""
     encoder, rows = load_cpu_encoder(model), []
-    for (word, place), table in sense_pairs(words).groupby(["word", "place"], sort=False):
+    for (word, place), table in groups(sense_pairs(words), ["word", "place"]):
         for where in ("word", "last token"):
             spans = [(start, start + len(word)) if where == "word" else None for start in table.start]
             states = states_at(encoder, list(table.sentence), spans)
@@ -207,7 +207,7 @@ def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     rates, differences = [], []
     for part in ("scenes", "senses"):
-        some = rows[rows.part == part]
+        some = rows.loc[rows.part == part]
         items, things = (list(dict.fromkeys(some[name])) for name in ("item", "thing"))
         counts = by_item(some, {"thing": things, "model": TWINS}, items)
         right, draws = shares(
@@ -222,17 +222,19 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
             low, high = bounds(draws[:, i, 0] - draws[:, i, 1])  # the same items in every draw: paired
             differences.append({"thing": thing, "difference": right[i, 0] - right[i, 1], "low": low, "high": high})
     tables = {"rates": pd.DataFrame(rates).round(5), "differences": pd.DataFrame(differences).round(5)}
-    states = rows[rows.part == "states"]
+    states = rows.loc[rows.part == "states"]
     keys, numbers = ["model", "where", "place", "layer"], ["accuracy", "accuracy_shuffled"]
     tables["read_off"] = means(states, keys, numbers, config.resamples, config.seed).astype({"layer": int})
     tables["best"] = best_layers(states, config)
-    alike, heads = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
+    alike, heads = (rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
     whole = {"layer": int, "other_layer": int}
-    tables["likeness"] = alike[["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
-    tables["heads"] = (
-        heads[["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
+    tables["likeness"] = (
+        alike.loc[:, ["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
     )
-    tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
+    tables["heads"] = (
+        heads.loc[:, ["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
+    )
+    tables["pictures"] = rows.loc[rows.part == "shown", ["model", "prompt", "picture"]].reset_index(drop=True)
     verdict = decide(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)
 
@@ -240,7 +242,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
     """What the best layer reads off, chosen on one half of the words and judged on the other, both ways round."""
     table = []
-    for about, part in states.groupby(["model", "where", "place"], sort=False):
+    for about, part in groups(states, ["model", "where", "place"]):
         curves = part.pivot(index="word", columns="layer", values="accuracy").to_numpy()
         half = np.arange(len(curves)) % 2 == 0
         chosen = np.where(half, curves[~half].mean(0).argmax(), curves[half].mean(0).argmax())
@@ -255,8 +257,8 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 def decide(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     better = differences.set_index("thing").loc["sense, after"]
-    choice = rates[rates.thing == "choice, after"].set_index("model")
-    asked = rates[rates.thing == "sense, after"].set_index("model")
+    choice = rates.loc[rates.thing == "choice, after"].set_index("model")
+    asked = rates.loc[rates.thing == "sense, after"].set_index("model")
     if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < FEWEST:
         return "undecided"
     if better.high < MATTERS or choice.low["causal"] > HALF:
@@ -268,7 +270,7 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
     rates, differences = tables["rates"], tables["differences"].set_index("thing")
     zh, en = [], []
     for thing in ("sense, after", "sense, before"):
-        pair = rates[rates.thing == thing].set_index("model")
+        pair = rates.loc[rates.thing == thing].set_index("model")
         numbers = [f"{one.right:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in (pair.loc[twin] for twin in TWINS)]
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
@@ -276,7 +278,7 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
         en.append(
             f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart"
         )
-    choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
+    choice = rates.loc[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")
     en.append(

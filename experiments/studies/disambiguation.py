@@ -116,7 +116,7 @@ def jobs(config: Config) -> list[Job]:
 def select_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
     table = check_sentences(sentences(data))
     for word in table.word.unique()[first:last]:
-        yield word, table[table.word == word].reset_index(drop=True)
+        yield word, table.loc[table.word == word].reset_index(drop=True)
 
 
 def read_senses(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
@@ -159,14 +159,15 @@ def ablate_context(encoder: str, data: str, first: int, last: int, sentences_eac
     for word, table in select_words(data, first, last):
         table = table.groupby(["sense", "place"]).head(sentences_each)
         spans = [[(start, start + len(word))] for start in table.start]
-        for row, (own,), changes in zip(table.itertuples(), spans, ablate_words(known, list(table.sentence), spans)):
-            reading_words = encode_layers(known, [row.sentence], attention=False)[0].words
+        ablations = ablate_words(known, list(table.sentence), spans)
+        for sentence, place, (own,), changes in zip(table.sentence, table.place, spans, ablations):
+            reading_words = encode_layers(known, [sentence], attention=False)[0].words
             for side in ("decides", "shared"):
-                first_half = (side == "decides") == (row.place == "before")
+                first_half = (side == "decides") == (place == "before")
                 here = [w.end <= own[0] if first_half else w.start >= own[1] for w in reading_words]
                 values = changes.values[:, 0, here]
                 if values.size and np.isfinite(values).any():
-                    about = {"part": "left_out", "weights": "trained", "data": data, "word": word, "place": row.place}
+                    about = {"part": "left_out", "weights": "trained", "data": data, "word": word, "place": place}
                     for layer, value in enumerate(np.nanmean(values, axis=1)):
                         rows.append(about | {"side": side, "layer": layer, "change": float(value)})
     return pd.DataFrame(rows)
@@ -200,16 +201,18 @@ def _neighbour(sentence: str, start: int, length: int, place: str) -> tuple[int,
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    told, moved, shown = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example"))
+    told, moved, shown = (
+        rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example")
+    )
     keys = ["data", "weights", "where", "place", "layer"]
     numbers = ["accuracy", "accuracy_shuffled", "separation"]
     senses = means(told, keys, numbers, config.resamples, config.seed)
     data = told.data.iloc[0]  # what was asked first
-    verdict, said = judge_senses(told[told.data == data], config, encoder_label(config.encoder), data)
+    verdict, said = judge_senses(told.loc[told.data == data], config, encoder_label(config.encoder), data)
     tables = {"senses": senses}
     if len(moved):
         tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed)
-        said = _add_context_effect(said, moved[moved.data == data], config)
+        said = _add_context_effect(said, moved.loc[moved.data == data], config)
     if len(shown):
         tables["example"] = shown.drop(columns="part").reset_index(drop=True)
     return Finding(verdict, said, tables)
@@ -226,7 +229,7 @@ def decide(words: int, low: float, high: float, deeper: float) -> Verdict:
 
 
 def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
-    some = told[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
+    some = told.loc[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
     first = (curves.shape[1] - 1) // 3
     if first < 1:
@@ -236,7 +239,7 @@ def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) ->
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, (low, high) = (early / late)[0], bounds((early / late)[1:])
     verdict = decide(len(curves), low, high, bounds(late[1:])[0] + 0.5)
-    bag = told[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
+    bag = told.loc[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
     zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
@@ -252,7 +255,7 @@ def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) ->
 def _add_context_effect(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingual:
     """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
     word by word, mean over the sides that are known in both roles."""
-    last = moved[moved.layer == moved.layer.max()]
+    last = moved.loc[moved.layer == moved.layer.max()]
     before = (last.side == "decides") == (last.place == "before")  # where the word that was left out stood
     roles = last.assign(before=before).groupby(["word", "before", "side"]).change.mean().unstack()
     if not {"decides", "shared"} <= set(roles) or (roles := roles.dropna().groupby("word").mean()).empty:
@@ -276,8 +279,10 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
         found[f"senses-{data}"] = senses_figure(tables["senses"][tables["senses"].data == data], language)
         if "left_out" in tables:
             part = tables["left_out"]
-            found[f"left-out-{data}"] = changes_figure(part[part.data == data], language)
+            found[f"left-out-{data}"] = changes_figure(part.loc[part.data == data], language)
         if "example" in tables:
             part = tables["example"]
-            found[f"example-{data}"] = matrix_figure(part[(part.data == data) & (part.kind == "left out")], language)
+            found[f"example-{data}"] = matrix_figure(
+                part.loc[(part.data == data) & (part.kind == "left out")], language
+            )
     return found

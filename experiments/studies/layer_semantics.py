@@ -37,7 +37,7 @@ import pandas as pd
 from toushi.experiments.measures.encoder_states import WEIGHTS, encoder_label, load_cpu_encoder, states_at, weight_files
 from toushi.experiments.measures.inside_words import inside_words
 from toushi.experiments.measures.scene_words import LAST_TOKEN, LEVELS, POOLS, units
-from toushi.experiments.measures.statistics import bounds, resample_items
+from toushi.experiments.measures.statistics import bounds, groups, resample_items
 from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import code_length, first_reaching, probe
@@ -113,7 +113,7 @@ def probe_pool(encoder: str, weights: str, pool: str, count: int, controls: int,
     spans = [None if start == LAST_TOKEN else (start, end) for start, end in zip(table.start, table.end)]
     every = states_at(known, list(table.text), spans)
     rows = []
-    for (task, level, where), part in table.groupby(["task", "level", "where"], sort=False):
+    for (task, level, where), part in groups(table, ["task", "level", "where"]):
         states = every[:, part.index]
         names, template = np.unique(part.template, return_inverse=True)
         about = {"weights": weights, "level": level, "task": task, "where": where}
@@ -139,7 +139,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     levels, curves = by_level(tasks, drawn)
     onsets = level_onsets(levels, curves, config)
     tables = {"tasks": tasks, "levels": levels, "onsets": onsets, "task_onsets": task_onsets(tasks, drawn, config)}
-    inside = rows[rows.part.isin(["characters", "bytes"])].dropna(axis=1, how="all")
+    inside = rows.loc[rows.part.isin(["characters", "bytes"])].dropna(axis=1, how="all")
     if len(inside):
         tables["inside"] = inside.reset_index(drop=True)
     said = sentence(onsets, tables["task_onsets"], config, encoder_label(config.encoder))
@@ -148,11 +148,11 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
     """The table of all tasks, and for each (weights, level, where) the selectivities [draw, layer] of each task."""
-    probes, codes = rows[rows.part == "probe"], rows[rows.part == "code"]
+    probes, codes = rows.loc[rows.part == "probe"], rows.loc[rows.part == "code"]
     keys = ["weights", "level", "task", "where"]
     table, drawn = [], {}
     same: dict[bytes, np.ndarray] = {}  # tasks of the same captions are drawn together, or their mean is too sure
-    for about, part in probes.groupby(keys, sort=False):
+    for about, part in groups(probes, keys):
         wide = {name: part.pivot(index="layer", columns="template", values=name).to_numpy() for name in NUMBERS}
         asked, count = wide["places"][0].tobytes(), wide["places"].shape[1]
         if asked not in same:
@@ -164,7 +164,7 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
         drawn.setdefault((about[0], about[1], about[3]), {})[about[2]] = shares["right"] - shares["control"]
         (lows, highs), (least, most) = bounds(shares["right"]), bounds(shares["right"] - shares["control"])
         whole = {name: values.sum(1) for name, values in wide.items()}
-        code = codes[(codes[keys] == list(about)).all(axis=1)].set_index("layer")
+        code = codes.loc[(codes[keys] == list(about)).all(axis=1)].set_index("layer")
         for layer in range(len(wide["places"])):
             accuracy, control = (whole[name][layer] / whole["places"][layer] for name in ("right", "control"))
             table.append(
@@ -172,7 +172,7 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
                 | {"layer": layer, "accuracy": accuracy, "low": lows[layer], "high": highs[layer], "control": control}
                 | {"selectivity": accuracy - control, "selectivity_low": least[layer], "selectivity_high": most[layer]}
                 | {"chance": part.chance.iloc[0], "compression": float(code.compression[layer])}
-                | {"components": float(part[part.layer == layer].components.iloc[0])}
+                | {"components": float(part.loc[part.layer == layer].components.iloc[0])}
                 | {"places": int(whole["places"][layer]), "templates": wide["places"].shape[1]}
             )
     return pd.DataFrame(table).round(5), drawn
@@ -185,7 +185,7 @@ def by_level(tasks: pd.DataFrame, drawn: dict) -> tuple[pd.DataFrame, dict]:
     """Selectivity of each level, mean over its tasks, with the same means of every draw [draw, layer]."""
     curves = {key: np.mean(list(tasks.values()), axis=0) for key, tasks in drawn.items()}
     table = []
-    for (kind, level, where), part in tasks.groupby(["weights", "level", "where"], sort=False):
+    for (kind, level, where), part in groups(tasks, ["weights", "level", "where"]):
         means = part.groupby("layer").selectivity.mean()
         low, high = bounds(curves[kind, level, where])
         for layer, value in means.items():
@@ -197,7 +197,7 @@ def by_level(tasks: pd.DataFrame, drawn: dict) -> tuple[pd.DataFrame, dict]:
 def level_onsets(levels: pd.DataFrame, curves: dict, config: Config) -> pd.DataFrame:
     """The first layer with the share of the most selectivity, for each level, with its interval and the claim's third."""
     table = []
-    for (kind, level, where), part in levels.groupby(["weights", "level", "where"], sort=False):
+    for (kind, level, where), part in groups(levels, ["weights", "level", "where"]):
         deepest = int(part.layer.max())
         edges = [0, deepest / 3, 2 * deepest / 3, deepest]
         place = LEVELS.index(level)
@@ -214,8 +214,8 @@ def level_onsets(levels: pd.DataFrame, curves: dict, config: Config) -> pd.DataF
 def task_onsets(tasks: pd.DataFrame, drawn: dict, config: Config) -> pd.DataFrame:
     """The same for each task; `read`: whether some layer surely reads it off, and more of it than any random weights do."""
     table = []
-    for (kind, level, where, task), part in tasks.groupby(["weights", "level", "where", "task"], sort=False):
-        others = tasks[(tasks.weights == "random") & (tasks.task == task) & (tasks["where"] == where)].selectivity
+    for (kind, level, where, task), part in groups(tasks, ["weights", "level", "where", "task"]):
+        others = tasks.loc[(tasks.weights == "random") & (tasks.task == task) & (tasks["where"] == where)].selectivity
         floor = max(config.least, others.max()) if len(others) and kind == "trained" else config.least
         most = {"most": part.selectivity.max(), "last": part.selectivity.iloc[-1]}
         most |= {"read": bool(part.selectivity_low.max() >= floor)}
@@ -232,7 +232,7 @@ def onset(curve: np.ndarray, draws: np.ndarray, config: Config) -> dict[str, int
 
 
 def decide(onsets: pd.DataFrame, config: Config) -> Verdict:
-    rule = onsets[(onsets.weights == "trained") & (onsets["where"] == "word")]
+    rule = onsets.loc[(onsets.weights == "trained") & (onsets["where"] == "word")]
     if set(rule.level) != set(LEVELS) or (rule.most_low < config.least).any() or (rule.claim_last < 1).any():
         return "undecided"
     if ((rule.low > rule.claim_last) | (rule.high < rule.claim_first)).any():
@@ -246,15 +246,15 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
 
     zh, en = [], []
     names = {"words": "词", "phrases": "短语", "prompts": "整句"}
-    floor = onsets[onsets.weights == "random"].set_index(["level", "where"]).most
-    trained = onsets[onsets.weights == "trained"].to_dict("records")
-    of_words = tasks[(tasks.weights == "trained") & (tasks["where"] == "word")]
+    floor = onsets.loc[onsets.weights == "random"].set_index(["level", "where"]).most
+    trained = onsets.loc[onsets.weights == "trained"].to_dict("records")
+    of_words = tasks.loc[(tasks.weights == "trained") & (tasks["where"] == "word")]
     for one in sorted(trained, key=lambda one: (one["where"] != "word", LEVELS.index(one["level"]))):
         key, layers = (one["level"], one["where"]), _layers(one)
         most = f"{one['most']:.2f} [{one['most_low']:.2f}, {one['most_high']:.2f}]"
         untrained = f"{floor[key]:.2f}" if key in floor.index else "?"
         there = ("", "") if one["where"] == "word" else ("在末词元处", " at the last token")
-        parts = of_words[(of_words.level == one["level"]) & of_words.read].to_dict("records")
+        parts = of_words.loc[(of_words.level == one["level"]) & of_words.read].to_dict("records")
         parts = parts if one["where"] == "word" and (of_words.level == one["level"]).sum() > 1 else []
         each = ["、".join(f"{display_name(p['task'], 'zh')} {_layers(p)}" for p in parts)]
         each += [", ".join(f"{display_name(p['task'], 'en')} {_layers(p)}" for p in parts)]
@@ -266,7 +266,7 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
             f"{one['level']}{there[1]} from layer {layers} (largest selectivity {most}, untrained {untrained}"
             + (f"; of it {each[1]})" if parts else ")")
         )
-    if never := of_words[~of_words.read].task.tolist():
+    if never := of_words.loc[~of_words.read].task.tolist():
         zh.append(f"在词处无一层确能比未训练者读出更多的：{'、'.join(display_name(task, 'zh') for task in never)}")
         en.append(
             f"at a word no layer surely tells more than an untrained one: {', '.join(display_name(t, 'en') for t in never)}"

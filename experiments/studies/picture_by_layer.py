@@ -155,7 +155,7 @@ def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.Data
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     curves, drawn = [], {}
     for part in ("scenes", "senses"):
-        some = rows[rows.part == part]
+        some = rows.loc[rows.part == part]
         items, layers, things = (list(dict.fromkeys(some[name])) for name in ("item", "layer", "thing"))
         counts = by_item(some, {"thing": things, "layer": layers}, items)
         right, draws = shares(
@@ -170,8 +170,8 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
                 curves.append(about | {"cases": int(cases.sum())})
     table = pd.DataFrame(curves)
     onsets = thing_onsets(drawn, config)
-    verdict, said = decide(onsets, drawn, config, rows[rows.part == "scenes"].item.nunique())
-    pictures = rows[rows.part == "shown"][["prompt", "layer", "picture"]].reset_index(drop=True)
+    verdict, said = decide(onsets, drawn, config, rows.loc[rows.part == "scenes"].item.nunique())
+    pictures = rows.loc[rows.part == "shown", ["prompt", "layer", "picture"]].reset_index(drop=True)
     pictures["layer"] = pictures.layer.astype(int)
     return Finding(verdict, said, {"curves": table.round(5), "onsets": onsets, "pictures": pictures})
 
@@ -237,6 +237,8 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
     from toushi.probe.figures.picture_figures import by_layer_figure, pictures_figure
 
     curves = tables["curves"]
-    found = {"curves": by_layer_figure(curves[~curves.thing.str.startswith("choice, ")], tables["onsets"], language)}
+    found = {
+        "curves": by_layer_figure(curves.loc[~curves.thing.str.startswith("choice, ")], tables["onsets"], language)
+    }
     found["pictures"] = pictures_figure(tables["pictures"], language)
     return found

@@ -95,7 +95,7 @@ def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
     """What `trace.heat_map` shows by default: the layer that pointed best at exact masks, if it does so better than
     the plain mean of all layers; else None, which is that mean."""
     layer = best.set_index("kind").best_layer["noised"]
-    hits = rates[rates.kind == "noised"].groupby("layer").hit.mean()
+    hits = rates.loc[rates.kind == "noised"].groupby("layer").hit.mean()
     if hits["plain mean"] >= hits[layer]:
         return None
     return {"sites": [layer], "rule": f"mean over heads and steps of {layer}, the layer that points best (model card)"}
@@ -103,7 +103,7 @@ def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
 
 def list_faults(held_out: pd.DataFrame) -> str:
     """What falls short of the goals, said with the numbers."""
-    rates = held_out[held_out.language == "all"].set_index("what").right
+    rates = held_out.loc[held_out.language == "all"].set_index("what").right
     short = [f"- {what}: {rates[what]:.3f}, the goal is {goal}" for what, goal in GOALS.items() if rates[what] < goal]
     return "\n".join([*short, "- Trained at 64x64 alone; nothing was measured at other sizes."])
 
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     held_out = pd.read_csv(config.scores / "held_out_rates.csv")
     test = config.scores / "test_rates.csv"
-    rates = held_out[held_out.language == "all"].set_index("what").right
+    rates = held_out.loc[held_out.language == "all"].set_index("what").right
     sizes = {
         name: sum(p.numel() for p in getattr(model, name).parameters()) / 1e6 for name in ("encoder", "unet", "vae")
     }

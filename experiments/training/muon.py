@@ -35,18 +35,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # parameters with their gradients
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault(p.flatten(1).shape, []).append(p)
+                    by_shape.setdefault(p.flatten(1).shape, []).append((p, p.grad))
             for same in by_shape.values():
                 updates = []
-                for p in same:
+                for p, grad in same:
                     average = self.state[p].setdefault("average", torch.zeros_like(p))
-                    average.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's look ahead
+                    average.lerp_(grad, 1 - group["momentum"])
+                    updates.append(grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's look ahead
                 scale = 0.2 * max(updates[0].shape) ** 0.5 * group["lr"]
-                for p, update in zip(same, orthogonalize(torch.stack(updates))):
+                for (p, _), update in zip(same, orthogonalize(torch.stack(updates))):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_(update.view_as(p), alpha=scale)
 

@@ -72,7 +72,7 @@ class Training:
         self.namer, self.reader = Namer(self.worker.unet), reader or Reader(model.config.text.width)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         for part in (self.worker.encoder, self.worker.unet, self.namer, self.reader):
-            part.to(dtype, memory_format=torch.channels_last)
+            nn.utils.convert_conv2d_weight_memory_format(part.to(dtype), torch.channels_last)
         parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
         copies = {n: p for n, p in self.worker.named_parameters() if not n.startswith("vae.")}
         copies |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
@@ -98,6 +98,7 @@ class Training:
             (loss + self.config.naming_weight * naming + self.config.reading_weight * reading).backward()
         self.namer.features.clear()
         for weight, copy in zip(self.weights, self.copies):
+            assert copy.grad is not None  # every weight takes part in the loss
             weight.grad = copy.grad.to(torch.float32, memory_format=torch.contiguous_format)
             copy.grad = None
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)

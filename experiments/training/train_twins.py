@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from toushi.experiments.training.losses import Noise, Reader
@@ -125,7 +126,7 @@ def train(config: Config) -> None:
     """Both, each in a process of its own; if one fails the other is ended too."""
     config.out.mkdir(parents=True, exist_ok=True)
     make_pools(config, load("mini-unet", "cpu"))  # written once, here
-    torch.multiprocessing.spawn(train_one, (config,), nprocs=len(TWINS))
+    spawn(train_one, (config,), nprocs=len(TWINS))
 
 
 def train_one(number: int, config: Config) -> None:

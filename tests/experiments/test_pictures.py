@@ -12,12 +12,12 @@ from PIL import Image
 
 from tests.experiments.test_runner import Here
 from toushi.experiments.measures import pictures
-from toushi.experiments.measures.pictures import asked, fully_described_scenes, sense_prompts
+from toushi.experiments.measures.pictures import fully_described_scenes, list_answers, sense_prompts
 from toushi.experiments.measures.statistics import interval, shares
 from toushi.experiments.runner import run_study as runner
 from toushi.experiments.runner.result_folder import read_manifest, read_tables
 from toushi.experiments.scene_world.captions import describe
-from toushi.experiments.scene_world.recogniser import Found, Seen, Verdict
+from toushi.experiments.scene_world.recogniser import Detection, Recognition, Verdict
 from toushi.experiments.scene_world.scenes import Object, Scene, draw_scene
 from toushi.experiments.studies import causal_vs_bidirectional as twins
 from toushi.experiments.studies import picture_by_layer as layers
@@ -40,7 +40,7 @@ def model() -> MiniUNet:
 @pytest.fixture
 def blind(monkeypatch):
     """A recogniser that costs nothing: it sees a bank on grass in every picture."""
-    seen = Seen("grass", "day", "flat", (Found("bank", None, 20, 32, 32, 1.0),))
+    seen = Recognition("grass", "day", "flat", (Detection("bank", None, 20, 32, 32, 1.0),))
     monkeypatch.setattr(pictures, "recognise", lambda picture: seen)
     judge = pictures.judge
     monkeypatch.setattr(pictures, "judge", lambda scene, picture, language: judge(scene, seen, language))
@@ -91,12 +91,12 @@ def test_a_thing_counts_where_it_is_asked_for():
     right = Verdict((True,), (True,), (None,), (None,), True, True, True, 0)
     cat = Object("cat", None, None, "medium", 32, 33, 38)
     plain = Scene((cat,), "plain", "day", "flat", "middle")
-    assert {thing for thing, answers in asked(plain, right).items() if answers} == {"object"}
+    assert {thing for thing, answers in list_answers(plain, right).items() if answers} == {"object"}
     beach = Scene((replace(cat, colour="red"),), "beach", "day", "flat", "left")
     verdict = replace(right, colours=(False,))
     found = {"object": [True], "colour": [False], "position": [True], "place": [True]}
-    assert asked(beach, verdict) == found | {"colour, drawn": [False], "position, drawn": [True]}
-    missing = asked(beach, replace(verdict, objects=(False,), positions=(False,)))
+    assert list_answers(beach, verdict) == found | {"colour, drawn": [False], "position, drawn": [True]}
+    missing = list_answers(beach, replace(verdict, objects=(False,), positions=(False,)))
     assert missing["position"] == [False] and missing["colour, drawn"] == missing["position, drawn"] == []
 
 
@@ -106,7 +106,7 @@ def test_scenes_that_ask_all_ask_it_of_each_object():
     right = Verdict((True, True), (True, True), (True, True), (None, None), True, True, True, 0)
     for number in numbers:
         scene = draw_scene(number, "test")
-        answers = asked(scene, right)
+        answers = list_answers(scene, right)
         assert all(answers[thing] for thing in ORDER)
         parts = describe(scene, "zh", number).parts
         assert len({part.object for part in parts if part.role == "colour"}) == len(scene.objects)
@@ -127,7 +127,7 @@ def test_pairs_differ_in_the_context_alone_and_begin_with_one_noise(model, blind
             yield np.zeros((64, 64, 3), np.uint8)
 
     monkeypatch.setattr(pictures, "drawn", draw)
-    rows = pd.DataFrame(pictures.of_senses(model, 2, 3, 1, 3.0, 7)).set_index(["item", "thing"])
+    rows = pd.DataFrame(pictures.score_senses(model, 2, 3, 1, 3.0, 7)).set_index(["item", "thing"])
     assert all(len(seeds) == 1 for seeds in begun.values())
     # A bank is in every picture: right for one of the two senses of 银行, and no sense at all of the other words.
     for place in ("before", "after"):

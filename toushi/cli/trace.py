@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -159,8 +159,8 @@ it in Python."""
 
     def resume_run(self, folder: Path, started: float) -> None:
         """Finishes an interrupted run."""
-        if options := self.options_beside_resume():
-            raise ToushiError(f"--resume reads every option except --model from the trace; remove {', '.join(options)}")
+        if names := self.options_beside_resume():
+            raise ToushiError(f"--resume reads every option except --model from the trace; remove {', '.join(names)}")
         from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
@@ -172,7 +172,9 @@ it in Python."""
 
         check_family(trace)
         threads = trace.manifest.threads
-        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+        options: dict[str, Any] = (
+            {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+        )
         device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check(model, trace)
