@@ -1,8 +1,8 @@
-"""Sentences in which one word has one of two senses: of the scene world, and of ordinary Chinese.
+"""Sentences in which one word has one of two senses: from the scene world, and ordinary Chinese.
 
-Both are tables with a row for each sentence: word, sense, place, sentence, start, pair. `place` says on which side of
-the word stands what decides the sense; the other side is the same, character for character, in the two sentences of a
-pair. So the shared side can tell nothing, and a causal encoder has read the same text up to an `after` word.
+Both are tables with a row for each sentence: word, sense, place, sentence, start, pair. `place` is the side of the word
+whose text decides the sense. The other side is the same, character for character, in the two sentences of a pair. So the
+shared side tells nothing, and a causal encoder has read the same text up to an `after` word.
 """
 
 import pandas as pd

@@ -1,8 +1,8 @@
-"""Pictures that one of our models draws for prompts of the scene world, and what the recogniser says of them.
+"""Pictures that one of our models draws for prompts of the scene world, judged by the recogniser.
 
-Two sets of prompts, all Chinese. *Scenes*: captions of drawn scenes; a thing counts only where the prompt asks for it:
-a colour that is said, a place that is not plain, a position that is not the middle. *Senses*: the minimal pairs of
-`experiments/measures/minimal_pairs.py`, one word with two meanings in a context that stands before it or after it.
+Two sets of prompts, all Chinese. *Scenes*: captions of drawn scenes. A thing counts only where the prompt asks for it: a
+named colour, a place that is not plain, a position that is not the middle. *Senses*: the minimal pairs of
+`experiments/measures/minimal_pairs.py`, one word with two meanings in a context before it or after it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

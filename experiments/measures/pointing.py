@@ -1,17 +1,17 @@
-"""Do heat maps lie on what their words describe? The pointing game, where the true masks are known.
+"""Do heat maps lie on the objects of their words? The pointing game, with known masks.
 
     python -m toushi.experiments.measures.pointing
 
-Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and looked at once by the
-denoiser. *Drawn*: pictures that the model drew itself, whose masks are those of the sprites that the recogniser
-finds there; an object that it does not find has no mask and cannot be score_words, so the share that was found stands
-beside each rate: they are the objects drawn best.
+Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and evaluated once by the denoiser.
+*Drawn*: pictures that the model drew, whose masks are those of the sprites that the recogniser finds. An object that it
+does not find has no mask and is not scored, so the share of found objects is reported beside each rate: these are the
+objects that were drawn best.
 
-A word hits when its map has its peak inside the mask of its object. Each layer is score_words, and the plain mean over
-layers, all of it from recorded traces. `other` is the control: how often the map of another word (the other object,
-or, in a scene of one object, <eos>) has its peak in that same mask. A map that finds whatever object there is scores
-as high there. `chance` is the mask's share of the picture. Intervals resample scenes. The best layer is chosen on
-even scenes and scored on odd ones, since the best of several scores is luck in part.
+A word hits if the peak of its map lies inside the mask of its object. Each layer is scored, and the plain mean over layers,
+from recorded traces. `other` is the control: how often the map of another word (the other object, or, in a scene of one
+object, <eos>) has its peak in that mask. A map that points at any object scores as high there. `chance` is the mask's share
+of the picture. Intervals resample scenes. The best layer is chosen on even scenes and scored on odd ones, because the best
+of several scores is partly luck.
 """
 
 import json

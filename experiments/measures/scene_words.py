@@ -1,10 +1,10 @@
-"""Places in captions of the scene world, and what is to be read off there: the data of `layer_semantics`.
+"""Places in captions of the scene world, and what is read there: the data of `layer_semantics`.
 
 Three levels. *Words*: which object is this word? The names are Chinese and English, usual and less usual (猫 猫咪 cat,
-伞 雨伞 umbrella), and the answer is the object, not the spelling. *Phrases*: of two coloured objects, which colour
-belongs to this noun, which noun to this colour? Either can be known only from the other word. *Prompts*: the place, the
-layout, the style of the whole scene and the number of its objects, asked at one of its nouns, and at the last token.
-Labels are about equally frequent by construction. Captions are the world's own, so there are many templates.
+伞 雨伞 umbrella), and the label is the object, not the spelling. *Phrases*: of two coloured objects, which colour belongs
+to this noun, and which noun to this colour? Only the other word tells. *Prompts*: place, layout, style and number of
+objects of the whole scene, read at one of its nouns, and at the last token. Labels are about equally frequent by
+construction. Captions are those of the scene world, so there are many templates.
 """
 
 from collections.abc import Callable, Iterator, Sequence

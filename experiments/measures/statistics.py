@@ -1,6 +1,6 @@
 """Shares and means with their intervals, where several answers come from one scene, word or sentence.
 
-Such answers are no independent trials, so what they come from (an *item*) is resampled as a whole.
+Such answers are no independent trials, so their source (an *item*) is resampled as a whole.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,10 +1,10 @@
-"""What becomes of a picture when nobody looks at one of its words?
+"""What becomes of a picture if no cell attends to one of its words?
 
     python -m toushi.experiments.measures.zero_attention "左边是猫，右边是月亮，夜晚" --out runs/without.png
 
-A column for each word, a row for each seed: all cross-attention to the word is put to zero, at every step, layer and
-head, and what it had goes to the other tokens. A word whose column looks like the first one was looked at without
-being needed there: other words may say the same, or its meaning may have gone into their states in the text encoder.
+A column for each word, a row for each seed. All cross-attention to the word is set to zero, at every step, layer and head,
+and its share goes to the other tokens. If a word's column looks like the first one, the attention to it was not needed:
+other words may say the same, or the text encoder may have moved its meaning into their states.
 """
 
 from dataclasses import dataclass

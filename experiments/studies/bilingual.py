@@ -1,24 +1,26 @@
-"""Does the same word in Chinese and in English come to the same state, and from which layer?
+"""Does a word get the same state in Chinese and in English, and from which layer on?
 
     toushi run bilingual
     toushi run bilingual --config e5
 
-The claim that goes with "deeper layers hold the intent": spelling is left behind, so 红色的沙发 and *the red sofa* are far
-apart at the embeddings and near each other deeper down. It would be refuted by a pairing that no layer makes better
-than the embeddings.
+The claim that goes with "deeper layers hold the intent": spelling is left behind. So 红色的沙发 and *the red sofa* are far
+apart at the embeddings and close in deeper layers. It would be refuted if no layer pairs them better than the embeddings.
 
-Aligned phrases of sentences in both languages (`data/parallel.tsv`) for encoders that can read them; for ours, which
-knows only the scene world's words, nouns, colours, places, times and styles in captions of one and the same scene. At
-each layer the Chinese state is looked for among all English ones and the other way round, by cosine, after each side's
-mean is taken off (`toushi.probe.analysis.pairs`). Beside it the same with partners exchanged, and with random weights.
+The data are aligned phrases of sentences in both languages (`data/parallel.tsv`). Our own encoder knows only the words of
+the scene world: for it they are nouns, colours, places, times and styles in two captions of one scene. At each layer
+each Chinese state is looked up among all English ones, and the other way round, by cosine, after the mean of each
+language is subtracted (`toushi.probe.analysis.pairs`). Controls are exchanged partners, and random weights.
 
-The rule, set before any of this was run. The layer is chosen for its retrieval on one half of the sentences and judged
-on the other half, both ways round, so that the best of many layers flatters nothing. Its gain over layer 0 has a 95 %
-interval that holds two: one resamples sentences, one the words that are looked for, because a word that is lost is lost
-wherever it stands. Refuted: it lies below 5 points, however surely it is above 0. Supported: not so, it lies above 0, and
-so does the lead over the random weights at that layer. Undecided: anything else, and fewer than 6 sentences or words. (As
-first set, a small but sure gain was both, and sentences alone were resampled; no verdict hung on the one, and the other
-only widens.)
+The rule was set before the first run. The layer is chosen by its retrieval on one half of the sentences and judged on
+the other half, both ways round, so that the best of many layers is not flattered. Its gain over layer 0 has a 95%
+interval that covers two: one resamples sentences, one words, because a word that is lost is lost wherever it occurs.
+
+- Refuted: the interval of the gain lies below 5 points, however surely it lies above 0.
+- Supported: not refuted, and both the gain and the lead over random weights at that layer lie above 0.
+- Undecided: anything else, and fewer than 6 sentences or words.
+
+As first set, a small but sure gain was both refuted and supported, and only sentences were resampled. No verdict depended
+on the first; the second only widens the interval.
 
 It could fail to say anything: a rotation between the languages would hide a common structure from plain cosines.
 """

@@ -2,32 +2,36 @@
 
     toushi run causal_vs_bidirectional
 
-The article's claim. Two small models (`experiments/training/train_twins.py`) differ in one thing, whether their text encoder
-sees what comes after a token; all else is the same: first weights, captions, pictures, noise, their order and number.
-A causal state cannot know what comes after it, so the state of the ambiguous word itself is no fair test where the
-context follows: it is at chance there by construction. Both models are judged by what they are for, their pictures; the
-image model may look at every token.
+The article's claim. Two small models (`experiments/training/train_twins.py`) differ in one thing: whether their text
+encoder sees what comes after a token. First weights, captions, pictures, noise, their order and number are the same. A
+causal state cannot know what comes after it, so the state of the ambiguous word itself is no fair test where the context
+follows: it is at chance by construction. Both models are judged by their pictures; the image model may attend to every
+token.
 
 (a) *Pictures* of held-out captions, and of minimal pairs in which only the context of one word differs, before it
-(河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise; the recogniser says what is there. (b) *Last token*: the
-sense read off the state at the end, which has seen all in both models. (c) *Word*: the sense read off the word's own
-state, with the context before it (fair) and after it (chance for the causal one). (d) How alike the two have become, and
-how their heads look: debiased CKA of every layer with every layer, over the objects of held-out captions; entropy, reach
-and share of special tokens of each head.
+(河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise. The recogniser says what is there. (b) *Last token*: the
+sense read from the state at the end, which has seen all in both models. (c) *Word*: the sense read from the word's own
+state, with the context before it (fair) and after it (chance for the causal model). (d) How similar the two have become, and
+what their heads attend to: debiased CKA of every layer with every layer, over the objects of held-out captions; entropy,
+distance and share of special tokens of each head.
 
-The rule, set before the twins were trained. It asks of contexts after the word, in pictures. D is by how much the
-bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
-causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words; that of C is no
-surer than so many words can make one (`statistics.interval`): for C above 75 % all 12 must be drawn, all but always
-right. That of D is the plain one, which knows no doubt where all words agree.
-Refuted: D lies below 10 points, or C above 75 %, half way from chance to always. Supported: not so, D lies above 0, and
-C below 75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
-tell what it understood, or fewer than 6 words are asked. (As first set, C's interval was Wilson's where all was right and
-resampled where not, so that a causal model with one picture wrong was refuted more surely than a flawless one.)
+The rule was set before the twins were trained. It uses contexts after the word, in pictures. D is by how much the
+bidirectional model draws the right sense, and nothing of the other, more often than the causal one. C is how often the
+causal one is right where it draws one of the two senses. Intervals are 95% and resample the 12 words. That of C is no
+surer than so many words can make one (`statistics.interval`): for C above 75% all 12 must be drawn, and nearly
+always right. That of D is the plain one, which has no width where all words agree.
+
+- Refuted: D lies below 10 points, or C above 75%, half way from chance to always.
+- Supported: not refuted, D lies above 0, and C below 75%.
+- Undecided: anything else; where either draws one of the two senses in less than 30% of the pictures, too few to tell
+  what it understood; fewer than 6 words.
+
+As first set, C's interval was Wilson's where all was right and resampled elsewhere, so a causal model with one wrong
+picture was refuted more surely than a flawless one.
 
 It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
-another (it is the same for both). It speaks of small models of this world, with their training's contexts, and of one
-pair of twins: how much two others, from another beginning, would differ is in no interval.
+another (it is the same for both). It speaks of small models of this world, with the contexts of their training, and of one
+pair of twins: no interval covers how much another pair, from other first weights, would differ.
 """
 
 from dataclasses import dataclass

@@ -1,34 +1,39 @@
-"""At which layer does a text encoder tell the two senses of a Chinese word apart, and what tells it?
+"""At which layer does a text encoder separate the two senses of a Chinese word, and what separates them?
 
     toushi run disambiguation
     toushi run disambiguation --config e5
 
-The claim: the first third of the layers (1-4 of 12) knows words, the second phrases, the last the whole intent; so the
-sense of 苹果 or 小米, which only the rest of the sentence tells, should appear after the first third. It would be
-refuted by senses that can be read off there as well as anywhere.
+The claim: the first third of the layers (1-4 of 12) knows words, the second phrases, the last the whole intent. So the
+sense of 苹果 or 小米, which only the rest of the sentence tells, should appear after the first third. It would be refuted
+by senses that can be read in the first third as well as anywhere.
 
-Sentences come in pairs, one of each sense, that are the same on one side of the word (`experiments/measures/minimal_pairs.py`):
-ordinary Chinese for encoders that can read it; for ours, which knows only the scene world's words, pairs within it,
-where each sense has a picture. At each layer the word's own state is read out by nearest centroids, each pair judged
-by the others (`toushi.probe.analysis.layer_measures`). Beside it the same with senses shuffled; the same design with random weights;
-the context before and after the word apart; and the state of the *neighbour* on the shared side: what can be read off
-there as well is the topic of the sentence, not the sense of the word. And a *bag*: the mean of the embeddings of all
-other tokens, which knows what stands around the word and has understood nothing. Then each other word is blanked in
-turn (its embedding exchanged for the mean, so that nothing moves): does a word on one side of the ambiguous one move its
-state more where that side decides the sense than where it is the shared one? (Not one side against the other: words far
-away move it less than those beside it, whatever they mean.)
+Sentences come in pairs, one for each sense, that are the same on one side of the word
+(`experiments/measures/minimal_pairs.py`): ordinary Chinese for encoders that can read it; for ours, which knows only the
+words of the scene world, pairs from it, where each sense has a picture. At each layer the sense is read from the word's own
+state by nearest centroids, each pair judged by the others (`toushi.probe.analysis.layer_measures`). Controls:
 
-The rule, as set before: with the best layer of the first third and the best of the deeper ones (of the mean over words,
-chosen anew in every draw), s is the share of what is read off above chance that is there in the first third. Supported:
-s lies below one half with its 95 % interval, which resamples words. Refuted: it lies above. Undecided: anything else,
-or where the deeper layers do not read off the senses either (lower end under 60 %), or fewer than 6 words are asked.
+- the same with shuffled senses, and with random weights;
+- the context before and after the word separately;
+- the state of the *neighbour* on the shared side: what can be read there as well is the topic of the sentence, not the
+  sense of the word;
+- a *bag*: the mean of the embeddings of all other tokens, which has understood nothing.
 
-Limits: the best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
-characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that merely holds what stands
-around tells them apart without any understanding. The bag shows how much of it that could be; the rule does not ask it.
-In the ordinary sentences with the context before the word nothing but a full stop follows it, so there only the side before
-the word can be set against itself.
-(Random weights do not show it: they hardly mix, so there the word's state holds nothing but the word.)
+Then each other word is blanked: its embedding is replaced by the mean, so that no token moves. Does a word move the
+state of the ambiguous word more where its side decides the sense than where its side is the shared one? (One side is not
+compared with the other, because words far away move it less than those beside it, whatever they mean.)
+
+The rule was set before the first run. Take the best layer of the first third and the best of the deeper ones, of the mean
+over words, chosen anew in every resample. s is the share of what is read above chance that is there in the first third.
+
+- Supported: the 95% interval of s, which resamples words, lies below one half.
+- Refuted: it lies above one half.
+- Undecided: anything else; where the deeper layers do not read the senses either (lower end under 60%); fewer than 6 words.
+
+Limits. The best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
+characters of the other side alone (a naive Bayes: 86%, `data/polysemy.md`), so a state that merely holds the words around
+separates them without any understanding. The bag shows how much that could be; the rule does not use it. (Random weights
+do not show it: they hardly mix, so there the word's state holds nothing but the word.) In ordinary sentences with the
+context before the word only a full stop follows it, so only the side before the word can be compared with itself.
 """
 
 from collections.abc import Iterator

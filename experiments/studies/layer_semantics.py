@@ -3,26 +3,29 @@
     toushi run layer_semantics
     toushi run layer_semantics --config e5
 
-The article's claim. A linear probe at each layer reads off three levels at words of scene captions
+The article's claim. A linear probe at each layer reads three levels at words of scene captions
 (`experiments/measures/scene_words.py`): which object a word is; which colour belongs to a noun and which noun to a colour;
-place, layout, style and number of objects of the whole scene, asked at one of its nouns. Templates of sentences are
-never on both sides of a split. What counts is *selectivity*: accuracy minus that on control tasks, random labels for
-each word, phrase or prompt, which can only be memorised (Hewitt & Liang 2019). No prompt comes twice, so at that level
-there is nothing to memorise and the control stays at chance.
+place, layout, style and number of objects of the whole scene, read at one of its nouns. Templates of sentences are never
+on both sides of a split. The measure is *selectivity*: accuracy minus that on control tasks, which give each word, phrase
+or prompt a random label that can only be memorised (Hewitt & Liang 2019). No prompt occurs twice, so at that level there
+is nothing to memorise and the control stays at chance.
 
-The rule, set before any of this was run. A level is *there* from the first layer at which its selectivity, mean over
-its tasks, is at least 80 % of the most that any layer has. The claim gives each level a third of the layers (of 12:
-words 0-4, phrases 5-8, the whole prompt 9-12). Supported: each level's 95 % interval (resampling templates) lies inside
-its third. Refuted: some level's interval lies wholly outside. Undecided: anything else, and where a level is never
-read off (selectivity under 0.05 at its best layer, lower end of the interval). A level is a mean of tasks, which may
-disagree; where each task begins is told beside it and is no part of the rule.
+The rule was set before the first run. A level is *there* from the first layer at which its selectivity, mean over its
+tasks, is at least 80% of the largest one. The claim gives each level a third of the layers (of 12: words 0-4, phrases
+5-8, the whole prompt 9-12). Intervals are 95% and resample templates.
 
-It could fail to say anything: if a linear probe cannot find what is there in another form; if layers store what they
-never use (a probe shows presence, not use); if the captions are too easy: the wordings of a place or a style stand in
-many templates and are the same on both sides of a split. Probes are chosen for selectivity, layer by layer, so the most
-accurate layer need not be the most selective. The intervals hold the drawing of templates (13 for some tasks), not that
-of control tasks and captions. An encoder of the same design without any
-training is the floor; the online code length (Voita & Titov 2020) says how easily, not only whether, labels come off.
+- Supported: the interval of each level lies inside its third.
+- Refuted: the interval of some level lies wholly outside.
+- Undecided: anything else, and where a level is never read (the lower end of its best layer is under 0.05).
+
+A level is a mean of tasks, which may disagree. The onset of each task is reported beside it and is no part of the rule.
+
+It could fail to say anything. A linear probe may miss what is there in another form. Layers may store what they never use:
+a probe shows presence, not use. The captions may be too easy: the wordings of a place or a style occur in many templates
+and are the same on both sides of a split. Probes are chosen for selectivity, layer by layer, so the most accurate layer
+need not be the most selective. The intervals cover the choice of templates (13 for some tasks), not that of control tasks
+and captions. The floor is an untrained encoder of the same design. The online code length (Voita & Titov 2020) says how
+easily, not only whether, labels can be read.
 
 Beside it: does the state of 马 in 河马 still look like 马, and do the bytes of a character that the vocabulary lacks
 come together (`experiments/measures/inside_words.py`)?

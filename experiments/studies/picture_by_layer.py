@@ -1,30 +1,34 @@
-"""When does the right picture appear, if the image model is given layer k's output instead of the last?
+"""When does the right picture appear, if the image model gets the output of layer k instead of the last one?
 
     toushi run picture_by_layer
     toushi run picture_by_layer --config causal
 
-The article's claim: layers 1-4 of the text encoder know words, 5-8 phrases, deeper ones the whole intent. If so, a
-picture that is conditioned on layer k's output (final norm applied), k = 0..12, should take shape in that order: first
-the objects (words), then their colours (which colour belongs to which noun: phrases), then where each stands (the whole
-prompt). Scenes of training's own distribution are drawn again for every layer from the same noise, and the recogniser
-says what is right; only scenes that ask a colour and a position of each of their objects, so that the three curves are
-of the same objects. Places, and senses of words with two meanings, stand beside it and are no part of the rule.
+The article's claim: layers 1-4 of the text encoder know words, 5-8 phrases, deeper ones the whole intent. If so, a picture
+that is conditioned on the output of layer k (final norm applied), k = 0..12, should take shape in that order: first the
+objects (words), then their colours (which colour belongs to which noun: phrases), then their positions (the whole prompt).
+Scenes from the distribution of training are drawn for every layer from the same noise, and the recogniser says what is
+right. Only scenes that ask for a colour and a position of each object count, so the three curves are of the same objects.
+Places, and senses of words with two meanings, are reported beside it and are no part of the rule.
 
-The rule. A thing is *there* from the first layer that draws at least 80 % of what the best layer draws of it.
-Supported: objects come before colours and colours before positions, each in at least 95 % of resamples (of scenes).
-Refuted: colours are there within the first third of the layers (by 4 of 12), or positions within the first two (by 8),
-upper ends of the 95 % intervals. Undecided: anything else, and where the best layer draws less than a fifth of any of
-the three, or fewer than 6 scenes are asked.
+The rule. A thing is *there* from the first layer that draws at least 80% of what the best layer draws of it.
 
-It could fail to say anything: the image model has never seen any state but the last one. What it cannot draw from layer
-k may well be there in another form (`layer_semantics` asks that); what it can draw from layer k is there. So a thing
-appears here no sooner than it is known: it can be seen to come too soon for the claim, never too late. (As first set,
-the rule also refuted the claim by colours and positions that came no later than objects; but all three come together
-wherever the image model copes with no layer before some one. It also took all scenes: since a first look at other
-weights it asks only for those that ask all three, as shapes, which mostly have colours, are drawn sooner than animals.)
-An object in the wrong colour is an object; an object that is missing has no
-position: positions and colours are counted among all that were asked for, so the three curves begin together. Beside
-them the same of the objects that are drawn alone: whether what is there has its own colour, and stands in its place.
+- Supported: objects come before colours and colours before positions, each in at least 95% of resamples of scenes.
+- Refuted: colours are there within the first third of the layers (by 4 of 12), or positions within the first two (by 8),
+  by the upper ends of the 95% intervals.
+- Undecided: anything else; where the best layer draws less than a fifth of any of the three; fewer than 6 scenes.
+
+It could fail to say anything: the image model has never seen any state but the last one. What it cannot draw from layer k
+may be there in another form (`layer_semantics` asks that); what it can draw from layer k is there. So a thing never
+appears here before it is known: it can come too soon for the claim, never too late.
+
+As first set, the rule also refuted the claim by colours and positions that came no later than objects; but all three
+appear together where the image model cannot use earlier layers. It also took all scenes: after a first look at other
+weights it takes only those that ask for all three, because shapes, which mostly have colours, are drawn sooner than
+animals.
+
+An object in the wrong colour is an object. A missing object has no position: positions and colours are counted among all
+that were asked for, so the three curves begin together. Beside them the same is counted for drawn objects alone: whether
+an object that is there has its own colour, and is in its place.
 """
 
 from dataclasses import dataclass
