@@ -198,7 +198,7 @@ def kernel(found: ModelInfo, device, dtype: str, masked: bool = False) -> str:
     """What PyTorch would choose for the denoiser's attention."""
     import torch
 
-    from toushi.hooks.kernels import chosen
+    from toushi.hooks.kernels import choose_kernel
     from toushi.probe.pipelines.load import torch_dtype
     from toushi.probe.pipelines.size_estimate import head_count
 
@@ -211,7 +211,7 @@ def kernel(found: ModelInfo, device, dtype: str, masked: bool = False) -> str:
             width = (getattr(inner, "out_features", None) or width * count) // count
     query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device) if masked else None
-    return chosen(query, query, query, mask, 0.0, False, None, False)
+    return choose_kernel(query, query, query, mask, 0.0, False, None, False)
 
 
 def parts_table(found: ModelInfo, denoiser: str, dtype: str, translate) -> str:
