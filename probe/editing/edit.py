@@ -80,7 +80,7 @@ class Editing(Subscriber):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        unread = self.attention_hook.unread().items()
+        unread = self.attention_hook.unread_modules().items()
         self.subscription.close()
         if kind is not None:
             return

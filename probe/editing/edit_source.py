@@ -7,7 +7,7 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call
 from toushi.probe.editing.edit_spec import BadEdit, Edit
-from toushi.probe.text.alignment import Span, Token, Word, shares
+from toushi.probe.text.alignment import Span, Token, Word, token_shares
 
 if TYPE_CHECKING:
     from toushi.probe.trace.picture_trace import Trace
@@ -67,7 +67,7 @@ def read_state(
 
 def _tokens(trace: "Trace", edit: Edit, branch: str) -> list[Token]:
     tokens, word = trace.tokens(branch), _source_word(edit)
-    of_word = [token for token, share in zip(tokens, shares(tokens, trace.span(word, branch))) if share]
+    of_word = [token for token, share in zip(tokens, token_shares(tokens, trace.span(word, branch))) if share]
     if not of_word:
         raise BadEdit(f"in {edit.source} no token stands for {word!r}: it was cut from a prompt that is too long")
     return of_word

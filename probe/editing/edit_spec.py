@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
-from toushi.probe.text.alignment import Span, Word, find, segment, shares
+from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 
 KINDS = ("scale", "zero", "replace", "patch", "function")
 
@@ -154,7 +154,7 @@ class Edit:
             raise BadEdit(
                 f"edit of {self.site}: the text of the prompt is not known, so name a token, not {self.word!r}"
             )
-        return shares(prompt.tokens, find(prompt.prompt, segment(prompt.prompt), self.word))
+        return token_shares(prompt.tokens, find_word(prompt.prompt, segment(prompt.prompt), self.word))
 
     def as_json(self) -> dict[str, object]:
         """The fields that differ from their defaults, for a manifest or a file."""

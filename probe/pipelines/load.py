@@ -16,7 +16,7 @@ from torch import nn
 
 from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
@@ -94,7 +94,7 @@ def load(
 def load_model(name: str, loading: LoadOptions) -> Model:
     """The model of this name, with these options; see `load`."""
     folder = model_folder(name)
-    with explain_out_of_memory("the model", loading), missing_library_named():
+    with explain_out_of_memory("the model", loading), explain_missing_library():
         if folder is None:
             return load_pipeline(name, loading)
         if not folder.is_relative_to(SHIPPED) and (model := load_user_model(folder, loading)) is not None:

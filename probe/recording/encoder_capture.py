@@ -84,7 +84,7 @@ class EncoderCapture:
             return {}
         return {
             f"{self.family.layers}.{i}.{self.family.layer_attention}": reason
-            for i, reason in self.attention_hook.unread().items()
+            for i, reason in self.attention_hook.unread_modules().items()
         }
 
     def _begin_batch(self, name: str, ids: Tensor) -> None:

@@ -188,7 +188,7 @@ class Recording(Subscriber):
 
     def on_step(self, run: Run, step: SchedulerStep) -> None:
         if (recorder := self._recorder_of(run)) is not None:
-            recorder.finish_step(step, self.attention_hook.unread())
+            recorder.finish_step(step, self.attention_hook.unread_modules())
 
     def on_run_end(self, run: Run, images: Images, result: object, error: BaseException | None) -> None:
         if self._recorder_of(run) is not None:

@@ -67,14 +67,14 @@ def test_a_run_after_one_that_failed_in_the_same_recording(model, tmp_path):
 
 
 def test_the_disk_gives_out(model, tmp_path, monkeypatch):
-    write_listed = writer.write_listed
+    write_with_digest = writer.write_with_digest
 
     def full(path, *how, **more):
         if path.name == "step_0001.safetensors":
             raise OSError(28, "No space left on device")
-        return write_listed(path, *how, **more)
+        return write_with_digest(path, *how, **more)
 
-    monkeypatch.setattr(writer, "write_listed", full)
+    monkeypatch.setattr(writer, "write_with_digest", full)
     with pytest.raises(WriteFailed, match="No space left"), record(model, tmp_path / "run"):
         draw(model, steps=8)
     trace = open_trace(tmp_path / "run")

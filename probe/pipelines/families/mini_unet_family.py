@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from toushi.probe.models.mini_unet import MiniUNet, checked_size
-from toushi.probe.models.prompt_batch import Text
-from toushi.probe.models.samplers import Velocity
+from toushi.probe.models.prompt_batch import PromptBatch
+from toushi.probe.models.samplers import VelocityFunction
 from toushi.probe.pipelines.family import (
     Arguments,
     DenoiserInputs,
@@ -45,7 +45,7 @@ def _tokens_of_encoder_call(call: EncodePromptCall, index: int) -> tuple[str, li
     return branch, [PromptTokens(encoding.prompt, encoding.ids, encoding.tokens) for encoding in encodings]
 
 
-def _real_columns(text: Text) -> list[Tensor]:
+def _real_columns(text: PromptBatch) -> list[Tensor]:
     return [states[mask] for states, mask in zip(text.states, text.mask)]
 
 
@@ -54,7 +54,7 @@ def _read_inputs(model: MiniUNet, inputs: Arguments) -> DenoiserInputs:
     return DenoiserInputs((latents.shape[-2], latents.shape[-1]), (text.states,), lambda: _real_columns(text))
 
 
-def _step(step: Callable[[Velocity, Tensor, int], Tensor], arguments: Arguments) -> SchedulerStep:
+def _step(step: Callable[[VelocityFunction, Tensor, int], Tensor], arguments: Arguments) -> SchedulerStep:
     denoised: list[Tensor] = []
     model_velocity = arguments["velocity_of"]
 
