@@ -110,16 +110,7 @@ def _default_true_guidance(parameters: Mapping[str, inspect.Parameter]) -> float
     return parameters["true_cfg_scale"].default or 0 if "true_cfg_scale" in parameters else 0
 
 
-def _call_pipeline(
-    pipeline: Model,
-    prompt: str,
-    negative: str,
-    steps: int,
-    seed: int,
-    guidance: float | None,
-    size: tuple[int, int] | None,
-    callback: StepCallback | None,
-) -> Image.Image:
+def _call_pipeline(pipeline: Model, prompt, negative, steps, seed, guidance, size, callback) -> Image.Image:
     """The picture, by the call of a diffusers pipeline, with the arguments that its call has parameters for."""
     parameters = _parameters(pipeline)
     # A guidance-distilled pipeline has two kinds of guidance. `guidance_scale` is an input of the model;
