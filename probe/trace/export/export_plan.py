@@ -3,14 +3,14 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Word, labels
+from toushi.probe.text.alignment import Word
+from toushi.probe.trace.picture_datasets import choose_words
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import AttentionQuery, WordSpec, select_sites
 from toushi.probe.trace.trace_errors import NotRecorded
@@ -68,44 +68,32 @@ class ArrayPlan:
 def plan_branches(
     trace: Trace, words: Sequence[WordSpec] | None, tokens: bool
 ) -> tuple[list[BranchPlan], dict[str, str]]:
-    sites, left_out = select_sites(trace.manifest), {}
-    if words is not None:
-        spans = dict.fromkeys(trace.span(word) for word in words)
-        asked = [Word((trace.prompt or "")[slice(*span)], *span) for span in spans]
-        if not asked:
-            raise ToushiError("At least one word is needed; the list of words is empty.")
-        queries = [AttentionQuery(trace.files, word, "cond", sites) for word in asked]
-        return [_of_words("cond", asked, queries, trace.words("cond"))], left_out
-    result = []
-    for name in trace.branches:
+    """The branches that go out, and what is left out, with the reason."""
+    sites, left_out, result = select_sites(trace.manifest), {}, []
+    chosen, without_attention = ({name: {} for name in trace.branches}, {}) if tokens else choose_words(trace, words)
+    for name in trace.branches if words is None else chosen:
         try:
             every = AttentionQuery(trace.files, None, name, sites)
         except NotRecorded as missing:
+            if words is not None:
+                raise
             left_out[name] = str(missing)
             continue
+        left_out |= {key: why for key, why in without_attention.items() if key.startswith(f"{name}: ")}
         if tokens:
             result.append(_of_tokens(name, every))
-            continue
-        there = {}
-        for word in trace.words(name):
-            try:
-                there[word] = AttentionQuery(trace.files, word, name, sites)
-            except NotRecorded as missing:
-                left_out[f"{name}: {word.text}"] = str(missing)
-        if there:
-            result.append(_of_words(name, list(there), list(there.values()), trace.words(name)))
+        elif name in chosen:
+            result.append(_of_words(trace, name, chosen[name], sites))
     if not result:
         why = next(iter(left_out.values()), "the prompt has no words")
         raise NotRecorded(f"There is nothing to export: {why.rstrip('.')}. All tokens can be exported (--tokens).")
     return result, left_out
 
 
-def _of_words(name: str, words: list[Word], queries: list[AttentionQuery], among: list[Word]) -> BranchPlan:
-    called: list[str] = []
-    for word, label in zip(words, labels(words, among)):
-        called.append(label if label not in called else f"{label} {word.start}–{word.end}")
-    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in zip(called, words)]
-    return BranchPlan(name, called, queries, entries)
+def _of_words(trace: Trace, name: str, words: Mapping[str, Word], sites: list[str]) -> BranchPlan:
+    queries = [AttentionQuery(trace.files, word, name, sites) for word in words.values()]
+    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in words.items()]
+    return BranchPlan(name, list(words), queries, entries)
 
 
 def _of_tokens(name: str, every: AttentionQuery) -> BranchPlan:
