@@ -1,4 +1,4 @@
-"""The chapter of a run of an experiment, from its folder: the figures are drawn from its tables, nothing is computed."""
+"""The chapter of a study's run, from its folder. The figures are drawn from its tables; nothing is computed."""
 
 import json
 import shlex
@@ -12,33 +12,33 @@ from toushi.experiments.runner import run_experiment as runner
 from toushi.experiments.runner.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
-from toushi.reports import report_messages as words
+from toushi.reports import report_messages as messages
 from toushi.reports.chapter import LANGUAGES, Chapter, Sheet
-from toushi.reports.figure_files import Picture, picture
+from toushi.reports.figure_files import Picture, save_in_both_languages
 from toushi.reports.report_messages import FACTS
 
 
 def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
-    """The chapter; its figures (those `wanted` by name, or all) go to `out/figures/KEY`."""
+    """The chapter. Its figures, all of them or those that `wanted` names, go to `out/figures/KEY`."""
     manifest = read_manifest(folder)
-    expected = [*words.VERDICTS] if manifest.get("complete") else [None]
+    expected = [*messages.VERDICTS] if manifest.get("complete") else [None]
     if (verdict := manifest.get("verdict")) not in expected:
         raise ToushiError(
             f"{folder / MANIFEST} gives the verdict {verdict!r}, but expected was {' or '.join(map(str, expected))}; "
-            "the run's own command writes it anew"
+            "the command of the run writes it again"
         )
     try:
         study = {part: Bilingual(**manifest["study"][part]) for part in ("title", "question", "method")}
-        notices = odd(folder, manifest)
+        notices = _notices(folder, manifest)
         tables = read_tables(folder, manifest)
         figures, pictures = {}, []
         if manifest["complete"]:
-            figures = drawn(folder, manifest, tables)
+            figures = _draw_figures(folder, manifest, tables)
             if figures is None:
-                notices.append(words.NO_MODULE.format(name=manifest["experiment"]))
+                notices.append(messages.NO_MODULE.format(name=manifest["experiment"]))
             for name, pair in (figures or {}).items():
                 if not wanted or name in wanted:
-                    pictures.append(saved(name, pair, folder, key, out))
+                    pictures.append(_save_picture(name, pair, folder, key, out))
         return Chapter(
             key,
             study["title"],
@@ -51,27 +51,27 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             all_pictures=tuple(figures or ()),
             sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
             command=f"{manifest['command']} --out {shlex.quote(folder.as_posix())}",
-            facts=facts(manifest),
+            facts=_facts(manifest),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ToushiError(f"{folder / MANIFEST} is not whole: {error!r}") from None
 
 
-def odd(folder: Path, manifest: dict[str, Any]) -> list[Bilingual]:
+def _notices(folder: Path, manifest: dict[str, Any]) -> list[Bilingual]:
     """What is not as it should be."""
     versions = len({record.get("code_sha256") for record in manifest["jobs"].values()})
-    mixed = [words.MIXED.format(count=versions)] if versions > 1 else []
+    mixed = [messages.MIXED.format(count=versions)] if versions > 1 else []
     if manifest["complete"]:
         return mixed
     done = len(list((folder / JOBS).glob("*.csv")))
-    notices = [words.UNFINISHED.format(all=manifest["jobs_in_all"], done=done), *mixed]
+    notices = [messages.UNFINISHED.format(all=manifest["jobs_in_all"], done=done), *mixed]
     if manifest["failed"]:
         listed = "; ".join(f"{name} ({why})" for name, why in manifest["failed"].items())
-        notices.append(words.FAILED.format(jobs=listed))
+        notices.append(messages.FAILED.format(jobs=listed))
     return notices
 
 
-def drawn(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dict[str, Figure]] | None:
+def _draw_figures(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dict[str, Figure]] | None:
     """By name and language; None if the experiment is not here."""
     try:
         module = runner.experiment(manifest["experiment"])
@@ -84,22 +84,22 @@ def drawn(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dic
         raise ToushiError(f"the figures of {folder} cannot be drawn: {type(error).__name__}: {error}") from error
 
 
-def saved(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
+def _save_picture(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
     """A figure's label is its caption, and its name if it has none."""
     captions = {language: str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES}
     command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
-    return picture(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
+    return save_in_both_languages(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
 
 
-def facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
+def _facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
     seconds = sum(record["seconds"] for record in manifest["jobs"].values())
     hardware = manifest["hardware"]
     machine = ", ".join([hardware["processor"], hardware["system"], *hardware["gpus"]])
     cores = Bilingual(en=f"{machine}, {hardware['cores']} cores", zh=f"{machine}，{hardware['cores']} 核")
-    found = {
-        "config": Bilingual.same(_spoken(manifest["config"])),
+    values = {
+        "config": Bilingual.same(_format_values(manifest["config"])),
         "config_sha256": Bilingual.same(manifest["config_sha256"]),
-        "seeds": Bilingual.same(_spoken(manifest["seeds"])),
+        "seeds": Bilingual.same(_format_values(manifest["seeds"])),
         "weights": Bilingual.same(
             "; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["weights"].items())
         ),
@@ -117,8 +117,8 @@ def facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
         ),
         "may_differ": Bilingual(**manifest["may_differ"]),
     }
-    return [(FACTS[name], value) for name, value in found.items() if value.zh]
+    return [(FACTS[name], value) for name, value in values.items() if value.zh]
 
 
-def _spoken(values: dict[str, Any]) -> str:
+def _format_values(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())

@@ -14,7 +14,7 @@ A module `experiments/NAME.py` that `toushi run NAME` can run has a docstring (t
 
 A job runs in a process of its own with one thread, and its rows go through CSV: numbers, true and false, or text; None
 for what is missing, never "". Of a table in a Finding the same holds. A small picture is text too, as
-`toushi.probe.figures.embedded_fonts` writes it.
+`toushi.probe.figures.embedded_picture` writes it.
 
 Nothing here runs anything: `experiments/runner/run_experiment.py` does, `reports/` shows what came out.
 """

@@ -78,6 +78,8 @@ def _by_token(trace: EncoderTrace, number: int) -> xr.Dataset:
         )
     text = ("token", np.array([token.text for token in tokens], object))
     coordinates = {"token": np.arange(count), "text": text, **layer_coordinates(range(layers))}
+    if "attention" in variables:
+        coordinates |= {"head": np.arange(shape[1]), "query": np.arange(count)}
     return xr.Dataset(variables, coordinates, _attributes(trace, number))
 
 

@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -50,7 +49,7 @@ PARTS = ("tokens", "words", "lost", "unknown")
 class EncoderTraceWriter:
     """`with EncoderTraceWriter(folder, manifest) as writer:` and `writer.write(encodings)` for some texts at a time, in order."""
 
-    def __init__(self, folder: str | Path, manifest: Mapping[str, Any], overwrite: bool = False):
+    def __init__(self, folder: str | Path, manifest: Mapping[str, object], overwrite: bool = False):
         self.folder, self.count, self.files = prepare_output_dir(folder, overwrite), 0, 0
         given = {"format": FORMAT, "version": FIRST_VERSION, "kind": "encoder", **manifest, "complete": False}
         self.manifest = check_encoder_manifest(as_json(given, "The manifest to write"), "The manifest to write")

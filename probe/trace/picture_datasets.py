@@ -293,6 +293,8 @@ def _encoder_dataset(trace: Trace) -> xr.Dataset | None:
         "token": np.arange(tokens),
         "text": (("branch", "token"), text),
     }
+    if attention_shapes:
+        coordinates |= {"head": np.arange(sizes["head"]), "query": np.arange(tokens)}
     return xr.Dataset(variables, coordinates)
 
 

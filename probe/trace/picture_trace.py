@@ -2,7 +2,6 @@
 
 import fnmatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -190,7 +189,9 @@ class Trace:
         found = file.read(keys[layer])
         if found.ndim != 3 or found.shape[1] != found.shape[2]:
             raise DamagedTrace(f'{file.path}: "{keys[layer]}" must be [head, query, token]; it is {found.shape}.')
-        return xr.DataArray(found, dims=("head", "query", "token"), coords=self._positions(branch, found.shape[2]))
+        coordinates: dict[str, object] = {"head": np.arange(len(found)), "query": np.arange(found.shape[1])}
+        coordinates |= self._positions(branch, found.shape[2])
+        return xr.DataArray(found, dims=("head", "query", "token"), coords=coordinates)
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the trace, in sentences; an empty list if nothing is."""
@@ -218,6 +219,6 @@ class Trace:
             raise NotRecorded(f"No {kind} of the text encoder was kept for the branch {branch}.")
         return numbers
 
-    def _positions(self, branch: str, length: int) -> dict[str, Any]:
+    def _positions(self, branch: str, length: int) -> dict[str, object]:
         texts = {token.position: token.text for token in self.encoder_tokens(branch)}
         return {"token": np.arange(length), "text": ("token", [texts.get(i, "") for i in range(length)])}

@@ -4,7 +4,6 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -106,7 +105,7 @@ def cell_coordinates(manifest: Manifest, grid: Sequence[int]) -> dict[str, xr.Va
     }
 
 
-def layer_coordinates(layers: Sequence[int]) -> dict[str, Any]:
+def layer_coordinates(layers: Sequence[int]) -> dict[str, object]:
     """Both countings of an encoder's layers: `layer`, 0 the embeddings, and `layer_index`, which names of modules have."""
     return {"layer": list(layers), "layer_index": ("layer", [layer - 1 for layer in layers])}
 
@@ -322,15 +321,15 @@ class AttentionQuery(MapReader):
 
     # --- labels
 
-    def token_coordinates(self) -> dict[str, Any]:
+    def token_coordinates(self) -> dict[str, object]:
         if self.axis == "key":
             return {}
         places = self.manifest.branches[self.branch].places()
         texts, kinds = [token.text for token in places], [token.kind for token in places]
         return {"token": self.columns, "text": ("token", texts), "kind": ("token", kinds)}
 
-    def attributes(self) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"branch": self.branch, "unit": "probability", "steps": self.summed}
+    def attributes(self) -> dict[str, object]:
+        attributes: dict[str, object] = {"branch": self.branch, "unit": "probability", "steps": self.summed}
         if self.span is not None:
             prompt = self.manifest.prompt_of(self.branch) or ""
             attributes |= {"word": prompt[slice(*self.span)], "span": list(self.span)}
@@ -342,7 +341,7 @@ class AttentionQuery(MapReader):
         middle = heads + ([self.axis] if self.weights is None else [])
         dims = ["step", *([] if site else ["layer"]), *middle, "y", "x"]
         times = dict(zip(self.files.steps, self.files.times))
-        coordinates: dict[str, Any] = {"step": self.steps, "time": ("step", [times[step] for step in self.steps])}
+        coordinates: dict[str, object] = {"step": self.steps, "time": ("step", [times[step] for step in self.steps])}
         if not site:
             coordinates["layer"] = self.sites
         if heads:

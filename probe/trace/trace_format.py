@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.safe_read import read_regular_file
@@ -112,7 +112,7 @@ def is_trace_file(name: str) -> bool:
     return re.fullmatch(written + r"(\.tmp)?", name) is not None
 
 
-def is_member(name: object) -> bool:
+def is_member(name: object) -> TypeGuard[str]:
     """A folder of a collection: 000, 001, …"""
     return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
 

@@ -34,7 +34,7 @@ The page opens without a network. The same runs give the same bytes again."""
             raise ToushiError("of what? give the folder of a run, for example: toushi report runs/layer_semantics")
         from toushi.reports.build_report import report
 
-        files = report(self.folders, self.out, figures=self.figures, asked=self.words)
+        files = report(self.folders, self.out, figures=self.figures, words=self.words)
         if self.figures:
             print("\n".join(map(str, files)))
             return

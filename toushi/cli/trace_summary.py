@@ -14,13 +14,13 @@ from toushi.probe.trace.trace_errors import WriteFailed
 def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     """Draws words.png into the folder, and the report of the trace as text."""
     from toushi.probe.figures.style import save
-    from toushi.probe.figures.words_figure import chosen, words_figure
+    from toushi.probe.figures.words_figure import words_figure, words_to_draw
     from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
     manifest = trace.manifest
     looked = any(site.kind == "cross" for site in trace.sites.values())
-    asked = chosen(trace, words, "cond") if looked else []
+    asked = words_to_draw(trace, words, "cond") if looked else []
     maps = [trace.heat_map(word) for word in asked]
     figure = folder / "words.png"
     try:

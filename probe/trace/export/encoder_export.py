@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpe
     asked, left_out = choose_text_words(trace, words)
     if not asked:
         raise NotRecorded(f"There is nothing to export: {next(iter(left_out.values()), 'the trace has no texts')}")
-    about: dict[str, Any] = {
+    about: dict[str, object] = {
         "format": "toushi-export",
         "version": 1,
         "kind": "encoder",

@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class BranchPlan:
     name: str
     labels: list[str]
     queries: list[AttentionQuery]
-    entries: list[dict[str, Any]]
+    entries: list[dict[str, object]]
 
     @property
     def by_token(self) -> bool:
@@ -49,7 +48,7 @@ class ArrayPlan:
     query: AttentionQuery
     sites: list[str]  # of one grid
     shape: tuple[int, ...]  # [step, layer, head?, token?, y, x]
-    about: dict[str, Any]
+    about: dict[str, object]
 
     @property
     def axes(self) -> list[str]:
@@ -97,13 +96,12 @@ def _of_words(trace: Trace, name: str, words: Mapping[str, Word], sites: list[st
 
 
 def _of_tokens(name: str, every: AttentionQuery) -> BranchPlan:
-    about = every.token_coordinates()
-    texts, kinds = about["text"][1], about["kind"][1]
-    entries = [{"token": c, "text": t, "kind": k} for c, t, k in zip(every.columns, texts, kinds)]
-    return BranchPlan(name, list(texts), [every], entries)
+    places = every.manifest.branches[name].places()
+    entries = [{"token": token.column, "text": token.text, "kind": token.kind} for token in places]
+    return BranchPlan(name, [token.text for token in places], [every], entries)
 
 
-def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, Any]:
+def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, object]:
     fields = trace.manifest.as_dict()
     given = {name: fields.get(name) for name in ("prompt", "negative_prompt", "model", "seed", "size", "guidance")}
     of = "tokens" if branches[0].by_token else "words"
@@ -150,7 +148,7 @@ def _safe(label: str) -> str:
     return re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]|^[._]+', "-", label)[:80] or "-"
 
 
-def describe_arrays(arrays: list[ArrayPlan]) -> dict[str, Any]:
+def describe_arrays(arrays: list[ArrayPlan]) -> dict[str, object]:
     return {
         plan.name: {"axes": plan.axes, "steps": plan.query.steps, "layers": plan.sites, **plan.about} for plan in arrays
     }

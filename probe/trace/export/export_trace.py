@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.base.errors import ToushiError
@@ -45,7 +44,7 @@ PACKAGES = {"parquet": "pyarrow", "zarr": "zarr"}
 class Exported:
     path: Path
     what: str  # how much it is, in words
-    about: dict[str, Any]
+    about: dict[str, object]
     left_out: dict[str, str]  # word or branch -> why there is no attention to it
 
     @property
