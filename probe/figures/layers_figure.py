@@ -17,7 +17,7 @@ from toushi.probe.figures.style import (
     styled,
 )
 from toushi.probe.figures.words_figure import background_picture, words_to_draw
-from toushi.probe.text.alignment import labels
+from toushi.probe.text.alignment import word_labels
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import Sites, WordSpec
 
@@ -59,7 +59,9 @@ def layers_figure(
     width = NAMES + len(steps) * (SIDE + GAP) + BAR
     height = HEAD + len(layers) * (tall + GAP) + 0.1
     figure = StyledFigure(figsize=(width, height))
-    figure.text(0.1 / width, 1 - 0.08 / height, drawable(labels([asked], trace.words(branch))[0]), size=12, va="top")
+    figure.text(
+        0.1 / width, 1 - 0.08 / height, drawable(word_labels([asked], trace.words(branch))[0]), size=12, va="top"
+    )
     figure.text(
         (NAMES - 0.1) / width,
         1 - (HEAD - 0.01) / height,

@@ -9,7 +9,7 @@ from toushi.probe.base.bilingual_text import translate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, StyledFigure, styled
 from toushi.probe.figures.words_figure import footnote, words_to_draw
-from toushi.probe.text.alignment import labels
+from toushi.probe.text.alignment import word_labels
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import Sites, WordSpec
 from toushi.probe.trace.trace_errors import NotRecorded
@@ -34,7 +34,7 @@ def timeline_figure(
     asked = words_to_draw(trace, words, branch)
     figure = StyledFigure(figsize=(5.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
-    for i, (word, name) in enumerate(zip(asked, labels(asked, trace.words(branch)))):
+    for i, (word, name) in enumerate(zip(asked, word_labels(asked, trace.words(branch)))):
         shares = timeline(trace.attention(word, branch=branch, sites=sites, grid="native"))
         line = LINES[i // len(CATEGORIES) % len(LINES)]
         colour = CATEGORIES[i % len(CATEGORIES)]

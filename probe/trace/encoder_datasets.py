@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from toushi.probe.text.alignment import Span, UnknownWord, find
+from toushi.probe.text.alignment import Span, UnknownWord, find_word
 from toushi.probe.trace.encoder_trace import EncoderTrace
 from toushi.probe.trace.lazy_array import Key, LazyArray, lazy_variable, select
 from toushi.probe.trace.selection import WordSpec, layer_coordinates
@@ -46,7 +46,7 @@ def choose_text_words(
         try:
             every = [*known, *trace.lost(number)]
             asked = known if words is None else words
-            chosen[number] = list(dict.fromkeys(find(text, every, word) for word in asked))
+            chosen[number] = list(dict.fromkeys(find_word(text, every, word) for word in asked))
         except UnknownWord as missing:
             left_out[f"text {number}: {text}"] = str(missing)
     return chosen, left_out

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from toushi.probe.base.atomic_io import FileDigest
 from toushi.probe.text import alignment
 from toushi.probe.trace.strict_model import (
     Counts,
@@ -277,9 +278,9 @@ class Manifest(TraceManifest):
             check_words(branch.words, prompt, f"branches.{name}.words")
         return self
 
-    def list_file(self, name: FileName, entry: Mapping[str, object]) -> None:
-        """Adds a finished file: {bytes, sha256}."""
-        self.files = {**self.files, name: FileEntry.model_validate(dict(entry))}
+    def list_file(self, name: FileName, entry: FileDigest) -> None:
+        """Adds a finished file."""
+        self.files = {**self.files, name: FileEntry(**entry)}
 
     def oldest_version(self) -> int:
         """The oldest format version whose readers understand these maps."""

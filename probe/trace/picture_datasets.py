@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Word, labels
+from toushi.probe.text.alignment import Word, word_labels
 from toushi.probe.trace.lazy_array import Key, LazyArray, lazy_variable, select
 from toushi.probe.trace.manifest import Site
 from toushi.probe.trace.picture_trace import Trace
@@ -95,7 +95,7 @@ def choose_words(trace: Trace, words: Sequence[WordSpec] | None) -> tuple[dict[s
 
 def _labelled(words: Sequence[Word], among: Sequence[Word]) -> dict[str, Word]:
     result: dict[str, Word] = {}
-    for word, label in zip(words, labels(words, among)):
+    for word, label in zip(words, word_labels(words, among)):
         result[label if label not in result else f"{label} {word.start}–{word.end}"] = word
     return result
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Word, find, shares
+from toushi.probe.text.alignment import Span, WordSpec, find_word, token_shares
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
@@ -19,7 +19,6 @@ from toushi.probe.trace.trace_json import parse
 
 Sites = str | Sequence[str] | None
 Steps = int | slice | Iterable[int] | None
-WordSpec = str | Word | Span
 
 MAX_BYTES = 2**31  # of one answer
 
@@ -80,7 +79,7 @@ def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
 
 
 def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
-    """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
+    """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find_word."""
     prompt = manifest.prompt_of(check_branch(manifest, branch))
     if prompt is None:
         raise NotRecorded(
@@ -88,7 +87,7 @@ def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
             "family of the pipeline is not known), so there are no words. "
             "Ask without a word: the maps are then by token index."
         )
-    return find(prompt, manifest.words_of(branch), word)
+    return find_word(prompt, manifest.words_of(branch), word)
 
 
 def cell_coordinates(manifest: Manifest, grid: Sequence[int]) -> dict[str, xr.Variable]:
@@ -192,7 +191,7 @@ class MapReader:
     def _weights(self, span: Span) -> np.ndarray:
         """float32 [column]: the share of each column that belongs to the word."""
         tokens = self.manifest.tokens_of(self.branch)
-        by_token = shares(tokens, span)
+        by_token = token_shares(tokens, span)
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
         weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():

@@ -13,7 +13,7 @@ import xarray as xr
 
 from tests.trace.runs import SITES, Run
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, labels
+from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, word_labels
 from toushi.probe.trace.export.export_trace import default_path, export
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NotRecorded, WriteFailed
@@ -291,7 +291,7 @@ def test_plain_xarray_opens_the_zarr_folder(tmp_path, monkeypatch, keep, batch):
         assert maps.dims == ("step", "branch", *["head"] * (keep == "heads"), "word", "y", "x")
         assert maps.layer.item() == site and maps.step.values.tolist() == ([2] if keep == "sum" else [0, 1, 2])
         for branch in ("cond", "uncond"):
-            for word, label in zip(trace.words(branch), labels(trace.words(branch), trace.words(branch))):
+            for word, label in zip(trace.words(branch), word_labels(trace.words(branch), trace.words(branch))):
                 expected = trace.attention(word, branch=branch, sites=site, grid="native")[site]
                 found = maps.sel(branch=branch, word=label)
                 np.testing.assert_array_equal(found, expected)

@@ -30,11 +30,10 @@ class Doctor(Loads):
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
 A folder that has only configs and index files will do. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model" --local-dir FOLDER): no weights are
-needed."""
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"): no weights are needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
-    """A shipped model, a folder with one, or the folder of a diffusers pipeline."""
+    """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
     """Pixels; if not given the model's own size, and smaller ones."""
     steps: int | None = None
@@ -45,18 +44,17 @@ needed."""
     """en or zh; as the machine is set if not given."""
 
     def run(self) -> None:
-        from toushi.probe.pipelines.load import model_folder
+        from toushi.probe.pipelines.load import cached_configs, model_folder
 
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
         loading = self.chosen()
-        home = model_folder(self.model)
+        home = model_folder(self.model) or cached_configs(self.model)
         if home is None:
             raise ToushiError(
-                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
-                f'give their folder: hf download {self.model} --include "*.json" --include "*.txt" --include "*.model" '
-                "--local-dir FOLDER"
+                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files first: "
+                f'hf download {self.model} --include "*.json" --include "*.txt" --include "*.model"'
             )
         found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
         translate = partial(MESSAGES.translate, language_of(self.language))
@@ -90,13 +88,14 @@ class Found:
                 family = family_of(found.pipeline)
             except UnknownFamily:
                 family = None
-            steps = default_argument(found.pipeline, "num_inference_steps") or steps
+            default = default_argument(found.pipeline, "num_inference_steps")
+            steps = default if isinstance(default, int) else steps
         if family is not None:
             own = own_size(family, found.pipeline)
             sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
-        parts = {part.name: part for part in found.parts}
+        parts = {part.name: part for part in found.components}
         return cls(
-            found.kind, family, found.pipeline, parts, found.unknown, sizes, steps, found.kind == "ZImagePipeline"
+            found.kind, family, found.pipeline, parts, found.failures, sizes, steps, found.kind == "ZImagePipeline"
         )
 
     @classmethod
@@ -122,7 +121,7 @@ class Found:
 def _stored(part, size: int):
     from dataclasses import replace
 
-    return replace(part, stored=size, known=("headers", "config"))
+    return replace(part, stored_bytes=size, sources=("headers", "config"))
 
 
 def own_size(family, pipeline) -> int:
@@ -216,10 +215,10 @@ def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
 
     rows = [tuple(translate(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
     for name, part in found.parts.items():
-        known = " + ".join(translate(key) for key in part.known)
-        known += f", {translate('missing', count=part.missing)}" if part.missing else ""
+        known = " + ".join(translate(key) for key in part.sources)
+        known += f", {translate('missing', count=part.missing_files)}" if part.missing_files else ""
         held = format_bytes(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
-        stored = format_bytes(part.stored) if part.stored is not None else "–"
+        stored = format_bytes(part.stored_bytes) if part.stored_bytes is not None else "–"
         rows.append((name, part.kind, number(part.parameters), stored, held, known))
     parts = found.parts.values()
     if all(part.parameters is not None for part in parts):
@@ -266,7 +265,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
         lines.append(translate("weights_at_once", room=format_bytes(room), size=at))
     if device.type == "cpu" and not small:
         lines.append(translate("cpu_offload"))
-    missing = sum(part.missing for part in found.parts.values())
+    missing = sum(part.missing_files for part in found.parts.values())
     if best is not None:
         way, kind = best
         chosen = [f"--device {device}"]
@@ -286,8 +285,8 @@ def recording(
 ) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
     from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes
-    from toushi.probe.recording.forecast import fits, forecast, forecast_of
-    from toushi.probe.recording.policy import DISK, Policy
+    from toushi.probe.recording.forecast import fits_budget, forecast, forecast_from_maps
+    from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy
 
     if found.family is None or found.model is None:
         return ""
@@ -307,10 +306,10 @@ def recording(
             ahead = forecast(found.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
         else:
             maps, grid = estimate_maps(found.family, found.model, size, tokens, texts)
-            ahead = forecast_of(maps, Policy(), steps, grid)
+            ahead = forecast_from_maps(maps, Policy(), steps, grid)
         row = []
         for keep in keeps:
-            key = "within" if fits(ahead, keep, Policy(), 1) else "beyond"
+            key = "within" if fits_budget(ahead, keep, Policy(), 1) else "beyond"
             refused |= key == "beyond"
             row.append(translate(key, disk=format_bytes(ahead.disk[keep]), memory=format_bytes(ahead.memory[keep])))
         rows.append(("x".join(map(str, size)), *row))
@@ -322,7 +321,7 @@ def recording(
     }
     lines = [translate("recording", steps=steps, **told), table(rows)]
     if refused:
-        lines.append(translate("refused", budget=format_bytes(DISK)))
+        lines.append(translate("refused", budget=format_bytes(DEFAULT_BUDGET)))
     if layers := sum(site.kind == "encoder" for site in sites):
         lines.append(translate("encoder", layers=layers, encoder=found.family.text_encoder))
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
-from toushi.probe.pipelines.load_options import checked_threads
+from toushi.probe.pipelines.load_options import check_threads
 
 MOST = 12  # sentences
 ENDINGS = (".png", ".pdf", ".svg")
@@ -106,7 +106,7 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
                 f"{len(self.sentences)} sentences are too many to show, at most {MOST}; in Python encode_layers(encoder, texts) "
                 "takes any number"
             )
-        checked_threads(self.threads)
+        check_threads(self.threads)
         if self.out is not None and self.out.suffix not in ENDINGS:
             raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
         if self.out is not None:
@@ -121,7 +121,7 @@ def about(readings) -> str:
 
 def sections(readings, layers: Sequence[int], fewer: Sequence[int]) -> list[str]:
     """Titled tables, as text."""
-    from toushi.probe.analysis.layer_measures import commonness, cosine
+    from toushi.probe.analysis.layer_measures import cosine, mean_pairwise_cosine
 
     states = [reading.word_states() for reading in readings]
     names = [state["word"].values.tolist() for state in states]
@@ -132,7 +132,7 @@ def sections(readings, layers: Sequence[int], fewer: Sequence[int]) -> list[str]
         chosen, first = state.sel(layer=layers).values, state.sel(layer=0).values
         for place, word in enumerate(words):
             rows.append((word, *map(number_of, cosine(chosen[:, place], first[place : place + 1])[:, 0])))
-        rows.append(("different words", *map(number_of, commonness(chosen))))
+        rows.append(("different words", *map(number_of, mean_pairwise_cosine(chosen))))
         told.append(titled(f"sentence {index}: each word beside its own embedding (cosine with layer 0)", rows))
     for index, (other, theirs) in enumerate(zip(states[1:], names[1:]), 2):
         alike = cosine(states[0].sel(layer=layers).values, other.sel(layer=layers).values)

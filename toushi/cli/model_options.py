@@ -6,18 +6,18 @@ from typing import Annotated
 import tyro
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.load_options import Loading
+from toushi.probe.pipelines.load_options import LoadOptions
 
 
 @dataclass(frozen=True)
 class Loads:
     """A command that loads a model."""
 
-    loading: tyro.conf.OmitArgPrefixes[Loading] = field(default_factory=Loading)
+    loading: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
     medvram: Annotated[bool, tyro.conf.arg(help="Another name for --offload model.")] = False
     lowvram: Annotated[bool, tyro.conf.arg(help="Another name for --offload sequential.")] = False
 
-    def chosen(self) -> Loading:
+    def chosen(self) -> LoadOptions:
         """What was asked for, with a device that is here."""
         if self.medvram and self.lowvram:
             raise ToushiError("--medvram and --lowvram are two ways of offload; take one of them")

@@ -58,7 +58,7 @@ def sites_from_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str,
 
     found = read_pipeline_info(folder)
     if found.pipeline is None:
-        lacking = "; ".join(f"{name} {why}" for name, why in found.unknown.items())
+        lacking = "; ".join(f"{name} {why}" for name, why in found.failures.items())
         raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
     family = family_of(found.pipeline)
     check_size(found.pipeline, size)
