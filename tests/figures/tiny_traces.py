@@ -51,7 +51,7 @@ def made_trace(
                 score = random.normal(0, 0.3, (site["heads"], len(tokens), *site["grid"]))
                 score[:, [0, -1]] += 1.5 - late
                 for word, mask in masks.items():
-                    inside = resample(mask.astype(float), site["grid"])
+                    inside = resample(mask.astype(float), tuple(site["grid"]))
                     score[:, 1 + word.start : 1 + word.end] += (0.5 + 2.5 * late) * inside
                 weights = np.exp(score)
                 maps = (weights / weights.sum(1, keepdims=True)).astype(np.float16)
