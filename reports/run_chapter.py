@@ -13,31 +13,31 @@ from toushi.experiments.runner.result_manifest import ResultManifest
 from toushi.experiments.runner.run_study import load_study
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
-from toushi.reports import report_messages as words
+from toushi.reports import report_messages as messages
 from toushi.reports.chapter import LANGUAGES, Chapter, Sheet
-from toushi.reports.figure_files import Picture, picture
+from toushi.reports.figure_files import Picture, save_in_both_languages
 from toushi.reports.report_messages import FACTS
 
 
 def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
-    """The chapter; its figures (those `wanted` by name, or all) go to `out/figures/KEY`."""
+    """The chapter. Its figures, all of them or those that `wanted` names, go to `out/figures/KEY`."""
     manifest = read_manifest(folder)
-    expected = [*words.VERDICTS] if manifest.complete else [None]
+    expected = [*messages.VERDICTS] if manifest.complete else [None]
     if manifest.verdict not in expected:
         raise ToushiError(
             f"{folder / MANIFEST} gives the verdict {manifest.verdict!r}, but expected was "
             f"{' or '.join(map(str, expected))}; the result's own command writes it anew"
         )
-    notices = odd(folder, manifest)
+    notices = _notices(folder, manifest)
     tables = read_tables(folder, manifest)
     figures, pictures = {}, []
     if manifest.complete:
-        figures = drawn(folder, manifest, tables)
+        figures = _draw_figures(folder, manifest, tables)
         if figures is None:
-            notices.append(words.NO_MODULE.format(name=manifest.experiment))
+            notices.append(messages.NO_MODULE.format(name=manifest.experiment))
         for name, pair in (figures or {}).items():
             if not wanted or name in wanted:
-                pictures.append(saved(name, pair, folder, key, out))
+                pictures.append(_save_picture(name, pair, folder, key, out))
     return Chapter(
         key,
         manifest.study.title,
@@ -50,25 +50,25 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
         all_pictures=tuple(figures or ()),
         sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
         command=f"{manifest.command} --out {shlex.quote(folder.as_posix())}",
-        facts=facts(manifest),
+        facts=_facts(manifest),
     )
 
 
-def odd(folder: Path, manifest: ResultManifest) -> list[Bilingual]:
+def _notices(folder: Path, manifest: ResultManifest) -> list[Bilingual]:
     """What is not as it should be."""
     versions = len({record.code_sha256 for record in manifest.jobs.values()})
-    mixed = [words.MIXED.format(count=versions)] if versions > 1 else []
+    mixed = [messages.MIXED.format(count=versions)] if versions > 1 else []
     if manifest.complete:
         return mixed
     done = len(list((folder / JOBS).glob("*.csv")))
-    notices = [words.UNFINISHED.format(all=manifest.jobs_in_all, done=done), *mixed]
+    notices = [messages.UNFINISHED.format(all=manifest.jobs_in_all, done=done), *mixed]
     if manifest.failed:
         listed = "; ".join(f"{name} ({why})" for name, why in manifest.failed.items())
-        notices.append(words.FAILED.format(jobs=listed))
+        notices.append(messages.FAILED.format(jobs=listed))
     return notices
 
 
-def drawn(folder: Path, manifest: ResultManifest, tables: dict) -> dict[str, dict[str, Figure]] | None:
+def _draw_figures(folder: Path, manifest: ResultManifest, tables: dict) -> dict[str, dict[str, Figure]] | None:
     """By name and language; None if the experiment is not here."""
     try:
         module = load_study(manifest.experiment)
@@ -81,22 +81,22 @@ def drawn(folder: Path, manifest: ResultManifest, tables: dict) -> dict[str, dic
         raise ToushiError(f"the figures of {folder} cannot be drawn: {type(error).__name__}: {error}") from error
 
 
-def saved(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
+def _save_picture(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
     """A figure's label is its caption, and its name if it has none."""
     captions = {language: str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES}
     command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
-    return picture(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
+    return save_in_both_languages(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
 
 
-def facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
+def _facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
     seconds = sum(record.seconds for record in manifest.jobs.values())
     hardware = manifest.hardware
     machine = ", ".join([hardware.processor, hardware.system, *hardware.gpus])
     cores = Bilingual(en=f"{machine}, {hardware.cores} cores", zh=f"{machine}，{hardware.cores} 核")
-    found = {
-        "config": Bilingual.same(_spoken(manifest.config)),
+    values = {
+        "config": Bilingual.same(_format_values(manifest.config)),
         "config_sha256": Bilingual.same(manifest.config_sha256),
-        "seeds": Bilingual.same(_spoken(manifest.seeds)),
+        "seeds": Bilingual.same(_format_values(manifest.seeds)),
         "weights": Bilingual.same(
             "; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.weights.items())
         ),
@@ -112,8 +112,8 @@ def facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
         "tables": Bilingual.same("; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.tables.items())),
         "may_differ": manifest.may_differ,
     }
-    return [(FACTS[name], value) for name, value in found.items() if value.zh]
+    return [(FACTS[name], value) for name, value in values.items() if value.zh]
 
 
-def _spoken(values: dict[str, JsonValue]) -> str:
+def _format_values(values: dict[str, JsonValue]) -> str:
     return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())

@@ -15,7 +15,7 @@ claim, and how the study could fail) and
 
 A job runs in a process of its own with one thread, and its rows go through CSV: numbers, true and false, or text; None
 for what is missing, never "". The same holds for the tables of a Finding. A small picture is text, too, as
-`toushi.probe.figures.embedded_fonts` writes it.
+`toushi.probe.figures.embedded_picture` writes it.
 
 Nothing here runs anything: `experiments/runner/run_study.py` does, and `reports/` shows the results.
 """

@@ -54,7 +54,7 @@ from toushi.probe.analysis.layer_measures import cka, head_statistics, sense_sep
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import encode_layers
-from toushi.probe.figures.embedded_fonts import embedded
+from toushi.probe.figures.embedded_picture import embed_picture
 from toushi.probe.figures.picture_figures import NAMES
 from toushi.probe.pipelines.load import model_files, shipped_models
 
@@ -150,7 +150,7 @@ def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int)
     table = sense_pairs(None)
     table = table.loc[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
     drawn = load_cpu_model(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
-    rows = [{"prompt": prompt, "picture": embedded(picture)} for prompt, picture in zip(table.sentence, drawn)]
+    rows = [{"prompt": prompt, "picture": embed_picture(picture)} for prompt, picture in zip(table.sentence, drawn)]
     return to_table(rows, part="shown", model=twin)
 
 

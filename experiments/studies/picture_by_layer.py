@@ -54,7 +54,7 @@ from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import onset_layer
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.encoders.early_exit import exit_at_layer
-from toushi.probe.figures.embedded_fonts import embedded
+from toushi.probe.figures.embedded_picture import embed_picture
 from toushi.probe.figures.picture_figures import NAMES
 from toushi.probe.pipelines.load import model_files
 
@@ -147,7 +147,7 @@ def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.Data
         with exit_at_layer(known, layer):
             drawn = known.sample(SHOWN, steps=steps, guidance=guidance, seed=seed)
         rows += [
-            {"part": "shown", "layer": layer, "prompt": prompt, "picture": embedded(picture)}
+            {"part": "shown", "layer": layer, "prompt": prompt, "picture": embed_picture(picture)}
             for prompt, picture in zip(SHOWN, drawn)
         ]
     return pd.DataFrame(rows)

@@ -24,10 +24,10 @@ from toushi.experiments.studies import picture_by_layer as layers
 from toushi.experiments.studies.picture_by_layer import ORDER
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.early_exit import exit_at_layer
-from toushi.probe.figures.embedded_fonts import embedded, picture_in
+from toushi.probe.figures.embedded_picture import decode_picture, embed_picture
 from toushi.probe.figures.style import PAGE
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.reports.chapter import shown
+from toushi.reports.chapter import format_cell
 
 PROMPTS = ["左边是猫，右边是月亮", "河边的银行"]
 
@@ -150,9 +150,9 @@ def test_shares_and_their_intervals():
 def test_a_picture_in_a_table_comes_back():
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[10:20, 5:30] = (226, 44, 52)
-    text = embedded(Image.fromarray(pixels))
-    assert np.abs(picture_in(text).astype(int) - pixels).max() <= 8 and "\n" not in text
-    assert shown(text) == "PNG"  # in the tables of a report
+    text = embed_picture(Image.fromarray(pixels))
+    assert np.abs(decode_picture(text).astype(int) - pixels).max() <= 8 and "\n" not in text
+    assert format_cell(text) == "PNG"  # in the tables of a report
 
 
 # --- whole runs -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from toushi.probe.trace.encoder_trace import EncoderTraceWriter
 from toushi.probe.trace.open import open_trace
 from toushi.reports import report_messages as words
 from toushi.reports.build_report import report
-from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, shown
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, format_cell
 from toushi.reports.html import rows
 from toushi.reports.pdf import contents, pdf
 
@@ -344,14 +344,19 @@ def test_long_tables_are_cut_and_say_where_the_rest_is(tmp_path):
     assert [column["number"] for column in body["columns"]] == [True, True, False]
     chapter = Chapter("a", Bilingual.same("a"), sheets=[Sheet("long", table, file)])
     assert len(contents([chapter], tmp_path, tmp_path, "en")["chapters"][0]["sheets"][0]["rows"]) == 15
-    assert (shown(0.123456), shown(float("nan")), shown(3), shown(True)) == ("0.1235", "–", "3", "True")
+    assert (format_cell(0.123456), format_cell(float("nan")), format_cell(3), format_cell(True)) == (
+        "0.1235",
+        "–",
+        "3",
+        "True",
+    )
 
 
 def test_figures_of_a_trace_fit_a_page(house):
-    from toushi.reports.trace_chapter import chosen, figures
+    from toushi.reports.trace_chapter import figures_by_name, words_to_draw
 
     trace = open_trace(house / "runs" / "cat")
-    for name, (_, draw) in figures(trace, chosen(trace, None, "cond"), ()).items():
+    for name, (_, draw) in figures_by_name(trace, words_to_draw(trace, None, "cond"), ()).items():
         for language in ("zh", "en"):
             figure = draw(language=language)
             assert figure.get_figwidth() <= PAGE, name

@@ -27,9 +27,9 @@ In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
     folder: Folder
     """The trace."""
     to: Literal["npz", "parquet", "zarr"]
-    """npz for numpy; parquet for pandas, R, DuckDB; zarr for xarray and dask."""
+    """npz for numpy; parquet for pandas, R, DuckDB; zarr, which is a folder, for xarray and dask."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The file; if not given beside the folder: runs/cat.npz."""
+    """The file (zarr: folder); beside the trace if not given, runs/cat.npz."""
     words: Words = ()
     """Only these words of the prompt."""
     tokens: bool = False
@@ -60,5 +60,5 @@ In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
         if done.left_out:
             names, why = "、".join(done.left_out), next(iter(done.left_out.values()))
             print(f"toushi: warning: not exported, because it is not in the trace: {names}. {why}", file=sys.stderr)
-        size = format_bytes(done.path.stat().st_size)
+        size = format_bytes(done.bytes)
         print(table([("export", f"{done.path}  ({done.what}, {size})")]))

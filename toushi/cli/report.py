@@ -36,7 +36,7 @@ The page opens without a network. The same folders give the same bytes again."""
             )
         from toushi.reports.build_report import report
 
-        files = report(self.folders, self.out, figures=self.figures, asked=self.words)
+        files = report(self.folders, self.out, figures=self.figures, words=self.words)
         if self.figures:
             print("\n".join(map(str, files)))
             return

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     """The summary of the trace as text. Draws words.png into the folder."""
     from toushi.probe.figures.style import save
-    from toushi.probe.figures.words_figure import chosen, words_figure
+    from toushi.probe.figures.words_figure import words_figure, words_to_draw
     from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
     manifest = trace.manifest
     has_maps = any(site.kind == "cross" for site in trace.sites.values())
-    asked = chosen(trace, words, "cond") if has_maps else []
+    asked = words_to_draw(trace, words, "cond") if has_maps else []
     maps = [trace.heat_map(word) for word in asked]
     figure = folder / "words.png"
     try:
