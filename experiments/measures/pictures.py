@@ -20,7 +20,7 @@ from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Verdict, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load
+from toushi.probe.pipelines.load import load_own
 
 BATCH = 25
 
@@ -28,7 +28,7 @@ BATCH = 25
 @lru_cache(maxsize=2)
 def load_cpu_model(model: str) -> MiniUNet:
     """On the CPU, where every job of a run comes to the same bits, with the threads that the run has."""
-    return load(model, "cpu", threads=torch.get_num_threads())
+    return load_own(model, "cpu", threads=torch.get_num_threads())
 
 
 def draw_pictures(

@@ -33,7 +33,7 @@ from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load
+from toushi.probe.pipelines.load import load_own
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection
 from toushi.probe.trace.picture_trace import Trace
@@ -151,7 +151,7 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(config: Config) -> None:
-    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
+    model = load_own(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
     table = pd.DataFrame([*score_noised_scenes(model, config), *score_drawn_pictures(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)

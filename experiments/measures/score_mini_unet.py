@@ -23,7 +23,7 @@ from toushi.experiments.measures.statistics import share
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import Verdict, judge
-from toushi.probe.pipelines.load import load
+from toushi.probe.pipelines.load import load_own
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Config:
 
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
     """One row for each thing that a prompt asked for: scene, language, what, right; and the pictures."""
-    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
+    model = load_own(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
     rows, pictures = [], []
     starts = range(0, config.count, config.batch)
     for start in tqdm(starts, desc="pictures", unit="batch"):

@@ -73,9 +73,9 @@ def through_vae(name: str) -> Callable[..., Pictures]:
     """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
     import torch
 
-    from toushi.probe.pipelines.load import load
+    from toushi.probe.pipelines.load import load_own
 
-    vae = load(name).vae.eval()
+    vae = load_own(name).vae.eval()
     device = next(vae.parameters()).device
     generator = torch.Generator().manual_seed(0)
 

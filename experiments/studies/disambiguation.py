@@ -281,7 +281,7 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
 
     found = {}
     for data in tables["senses"].data.unique():
-        found[f"senses-{data}"] = senses_figure(tables["senses"][tables["senses"].data == data], language)
+        found[f"senses-{data}"] = senses_figure(tables["senses"].loc[tables["senses"].data == data], language)
         if "left_out" in tables:
             part = tables["left_out"]
             found[f"left-out-{data}"] = changes_figure(part.loc[part.data == data], language)

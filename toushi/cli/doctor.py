@@ -19,6 +19,7 @@ from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
     from toushi.probe.pipelines.family import Family
+    from toushi.probe.pipelines.load_options import Dtype
 
 OFFLOADS = ("none", "model", "group", "sequential")  # from the fastest to the smallest
 ACTIVATION_BYTES = 2 * 10**9  # for each 2**20 pixels: a rule of thumb, not a measurement
@@ -165,7 +166,7 @@ def report(found: ModelInfo, asked: Doctor, loading, translate: Callable[..., st
     return lines
 
 
-def head(found: ModelInfo, loading, device, dtype: str, free: int | None, translate) -> str:
+def head(found: ModelInfo, loading, device, dtype: "Dtype", free: int | None, translate) -> str:
     import torch
 
     if found.family is None:
@@ -194,7 +195,7 @@ def head(found: ModelInfo, loading, device, dtype: str, free: int | None, transl
     return table([*rows, (translate("libraries"), "; ".join(said))])
 
 
-def kernel(found: ModelInfo, device, dtype: str, masked: bool = False) -> str:
+def kernel(found: ModelInfo, device, dtype: "Dtype", masked: bool = False) -> str:
     """What PyTorch would choose for the denoiser's attention."""
     import torch
 

@@ -65,10 +65,12 @@ def sites_from_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str,
     factor, pixels = family.cell_pixels(info.pipeline), default_size(family, info.pipeline)
     cells = [-(-side // factor) for side in size or (pixels, pixels)]
 
+    pipeline = info.pipeline
+
     def describe(name: str, site) -> Site:
         if site.kind == "encoder":
             return Site(kind=site.kind, grid=None, heads=None)
-        coarser = downsampling(family, info.pipeline, name)
+        coarser = downsampling(family, pipeline, name)
         rows, columns = (-(-n // coarser) for n in cells)
         return Site(kind=site.kind, grid=(rows, columns), heads=head_count(site.module))
 
