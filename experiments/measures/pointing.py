@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 import tyro
 from tqdm import tqdm
+from xarray import DataArray
 
 from toushi.experiments.measures.statistics import groups, share
 from toushi.experiments.scene_world.example import Example, example
@@ -49,7 +50,7 @@ def batched(items, size: int) -> Iterator[list]:
 
 @dataclass(frozen=True)
 class Config:
-    """How many scenes, noised to which times, and how pictures are drawn."""
+    """Number of scenes, their times, and the sampling of pictures."""
 
     model: str = "mini-unet"
     split: str = "held_out"
@@ -63,8 +64,8 @@ class Config:
 
 
 def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
-    """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
-    word's does, AUC and chance. Objects without a mask give one row that says so."""
+    """A row for each object and layer, by the first word that names it: whether its peak hits, whether that of another
+    word does, AUC and chance. An object without a mask gives one row with `found` False."""
     parts = [part for part in reversed(example.caption.parts) if part.role == "object"]
     named = {part.object: (part.start, part.end) for part in parts if part.object is not None}
     maps = {item: layer_maps(trace, span) for item, span in named.items()}
@@ -83,12 +84,12 @@ def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) 
 
 
 def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = None) -> dict[str, np.ndarray]:
-    """Mean over steps [y, x] of each layer, and of all layers alike, for a word or for the token of a column."""
+    """The mean over steps [y, x] of each layer, and the plain mean of all layers, for a word or for a token's column."""
 
-    def one(maps):
+    def mean_of_steps(maps: DataArray) -> np.ndarray:
         return (maps if column is None else maps.sel(token=column)).mean("step").values
 
-    maps = {site: one(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
+    maps = {site: mean_of_steps(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
     return maps | {"plain mean": mean_of_sites(list(maps.values()))}
 
 
@@ -124,8 +125,8 @@ def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and how many objects
-    could be scored."""
+    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and the share of
+    objects that could be scored."""
     rows = []
     for (kind, time), part in groups(table, ["kind", "time"]):
         found = len(part.loc[part.found].drop_duplicates(["scene", "word"]))

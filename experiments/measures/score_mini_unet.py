@@ -28,7 +28,7 @@ from toushi.probe.pipelines.load import load
 
 @dataclass(frozen=True)
 class Config:
-    """Which prompts are drawn, and how."""
+    """The prompts, and how they are sampled."""
 
     model: str = "mini-unet"
     split: str = "held_out"
@@ -43,7 +43,7 @@ class Config:
 
 
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
-    """One row for each thing that a prompt asked for: scene, language, what, right; and the pictures."""
+    """A row for each thing that a prompt asked for (scene, language, what, right), and the pictures."""
     model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
     rows, pictures = [], []
     starts = range(0, config.count, config.batch)
@@ -64,7 +64,7 @@ def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
 
 
 def answers(seed: int, e: Example, verdict: Verdict) -> list[dict]:
-    """The verdict on one picture, an answer a row."""
+    """The verdict on one picture, a row for each answer."""
     asked = {
         "object": verdict.objects,
         "position": verdict.positions,
@@ -85,7 +85,7 @@ def answers(seed: int, e: Example, verdict: Verdict) -> list[dict]:
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Share right with its interval and the number of cases, for each thing asked, in all and by language."""
+    """The share that is right, its interval and the number of cases, for each thing, overall and by language."""
     rows = []
     for what, part in table.groupby("what", sort=False):
         for language, some in [("all", part), *part.groupby("language")]:

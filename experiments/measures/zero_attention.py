@@ -31,7 +31,7 @@ class Config:
 
 
 def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
-    """The column as it is, then one for each word: pictures one below the other, and what they are."""
+    """The unchanged column, then one for each word: its pictures below each other, and its title."""
 
     def column() -> list[np.ndarray]:
         drawn = model.sample([config.prompt] * config.seeds, steps=config.steps, seed=range(config.seeds))

@@ -1,4 +1,4 @@
-"""Scenes: what is in the picture, before anything is drawn or said.
+"""Scenes: the objects, place, time and style of a picture, before it is drawn or described.
 
 What a caption leaves unsaid has one fixed meaning, so that captions determine pictures: no place is a plain pale
 background, no time is day, no style is flat colours, no size is medium, no colour is the icon's own, one object
@@ -67,7 +67,7 @@ def colour_is_held_out(colour: str | None, kind: str) -> bool:
 
 
 def held_out(objects: tuple[Object, ...]) -> tuple[str, ...]:
-    """Which rules, of pair and colour, set these objects aside."""
+    """The rules, of pair and colour, by which these objects are held out."""
     kinds = [thing.kind for thing in objects]
     pairs = any(pair_is_held_out(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     colours = any(colour_is_held_out(thing.colour, thing.kind) for thing in objects)
@@ -87,7 +87,7 @@ class Pick:
         return self.random() < probability
 
     def integer(self, low: int, high: int) -> int:
-        """low to high, both possible."""
+        """A number from low to high, both included."""
         return low + int(self.random() * (high - low + 1))
 
 

@@ -92,8 +92,8 @@ class Config:
 
 
 def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
-    """What `trace.heat_map` shows by default: the layer that pointed best at exact masks, if it does so better than
-    the plain mean of all layers; else None, which is that mean."""
+    """The default of `trace.heat_map`: the layer that points best at exact masks, if it is better than the plain mean of
+    all layers; else None, which is that mean."""
     layer = best.set_index("kind").best_layer["noised"]
     hits = rates.loc[rates.kind == "noised"].groupby("layer").hit.mean()
     if hits["plain mean"] >= hits[layer]:
@@ -102,7 +102,7 @@ def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
 
 
 def list_faults(held_out: pd.DataFrame) -> str:
-    """What falls short of the goals, said with the numbers."""
+    """The rates that are below their goals, with the numbers."""
     rates = held_out.loc[held_out.language == "all"].set_index("what").right
     short = [f"- {what}: {rates[what]:.3f}, the goal is {goal}" for what, goal in GOALS.items() if rates[what] < goal]
     return "\n".join([*short, "- Trained at 64x64 alone; nothing was measured at other sizes."])

@@ -98,11 +98,11 @@ it in Python."""
     """Draw without recording; writes image.png only."""
 
     def run(self) -> None:
-        started = time.perf_counter()
+        start = time.perf_counter()
         if not self.no_record:
             require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
-            return self.resume_run(self.resume, started)
+            return self.resume_run(self.resume, start)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.checked_loading()
         self.check_numbers()
         self.check_sampler()
@@ -117,7 +117,7 @@ it in Python."""
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
                 figures.submit(int)  # the process starts with the first task
                 signal.signal(signal.SIGINT, handler)
-            self.run_checked(prompts, size, loading, folder, figures, started)
+            self.run_checked(prompts, size, loading, folder, figures, start)
 
     def run_checked(
         self,
@@ -126,7 +126,7 @@ it in Python."""
         loading: Loading,
         folder: Path,
         figures: ProcessPoolExecutor,
-        started: float,
+        start: float,
     ) -> None:
         """`figures` is another process: it imports what figures need while this one imports torch."""
         from toushi.probe.pipelines.generate import check_arguments
@@ -153,11 +153,11 @@ it in Python."""
             for report in figures.map(summarize_trace, folders, [self.words or None] * len(folders)):
                 print(report)
         ended = time.perf_counter()
-        print(f"time      sampling {sampled - loaded:.1f} s, total {ended - started:.1f} s")
+        print(f"time      sampling {sampled - loaded:.1f} s, total {ended - start:.1f} s")
 
     # --- the run
 
-    def resume_run(self, folder: Path, started: float) -> None:
+    def resume_run(self, folder: Path, start: float) -> None:
         """Finishes an interrupted run."""
         if names := self.options_beside_resume():
             raise ToushiError(f"--resume reads every option except --model from the trace; remove {', '.join(names)}")
@@ -183,7 +183,7 @@ it in Python."""
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
         print(summarize_trace(folder))
-        print(f"time      {left} of {count} steps, total {time.perf_counter() - started:.1f} s")
+        print(f"time      {left} of {count} steps, total {time.perf_counter() - start:.1f} s")
 
     def options_beside_resume(self) -> list[str]:
         """The names of the options that were given, without --resume and --model."""
