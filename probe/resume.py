@@ -1,21 +1,24 @@
-"""Going on with a recorded run that was broken off, so that nothing tells it from one that was not.
+"""Finishes a recorded run that was interrupted, so that its trace equals that of an uninterrupted run.
 
-Each finished step holds its latents in the sampler's own precision, and nothing else passes from step to step, so the
-rest of the run is the same to the last bit if the same program computes it in the same way. What could round
-differently (other weights, packages, threads, device) is refused with the reason.
+Each finished step has its latents in the sampler's own precision, and nothing else passes from step to step. So the
+rest of the run is bit-identical if the same program computes it in the same way. Whatever could round differently
+(other weights, packages, threads, device) is refused with the reason.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.editing.edit import edit, edits_of_manifest
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.pipelines.registry import family_of
-from toushi.probe.recording.policy import DISK, Policy
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.family import Model
+from toushi.probe.pipelines.generate import StepCallback
+from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
 from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import Recording
 from toushi.probe.trace.open import open_trace
@@ -24,22 +27,22 @@ from toushi.probe.trace.writer import TraceWriter
 
 
 class CannotResume(ToushiError):
-    """The run cannot be gone on with so that it ends as it would have ended."""
+    """The run cannot be finished in the way in which it would have ended."""
 
 
-def resume(model, folder: str | Path, callback: Callable | None = None):
-    """Finishes the run whose trace is in the folder, and returns its picture (PIL).
+def resume(model: Model, folder: str | Path, callback: StepCallback | None = None) -> Image.Image:
+    """The picture of the run whose trace is in the folder. The run is finished, and its trace is then complete.
 
-    The trace is then what it would have been, bit for bit in every array; only times on the clock differ.
-    `callback(index, latents)` is called after each step. Raises CannotResume.
+    Every array of the trace is bit-identical to that of an uninterrupted run; only durations differ. `callback(index,
+    latents)` is called after each step. Raises CannotResume.
     """
     trace = open_trace(folder)
     manifest = trace.manifest
-    check(model, trace)
-    assert manifest.size is not None and manifest.edits is not None and manifest.kept is not None  # or check refuses
-    steps, done = manifest.steps.count, trace.steps
-    how = {
-        "steps": steps,
+    model = check_resumable(model, trace)
+    assert manifest.size is not None and manifest.edits is not None and manifest.kept is not None  # checked before
+    done = trace.steps
+    arguments: dict[str, Any] = {
+        "steps": manifest.steps.count,
         "guidance": manifest.guidance,
         "sampler": manifest.sampler,
         "size": manifest.size,
@@ -47,87 +50,100 @@ def resume(model, folder: str | Path, callback: Callable | None = None):
         "callback": callback,
     }
     if done:
-        how["latents"] = torch.from_numpy(trace.latent(done[-1]).values.copy())[None]
-        how["first_step"] = done[-1] + 1
-    draw = (manifest.prompt, manifest.negative_prompt or "")
+        latent = trace.latent(done[-1])
+        assert latent is not None, "each finished step has its latents"
+        arguments["latents"] = torch.from_numpy(latent.values.copy())[None]
+        arguments["first_step"] = done[-1] + 1
     edits = edits_of_manifest(manifest.edits)
-    edited = edit(model, edits) if edits else nullcontext()
-    if done and not _missing(trace):  # only steps that are not kept, if any, and the picture
-        with edited:
-            picture = model.sample(*draw, **how)
+    editing = edit(model, edits) if edits else nullcontext()
+    if done and not _missing_steps(trace):  # the steps that are left, if any, are not recorded
+        with editing:
+            picture = _sample(model, manifest.prompt, manifest.negative_prompt, arguments)
         with TraceWriter(folder, manifest, resume=trace.files) as writer:
             writer.write_image(picture)
         return picture
-    kept, recorded = manifest.kept, manifest.steps.recorded
-    words = None if kept.words is None else tuple(map(_word, kept.words))
-    recorded, budget = None if recorded is None else tuple(recorded), DISK if kept.budget is None else kept.budget
+    kept = manifest.kept
     policy = Policy(
-        trace.keep, words, recorded, tuple(trace.branches), kept.dtype or Policy.dtype, budget, bool(kept.pads)
+        trace.keep,
+        None if kept.words is None else tuple(map(_word_query, kept.words)),
+        None if manifest.steps.recorded is None else tuple(manifest.steps.recorded),
+        tuple(trace.branches),
+        kept.dtype or Policy.dtype,
+        DEFAULT_BUDGET if kept.budget is None else kept.budget,
+        bool(kept.pads),
     )
-    with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), edited:
-        return model.sample(*draw, **how)
+    with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), editing:
+        return _sample(model, manifest.prompt, manifest.negative_prompt, arguments)
 
 
-def _missing(trace: Trace) -> list[int]:
+def _sample(model: MiniUNet, prompt: str | None, negative: str | None, arguments: dict[str, Any]) -> Image.Image:
+    assert prompt is not None  # checked before
+    picture = model.sample(prompt, negative or "", **arguments)
+    assert isinstance(picture, Image.Image), "one prompt gives one picture"
+    return picture
+
+
+def _missing_steps(trace: Trace) -> list[int]:
     """Steps that are still to be recorded."""
     recorded = trace.manifest.steps.recorded
     last = trace.steps[-1]
     return [step for step in recorded or range(trace.manifest.steps.count) if step > last]
 
 
-def _word(raw):
-    """A word as it was asked for: its text, or its span."""
-    if isinstance(raw, dict):
-        return raw["start"], raw["end"]
-    return tuple(raw) if isinstance(raw, list) else raw
+def _word_query(entry: Any) -> WordQuery:
+    """A word of the manifest as it was given to `record`: its text, or its span."""
+    if isinstance(entry, dict):
+        return entry["start"], entry["end"]
+    return tuple(entry) if isinstance(entry, list) else entry
 
 
 def check_family(trace: Trace) -> None:
-    """Raises CannotResume for a run that no model can go on with; it needs none loaded."""
+    """Raises CannotResume for a run that no model can finish. No model has to be loaded for it."""
     family = trace.manifest.family
     if family not in (None, "mini-unet"):
         raise CannotResume(
-            f"{trace.folder} was drawn by {family}, which keeps state of its own between steps; only runs of mini-unet "
-            "and its twins can be gone on with. What is finished can be read; draw it again for the rest."
+            f"{trace.folder} was sampled by {family}, whose scheduler keeps state between steps; only runs of mini-unet "
+            "and its twins can be finished. Its finished steps can be read; sample it again for the rest."
         )
 
 
-def check(model, trace: Trace) -> None:
-    """Raises CannotResume, with the reason, if this run cannot be gone on with by this model here."""
-    manifest, where = trace.manifest, trace.folder
+def check_resumable(model: Model, trace: Trace) -> MiniUNet:
+    """The model. Raises CannotResume, with the reason, if it cannot finish this run here."""
+    manifest, folder = trace.manifest, trace.folder
     if trace.complete:
-        raise CannotResume(f"{where} is complete: there is nothing to go on with.")
+        raise CannotResume(f"{folder} is complete: there is nothing to finish.")
     needed = ("prompt", "seed", "guidance", "sampler", "size", "kept", "batch", "model", "versions", "threads", "edits")
     if unknown := [name for name in needed if getattr(manifest, name) is None]:
         raise CannotResume(
-            f"{where} does not say its {' and '.join(unknown)} (it was not drawn by the model's own `sample`, or by an "
-            "older Toushi): draw it again."
+            f"{folder} does not say its {' and '.join(unknown)} (it was not sampled by the model's own `sample`, or by "
+            "an older Toushi): sample it again."
         )
     assert manifest.model is not None and manifest.versions is not None
     if manifest.batch != 1:
         raise CannotResume(
-            f"{where} is one of {manifest.batch} pictures drawn in one batch, and alone it would round "
-            "differently: draw them again."
+            f"{folder} is one of {manifest.batch} pictures of one batch, and alone it would round differently: sample "
+            "them again."
         )
     check_family(trace)
-    if family_of(model).name != "mini-unet":
-        raise CannotResume(f"{where} was begun with mini-unet or one of its twins: name it with --model.")
+    if not isinstance(model, MiniUNet):
+        raise CannotResume(f"{folder} was sampled by mini-unet or one of its twins: name it with --model.")
     with cpu_threads(model.threads):
-        now = environment(model)
-    if now["model"]["weights_sha256"] is None:
-        raise CannotResume("the weights of this model were never saved, so they cannot be compared: draw it again.")
-    pairs = [("weights", now["model"]["weights_sha256"], manifest.model.weights_sha256)]
-    pairs += [(name, now[name], getattr(manifest, name)) for name in ("threads", "device", "dtype")]
-    versions = {**manifest.versions, **now["versions"]}
-    pairs += [(name, now["versions"].get(name), manifest.versions.get(name)) for name in versions]
-    for name, here, there in pairs:
-        if here != there:
-            hints = {
-                "threads": f"Load the model with threads={there}, or draw it again.",
-                "weights": f"Load the model that it was begun with, {manifest.model.name} of revision "
-                f"{manifest.model.revision} (--model), or draw it again.",
+        here: dict[str, Any] = environment(model)
+    if here["model"]["weights_sha256"] is None:
+        raise CannotResume("the weights of this model were never saved, so they cannot be compared: sample it again.")
+    pairs = [("weights", here["model"]["weights_sha256"], manifest.model.weights_sha256)]
+    pairs += [(name, here[name], getattr(manifest, name)) for name in ("threads", "device", "dtype")]
+    versions = {**manifest.versions, **here["versions"]}
+    pairs += [(name, here["versions"].get(name), manifest.versions.get(name)) for name in versions]
+    for name, now, then in pairs:
+        if now != then:
+            advice = {
+                "threads": f"Load the model with threads={then}, or sample it again.",
+                "weights": f"Load the model that it was sampled by, {manifest.model.name} of revision "
+                f"{manifest.model.revision} (--model), or sample it again.",
             }
             raise CannotResume(
-                f"{where} was begun with {name} {there}; here it is {here}, which may round differently. "
-                f"{hints.get(name, 'Draw it again.')}"
+                f"{folder} was begun with {name} {then}; here it is {now}, which may round differently. "
+                f"{advice.get(name, 'Sample it again.')}"
             )
+    return model

@@ -567,7 +567,7 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
     advice = fails("doctor", "nobody-is-here/flux")
     assert "if it is a hub id" in advice
     given = shlex.split(advice[advice.index("hf download") :])  # hf takes one pattern after each --include
-    assert given[2] == "nobody-is-here/flux" and given[3::2] == ["--include"] * 3 + ["--local-dir"]
+    assert given[2] == "nobody-is-here/flux" and given[3::2] == ["--include"] * 3
 
 
 def test_a_layer_that_is_not_there_is_said_before_anything_is_kept(fails, tmp_path):

@@ -117,9 +117,9 @@ _MODULES = {name: f"toushi.{module}" for module, names in _NAMES.items() for nam
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"toushi has no {name!r}; it has {', '.join(sorted(__all__))}")
-    from toushi.probe.base.extras import missing_library_named
+    from toushi.probe.base.extras import explain_missing_library
 
-    with missing_library_named():
+    with explain_missing_library():
         value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
     return value
 

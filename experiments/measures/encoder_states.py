@@ -10,8 +10,8 @@ import numpy as np
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import encode_layers
-from toushi.probe.encoders.load_encoder import Encoder, UnknownEncoder, folder_of, open_encoder
-from toushi.probe.text.alignment import Span, shares
+from toushi.probe.encoders.load_encoder import Encoder, UnknownEncoder, encoder_folder, open_encoder
+from toushi.probe.text.alignment import Span, token_shares
 
 WEIGHTS = ("trained", "random")  # the encoder itself, and the same design before training
 BATCH = 64  # texts whose states of every token are in memory together
@@ -27,7 +27,7 @@ def load_cpu_encoder(name: str, weights: str = "trained", seed: int = 0) -> Enco
 def locate_encoder(name: str) -> Path:
     """Where the files of a shipped model, a folder, or a hub id are; those of a hub id are downloaded first."""
     try:
-        return folder_of(name)
+        return encoder_folder(name)
     except UnknownEncoder as error:
         raise UnknownEncoder(f"{error}. If you have its files, name their folder: --set encoder=FOLDER") from None
 
@@ -70,7 +70,7 @@ def bags_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span]) -> np
     found: list[np.ndarray] = []
     for start in range(0, len(texts), BATCH):
         for reading in encode_layers(encoder, texts[start : start + BATCH], attention=False):
-            own = shares(reading.tokens, spans[len(found)]) > 0
+            own = token_shares(reading.tokens, spans[len(found)]) > 0
             text = np.array([token.span is not None and token.span[0] < token.span[1] for token in reading.tokens])
             found.append(reading.states.values[0, text & ~own].mean(0))
     return np.stack(found)[None]

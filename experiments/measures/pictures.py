@@ -12,15 +12,14 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
-import torch
 
 from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
 from toushi.experiments.measures.statistics import groups
+from toushi.experiments.own_model import load_own_model, sample_batch
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Verdict, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load
 
 BATCH = 25
 
@@ -28,7 +27,7 @@ BATCH = 25
 @lru_cache(maxsize=2)
 def load_cpu_model(model: str) -> MiniUNet:
     """The model on the CPU, where every job of a study gets the same bits, with the threads of the job's process."""
-    return load(model, "cpu", threads=torch.get_num_threads())
+    return load_own_model(model, "cpu")
 
 
 def draw_pictures(
@@ -36,7 +35,7 @@ def draw_pictures(
 ) -> Iterator:
     for start in range(0, len(prompts), BATCH):
         some = slice(start, start + BATCH)
-        yield from model.sample(prompts[some], seed=list(seeds[some]), steps=steps, guidance=guidance)
+        yield from sample_batch(model, prompts[some], seed=list(seeds[some]), steps=steps, guidance=guidance)
 
 
 def fully_described_scenes(split: str, count: int) -> list[int]:

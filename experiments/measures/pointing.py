@@ -29,12 +29,12 @@ from tqdm import tqdm
 from xarray import DataArray
 
 from toushi.experiments.measures.statistics import groups, share
+from toushi.experiments.own_model import load_own_model, sample_batch
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection
 from toushi.probe.trace.picture_trace import Trace
@@ -116,8 +116,11 @@ def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
         examples = [example(seed, config.split) for seed in some]
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
-                pictures = model.sample(
-                    [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
+                pictures = sample_batch(
+                    model,
+                    [e.caption.text for e in examples],
+                    steps=config.steps,
+                    seed=[config.seed + seed for seed in some],
                 )
             for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
                 masks = detected_masks(e.scene, np.asarray(picture))
@@ -152,7 +155,7 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(config: Config) -> None:
-    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
+    model = load_own_model(config.model)
     table = pd.DataFrame([*score_noised_scenes(model, config), *score_drawn_pictures(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from toushi.experiments.measures.statistics import share
+from toushi.experiments.own_model import load_own_model, sample_batch
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import Verdict, judge
-from toushi.probe.pipelines.load import load
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,14 @@ class Config:
 
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
     """A row for each thing that a prompt asked for (scene, language, what, right), and the pictures."""
-    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
+    model = load_own_model(config.model)
     rows, pictures = [], []
     starts = range(0, config.count, config.batch)
     for start in tqdm(starts, desc="pictures", unit="batch"):
         seeds = range(start, min(start + config.batch, config.count))
         examples = [example(seed, config.split) for seed in seeds]
-        drawn = model.sample(
+        drawn = sample_batch(
+            model,
             [e.caption.text for e in examples],
             steps=config.steps,
             guidance=config.guidance,

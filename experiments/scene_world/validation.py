@@ -73,9 +73,9 @@ def through_vae(name: str) -> Callable[..., Pictures]:
     """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
     import torch
 
-    from toushi.probe.pipelines.load import load
+    from toushi.experiments.own_model import load_own_model
 
-    vae = load(name).vae.eval()
+    vae = load_own_model(name).vae.eval()
     device = next(vae.parameters()).device
     generator = torch.Generator().manual_seed(0)
 

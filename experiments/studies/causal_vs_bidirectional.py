@@ -46,6 +46,7 @@ from pydantic import Field
 from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
 from toushi.experiments.measures.pictures import load_cpu_model, score_scenes, score_senses, sense_pairs, to_table
 from toushi.experiments.measures.statistics import bounds, by_item, groups, interval, means, resample_items, shares
+from toushi.experiments.own_model import sample_batch
 from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
@@ -149,7 +150,7 @@ def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int)
     """Pictures of the first pair of some words whose context comes after them."""
     table = sense_pairs(None)
     table = table.loc[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
-    drawn = load_cpu_model(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
+    drawn = sample_batch(load_cpu_model(model), list(table.sentence), steps=steps, guidance=guidance, seed=seed)
     rows = [{"prompt": prompt, "picture": embedded(picture)} for prompt, picture in zip(table.sentence, drawn)]
     return to_table(rows, part="shown", model=twin)
 

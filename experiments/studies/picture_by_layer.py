@@ -49,9 +49,10 @@ from toushi.experiments.measures.pictures import (
     to_table,
 )
 from toushi.experiments.measures.statistics import bounds, by_item, interval, resample_items, shares
+from toushi.experiments.own_model import sample_batch
 from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
-from toushi.probe.analysis.probes import first_reaching
+from toushi.probe.analysis.probes import onset_layer
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.encoders.early_exit import exit_at_layer
 from toushi.probe.figures.embedded_fonts import embedded
@@ -145,7 +146,7 @@ def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.Data
     known, rows = load_cpu_model(model), []
     for layer in range(len(known.encoder.layers) + 1):
         with exit_at_layer(known, layer):
-            drawn = known.sample(SHOWN, steps=steps, guidance=guidance, seed=seed)
+            drawn = sample_batch(known, SHOWN, steps=steps, guidance=guidance, seed=seed)
         rows += [
             {"part": "shown", "layer": layer, "prompt": prompt, "picture": embedded(picture)}
             for prompt, picture in zip(SHOWN, drawn)
@@ -181,7 +182,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 
 def onset(curve: np.ndarray, config: Config) -> np.ndarray:
-    return first_reaching(np.nan_to_num(curve), config.share)
+    return onset_layer(np.nan_to_num(curve), config.share)
 
 
 def thing_onsets(by_thing: dict, config: Config) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toushi.experiments.own_model import sample_batch
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
 from toushi.experiments.training.muon import make_optimizers
@@ -169,7 +170,8 @@ def read_log(file: Path) -> dict[int, dict]:
 
 def save_sheet(model: MiniUNet, file: Path) -> None:
     """The fixed prompts, two seeds each, one above the other."""
-    drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
+    samples = [sample_batch(model, SHOWN, seed=seed, steps=12) for seed in (0, 1)]
+    drawn = np.stack([np.stack([np.asarray(picture) for picture in pictures]) for pictures in samples])
     cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]
     contact_sheet(cells, len(SHOWN)).save(file)
 

@@ -1,4 +1,4 @@
-"""Text for people, in English and Chinese: the languages of commands, figures, reports and the explorer."""
+"""Text in English and Chinese, the languages of commands, figures, reports and the explorer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +18,15 @@ class Bilingual:
 
     @classmethod
     def same(cls, text: object) -> "Bilingual":
-        """A text that reads alike in both languages, such as a number or a name."""
+        """A text that is the same in both languages, such as a number or a name."""
         return cls(en=str(text), zh=str(text))
 
     def format(self, **values: object) -> "Bilingual":
-        """The text with the names in its braces filled in."""
+        """The text with values for the names in its braces."""
         return Bilingual(en=self.en.format(**values), zh=self.zh.format(**values))
 
     def translate(self, language: str) -> str:
+        """The text of this language. Raises ToushiError for a language other than en and zh."""
         return translate(language, en=self.en, zh=self.zh)
 
     def as_json(self) -> dict[str, str]:
@@ -41,12 +42,13 @@ def translate(language: str, *, en: str, zh: str) -> str:
 
 
 class Messages(dict[str, Bilingual]):
-    """A catalogue, made of `{key: (English, Chinese)}`. Names in braces are filled in by `translate`."""
+    """A catalogue, made of `{key: (English, Chinese)}`."""
 
     def __init__(self, pairs: Mapping[str, tuple[str, str]]):
         super().__init__({key: Bilingual(en=en, zh=zh) for key, (en, zh) in pairs.items()})
 
     def translate(self, language: str, key: str, **values: object) -> str:
+        """The text of this key and language, with values for the names in its braces."""
         return self[key].format(**values).translate(language)
 
 

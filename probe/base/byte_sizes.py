@@ -1,4 +1,4 @@
-"""Byte counts as people read them."""
+"""Byte counts for people."""
 
 
 def format_bytes(count: float) -> str:

@@ -1,4 +1,4 @@
-"""Optional libraries, and the extra of this package that brings each: a missing one is an error of one line."""
+"""Optional libraries, and the extra of this package that installs each. A missing one is an error of one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,17 +28,17 @@ EXTRAS = {
 
 
 class MissingLibrary(ToushiError, ImportError):
-    """A library that an extra of this package brings is not installed. The message has the command that installs it."""
+    """A library of an extra of this package is not installed. The message has the command that installs it."""
 
 
 def install_command(library: str) -> str:
-    """What a user types to get the library, with quotes for shells that expand brackets."""
+    """The command that installs the library, with quotes for shells that expand brackets."""
     return f'pip install "toushi[{EXTRAS[library]}]"'
 
 
 @contextmanager
-def missing_library_named() -> Iterator[None]:
-    """Inside, an import of an optional library that is not installed raises MissingLibrary."""
+def explain_missing_library() -> Iterator[None]:
+    """Inside, the import of an optional library that is not installed raises MissingLibrary."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -52,7 +52,7 @@ def missing_library_named() -> Iterator[None]:
 
 def require(*libraries: str) -> None:
     """Raises MissingLibrary if one of these libraries is not installed. Imports none of them."""
-    with missing_library_named():
+    with explain_missing_library():
         for library in libraries:
             if find_spec(library) is None:
                 raise ModuleNotFoundError(f"No module named {library!r}", name=library)

@@ -1,6 +1,6 @@
-"""Names that the file system refuses, as one error that says what to do: too long, impossible characters, no permission.
+"""One error, which says what to do, for names that the file system refuses: too long, bad characters, no permission.
 
-Python raises OSError or ValueError for these wherever a name is first looked at, so it is looked at here, once.
+Python raises OSError or ValueError for them wherever a name is first used. So every name is checked here, once.
 """
 
 import errno
@@ -10,7 +10,7 @@ from pathlib import Path
 from toushi.probe.base.bilingual_text import Bilingual, Messages
 from toushi.probe.base.errors import ToushiError
 
-LONGEST = 200  # characters of a name in a message
+MAX_CHARACTERS = 200  # characters of a name in a message
 CAUSES = {errno.ENAMETOOLONG: "long", errno.EACCES: "denied", errno.EPERM: "denied"}
 MESSAGES = Messages(
     {
@@ -37,7 +37,7 @@ MESSAGES = Messages(
 
 
 class PathError(ToushiError):
-    """The system cannot open what has this name. `message` is the sentence in both languages."""
+    """The system cannot open the file or folder of this name. `message` is the error in both languages."""
 
     def __init__(self, path: str | os.PathLike, error: OSError | ValueError):
         name = os.fspath(path)
@@ -56,9 +56,9 @@ class PathError(ToushiError):
 
 
 def checked_path(path: str | os.PathLike) -> Path:
-    """The path, if the system can look at it and, where it is a folder, into it; it need not exist. Raises PathError."""
+    """The path, which need not exist. Raises PathError where the system cannot look at it, or into it if it is a folder."""
     try:
-        os.stat(os.path.join(path, "."))  # the dot asks for the right to look inside
+        os.stat(os.path.join(path, "."))  # the dot needs the permission to look inside
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
@@ -67,8 +67,8 @@ def checked_path(path: str | os.PathLike) -> Path:
 
 
 def short_path(path: str | os.PathLike) -> str:
-    """The name for a message: its beginning and end where it is long, escapes for what cannot be printed."""
+    """The name for a message: only its beginning and end where it is long, escapes where it cannot be printed."""
     name = os.fspath(path)
-    if len(name) > LONGEST:
-        name = f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"
+    if len(name) > MAX_CHARACTERS:
+        name = f"{name[: MAX_CHARACTERS // 2]}…{name[-MAX_CHARACTERS // 2 + 1 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

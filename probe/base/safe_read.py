@@ -1,4 +1,4 @@
-"""Reading a file without trusting what lies at its path."""
+"""Reading a file that may be anything: a link, a device, far too large."""
 
 import os
 import stat
@@ -10,20 +10,20 @@ from toushi.probe.base.errors import ToushiError
 def read_regular_file(path: Path, limit: int = 2**28, error: type[ToushiError] = ToushiError) -> bytes:
     """The content of a regular file of at most `limit` bytes. Anything else raises `error`.
 
-    A link is refused, for it can lead out of the folder.
+    A link is refused, because it can lead out of the folder.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}.") from None
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):  # fdopen would refuse a folder in its own words
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):  # fdopen would refuse a folder with another error
         os.close(descriptor)
         raise error(f"{path} must be a regular file; something else has that name.")
     with os.fdopen(descriptor, "rb") as file:
-        if about.st_size > limit:
-            raise error(f"{path} has {about.st_size} bytes; more than {limit} cannot be right.")
+        if status.st_size > limit:
+            raise error(f"{path} has {status.st_size} bytes; more than {limit} cannot be right.")
         try:
             return file.read(limit)
         except OSError as reason:

@@ -1,4 +1,4 @@
-"""The width of text where 猫 is two cells wide: in a terminal, and for the size of a figure's labels."""
+"""The width of text in cells, where 猫 has two: in a terminal, and for the labels of figures."""
 
 import unicodedata
 
@@ -15,13 +15,13 @@ def text_width(text: str) -> int:
 
 
 def pad(text: str, width: int, right: bool = False) -> str:
-    """The text filled up with spaces to `width` cells; with `right`, flush right."""
+    """The text padded with spaces to `width` cells; with `right`, on its left side."""
     fill = " " * max(0, width - text_width(text))
     return fill + text if right else text + fill
 
 
 def truncate(text: str, width: int) -> str:
-    """The text, or as much of its beginning as fits into `width` cells together with an ellipsis."""
+    """The text, or its beginning and an ellipsis, in at most `width` cells."""
     if text_width(text) <= width:
         return text
     while text_width(text) > width - 1:

@@ -1,56 +1,58 @@
-"""What an intervention is: data that says where, what and when, and that a manifest can keep."""
+"""An edit: data that says where, what and when, and that a manifest can keep."""
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
-from toushi.probe.text.alignment import Span, Word, find, segment, shares
+from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 
 KINDS = ("scale", "zero", "replace", "patch", "function")
 
 
 class BadEdit(ToushiError):
-    """An edit that cannot be made: it contradicts itself, the model or the trace it takes from."""
+    """An edit that cannot be made: it contradicts itself, the model, or the trace that is its source."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change at the sites that a glob names.
+    """One change at the sites that a glob matches.
 
-    site        glob: attention sites as `toushi sites` lists them; or, where it matches none of those, states of
-                the text encoder: `encoder.embed`, `text_encoder.layers.3` (what that layer returns)
+    site        glob of attention sites as `toushi sites` lists them; or, if it matches none of them, of states of the
+                text encoder: `encoder.embed`, `text_encoder.layers.3` (what that layer returns)
     kind        "scale": attention to the word (or the head's whole output, or the state) times `factor`;
                 "zero": the same with factor 0, a knock-out;
                 "replace": attention to the word as another trace recorded it at the same site and step;
                 "patch": the word's state as another trace recorded it at the same layer
-    word        "猫", "猫#2", a span; or `token`, a position in the encoder. Without either a scale is of whole heads.
-                Of a token that is the word's in part, "scale" and "zero" change that part, "replace" and "patch" all
+    word        "猫", "猫#2", a span; or `token`, a position in the encoder. Without either, whole heads are scaled.
+                If only a part of a token belongs to the word, "scale" and "zero" change that part, "replace" and
+                "patch" the whole token
     head        index or indices; by default all
-    steps       index, indices or "5:" as in a slice; by default all. Encoder sites know no steps
+    steps       index, indices or "5:" as in a slice; by default all. Sites of the encoder have no steps
     branch      "cond", "uncond", or what the model's family declares; by default cond for words, both for heads
-    renormalise divides by the new sum, so that what a word loses goes to the others
-    source      folder of the other trace; source_word: the word there, by default the same text
+    renormalise divides by the new sum, so that other columns get what a word loses
+    source      folder of the other trace
+    source_word the word there; by default the same text
     """
 
     site: str
     kind: str = "scale"
-    word: str | Span | None = None
+    word: str | Span | Word | None = None
     token: int | None = None
-    head: int | tuple[int, ...] | None = None
-    steps: int | tuple[int, ...] | str | None = None
+    head: int | Sequence[int] | None = None
+    steps: int | Sequence[int] | slice | str | None = None
     branch: str | None = None
     factor: float = 0.0
     renormalise: bool = False
-    source: str | None = None
-    source_word: str | Span | None = None
+    source: str | Path | None = None
+    source_word: str | Span | Word | None = None
     function: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self):
@@ -62,52 +64,60 @@ class Edit:
             object.__setattr__(self, "steps", ":".join("" if part is None else str(part) for part in parts))
         if isinstance(self.source, Path):
             object.__setattr__(self, "source", str(self.source))
-        for name, value in (("head", self.head), ("steps", self.steps), ("token", self.token)):
+        for name in ("head", "steps", "token"):
+            value = getattr(self, name)
             if value is not None and not (name == "steps" and isinstance(value, str)):
                 object.__setattr__(self, name, self._indices(name, value))
 
-        def need(holds: bool, what: str) -> None:
-            if not holds:
-                raise BadEdit(f"edit of {self.site}: {what}")
+        def need(is_met: bool, message: str) -> None:
+            if not is_met:
+                raise BadEdit(f"edit of {self.site}: {message}")
 
         need(self.kind in KINDS, f"kind must be one of {', '.join(KINDS[:-1])}; {self.kind!r} came")
         need(self.word is None or self.token is None, "name a word or a token, not both")
-        takes = self.kind in ("replace", "patch")
-        need(takes == (self.source is not None), "replace and patch, and only they, need source=FOLDER of a trace")
-        need(not takes or self.word is not None, f"{self.kind} needs a word")
+        needs_source = self.kind in ("replace", "patch")
+        need(
+            needs_source == (self.source is not None), "replace and patch, and only they, need source=FOLDER of a trace"
+        )
+        need(not needs_source or self.word is not None, f"{self.kind} needs a word")
         need(math.isfinite(self.factor), f"factor must be a number; {self.factor} came")
         need(self.kind == "scale" or self.factor == 0, "only scale has a factor")
         need(self.kind != "patch" or self.head is None, "a state has no heads")
         need((self.kind == "function") == (self.function is not None), "a function goes to edit(model, site, function)")
         need(
-            self.function is None or (not self.of_columns and self.head is None and self.branch is None),
+            self.function is None or (not self.has_columns and self.head is None and self.branch is None),
             "a function gets all rows, heads and columns, and chooses among them itself: leave word, token, head "
             "and branch out",
         )
         need(
-            not self.renormalise or self.of_columns or self.function is not None,
-            "renormalise is about words: whole heads have no others to give to",
+            not self.renormalise or self.has_columns or self.function is not None,
+            "renormalise is for words: an edit of whole heads has no others to give to",
         )
-        self.at(0, 1)  # a slice that is none is a mistake now, not at the first step
+        self.holds_at(0, 1)  # a wrong slice is a mistake now, not at the first step
 
-    def _indices(self, name: str, value: Any) -> int | tuple[int, ...]:
+    def _indices(self, name: str, value: int | Iterable[int]) -> int | tuple[int, ...]:
         try:
-            alone = name == "token" or hasattr(value, "__index__")
-            return operator.index(value) if alone else tuple(map(operator.index, value))
+            if isinstance(value, SupportsIndex):
+                return operator.index(value)
+            if name == "token":
+                raise TypeError
+            return tuple(map(operator.index, value))
         except TypeError:
-            wanted = "a whole number" if name == "token" else "an index or several"
-            raise BadEdit(f"edit of {self.site}: {name} must be {wanted}; {value!r:.80} came") from None
+            expected = "a whole number" if name == "token" else "an index or several"
+            raise BadEdit(f"edit of {self.site}: {name} must be {expected}; {value!r:.80} came") from None
 
     @property
-    def of_columns(self) -> bool:
+    def has_columns(self) -> bool:
+        """Whether the edit is of the columns of a word or token, not of whole heads."""
         return self.word is not None or self.token is not None
 
     @property
     def branches(self) -> tuple[str, ...]:
-        return (self.branch,) if self.branch else ("cond",) if self.of_columns else ("cond", "uncond")
+        """The branches that are edited."""
+        return (self.branch,) if self.branch else ("cond",) if self.has_columns else ("cond", "uncond")
 
-    def at(self, step: int, count: int) -> bool:
-        """Whether the edit holds at this step of `count`."""
+    def holds_at(self, step: int, count: int) -> bool:
+        """Whether the edit holds at this step of `count`. Raises BadEdit if `steps` is no slice."""
         if self.steps is None:
             return True
         if isinstance(self.steps, str):
@@ -118,54 +128,68 @@ class Edit:
                 return step in range(*slice(*parts).indices(count))
             except (ValueError, TypeError):
                 raise BadEdit(f'steps must be like 3, [0, 1] or "5:"; {self.steps!r} came') from None
+        assert not isinstance(self.steps, slice), "__post_init__ makes it a text"
         asked = [self.steps] if isinstance(self.steps, int) else self.steps
-        return step in {one % count if -count <= one < 0 else one for one in asked}
+        return step in {index % count if -count <= index < 0 else index for index in asked}
 
     def heads(self, count: int) -> list[int]:
+        """The heads that are edited at a site with `count` heads. Raises BadEdit if it does not have them."""
         asked = range(count) if self.head is None else [self.head] if isinstance(self.head, int) else self.head
         if outside := [head for head in asked if not 0 <= head < count]:
             raise BadEdit(f"edit of {self.site}: there is no head {outside[0]}; it has {count} (0 to {count - 1})")
         return list(dict.fromkeys(asked))
 
-    def shares(self, text: EncodedPrompt | PromptTokens) -> np.ndarray:
-        """How much of each token of the text is edited, 0..1. Two encoders may each have a token at one position."""
+    def shares(self, prompt: EncodedPrompt | PromptTokens) -> np.ndarray:
+        """How much of each token of the prompt is edited, 0 to 1. Two encoders may each have a token at one position.
+
+        Raises BadEdit or UnknownWord if the prompt does not have the token or the word.
+        """
         if self.word is None:
-            found = np.array([float(token.position == self.token) for token in text.tokens])
-            if not found.any():
-                last = max(token.position for token in text.tokens)
+            selected = np.array([float(token.position == self.token) for token in prompt.tokens])
+            if not selected.any():
+                last = max(token.position for token in prompt.tokens)
                 raise BadEdit(f"edit of {self.site}: there is no token at {self.token}; the last is at {last}")
-            return found
-        if text.prompt is None:
-            raise BadEdit(f"edit of {self.site}: the prompt is not known, so {self.word!r} has no place; name a token")
-        return shares(text.tokens, find(text.prompt, segment(text.prompt), self.word))
+            return selected
+        if prompt.prompt is None:
+            raise BadEdit(
+                f"edit of {self.site}: the text of the prompt is not known, so name a token, not {self.word!r}"
+            )
+        return token_shares(prompt.tokens, find_word(prompt.prompt, segment(prompt.prompt), self.word))
 
-    def as_json(self) -> dict[str, Any]:
-        """What is not default, for a manifest or a file."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+    def as_json(self) -> dict[str, object]:
+        """The fields that differ from their defaults, for a manifest or a file."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if self.function is not None:
-            made = self.function if hasattr(self.function, "__qualname__") else type(self.function)
-            given["function"] = f"{made.__module__}.{made.__qualname__}"
-        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}}
+            named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+            values["function"] = f"{named.__module__}.{named.__qualname__}"
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
 
-def edits_of_manifest(raw: Iterable[Mapping[str, Any]]) -> list[Edit]:
-    """The edits of `as_json`, to be made again. Raises BadEdit for what is none, and for functions."""
+def edits_of_manifest(entries: Iterable[object]) -> list[Edit]:
+    """The edits of `as_json`, to be made again. Raises BadEdit for what is no edit, and for functions."""
     known, edits = {f.name for f in fields(Edit)}, []
-    for one in raw:
-        if not isinstance(one, Mapping) or not isinstance(one.get("site"), str) or set(one) - known:
-            raise BadEdit(f"expected an edit such as {{site, kind, word, factor}}, but {one!r:.120} came")
-        if one.get("kind") == "function":
-            raise BadEdit(f"the edit of {one['site']} is Python code ({one.get('function')}): run it from Python")
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("site"), str) or set(entry) - known:
+            raise BadEdit(f"expected an edit such as {{site, kind, word, factor}}, but {entry!r:.120} came")
+        if entry.get("kind") == "function":
+            raise BadEdit(f"the edit of {entry['site']} is Python code ({entry.get('function')}): make it in Python")
         try:
-            edits.append(Edit(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}))
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            edits.append(Edit(**values))
         except TypeError as error:
-            raise BadEdit(f"the edit {one!r:.120} has a value of the wrong type: {error}") from None
+            raise BadEdit(f"the edit {entry!r:.120} has a value of the wrong type: {error}") from None
     return edits
 
 
-def same_shape(after: Any, before: Tensor, where: str) -> Tensor:
-    """What a user's function returned, if it has the shape of what it was given. Raises BadEdit."""
+def check_shape(after: object, before: Tensor, site: str) -> Tensor:
+    """What a user's function returned, if it has the shape of what the function got. Raises BadEdit."""
     if not isinstance(after, Tensor) or after.shape != before.shape:
         came = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
-        raise BadEdit(f"{where}: the function must return a tensor of shape {tuple(before.shape)}; {came} came")
+        raise BadEdit(f"{site}: the function must return a tensor of shape {tuple(before.shape)}; {came} came")
     return after
+
+
+def check_rows(rows: int, expected: int, site: str) -> None:
+    """Raises BadEdit if a site has another number of rows than there are texts in the batch."""
+    if rows != expected:
+        raise BadEdit(f"{site}: expected {expected} rows, one for each text, but {rows} came")

@@ -1,7 +1,4 @@
-"""`record_texts(encoder, texts, folder)`: what `encode_layers` gives, written to disk as it comes.
-
-Memory holds a few texts only, whatever their number.
-"""
+"""`record_texts(encoder, texts, folder)`: `encode_layers`, written to disk a few texts at a time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +6,7 @@ from pathlib import Path
 import torch
 
 from toushi.probe.encoders.encode_layers import BATCH, check_texts, encode_layers
-from toushi.probe.encoders.load_encoder import Encoder, open_encoder
-from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
 from toushi.probe.recording.provenance import git_commit, versions
 from toushi.probe.text.alignment import segmenter
 from toushi.probe.trace.encoder_trace import EncoderTraceWriter
@@ -19,29 +15,30 @@ from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 
 
 def record_texts(
-    encoder: str | Path | MiniUNet | Encoder,
+    encoder: AnyEncoder,
     texts: Sequence[str],
     folder: str | Path,
     *,
     attention: bool = True,
     overwrite: bool = False,
 ) -> TextEncodings:
-    """The encodings of all texts, each read from disk when it is asked for, after writing them to `folder` as one trace.
+    """The encodings of all texts, which were written to `folder` as one trace. Each is read from disk when it is used.
 
-    The trace is of kind `encoder`; `open_encoder_trace` opens it. `BATCH` texts at a time are written and listed, and
-    what is listed can be read, whatever ends the process. Raises WriteFailed where the folder holds something else, or a
-    trace without `overwrite`.
+    `open_encoder_trace` opens the trace, of kind `encoder`. `BATCH` texts at a time are written and listed, and listed
+    texts can be read, whatever ends the process. Raises WriteFailed where the folder holds something else, or a trace
+    and `overwrite` is not set.
     """
     check_texts(texts)
-    known = open_encoder(encoder)
-    first = encode_layers(known, texts[:1], attention=attention)
-    with EncoderTraceWriter(folder, manifest_of(known, len(texts), first[0] if texts else None), overwrite) as writer:
+    encoder = open_encoder(encoder)
+    first = encode_layers(encoder, texts[:1], attention=attention)
+    manifest = encoder_manifest(encoder, len(texts), first[0] if texts else None)
+    with EncoderTraceWriter(folder, manifest, overwrite) as writer:
         for start in range(0, len(texts), BATCH):
-            writer.write(list(encode_layers(known, texts[start : start + BATCH], attention=attention)))
+            writer.write(list(encode_layers(encoder, texts[start : start + BATCH], attention=attention)))
     return open_encoder_trace(folder).encodings()
 
 
-def manifest_of(encoder: Encoder, count: int, first: TextEncoding | None) -> dict:
+def encoder_manifest(encoder: Encoder, count: int, first: TextEncoding | None) -> dict[str, object]:
     """The manifest before the first text is written."""
     heads = None if first is None or first.seen is None else first.seen.sizes["head"]
     return {

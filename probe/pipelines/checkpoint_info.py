@@ -11,92 +11,79 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.load import UnknownModel, shards
+from toushi.probe.pipelines.load import UnknownModel, quiet_library_logs, read_model_index, shard_names
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True)
 class ComponentInfo:
-    """A component that has weights. Numbers are parameters; None where the folder does not tell."""
+    """A component that has weights. Sizes are numbers of parameters; None if the folder does not tell them."""
 
     name: str
     kind: str  # its class
     parameters: int | None
-    stored: int | None  # bytes of its weight files
-    known: tuple[str, ...]  # sources of these numbers: "headers", "index", "config"
-    missing: int  # weight files that an index names and that are not here
-    block: int | None = None  # of the largest of its repeated blocks
-    beside: int | None = None  # of everything outside its repeated blocks
-    layer: int | None = None  # of the largest layer
+    stored_bytes: int | None  # of its weight files
+    sources: tuple[str, ...]  # of these numbers: "headers", "index", "config"
+    missing_files: int  # weight files that an index lists and that are not in the folder
+    largest_block: int | None = None  # of its repeated blocks
+    outside_blocks: int | None = None
+    largest_layer: int | None = None
 
 
 @dataclass(frozen=True)
 class PipelineInfo:
-    """A diffusers pipeline without weights. `pipeline` is None where its class could not be built from configs."""
+    """A diffusers pipeline without weights. `pipeline` is None if its class could not be built from configs."""
 
     folder: Path
     kind: str
-    pipeline: Any
-    parts: tuple[ComponentInfo, ...]
-    unknown: dict[str, str]  # component -> why nothing is known of it
+    pipeline: "DiffusionPipeline | None"
+    components: tuple[ComponentInfo, ...]
+    failures: dict[str, str]  # component -> why it could not be built
 
 
 def read_pipeline_info(folder: Path) -> PipelineInfo:
-    """The pipeline of a folder, without its weights. Raises UnknownModel if the folder holds none."""
+    """The pipeline of a folder, without its weights. Raises UnknownModel if the folder has none."""
     import diffusers
 
-    from toushi.probe.pipelines.load import quiet_library_logs
-
-    index = component_classes(folder)
-    components: dict[str, Any] = {}
-    parts, unknown = [], {}
+    kind, classes = read_model_index(folder)
+    built: dict[str, Any] = {}
+    components, failures = [], {}
     with quiet_library_logs():
-        for name, (library, kind) in index.items():
-            if library is None or kind is None:
-                components[name] = None
+        for name, (library, component_kind) in classes.items():
+            if library is None or component_kind is None:
+                built[name] = None
                 continue
             try:
-                components[name] = skeleton(folder / name, library, kind)
+                built[name] = build_without_weights(folder / name, library, component_kind)
             except Exception as error:  # each library fails in its own ways
-                components[name], unknown[name] = None, f"{kind}: {' '.join(str(error).split())[:100]}"
-            if isinstance(components[name], nn.Module) or list((folder / name).glob("*.safetensors*")):
-                parts.append(component_info(folder / name, name, kind, components[name]))
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+                built[name], failures[name] = None, _failure(component_kind, error)
+            if isinstance(built[name], nn.Module) or list((folder / name).glob("*.safetensors*")):
+                components.append(component_info(folder / name, name, component_kind, built[name]))
         try:
-            more = {"requires_safety_checker": False} if "safety_checker" in components else {}
-            pipeline = getattr(diffusers, kind)(**components, **more)
+            more = {"requires_safety_checker": False} if "safety_checker" in built else {}
+            pipeline = getattr(diffusers, kind)(**built, **more)
         except Exception as error:
-            pipeline, unknown["pipeline"] = None, f"{kind}: {' '.join(str(error).split())[:100]}"
-    return PipelineInfo(folder, kind, pipeline, tuple(parts), unknown)
+            pipeline, failures["pipeline"] = None, _failure(kind, error)
+    return PipelineInfo(folder, kind, pipeline, tuple(components), failures)
 
 
-def component_classes(folder: Path) -> dict[str, tuple[str | None, str | None]]:
-    """Library and class of each component, as model_index.json lists them."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        if not isinstance(index["_class_name"], str):
-            raise TypeError("_class_name is no name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnknownModel(
-            f"{folder} is no folder with a diffusers pipeline ({error} in model_index.json): download it again"
-        ) from None
-    return {
-        name: (value[0], value[1])
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and Path(name).name == name
-    }
+def _failure(kind: str, error: Exception) -> str:
+    return f"{kind}: {' '.join(str(error).split())[:100]}"
 
 
-def skeleton(folder: Path, library: str, kind: str) -> Any:
-    """A component from its configs alone; a module is on the meta device."""
+def build_without_weights(folder: Path, library: str, kind: str) -> object:
+    """A component from its configs alone. A module is on the meta device."""
     if library not in ("diffusers", "transformers"):
         spec = importlib.util.find_spec(f"diffusers.pipelines.{library}") if library.isidentifier() else None
         if spec is None:
@@ -104,8 +91,8 @@ def skeleton(folder: Path, library: str, kind: str) -> Any:
     module = importlib.import_module(
         library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
     )
-    component: Any = getattr(module, kind)
-    if not issubclass(component, nn.Module):
+    component = getattr(module, kind)
+    if nn.Module not in component.__mro__:
         return component.from_pretrained(folder, local_files_only=True)
     # `.to("meta")`: some models make tensors on a device of their own choice.
     if hasattr(component, "load_config"):
@@ -117,32 +104,32 @@ def skeleton(folder: Path, library: str, kind: str) -> Any:
         return component(config).to("meta").eval()
 
 
-def component_info(folder: Path, name: str, kind: str, module: Any) -> ComponentInfo:
-    """Of one component, by the best source that is there: file headers, then the index file, then the config."""
+def component_info(folder: Path, name: str, kind: str, component: object) -> ComponentInfo:
+    """Sizes of one component by the best source in its folder: file headers, then the index file, then the config."""
     files, names = weight_files(folder)
-    parameters = stored = None
-    known = []
+    parameters = stored_bytes = None
+    sources = []
     if files and len(files) == len(names):
-        parameters, stored = count_in_headers(files)
-        known.append("headers")
+        parameters, stored_bytes = count_in_headers(files)
+        sources.append("headers")
     elif index := next(iter(sorted(folder.glob("*.safetensors.index.json"))), None):
-        stored = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
-        known.append("index")
-    sizes: dict[str, int | None] = {"block": None, "beside": None, "layer": None}
-    if isinstance(module, nn.Module):
-        whole, sizes = count_in_module(module)
-        parameters = parameters or whole
-        known.append("config")
-    elif parameters is None and stored is not None:
-        parameters = stored // bytes_of_number(folder)
-    return ComponentInfo(name, kind, parameters, stored, tuple(known), len(names) - len(files), **sizes)
+        stored_bytes = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
+        sources.append("index")
+    sizes: dict[str, int | None] = {}
+    if isinstance(component, nn.Module):
+        total, sizes = count_in_module(component)
+        parameters = parameters or total
+        sources.append("config")
+    elif parameters is None and stored_bytes is not None:
+        parameters = stored_bytes // bytes_per_weight(folder)
+    return ComponentInfo(name, kind, parameters, stored_bytes, tuple(sources), len(names) - len(files), **sizes)
 
 
 def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The weight files that are in the folder, and the names of all that should be."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is not None:
-        names = shards(index)
+        names = shard_names(index)
     else:
         present = sorted(path.name for path in folder.glob(WEIGHTS))
         usual = [name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors") if name in present]
@@ -151,7 +138,7 @@ def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def count_in_headers(files: list[Path]) -> tuple[int, int]:
-    """Parameters and bytes of weight files; only their headers are read."""
+    """Parameters and bytes of weight files. Only their headers are read."""
     count = size = 0
     for file in files:
         try:
@@ -164,20 +151,20 @@ def count_in_headers(files: list[Path]) -> tuple[int, int]:
 
 
 def count_in_module(module: nn.Module) -> tuple[int, dict[str, int | None]]:
-    """Parameters of the whole module, and `block`, `beside` and `layer` of ComponentInfo."""
-    whole = sum(weight.numel() for weight in module.parameters())
+    """Parameters of the whole module, and the last three fields of ComponentInfo."""
+    total = sum(weight.numel() for weight in module.parameters())
     blocks = [block for child in module.children() if isinstance(child, nn.ModuleList) for block in child]
     sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
     layers = [sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in module.modules()]
-    return whole, {
-        "block": max(sizes, default=None),
-        "beside": whole - sum(sizes) if sizes else None,
-        "layer": max(layers),
+    return total, {
+        "largest_block": max(sizes, default=None),
+        "outside_blocks": total - sum(sizes) if sizes else None,
+        "largest_layer": max(layers),
     }
 
 
-def bytes_of_number(folder: Path) -> int:
-    """Bytes of one stored number, by the config's dtype."""
+def bytes_per_weight(folder: Path) -> int:
+    """Bytes of one stored number, by the dtype in the config."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -185,34 +172,36 @@ def bytes_of_number(folder: Path) -> int:
     return 2 if str(config.get("torch_dtype") or config.get("dtype")) in ("bfloat16", "float16") else 4
 
 
-def needed_bytes(parts: Mapping[str, ComponentInfo], denoiser: str, way: str, dtype: str) -> int | None:
-    """Bytes of weights that the device holds at once. None where the folder does not tell.
+def needed_bytes(components: Mapping[str, ComponentInfo], denoiser: str, offload: str, dtype: str) -> int | None:
+    """Bytes of weights that the device holds at once. None if the folder does not tell.
 
-    `way` is the offload. "model": the largest component. "group": the denoiser's largest block twice, since the next
-    block is on its way, and everything outside the blocks. "sequential": the largest layer.
+    Of the offloads, "model" needs the largest component; "group" the denoiser's largest block twice, since the next
+    block is moved at the same time, and everything outside the blocks; "sequential" the largest layer.
     """
-    if any(part.parameters is None for part in parts.values()) or not parts:
+    if any(component.parameters is None for component in components.values()) or not components:
         return None
-    whole = {name: weight_bytes(part, name, denoiser, dtype) for name, part in parts.items()}
-    if way == "none":
-        return sum(whole.values())
-    if way == "model":
-        return max(whole.values())
+    total = {name: weight_bytes(component, name, denoiser, dtype) for name, component in components.items()}
+    if offload == "none":
+        return sum(total.values())
+    if offload == "model":
+        return max(total.values())
     largest = []
-    for name, part in parts.items():
-        if part.layer is None:
+    for name, info in components.items():
+        if info.largest_layer is None:
             return None
-        each = whole[name] / max(1, part.parameters or 0)
-        blocks = way == "group" and name == denoiser and part.block is not None
-        count = (part.beside or 0) + 2 * (part.block or 0) if blocks else part.layer * (2 if way == "group" else 1)
-        largest.append(int(min(count * each, whole[name])))
+        if offload == "group" and name == denoiser and info.largest_block is not None:
+            count = (info.outside_blocks or 0) + 2 * info.largest_block
+        else:
+            count = info.largest_layer * (2 if offload == "group" else 1)
+        bytes_each = total[name] / max(1, info.parameters or 0)
+        largest.append(int(min(count * bytes_each, total[name])))
     return max(largest)
 
 
 BYTES_OF_DTYPE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 
 
-def weight_bytes(part: ComponentInfo, name: str, denoiser: str, dtype: str) -> int:
+def weight_bytes(component: ComponentInfo, name: str, denoiser: str, dtype: str) -> int:
     """Bytes in memory. "4bit" is bf16 with denoiser and text encoders in 4 bits, and half a bit for their scales."""
     small = dtype == "4bit" and (name == denoiser or name.startswith("text_encoder"))
-    return int((part.parameters or 0) * (0.5625 if small else BYTES_OF_DTYPE.get(dtype, 2.0)))
+    return int((component.parameters or 0) * (0.5625 if small else BYTES_OF_DTYPE.get(dtype, 2.0)))

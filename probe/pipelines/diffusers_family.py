@@ -4,29 +4,47 @@ Nothing here imports diffusers: a family knows its pipelines by the names of the
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
 
-from toushi.probe.pipelines.diffusers_scheduler import call_step, step_index, timesteps
-from toushi.probe.pipelines.family import Family
+from toushi.probe.pipelines.diffusers_scheduler import DiffusersScheduler, call_step, step_index, timesteps
+from toushi.probe.pipelines.family import Arguments, Family
 
 PICTURE_ONLY = "it reads a picture, not the prompt"
-SECOND_ENCODER = "a trace holds the attention of one text encoder; of this one it has only the tokens"
+SECOND_ENCODER = "a trace has the attention of one text encoder; of this encoder it has only the tokens"
 UNRECORDED = {  # attention that no family of diffusers records
-    "vae.*": "it decodes the latents; no text is there",
+    "vae.*": "it decodes the latents and does not read the prompt",
     "controlnet.*": "the control network attends to the text, too, but only the denoiser is recorded",
     "safety_checker.*": PICTURE_ONLY,
     "image_encoder.*": PICTURE_ONLY,
 }
 
 
-def diffusers_family(name: str, *pipeline_classes: str, **fields) -> Family:
-    """The family of these classes: `fields` of its own, and for the rest what pipelines of diffusers have in common."""
+class EncoderPaths(TypedDict):
+    """Fields of a family: where the modules of its text encoder are."""
+
+    embeddings: str
+    layers: str
+    layer_attention: NotRequired[str]
+
+
+class DiffusersPipeline(Protocol):
+    scheduler: DiffusersScheduler
+
+
+class PipelineOutput(Protocol):
+    images: object
+
+
+def diffusers_family(
+    name: str, *pipeline_classes: str, unrecorded_attention: Mapping[str, str] | None = None, **fields: object
+) -> Family:
+    """The family of these pipeline classes: `fields` of its own, and what all pipelines of diffusers have in common."""
     common: dict[str, Any] = {
-        "matches": class_is(*pipeline_classes),
+        "matches": matches_class(*pipeline_classes),
         "denoiser": "transformer",
         "denoiser_inputs": ("hidden_states", "encoder_hidden_states"),
         "cell_pixels": lambda pipeline: pipeline.vae_scale_factor * 2,
@@ -35,24 +53,24 @@ def diffusers_family(name: str, *pipeline_classes: str, **fields) -> Family:
         "step_index": step_index,
         "timesteps": timesteps,
         "timesteps_method": "get_timesteps",
-        "images": images,
+        "images": pil_images,
         "metadata": metadata,
+        "unrecorded_attention": {**UNRECORDED, **(unrecorded_attention or {})},
     }
-    fields["unrecorded"] = {**UNRECORDED, **fields.get("unrecorded", {})}
     return Family(name=name, pipeline_classes=pipeline_classes, **{**common, **fields})
 
 
-def class_is(*names: str) -> Callable[[Any], bool]:
-    """Whether a model's class, or one that it is made from, is the class of diffusers with one of these names."""
+def matches_class(*names: str) -> Callable[[object], bool]:
+    """Whether a model's class, or a class that it inherits from, is the class of diffusers with one of these names."""
 
-    def matches(model) -> bool:
+    def matches(model: object) -> bool:
         return any(kind.__name__ in names and kind.__module__.startswith("diffusers.") for kind in type(model).__mro__)
 
     return matches
 
 
-def t5_encoder(component: str) -> dict[str, str]:
-    """Fields of a family that records this T5 encoder."""
+def t5_encoder(component: str) -> EncoderPaths:
+    """The modules of this T5 encoder."""
     return {
         "embeddings": f"{component}.encoder.embed_tokens",
         "layers": f"{component}.encoder.block",
@@ -60,8 +78,8 @@ def t5_encoder(component: str) -> dict[str, str]:
     }
 
 
-def images(result) -> list | None:
-    """PIL pictures of what a pipeline returned; None if it returned latents."""
+def pil_images(result: tuple | PipelineOutput) -> list[Image.Image] | None:
+    """The pictures in what a pipeline returned. None if it returned latents."""
     pictures = result[0] if isinstance(result, tuple) else result.images
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.shape[-1] == 3:
         return [Image.fromarray((picture * 255).round().astype("uint8")) for picture in pictures]
@@ -70,13 +88,13 @@ def images(result) -> list | None:
     return None
 
 
-def metadata(pipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Manifest fields: guidance, sampler, seed, and where they were given true_guidance and strength."""
+def metadata(pipeline: DiffusersPipeline, arguments: Arguments) -> dict[str, object]:
+    """Manifest fields: guidance, sampler, seed; true_guidance and strength if they were given."""
     generator = arguments.get("generator")
-    fields = {
+    fields: dict[str, object] = {
         "guidance": arguments.get("guidance_scale"),
         "sampler": type(pipeline.scheduler).__name__,
-        "seed": [_seed(one) for one in generator] if isinstance(generator, list) else _seed(generator),
+        "seed": [_seed(each) for each in generator] if isinstance(generator, list) else _seed(generator),
     }
     if arguments.get("true_cfg_scale") is not None:
         fields["true_guidance"] = arguments["true_cfg_scale"]

@@ -1,22 +1,32 @@
 """How a scheduler of diffusers steps: what it is called with, what it returns, and which step of the schedule it is."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
-from toushi.probe.pipelines.family import SchedulerStep
+from torch import Tensor
+
+from toushi.probe.pipelines.family import Arguments, SchedulerStep
 
 
-def call_step(step: Callable, arguments: Mapping[str, Any]) -> SchedulerStep:
-    """Calls `scheduler.step` with these arguments."""
+class DiffusersScheduler(Protocol):
+    timesteps: Tensor
+
+
+class SchedulerOutput(Protocol):
+    prev_sample: Tensor
+
+
+def call_step(step: Callable[..., tuple | SchedulerOutput], arguments: Arguments) -> SchedulerStep:
+    """The step that `scheduler.step` makes with these arguments."""
     more = arguments.get("kwargs", {})
     result = step(**{name: value for name, value in arguments.items() if name != "kwargs"}, **more)
     return SchedulerStep(result, result[0] if isinstance(result, tuple) else result.prev_sample, None)
 
 
-def step_index(scheduler, arguments: Mapping[str, Any], expected: int) -> int:
-    """The index of the step with this timestep: the expected one if it has it, else the first that has it.
+def step_index(scheduler: DiffusersScheduler, arguments: Arguments, expected: int) -> int:
+    """Index of the step with this timestep: the expected one if its timestep is equal, else the first later one.
 
-    Some schedules hold a timestep twice, and an image-to-image run begins at a later one.
+    Some schedules have a timestep twice, and an image-to-image run begins at a later one.
     """
     times, time = scheduler.timesteps, arguments["timestep"]
     if expected < len(times) and bool(times[expected] == time):
@@ -25,6 +35,6 @@ def step_index(scheduler, arguments: Mapping[str, Any], expected: int) -> int:
     return expected if not same else min(same, key=lambda index: (index < expected, index))
 
 
-def timesteps(scheduler) -> list[float]:
+def timesteps(scheduler: DiffusersScheduler) -> list[float]:
     """The timestep of each step, and 0 for the end."""
     return [*scheduler.timesteps.tolist(), 0.0]

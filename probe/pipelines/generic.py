@@ -1,14 +1,13 @@
 """The family of a diffusers pipeline that no known family serves: maps by the index of the key, where that is exact.
 
-It is exact where attention to the text has keys of its own: then key i is column i of the text that the denoiser was
-given. Which token a column is, is not known. Where text and image share one sequence their places are not known
-either, and the pipeline is refused.
+It is exact if attention to the text has keys of its own: then key i is column i of the text that the denoiser got. The
+token of a column is not known. If text and image share one sequence, their places in it are not known either, and the
+pipeline is refused.
 """
 
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +16,16 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import diffusers_family, metadata
 from toushi.probe.pipelines.family import (
+    Arguments,
     DenoiserInputs,
     EncodedPrompt,
     EncodePromptCall,
     Family,
+    Model,
     Site,
     UnknownFamily,
     named_modules,
-    unwrapped,
+    unwrap,
 )
 from toushi.probe.pipelines.prompt_tokens import numbered_tokens
 
@@ -35,8 +36,9 @@ class ByTokenIndex(UserWarning):
     """No family serves the pipeline: its maps are by the index of the key, not by word."""
 
 
-def generic_family(pipeline) -> Family | None:
-    """A family for this pipeline of diffusers alone; None if it is none. Raises UnknownFamily with the reason."""
+def generic_family(pipeline: Model) -> Family | None:
+    """A family for this one pipeline. None if it is no pipeline of diffusers. Raises UnknownFamily with the reason if it
+    cannot be recorded."""
     if not any(kind.__name__ == "DiffusionPipeline" for kind in type(pipeline).__mro__):
         return None
     kind = type(pipeline).__name__
@@ -46,8 +48,8 @@ def generic_family(pipeline) -> Family | None:
             f"cannot record a {kind}: no family serves it, and without one a pipeline needs a transformer or unet, a "
             f"scheduler and encode_prompt; {REGISTER}"
         )
-    parameters = list(inspect.signature(unwrapped(getattr(pipeline, denoiser)).forward).parameters)
-    cross, joint = _attention_to_text(pipeline, denoiser)
+    parameters = list(inspect.signature(unwrap(getattr(pipeline, denoiser)).forward).parameters)
+    cross, joint = _text_attention(pipeline, denoiser)
     if joint or not cross or "encoder_hidden_states" not in parameters:
         where = f"{joint[0]} attends to text and image at once" if joint else f"its {denoiser} has no attention to text"
         raise UnknownFamily(
@@ -66,12 +68,12 @@ def generic_family(pipeline) -> Family | None:
         text_encoders=(),
         metadata=lambda model, arguments: metadata(model, arguments) | {"asked": arguments.get("prompt")},
         check=_check(kind),
-        unrecorded={"*": "no family serves this pipeline: only attention to the text alone is recorded"},
+        unrecorded_attention={"*": "no family serves this pipeline: only attention to the text alone is recorded"},
     )
 
 
-def _attention_to_text(pipeline, denoiser: str) -> tuple[list[str], list[str]]:
-    """The denoiser's attention to text with keys of its own, and that in which other keys are added to them."""
+def _text_attention(pipeline: Model, denoiser: str) -> tuple[list[str], list[str]]:
+    """Names of the denoiser's attention whose keys are the text alone, and of that whose keys are text and image."""
     cross, joint = [], []
     for name, module in named_modules(pipeline):
         if name.startswith(f"{denoiser}.") and getattr(module, "processor", None) is not None:
@@ -82,16 +84,16 @@ def _attention_to_text(pipeline, denoiser: str) -> tuple[list[str], list[str]]:
     return cross, joint
 
 
-def _check(kind: str) -> Callable[[Any, Mapping[str, Site]], None]:
+def _check(kind: str) -> Callable[[object, Mapping[str, Site]], None]:
     require_sdpa = require_sdpa_processors()
 
-    def check(pipeline, sites: Mapping[str, Site]) -> None:
+    def check(pipeline: object, sites: Mapping[str, Site]) -> None:
         require_sdpa(pipeline, sites)
         warnings.warn(
             ByTokenIndex(
-                f"no family serves {kind}. Its maps are by the index of the key, #0, #1, …: it is not known which "
-                "token of the prompt that is, which of them are template, special or padding, and whether the model "
-                f"mixed the text before the image attended to it. To have words, {REGISTER}."
+                f"no family serves {kind}. Its maps are by the index of the key: #0, #1, … It is not known which token a "
+                "key is, which are template, special or padding, and whether the text attended to itself before. To "
+                f"have words, {REGISTER}."
             ),
             stacklevel=3,
         )
@@ -99,8 +101,8 @@ def _check(kind: str) -> Callable[[Any, Mapping[str, Site]], None]:
     return check
 
 
-def _read_inputs(latents: str) -> Callable[[Any, Mapping[str, Any]], DenoiserInputs]:
-    def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+def _read_inputs(latents: str) -> Callable[[object, Arguments], DenoiserInputs]:
+    def read_inputs(pipeline: object, inputs: Arguments) -> DenoiserInputs:
         image, text = inputs[latents], inputs["encoder_hidden_states"]
         if not isinstance(image, Tensor) or image.dim() != 4 or not isinstance(text, Tensor) or text.dim() != 3:
             raise ToushiError(
@@ -108,27 +110,27 @@ def _read_inputs(latents: str) -> Callable[[Any, Mapping[str, Any]], DenoiserInp
                 f"column, feature], but {_shape(image)} and {_shape(text)} came, whose grid is not known; {REGISTER}"
             )
         return DenoiserInputs(
-            (image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), keys=text.shape[1]
+            (image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), key_count=text.shape[1]
         )
 
     return read_inputs
 
 
-def _shape(value) -> object:
+def _shape(value: object) -> object:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
-    """What `encode_prompt` returned, for each branch. Raises ToushiError where it is not certain which is the prompt's."""
+    """The texts that `encode_prompt` returned, by branch. Raises ToushiError if it is not certain which is the prompt's."""
     texts = list(_texts(call.result))
     parameters = inspect.signature(type(call.model).encode_prompt).parameters
     if "negative_prompt" not in parameters and len(texts) == 1:  # called once for each branch
         prompt = call.arguments.get("prompt")
-        given = {
+        prompts = {
             branch: call.sample_arguments.get(name, prompt)
             for branch, name in (("cond", "prompt"), ("uncond", "negative_prompt"))
         }
-        same = [branch for branch, text in given.items() if text == prompt]
+        same = [branch for branch, text in prompts.items() if text == prompt]
         branches = same[1:] if len(same) > 1 and "cond" in call.earlier else same[:1]
     else:
         branches = ["cond", "uncond"][: len(texts)]
@@ -143,8 +145,8 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
     }
 
 
-def _texts(result) -> Iterator[Tensor]:
-    """The texts [row, column, feature] among what was returned."""
+def _texts(result: object) -> Iterator[Tensor]:
+    """The texts [row, column, feature] in what was returned."""
     for value in result if isinstance(result, tuple | list) else [result]:
         if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
             yield value

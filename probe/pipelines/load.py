@@ -3,11 +3,12 @@
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from safetensors import SafetensorError
@@ -15,13 +16,22 @@ from torch import nn
 
 from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
-from toushi.probe.pipelines.load_options import DTYPES, BadOption, Loading
+from toushi.probe.pipelines.family import Model, submodule
+from toushi.probe.pipelines.load_options import DTYPES, BadOption, Dtype, LoadOptions, remember_options
 from toushi.probe.pipelines.out_of_memory import explain_out_of_memory, is_out_of_memory
 from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
+
+    from toushi.probe.models.z_image import ZImage
+
+ShippedModel = Literal["mini-unet", "twins/bidirectional", "twins/causal"]
 
 
 class UnknownModel(ToushiError):
@@ -29,16 +39,16 @@ class UnknownModel(ToushiError):
 
 
 class NoGain(UserWarning):
-    """An option that costs time and brings nothing on this device."""
+    """An option that costs time and saves nothing on this device."""
 
 
 def shipped_models() -> list[str]:
-    """Names of the models in this repository: their folders under `SHIPPED`."""
+    """Names of the shipped models: their folders below `SHIPPED`."""
     return sorted(file.parent.relative_to(SHIPPED).as_posix() for file in SHIPPED.rglob("config.json"))
 
 
 def model_files(name: str) -> list[Path]:
-    """The weight files of one of our own models, by its name or folder. A file that it shares with another comes last."""
+    """The weight files of one of our own models, by its name or folder. A file shared with another model comes last."""
     folder = model_folder(name)
     if folder is None or not (folder / "config.json").is_file():
         raise UnknownModel(f"{name!r} is no model of our own; there are: {', '.join(shipped_models())}, or a folder")
@@ -50,34 +60,55 @@ def model_files(name: str) -> list[Path]:
     return files if shares is None else [*files, SHIPPED / shares["model"] / "model.safetensors"]
 
 
+@overload
+def load(
+    name: ShippedModel = "mini-unet",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    engine: str = "own",
+    **options: object,
+) -> MiniUNet: ...
+@overload
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    engine: str = "own",
+    **options: object,
+) -> Model: ...
 def load(
     name: str = "mini-unet",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     engine: str = "own",
-    **options,
-) -> Any:
+    **options: object,
+) -> Model:
     """The model, ready to sample and to be recorded.
 
-    `name` is a shipped model, a folder that `save` wrote, or a diffusers pipeline: its folder, or `owner/name` on the
-    hub. A Z-Image is our own implementation of it unless `engine` is "diffusers". Without `device`: CUDA, then MPS,
-    then the CPU; without `dtype`: fp32, for a pipeline on CUDA bf16. `options` are those of `Loading`, such as
-    offload="group", lora="style.safetensors:0.8", quantize="4bit", embedding_cache="runs/texts".
+    name     a shipped model, a folder that `save` wrote, or a diffusers pipeline: its folder, or `owner/name` on the hub
+    device   by default the first of CUDA, MPS and CPU that is available
+    dtype    "fp32", "bf16", "fp16" or torch's; by default bf16 for a pipeline on CUDA, else fp32
+    engine   "own" or "diffusers": which implementation of Z-Image
+    options  the other fields of `LoadOptions`, such as offload="group", lora="style.safetensors:0.8", quantize="4bit",
+             embedding_cache="runs/texts"
 
-    A mini-unet computes with one CPU thread, or with `threads`; whatever else runs in the process keeps its own number.
-    For a pipeline, whose call is not ours, `threads` is set for the whole process, as torch.set_num_threads does.
+    A mini-unet computes with one CPU thread, or with `threads`; other code in the process keeps its own number. A
+    pipeline is called by you, so its `threads` are set for the whole process, as torch.set_num_threads does.
+
+    Raises UnknownModel, BadOption, BadLora or OutOfMemory.
     """
-    if unknown := [option for option in options if option not in Loading.__dataclass_fields__]:
-        near = get_close_matches(unknown[0], Loading.__dataclass_fields__, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Loading.__dataclass_fields__)}"
+    known = LoadOptions.__dataclass_fields__
+    if unknown := [option for option in options if option not in known]:
+        near = get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise BadOption(f"there is no option {unknown[0]!r} of loading; {hint}")
-    return load_model(name, Loading(device=device, dtype=dtype, engine=engine, **options))  # pyright: ignore[reportArgumentType]
+    return load_model(name, replace(LoadOptions(), device=device, dtype=dtype, engine=engine, **options))
 
 
-def load_model(name: str, loading: Loading) -> Any:
+def load_model(name: str, loading: LoadOptions) -> Model:
     """The model of this name, with these options; see `load`."""
     folder = model_folder(name)
-    with explain_out_of_memory("the model", loading), missing_library_named():
+    with explain_out_of_memory("the model", loading), explain_missing_library():
         if folder is None:
             return load_pipeline(name, loading)
         if not folder.is_relative_to(SHIPPED) and (model := load_user_model(folder, loading)) is not None:
@@ -88,7 +119,7 @@ def load_model(name: str, loading: Loading) -> Any:
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder of a model; None if it can only be on the hub. Raises UnknownModel for what is neither."""
+    """The folder of a model. None if the name can only be a hub id. Raises UnknownModel if it is neither."""
     known = shipped_models()
     folder = SHIPPED / name if name in known else checked_path(name)
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
@@ -108,45 +139,56 @@ def model_folder(name: str) -> Path | None:
     raise UnknownModel(f"{problem}: {name!r}; {hint}")
 
 
-def load_user_model(folder: Path, loading: Loading) -> Any | None:
-    """The model of a family that is not shipped; None if the folder holds another."""
+def cached_configs(hub_id: str) -> Path | None:
+    """The folder of a hub id in the hub's cache on this machine; None if it is not there. Nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.model"], local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def load_user_model(folder: Path, loading: LoadOptions) -> Model | None:
+    """The model of a registered family. None if no registered family loads this folder."""
     from toushi.probe.pipelines.registry import user_families
 
     device = torch.device(loading.device or best_device())
-    dtype = loading.dtype or "fp32"
+    dtype: Dtype = loading.dtype or "fp32"
     for family in user_families():
         model = None if family.load_folder is None else family.load_folder(folder, device, torch_dtype(dtype))
         if model is not None:
-            never = ("engine", "offload", "vae_tiling", "compile", "lora", "quantize", "embedding_cache")
-            loading.refuse(family.name, dict.fromkeys(never, "its family loads it with a device and a dtype alone"))
+            refused = ("engine", "offload", "vae_tiling", "compile", "lora", "quantize", "embedding_cache")
+            loading.refuse(family.name, dict.fromkeys(refused, "its family loads it with a device and a dtype alone"))
             if loading.threads is not None:
                 torch.set_num_threads(loading.threads)
-            model.loading = loading.resolved(str(device), dtype)
-            model.name_or_path = str(folder)  # traces tell by it which weights they are of
+            remember_options(model, loading.resolve(device, dtype))
+            model.name_or_path = str(folder)  # the manifest names the weights by it
             return model
     return None
 
 
-def load_mini_unet(folder: Path, loading: Loading) -> MiniUNet:
-    """A mini-unet. Most options are for large models, and are refused."""
-    fits = "it is a few megabytes and samples in seconds; leave it out"
-    never: dict[str, str] = dict.fromkeys(("offload", "vae_tiling", "compile", "quantize"), fits)
-    never["lora"] = "LoRA files are for diffusers pipelines; leave it out"
-    never["embedding_cache"] = "it remembers its prompts by itself; leave it out"
-    never["engine"] = "it has one engine, our own; leave it out"
-    loading.refuse("mini-unet", never)
+def load_mini_unet(folder: Path, loading: LoadOptions) -> MiniUNet:
+    """A mini-unet. Most options are for large models and are refused."""
+    small = "it is a few megabytes and samples in seconds; leave it out"
+    reasons: dict[str, str] = dict.fromkeys(("offload", "vae_tiling", "compile", "quantize"), small)
+    reasons["lora"] = "LoRA files are for diffusers pipelines; leave it out"
+    reasons["embedding_cache"] = "it remembers its prompts by itself; leave it out"
+    reasons["engine"] = "it has one engine, our own; leave it out"
+    loading.refuse("mini-unet", reasons)
     threads = loading.threads or MiniUNet.threads
     with cpu_threads(threads):
         model = read_mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
     model.threads = threads
-    model.loading = replace(loading.resolved(str(model.device), str(model.dtype)), threads=threads)
+    remember_options(model, replace(loading.resolve(model.device, model.dtype), threads=threads))
     if folder.is_relative_to(SHIPPED):
         model.name = folder.relative_to(SHIPPED).as_posix()
     return model
 
 
 def read_mini_unet(folder: Path) -> MiniUNet:
-    """The mini-unet of a folder, on the CPU. Raises UnknownModel if the folder holds none."""
+    """The mini-unet of a folder, on the CPU. Raises UnknownModel if the folder has none."""
     try:
         model = MiniUNet.from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
@@ -158,7 +200,7 @@ def read_mini_unet(folder: Path) -> MiniUNet:
 
 
 @contextmanager
-def quiet_library_logs():
+def quiet_library_logs() -> Iterator[None]:
     """Hides warnings and advice of transformers and diffusers inside the `with`; their errors are still logged."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -173,13 +215,12 @@ def quiet_library_logs():
             library.set_verbosity(verbosity)
 
 
-def load_pipeline(name: Path | str, loading: Loading):
+def load_pipeline(name: Path | str, loading: LoadOptions) -> "ZImage | DiffusionPipeline":
     """The pipeline of a folder or a hub id. Only safetensors are read; nothing is unpickled."""
-    from toushi.probe.pipelines.family import submodule
     from toushi.probe.pipelines.registry import family_of
 
     device = torch.device(loading.device or best_device())
-    dtype = loading.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    dtype: Dtype = loading.dtype or ("bf16" if device.type == "cuda" else "fp32")
     if loading.quantize is not None and device.type != "cuda":
         raise BadOption(
             f"diffusers loads in 4 bits on a CUDA GPU only, and this is {device}: use --dtype bf16 instead of quantize"
@@ -190,14 +231,18 @@ def load_pipeline(name: Path | str, loading: Loading):
         pipeline = open_pipeline(name, torch_dtype(dtype), loading)
         family = family_of(pipeline)
         if loading.embedding_cache is not None:
-            from toushi.probe.pipelines.embedding_cache import keep_texts
+            from toushi.probe.pipelines.embedding_cache import cache_encode_prompt
 
-            keep_texts(pipeline, family, loading.embedding_cache)  # first: it digests the weights as they were loaded
+            # Before the LoRAs, because it digests the weights of the files.
+            cache_encode_prompt(pipeline, family, loading.embedding_cache)
         if loading.lora:
+            from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
             from toushi.probe.pipelines.lora import load_loras
 
-            load_loras(pipeline, loading.loras())
-    pipeline.loading = loading.resolved(str(device), dtype)
+            assert isinstance(pipeline, DiffusionPipeline), "our own Z-Image refuses LoRAs"
+            load_loras(pipeline, loading.lora_files())
+    remember_options(pipeline, loading.resolve(device, dtype))
     if loading.vae_tiling:
         enable_vae_tiling(pipeline)
     if loading.compile:
@@ -212,19 +257,19 @@ def load_pipeline(name: Path | str, loading: Loading):
     return pipeline
 
 
-# What diffusers, transformers and safetensors raise for a folder that is no pipeline, or a damaged one.
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ImportError, OSError, RuntimeError, SafetensorError)
+# What diffusers, transformers and safetensors raise for a folder that has no pipeline, or a damaged one.
+LOAD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, ImportError, OSError, RuntimeError, SafetensorError)
 
 
-def open_pipeline(name: Path | str, dtype: torch.dtype, loading: Loading):
-    """The pipeline of a folder or a hub id, in main memory."""
+def open_pipeline(name: Path | str, dtype: torch.dtype, loading: LoadOptions) -> "ZImage | DiffusionPipeline":
+    """The pipeline of a folder or a hub id, in main memory. Raises UnknownModel if there is none."""
     import diffusers
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        folder = str(name) if isinstance(name, Path) else DiffusionPipeline.download(name, use_safetensors=True)
-        check_files(Path(folder))
-        kind = DiffusionPipeline.load_config(folder)["_class_name"]
+        folder = Path(name if isinstance(name, Path) else DiffusionPipeline.download(name, use_safetensors=True))
+        check_weight_files(folder)
+        kind = read_model_index(folder).kind
         if kind == "ZImagePipeline" and loading.engine == "own":
             from toushi.probe.models.z_image import ZImage
 
@@ -236,12 +281,13 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: Loading):
                 f"{name} is a {kind}, and diffusers {diffusers.__version__} has no such pipeline: "
                 "pip install --upgrade diffusers"
             )
-        more = {} if loading.quantize is None else {"quantization_config": bnb_4bit_config(folder, dtype)}
-        more[dtype_argument(diffusers.__version__)] = dtype
+        more: dict[str, object] = {dtype_argument(diffusers.__version__): dtype}
+        if loading.quantize is not None:
+            more["quantization_config"] = bnb_4bit_config(folder, dtype)
         pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **more)
     except ToushiError:
         raise
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
         where = "a folder" if isinstance(name, Path) else "a repository that can be reached"
@@ -258,68 +304,84 @@ def dtype_argument(version: str) -> str:
     return "dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype"
 
 
-def check_files(folder: Path) -> None:
-    """Raises UnknownModel if weight files are missing that the folder's index files name."""
+class ModelIndex(NamedTuple):
+    """What model_index.json says of a pipeline."""
+
+    kind: str  # its class
+    components: dict[str, tuple[str | None, str | None]]  # library and class of each
+
+
+def read_model_index(folder: Path) -> ModelIndex:
+    """The index of a pipeline's folder. Raises UnknownModel if it cannot be read or names no pipeline class."""
     try:
-        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnknownModel(f"{folder} has no model_index.json that can be read ({error}): download it again") from None
-    if not isinstance(parts, dict) or not isinstance(parts.get("_class_name"), str):
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise UnknownModel(
-            f"{folder} is no folder with a diffusers pipeline: its model_index.json names no pipeline class "
-            "(_class_name). Expected a folder that save_pretrained wrote, or a downloaded repository."
+            f"{folder} has no diffusers pipeline: its model_index.json names no pipeline class (_class_name). Expected "
+            "a folder that save_pretrained wrote, or a downloaded repository: download it again"
         )
-    for part in parts:
+    pairs = {name: pair for name, pair in index.items() if isinstance(pair, list) and len(pair) == 2}
+    components = {name: (pair[0], pair[1]) for name, pair in pairs.items() if Path(name).name == name}
+    return ModelIndex(index["_class_name"], components)
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raises UnknownModel if weight files are missing that the folder's index files name."""
+    for part in read_model_index(folder).components:
         for index in sorted((folder / part).glob("*.safetensors.index.json")):
-            listed = shards(index)
-            if missing := [file for file in listed if not (folder / part / file).is_file()]:
+            names = shard_names(index)
+            if missing := [name for name in names if not (folder / part / name).is_file()]:
                 raise UnknownModel(
-                    f"{folder / part} lacks {len(missing)} of its {len(listed)} weight files, among them {missing[0]}: "
+                    f"{folder / part} lacks {len(missing)} of its {len(names)} weight files, among them {missing[0]}: "
                     "download them again (the folder has only part of the model)"
                 )
 
 
-def shards(index: Path) -> list[str]:
-    """The files that an index of weights names; they must lie beside it."""
+def shard_names(index: Path) -> list[str]:
+    """Names of the weight files that an index lists. Raises UnknownModel if they are not beside it."""
     try:
-        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UnknownModel(f"{index} cannot be read ({error}): download it again") from None
-    if outside := [file for file in listed if Path(file).name != file]:
+    if outside := [name for name in names if Path(name).name != name]:
         raise UnknownModel(f"{index} names {outside[0]!r}, which is not beside it: do not trust this folder")
-    return listed
+    return names
 
 
-def bnb_4bit_config(folder: str, dtype: torch.dtype):
+def bnb_4bit_config(folder: Path, dtype: torch.dtype) -> "PipelineQuantizationConfig":
     """`quantization_config` for `from_pretrained`: denoiser and text encoders in 4 bits."""
-    from diffusers import DiffusionPipeline
-    from diffusers.quantizers import PipelineQuantizationConfig
+    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
-    parts = DiffusionPipeline.load_config(folder)
-    large = [name for name in parts if name.startswith(("unet", "transformer", "text_encoder")) and parts[name][0]]
+    components = read_model_index(folder).components
+    large = [name for name in components if name.startswith(("unet", "transformer", "text_encoder"))]
+    large = [name for name in large if components[name][0] is not None]
     kind = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     return PipelineQuantizationConfig("bitsandbytes_4bit", kind, components_to_quantize=large)
 
 
-def enable_vae_tiling(model) -> None:
-    """The VAE decodes tile by tile from now on."""
-    if not hasattr(getattr(model, "vae", None), "enable_tiling"):
+def enable_vae_tiling(model: Model) -> None:
+    """The VAE decodes tile by tile from now on. Raises BadOption if it cannot."""
+    enable_tiling = getattr(getattr(model, "vae", None), "enable_tiling", None)
+    if enable_tiling is None:
         raise BadOption(f"the VAE of this {type(model).__name__} cannot tile; leave --vae-tiling out")
-    model.vae.enable_tiling()
+    enable_tiling()
 
 
-def compile_blocks(denoiser: nn.Module, **options) -> None:
+def compile_blocks(denoiser: nn.Module, **options: object) -> None:
     """Compiles each repeated block by itself, which is quick: equal blocks share their compiled code."""
-    if has_repeated_blocks(denoiser):
-        denoiser.compile_repeated_blocks(**options)
+    compile_repeated_blocks = getattr(denoiser, "compile_repeated_blocks", None)
+    if compile_repeated_blocks is not None and has_repeated_blocks(denoiser):
+        compile_repeated_blocks(**options)
         return
     for blocks in (child for child in denoiser.children() if isinstance(child, nn.ModuleList)):
         for block in blocks:
             block.compile(**options)
 
 
-def enable_offload(model, denoiser: str, device: torch.device, mode: str) -> None:
-    """Weights stay in main memory and visit this device, where the model computes. `mode` is one of OFFLOADS."""
+def enable_offload(model: "ZImage | DiffusionPipeline", denoiser: str, device: torch.device, mode: str) -> None:
+    """Weights stay in main memory; what computes is moved to this device. `mode` is one of OFFLOADS."""
     from toushi.probe.pipelines.offload import offload
 
     if isinstance(model, nn.Module):  # our own
@@ -333,11 +395,13 @@ def enable_offload(model, denoiser: str, device: torch.device, mode: str) -> Non
     offload(parts, denoiser, device, mode, whole=parts_without_offload(model) if mode == "sequential" else ())
 
 
-def torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """torch's dtype of this short name."""
     return getattr(torch, DTYPES[name])
 
 
 def best_device() -> str:
+    """The first of CUDA, MPS and CPU that is available."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,33 +1,48 @@
-"""LoRA files: loaded into a diffusers pipeline by peft, and described as they are at the moment of a recording."""
+"""LoRA files: loaded into a diffusers pipeline by peft, and described as they are when a run is recorded."""
 
 import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import Model
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 class BadLora(ToushiError):
     """A LoRA file that cannot be read, or that was made for another model."""
 
 
-def load_loras(pipeline, loras: Sequence[tuple[Path, float]]) -> None:
-    """Loads the files and turns them on, each with its scale. Raises BadLora for a file that does not fit entirely."""
+class LoraEntry(TypedDict):
+    """Of a LoRA in the manifest."""
+
+    name: str
+    file: str | None
+    sha256: str | None
+    scale: float | list[float]  # a list if the layers have several, which peft allows
+    on: bool
+    parts: list[str]  # components with layers of it
+
+
+def load_loras(pipeline: "DiffusionPipeline", loras: Sequence[tuple[Path, float]]) -> None:
+    """Loads the files and turns them on, each with its scale. Raises BadLora if a weight of a file has no place."""
     files: dict[str, dict[str, str]] = {}
     for number, (file, _) in enumerate(loras):
         adapter = _adapter_name(file, number)
         _load_lora(pipeline, file, adapter)
-        files[adapter] = {"file": file.name, "sha256": sha256(file)}
+        files[adapter] = {"file": file.name, "sha256": file_sha256(file)}
     if loras:
         pipeline.set_adapters(list(files), adapter_weights=[scale for _, scale in loras])
         pipeline.lora_files = files
 
 
-def _load_lora(pipeline, file: Path, adapter: str) -> None:
+def _load_lora(pipeline: "DiffusionPipeline", file: Path, adapter: str) -> None:
     kind = type(pipeline).__name__
     if not hasattr(pipeline, "load_lora_weights"):
         raise BadLora(f"a {kind} takes no LoRA in diffusers; leave {file.name} out")
@@ -58,39 +73,43 @@ def _adapter_name(file: Path, number: int) -> str:
     return f"{number}_{''.join(c if c.isalnum() else '_' for c in file.stem)}"
 
 
-def sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """SHA-256 of the file's content, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def loras_of(model) -> list[dict[str, Any]]:
-    """Every LoRA of the model as it is now: name, file and sha256 if `load` loaded it, scale, whether it is on, and in
-    which components. The scale is a list where one LoRA has several, which peft allows."""
-    peft = sys.modules.get("peft.tuners.tuners_utils")  # its import takes seconds; a model with a LoRA has done it
-    if peft is None:
+def describe_loras(model: Model) -> list[LoraEntry]:
+    """Every LoRA of the model as it is now. File and sha256 are known if `load` loaded it."""
+    if "peft.tuners.lora" not in sys.modules:  # its import takes seconds; a model with a LoRA has done it
         return []
-    known, found = getattr(model, "lora_files", {}), {}
-    parts = {"": model} if isinstance(model, nn.Module) else getattr(model, "components", {})
-    for part, component in parts.items():
+    from peft.tuners.lora import LoraLayer
+
+    files: dict[str, dict[str, str]] = getattr(model, "lora_files", {})
+    scales: dict[str, set[float]] = {}
+    parts: dict[str, list[str]] = {}
+    turned_on: set[str] = set()
+    components = {"": model} if isinstance(model, nn.Module) else model.components
+    for name, component in components.items():
         for layer in component.modules() if isinstance(component, nn.Module) else ():
-            if not isinstance(layer, peft.BaseTunerLayer):
+            if not isinstance(layer, LoraLayer):
                 continue
-            for adapter, scaling in getattr(layer, "scaling", {}).items():
-                own = found.setdefault(adapter, {"scales": set(), "on": False, "parts": []})
-                if part and part not in own["parts"]:
-                    own["parts"].append(part)
-                active = adapter in layer.active_adapters and not layer.disable_adapters
-                merged = adapter in layer.merged_adapters
-                own["on"] |= active or merged
+            for adapter, scaling in layer.scaling.items():
                 rank = layer.r[adapter] ** (0.5 if layer.use_rslora.get(adapter, False) else 1)
-                own["scales"].add(round(scaling * rank / layer.lora_alpha[adapter], 6))
+                scales.setdefault(adapter, set()).add(round(scaling * rank / layer.lora_alpha[adapter], 6))
+                if name and name not in parts.setdefault(adapter, []):
+                    parts[adapter].append(name)
+                is_active = adapter in layer.active_adapters and not layer.disable_adapters
+                if is_active or adapter in layer.merged_adapters:
+                    turned_on.add(adapter)
     return [
-        {
-            "name": adapter,
-            **known.get(adapter, {"file": None, "sha256": None}),
-            "scale": scales[0] if len(scales := sorted(own["scales"])) == 1 else scales,
-            "on": own["on"],
-            "parts": own["parts"],
-        }
-        for adapter, own in found.items()
+        LoraEntry(
+            name=adapter,
+            file=files.get(adapter, {}).get("file"),
+            sha256=files.get(adapter, {}).get("sha256"),
+            scale=sorted(each) if len(each) > 1 else min(each),
+            on=adapter in turned_on,
+            parts=parts.get(adapter, []),
+        )
+        for adapter, each in scales.items()
     ]

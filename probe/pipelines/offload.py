@@ -1,6 +1,6 @@
-"""Offload: weights wait in main memory and visit the device when they are needed, in three ways.
+"""Offload: weights wait in main memory and are moved to the device when they are needed, in three modes.
 
-accelerate and diffusers do the moving, around the modules' `forward`; what a module computes stays the same.
+accelerate and diffusers move them, around the modules' `forward`. What a module computes stays the same.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ def offload(
     order: Iterable[str] = (),
     whole: Iterable[str] = (),
 ) -> None:
-    """Offloads the components `parts` of a model to main memory. `mode`:
+    """Offloads the components `parts` of a model to main memory. `mode` is what is moved to `device` at once:
 
-    "model"       whole components visit `device`, and take turns in this `order`
+    "model"       one component after the other, in this `order`
     "group"       blocks of the denoiser, and layers of the other components
     "sequential"  layers
 
@@ -38,7 +38,7 @@ def offload(
 
             cpu_offload(part, device, offload_buffers=any(True for _ in part.parameters(recurse=False)))
             continue
-        from diffusers.hooks import apply_group_offloading
+        from diffusers.hooks.group_offloading import apply_group_offloading
 
         blocks = name == denoiser and any(isinstance(child, nn.ModuleList) for child in part.children())
         use_stream = device.type == "cuda"
@@ -54,7 +54,7 @@ def offload(
 
 
 def _take_turns(parts: list[nn.Module], device: torch.device) -> None:
-    """Each component drives out the one before it, and the first one the last, for the next picture."""
+    """Each component moves the one before it off the device; the first one moves the last, for the next picture."""
     from accelerate import cpu_offload_with_hook
 
     hooks = []

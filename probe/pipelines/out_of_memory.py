@@ -1,11 +1,12 @@
 """Out of memory: one line that says which setting to change."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.load_options import Loading
+from toushi.probe.pipelines.load_options import LoadOptions
 
 ALLOCATOR_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "out of memory")
 
@@ -22,20 +23,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_out_of_memory(what: str, loading: Loading | None, size: tuple[int, int] | None = None):
-    """Inside the `with`, an allocator's error becomes OutOfMemory."""
+def explain_out_of_memory(
+    what: str, loading: LoadOptions | None, size: tuple[int, int] | None = None
+) -> Iterator[None]:
+    """Inside the `with`, an allocator's error becomes OutOfMemory. `what` names what does not fit."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"there is not enough memory for {what}: {'; or '.join(memory_advice(loading or Loading(), size))}. "
+            f"there is not enough memory for {what}: {'; or '.join(memory_advice(loading or LoadOptions(), size))}. "
             "`toushi doctor MODEL` says what fits here."
         ) from error
 
 
-def memory_advice(loading: Loading, size: tuple[int, int] | None) -> list[str]:
+def memory_advice(loading: LoadOptions, size: tuple[int, int] | None) -> list[str]:
     """Settings that need less memory than these, the cheapest change first."""
     settings = []
     on_cpu = (loading.device or "cpu").partition(":")[0] == "cpu"

@@ -5,9 +5,14 @@ They may change in any release: `tests/pipelines/test_private_api.py` says what 
 
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from transformers import PreTrainedModel
 
 # --- diffusers ---
 
@@ -18,12 +23,12 @@ def qwen_image_masks_text() -> bool:
     return (int(major), int(minor)) >= (0, 37)
 
 
-def execution_device(pipeline) -> Any:
+def execution_device(pipeline: object) -> torch.device | None:
     """Where a pipeline computes; with offload that is not where its weights wait. None for models of our own."""
     return getattr(pipeline, "_execution_device", None)
 
 
-def parts_without_offload(pipeline) -> Iterable[str]:
+def parts_without_offload(pipeline: "DiffusionPipeline") -> Iterable[str]:
     """Names of the components that sequential offload leaves on the device."""
     return pipeline._exclude_from_cpu_offload
 
@@ -33,7 +38,7 @@ def has_repeated_blocks(denoiser: nn.Module) -> bool:
     return bool(getattr(denoiser, "_repeated_blocks", None))
 
 
-def attention_backend(processor) -> str:
+def attention_backend(processor: object) -> str:
     """The name of the attention backend of a processor; "native" is PyTorch's own."""
     backend = getattr(processor, "_attention_backend", None)
     if backend is None and hasattr(processor, "_attention_backend"):  # it leaves the choice to diffusers
@@ -43,7 +48,7 @@ def attention_backend(processor) -> str:
     return "native" if backend is None else str(getattr(backend, "value", backend))
 
 
-def is_context_parallel(processor) -> bool:
+def is_context_parallel(processor: object) -> bool:
     """Whether a processor splits its attention over several devices."""
     return getattr(processor, "_parallel_config", None) is not None
 
@@ -51,7 +56,7 @@ def is_context_parallel(processor) -> bool:
 # --- transformers ---
 
 
-def module_path(model, path: str) -> str:
+def module_path(model: object, path: str) -> str:
     """The path of a text encoder's module as the installed transformers has it.
 
     The modules of a CLIPTextModel lie below `text_model` in transformers 4, and in itself since.
@@ -82,6 +87,6 @@ def attention_implementation(attention: nn.Module, encoder: nn.Module) -> str:
     return getattr(config, "_attn_implementation", "sdpa")
 
 
-def with_random_weights(model):
+def with_random_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     """A model of the same class and configuration, with weights as they are before training."""
     return type(model)._from_config(model.config)

@@ -1,7 +1,7 @@
-"""The families that are known: the shipped ones, and those that users register.
+"""The known families: those that are shipped, and those that users register.
 
-`register_family(Family(...))` makes a user's own pipeline recordable. A package that is installed beside this one can
-name its family as an entry point of the group `toushi.families`; then the commands know it, too.
+`register_family(Family(...))` makes a user's own pipeline recordable. An installed package can name its family as an
+entry point of the group `toushi.families`; then the commands know it, too.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from toushi.probe.pipelines.families.sdxl import SDXL
 from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
-from toushi.probe.pipelines.family import Family, UnknownFamily
+from toushi.probe.pipelines.family import Family, Model, UnknownFamily
 from toushi.probe.pipelines.generic import generic_family
 from toushi.probe.pipelines.private_api import module_path
 
@@ -54,9 +54,9 @@ class FamilyNotLoaded(UserWarning):
 
 
 def register_family(family: Family) -> Family:
-    """Makes models of this family known to `record`, `edit` and the commands, and returns the family.
+    """The family. From now on `record`, `edit` and the commands know models of this family.
 
-    Registered families are asked before the shipped ones, the latest first. A family of the same name is replaced.
+    Registered families are tried before the shipped ones, the latest first. A family of the same name is replaced.
     Raises ToushiError for anything that is not a `Family`, and for the name of a shipped family.
     """
     _check_family(family)
@@ -71,7 +71,7 @@ def unregister_family(name: str) -> None:
 
 
 def families() -> tuple[Family, ...]:
-    """Every known family, in the order in which they are asked."""
+    """Every known family, in the order in which they are tried."""
     return (*user_families(), *SHIPPED_FAMILIES)
 
 
@@ -80,7 +80,7 @@ def user_families() -> tuple[Family, ...]:
     return (*reversed(_registered.values()), *_installed_families())
 
 
-def family_of(model) -> Family:
+def family_of(model: Model) -> Family:
     """The family of a model or pipeline. Raises UnknownFamily, with the reason and the known families."""
     for family in families():
         if family.matches(model):
@@ -95,7 +95,7 @@ def family_of(model) -> Family:
     )
 
 
-def _with_installed_paths(family: Family, model) -> Family:
+def _with_installed_paths(family: Family, model: Model) -> Family:
     """The family with the paths of its text encoder as the installed transformers has them."""
     embeddings = module_path(model, family.embeddings)
     layers = None if family.layers is None else module_path(model, family.layers)
@@ -104,7 +104,7 @@ def _with_installed_paths(family: Family, model) -> Family:
     return replace(family, embeddings=embeddings, layers=layers)
 
 
-def _check_family(family) -> None:
+def _check_family(family: object) -> None:
     if not isinstance(family, Family):
         raise ToushiError(f"expected a Family, but {type(family).__name__} came")
     if family.name in {shipped.name for shipped in SHIPPED_FAMILIES}:
@@ -113,17 +113,17 @@ def _check_family(family) -> None:
 
 @cache
 def _installed_families() -> tuple[Family, ...]:
-    """Families of the packages that are installed beside this one. Warns of those that cannot be used."""
+    """Families of installed packages. Warns of those that cannot be used."""
     installed = []
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             family = entry.load()
             _check_family(family)
-        except Exception as error:  # whatever somebody else's package raises must not stop the recording of others
+        except Exception as error:  # whatever that package raises must not stop the recording of other models
             warnings.warn(
                 FamilyNotLoaded(
                     f"the family {entry.name!r} ({entry.value}) of an installed package is not used: "
-                    f"{type(error).__name__}: {error}. Mend its entry point {ENTRY_POINTS}, or uninstall the package."
+                    f"{type(error).__name__}: {error}. Correct its entry point {ENTRY_POINTS}, or uninstall the package."
                 ),
                 stacklevel=3,
             )

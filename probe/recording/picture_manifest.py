@@ -1,77 +1,106 @@
-"""The manifest of one picture of a run, as the recorder hands it to the writer."""
+"""The manifest of one picture of a run, for the trace writer."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
 
-from toushi.probe.recording.provenance import environment, value_of_picture
+from toushi.probe.pipelines.family import SiteKind
+from toushi.probe.recording.policy import KeptColumns
+from toushi.probe.recording.provenance import entry_of_picture, environment
+from toushi.probe.recording.recording_plan import RecordingPlan
 from toushi.probe.recording.unrecordable import Unrecordable
+from toushi.probe.session.row_matching import PromptKey
+from toushi.probe.session.subscriber import Run, Session
 from toushi.probe.text.alignment import segment
 
-if TYPE_CHECKING:
-    from toushi.probe.recording.run_recorder import RunRecorder
+
+class SiteEntry(TypedDict):
+    """Of a site in the manifest."""
+
+    kind: SiteKind
+    grid: list[int] | None
+    heads: int | None
 
 
-def picture_manifest(recorder: "RunRecorder", picture: int, count: int) -> dict[str, Any]:
-    """Fields of the manifest of picture number `picture` of a batch of `count`."""
-    model, family, policy, run = recorder.recording.model, recorder.family, recorder.policy, recorder.run
-    prompts = {branch: encoded[picture].prompt for branch, encoded in recorder.session.prompts.items()}
-    encoder = {
-        name: {"kind": "encoder", "grid": None, "heads": getattr(site.module, "heads", None)}
-        for name, site in recorder.recording.selected.items()
-        if site.kind == "encoder"
-    }
-    pixels, grid = family.cell_pixels(model), recorder.grid
-    return {
+@dataclass(frozen=True)
+class RunFacts:
+    """What a recorder learned about a run until its first recorded step."""
+
+    metadata: Mapping[str, object]  # of the family: guidance, sampler, seed, …
+    recorded_steps: list[int]
+    keep: str | None
+    keep_reason: str | None
+    columns: Mapping[PromptKey, KeptColumns]
+    sites: Mapping[str, SiteEntry]
+    grid: tuple[int, int]  # the finest one; (0, 0) if no step was recorded
+    kernels: set[str]
+    threads: int
+
+
+def picture_manifest(
+    plan: RecordingPlan, session: Session, run: Run, facts: RunFacts, picture: int, count: int
+) -> dict[str, object]:
+    """Fields of the manifest of one picture of a batch of `count`. Raises Unrecordable if a subscriber describes one of
+    them."""
+    model, family, policy, grid = plan.model, plan.family, plan.policy, facts.grid
+    prompts = {branch: encoded[picture].prompt for branch, encoded in session.prompts.items()}
+    heads = {name: getattr(plan.sites[name].module, "heads", None) for name in plan.site_names("encoder")}
+    encoder = {name: SiteEntry(kind="encoder", grid=None, heads=number) for name, number in heads.items()}
+    pixels = family.cell_pixels(model)
+    described = {"edits": [], **session.describe()}
+    fields = {
         **environment(model),
-        "threads": recorder.threads,
-        "edits": [],
-        **recorder.session.describe(),
+        "threads": facts.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),
-        "branches": _branches(recorder, picture),
-        "sites": encoder | recorder.site_info,
+        "branches": _branches(plan, session, facts, picture),
+        "sites": {**encoder, **facts.sites},
         "family": family.name,
         "not_recorded": family.not_recorded(model),
-        "keep": recorder.keep or "heads",
+        "keep": facts.keep or "heads",
         "steps": {
             "count": run.count,
             "times": run.times(picture),
-            "recorded": None if len(recorder.recorded_steps) == run.count else recorder.recorded_steps,
+            "recorded": None if len(facts.recorded_steps) == run.count else facts.recorded_steps,
         },
         "evaluations": max(run.evaluations.values(), default=None),
         "kept_evaluation": "first",
         "size": [grid[0] * pixels, grid[1] * pixels] if grid[0] else None,
-        "kernel": ", ".join(sorted(recorder.kernels)) or None,
+        "kernel": ", ".join(sorted(facts.kernels)) or None,
         "heat_map": getattr(model, "heat_map", None),
         "batch": count,
         "safety": None if getattr(model, "safety_checker", None) is None else "not run",
         "kept": {
             "keep": policy.keep,
-            "keep_reason": recorder.keep_reason or (None if policy.keep else "the run ended before its size was known"),
+            "keep_reason": facts.keep_reason or (None if policy.keep else "the run ended before its size was known"),
             "words": policy.words,
             "dtype": policy.dtype,
             "pads": policy.pads,
             "budget": policy.budget,
         },
-        **{name: value_of_picture(value, picture, count) for name, value in recorder.metadata.items()},
+        **{name: entry_of_picture(value, picture, count) for name, value in facts.metadata.items()},
     }
+    if own := sorted(fields.keys() & described.keys()):
+        raise Unrecordable(f"a subscriber describes the manifest field {own[0]!r}, which a recording writes: rename it")
+    return fields | described
 
 
-def _branches(recorder: "RunRecorder", picture: int) -> dict[str, dict]:
+def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: int) -> dict[str, dict[str, object]]:
     """Tokens, words and kept columns of each branch, in the family's order."""
-    policy, wanted = recorder.policy, recorder.policy.branches
+    selected = plan.policy.branches
     branches = {}
-    for branch, number in recorder.columns:
-        if number == picture and (wanted is None or branch in wanted):
-            prompt = recorder.session.prompts[branch][picture]
+    for branch, number in facts.columns:
+        if number == picture and (selected is None or branch in selected):
+            prompt, columns = session.prompts[branch][picture], facts.columns[branch, number]
             branches[branch] = {
                 "tokens": prompt.tokens,
                 "words": segment(prompt.prompt) if prompt.prompt is not None else [],
-                "columns": None if policy.words is None else recorder.columns[branch, number].single,
-                "pad_columns": recorder.columns[branch, number].pads or None,
+                "columns": None if plan.policy.words is None else columns.single,
+                "pad_columns": columns.pads or None,
             }
     if not branches:
-        present = ", ".join(dict.fromkeys(branch for branch, _ in recorder.columns)) or "none"
+        present = ", ".join(dict.fromkeys(branch for branch, _ in facts.columns)) or "none"
         raise Unrecordable(
-            f"expected a branch {' or '.join(wanted or ())}, but this run has {present} (guidance of 1?)"
+            f"expected a branch {' or '.join(selected or ())}, but this run has {present} (is guidance off?)"
         )
-    return {branch: branches[branch] for branch in recorder.family.branches if branch in branches}
+    return {branch: branches[branch] for branch in plan.family.branches if branch in branches}

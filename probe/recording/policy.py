@@ -1,5 +1,6 @@
 """What to keep of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,22 +8,24 @@ import numpy as np
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, Family
-from toushi.probe.text.alignment import find, segment, shares
+from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 from toushi.probe.trace.trace_format import KEEPS, stored_columns
 
 DTYPES = ("float16", "float32")
-DISK = 8 * 10**9
+DEFAULT_BUDGET = 8 * 10**9  # bytes
+
+WordQuery = str | Word | Span  # "猫", "猫#2", a Word or a span
 
 
 class KeptColumns(NamedTuple):
     """Text columns of one prompt, both lists ascending."""
 
     single: list[int]  # kept one by one
-    pads: list[int]  # only their sum is kept
+    pads: list[int]  # kept as their sum
 
     @property
     def count(self) -> int:
-        """Places of the token axis."""
+        """Length of the token axis."""
         return len(self.single) + bool(self.pads)
 
 
@@ -30,41 +33,40 @@ class KeptColumns(NamedTuple):
 class Policy:
     """What `record` was asked to keep."""
 
-    keep: str | None = None  # None: "heads" where the forecast fits the budget, else "mean"
-    words: tuple | None = None
+    keep: str | None = None  # None: "heads" if the forecast fits the budget, else "mean"
+    words: tuple[WordQuery, ...] | None = None
     steps: int | slice | tuple[int, ...] | None = None
     branches: tuple[str, ...] | None = None
     dtype: str = "float16"  # of the stored maps; sums are float32
-    budget: int = DISK  # bytes on disk for one run
+    budget: int = DEFAULT_BUDGET  # bytes on disk for one run
     pads: bool = False  # whether every pad column is kept by itself, not their sum
 
-    def recorded(self, count: int) -> list[int]:
-        """The steps of a run of `count` that are kept."""
+    def recorded_steps(self, count: int) -> list[int]:
+        """The steps of a run of `count` steps that are kept. Raises ToushiError if the run does not have them."""
         if self.steps is None:
             return list(range(count))
         if isinstance(self.steps, slice):
-            found = list(range(*self.steps.indices(count)))
-            if not found:
-                raise ToushiError(f"steps: {self.steps} holds none of the {count} steps of this run (0 to {count - 1})")
-            return found
-        asked = [self.steps] if isinstance(self.steps, int) else self.steps
+            steps = list(range(*self.steps.indices(count)))
+            if not steps:
+                raise ToushiError(f"steps: {self.steps} has none of the {count} steps of this run (0 to {count - 1})")
+            return steps
+        asked: Sequence[int] = [self.steps] if isinstance(self.steps, int) else self.steps
         if outside := [step for step in asked if not -count <= step < count]:
             raise ToushiError(f"steps: there is no step {outside[0]} in a run of {count} steps (0 to {count - 1})")
         return sorted({step % count for step in asked})
 
-    def columns(self, text: EncodedPrompt, branch: str) -> KeptColumns:
-        """The text columns that are kept.
-
-        `words` are words of the prompt, so the other branches keep all.
-        """
-        tokens = text.tokens
-        if self.words is not None and branch == "cond" and text.prompt is not None:
-            words = segment(text.prompt)
-            spans = [find(text.prompt, words, word) for word in self.words]
+    def columns(self, prompt: EncodedPrompt, branch: str) -> KeptColumns:
+        """The text columns that are kept. `words` are words of the prompt, so other branches than `cond` keep all."""
+        tokens = prompt.tokens
+        if self.words is not None and branch == "cond" and prompt.prompt is not None:
+            words = segment(prompt.prompt)
+            spans = [find_word(prompt.prompt, words, word) for word in self.words]
             for word, span in zip(self.words, spans):
-                if not any(share and token.column is not None for token, share in zip(tokens, shares(tokens, span))):
+                if not any(
+                    share and token.column is not None for token, share in zip(tokens, token_shares(tokens, span))
+                ):
                     raise ToushiError(f"words: no text column stands for {word!r}, since it was cut; leave it out")
-            mass = sum((shares(tokens, span) for span in spans), np.zeros(len(tokens)))
+            mass = sum((token_shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         elif not self.pads:
             return KeptColumns(*stored_columns(tokens))
@@ -73,7 +75,7 @@ class Policy:
     def check_branches(self, family: Family) -> None:
         """Raises ToushiError for a branch that the family does not have."""
         if unknown := [branch for branch in self.branches or () if branch not in family.branches]:
-            raise ToushiError(f"branches are {' and '.join(family.branches)}; {unknown[0]!r} came")
+            raise ToushiError(f"branches must be {' or '.join(family.branches)}; {unknown[0]!r} came")
 
     def __post_init__(self):
         if self.keep is not None and self.keep not in KEEPS:

@@ -1,19 +1,21 @@
-"""Where a trace comes from: what a person needs to make the same picture again."""
+"""What is needed to make the picture of a trace again: model, versions, device, command."""
 
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from toushi.probe.pipelines.lora import loras_of
+from toushi.probe.pipelines.family import Model
+from toushi.probe.pipelines.load_options import options_of
+from toushi.probe.pipelines.lora import describe_loras
 from toushi.probe.pipelines.private_api import execution_device
 from toushi.probe.text.alignment import segmenter
 
@@ -33,20 +35,19 @@ PACKAGES = (
 
 @lru_cache
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages among PACKAGES."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
 @lru_cache
 def git_commit() -> str | None:
     """The commit of this checkout, with `+` if tracked files were changed since; None outside of a checkout.
 
-    An installed package may lie inside somebody else's repository, whose commits say nothing about it.
+    An installed package may be inside another repository, whose commits say nothing about it.
     """
     folder = Path(__file__).resolve().parents[2]
 
@@ -63,15 +64,15 @@ def git_commit() -> str | None:
         return None
 
 
-def _identity(model) -> dict[str, str | None]:
-    """Name and revision of the model: of one that knows where it was loaded from its hub id, or its folder's name.
+def _model_identity(model: Model) -> dict[str, str | None]:
+    """Name, revision and weights of the model. The name is its hub id, or the name of the folder it was loaded from.
 
-    Where the folder lay on this machine says nothing to others, and figures and reports show the name.
+    The folder's whole path says nothing to others, and figures and reports show the name.
     """
     name, revision = getattr(model, "name", None), getattr(model, "revision", None)
     path = getattr(model, "name_or_path", None)
     source = str(path or type(model).__name__)
-    # A cache of the hub: models--owner--name/snapshots/commit
+    # The hub's cache: models--owner--name/snapshots/commit
     if cached := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\](\w+)", source):
         source, revision = cached[1].replace("--", "/"), revision or cached[2]
     elif path and (Path(source).is_absolute() or Path(source).is_dir()):
@@ -83,19 +84,18 @@ def _identity(model) -> dict[str, str | None]:
     }
 
 
-def environment(model) -> dict:
+def environment(model: Model) -> dict[str, object]:
     """Fields of the manifest that do not depend on the prompt."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    about = next(iter(parameters), torch.empty(0))
-    loading = getattr(model, "loading", None)
-    # Of a pipeline whose weights are put off, `device` is where they wait, not where it computes.
-    device = execution_device(model) or getattr(model, "device", about.device)
+    parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
+    loading = options_of(model)
+    # With offload `device` is where the weights wait, not where the pipeline computes.
+    device = execution_device(model) or getattr(model, "device", parameter.device)
     return {
-        "model": _identity(model),
-        "loading": None if loading is None else loading.manifest(),
-        "loras": loras_of(model),
-        "device": str(device).replace("cpu:0", "cpu"),  # accelerate numbers even the one that has no number
-        "dtype": str(getattr(model, "dtype", about.dtype)).removeprefix("torch."),
+        "model": _model_identity(model),
+        "loading": None if loading is None else loading.manifest_entry(),
+        "loras": describe_loras(model),
+        "device": str(device).replace("cpu:0", "cpu"),  # accelerate numbers the CPU, too
+        "dtype": str(getattr(model, "dtype", parameter.dtype)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "segmenter": segmenter(),
         "versions": versions(),
@@ -104,8 +104,8 @@ def environment(model) -> dict:
     }
 
 
-def value_of_picture(value: Any, item: int, count: int) -> Any:
-    """What is told of one picture out of `count`: its own entry of a list, which may have one for several pictures."""
+def entry_of_picture(value: object, picture: int, count: int) -> object:
+    """The value for one picture out of `count`. A list has one entry for each picture, or for several pictures."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         return value
-    return value[item * len(value) // count]
+    return value[picture * len(value) // count]

@@ -1,12 +1,12 @@
-"""What a pipeline's safety checker said of its pictures. It is told, never asked to look away."""
+"""The verdicts of a pipeline's safety checker. A recording notes them; it never turns the checker off."""
 
-from typing import Any
+from toushi.probe.pipelines.family import Model
 
 
-def verdicts(pipeline, result: Any) -> list[str] | None:
-    """Of each picture "passed" or "blocked"; None if there is no checker, or it did not look (latents were asked for).
+def safety_verdicts(pipeline: Model, result: object) -> list[str] | None:
+    """Verdict "passed" or "blocked" for each picture; None if there is no checker, or if it saw no pictures but latents.
 
-    Pipelines give a flag for each picture beside the pictures, in a field or, in a plain tuple, second.
+    Pipelines return a flag for each picture: in a field of the result, or second in a plain tuple.
     """
     if getattr(pipeline, "safety_checker", None) is None:
         return None

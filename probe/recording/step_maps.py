@@ -1,4 +1,4 @@
-"""The maps of one step as they are read: one entry for each site and group of rows."""
+"""The maps of one step: one entry for each site and group of rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,41 +7,42 @@ import torch
 from torch import Tensor
 
 from toushi.probe.recording.policy import KeptColumns
-from toushi.probe.session.row_matching import Place
+from toushi.probe.session.row_matching import PromptKey
 
 
 class RowColumns(NamedTuple):
-    """Where the kept columns of one row are, in a range of columns that several rows share."""
+    """The kept columns of one row, counted in a range of columns that several rows share."""
 
     single: list[int] | slice
     pads: list[int] | slice | None
 
 
-def column_range(every: Sequence[KeptColumns]) -> tuple[slice, list[RowColumns]]:
-    """The range of columns that all rows need together, and where in it each row's own columns are."""
-    wanted = [column for columns in every for column in (*columns.single, *columns.pads)]
-    first, last = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+def column_range(columns: Sequence[KeptColumns]) -> tuple[slice, list[RowColumns]]:
+    """The range of columns that all rows need together, and each row's own columns in it."""
+    needed = [column for kept in columns for column in (*kept.single, *kept.pads)]
+    first, last = (min(needed), max(needed) + 1) if needed else (0, 0)
 
-    def within(columns: list[int]) -> list[int] | slice:
-        at = [column - first for column in columns]
-        contiguous = bool(at) and at == list(range(at[0], at[-1] + 1))
-        return slice(at[0], at[-1] + 1) if contiguous else at
+    def in_range(columns: list[int]) -> list[int] | slice:
+        indices = [column - first for column in columns]
+        is_contiguous = bool(indices) and indices == list(range(indices[0], indices[-1] + 1))
+        return slice(indices[0], indices[-1] + 1) if is_contiguous else indices
 
-    rows = [RowColumns(within(columns.single), within(columns.pads) if columns.pads else None) for columns in every]
+    rows = [RowColumns(in_range(kept.single), in_range(kept.pads) if kept.pads else None) for kept in columns]
     return slice(first, last), rows
 
 
 class Maps(NamedTuple):
-    """What one site gave in one evaluation."""
+    """The maps of one site in one evaluation."""
 
     site: str
-    rows: list[tuple[int, Place]]  # row of the batch, and whose it is
-    columns: list[RowColumns] | None  # of each row, among those of `values`; None: all
+    rows: list[tuple[int, PromptKey]]  # row of the batch, and its prompt
+    columns: list[RowColumns] | None  # of each row, in those of `values`; None: all
     values: Tensor  # [row, head?, column, cell]
-    rest: Tensor | None  # [row, head?, cell]: mass on the image's own keys, in joint attention
+    rest: Tensor | None  # [row, head?, cell]: in joint attention the mass that goes to no text column
 
-    def with_pads_summed(self, dtype: torch.dtype) -> "list[Maps]":
-        """The same, rows with pads one by one: their single columns, then the sum over their pads, in this dtype."""
+    def sum_pads(self, dtype: torch.dtype) -> "list[Maps]":
+        """The same maps. If rows have pads, each row by itself and in this dtype: its single columns, then the sum over
+        its pads."""
         if self.columns is None or all(columns.pads is None for columns in self.columns):
             return [self]
         split = []
@@ -53,8 +54,8 @@ class Maps(NamedTuple):
             split.append(Maps(self.site, [row], None, torch.cat(parts, -2).to(dtype)[None], rest))
         return split
 
-    def stored(self, dtype: torch.dtype, mean: bool) -> "Maps":
-        """The same in another dtype; with `mean` over the heads, which must be there."""
+    def convert(self, dtype: torch.dtype, mean: bool) -> "Maps":
+        """The same maps in another dtype. With `mean` averaged over the heads, which must be there."""
 
         def convert(tensor: Tensor) -> Tensor:
             return (tensor.mean(1) if mean else tensor).to(dtype)

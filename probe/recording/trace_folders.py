@@ -13,13 +13,13 @@ class TraceFolders:
         self.root = root
         self.paths: list[Path] = []
 
-    def new(self, count: int) -> list[Path]:
-        """Folders for so many new traces. A folder that turns out to hold several becomes a collection."""
+    def add(self, count: int) -> list[Path]:
+        """Folders for so many new traces. A root that gets more than one trace becomes a collection."""
         if count == 1 and not self.paths:
             self.paths = [self.root]
             return self.paths
         if self.paths == [self.root]:
-            self.paths = [_move_inside(self.root)]
+            self.paths = [_move_into_member(self.root)]
         first = len(self.paths)
         new = [self.root / f"{number:03d}" for number in range(first, first + count)]
         self.paths = self.paths + new
@@ -27,11 +27,11 @@ class TraceFolders:
         return new
 
 
-def _move_inside(folder: Path) -> Path:
-    """Moves the trace in the folder to its member 000; the manifest goes last, so that it is never half there."""
+def _move_into_member(folder: Path) -> Path:
+    """Moves the trace in the folder to its member 000. The manifest goes last, so that the member is never half there."""
     member = folder / "000"
     member.mkdir()
-    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda p: p.name == layout.MANIFEST)
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == layout.MANIFEST)
     for path in files:
         path.rename(member / path.name)
     return member

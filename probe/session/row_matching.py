@@ -1,7 +1,7 @@
-"""Which row of the denoiser's batch is which text: found by value, never by the order of rows.
+"""Which row of the denoiser's batch has which prompt. Rows are matched by value, never by their order.
 
-Pipelines differ in the order ([negative, positive] or the reverse), change it, or drop guidance part-way. What does
-not change is that each row carries a text that the encoding returned.
+Pipelines differ in the order of rows ([negative, positive] or the reverse), change it, or end guidance before the last
+step. One thing always holds: each row carries text states that `encode_prompt` returned.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,81 +12,88 @@ from torch import Tensor
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, JointSequence
 
-Place = tuple[str, int]  # branch, and number of the picture in the batch
+PromptKey = tuple[str, int]  # branch, and index of the picture in the batch
 
 
 class BranchMismatch(ToushiError):
-    """The denoiser was given a text that the encoding did not return."""
+    """The denoiser got text states that match no encoded prompt."""
 
 
 def match_rows(
     rows: Sequence[Tensor],
-    texts: Mapping[str, Sequence[Tensor]],
-    order: Sequence[str],
-    seen: Collection[Place] = (),
+    states: Mapping[str, Sequence[Tensor]],
+    branch_order: Sequence[str],
+    evaluated: Collection[PromptKey] = (),
     branches: Sequence[str] | None = None,
-) -> list[Place]:
-    """Branch and picture of each row. Rows and texts are [column, feature], without padding.
+) -> list[PromptKey]:
+    """Branch and picture of each row. Raises BranchMismatch if a row matches no prompt.
 
-    `branches` names the branch of each row, where a family can tell it from the denoiser's arguments.
+    rows          text states of each row [column, feature], without padding
+    states        text states of the prompts of each branch, one for each picture, [column, feature] without padding
+    branch_order  the family's order of branches in a batch
+    evaluated     prompts that the denoiser has already evaluated in this step
+    branches      branch of each row, where the family can tell it from the denoiser's arguments
 
-    Texts that are equal (an empty prompt beside an empty negative one) cannot be told apart by value: among them
-    `order`, the family's order of branches in a batch, decides; where there are fewer rows than texts, those come
-    first that were not `seen` in this step yet (pipelines may evaluate their branches in separate calls), then `cond`.
+    Equal states (an empty prompt beside an empty negative prompt) cannot be told apart by value. Among them
+    `branch_order` decides. If there are fewer such rows than prompts, prompts that are not `evaluated` come first
+    (pipelines may evaluate their branches in separate calls), then those of `cond`.
     """
-    every = [(branch, item) for branch, some in texts.items() for item in range(len(some))]
-    possible = [every if branches is None else [p for p in every if p[0] == branches[i]] for i in range(len(rows))]
-    equals = [
-        tuple(place for place in places if equal(row, texts[place[0]][place[1]])) for row, places in zip(rows, possible)
-    ]
-    for index, (row, places) in enumerate(zip(rows, equals)):
-        if not places:
-            known = ", ".join(f"{branch} {tuple(texts[branch][item].shape)}" for branch, item in every)
+    prompts = [(branch, picture) for branch, of_branch in states.items() for picture in range(len(of_branch))]
+    matches: list[tuple[PromptKey, ...]] = []
+    for index, row in enumerate(rows):
+        candidates = prompts if branches is None else [key for key in prompts if key[0] == branches[index]]
+        equal = tuple(key for key in candidates if states_equal(row, states[key[0]][key[1]]))
+        if not equal:
+            encoded = ", ".join(f"{branch} {tuple(states[branch][picture].shape)}" for branch, picture in prompts)
             raise BranchMismatch(
-                f"row {index} of the denoiser's text, {tuple(row.shape)}, equals no text that was encoded: "
-                f"{known or 'none was'}. Encode the prompts inside `with record(...)`, and pass them on unchanged."
+                f"row {index} of the denoiser's text states, of shape {tuple(row.shape)}, equals no encoded prompt: "
+                f"{encoded or 'none was encoded'}. Encode the prompts inside `with record(...)`, and pass their states "
+                "on unchanged."
             )
-    result: list[Place | None] = [None] * len(rows)
-    for group in dict.fromkeys(equals):
-        members = [index for index, places in enumerate(equals) if places == group]
-        for index, place in zip(members, _assign_equal(group, len(members), order, seen)):
-            result[index] = place
-    return [place for place in result if place is not None]
+        matches.append(equal)
+    result: dict[int, PromptKey] = {}
+    for equal in dict.fromkeys(matches):
+        indices = [index for index, other in enumerate(matches) if other == equal]
+        result |= zip(indices, _assign_equal(equal, len(indices), branch_order, evaluated))
+    return [result[index] for index in range(len(rows))]
 
 
-def _assign_equal(group: Sequence[Place], count: int, order: Sequence[str], seen: Collection[Place]) -> list[Place]:
-    """The places of `count` rows, in their order, among texts that are all equal."""
-    if count > len(group):
+def _assign_equal(
+    prompts: Sequence[PromptKey], count: int, branch_order: Sequence[str], evaluated: Collection[PromptKey]
+) -> list[PromptKey]:
+    """The prompts of `count` rows in their order, where all these prompts have equal states."""
+    if count > len(prompts):
         raise BranchMismatch(
-            f"{count} rows of the denoiser's batch carry one text that was encoded {len(group)} times: "
-            "several pictures of one prompt in one batch. Pass the prompt once for each picture."
+            f"{count} rows of the denoiser's batch have text states that were encoded {len(prompts)} times: several "
+            "pictures of one prompt in one batch. Pass the prompt once for each picture."
         )
-    if count < len(group):
-        group = sorted(group, key=lambda place: (place in seen, place[0] != "cond"))[:count]
-    rank = {branch: number for number, branch in enumerate(order)}
-    return sorted(group, key=lambda place: (rank.get(place[0], len(rank)), place[1]))
+    if count < len(prompts):
+        prompts = sorted(prompts, key=lambda key: (key in evaluated, key[0] != "cond"))[:count]
+    rank = {branch: number for number, branch in enumerate(branch_order)}
+    return sorted(prompts, key=lambda key: (rank.get(key[0], len(rank)), key[1]))
 
 
-def equal(row: Tensor, text: Tensor) -> bool:
-    return row.shape == text.shape and torch.equal(row, text.to(row))
+def states_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two prompts have the same states, in the first one's dtype."""
+    return one.shape == other.shape and torch.equal(one, other.to(one))
 
 
 def restore_prompts(
-    texts: Mapping[str, Sequence[EncodedPrompt]], precomputed: Sequence[EncodedPrompt]
+    prompts: Mapping[str, Sequence[EncodedPrompt]], precomputed: Sequence[EncodedPrompt]
 ) -> dict[str, list[EncodedPrompt]]:
-    """The prompts; those that came as embeddings get their text back if they were encoded inside the session."""
+    """The same prompts. One that came as embeddings gets back its text, if the session saw it being encoded."""
 
-    def restored(text: EncodedPrompt) -> EncodedPrompt:
-        same = (other for other in precomputed if equal(other.states, text.states))
-        return text if text.prompt is not None else next(same, text)
+    def restore(prompt: EncodedPrompt) -> EncodedPrompt:
+        same = (other for other in precomputed if states_equal(other.states, prompt.states))
+        return prompt if prompt.prompt is not None else next(same, prompt)
 
-    return {branch: list(map(restored, prompts)) for branch, prompts in texts.items()}
+    return {branch: [restore(prompt) for prompt in of_branch] for branch, of_branch in prompts.items()}
 
 
 def group_rows_by_layout(
     rows: Iterable[int], joint: Sequence[JointSequence] | None
 ) -> dict[JointSequence | None, list[int]]:
-    """The rows, those together that have image and text at the same places of their sequence."""
+    """The rows in groups whose sequences have image and text at the same indices; one group if `joint` is None."""
     groups: dict[JointSequence | None, list[int]] = {}
     for row in sorted(rows):
         groups.setdefault(None if joint is None else joint[row], []).append(row)
@@ -94,9 +101,9 @@ def group_rows_by_layout(
 
 
 def index_of_ids(row: Sequence[int], ids: Sequence[int]) -> int | None:
-    """Index in the row at which these ids begin, with padding behind or before them; None if they are not its own.
+    """Index at which these ids begin in a padded row, padding on either side. None if the row has other ids.
 
-    A prompt that came as embeddings has no ids, and no row is its own.
+    A prompt that came as embeddings has no ids and matches no row.
     """
     row, ids = list(row), list(ids)
     starts = (0, len(row) - len(ids)) if ids else ()

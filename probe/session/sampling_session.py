@@ -1,71 +1,76 @@
-"""The one follower of a running model: which prompt, which row, which step.
+"""Follows a model while it samples: which prompts, which rows of the batch, which step.
 
-A session wraps the methods by which a model samples, for as long as somebody subscribes, and tells its subscribers what
-happens (`subscriber.py`). One model has one session, however many record or edit it. Which step is running is known
-from the scheduler: `set_timesteps` begins a run, and everything until `step` returns belongs to that step.
+A session wraps the methods by which a model samples while there are subscribers, and informs them of events
+(`subscriber.py`). One model has one session, however many subscribers record or edit it. The scheduler tells the step:
+`set_timesteps` begins a run, and everything until `step` returns belongs to that step.
 """
 
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from toushi.hooks.attention import AttentionHook
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.hooks.torch_private import tensor_version
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.encoder_inputs import ENCODER_PARAMETERS, note_encoder_inputs
 from toushi.probe.pipelines.family import (
+    Arguments,
     DenoiserInputs,
     EncodedPrompt,
     EncodePromptCall,
     EncoderInputs,
     Family,
+    Model,
+    SchedulerStep,
     submodule,
-    unwrapped,
+    unwrap,
 )
 from toushi.probe.pipelines.registry import family_of
-from toushi.probe.session.patching import patched_method
-from toushi.probe.session.row_matching import Place, index_of_ids, match_rows, restore_prompts
-from toushi.probe.session.subscriber import EncoderRow, Evaluation, Run, Subscriber
+from toushi.probe.session.patching import patch_method
+from toushi.probe.session.row_matching import PromptKey, index_of_ids, match_rows, restore_prompts
+from toushi.probe.session.subscriber import EncoderBatch, EncoderRow, Evaluation, Run, Subscriber
 
-KNOWN_TEXTS = 4  # recent texts of the denoiser whose rows are remembered
+MATCH_CACHE_SIZE = 4  # denoiser inputs whose matched rows are remembered
 
 _sessions: dict[int, "SamplingSession"] = {}  # by the id of the model
 
 
 @contextmanager
-def subscribe(model, subscriber: Subscriber) -> Iterator["SamplingSession"]:
-    """Tells the subscriber what happens while the model samples, until the end of the `with`. Gives the session."""
-    model = unwrapped(model)
+def subscribe(model: Model, subscriber: Subscriber) -> Iterator["SamplingSession"]:
+    """Gives the session of the model, and informs the subscriber of its events until the end of the `with`."""
+    model = unwrap(model)
     session = _sessions.get(id(model)) or SamplingSession(model)
-    with session, session.attached(subscriber):
+    with session, session.attach(subscriber):
         yield session
 
 
-def session_of(model) -> "SamplingSession | None":
-    """The session that is open for this model now."""
-    return _sessions.get(id(unwrapped(model)))
+def session_of(model: Model) -> "SamplingSession | None":
+    """The open session of this model, if there is one."""
+    return _sessions.get(id(unwrap(model)))
 
 
 class SamplingSession:
-    """Made by `subscribe`; entered once for each subscriber, it patches the model once."""
+    """Made by `subscribe`, and entered once for each subscriber. It patches the model once."""
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         self.model = model
         self.family: Family = family_of(model)
         self.subscribers: list[Subscriber] = []
-        self.prompts: dict[str, list[EncodedPrompt]] = {}  # of each branch, one for each picture
-        self.precomputed: list[EncodedPrompt] = []  # encoded outside of a sampling call, maybe for a later one
-        self.encoder_rows: list[EncoderRow] = []  # while the recorded text encoder runs
-        self.arguments: Mapping[str, Any] | None = None  # of the sampling call that is running
+        self.prompts: dict[str, list[EncodedPrompt]] = {}  # branch -> one for each picture
+        self.precomputed_prompts: list[EncodedPrompt] = []  # encoded outside of a sampling call, maybe for a later one
+        self.encoder_batch: EncoderBatch | None = None  # while the recorded text encoder computes
+        self.arguments: Arguments | None = None  # of the sampling call that is running
         self.run: Run | None = None
-        self.evaluation: Evaluation | None = None  # the latest of the denoiser
+        self.evaluation: Evaluation | None = None  # the latest one of the denoiser
         self._in_step = False  # inside scheduler.step
-        self._rows_of_text: list[tuple[tuple[Tensor, ...], tuple, list[Place]]] = []
+        self._matches: list[tuple[tuple[Tensor, ...], tuple, list[PromptKey]]] = []  # text tensors, version, rows
         self._users = 0
         self._patches = ExitStack()
 
@@ -81,29 +86,41 @@ class SamplingSession:
         self._users += 1
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._users -= 1
         if not self._users:
             self._patches.close()
-            # Whoever keeps a subscriber keeps its session, but not the tensors of its last run.
-            self.prompts, self.precomputed, self._rows_of_text, self.evaluation = {}, [], [], None
+            # A subscriber keeps its session alive, but the tensors of the last run must not stay in memory.
+            self.prompts, self.precomputed_prompts, self._matches, self.evaluation = {}, [], [], None
 
     @contextmanager
-    def attached(self, subscriber: Subscriber) -> Iterator[None]:
+    def attach(self, subscriber: Subscriber) -> Iterator[None]:
+        """Informs the subscriber until the end of the `with`."""
         subscriber.session = self
         with ExitStack() as hooks:
             subscriber.attention_hook = hooks.enter_context(
                 AttentionHook(subscriber.attention_modules(), subscriber.on_attention, subscriber.on_attention_edit)
             )
             if subscriber.on_state_edit is not None:
-                hooks.enter_context(state_hooks(subscriber.state_modules(), subscriber.on_state_edit, first=True))
+                hooks.enter_context(state_hooks(subscriber.state_modules(), subscriber.on_state_edit, prepend=True))
             self.subscribers.append(subscriber)
             hooks.callback(self.subscribers.remove, subscriber)
             yield
 
-    def describe(self) -> dict[str, Any]:
-        """What the subscribers want to be written into a manifest."""
-        return {key: value for subscriber in self.subscribers for key, value in subscriber.describe().items()}
+    def describe(self) -> dict[str, object]:
+        """Manifest fields of all subscribers. Raises ToushiError if two of them describe the same field."""
+        fields: dict[str, object] = {}
+        authors: dict[str, str] = {}
+        for subscriber in self.subscribers:
+            author = type(subscriber).__name__
+            for name, value in subscriber.describe().items():
+                if name in fields:
+                    raise ToushiError(
+                        f"two subscribers describe the manifest field {name!r}: {authors[name]} and {author}. Expected "
+                        "different names: rename the field in one of them."
+                    )
+                fields[name], authors[name] = value, author
+        return fields
 
     def _patch(self, patches: ExitStack) -> None:
         model, family = self.model, self.family
@@ -113,11 +130,11 @@ class SamplingSession:
             methods.append((model, family.evaluate, self._evaluate))
         methods += [(scheduler, "set_timesteps", self._set_timesteps), (scheduler, "step", self._scheduler_step)]
         if family.timesteps_method is not None and hasattr(model, family.timesteps_method):
-            methods.append((model, family.timesteps_method, self._cut_schedule))
+            methods.append((model, family.timesteps_method, self._get_timesteps))
         for instance, name, wrap in methods:
-            patches.enter_context(patched_method(instance, name, wrap))
+            patches.enter_context(patch_method(instance, name, wrap))
         denoiser = {family.denoiser: (submodule(model, family.denoiser), family.denoiser_inputs)}
-        patches.enter_context(argument_hooks(denoiser, self._denoiser_called))
+        patches.enter_context(argument_hooks(denoiser, self._begin_evaluation))
 
     # --- prompts
 
@@ -125,68 +142,68 @@ class SamplingSession:
         signature = inspect.signature(encode_prompt)
 
         def wrapper(*args, **kwargs):
-            # Copies: a pipeline may put its template around the prompts in the very list that it was given.
+            # Copies, because a pipeline may put its template around the prompts in the list that it was given.
             arguments = {
                 name: list(value) if isinstance(value, list) else value
                 for name, value in signature.bind(*args, **kwargs).arguments.items()
             }
             earlier = self.prompts if self.arguments is not None else {}
             call = EncodePromptCall(None, self.model, arguments, self.arguments or {}, {}, earlier)
-            with self._encoder_inputs(call) as runs, ExitStack() as contexts:
+            with self._encoder_inputs(call) as encoder_calls, ExitStack() as contexts:
                 for subscriber in self.subscribers:
-                    contexts.enter_context(subscriber.around_encode_prompt())
+                    contexts.enter_context(subscriber.encode_prompt_context())
                 result = encode_prompt(*args, **kwargs)
-            kept = getattr(self.model, "kept_texts", None)  # may have answered without running the encoder
-            runs = runs if kept is None or kept.last is None else kept.last
-            call = call._replace(result=result, encoder_runs=runs)
-            prompts = restore_prompts(self.family.encoded_prompts(call), self.precomputed)
-            self.prompts, self._rows_of_text = {**earlier, **prompts}, []
+            cache = getattr(self.model, "encode_prompt_cache", None)  # its answers come without the encoders
+            if cache is not None and cache.encoder_calls is not None:
+                encoder_calls = cache.encoder_calls
+            call = call._replace(result=result, encoder_calls=encoder_calls)
+            prompts = restore_prompts(self.family.encoded_prompts(call), self.precomputed_prompts)
+            self.prompts, self._matches = {**earlier, **prompts}, []
             if self.arguments is None and self.family.evaluate is None:
-                self.precomputed += [prompt for branch in prompts.values() for prompt in branch]
-            self._tell("on_prompts", prompts, call)
+                self.precomputed_prompts += [prompt for branch in prompts.values() for prompt in branch]
+            self._notify("on_prompts", prompts, call)
             return result
 
         return wrapper
 
     @contextmanager
     def _encoder_inputs(self, call: EncodePromptCall) -> Iterator[dict[str, list[EncoderInputs]]]:
-        """Notes the inputs of every text encoder; where an encoder is edited, whose its rows are, before it runs."""
+        """Notes the inputs of every text encoder. If an encoder is edited, its prompts are known before it computes."""
         family, model = self.family, self.model
         modules = {name: getattr(model, name, None) for name in family.text_encoders}
-        parameters = {
-            name: (unwrapped(module), ["input_ids", "attention_mask"]) for name, module in modules.items() if module
+        encoders: dict[str, tuple[nn.Module, Sequence[str]]] = {
+            name: (unwrap(module), ENCODER_PARAMETERS) for name, module in modules.items() if module
         }
         edited = any(subscriber.edits_encoder for subscriber in self.subscribers)
-        if edited and family.text_encoder not in parameters:
-            parameters[family.text_encoder] = (submodule(model, family.text_encoder), [family.input_ids])
-        runs: dict[str, list[EncoderInputs]] = {name: [] for name in parameters}
+        if edited and family.text_encoder not in encoders:
+            encoders[family.text_encoder] = (submodule(model, family.text_encoder), (family.input_ids,))
 
-        def note(name: str, ids: Tensor | None, mask: Tensor | None = None) -> None:
-            self.encoder_rows = []
-            if ids is None:
-                return
-            runs[name].append(EncoderInputs(ids.tolist(), None if mask is None else mask.long().tolist()))
-            if edited and name == family.text_encoder:
-                self.encoder_rows = self._rows_of_encoder(call._replace(encoder_runs=runs), runs[name])
+        def before_call(name: str, inputs: EncoderInputs | None) -> None:
+            is_edited = edited and name == family.text_encoder and inputs is not None
+            batch = self._match_encoder_rows(call._replace(encoder_calls=encoder_calls)) if is_edited else None
+            self.encoder_batch = batch
 
         try:
-            with argument_hooks(parameters, note):
-                yield runs
+            with note_encoder_inputs(encoders, before_call) as encoder_calls:
+                yield encoder_calls
         finally:
-            self.encoder_rows = []
+            self.encoder_batch = None
 
-    def _rows_of_encoder(self, call: EncodePromptCall, runs: list[EncoderInputs]) -> list[EncoderRow]:
-        if self.family.tokens_of_run is None:
-            return []
+    def _match_encoder_rows(self, call: EncodePromptCall) -> EncoderBatch:
+        encoder_calls = call.encoder_calls[self.family.text_encoder]
+        ids = encoder_calls[-1].ids
+        if self.family.tokens_of_encoder_call is None:
+            return EncoderBatch(len(ids), [])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `encoded_prompts` gives the same warnings in a moment
-            branch, prompts = self.family.tokens_of_run(call, len(runs) - 1)
-        starts = [index_of_ids(ids, prompt.ids) for ids, prompt in zip(runs[-1].ids, prompts)]
-        return [
+            branch, prompts = self.family.tokens_of_encoder_call(call, len(encoder_calls) - 1)
+        starts = [index_of_ids(row, prompt.ids) for row, prompt in zip(ids, prompts)]
+        rows = [
             EncoderRow(row, branch, prompt, start)
             for row, (prompt, start) in enumerate(zip(prompts, starts))
             if start is not None
         ]
+        return EncoderBatch(len(ids), rows)
 
     # --- runs
 
@@ -196,11 +213,11 @@ class SamplingSession:
         def wrapper(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            given = self.family.given_prompts(bound.arguments)
-            self.prompts, self._rows_of_text = restore_prompts(given, self.precomputed), []
+            prompts = self.family.prompts_from_arguments(bound.arguments)
+            self.prompts, self._matches = restore_prompts(prompts, self.precomputed_prompts), []
             self.arguments = bound.arguments
             try:
-                self._tell("on_sample", bound.arguments)
+                self._notify("on_sample", bound.arguments)
                 result = sample(*args, **kwargs)
             except BaseException as error:
                 self._end_run(error=error)
@@ -213,7 +230,7 @@ class SamplingSession:
         return wrapper
 
     def _evaluate(self, evaluate: Callable) -> Callable:
-        """A run of one step; within another run nothing of that run changes."""
+        """A run of one step. Inside another run, nothing of that run changes."""
         signature = inspect.signature(evaluate)
 
         def wrapper(*args, **kwargs):
@@ -223,11 +240,11 @@ class SamplingSession:
             bound.apply_defaults()
             times = torch.as_tensor(bound.arguments["time"], dtype=torch.float64).flatten().tolist()
             if self.arguments is None and self.run is not None and self.run.index >= self.run.count:
-                self._end_run()  # a loop by hand is over, which nothing else ends
+                self._end_run()  # a sampling loop of the user's own is over; nothing else tells it
             outer, evaluation, prompts = self.run, self.evaluation, self.prompts
             nested = outer is not None
             try:
-                self._begin_run(Run(1, lambda item: [times[item % len(times)]], {}, single=True, nested=nested))
+                self._begin_run(Run(1, lambda picture: [times[picture % len(times)]], {}, single=True, nested=nested))
                 result = evaluate(*args, **kwargs)
                 assert self.family.evaluation_step is not None
                 self._finish_step(self.family.evaluation_step(result, bound.arguments))
@@ -237,7 +254,7 @@ class SamplingSession:
             else:
                 self._end_run()
             finally:
-                self.run, self.evaluation, self._rows_of_text = outer, evaluation, []
+                self.run, self.evaluation, self._matches = outer, evaluation, []
                 if nested:
                     self.prompts = prompts
             return result
@@ -249,18 +266,18 @@ class SamplingSession:
             result = set_timesteps(*args, **kwargs)
             self._end_run()
             times = self.family.timesteps(getattr(self.model, self.family.scheduler))
-            self._begin_run(Run(len(times) - 1, lambda item: times, self.arguments or {}))
+            self._begin_run(Run(len(times) - 1, lambda picture: times, self.arguments or {}))
             return result
 
         return wrapper
 
-    def _cut_schedule(self, get_timesteps: Callable) -> Callable:
-        """The model says at which step it begins, where a given image stands for those before it."""
+    def _get_timesteps(self, get_timesteps: Callable) -> Callable:
+        """The model says at which step it begins, if it begins from an image."""
 
         def wrapper(*args, **kwargs):
             result = get_timesteps(*args, **kwargs)
             scheduler = getattr(self.model, self.family.scheduler)
-            self._move_to(len(scheduler.timesteps) - len(result[0]))
+            self._set_index(len(scheduler.timesteps) - len(result[0]))
             return result
 
         return wrapper
@@ -276,45 +293,49 @@ class SamplingSession:
             scheduler = getattr(self.model, self.family.scheduler)
             index = self.family.step_index(scheduler, bound.arguments, self.run.index)
             if index is not None:
-                self._move_to(index)
+                self._set_index(index)
             self._in_step = True
             try:
-                stepped = self.family.step(step, bound.arguments)
+                scheduler_step = self.family.step(step, bound.arguments)
             finally:
                 self._in_step = False
-            self._finish_step(stepped)
-            return stepped.result
+            self._finish_step(scheduler_step)
+            return scheduler_step.result
 
         return wrapper
 
     def _begin_run(self, run: Run) -> None:
-        self.run, self._rows_of_text = run, []
+        self.run, self._matches = run, []
         try:
-            self._tell("on_run_begin", run)
+            self._notify("on_run_begin", run)
         except BaseException as error:
             self._end_run(error=error)
             raise
 
-    def _move_to(self, index: int) -> None:
+    def _set_index(self, index: int) -> None:
         if self.run is not None and index != self.run.index:
-            self._tell("on_start_index", self.run, index)
+            self._notify("on_start_index", self.run, index)
             self.run.index = index
 
-    def _finish_step(self, step) -> None:
+    def _finish_step(self, step: SchedulerStep) -> None:
         run = self.run
         assert run is not None
         try:
-            self._tell("on_step", run, step)
-        finally:  # the scheduler has made the step, whatever a subscriber says
+            self._notify("on_step", run, step)
+        finally:  # the scheduler has made the step, even if a subscriber raises
             run.index += 1
             run.denoiser_ran = False
             run.evaluations.clear()
 
-    def _end_run(self, images: list | None = None, result: Any = None, error: BaseException | None = None) -> None:
-        """Tells every subscriber, then raises the first error of one of them, unless the run ended with its own."""
-        run, self.run, self.evaluation, self._rows_of_text = self.run, None, None, []
+    def _end_run(
+        self, images: list[Image.Image] | None = None, result: object = None, error: BaseException | None = None
+    ) -> None:
+        """Informs every subscriber. Then raises the first error of a subscriber, unless the run ended by an error."""
+        run, self.run, self.evaluation, self._matches = self.run, None, None, []
+        if run is None:
+            return
         failure: BaseException | None = None
-        for subscriber in list(self.subscribers) if run is not None else ():
+        for subscriber in list(self.subscribers):
             try:
                 subscriber.on_run_end(run, images, result, error)
             except BaseException as raised:
@@ -322,27 +343,28 @@ class SamplingSession:
         if failure is not None and error is None:
             raise failure
 
-    def _tell(self, event: str, *args) -> None:
-        for subscriber in list(self.subscribers):  # one may leave meanwhile
+    def _notify(self, event: str, *args) -> None:
+        for subscriber in list(self.subscribers):  # one of them may leave during the event
             getattr(subscriber, event)(*args)
 
     # --- rows
 
-    def _denoiser_called(self, name: str, *values) -> None:
-        # Outside of a run somebody calls the denoiser by hand: the only step of a run.
-        run = self.run or Run(1, lambda item: None, {}, single=True, nested=True)
+    def _begin_evaluation(self, name: str, *values) -> None:
+        # Outside of a run somebody calls the denoiser directly. That counts as a run of one step.
+        run = self.run or Run(1, lambda picture: None, {}, single=True, nested=True)
         run.denoiser_ran = True
-        self.evaluation = Evaluation(self, run, dict(zip(self.family.denoiser_inputs, values)))
-        self._tell("on_evaluation", self.evaluation)
+        arguments = dict(zip(self.family.denoiser_inputs, values))
+        self.evaluation = Evaluation(run, lambda: self.family.read_inputs(self.model, arguments), self._match_rows)
+        self._notify("on_evaluation", self.evaluation)
 
-    def match(self, inputs: DenoiserInputs, run: Run) -> list[Place]:
-        """Branch and picture of each row. Comparing texts takes time, and most come again at every step."""
-        version = (inputs.branches, frozenset(run.evaluations), *map(tensor_version, inputs.key))
-        for key, known_version, rows in self._rows_of_text:
-            same = known_version == version and len(key) == len(inputs.key)
-            if same and all(map(operator.is_, key, inputs.key)):
+    def _match_rows(self, inputs: DenoiserInputs, run: Run) -> list[PromptKey]:
+        """Branch and picture of each row. Remembered, since comparing takes time and most texts return at every step."""
+        version = (inputs.branches, frozenset(run.evaluations), *map(tensor_version, inputs.text_tensors))
+        for tensors, known_version, rows in self._matches:
+            same = known_version == version and len(tensors) == len(inputs.text_tensors)
+            if same and all(map(operator.is_, tensors, inputs.text_tensors)):
                 return rows
         states = {branch: [prompt.states for prompt in prompts] for branch, prompts in self.prompts.items()}
         rows = match_rows(inputs.texts(), states, self.family.branch_order, run.evaluations, inputs.branches)
-        self._rows_of_text = [(inputs.key, version, rows), *self._rows_of_text[: KNOWN_TEXTS - 1]]
+        self._matches = [(inputs.text_tensors, version, rows), *self._matches[: MATCH_CACHE_SIZE - 1]]
         return rows

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from toushi.probe.base.atomic_io import fsync_folder, safetensors_parts, write_json, write_listed
+from toushi.probe.base.atomic_io import fsync_folder, safetensors_parts, write_json, write_with_digest
 from toushi.probe.text.alignment import Token, Word
 from toushi.probe.trace.listing import TextEntry, TextsLine
 from toushi.probe.trace.manifest import EncoderManifest, check_encoder_manifest
@@ -76,7 +76,7 @@ class EncoderTraceWriter:
         try:
             line = {
                 "file": name,
-                **write_listed(self.folder / name, safetensors_parts(tensors)),
+                **write_with_digest(self.folder / name, safetensors_parts(tensors)),
                 "first": self.count,
             }
             fsync_folder(self.folder)

@@ -23,7 +23,7 @@ from toushi.probe.base.atomic_io import (
     safetensors_parts,
     write_atomic,
     write_json,
-    write_listed,
+    write_with_digest,
 )
 from toushi.probe.trace.image_file import picture_bytes
 from toushi.probe.trace.output_dir import prepare_output_dir, reason
@@ -307,7 +307,7 @@ class TraceWriter:
         metadata = None
         if self.manifest.keep == "sum":
             arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
-        about = write_listed(self.folder / name, safetensors_parts(arrays, metadata), sync=False)
+        about = write_with_digest(self.folder / name, safetensors_parts(arrays, metadata), sync=False)
         line = {**info, "step": index, "file": name, **about}
         self._unlisted.append((index, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
         self._unlisted_bytes += about["bytes"]
@@ -344,8 +344,8 @@ class TraceWriter:
             self._counts[key] = self._counts.get(key, 0) + 1
         return self._sums
 
-    def _listed(self, name: "FileName", parts: Sequence[bytes | np.ndarray]) -> None:
-        about = write_listed(self.folder / name, parts)
+    def _listed(self, name: "FileName", parts: Sequence[bytes | memoryview]) -> None:
+        about = write_with_digest(self.folder / name, parts)
         fsync_folder(self.folder)
         with self._manifest_lock:
             self.manifest.list_file(name, about)

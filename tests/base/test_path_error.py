@@ -12,7 +12,7 @@ from toushi import load, main, open_collection, open_trace, record
 from toushi.dashboards import trace_library as library
 from toushi.experiments.runner.result_folder import read_manifest
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.path_error import LONGEST, PathError, checked_path, short_path
+from toushi.probe.base.path_error import MAX_CHARACTERS, PathError, checked_path, short_path
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet
@@ -121,4 +121,4 @@ def test_a_name_that_is_free_or_taken_by_a_file_is_for_the_caller_to_judge(tmp_p
 def test_a_long_name_is_shortened_and_nothing_unprintable_is_shown():
     assert short_path("runs/猫") == "runs/猫" and short_path("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
     short = short_path("begin" + "x" * 5000 + "end")
-    assert short.startswith("begin") and short.endswith("end") and len(short) == LONGEST
+    assert short.startswith("begin") and short.endswith("end") and len(short) == MAX_CHARACTERS

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from tests.encoders.tiny_encoders import KINDS, made
+from tests.encoders.tiny_encoders import KINDS, eager_bert, made, need_attention
 from tests.text.prompts import HARD, prompts
 from toushi.probe.analysis.layer_measures import sense_separation
 from toushi.probe.base.errors import ToushiError
@@ -15,8 +15,8 @@ from toushi.probe.encoders import word_spans as spans
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import UnknownEncoder, load_pretrained, open_encoder, wrap_encoder
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
-from toushi.probe.models.text_encoder import turned
-from toushi.probe.text.alignment import UnknownWord, shares
+from toushi.probe.models.text_encoder import apply_rope
+from toushi.probe.text.alignment import UnknownWord, token_shares
 from toushi.probe.trace.text_encoding import OTHER, SPECIAL, NotReadable
 
 pytest.importorskip("transformers")
@@ -84,6 +84,7 @@ def test_states_of_our_encoder_are_those_of_a_plain_pass(tiny, encoders):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_the_softmax_that_the_eager_model_takes(kind, encoders):
+    need_attention(kind)
     model, _ = made(kind)
     model = model.get_encoder() if kind == "t5" else model
     model.set_attn_implementation("eager")
@@ -101,13 +102,14 @@ def test_attention_of_our_encoder_is_an_explicit_softmax(tiny, encoders):
     for number, layer in enumerate(tiny.encoder.layers, 1):
         before = layer.attention_norm(torch.tensor(reading.states.values[number - 1]))
         q, k, _ = F.linear(before, layer.attention.to_qkv.weight).reshape(len(before), 3, 2, 16).permute(1, 2, 0, 3)
-        q, k = (turned(F.rms_norm(part, (16,))) for part in (q, k))
-        expected = (q @ k.transpose(1, 2) * layer.attention.SHARPNESS / 4).softmax(-1)
+        q, k = (apply_rope(F.rms_norm(part, (16,))) for part in (q, k))
+        expected = (q @ k.transpose(1, 2) * layer.attention.QK_SCALE / 4).softmax(-1)
         np.testing.assert_allclose(reading.attention.sel(layer=number), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_company_changes_nothing(kind, encoders):
+    need_attention(kind)
     alone = encode_layers(encoders[kind], [MONEY])[0]
     many = encode_layers(encoders[kind], ["猫", BANK, MONEY, MONEY, "他去银行存钱吗", "a red cat on the left"] * 4)
     for reading in (many[2], many[3], many[20]):
@@ -134,11 +136,12 @@ def test_nothing_stays_behind(models, encoders, tiny):
 @pytest.mark.filterwarnings("ignore:a text is longer")
 @pytest.mark.parametrize("kind", EVERY)
 def test_what_words_read_of_words_and_of_all_else_is_all_there_is(kind, encoders):
+    need_attention(kind)
     for reading in encode_layers(encoders[kind], [text[:90] for text in HARD if text.strip()]):
         by_word = reading.word_attention()
         np.testing.assert_allclose(by_word.sum("word"), 1, atol=1e-5)
         # The special column once more, token by token.
-        own = np.array([shares(reading.tokens, word.span) for word in reading.words])
+        own = np.array([token_shares(reading.tokens, word.span) for word in reading.words])
         mean = np.einsum("qt,lht->lhq", own / own.sum(1, keepdims=True), sum_of(reading, "special", "template"))
         np.testing.assert_allclose(by_word.sel(word=SPECIAL), mean, atol=1e-5)
         # All that text receives goes to words or to the other text, whatever the cut into words.
@@ -161,7 +164,7 @@ def test_a_word_is_the_mean_of_its_tokens_each_by_its_share(encoders):
     found = reading.word_states([(0, 1), (0, 2), "猫"])
     assert found.dims == ("layer", "word", "feature") and found["word"].values.tolist() == ["𰻝", "𰻝面", "猫"]
     np.testing.assert_allclose(found[:, 0], states[:, :4].mean(1), atol=1e-6)
-    weights = shares(reading.tokens, (0, 2))
+    weights = token_shares(reading.tokens, (0, 2))
     np.testing.assert_allclose(found[:, 1], np.average(states, axis=1, weights=weights), atol=1e-6)
 
 
@@ -246,9 +249,9 @@ def test_the_joint_before_a_text_stands_for_nothing(encoders):
     assert all(token.kind == "template" and token.span is None for token in joints)
     with_space = encoders["xlm_roberta"].tokenize(" 银行")[0]
     assert sum(token.kind == "template" for token in with_space) <= len(joints)
-    made_up = spans.tokens_of("我", [5, 6], ["▁", "我"], [(0, 1), (0, 1)], [0, 0])
+    made_up = spans.tokens_from_offsets("我", [5, 6], ["▁", "我"], [(0, 1), (0, 1)], [0, 0])
     assert [(token.kind, token.span) for token in made_up] == [("template", None), ("text", (0, 1))]
-    real = spans.tokens_of(" 我", [5, 6], ["▁", "我"], [(0, 1), (1, 2)], [0, 0])
+    real = spans.tokens_from_offsets(" 我", [5, 6], ["▁", "我"], [(0, 1), (1, 2)], [0, 0])
     assert [(token.kind, token.span) for token in real] == [("text", (0, 1)), ("text", (1, 2))]
 
 
@@ -274,8 +277,7 @@ def test_a_text_that_is_too_long_is_cut_and_said_so(kind, limit, encoders):
 
 
 def test_attention_that_cannot_be_read_is_said_and_states_are_there():
-    model, tokenizer = made("bert")
-    model.set_attn_implementation("eager")
+    model, tokenizer = eager_bert()
     (reading,) = encode_layers(wrap_encoder(model, tokenizer), [BANK])
     assert reading.word_states().shape == (4, len(reading.words), 32)
     assert set(reading.blind) == {1, 2, 3}
@@ -322,6 +324,7 @@ def test_mistakes_are_explained(encoders, models, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_encoder_reads_as_it_did(kind, models, encoders, tmp_path, without_warnings, capfd):
+    need_attention(kind)
     model, tokenizer = models[kind]
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -363,7 +366,7 @@ def test_an_encoder_that_lacks_weights_is_refused(models, tmp_path):
     save_file(
         {k: v for k, v in whole.items() if "layer.1.output" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(UnknownEncoder, match=r"lacks 4 weights, encoder\.layer\.1\.output"):
+    with pytest.raises(UnknownEncoder, match=r"lacks 4 weights, for example encoder\.layer\.1\.output"):
         encode_layers(tmp_path, [BANK])
 
 

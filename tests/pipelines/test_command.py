@@ -135,7 +135,7 @@ def test_a_run_of_a_pipeline_cannot_be_gone_on_with_and_says_so_before_it_loads(
         generate(pipeline, PROMPT, steps=3, size=(32, 32), callback=interrupted)
     assert main(["trace", "--resume", str(tmp_path / "run"), "--model", "nowhere"]) == 2
     said = capsys.readouterr().err
-    assert "was drawn by flux, which keeps state of its own" in said and "draw it again" in said
+    assert "was sampled by flux, whose scheduler keeps state" in said and "sample it again" in said
 
 
 def interrupted(step, latents):

@@ -15,7 +15,7 @@ from toushi.cli.language import language_of
 from toushi.probe.pipelines.checkpoint_info import needed_bytes, read_pipeline_info
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.pipelines.size_estimate import estimate_maps, site_shapes, text_columns
-from toushi.probe.recording.forecast import forecast_of
+from toushi.probe.recording.forecast import forecast_from_maps
 from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.record import record
 from toushi.probe.recording.run_recorder import RunRecorder
@@ -40,12 +40,12 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "flux-2-klein"])
 def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     found, pipeline = read_pipeline_info(saved(name)), made(name)
-    assert found.unknown == {} and found.pipeline is not None
+    assert found.failures == {} and found.pipeline is not None
     family = family_of(found.pipeline)
-    for part in found.parts:
+    for part in found.components:
         weights = getattr(pipeline, part.name).state_dict().values()  # tied ones are there twice, and stored once
         real = sum({weight.data_ptr(): weight.numel() for weight in weights}.values())
-        assert part.known == ("headers", "config") and part.parameters == real and part.missing == 0, part.name
+        assert part.sources == ("headers", "config") and part.parameters == real and part.missing_files == 0, part.name
         weights = list(getattr(found.pipeline, part.name).parameters())
         assert {weight.device.type for weight in weights} == {"meta"}  # nothing was loaded
     measured = []
@@ -73,7 +73,7 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     maps, grid = estimate_maps(known, found.pipeline, trace.manifest.size, 400, branches=1)
     assert grid == finest
     assert (
-        forecast_of(maps, Policy(), 1, grid).disk["heads"]
+        forecast_from_maps(maps, Policy(), 1, grid).disk["heads"]
         == sum(2 * s.heads * s.columns * s.cells for s in cond) + 80 * finest[0] * finest[1]
     )
 
@@ -112,6 +112,21 @@ def test_mini_unet_in_chinese(capsys, monkeypatch):
     assert language_of(None) == "zh" and language_of("en") == "en"
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     assert language_of(None) == "en"
+
+
+def test_a_hub_id_whose_configs_were_downloaded(saved, tmp_path, capsys, monkeypatch):
+    """The hub's cache as `hf download` leaves it. Without network, which a test must not need."""
+    repository = tmp_path / "models--somebody--flux"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(saved("flux"), repository / "snapshots" / commit, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert main(["doctor", "somebody/flux", "--size", "32", "--language", "en"]) == 0
+    said = capsys.readouterr().out
+    assert "family flux" in said and "download them" in said and "recording 5 sites" in said
+    assert main(["doctor", "somebody/other"]) == 2
+    assert "hf download somebody/other --include" in capsys.readouterr().err
 
 
 def test_what_offload_needs(saved):

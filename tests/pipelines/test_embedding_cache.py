@@ -9,7 +9,7 @@ import torch
 
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
 from toushi.probe.models.mini_unet import PromptCut
-from toushi.probe.pipelines.embedding_cache import NotKept, keep_texts
+from toushi.probe.pipelines.embedding_cache import NotCached, cache_encode_prompt
 from toushi.probe.pipelines.load import load
 from toushi.probe.pipelines.load_options import BadOption
 from toushi.probe.pipelines.registry import family_of
@@ -19,7 +19,7 @@ from toushi.probe.trace.open import open_trace
 
 def kept(name, folder):
     pipeline = made(name)
-    keep_texts(pipeline, family_of(pipeline), folder)
+    cache_encode_prompt(pipeline, family_of(pipeline), folder)
     return pipeline
 
 
@@ -96,7 +96,7 @@ def test_another_prompt_encoder_length_or_tokenizer_is_another_text(tmp_path):
         pipeline = made("flux")
         if change:
             change(pipeline)
-        keep_texts(pipeline, family_of(pipeline), tmp_path)
+        cache_encode_prompt(pipeline, family_of(pipeline), tmp_path)
         with runs(pipeline) as found:
             draw(pipeline, prompt, steps=1, **named)
         return bool(found)
@@ -120,7 +120,7 @@ def test_whether_an_empty_prompt_becomes_zeros_is_part_of_what_is_asked(tmp_path
     for zeros, folder in ((True, "texts"), (False, "texts"), (False, "others")):
         pipeline = made("stable-diffusion-xl")
         pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-        keep_texts(pipeline, family_of(pipeline), tmp_path / folder)
+        cache_encode_prompt(pipeline, family_of(pipeline), tmp_path / folder)
         pictures.append(draw(pipeline, negative=None, steps=1)[0])
     assert np.array_equal(pictures[1], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
 
@@ -129,7 +129,7 @@ def test_weights_that_are_changed_after_loading(tmp_path):
     pipeline = kept("flux", tmp_path)
     draw(pipeline, steps=1)
     next(pipeline.text_encoder.parameters()).data += 1e-3
-    with runs(pipeline) as ran, pytest.warns(NotKept, match="changed since it was loaded"):
+    with runs(pipeline) as ran, pytest.warns(NotCached, match="changed since it was loaded"):
         draw(pipeline, steps=1)
     assert ran
 
@@ -147,7 +147,7 @@ def test_what_is_damaged_is_encoded_anew(harm, tmp_path):
         file.symlink_to(tmp_path / "outside")
     else:
         about.write_text(json.dumps({**json.loads(about.read_text()), "result": {"open": ["/etc/passwd"]}}))
-    with runs(pipeline) as ran, pytest.warns(NotKept, match="damaged"):
+    with runs(pipeline) as ran, pytest.warns(NotCached, match="damaged"):
         assert np.array_equal(draw(pipeline, steps=1, guidance=False)[0], plain)
     assert ran and not file.is_symlink()
     with runs(pipeline) as ran:
@@ -158,7 +158,7 @@ def test_what_is_damaged_is_encoded_anew(harm, tmp_path):
 def test_from_the_shell_with_our_own_engine(tmp_path, monkeypatch):
     from toushi import main
 
-    monkeypatch.setattr("toushi.probe.models.z_image.LENGTH", 24)
+    monkeypatch.setattr("toushi.probe.models.z_image.MAX_TOKENS", 24)
     made("z-image").save_pretrained(tmp_path / "model")
     prompt = "the moon and the red cat " * 6  # longer than it reads
     with pytest.warns(PromptCut):
@@ -167,7 +167,7 @@ def test_from_the_shell_with_our_own_engine(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.warns(PromptCut, match="cut: "):
             assert np.array_equal(model.sample(prompt, steps=1, size=32), plain)
-    assert model.kept_texts.last is not None
+    assert model.encode_prompt_cache.encoder_calls is not None
     options = ["--model", str(tmp_path / "model"), "--steps", "1", "--size", "32", "--no-record"]
     options += ["--embedding-cache", str(tmp_path / "texts"), "--out", str(tmp_path / "run")]
     assert main(["trace", prompt, *options]) == 0

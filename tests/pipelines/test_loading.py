@@ -18,7 +18,7 @@ from toushi.cli.trace import Trace
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.generate import generate
 from toushi.probe.pipelines.load import NoGain, UnknownModel, bnb_4bit_config, load
-from toushi.probe.pipelines.load_options import BadOption, Loading
+from toushi.probe.pipelines.load_options import BadOption, LoadOptions, options_of
 from toushi.probe.pipelines.lora import BadLora
 from toushi.probe.pipelines.out_of_memory import OutOfMemory
 from toushi.probe.recording.record import record
@@ -110,7 +110,7 @@ def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monke
 
 
 def test_what_was_left_open_is_told_too(saved):
-    loading = load(str(saved("stable-diffusion")), "cpu").loading
+    loading = options_of(load(str(saved("stable-diffusion")), "cpu"))
     assert (loading.device, loading.dtype) == ("cpu", "fp32")
 
 
@@ -120,7 +120,7 @@ def test_a_pipeline_keeps_the_threads_of_torch_unless_others_are_asked_for(saved
         torch.set_num_threads(3)
         load(str(saved("stable-diffusion")), "cpu")
         assert torch.get_num_threads() == 3
-        assert load(str(saved("stable-diffusion")), "cpu", threads=2).loading.threads == 2
+        assert options_of(load(str(saved("stable-diffusion")), "cpu", threads=2)).threads == 2
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -128,7 +128,7 @@ def test_a_pipeline_keeps_the_threads_of_torch_unless_others_are_asked_for(saved
 
 def test_the_names_of_the_article():
     assert Trace(medvram=True).chosen().offload == "model" and Trace(lowvram=True).chosen().offload == "sequential"
-    assert Loading(offload="medvram").offload == "model" and Loading(offload="lowvram").offload == "sequential"  # pyright: ignore[reportArgumentType]
+    assert LoadOptions(offload="medvram").offload == "model" and LoadOptions(offload="lowvram").offload == "sequential"  # pyright: ignore[reportArgumentType]
 
 
 def test_names_that_contradict_each_other(fails):
@@ -365,7 +365,7 @@ def test_a_library_that_is_not_here(library, option, monkeypatch):
     monkeypatch.setattr(loading_module, "find_spec", lambda name: None if name == library else find(name))
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     with pytest.raises(BadOption, match=rf'{library} library: pip install "toushi\[pipelines\]".*leave'):
-        Loading(**option)
+        LoadOptions(**option)
 
 
 def test_four_bits_without_the_library_or_without_a_gpu(saved, monkeypatch):
@@ -383,8 +383,10 @@ def test_four_bits_without_the_library_or_without_a_gpu(saved, monkeypatch):
 
 def test_four_bits_are_for_the_large_parts(saved, monkeypatch):
     asked = []
-    monkeypatch.setattr("diffusers.quantizers.PipelineQuantizationConfig", lambda *a, **k: asked.append((a, k)))
-    bnb_4bit_config(str(saved("flux")), torch.bfloat16)
+    monkeypatch.setattr(
+        "diffusers.quantizers.pipe_quant_config.PipelineQuantizationConfig", lambda *a, **k: asked.append((a, k))
+    )
+    bnb_4bit_config(saved("flux"), torch.bfloat16)
     ((kind, how), named) = asked[0]
     assert kind == "bitsandbytes_4bit" and how["load_in_4bit"] and how["bnb_4bit_compute_dtype"] == torch.bfloat16
     assert set(named["components_to_quantize"]) == {"text_encoder", "text_encoder_2", "transformer"}
@@ -449,9 +451,9 @@ def test_out_of_memory_says_which_setting_to_change(error, saved, monkeypatch):
 def test_the_next_cheaper_setting_on_a_gpu():
     from toushi.probe.pipelines.out_of_memory import memory_advice
 
-    assert memory_advice(Loading(device="cuda"), None)[0] == "take --offload model (now none)"
-    assert memory_advice(Loading(device="cuda", offload="model"), None)[0] == "take --offload group (now model)"
-    assert "smaller model" in memory_advice(Loading(device="cpu", dtype="bf16"), None)[0]
+    assert memory_advice(LoadOptions(device="cuda"), None)[0] == "take --offload model (now none)"
+    assert memory_advice(LoadOptions(device="cuda", offload="model"), None)[0] == "take --offload group (now model)"
+    assert "smaller model" in memory_advice(LoadOptions(device="cpu", dtype="bf16"), None)[0]
 
 
 def test_other_errors_are_not_called_out_of_memory():

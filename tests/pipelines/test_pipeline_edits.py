@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.pipelines.diffusers_since import older_than
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
-from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
+from toushi.probe.session.sampling_session import session_of
 from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace.open import open_trace
 
@@ -117,6 +119,8 @@ def globs(pipeline):
 
 @every
 def test_what_changes_nothing_changes_nothing_and_steps_and_branches_are_kept_to(pipeline, name, tmp_path):
+    if name == "z-image" and older_than("0.39"):
+        pytest.skip("the last of two steps goes from 0 to 0 in ZImagePipeline before diffusers 0.39")
     plain = draw(pipeline, negative=NEGATIVE)[0]
     glob = all_cross(pipeline)
     with record(pipeline, tmp_path / "plain", dtype="float32"):
@@ -128,7 +132,7 @@ def test_what_changes_nothing_changes_nothing_and_steps_and_branches_are_kept_to
         picture = draw(pipeline, negative=NEGATIVE)[0]
     before, after = open_trace(tmp_path / "plain"), open_trace(tmp_path / "late")
     assert np.array_equal(before.latent(0), after.latent(0)) and not np.array_equal(before.latent(1), after.latent(1))
-    assert after.manifest.edits == [late.as_json()] and not edits_of(pipeline)
+    assert after.manifest.edits == [late.as_json()] and session_of(pipeline) is None
     with edit(pipeline, edits_of_manifest(after.manifest.edits)):
         assert np.array_equal(draw(pipeline, negative=NEGATIVE)[0], picture)
     # What is recorded at the first site is its own softmax, before the edit.

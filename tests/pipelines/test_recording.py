@@ -345,7 +345,7 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
     with warnings.catch_warnings(record=True) as said, record(pipeline, tmp_path / "run", steps=0):
         draw(pipeline, negative=NEGATIVE)
     assert [str(one.message) for one in said if one.category is HiddenStatesOnly] == [
-        f"{HIDDEN[name]} attends in eager, not in scaled_dot_product_attention: its hidden states are kept, no attention"
+        f"{HIDDEN[name]} computes attention by eager, not by scaled_dot_product_attention: its hidden states are kept, its attention is not"
         for _ in range(name in HIDDEN)
     ]
     trace, layers = open_trace(tmp_path / "run"), SITES[name][2]

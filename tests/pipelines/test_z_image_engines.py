@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from tests.pipelines.diffusers_since import same_schedule
 from tests.pipelines.tiny import PROMPT, made
@@ -10,6 +11,7 @@ from toushi import main
 from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import load
+from toushi.probe.recording.forecast import CELL_BYTES, forecast
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
 
@@ -41,6 +43,24 @@ def drawn(folder, engine, out, guidance):
     return open_trace(out)
 
 
+@pytest.mark.parametrize("keep", ["heads", "mean", "sum"])
+def test_the_forecast_of_maps_and_rest_is_exact(folder, tmp_path, keep):
+    """To the byte, of what the step files hold beside the latents."""
+    model = load(str(folder), "cpu")
+    said = forecast(model, PROMPT, "the", steps=2, size=SIZE, guidance=3.0)
+    with record(model, tmp_path / "run", keep=keep):
+        model.sample(PROMPT, "the", steps=2, size=SIZE, guidance=3.0)
+    written, rests = 0, 0
+    for file in (tmp_path / "run").glob("s*_*.safetensors"):
+        tensors = load_file(file)
+        rests += sum(name.endswith("/rest") for name in tensors)
+        written += sum(tensors[name].nbytes for name in tensors.keys() - {"latent"})
+    files = 1 if keep == "sum" else 2
+    cells = SIZE[0] // 2 * SIZE[1] // 2  # of the latents: the tiny VAE halves once
+    assert said.disk[keep] == written + files * cells * CELL_BYTES
+    assert rests == files * 2 * 2  # branches, layers
+
+
 @same_schedule
 @pytest.mark.parametrize("guidance", ["0", "3"])
 def test_both_engines_are_recorded_alike(folder, tmp_path, guidance):
@@ -65,7 +85,7 @@ def test_recording_our_own_changes_nothing(folder, tmp_path):
     plain = model.sample(prompts, "blue", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
     with record(model, tmp_path / "run") as recording:
         pictures = model.sample(prompts, "blue", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
-        model.denoise(model.beginning(1, SIZE, 0, None, 1.0), 1.0, PROMPT)
+        model.denoise(model.initial_latents(1, SIZE, 0, None, 1.0), 1.0, PROMPT)
     assert all(np.array_equal(one, other) for one, other in zip(pictures, plain))
     first, second, alone = (open_trace(path) for path in recording.traces)
     assert [first.prompt, second.prompt, alone.prompt] == [*prompts, PROMPT]

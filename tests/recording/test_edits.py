@@ -1,6 +1,7 @@
 """Edits do what they say, nothing else, and are noted; a patch of a run with itself changes nothing."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from torch import nn
 
 from tests.recording.tiny_runs import LONG, PROMPT, draw, recorded, same
-from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of, edits_of_manifest
+from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.recording.record import record
+from toushi.probe.session.sampling_session import session_of
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NotAPicture
@@ -188,7 +190,7 @@ def test_wires_are_gone_afterwards(model):
     with pytest.raises(RuntimeError, match="stop"), edit(model, Edit(CROSS, "zero", word="猫")):
         draw(model)
         raise RuntimeError("stop")
-    assert same(draw(model), free) and edits_of(model) == []
+    assert same(draw(model), free) and session_of(model) is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not {"encode_prompt", "denoise"} & set(vars(model)) and "step" not in vars(model.scheduler)
 
@@ -229,7 +231,7 @@ def test_edits_are_json_and_back():
 )
 def test_steps(steps, expected):
     one = Edit(MIDDLE, "zero", head=0, steps=steps)
-    assert [step for step in range(4) if one.at(step, 4)] == expected
+    assert [step for step in range(4) if one.holds_at(step, 4)] == expected
 
 
 # --- mistakes
@@ -287,6 +289,17 @@ def test_mistakes_about_the_model(model, tmp_path):
         draw(model)
 
 
+@pytest.mark.parametrize("site", ["encoder.layers.5.attention", "encoder.layers.5"])
+def test_rows_that_are_no_texts_of_the_batch_are_refused(model, site):
+    """A hook of the user's own repeats the rows, so that it is not known whose they are."""
+    repeat = model.get_submodule(site).register_forward_pre_hook(
+        lambda _, given: (given[0].repeat(2, 1, 1), *given[1:])
+    )
+    expected = rf"{re.escape(site)}: expected 1 rows, one for each text, but 2 came"
+    with repeat, pytest.raises(BadEdit, match=expected), edit(model, Edit(site, "scale", word="猫", factor=2.0)):
+        velocity(model)
+
+
 def test_an_edit_that_would_do_nothing_says_so(model):
     end = (len(LONG) - 3, len(LONG) - 1)
     for steps in (9, "3:", (-4, 3)):
@@ -311,7 +324,7 @@ def test_a_source_that_lacks_what_is_asked_says_so(model, tmp_path):
         (Edit(CROSS, "replace", word="月亮", source=tmp_path / "cut", source_word=end), "no token stands for"),
         (Edit("encoder.layers.3", "patch", word="月亮", source=tmp_path / "cut", source_word=end), "no token stands"),
         (Edit(CROSS, "replace", word="月亮", source=tmp_path / "words"), "some words only"),
-        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "long"), "drawn in 5 steps, this run has 3"),
+        (Edit(CROSS, "replace", word="月亮", source=tmp_path / "long"), "sampled in 5 steps, this run has 3"),
     ]:
         with pytest.raises(BadEdit, match=said), edit(model, one):
             draw(model)
@@ -336,5 +349,5 @@ def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
             draw(model)
         (raw,) = open_trace(tmp_path / str(number)).manifest.edits
         assert raw["kind"] == "function" and raw["function"].endswith(("<lambda>", "partial", "Identity"))
-    with pytest.raises(BadEdit, match="run it from Python"):
+    with pytest.raises(BadEdit, match="make it in Python"):
         edits_of_manifest([raw])

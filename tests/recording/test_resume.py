@@ -78,7 +78,7 @@ def test_the_end_is_the_same(model, tmp_path, keeping, named):
 
 
 def test_the_budget_is_the_run_s_own(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("toushi.probe.resume.DISK", 1)  # what a trace without one would be given
+    monkeypatch.setattr("toushi.probe.resume.DEFAULT_BUDGET", 1)  # what a trace without one would be given
     broken_off(model, tmp_path / "run", 2, keeping={"budget": 10**7})
     resume(model, tmp_path / "run")
     assert open_trace(tmp_path / "run").complete
@@ -204,7 +204,7 @@ def test_a_recording_that_begins_after_all_that_was_to_be_kept(model, tmp_path):
     seen = {}
     draw(model, steps=4, callback=lambda index, latents: seen.setdefault(index, latents.clone()))
     with (
-        pytest.raises(ToushiError, match="begins at step 2, after all that were asked for"),
+        pytest.raises(ToushiError, match="begins at step 2, after all steps that were asked for"),
         record(model, tmp_path / "run", steps=[0, 1]),
     ):
         draw(model, steps=4, latents=seen[1], first_step=2)

@@ -67,14 +67,14 @@ def test_a_run_after_one_that_failed_in_the_same_recording(model, tmp_path):
 
 
 def test_the_disk_gives_out(model, tmp_path, monkeypatch):
-    write_listed = writer.write_listed
+    write_with_digest = writer.write_with_digest
 
     def full(path, *how, **more):
         if path.name == "step_0001.safetensors":
             raise OSError(28, "No space left on device")
-        return write_listed(path, *how, **more)
+        return write_with_digest(path, *how, **more)
 
-    monkeypatch.setattr(writer, "write_listed", full)
+    monkeypatch.setattr(writer, "write_with_digest", full)
     with pytest.raises(WriteFailed, match="No space left"), record(model, tmp_path / "run"):
         draw(model, steps=8)
     trace = open_trace(tmp_path / "run")
@@ -180,6 +180,16 @@ def test_a_text_that_was_not_encoded_inside_is_refused(model, tmp_path):
     with pytest.raises(BranchMismatch, match="Encode the prompts inside"), record(model, tmp_path / "run"):
         model.scheduler.set_timesteps(1)
         model.scheduler.step(lambda x, time: model.unet(x, torch.full((1,), time), text), model.noise(1, 64, 64, 0), 0)
+
+
+@pytest.mark.parametrize("site", ["encoder.layers.5.attention", "encoder.layers.5"])
+def test_rows_of_the_text_encoder_that_are_no_texts_are_refused(model, tmp_path, site):
+    repeat = model.get_submodule(site).register_forward_pre_hook(
+        lambda _, given: (given[0].repeat(2, 1, 1), *given[1:])
+    )
+    expected = "expected 1 rows, one for each text, but 2 came"
+    with repeat, pytest.raises(Unrecordable, match=expected), record(model, tmp_path / "run"):
+        draw(model)
 
 
 def test_texts_are_matched_by_value_and_a_mismatch_names_both_shapes():

@@ -102,6 +102,46 @@ def test_what_a_subscriber_raises_ends_the_run_and_leaves_nothing(model, tmp_pat
     assert open_trace(tmp_path / "run").steps == [0, 1] and not open_trace(tmp_path / "run").complete
 
 
+class Remark(Subscriber):
+    def __init__(self, name):
+        self.name = name
+
+    def describe(self):
+        return {self.name: "a cat"}
+
+
+class Note(Remark):
+    pass
+
+
+def test_each_subscriber_describes_fields_of_its_own(model, tmp_path):
+    with record(model, tmp_path / "run"), subscribe(model, Remark("remark")), subscribe(model, Note("note")):
+        draw(model)
+    manifest = open_trace(tmp_path / "run").manifest
+    assert manifest.remark == manifest.note == "a cat" and manifest.edits == []
+
+
+def test_two_subscribers_that_describe_one_field_are_refused(model, tmp_path):
+    with (
+        pytest.raises(ToushiError, match="the manifest field 'note': Remark and Note.*rename"),
+        record(model, tmp_path / "run"),
+        subscribe(model, Remark("note")),
+        subscribe(model, Note("note")),
+    ):
+        draw(model)
+    assert not (tmp_path / "run/manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["prompt", "seed", "versions"])
+def test_a_subscriber_that_describes_a_field_of_the_recording_is_refused(model, tmp_path, name):
+    with (
+        pytest.raises(ToushiError, match=f"'{name}', which a recording writes"),
+        record(model, tmp_path / "run"),
+        subscribe(model, Remark(name)),
+    ):
+        draw(model)
+
+
 def test_an_evaluation_between_two_steps_is_no_part_of_the_run(model):
     latents = model.noise(1, 64, 64, 0)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.trace.runs import Run
-from toushi.probe.base.atomic_io import safetensors_parts, write_listed
+from toushi.probe.base.atomic_io import safetensors_parts, write_with_digest
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace import writer as writer_module
@@ -141,7 +141,7 @@ def test_files_are_those_of_the_safetensors_library(tmp_path, monkeypatch, small
         "latent": np.ones((0, 3), np.float32),
     }
     monkeypatch.setattr("toushi.probe.base.atomic_io.ONE_WRITE_BYTES", small)
-    about = write_listed(tmp_path / "ours", safetensors_parts(arrays, {"counts": "{}"}))
+    about = write_with_digest(tmp_path / "ours", safetensors_parts(arrays, {"counts": "{}"}))
     whole = (tmp_path / "ours").read_bytes()
     assert about == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
     with safe_open(tmp_path / "ours", framework="np") as file:

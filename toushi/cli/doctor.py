@@ -16,13 +16,13 @@ from toushi.cli.terminal import table
 from toushi.probe.base.bilingual_text import Language
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.load_options import Dtype, LoadOptions
 
 if TYPE_CHECKING:
     import torch
 
     from toushi.probe.pipelines.checkpoint_info import ComponentInfo
     from toushi.probe.pipelines.family import Family
-    from toushi.probe.pipelines.load_options import Loading
 
 Translate = Callable[..., str]
 OFFLOADS = ("none", "model", "group", "sequential")  # from the fastest to the smallest
@@ -38,11 +38,10 @@ class Doctor(Loads):
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
 A folder with configs and index files is enough. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model" --local-dir FOLDER): no weights are
-needed."""
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"); no weights are needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
-    """A shipped model, a folder with one, or the folder of a diffusers pipeline."""
+    """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
     """Pixels; if not given, the model's default size, and a smaller one."""
     steps: int | None = None
@@ -53,18 +52,17 @@ needed."""
     """en or zh; if not given, the language of the locale."""
 
     def run(self) -> None:
-        from toushi.probe.pipelines.load import model_folder
+        from toushi.probe.pipelines.load import cached_configs, model_folder
 
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
         loading = self.checked_loading()
-        home = model_folder(self.model)
+        home = model_folder(self.model) or cached_configs(self.model)
         if home is None:
             raise ToushiError(
-                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files and "
-                f'give their folder: hf download {self.model} --include "*.json" --include "*.txt" --include "*.model" '
-                "--local-dir FOLDER"
+                f"there is no folder {self.model} here; if it is a hub id, download its configs and index files first: "
+                f'hf download {self.model} --include "*.json" --include "*.txt" --include "*.model"'
             )
         info = ModelInfo.of_pipeline(home) if (home / "model_index.json").is_file() else ModelInfo.of_mini_unet(home)
         translate = partial(MESSAGES.translate, language_of(self.language))
@@ -98,12 +96,13 @@ class ModelInfo:
                 family = family_of(info.pipeline)
             except UnknownFamily:
                 family = None
-            steps = default_argument(info.pipeline, "num_inference_steps") or steps
+            default = default_argument(info.pipeline, "num_inference_steps")
+            steps = default if isinstance(default, int) else steps
         if family is not None:
             own = default_size(family, info.pipeline)
             sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
-        parts = {part.name: part for part in info.parts}
-        return cls(info.kind, family, info.pipeline, parts, info.unknown, sizes, steps, info.kind == "ZImagePipeline")
+        parts = {part.name: part for part in info.components}
+        return cls(info.kind, family, info.pipeline, parts, info.failures, sizes, steps, info.kind == "ZImagePipeline")
 
     @classmethod
     def of_mini_unet(cls, folder: Path) -> "ModelInfo":
@@ -128,7 +127,7 @@ class ModelInfo:
 def _with_file_size(part: "ComponentInfo", size: int) -> "ComponentInfo":
     from dataclasses import replace
 
-    return replace(part, stored=size, known=("headers", "config"))
+    return replace(part, stored_bytes=size, sources=("headers", "config"))
 
 
 def default_size(family: "Family", pipeline: object) -> int:
@@ -142,14 +141,14 @@ def default_size(family: "Family", pipeline: object) -> int:
 # --- the report ---
 
 
-def report(info: ModelInfo, command: Doctor, loading: Loading, translate: Translate) -> list[str]:
+def report(info: ModelInfo, command: Doctor, loading: LoadOptions, translate: Translate) -> list[str]:
     """The paragraphs of the output."""
     import torch
 
     from toushi.probe.pipelines.load import best_device
 
     device = torch.device(loading.device or best_device())
-    dtype = loading.dtype or ("bf16" if device.type == "cuda" and info.kind != "MiniUNet" else "fp32")
+    dtype: Dtype = loading.dtype or ("bf16" if device.type == "cuda" and info.kind != "MiniUNet" else "fp32")
     free = free_on(device)
     sizes = info.sizes
     if command.size is not None:
@@ -169,7 +168,7 @@ def report(info: ModelInfo, command: Doctor, loading: Loading, translate: Transl
 
 
 def head(
-    info: ModelInfo, loading: Loading, device: "torch.device", dtype: str, free: int | None, translate: Translate
+    info: ModelInfo, loading: LoadOptions, device: "torch.device", dtype: Dtype, free: int | None, translate: Translate
 ) -> str:
     import torch
 
@@ -199,11 +198,11 @@ def head(
     return table([*rows, (translate("libraries"), "; ".join(libraries))])
 
 
-def kernel(info: ModelInfo, device: "torch.device", dtype: str, masked: bool = False) -> str:
+def kernel(info: ModelInfo, device: "torch.device", dtype: Dtype, masked: bool = False) -> str:
     """The kernel that PyTorch chooses for the attention of the denoiser."""
     import torch
 
-    from toushi.hooks.kernels import chosen
+    from toushi.hooks.kernels import choose_kernel
     from toushi.probe.pipelines.load import torch_dtype
     from toushi.probe.pipelines.size_estimate import head_count
 
@@ -216,7 +215,7 @@ def kernel(info: ModelInfo, device: "torch.device", dtype: str, masked: bool = F
             width = (getattr(inner, "out_features", None) or width * count) // count
     query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device) if masked else None
-    return chosen(query, query, query, mask, 0.0, False, None, False)
+    return choose_kernel(query, query, query, mask, 0.0, False, None, False)
 
 
 def parts_table(info: ModelInfo, denoiser: str, dtype: str, translate: Translate) -> str:
@@ -224,10 +223,10 @@ def parts_table(info: ModelInfo, denoiser: str, dtype: str, translate: Translate
 
     rows = [tuple(translate(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
     for name, part in info.parts.items():
-        known = " + ".join(translate(key) for key in part.known)
-        known += f", {translate('missing', count=part.missing)}" if part.missing else ""
+        known = " + ".join(translate(key) for key in part.sources)
+        known += f", {translate('missing', count=part.missing_files)}" if part.missing_files else ""
         held = format_bytes(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
-        stored = format_bytes(part.stored) if part.stored is not None else "–"
+        stored = format_bytes(part.stored_bytes) if part.stored_bytes is not None else "–"
         rows.append((name, part.kind, number(part.parameters), stored, held, known))
     parts = info.parts.values()
     counts = [part.parameters for part in parts if part.parameters is not None]
@@ -241,7 +240,7 @@ def offload_table(
     info: ModelInfo,
     denoiser: str,
     device: "torch.device",
-    dtype: str,
+    dtype: Dtype,
     free: int | None,
     size: tuple[int, int],
     translate: Translate,
@@ -281,7 +280,7 @@ def offload_table(
         lines.append(translate("weights_at_once", activations=format_bytes(activations), size=at))
     if device.type == "cpu" and not small:
         lines.append(translate("cpu_offload"))
-    missing = sum(part.missing for part in info.parts.values())
+    missing = sum(part.missing_files for part in info.parts.values())
     if best is not None:
         way, kind = best
         options = [f"--device {device}"]
@@ -306,8 +305,8 @@ def recording(
 ) -> str:
     """The size of a trace, for each size of the picture and each choice of --keep. `own_engine`: our own Z-Image samples."""
     from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes
-    from toushi.probe.recording.forecast import fits, forecast, forecast_of
-    from toushi.probe.recording.policy import DISK, Policy
+    from toushi.probe.recording.forecast import fits_budget, forecast, forecast_from_maps
+    from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy
 
     if info.family is None or info.model is None:
         return ""
@@ -327,10 +326,10 @@ def recording(
             estimate = forecast(info.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
         else:
             maps, grid = estimate_maps(info.family, info.model, size, tokens, texts)
-            estimate = forecast_of(maps, Policy(), steps, grid)
+            estimate = forecast_from_maps(maps, Policy(), steps, grid)
         row = []
         for keep in keeps:
-            key = "within" if fits(estimate, keep, Policy(), 1) else "beyond"
+            key = "within" if fits_budget(estimate, keep, Policy(), 1) else "beyond"
             refused |= key == "beyond"
             row.append(
                 translate(key, disk=format_bytes(estimate.disk[keep]), memory=format_bytes(estimate.memory[keep]))
@@ -344,7 +343,7 @@ def recording(
     }
     lines = [translate("recording", steps=steps, **counts), table(rows)]
     if refused:
-        lines.append(translate("refused", budget=format_bytes(DISK)))
+        lines.append(translate("refused", budget=format_bytes(DEFAULT_BUDGET)))
     if layers := sum(site.kind == "encoder" for site in sites):
         lines.append(translate("encoder", layers=layers, encoder=info.family.text_encoder))
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
-from toushi.probe.pipelines.load_options import checked_threads
+from toushi.probe.pipelines.load_options import check_threads
 
 if TYPE_CHECKING:
     from toushi.probe.trace.text_encoding import TextEncodings
@@ -109,7 +109,7 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
                 f"{len(self.sentences)} sentences are too many to show, at most {MAX_SENTENCES}; in Python encode_layers(encoder, texts) "
                 "takes any number"
             )
-        checked_threads(self.threads)
+        check_threads(self.threads)
         if self.out is not None and self.out.suffix not in ENDINGS:
             raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
         if self.out is not None:
@@ -124,7 +124,7 @@ def describe_encoder(readings: "TextEncodings") -> str:
 
 def sections(readings: "TextEncodings", layers: Sequence[int], fewer: Sequence[int]) -> list[str]:
     """Tables with titles, as text."""
-    from toushi.probe.analysis.layer_measures import commonness, cosine
+    from toushi.probe.analysis.layer_measures import cosine, mean_pairwise_cosine
 
     states = [reading.word_states() for reading in readings]
     names = [state["word"].values.tolist() for state in states]
@@ -135,7 +135,7 @@ def sections(readings: "TextEncodings", layers: Sequence[int], fewer: Sequence[i
         chosen, first = state.sel(layer=layers).values, state.sel(layer=0).values
         for place, word in enumerate(words):
             rows.append((word, *map(format_cosine, cosine(chosen[:, place], first[place : place + 1])[:, 0])))
-        rows.append(("different words", *map(format_cosine, commonness(chosen))))
+        rows.append(("different words", *map(format_cosine, mean_pairwise_cosine(chosen))))
         tables.append(titled(f"sentence {index}: each word and its own embedding (cosine with layer 0)", rows))
     for index, (other, theirs) in enumerate(zip(states[1:], names[1:]), 2):
         alike = cosine(states[0].sel(layer=layers).values, other.sel(layer=layers).values)

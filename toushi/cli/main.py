@@ -27,7 +27,7 @@ from toushi.cli.verify import Verify
 from toushi.cli.view import View
 from toushi.cli.words import Words
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import missing_library_named
+from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import PathError
 
 ABOUT = """Toushi 透视: look inside text-to-image models.
@@ -74,7 +74,7 @@ def run(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             command = parse(arguments)
-            with missing_library_named():
+            with explain_missing_library():
                 return command.run() or 0
     except SystemExit as stop:  # --help
         return int(stop.code or 0)

@@ -6,18 +6,18 @@ from typing import Annotated
 import tyro
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.load_options import Loading
+from toushi.probe.pipelines.load_options import LoadOptions
 
 
 @dataclass(frozen=True)
 class Loads:
     """Base of a command that loads a model."""
 
-    loading: tyro.conf.OmitArgPrefixes[Loading] = field(default_factory=Loading)
+    loading: tyro.conf.OmitArgPrefixes[LoadOptions] = field(default_factory=LoadOptions)
     medvram: Annotated[bool, tyro.conf.arg(help="The same as --offload model.")] = False
     lowvram: Annotated[bool, tyro.conf.arg(help="The same as --offload sequential.")] = False
 
-    def checked_loading(self) -> Loading:
+    def checked_loading(self) -> LoadOptions:
         """The options of loading. Raises ToushiError if they contradict each other or the device is not here."""
         if self.medvram and self.lowvram:
             raise ToushiError("--medvram and --lowvram are two kinds of offload; use one of them")

@@ -24,7 +24,7 @@ from toushi.cli.trace_summary import summarize_trace
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
-from toushi.probe.pipelines.load_options import MOST_THREADS, Loading
+from toushi.probe.pipelines.load_options import MAX_THREADS, LoadOptions
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
@@ -123,7 +123,7 @@ it in Python."""
         self,
         prompts: list[str],
         size: tuple[int, int] | None,
-        loading: Loading,
+        loading: LoadOptions,
         folder: Path,
         figures: ProcessPoolExecutor,
         start: float,
@@ -168,16 +168,16 @@ it in Python."""
         import torch
 
         from toushi.probe.pipelines.load import load
-        from toushi.probe.resume import check, check_family, resume
+        from toushi.probe.resume import check_family, check_resumable, resume
 
         check_family(trace)
         threads = trace.manifest.threads
         options: dict[str, Any] = (
-            {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MOST_THREADS else {}
+            {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MAX_THREADS else {}
         )
         device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
-        check(model, trace)
+        check_resumable(model, trace)
         count = trace.manifest.steps.count
         left = count - (trace.steps[-1] + 1 if trace.steps else 0)
         with progress(left, 0, 1) as tick:
@@ -191,7 +191,7 @@ it in Python."""
         pairs = [
             (name, self, default) for name in self.__dataclass_fields__ if name not in ("loading", "resume", "model")
         ]
-        pairs += [(name, self.loading, default.loading) for name in Loading.__dataclass_fields__]
+        pairs += [(name, self.loading, default.loading) for name in LoadOptions.__dataclass_fields__]
         names = [name for name, ours, theirs in pairs if getattr(ours, name) != getattr(theirs, name)]
         return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in names]
 
@@ -233,7 +233,7 @@ it in Python."""
     # --- checks that need no model, so that a mistake costs no time
 
     def checked_prompts(self) -> list[str]:
-        from toushi.probe.text.alignment import readable
+        from toushi.probe.text.alignment import validate_prompt
 
         if self.prompts is None:
             if self.prompt is None:
@@ -241,7 +241,7 @@ it in Python."""
             if not self.prompt.strip():
                 print("toushi: the prompt is empty, so the picture is unconditional", file=sys.stderr)
                 return [""]
-            return [readable(self.prompt)]
+            return [validate_prompt(self.prompt)]
         if self.prompt is not None:
             raise ToushiError(
                 f"expected either a prompt or --prompts, but both came: {self.prompt!r} and {self.prompts}"
@@ -288,12 +288,12 @@ it in Python."""
     def check_words(self, prompts: list[str]) -> None:
         if not self.words:
             return
-        from toushi.probe.text.alignment import find, segment
+        from toushi.probe.text.alignment import find_word, segment
 
         for prompt in prompts:
             words = segment(prompt)
             for word in self.words:
-                find(prompt, words, word)
+                find_word(prompt, words, word)
 
 
 def read_edits(source: Path | None) -> list:

@@ -30,7 +30,7 @@ The model reads tokens; heat maps exist for words. ×4 marks a character that is
     """The model whose tokenizer is used."""
 
     def run(self) -> None:
-        from toushi.probe.text.alignment import listed, segment
+        from toushi.probe.text.alignment import join_words, segment
 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
@@ -45,7 +45,7 @@ The model reads tokens; heat maps exist for words. ×4 marks a character that is
         counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
         print(", ".join([*counts, f"{len(words)} words"]))
         if encoding.lost:
-            lost = listed(encoding.lost)
+            lost = join_words(encoding.lost)
             print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
 
 

@@ -2,23 +2,22 @@
 
 Text: T5 reads the prompt; its states are the columns, padding too. CLIP makes one vector of the prompt, and no key.
 `encode_prompt` is called for the prompt, and with real guidance again for the negative prompt.
-Image: latents are packed, 2 x 2 of them to one cell, which is a query and a key. `img_ids` tells the grid. Pictures
-that are given for reference come behind. Blocks for two streams (`transformer_blocks`) come before those for one.
+Image: latents are packed, 2 x 2 of them to one cell, which is a query and a key. `img_ids` tells the grid. Reference
+pictures come behind. Blocks for two streams (`transformer_blocks`) come before those for one.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import diffusers_family, t5_encoder
-from toushi.probe.pipelines.family import DenoiserInputs, EncodePromptCall, JointSequence
+from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
 
 
-def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
-    """The ids of an image cell are (time, y, x, …); cells of reference pictures have later times."""
+def read_inputs(pipeline: object, inputs: Arguments) -> DenoiserInputs:
+    """The grid is in the ids of the image cells: (time, y, x, …). Cells of reference pictures have later times."""
     text, ids = inputs["encoder_hidden_states"], inputs["img_ids"]
     ids = ids.reshape(-1, ids.shape[-1])
     rows, columns = (ids[ids[:, 0] == 0, 1:3].amax(0).long() + 1).tolist()
@@ -35,11 +34,11 @@ def unpack_latents(latents: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def states_of(call: EncodePromptCall) -> tuple[Tensor, ...]:
-    """The first of what `encode_prompt` returns is prompt_embeds."""
+    """`encode_prompt` returns prompt_embeds first."""
     return call.result[0].unbind()
 
 
-PACKED: dict[str, Any] = {  # FLUX.2's, too
+PACKED: dict[str, Any] = {  # fields of FLUX.2, too
     "branch_order": ("cond", "uncond"),
     "denoiser_inputs": ("hidden_states", "encoder_hidden_states", "img_ids"),
     "read_inputs": read_inputs,
@@ -64,6 +63,8 @@ FLUX = diffusers_family(
     **prompts_in_two_calls([PromptPart(("text_encoder_2",), ("prompt_2", "prompt"))], states_of),
     **t5_encoder("text_encoder_2"),
     check=require_sdpa_processors("FluxAttnProcessor"),
-    unrecorded={"text_encoder.*": "its output is one vector; no key of the denoiser's attention comes from it"},
+    unrecorded_attention={
+        "text_encoder.*": "its output is one vector; no key of the denoiser's attention comes from it"
+    },
     **PACKED,
 )

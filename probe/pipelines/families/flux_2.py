@@ -13,9 +13,9 @@ from toushi.probe.pipelines.family import EncodePromptCall
 from toushi.probe.pipelines.prompt_tokens import (
     PROMPT_MARK,
     PromptPart,
-    around_prompt,
     prompts_in_two_calls,
     qwen3_template,
+    split_template,
 )
 
 CHECK = require_sdpa_processors("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor")
@@ -27,7 +27,7 @@ def mistral_template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
         {"role": role, "content": [{"type": "text", "text": text}]}
         for role, text in (("system", call.model.system_message), ("user", PROMPT_MARK))
     ]
-    return around_prompt(
+    return split_template(
         call.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     )
 
@@ -40,7 +40,7 @@ FLUX_2 = diffusers_family(
     embeddings="text_encoder.model.language_model.embed_tokens",
     layers="text_encoder.model.language_model.layers",
     check=CHECK,
-    unrecorded={"text_encoder.model.vision_tower.*": PICTURE_ONLY},
+    unrecorded_attention={"text_encoder.model.vision_tower.*": PICTURE_ONLY},
     **PACKED,
 )
 

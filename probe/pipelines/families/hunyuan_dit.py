@@ -1,23 +1,21 @@
 """HunyuanDiT: a transformer whose `attn2` layers attend from the image to two texts, one behind the other.
 
 Text: BERT reads Chinese, T5 reads both languages. `encode_prompt` is called for BERT, then for T5, and each call
-returns the prompt and the negative prompt. BERT's 77 columns come first, T5's 256 behind them. A learned vector stands
-where a mask leaves a column out, and is attended to, so every position is a column.
+returns the prompt and the negative prompt. BERT's 77 columns come first, then T5's 256. Masked positions have a learned
+vector that is attended to, so every position is a column.
 Image: the latents are cut into patches; each patch is a query. All keys are text.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.denoiser_inputs import patch_grid, patch_pixels
+from toushi.probe.pipelines.denoiser_inputs import PatchPipeline, patch_grid, patch_pixels
 from toushi.probe.pipelines.diffusers_family import SECOND_ENCODER, diffusers_family
-from toushi.probe.pipelines.family import DenoiserInputs, EncodedPrompt, EncodePromptCall
+from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodedPrompt, EncodePromptCall
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, unmasked_states
 
 BERT_COLUMNS, T5_COLUMNS = 77, 256  # the call has no argument for either
@@ -26,13 +24,15 @@ BERT = prompts_in_one_call([PromptPart()], unmasked_states)
 T5 = prompts_in_one_call([PromptPart(("text_encoder_2",))], unmasked_states)
 
 
-def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+def read_inputs(pipeline: PatchPipeline, inputs: Arguments) -> DenoiserInputs:
+    """The columns of BERT, then those of T5."""
     texts = inputs["encoder_hidden_states"], inputs["encoder_hidden_states_t5"]
     grid = patch_grid(pipeline, inputs["hidden_states"])
     return DenoiserInputs(grid, texts, lambda: [concat_states(*both) for both in zip(*texts)])
 
 
 def encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
+    """The call for BERT gives its columns; the later call for T5 adds the others."""
     if call.arguments.get("text_encoder_index", 0) == 0:
         return BERT["encoded_prompts"](call)
     return {
@@ -51,7 +51,7 @@ def concat_prompts(first: EncodedPrompt, second: EncodedPrompt) -> EncodedPrompt
 
 
 def concat_states(first: Tensor, second: Tensor) -> Tensor:
-    """States [column, feature] of two encoders, one behind the other; zeros widen the narrower ones."""
+    """States [column, feature] of two encoders, one behind the other, both as wide as the wider one (with zeros)."""
     width = max(first.shape[-1], second.shape[-1])
     return torch.cat([F.pad(states, (0, width - states.shape[-1])) for states in (first, second.to(first))])
 
@@ -62,7 +62,7 @@ HUNYUAN_DIT = diffusers_family(
     "HunyuanDiTControlNetPipeline",
     text_encoders=("text_encoder", "text_encoder_2"),
     encoded_prompts=encoded_prompts,
-    tokens_of_run=BERT["tokens_of_run"],
+    tokens_of_encoder_call=BERT["tokens_of_encoder_call"],
     embeddings="text_encoder.embeddings",
     layers="text_encoder.encoder.layer",
     layer_attention="attention.self",
@@ -71,9 +71,9 @@ HUNYUAN_DIT = diffusers_family(
     cross_attention=("transformer.blocks.*.attn2",),
     self_attention=("transformer.blocks.*.attn1",),
     check=require_sdpa_processors("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0"),
-    unrecorded={
+    unrecorded_attention={
         "text_encoder_2.*": SECOND_ENCODER,
-        "transformer.time_extra_emb.*": "it makes one vector of a text; no image is there",
+        "transformer.time_extra_emb.*": "it makes one vector of a text and does not read the image",
     },
     cell_pixels=patch_pixels,
     text_columns=lambda pipeline, tokens: BERT_COLUMNS + T5_COLUMNS,

@@ -1,21 +1,23 @@
 """mini-unet and its twins: a latent U-Net with cross-attention to one text encoder, and our own sampler.
 
 Text: byte-level BPE and a Transformer encoder. `encode_prompt` returns the prompts and, with guidance, the negative
-prompts, each with its encodings, so that tokens and spans are known without reading ids. A mask keeps padding out of
-the attention, so the columns are the real tokens alone.
+prompts. Each has its encodings, so tokens and spans are known without reading ids. A mask keeps padding out of the
+attention, so the columns are the real tokens.
 Image: every cell of the latents is a query, on the latents' own grid and on coarser ones. All keys are text.
-Sampling: `scheduler.step` gets the model as a function and evaluates it once or, with Heun, twice. `denoise` evaluates
-it without a scheduler. The velocity predicts the denoised latents, so traces of this family have previews.
+Sampling: `scheduler.step` gets the model as a function and evaluates it once, with Heun twice. `denoise` evaluates it
+without a scheduler. The velocity predicts the denoised latents, so traces of this family have previews.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from toushi.probe.models.mini_unet import MiniUNet, checked_size
+from toushi.probe.models.prompt_batch import PromptBatch
+from toushi.probe.models.samplers import VelocityFunction
 from toushi.probe.pipelines.family import (
+    Arguments,
     DenoiserInputs,
     EncodedPrompt,
     EncodePromptCall,
@@ -37,26 +39,26 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
     }
 
 
-def _tokens_of_run(call: EncodePromptCall, run: int) -> tuple[str, list[PromptTokens]]:
-    branch, prompts = (("cond", call.arguments["prompts"]), ("uncond", call.arguments["negatives"]))[run]
+def _tokens_of_encoder_call(call: EncodePromptCall, index: int) -> tuple[str, list[PromptTokens]]:
+    branch, prompts = (("cond", call.arguments["prompts"]), ("uncond", call.arguments["negatives"]))[index]
     encodings = map(call.model.tokenizer.encode, prompts)
     return branch, [PromptTokens(encoding.prompt, encoding.ids, encoding.tokens) for encoding in encodings]
 
 
-def _real_columns(text) -> list[Tensor]:
+def _real_columns(text: PromptBatch) -> list[Tensor]:
     return [states[mask] for states, mask in zip(text.states, text.mask)]
 
 
-def _read_inputs(model, inputs: Mapping[str, Any]) -> DenoiserInputs:
+def _read_inputs(model: MiniUNet, inputs: Arguments) -> DenoiserInputs:
     latents, text = inputs["latents"], inputs["text"]
     return DenoiserInputs((latents.shape[-2], latents.shape[-1]), (text.states,), lambda: _real_columns(text))
 
 
-def _step(step: Callable, arguments: Mapping[str, Any]) -> SchedulerStep:
+def _step(step: Callable[[VelocityFunction, Tensor, int], Tensor], arguments: Arguments) -> SchedulerStep:
     denoised: list[Tensor] = []
     model_velocity = arguments["velocity_of"]
 
-    def velocity_of(latents, time):
+    def velocity_of(latents: Tensor, time: float) -> Tensor:
         velocity = model_velocity(latents, time)
         if not denoised:  # Heun evaluates a second time, at the next time
             denoised.append(latents - time * velocity)
@@ -66,7 +68,7 @@ def _step(step: Callable, arguments: Mapping[str, Any]) -> SchedulerStep:
     return SchedulerStep(after, after, denoised[0])
 
 
-def _evaluation_step(velocity, arguments: Mapping[str, Any]) -> SchedulerStep:
+def _evaluation_step(velocity: Tensor, arguments: Arguments) -> SchedulerStep:
     latents, time = arguments["latents"], arguments["time"]
     time = time.reshape(-1, 1, 1, 1).to(latents) if isinstance(time, Tensor) else time
     return SchedulerStep(velocity, latents, latents - time * velocity.to(latents))
@@ -87,7 +89,7 @@ MINI_UNET = Family(
     layers="encoder.layers",
     layer_attention="attention",
     encoded_prompts=_encoded_prompts,
-    tokens_of_run=_tokens_of_run,
+    tokens_of_encoder_call=_tokens_of_encoder_call,
     read_inputs=_read_inputs,
     step=_step,
     timesteps=lambda scheduler: scheduler.times.tolist(),

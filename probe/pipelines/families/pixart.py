@@ -14,7 +14,7 @@ PIXART = diffusers_family(
     "pixart",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
-    **prompts_in_one_call([PromptPart(real_only=True)], masked_states),
+    **prompts_in_one_call([PromptPart(skip_padding=True)], masked_states),
     **t5_encoder("text_encoder"),
     denoiser_inputs=("hidden_states", "encoder_hidden_states", "encoder_attention_mask"),
     read_inputs=masked_cross_attention,

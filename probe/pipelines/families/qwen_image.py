@@ -1,26 +1,23 @@
 """Qwen-Image: text and image in one sequence, the text first, with a mask.
 
-Text: Qwen2.5-VL reads the prompt in a template of the pipeline; the system message is cut off again, the rest are the
-columns, real tokens alone. `encode_prompt` is called for the prompt, and with guidance again for the negative prompt.
+Text: Qwen2.5-VL reads the prompt in a template of the pipeline. The columns are the real tokens behind the system
+message. `encode_prompt` is called for the prompt, and with guidance again for the negative prompt.
 Image: latents are packed as in FLUX.1; each packed cell is a query and a key. `img_shapes` tells the grid.
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, diffusers_family
 from toushi.probe.pipelines.families.flux import unpack_latents
-from toushi.probe.pipelines.family import DenoiserInputs, EncodePromptCall, JointSequence
+from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.private_api import qwen_image_masks_text
 from toushi.probe.pipelines.prompt_tokens import (
     PROMPT_MARK,
     PromptPart,
-    around_prompt,
     prompts_in_two_calls,
     real_columns,
+    split_template,
 )
 
 TEMPLATE_TOKENS = 5  # of the template behind the prompt
@@ -31,21 +28,23 @@ def attended_columns(text: Tensor, mask: Tensor | None) -> list[Tensor]:
     return real_columns(text, mask) if qwen_image_masks_text() else list(text.unbind())
 
 
-def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+def read_inputs(pipeline: object, inputs: Arguments) -> DenoiserInputs:
+    """`img_shapes` has the grid: (frames, rows, columns) of each picture."""
     text, mask = inputs["encoder_hidden_states"], inputs["encoder_hidden_states_mask"]
     shapes = inputs["img_shapes"][0]
     _, rows, columns = shapes[0] if isinstance(shapes, list) else shapes
     layout = JointSequence(image=text.shape[1], text=0, columns=text.shape[1])
-    key = (text,) if mask is None else (text, mask)
-    return DenoiserInputs((rows, columns), key, lambda: attended_columns(text, mask), (layout,) * len(text))
+    text_tensors = (text,) if mask is None else (text, mask)
+    return DenoiserInputs((rows, columns), text_tensors, lambda: attended_columns(text, mask), (layout,) * len(text))
 
 
 def template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
-    return around_prompt(call.model.prompt_template_encode.format(PROMPT_MARK))
+    """What the pipeline's template puts before and after the prompt."""
+    return split_template(call.model.prompt_template_encode.format(PROMPT_MARK))
 
 
 def column_positions(call: EncodePromptCall, count: int) -> range:
-    """All that come behind the system message."""
+    """All positions behind the system message."""
     return range(call.model.prompt_template_encode_start_idx, count)
 
 
@@ -56,7 +55,7 @@ QWEN_IMAGE = diffusers_family(
     "QwenImageInpaintPipeline",
     "QwenImageControlNetPipeline",
     **prompts_in_two_calls(
-        [PromptPart(column_positions=column_positions, real_only=True, template=template)],
+        [PromptPart(column_positions=column_positions, skip_padding=True, template=template)],
         lambda call: attended_columns(*call.result),
     ),
     branch_order=("cond", "uncond"),
@@ -68,6 +67,6 @@ QWEN_IMAGE = diffusers_family(
     joint=True,
     check=require_sdpa_processors("QwenDoubleStreamAttnProcessor2_0"),
     unpack_latents=unpack_latents,
-    unrecorded={"text_encoder.model.visual.*": PICTURE_ONLY},
+    unrecorded_attention={"text_encoder.model.visual.*": PICTURE_ONLY},
     text_columns=lambda pipeline, tokens: tokens + TEMPLATE_TOKENS,
 )

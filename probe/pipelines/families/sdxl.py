@@ -19,7 +19,7 @@ SDXL = diffusers_family(
     "StableDiffusionXLControlNetInpaintPipeline",
     text_encoders=("text_encoder", "text_encoder_2"),
     **prompts_in_one_call([PromptPart(("text_encoder", "text_encoder_2"))], unmasked_states),
-    unrecorded={"text_encoder_2.*": SECOND_ENCODER},
+    unrecorded_attention={"text_encoder_2.*": SECOND_ENCODER},
     **UNET,
     **CLIP,
 )

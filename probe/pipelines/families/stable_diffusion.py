@@ -5,21 +5,21 @@ Every state is a key, padding too, so the columns are the positions of the encod
 Image: every cell of the latents is a query, on the latents' own grid and on coarser ones. All keys are text.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.diffusers_family import diffusers_family
-from toushi.probe.pipelines.family import DenoiserInputs
+from toushi.probe.pipelines.diffusers_family import EncoderPaths, diffusers_family
+from toushi.probe.pipelines.family import Arguments, DenoiserInputs
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, unmasked_states
 
 
-def read_unet_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+def read_unet_inputs(pipeline: object, inputs: Arguments) -> DenoiserInputs:
+    """The grid is that of the latents; every text state is a key."""
     latents, text = inputs["sample"], inputs["encoder_hidden_states"]
     return DenoiserInputs((latents.shape[-2], latents.shape[-1]), (text,), lambda: list(text.unbind()))
 
 
-UNET: dict[str, Any] = {  # SDXL's and Kolors', too
+UNET: dict[str, Any] = {  # fields of SDXL and Kolors, too
     "denoiser": "unet",
     "denoiser_inputs": ("sample", "encoder_hidden_states"),
     "read_inputs": read_unet_inputs,
@@ -28,7 +28,7 @@ UNET: dict[str, Any] = {  # SDXL's and Kolors', too
     "check": require_sdpa_processors("AttnProcessor2_0", "FusedAttnProcessor2_0"),
     "cell_pixels": lambda pipeline: pipeline.vae_scale_factor,
 }
-CLIP = {"embeddings": "text_encoder.embeddings", "layers": "text_encoder.encoder.layers"}
+CLIP: EncoderPaths = {"embeddings": "text_encoder.embeddings", "layers": "text_encoder.encoder.layers"}
 
 STABLE_DIFFUSION = diffusers_family(
     "stable-diffusion",

@@ -6,18 +6,16 @@ Image: the latents are cut into patches of 2 x 2; each patch is a query and a ke
 each other. SD 3.5 medium also has `attn2`, where the image attends to the image.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.denoiser_inputs import patch_grid, patch_pixels
+from toushi.probe.pipelines.denoiser_inputs import PatchPipeline, patch_grid, patch_pixels
 from toushi.probe.pipelines.diffusers_family import SECOND_ENCODER, diffusers_family
-from toushi.probe.pipelines.family import DenoiserInputs, JointSequence
+from toushi.probe.pipelines.family import Arguments, DenoiserInputs, JointSequence
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, unmasked_states
 from toushi.probe.pipelines.size_estimate import CLIP_COLUMNS, padded_text_columns
 
 
-def read_inputs(pipeline, inputs: Mapping[str, Any]) -> DenoiserInputs:
+def read_inputs(pipeline: PatchPipeline, inputs: Arguments) -> DenoiserInputs:
+    """The text begins behind the image cells."""
     text = inputs["encoder_hidden_states"]
     rows, columns = grid = patch_grid(pipeline, inputs["hidden_states"])
     layout = JointSequence(image=0, text=rows * columns, columns=text.shape[1])
@@ -43,7 +41,7 @@ STABLE_DIFFUSION_3 = diffusers_family(
     self_attention=("transformer.transformer_blocks.*.attn2",),
     joint=True,
     check=require_sdpa_processors("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0"),
-    unrecorded={"text_encoder_2.*": SECOND_ENCODER, "text_encoder_3.*": SECOND_ENCODER},
+    unrecorded_attention={"text_encoder_2.*": SECOND_ENCODER, "text_encoder_3.*": SECOND_ENCODER},
     cell_pixels=patch_pixels,
     text_columns=lambda pipeline, tokens: CLIP_COLUMNS + padded_text_columns(pipeline),
 )
