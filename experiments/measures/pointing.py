@@ -16,7 +16,7 @@ of several scores is partly luck.
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,9 +42,9 @@ from toushi.probe.trace.picture_trace import Trace
 SITES = "unet.*cross_attention"
 
 
-def batched(items, size: int) -> Iterator[list]:
-    items = iter(items)
-    while some := list(islice(items, size)):
+def batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
         yield some
 
 

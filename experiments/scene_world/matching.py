@@ -9,6 +9,7 @@ laid over a softened scene; what is taken away in the end is softened as a whole
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,6 +28,7 @@ from toushi.experiments.scene_world.templates import (
     variants,
 )
 
+Values = TypeVar("Values", float, np.ndarray)
 PAD = 20  # pixels of nothing around the picture, so that sprites may reach over its edge
 _RESIZE = 2  # pixels by which a size that was searched may be off
 _LEAST_CONTRAST = 0.75  # a decoder fades what is faint, a white cloud in a pale sky
@@ -122,7 +124,7 @@ def gains(product: np.ndarray, norm: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.maximum(contrast * (2 * product - contrast * norm), 0), contrast
 
 
-def worth(gain, energy):
+def worth(gain: Values, energy: Values) -> Values:
     """What fits are ranked by. The fourth power of the share, because one large sprite laid over two objects can gain
     more than the right sprite over one of them."""
     share = gain / energy

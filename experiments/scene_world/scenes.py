@@ -5,7 +5,9 @@ background, no time is day, no style is flat colours, no size is medium, no colo
 stands in the middle, and two or three objects named without positions stand from left to right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from toushi.experiments.scene_world.objects import COLOURABLE, COLOURS, KINDS, PLAIN, SHAPES
 from toushi.experiments.scene_world.senses import BY_KIND, SENSES
 
+T = TypeVar("T")
 SIDE = 64
 PLACES = ("plain", "grass", "beach", "desert", "snow", "city", "room", "sea", "forest", "space")
 TIMES = ("day", "dusk", "night")
@@ -80,7 +83,7 @@ class Pick:
     def __init__(self, seed: int, stream: int):
         self.random = np.random.Generator(np.random.PCG64([seed, stream])).random
 
-    def choose(self, options):
+    def choose(self, options: Sequence[T]) -> T:
         return options[int(self.random() * len(options))]
 
     def chance(self, probability: float) -> bool:

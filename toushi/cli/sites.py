@@ -12,6 +12,7 @@ from toushi.cli.site_table import site_table
 from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
+    from toushi.probe.pipelines.family import Site as FamilySite
     from toushi.probe.trace.manifest import Site
 
 
@@ -66,7 +67,7 @@ def sites_from_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str,
     factor, pixels = family.cell_pixels(pipeline), default_size(family, pipeline)
     cells = [-(-side // factor) for side in size or (pixels, pixels)]
 
-    def describe(name: str, site) -> Site:
+    def describe(name: str, site: "FamilySite") -> Site:
         if site.kind == "encoder":
             return Site(kind=site.kind, grid=None, heads=None)
         coarser = downsampling(family, pipeline, name)

@@ -29,7 +29,10 @@ from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from toushi.probe.editing.edit import Edit
+    from toushi.probe.pipelines.family import Model
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -195,7 +198,7 @@ it in Python."""
         names = [name for name, ours, theirs in pairs if getattr(ours, name) != getattr(theirs, name)]
         return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in names]
 
-    def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+    def draw(self, model: "Model", prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The files of the pictures, which are drawn without recording."""
         from toushi.probe.pipelines.generate import default_steps
 
@@ -210,7 +213,7 @@ it in Python."""
             files.append(home / "image.png")
         return files
 
-    def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+    def record(self, model: "Model", prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The folders of the traces that it records."""
         from toushi.probe.pipelines.generate import default_steps
         from toushi.probe.recording.record import record
@@ -224,7 +227,7 @@ it in Python."""
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
 
-    def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
+    def sample(self, model: "Model", prompt: str, size: tuple[int, int] | None, tick: Callable[..., object]) -> "Image":
         from toushi.probe.pipelines.generate import generate
 
         how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
@@ -318,7 +321,7 @@ def read_edits(source: Path | None) -> list:
     return edits
 
 
-def apply_edits(model, edits: "list[Edit]") -> AbstractContextManager[object]:
+def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[object]:
     """A context in which the edits are active."""
     if not edits:
         return nullcontext()
