@@ -116,8 +116,7 @@ def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
         examples = [example(seed, config.split) for seed in some]
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
-                pictures = sample_batch(
-                    model,
+                pictures = model.sample(
                     [e.caption.text for e in examples],
                     steps=config.steps,
                     seed=[config.seed + seed for seed in some],

@@ -49,8 +49,7 @@ def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
     for start in tqdm(starts, desc="pictures", unit="batch"):
         seeds = range(start, min(start + config.batch, config.count))
         examples = [example(seed, config.split) for seed in seeds]
-        drawn = sample_batch(
-            model,
+        drawn = model.sample(
             [e.caption.text for e in examples],
             steps=config.steps,
             guidance=config.guidance,
