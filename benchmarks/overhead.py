@@ -50,7 +50,7 @@ def measure(model, rounds: int, quick: bool = False) -> list[dict]:
         for shape, make in list((SMALL if quick else SHAPES).items())[:2]:
             pipeline, draw_shape = make(1 if quick else STEPS)
             every = arms(pipeline, draw_shape, home)
-            if peer.there():
-                every[peer.NAME] = lambda of=(pipeline, draw_shape): peer.recorded(*of)
+            if peer.is_installed():
+                every[peer.NAME] = lambda of=(pipeline, draw_shape): peer.record_attention(*of)
             found += [{"model": shape, **row} for row in ratios(every, rounds, cleared, SECONDS)]
     return [row | {"goal": GOALS.get(row["model"], {}).get(row["arm"], "")} for row in found]

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from toushi.experiments.runner.run_folder import NoRun, read_manifest
+from toushi.experiments.runner.result_folder import NoResult, read_manifest
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import checked_path
@@ -29,21 +29,21 @@ from toushi.reports.trace_chapter import chapter_of_trace
 
 
 def report(
-    folders: Sequence[Path], out: Path, *, figures: Collection[str] = (), asked: Sequence[str] = ()
+    folders: Sequence[Path], out: Path, *, figures: Collection[str] = (), words: Sequence[str] = ()
 ) -> list[Path]:
-    """Writes the report into `out`, and gives back its files.
+    """The files of the report, which it writes into `out`.
 
-    With `figures` only the files of these are made, and no page. `asked` are words of a trace whose layers are drawn.
+    With `figures`, only the files of these are written, and no page. `words` of a trace are those whose layers are drawn.
     """
-    sources = [source for folder in folders for source in opened(folder)]
-    if asked and not any(isinstance(source, Trace) for source in sources):
+    sources = [source for folder in folders for source in open_sources(folder)]
+    if words and not any(isinstance(source, Trace) for source in sources):
         raise ToushiError("--words are of a trace, but none of the folders is one")
     chapters: list[Chapter] = []
     for source in sources:
         folder = source.folder if isinstance(source, Trace) else source
-        key = key_of(folder, {chapter.key for chapter in chapters})
+        key = unique_key(folder, {chapter.key for chapter in chapters})
         if isinstance(source, Trace):
-            chapters.append(chapter_of_trace(source, key, out, figures, asked))
+            chapters.append(chapter_of_trace(source, key, out, figures, words))
         else:
             chapters.append(chapter_of_run(source, key, out, figures))
     pictures = [picture for chapter in chapters for picture in chapter.pictures]
@@ -64,7 +64,7 @@ def report(
     return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *made]
 
 
-def opened(folder: Path) -> list[Path | Trace]:
+def open_sources(folder: Path) -> list[Path | Trace]:
     """The folder of a run, or the traces in it. Raises ToushiError, in one line, for anything else."""
     if (checked_path(folder) / MEMBERS).is_file():
         return [*open_collection(folder)]
@@ -78,12 +78,12 @@ def opened(folder: Path) -> list[Path | Trace]:
             ) from None
     try:
         read_manifest(folder)
-    except NoRun as error:
+    except NoResult as error:
         raise ToushiError(f"{error} (a report is made of what toushi run and toushi trace leave)") from None
     return [folder]
 
 
-def key_of(folder: Path, taken: Collection[str]) -> str:
+def unique_key(folder: Path, taken: Collection[str]) -> str:
     """The folder's name as an anchor and a file name, with a number if it is taken."""
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
     key, number = name, 1

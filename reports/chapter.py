@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from toushi.probe.base.bilingual_text import Bilingual
-from toushi.probe.figures.embedded_fonts import PREFIX
+from toushi.probe.figures.embedded_picture import PREFIX
 
 LANGUAGES = ("zh", "en")  # in the order of the page
 
@@ -45,7 +45,7 @@ class Chapter:
     facts: list[tuple[Bilingual, Bilingual]] = field(default_factory=list)  # where it comes from
 
 
-def shown(value: object) -> str:
+def format_cell(value: object) -> str:
     """A value of a table for people: four digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"

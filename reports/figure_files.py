@@ -14,22 +14,20 @@ from toushi.reports.chapter import LANGUAGES, Picture
 ENDINGS = (".svg", ".pdf", ".png")
 
 
-def picture(
+def save_in_both_languages(
     name: str, figures: Mapping[str, Figure], caption: Bilingual, out: Path, place: str, command: str
 ) -> Picture:
-    """Writes the figure of each language as `out/place/name.LANGUAGE.ENDING`."""
-    stem = Bilingual(
-        **{language: _saved(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES}
-    )
+    """The figure of each language, written as `out/place/name.LANGUAGE.ENDING`."""
+    stem = Bilingual(**{language: _save(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES})
     inches = Bilingual(**{language: _width(figures[language]) for language in LANGUAGES})
     return Picture(name, caption, stem, inches, command)
 
 
-def _saved(figure: Figure, name: str, out: Path, place: str) -> str:
-    """Where it is, from the report's folder, without the ending."""
+def _save(figure: Figure, name: str, out: Path, place: str) -> str:
+    """The path of its files from the report's folder, without the ending."""
     if figure.get_figwidth() > PAGE + 0.01:
         warnings.warn(
-            f"the figure {name} is {_width(figure)} inches wide, and a page holds {PAGE}: it is made smaller there",
+            f"The figure {name} is {_width(figure)} inches wide, but a page holds {PAGE}. It is made smaller there.",
             stacklevel=4,
         )
     try:

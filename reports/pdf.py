@@ -10,8 +10,8 @@ import pandas as pd
 
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import FOLDER, drawable
-from toushi.reports import report_messages as words
-from toushi.reports.chapter import Chapter, shown
+from toushi.reports import report_messages as messages
+from toushi.reports.chapter import Chapter, format_cell
 from toushi.reports.html import is_number
 
 ROWS, SOME = 60, 15  # of a table: the longest that is printed, and what is of a longer one
@@ -36,42 +36,42 @@ def pdf(chapters: Sequence[Chapter], out: Path, language: str) -> bytes:
 def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) -> dict:
     """What page.typ sets, as JSON; figures are copied to `root`."""
 
-    def said(text: Bilingual | None) -> str | None:
+    def translated(text: Bilingual | None) -> str | None:
         return None if text is None else drawable(text.translate(language))
 
-    catalogue = {name: said(text) for name, text in vars(words).items() if isinstance(text, Bilingual)}
-    title = chapters[0].title if len(chapters) == 1 else words.REPORT
-    found = {"language": language, "title": said(title), "words": catalogue, "chapters": []}
+    catalogue = {name: translated(text) for name, text in vars(messages).items() if isinstance(text, Bilingual)}
+    title = chapters[0].title if len(chapters) == 1 else messages.REPORT
+    page = {"language": language, "title": translated(title), "words": catalogue, "chapters": []}
     for chapter in chapters:
         pictures = []
         for picture in chapter.pictures:
             file = f"{chapter.key}-{picture.name}.pdf"
             shutil.copyfile(out / f"{picture.stem.translate(language)}.pdf", root / file)
             about = {"file": file, "inches": float(picture.inches.translate(language))}
-            pictures.append({**about, "caption": said(picture.caption), "command": drawable(picture.command)})
+            pictures.append({**about, "caption": translated(picture.caption), "command": drawable(picture.command)})
         sheets = []
         for sheet in chapter.sheets:
             note, printed = None, sheet.table
             if len(sheet.table) > ROWS:
                 printed = sheet.table.head(SOME)
-                note = words.ROWS_LEFT_OUT.format(all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
+                note = messages.ROWS_LEFT_OUT.format(all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
             names = sheet.table.columns
             columns = [{"name": drawable(name), "number": is_number(pd.Series(sheet.table[name]))} for name in names]
-            cells = [[drawable(shown(value)) for value in row] for row in printed.itertuples(index=False)]
-            sheets.append({"name": drawable(sheet.name), "note": said(note), "columns": columns, "rows": cells})
-        found["chapters"].append(
+            cells = [[drawable(format_cell(value)) for value in row] for row in printed.itertuples(index=False)]
+            sheets.append({"name": drawable(sheet.name), "note": translated(note), "columns": columns, "rows": cells})
+        page["chapters"].append(
             {
-                "title": said(chapter.title),
-                "notices": [said(notice) for notice in chapter.notices],
-                "question": said(chapter.question),
+                "title": translated(chapter.title),
+                "notices": [translated(notice) for notice in chapter.notices],
+                "question": translated(chapter.question),
                 "verdict": chapter.verdict,
-                "verdict_said": said(words.VERDICTS[chapter.verdict]) if chapter.verdict else None,
-                "sentence": said(chapter.sentence),
-                "method": said(chapter.method),
+                "verdict_text": translated(messages.VERDICTS[chapter.verdict]) if chapter.verdict else None,
+                "sentence": translated(chapter.sentence),
+                "method": translated(chapter.method),
                 "pictures": pictures,
                 "sheets": sheets,
                 "command": drawable(chapter.command),
-                "facts": [[said(name), said(value)] for name, value in chapter.facts],
+                "facts": [[translated(name), translated(value)] for name, value in chapter.facts],
             }
         )
-    return found
+    return page

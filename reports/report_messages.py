@@ -53,8 +53,12 @@ WORDS = Bilingual(
     zh="图像，以及每个词在图上得到的注意力；所有热图同一尺度。词旁的百分数是它占图像全部注意力的份额。",
 )
 LAYERS = Bilingual(
-    en='"{word}": where each layer (row) looked for it at each step (column).',
+    en='"{word}": where each layer (row) attended to it at each step (column).',
     zh="“{word}”：各层（行）在各步（列）看向何处。",
+)
+LAYERS_OF_SUM = Bilingual(
+    en='"{word}": where each layer (row) attended to it, mean over all steps.',
+    zh="“{word}”：各层（行）看向何处，各步平均。",
 )
 NARROWEST = Bilingual(en="Of all words its map is the most concentrated.", zh="所有词中，它的热图最集中。")
 TIMELINE = Bilingual(

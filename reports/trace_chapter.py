@@ -1,98 +1,109 @@
-"""The chapter of a trace: where each word went, over layers and steps, and where the trace comes from."""
+"""The chapter of a trace: the attention of each word, over layers and steps, and where the trace comes from."""
 
 import json
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import entropy
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.layers_figure import layers_figure
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
-from toushi.probe.figures.words_figure import chosen, words_figure
+from toushi.probe.figures.words_figure import words_figure, words_to_draw
 from toushi.probe.text.alignment import Word
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.picture_trace import Trace
-from toushi.reports import report_messages as words
+from toushi.reports import report_messages as messages
 from toushi.reports.chapter import LANGUAGES, Chapter
-from toushi.reports.figure_files import Picture, picture
+from toushi.reports.figure_files import Picture, save_in_both_languages
 from toushi.reports.report_messages import FACTS
+
+Draw = Callable[[str], Figure]  # language -> figure
 
 
 def chapter_of_trace(
-    trace: Trace, key: str, out: Path, wanted: Collection[str] = (), asked: Sequence[str] = ()
+    trace: Trace, key: str, out: Path, wanted: Collection[str] = (), words: Sequence[str] = ()
 ) -> Chapter:
-    """The chapter; figures (those `wanted` by name, or all) go to `out/figures/KEY`.
+    """The chapter. Its figures, all of them or those that `wanted` names, go to `out/figures/KEY`.
 
-    `asked` are words whose layers are drawn; the one with the most concentrated map if there is none.
+    The layers of these `words` are drawn; without any, those of the word with the most concentrated map.
     """
     count = trace.manifest.steps.count
-    notices = [] if trace.complete else [words.TRACE_UNFINISHED.format(all=count, done=len(trace.steps))]
-    pictures: list[Picture] = []
-    found: dict[str, Any] = {}
+    notices = [] if trace.complete else [messages.TRACE_UNFINISHED.format(all=count, done=len(trace.steps))]
+    figures: dict[str, tuple[Bilingual, Draw]] = {}
     if not trace.steps:
-        notices.append(words.NO_STEP)
+        notices.append(messages.NO_STEP)
     else:
-        told = chosen(trace, None, "cond") if "cond" in trace.branches else []
-        if not told:
-            notices.append(words.NO_WORD)
-        found = figures(trace, told, asked)
-        for name, (caption, draw) in found.items():
-            if wanted and name not in wanted:
-                continue
-            place = f"figures/{key}"
-            command = ["toushi", "report", trace.folder.as_posix(), "--figures", name]
-            command += ["--words", *asked] if asked else []
-            command += ["-o", out.as_posix()]
-            drawn = {language: draw(language=language) for language in LANGUAGES}
-            pictures.append(picture(name, drawn, caption, out, place, shlex.join(command)))
-    title = trace.prompt if trace.prompt else trace.folder.name
+        recorded = words_to_draw(trace, None, "cond") if "cond" in trace.branches else []
+        if not recorded:
+            notices.append(messages.NO_WORD)
+        figures = figures_by_name(trace, recorded, words)
+    pictures: list[Picture] = []
+    for name, (caption, draw) in figures.items():
+        if wanted and name not in wanted:
+            continue
+        command = ["toushi", "report", trace.folder.as_posix(), "--figures", name]
+        command += ["--words", *words] if words else []
+        command += ["-o", out.as_posix()]
+        by_language = {language: draw(language) for language in LANGUAGES}
+        place = f"figures/{key}"
+        pictures.append(save_in_both_languages(name, by_language, caption, out, place, shlex.join(command)))
     return Chapter(
         key,
-        Bilingual.same(title),
+        Bilingual.same(trace.prompt or trace.folder.name),
         notices,
-        question=words.TRACE,
+        question=messages.TRACE,
         pictures=pictures,
-        all_pictures=tuple(found),
-        command=command_of(trace),
-        facts=facts(trace.manifest),
+        all_pictures=tuple(figures),
+        command=trace_command(trace),
+        facts=trace_facts(trace.manifest),
     )
 
 
-def figures(trace: Trace, told: Sequence[Word], asked: Sequence[str]) -> dict[str, tuple[Bilingual, Any]]:
-    """By name: the caption, and what draws it in a language."""
-    found: dict[str, tuple[Bilingual, Any]] = {}
-    maps = cache(lambda: [trace.heat_map(word) for word in told])
-    if told:
-        found["words"] = (
-            words.WORDS,
-            lambda language: words_figure(trace, told, maps=maps(), columns=4, language=language),
+def figures_by_name(trace: Trace, recorded: Sequence[Word], words: Sequence[str]) -> dict[str, tuple[Bilingual, Draw]]:
+    """By name: the caption, and what draws the figure in a language. `recorded` are the words that have maps."""
+    figures: dict[str, tuple[Bilingual, Draw]] = {}
+    maps = cache(lambda: [trace.heat_map(word) for word in recorded])
+    summed = trace.keep == "sum"
+    if recorded:
+        figures["words"] = (
+            messages.WORDS,
+            lambda language: words_figure(trace, recorded, maps=maps(), columns=4, language=language),
         )
-        shown: list[tuple[Word, Bilingual]] = []
-        if asked:
-            shown = [(word, Bilingual(en="", zh="")) for word in chosen(trace, asked, "cond")]
+        caption = messages.LAYERS_OF_SUM if summed else messages.LAYERS
+        if words:
+            asked, why = words_to_draw(trace, words, "cond"), Bilingual(en="", zh="")
         else:
             evenness = [float(entropy(heat.values)) for heat in maps()]
-            shown = [(told[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))], words.NARROWEST)]
-        for word, why in shown:
-            caption = words.LAYERS.format(word=word.text)
-            caption = Bilingual(en=f"{caption.en} {why.en}".strip(), zh=caption.zh + why.zh)
-            name = "layers" if len(shown) == 1 else f"layers-{word.start}-{word.end}"
-            found[name] = (caption, partial(layers_figure, trace, word, columns=4))
-        if trace.keep != "sum":
-            found["timeline"] = (words.TIMELINE, partial(timeline_figure, trace, list(told)))
+            asked, why = [recorded[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))]], messages.NARROWEST
+        for word in asked:
+            text = caption.format(word=word.text)
+            name = "layers" if len(asked) == 1 else f"layers-{word.start}-{word.end}"
+            figures[name] = (
+                Bilingual(en=f"{text.en} {why.en}".strip(), zh=text.zh + why.zh),
+                partial(_layers, trace, word),
+            )
+        if not summed:
+            figures["timeline"] = (
+                messages.TIMELINE,
+                lambda language: timeline_figure(trace, recorded, language=language),
+            )
     if "cond" in trace.branches:
-        found["tokens"] = (words.TOKENS, partial(tokens_figure, trace))
-    return found
+        figures["tokens"] = (messages.TOKENS, lambda language: tokens_figure(trace, language=language))
+    return figures
 
 
-def command_of(trace: Trace) -> str:
-    """What draws and records it again; empty where the manifest does not know enough."""
+def _layers(trace: Trace, word: Word, language: str) -> Figure:
+    return layers_figure(trace, word, columns=4, language=language)
+
+
+def trace_command(trace: Trace) -> str:
+    """The command that makes and records the picture again; empty where the manifest does not know enough."""
     manifest = trace.manifest
     model, size = manifest.name_of_model, manifest.size
     if model is None or manifest.prompt is None or manifest.seed is None or size is None:
@@ -111,10 +122,11 @@ def command_of(trace: Trace) -> str:
     return shlex.join([*parts, "--out", f"{trace.folder.as_posix()}-again"])
 
 
-def facts(manifest: Manifest) -> list[tuple[Bilingual, Bilingual]]:
+def trace_facts(manifest: Manifest) -> list[tuple[Bilingual, Bilingual]]:
+    """Where the trace comes from: names and values, without those that are not known."""
     weights = manifest.model and manifest.model.weights_sha256
     identity = [manifest.name_of_model, weights and f"sha256 {weights}"]
-    found = {
+    values = {
         "prompt": manifest.prompt,
         "negative_prompt": manifest.negative_prompt,
         "model": ", ".join(filter(None, identity)),
@@ -127,13 +139,13 @@ def facts(manifest: Manifest) -> list[tuple[Bilingual, Bilingual]]:
         "heat_map": manifest.heat_map and manifest.heat_map.rule,
         "keep": manifest.keep,
         "edits": json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None,
-        "segmenter": _spoken(manifest.segmenter),
-        "versions": _spoken(manifest.versions),
+        "segmenter": _joined(manifest.segmenter),
+        "versions": _joined(manifest.versions),
         "git": manifest.git,
         "argv": shlex.join(["toushi", *manifest.argv[1:]]) if manifest.argv else None,
     }
-    return [(FACTS[name], Bilingual.same(value)) for name, value in found.items() if value not in (None, "")]
+    return [(FACTS[name], Bilingual.same(value)) for name, value in values.items() if value not in (None, "")]
 
 
-def _spoken(values: dict | None) -> str:
+def _joined(values: Mapping[str, object] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (values or {}).items())

@@ -1,18 +1,18 @@
 """Characters inside words, and bytes inside characters: a part of `layer_semantics`.
 
 *Characters*: in 左边是河马 and 左边是马, does the state of 马 in 河马 look like that of 马 alone, layer by layer? It is looked
-for among all characters that stand alone in the same sentence. Where the vocabulary has 河马 as one token, 马 has no
-state of its own, and that of the token stands for it (`own` False).
+up among all characters that stand alone in the same sentence. Where the vocabulary has 河马 as one token, 马 has no state
+of its own, and the token's state is used (`own` False).
 
-*Bytes*: a character that the vocabulary lacks is spelt in several tokens. The first of them is shared by many
-characters, so at the embeddings it cannot tell which. From which layer does its state say which character it begins?
-It is looked for, in another sentence, among characters that begin with the same token.
+*Bytes*: a character that the vocabulary lacks is spelt in several tokens. Many characters share the first of them, so at
+the embeddings it cannot tell which one it begins. From which layer does its state tell? It is looked up, in another
+sentence, among characters that begin with the same token.
 """
 
 import numpy as np
 import pandas as pd
 
-from toushi.experiments.measures.encoder_states import opened, states_at
+from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
 from toushi.experiments.runner.study import FEWEST
 from toushi.probe.analysis.pairs import cross_retrieval
 from toushi.probe.encoders.encode_layers import encode_layers
@@ -29,7 +29,7 @@ TWO = ("这里有一只{}，很小", "大家都喜欢{}吗")
 
 
 def inside_words(encoder: str, weights: str, seed: int) -> pd.DataFrame:
-    known = opened(encoder, weights, seed)
+    known = load_cpu_encoder(encoder, weights, seed)
     return pd.DataFrame([*_characters(known, weights, seed), *_bytes(known, weights, seed)])
 
 

@@ -23,7 +23,7 @@ class Example:
         """bool [64, 64]: the object that an object, colour, size or context word speaks of; all that is no object for
         a place. None for position, time and style, which lie nowhere or everywhere."""
         if part.role == "place":
-            return ~self.masks.any(axis=0)
+            return np.logical_not(self.masks.any(axis=0))
         if part.role in ("object", "colour", "size", "context"):
             return self.masks[part.object]
         return None

@@ -22,7 +22,7 @@ from toushi.experiments.scene_world.templates import (
     Light,
     backgrounds,
     soften,
-    softened,
+    softened_template,
     template,
     variants,
 )
@@ -59,8 +59,8 @@ class Canvas:
     def __init__(self, picture: np.ndarray, ground: Background):
         self.ground = ground
         self.empty, self.inside = _scene(ground)
-        self.sharp = _framed(backgrounds()[BACKGROUNDS.index(ground)])
-        self.rest = _framed(soften(picture - backgrounds()[BACKGROUNDS.index(ground)]))
+        self.sharp = _frame(backgrounds()[BACKGROUNDS.index(ground)])
+        self.rest = _frame(soften(picture - backgrounds()[BACKGROUNDS.index(ground)]))
 
     def take(self, fit: Fit) -> None:
         self.rest -= self.layer(fit)
@@ -77,15 +77,15 @@ class Canvas:
         layer[here] = fit.contrast * soften(change) * self.inside[here]
         return layer
 
-    def refined(self, fit: Fit) -> Fit:
+    def refine(self, fit: Fit) -> Fit:
         """The fit at the best place near by."""
-        sheet = softened(self.ground.light, fit.variant, fit.pixels)
+        sheet = softened_template(self.ground.light, fit.variant, fit.pixels)
         side, off = len(sheet), _cell(fit.pixels) // 2
         last = len(self.rest) - side - off
         fit = replace(fit, x=min(max(fit.x, off), last), y=min(max(fit.y, off), last))
         area = slice(fit.y - off, fit.y + off + side), slice(fit.x - off, fit.x + off + side)
-        product = _slid(_fields(self.rest[area], self.empty[area]), sheet)
-        norm = _slid(_norm_fields(self.empty[area], self.inside[area]), _norm_weights(sheet))
+        product = _slide(_fields(self.rest[area], self.empty[area]), sheet)
+        norm = _slide(_norm_fields(self.empty[area], self.inside[area]), _norm_weights(sheet))
         gain, contrast = gains(product, norm)
         dy, dx = np.unravel_index(gain.argmax(), gain.shape)
         moved = replace(fit, x=fit.x + int(dx) - off, y=fit.y + int(dy) - off, contrast=float(contrast[dy, dx]))
@@ -94,13 +94,13 @@ class Canvas:
         gain = float(gain[dy, dx])
         return replace(moved, worth=float(worth(gain, energy)), share=gain / energy)
 
-    def resized(self, fit: Fit) -> Fit:
+    def resize(self, fit: Fit) -> Fit:
         """The fit at the best size near by, and its best place."""
         x, y = fit.centre
         sizes = range(max(fit.pixels - _RESIZE, PIXELS[0]), fit.pixels + _RESIZE + 1)
         corners = ((size, x - SOFT + PAD - size // 2, y - SOFT + PAD - size // 2) for size in sizes)
         others = (replace(fit, pixels=size, x=left, y=top) for size, left, top in corners if size != fit.pixels)
-        return max(fit, *map(self.refined, others), key=lambda fit: fit.worth)
+        return max(fit, *map(self.refine, others), key=lambda fit: fit.worth)
 
     def likeness(self, fit: Fit) -> float:
         """The share of the differences between neighbouring pixels that the sprite explains, around it: 1 is all, 0
@@ -182,7 +182,7 @@ def _around(fit: Fit, margin: int) -> tuple[slice, slice]:
     return y, x
 
 
-def _framed(planes: np.ndarray) -> np.ndarray:
+def _frame(planes: np.ndarray) -> np.ndarray:
     return np.pad(planes, ((PAD, PAD), (PAD, PAD), (0, 0)))
 
 
@@ -190,7 +190,7 @@ def _framed(planes: np.ndarray) -> np.ndarray:
 def _scene(ground: Background) -> tuple[np.ndarray, np.ndarray]:
     """The softened empty scene [y, x, 3], and 1 inside the picture [y, x, 1]."""
     edge = np.pad(backgrounds()[BACKGROUNDS.index(ground)], ((SOFT, SOFT), (SOFT, SOFT), (0, 0)), "edge")
-    return _framed(soften(edge)[SOFT:-SOFT, SOFT:-SOFT]), _framed(np.ones((SIDE, SIDE, 1), np.float32))
+    return _frame(soften(edge)[SOFT:-SOFT, SOFT:-SOFT]), _frame(np.ones((SIDE, SIDE, 1), np.float32))
 
 
 def _fields(rest: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("...c,...c->...", a, b)[..., None]
 
 
-def _slid(fields: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _slide(fields: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The product of weights [h, w, c] with fields [y, x, c] at each place where they fit."""
     return np.tensordot(sliding_window_view(fields, weights.shape[:2], (0, 1)), weights.transpose(2, 0, 1), 3)
 
@@ -245,7 +245,7 @@ def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int]:
 def _coarse_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Every variant's sheet and its norm weights, in cells, flat: [variants, c side side] each."""
     every = range(len(variants(light.style, light.dark)))
-    sheets = _shrunk(np.stack([softened(light, variant, pixels) for variant in every]), _cell(pixels))
+    sheets = _shrunk(np.stack([softened_template(light, variant, pixels) for variant in every]), _cell(pixels))
     colours, norms = (np.moveaxis(w, -1, 1).reshape(len(w), -1) for w in (sheets, _norm_weights(sheets)))
     return colours, norms
 

@@ -20,7 +20,7 @@ from toushi.experiments.scene_world.scenes import CENTRES, SIDE, SKY, THREE, Sce
 from toushi.experiments.scene_world.senses import BY_KIND, SENSES
 from toushi.experiments.scene_world.templates import BACKGROUNDS, Background, backgrounds, variants
 
-THRESHOLD = 0.6  # of Found.score
+THRESHOLD = 0.6  # of Detection.score
 _MOST = 4  # objects looked for in one picture
 _GLIMPSE = 0.3  # share of the difference that a sprite must explain to be taken up at all; its score decides in the end
 _UNLIKE = 90  # grey levels, over three channels, at which a pixel is no part of the background
@@ -29,7 +29,7 @@ _ALIKE = 60  # grey levels between an icon's own colour and the name that it may
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """`colour` None is the icon's own; `x`, `y` the centre and `pixels` the side of its square. `score` says how much
     of what is to be seen there the sprite explains (Canvas.likeness): 1 is all."""
 
@@ -42,13 +42,13 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Recognition:
     """Objects from the most to the least conspicuous."""
 
     place: str
     time: str
     style: str
-    objects: tuple[Found, ...]
+    objects: tuple[Detection, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Verdict:
     extra: int
 
 
-def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Seen:
+def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Recognition:
     """What is seen in a picture uint8 [64, 64, 3]; at most `count` objects, each with at least this score."""
     if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
         raise ValueError(f"expected a picture uint8 [64, 64, 3], but {picture.dtype} {list(picture.shape)} came")
@@ -80,10 +80,10 @@ def recognise(picture: np.ndarray, count: int | None = None, threshold: float = 
         if again == ground:
             break
         ground, found = again, _objects(pixels, again, most, threshold)
-    return Seen(*ground, tuple(found))
+    return Recognition(*ground, tuple(found))
 
 
-def nearest_background(pixels: np.ndarray, found: list[Found]) -> Background:
+def nearest_background(pixels: np.ndarray, found: list[Detection]) -> Background:
     """The empty scene that most pixels [64, 64, 3] outside the objects agree with; every other pixel is asked."""
     free = np.ones((SIDE, SIDE), np.float32)
     for thing in found:
@@ -99,36 +99,36 @@ def _thinned(planes: np.ndarray) -> np.ndarray:
     return np.moveaxis(planes[..., ::2, ::2, :], -1, -3)
 
 
-def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Found]:
+def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Detection]:
     canvas, fits = Canvas(pixels, ground), []
     while len(fits) < count:
-        likely = [fit for fit in map(canvas.refined, shortlist(canvas)) if fit.share > _GLIMPSE]
+        likely = [fit for fit in map(canvas.refine, shortlist(canvas)) if fit.share > _GLIMPSE]
         if not likely:
             break
         likely.sort(key=lambda fit: fit.worth, reverse=True)
-        fits.append(max(map(canvas.resized, likely[:3]), key=lambda fit: fit.worth))
+        fits.append(max(map(canvas.resize, likely[:3]), key=lambda fit: fit.worth))
         canvas.take(fits[-1])
-    found: list[Found] = []
+    found: list[Detection] = []
     for fit in fits:  # once more, now that its neighbours are gone
         canvas.give(fit)
-        fit = canvas.resized(canvas.refined(fit))
+        fit = canvas.resize(canvas.refine(fit))
         kind, colour = variants(ground.style, ground.light.dark)[fit.variant]
-        thing = Found(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3))
+        thing = Detection(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3))
         if thing.score >= threshold and not any(_within(thing, other) for other in found):
             found.append(thing)
         canvas.take(fit)
     return found
 
 
-def _within(thing: Found, other: Found) -> bool:
+def _within(thing: Detection, other: Detection) -> bool:
     """Whether it stands in the middle of another: then it is what was left of that one."""
     return max(abs(thing.x - other.x), abs(thing.y - other.y)) < other.pixels / 2
 
 
-def judge(scene: Scene, seen: Seen | np.ndarray, language: str | None = None) -> Verdict:
+def judge(scene: Scene, seen: Recognition | np.ndarray, language: str | None = None) -> Verdict:
     """Whether a picture, or what was seen in it, is what the scene asked for. In a caption of one `language` only
     words of that language have two meanings; without it the word that the scene means is taken."""
-    seen = seen if isinstance(seen, Seen) else recognise(seen)
+    seen = seen if isinstance(seen, Recognition) else recognise(seen)
     matched = match(scene, seen)
     pairs = list(zip(range(len(matched)), scene.objects, matched))
     return Verdict(
@@ -146,11 +146,11 @@ def judge(scene: Scene, seen: Seen | np.ndarray, language: str | None = None) ->
     )
 
 
-def match(scene: Scene, seen: Seen) -> tuple[Found | None, ...]:
+def match(scene: Scene, seen: Recognition) -> tuple[Detection | None, ...]:
     """Which object that was seen is which of the scene: of all ways the one with most objects, then most of them in
     place, then most colours right."""
 
-    def merit(way: tuple[Found | None, ...]) -> tuple[int, int, int]:
+    def merit(way: tuple[Detection | None, ...]) -> tuple[int, int, int]:
         there = [(i, thing, found) for i, (thing, found) in enumerate(zip(scene.objects, way)) if found]
         in_place = sum(_stands(scene, i, found) for i, _, found in there)
         return len(there), in_place, sum(_has(found, thing.colour) for _, thing, found in there)
@@ -158,20 +158,20 @@ def match(scene: Scene, seen: Seen) -> tuple[Found | None, ...]:
     return max(_ways(scene, seen), key=merit)
 
 
-def _ways(scene: Scene, seen: Seen) -> Iterator[tuple[Found | None, ...]]:
+def _ways(scene: Scene, seen: Recognition) -> Iterator[tuple[Detection | None, ...]]:
     wanted = [thing.kind for thing in scene.objects]
     for way in permutations([*seen.objects, *[None] * len(wanted)], len(wanted)):
         yield tuple(found if found and found.kind == kind else None for found, kind in zip(way, wanted))
 
 
-def found_masks(scene: Scene, seen: Seen | np.ndarray) -> list[np.ndarray | None]:
+def detected_masks(scene: Scene, seen: Recognition | np.ndarray) -> list[np.ndarray | None]:
     """Where each object of the scene lies in a picture: bool [64, 64], the sprite that was found; None where none
     was. Unlike a scene's own masks they take no account of what hides what."""
-    matched = match(scene, seen if isinstance(seen, Seen) else recognise(seen))
+    matched = match(scene, seen if isinstance(seen, Recognition) else recognise(seen))
     return [None if found is None else _mask(found) for found in matched]
 
 
-def _mask(found: Found) -> np.ndarray:
+def _mask(found: Detection) -> np.ndarray:
     solid = sprite(found.kind, found.colour, found.pixels)[1][..., 0] > 0.5
     around = np.zeros((3 * SIDE, 3 * SIDE), bool)
     left, top = SIDE + found.x - found.pixels // 2, SIDE + found.y - found.pixels // 2
@@ -191,7 +191,7 @@ def _spots(count: int) -> tuple[tuple[str, int, int], ...]:
     return (*spots, *column)
 
 
-def _stands(scene: Scene, index: int, found: Found) -> bool:
+def _stands(scene: Scene, index: int, found: Detection) -> bool:
     """Whether it stands on the side where this object of the scene belongs, and on no other."""
 
     def side(x: int, y: int) -> str | None:
@@ -202,7 +202,7 @@ def _stands(scene: Scene, index: int, found: Found) -> bool:
     return side(found.x, found.y) == side(thing.x, thing.y)
 
 
-def _has(found: Found, colour: str | None) -> bool:
+def _has(found: Detection, colour: str | None) -> bool:
     return colour is None or (found.colour or _own_colour(found.kind)) == colour
 
 
@@ -215,7 +215,7 @@ def _own_colour(kind: str) -> str | None:
     return name if far[name] < _ALIKE**2 else None
 
 
-def _means(scene: Scene, index: int, seen: Seen, found: Found | None, language: str | None) -> bool | None:
+def _means(scene: Scene, index: int, seen: Recognition, found: Detection | None, language: str | None) -> bool | None:
     thing = scene.objects[index]
     if thing.sense is None:
         return None

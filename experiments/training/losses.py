@@ -13,6 +13,7 @@ from toushi.experiments.training.scene_batches import Batch
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.prompt_batch import PromptBatch, pad_ids
 from toushi.probe.models.text_encoder import FeedForward
+from toushi.probe.models.unet import UNet
 
 
 @contextmanager
@@ -54,17 +55,22 @@ class Namer(nn.Module):
     supervised: heat maps stay what the model found by itself.
     """
 
-    def __init__(self, unet: nn.Module):
+    def __init__(self, unet: UNet):
         super().__init__()
         fine, middle, _ = unet.config.widths
-        self.heads = nn.ModuleList([nn.Linear(middle, len(KINDS) + 1), nn.Linear(fine, len(KINDS) + 1)])
-        self.colours = nn.ModuleList([nn.Linear(middle, len(COLOURS) + 1), nn.Linear(fine, len(COLOURS) + 1)])
-        for head in (*self.heads, *self.colours):  # so that a new head says nothing yet, and disturbs nothing
+        heads = [nn.Linear(width, len(KINDS) + 1) for width in (middle, fine)]
+        colours = [nn.Linear(width, len(COLOURS) + 1) for width in (middle, fine)]
+        for head in (*heads, *colours):  # a new head names nothing, and disturbs nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.heads, self.colours = nn.ModuleList(heads), nn.ModuleList(colours)
         self.features: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+            self.features.append(output)
+
         for stage in unet.up:
-            stage.register_forward_hook(lambda module, args, output: self.features.append(output))
+            stage.register_forward_hook(keep)
 
     def loss(self, kinds: Tensor, colours: Tensor) -> Tensor:
         """Mean cross-entropy of kinds and colours [b, h, w] over both grids; bare cells count a tenth."""

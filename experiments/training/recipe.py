@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
-from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.scene_batches import Batch, Pool
 from toushi.hooks.torch_private import copy_each_, lerp_each_
 from toushi.probe.base.atomic_io import atomic_path
@@ -72,7 +72,7 @@ class Training:
         self.namer, self.reader = Namer(self.worker.unet), reader or Reader(model.config.text.width)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         for part in (self.worker.encoder, self.worker.unet, self.namer, self.reader):
-            part.to(dtype, memory_format=torch.channels_last)
+            nn.utils.convert_conv2d_weight_memory_format(part.to(dtype), torch.channels_last)
         parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
         copies = {n: p for n, p in self.worker.named_parameters() if not n.startswith("vae.")}
         copies |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
@@ -82,7 +82,7 @@ class Training:
         self.weights = [parameters[n].requires_grad_(True) for n in self.names]
         self.copies = [copies[n].requires_grad_(True) for n in self.names]
         self.averaged = [w.detach().clone() for w in self.weights]
-        self.optimizers = optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
+        self.optimizers = make_optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
 
     def step(self, batch: Batch, lr: float, noise: Noise | None = None) -> tuple[float, float, float]:
         """The loss of the velocity, of the naming and of the reading, before the step."""
@@ -98,6 +98,7 @@ class Training:
             (loss + self.config.naming_weight * naming + self.config.reading_weight * reading).backward()
         self.namer.features.clear()
         for weight, copy in zip(self.weights, self.copies):
+            assert copy.grad is not None  # every weight takes part in the loss
             weight.grad = copy.grad.to(torch.float32, memory_format=torch.contiguous_format)
             copy.grad = None
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -160,13 +161,13 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:
     return load_file(file), samples
 
 
-def logged(file: Path) -> dict[int, dict]:
+def read_log(file: Path) -> dict[int, dict]:
     """The rows of a training log by the samples seen."""
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {row["samples"]: row for row in rows}
 
 
-def sheet(model: MiniUNet, file: Path) -> None:
+def save_sheet(model: MiniUNet, file: Path) -> None:
     """The fixed prompts, two seeds each, one above the other."""
     drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
     cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]

@@ -37,7 +37,7 @@ def caption(scene: Scene, seed: int) -> Caption:
     return describe(scene, language_of(scene, seed), seed)
 
 
-def garbled(said: Caption, share: float, rng: np.random.Generator) -> str:
+def garble_caption(said: Caption, share: float, rng: np.random.Generator) -> str:
     """The caption with a `share` of what stands between its parts (objects, colours, positions, contexts, …) left out or
     replaced by characters at random: so that a form of sentence never seen does not hide what it says."""
     if not share or "%" in said.template:  # in the latter the words between say of which of two objects the position is
@@ -81,7 +81,7 @@ class Pool:
                 captions.append("")
                 continue
             said = caption(self.scenes[i], int(rng.integers(2**31)))
-            captions.append(garbled(said, garble, rng))
+            captions.append(garble_caption(said, garble, rng))
         rows = torch.from_numpy(chosen)
         kinds = self.kinds[rows].long()
         colours = self.tables[rows].long().gather(1, kinds.flatten(1)).view_as(kinds)

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from toushi.experiments.training.losses import Reader, attention_in_fp32, read_captions
-from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.recipe import Recipe
 from toushi.experiments.training.scene_batches import Pool
 from toushi.probe.models.mini_unet import MiniUNet
@@ -22,7 +22,7 @@ def teach_encoder(model: MiniUNet, pool: Pool, recipe: Recipe, samples: int, bat
     """Trains `model.encoder` in place; the reader that it was taught with goes on with the training of the whole."""
     reader = Reader(model.config.text.width)
     both = nn.ModuleDict({"encoder": model.encoder, "reader": reader}).requires_grad_(True)
-    steps = optimizers(both.named_parameters(), recipe.lr, recipe.adam_share, recipe.decay)
+    steps = make_optimizers(both.named_parameters(), recipe.lr, recipe.adam_share, recipe.decay)
     rng = np.random.default_rng(recipe.seed)
     bar = tqdm(range(samples // batch), desc="encoder", unit="step")
     for step in bar:

@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, sheet
+from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, read_log, save_sheet
 from toushi.experiments.training.scene_batches import caption, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.experiments.training.train_vae import train_vae
@@ -80,8 +80,8 @@ def train(config: Config) -> None:
     if begun:
         training.resume(config.out)
     elif config.begin == "shipped":
-        training.samples = max(logged(SHIPPED / "mini-unet" / LOG), default=0)
-    before = logged(SHIPPED / "mini-unet" / LOG) | logged(config.out / LOG)
+        training.samples = max(read_log(SHIPPED / "mini-unet" / LOG), default=0)
+    before = read_log(SHIPPED / "mini-unet" / LOG) | read_log(config.out / LOG)
     hours = max((row["hours"] for row in before.values()), default=0.0)
     with (config.out / "configs.jsonl").open("a") as file:
         print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
@@ -100,7 +100,7 @@ def train(config: Config) -> None:
             saved = spent
             training.save(config.out)
             averaged = training.averaged_model()
-            sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
+            save_sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
             row = dict(
                 samples=training.samples,
                 hours=round(hours + spent / 3600, 3),
@@ -123,7 +123,7 @@ def ship(config: Config) -> None:
     training = Training(first_model(config), config)
     training.resume(config.out)
     training.averaged_model().save(SHIPPED / "mini-unet")
-    rows = {**logged(SHIPPED / "mini-unet" / LOG), **logged(config.out / LOG)}
+    rows = {**read_log(SHIPPED / "mini-unet" / LOG), **read_log(config.out / LOG)}
     (SHIPPED / "mini-unet" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
 
 

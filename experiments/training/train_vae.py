@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.scene_batches import pictures, unit
 from toushi.probe.models.vae import VAE
 
@@ -25,7 +25,7 @@ def train_vae(
     held = unit(pictures([draw_scene(seed, split="test") for seed in range(256)]))
     pool = pictures([draw_scene(seed) for seed in range(20_000)])
     vae.encoder.requires_grad_(not decoder_only)
-    optims = optimizers(((n, p) for n, p in vae.named_parameters() if p.requires_grad), lr)
+    optims = make_optimizers(((n, p) for n, p in vae.named_parameters() if p.requires_grad), lr)
     start, step, bar = time.monotonic(), 0, tqdm(total=round(minutes * 60), unit="s", desc="VAE")
     while (spent := time.monotonic() - start) < minutes * 60:
         x = unit(pool[torch.randint(len(pool), (batch,))])

@@ -3,11 +3,20 @@
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.figures.picture_figures import display_name
-from toushi.probe.figures.style import CATEGORIES, PAGE, SEQUENTIAL, SHORT, by_layer, colour_bar, styled
+from toushi.probe.figures.style import (
+    CATEGORIES,
+    PAGE,
+    SEQUENTIAL,
+    SHORT,
+    StyledFigure,
+    colour_bar,
+    rows_where,
+    set_layer_axis,
+    styled,
+)
 
 WHAT = {
     "entropy": Bilingual(en="entropy (bits)", zh="熵（比特）"),
@@ -17,15 +26,15 @@ WHAT = {
 
 
 @styled
-def likeness_figure(likeness: pd.DataFrame, language: str) -> Figure:
+def likeness_figure(likeness: pd.DataFrame, language: str) -> StyledFigure:
     """CKA of every layer with every layer: of each encoder with itself, and of the one with the other.
 
     `likeness` has one, other (names of the encoders), layer, other_layer, cka; NaN where a layer tells nothing apart.
     """
     pairs = list(dict.fromkeys(zip(likeness.one, likeness.other)))
-    figure = Figure(figsize=(PAGE, 2.6))
+    figure = StyledFigure(figsize=(PAGE, 2.6))
     for axes, (one, other) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
-        part = likeness[(likeness.one == one) & (likeness.other == other)]
+        part = rows_where(likeness, one=one, other=other)
         grid = part.pivot(index="layer", columns="other_layer", values="cka").to_numpy(float)
         axes.imshow(grid, cmap=SEQUENTIAL, vmin=0, vmax=1, origin="lower")
         axes.set_xlabel(
@@ -49,19 +58,19 @@ def likeness_figure(likeness: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def heads_figure(heads: pd.DataFrame, language: str) -> Figure:
+def heads_figure(heads: pd.DataFrame, language: str) -> StyledFigure:
     """Where the heads look, layer by layer: a dot for each head, the line their mean.
 
     `heads` has model, layer, head, entropy, distance, special.
     """
-    figure = Figure(figsize=(PAGE, 2.3))
+    figure = StyledFigure(figsize=(PAGE, 2.3))
     for axes, (what, title) in zip(figure.subplots(1, len(WHAT)), WHAT.items()):
         for colour, model in zip(CATEGORIES, dict.fromkeys(heads.model)):
-            part = heads[heads.model == model]
+            part = rows_where(heads, model=model)
             axes.plot(part.layer, part[what], ".", color=colour, markersize=3, alpha=0.6)
-            mean = part.groupby("layer")[what].mean()
-            axes.plot(mean.index, mean, color=colour, linewidth=1.2, label=display_name(model, language))
-        by_layer(axes, heads.layer, language, title.translate(language), 9, (0, None), SHORT)
+            means = part.pivot_table(index="layer", values=what, aggfunc="mean")
+            axes.plot(means.index, means[what], color=colour, linewidth=1.2, label=display_name(model, language))
+        set_layer_axis(axes, heads.layer, language, title.translate(language), 9, (0, None), SHORT)
     figure.axes[0].legend(fontsize=7)
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.2, top=0.89, wspace=0.22)
     figure.set_label(

@@ -1,5 +1,7 @@
 """The shipped fonts: Chinese and emoji in every figure, the same on every machine."""
 
+import base64
+import io
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -11,7 +13,7 @@ PLACEHOLDER = "〓"  # the printer's geta: "a character belongs here"
 
 
 @cache
-def register() -> None:
+def register_fonts() -> None:
     """Makes the shipped fonts known to matplotlib, before any copy of the same name that the machine has."""
     from matplotlib.font_manager import fontManager
 
@@ -40,11 +42,33 @@ def drawable(text: str) -> str:
     return shown
 
 
+def font_files() -> list[Path]:
+    """The file of each font of the family."""
+    from matplotlib import get_data_path
+
+    return [Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", *(FOLDER / name for name in FILES)]
+
+
 @cache
 def characters() -> tuple[frozenset[int], ...]:
     """Code points that each font of the family can draw."""
-    from matplotlib import get_data_path
     from matplotlib.ft2font import FT2Font
 
-    files = [Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", *(FOLDER / name for name in FILES)]
-    return tuple(frozenset(FT2Font(str(file)).get_charmap()) for file in files)
+    return tuple(frozenset(FT2Font(str(file)).get_charmap()) for file in font_files())
+
+
+def font_subset(file: Path, text: str) -> str:
+    """The font, reduced to the characters of the text: a WOFF in base64, the same bytes each time."""
+    from fontTools import subset
+
+    options = subset.Options(flavor="woff", layout_features=[], hinting=False, notdef_outline=True)
+    options.recalc_timestamp = False
+    options.drop_tables += ["FFTM"]  # FontForge's dates in DejaVu Sans
+    font = subset.load_font(str(file), options)
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(text=text)
+    subsetter.subset(font)
+    content = io.BytesIO()
+    font.flavor = "woff"
+    font.save(content, reorderTables=False)
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,10 +1,21 @@
 """What each layer of a text encoder knows: probes at three levels, characters inside words, two languages."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual_text import Bilingual, translate
-from toushi.probe.figures.style import CATEGORIES, FAINT, INK, LAYER, PAGE, band, by_layer, dot, styled
+from toushi.probe.figures.style import (
+    CATEGORIES,
+    FAINT,
+    INK,
+    LAYER,
+    PAGE,
+    StyledFigure,
+    draw_band,
+    draw_intervals,
+    rows_where,
+    set_layer_axis,
+    styled,
+)
 
 NAMES = {
     "words": Bilingual(en="words", zh="词"),
@@ -32,14 +43,14 @@ def display_name(name: str, language: str) -> str:
 
 
 @styled
-def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> Figure:
+def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> StyledFigure:
     """Selectivity of words, phrases and whole prompts by layer, and below from which layer each level is there.
 
     `levels` has weights, level, where, layer, selectivity, low, high; `onsets` weights, level, where, onset, low, high,
     claim_first, claim_last. Thin lines are the untrained encoder; grey bars are the layers that the claim gives a level.
     """
     shown = [("words", "word"), ("phrases", "word"), ("prompts", "word"), ("prompts", "last token")]
-    figure = Figure(figsize=(PAGE, 3.7))
+    figure = StyledFigure(figsize=(PAGE, 3.7))
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     names, colours = [], [*CATEGORIES[:3], CATEGORIES[2]]
     for index, ((level, where), colour) in enumerate(zip(shown, colours)):
@@ -51,17 +62,15 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
         )
         names.append(name)
         for kind in ("random", "trained"):
-            chosen = (levels.weights == kind) & (levels.level == level) & (levels["where"] == where)
-            part = levels[chosen]
+            part = rows_where(levels, weights=kind, level=level, where=where)
             if kind == "trained":
-                band(axes, part, "selectivity", "low", "high", colour, label=name, **look)
+                draw_band(axes, part, "selectivity", "low", "high", colour, label=name, **look)
             else:
                 axes.plot(part.layer, part.selectivity, color=colour, linewidth=0.6, alpha=0.8, **look)
-        for one in onsets[
-            (onsets.weights == "trained") & (onsets.level == level) & (onsets["where"] == where)
-        ].itertuples():
-            below.barh(index, one.claim_last - one.claim_first + 0.8, left=one.claim_first - 0.4, color="#e4e4e4")
-            dot(below, index, one.onset, one.low, one.high, colour, linewidth=2)
+        own = rows_where(onsets, weights="trained", level=level, where=where)
+        for first, last in zip(own.claim_first, own.claim_last):
+            below.barh(index, last - first + 0.8, left=first - 0.4, color="#e4e4e4")
+        draw_intervals(below, index, own, "onset", colour, linewidth=2)
     axes.axhline(0, color=FAINT, linewidth=0.5)
     axes.set_ylabel(translate(language, en="selectivity", zh="选择性"))
     title = translate(language, en="thin: random weights", zh="细线：随机权重")
@@ -73,7 +82,7 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
         en="first layer with 80 % of the most; grey: where the claim puts it",
         zh="达到最大值 80% 的首层及区间；灰：说法所称的层",
     )
-    by_layer(below, levels.layer, language, title, 7)
+    set_layer_axis(below, levels.layer, language, title, 7)
     figure.subplots_adjust(left=0.26, right=0.7, bottom=0.12, top=0.97, hspace=0.22)
     caption = translate(
         language,
@@ -86,7 +95,7 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
 
 
 @styled
-def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
+def tasks_figure(tasks: pd.DataFrame, language: str) -> StyledFigure:
     """Accuracy of each probe by layer: trained with its interval, its control tasks dashed, random weights thin.
 
     `tasks` has weights, level, task, where, layer, accuracy, low, high, control, chance.
@@ -94,14 +103,14 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
     panels = list(tasks[["level", "task", "where"]].drop_duplicates().itertuples(index=False))
     columns = 4
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(PAGE, 1.55 * rows + 0.75))
+    figure = StyledFigure(figsize=(PAGE, 1.55 * rows + 0.75))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, panel in zip(grid.flat, panels):
         level, task, where = panel
         colour = CATEGORIES[("words", "phrases", "prompts").index(level)]
-        chosen = (tasks.level == level) & (tasks.task == task) & (tasks["where"] == where)
-        part, floor = (tasks[chosen & (tasks.weights == kind)] for kind in ("trained", "random"))
-        band(axes, part, "accuracy", "low", "high", colour)
+        own = rows_where(tasks, level=level, task=task, where=where)
+        part, floor = (rows_where(own, weights=kind) for kind in ("trained", "random"))
+        draw_band(axes, part, "accuracy", "low", "high", colour)
         axes.plot(part.layer, part.control, color=colour, linewidth=0.9, linestyle="--")
         axes.plot(floor.layer, floor.accuracy, color=INK, linewidth=0.7)
         axes.axhline(part.chance.iloc[0], color=FAINT, linewidth=0.5)
@@ -109,7 +118,7 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
         if where != "word":
             name += translate(language, en=" (last token)", zh="（末词元）")
         axes.set_title(name, fontsize=8, loc="left", pad=2)
-        by_layer(axes, part.layer, language, reach=(0, 1.03), label=Bilingual.same(""))
+        set_layer_axis(axes, part.layer, language, reach=(0, 1.03), label=Bilingual.same(""))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     above = grid.flat[len(panels) - columns : len(panels)] if len(panels) >= columns else grid.flat[: len(panels)]
@@ -140,7 +149,7 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
+def inside_figure(inside: pd.DataFrame, language: str) -> StyledFigure:
     """How often the state of a character inside a word, or of a character's first byte, finds its own, by layer.
 
     `inside` has part, weights, which, layer, retrieval, retrieval_low, retrieval_high, retrieval_shuffled, items.
@@ -151,13 +160,15 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
         "first of several tokens": Bilingual(en="first token of a rare character", zh="生僻字的首个词元"),
     }
     panels = list(inside.which.drop_duplicates())
-    figure = Figure(figsize=(min(PAGE, max(3.4, 2.3 * len(panels))), 2.4))
+    figure = StyledFigure(figsize=(min(PAGE, max(3.4, 2.3 * len(panels))), 2.4))
     for axes, which in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
-            part = inside[(inside.which == which) & (inside.weights == kind)]
-            band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language))
+            part = rows_where(inside, which=which, weights=kind)
+            draw_band(
+                axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language)
+            )
             axes.plot(part.layer, part.retrieval_shuffled, color=colour, linewidth=0.8, linestyle="--")
-        by_layer(axes, inside.layer, language, titles[which].translate(language), 7, (0, 1.03))
+        set_layer_axis(axes, inside.layer, language, titles[which].translate(language), 7, (0, 1.03))
     figure.axes[0].set_ylabel(translate(language, en="share that finds itself", zh="找到自身的比例"))
     figure.axes[0].legend(
         fontsize=7,
@@ -177,23 +188,25 @@ def inside_figure(inside: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def languages_figure(layers: pd.DataFrame, language: str) -> Figure:
+def languages_figure(layers: pd.DataFrame, language: str) -> StyledFigure:
     """How often a Chinese state finds its English partner and the other way round, by layer.
 
     `layers` has data, weights, layer, retrieval, retrieval_low, retrieval_high, retrieval_shuffled_high,
     retrieval_uncentred. One panel for each of the data sets.
     """
     data = list(layers.data.drop_duplicates())
-    figure = Figure(figsize=(2.6 * len(data) + 0.9, 2.5))
+    figure = StyledFigure(figsize=(2.6 * len(data) + 0.9, 2.5))
     for axes, name in zip(figure.subplots(1, len(data), sharey=True, squeeze=False)[0], data):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
-            part = layers[(layers.data == name) & (layers.weights == kind)]
-            band(axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language))
+            part = rows_where(layers, data=name, weights=kind)
+            draw_band(
+                axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language)
+            )
             axes.plot(part.layer, part.retrieval_shuffled_high, color=colour, linewidth=0.8, linestyle="--")
             if kind == "trained":
                 label = translate(language, en="means left in", zh="未减均值")
                 axes.plot(part.layer, part.retrieval_uncentred, color=colour, linewidth=0.9, linestyle=":", label=label)
-        by_layer(axes, layers.layer, language, display_name(name, language), reach=(0, 1.03))
+        set_layer_axis(axes, layers.layer, language, display_name(name, language), reach=(0, 1.03))
     figure.axes[0].set_ylabel(translate(language, en="share that finds its partner", zh="找到对应者的比例"))
     title = translate(language, en="dashed: shuffled, 95 %", zh="虚线：打乱后 95% 分位")
     figure.axes[-1].legend(fontsize=7, title=title, title_fontsize=7, loc="best")

@@ -1,43 +1,47 @@
-"""What each layer of a text encoder makes of a few sentences: how its words change, what they are like, what they read."""
+"""What each layer of a text encoder makes of a few sentences: how words change, which are alike, what they attend to."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from toushi.probe.analysis.layer_measures import cosine, mean_pairwise_cosine
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
-from toushi.probe.figures.encoder_figure import stands
+from toushi.probe.figures.encoder_figure import is_upright
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, colour_bar, styled
+from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, StyledFigure, colour_bar, styled
+from toushi.probe.trace.text_encoding import TextEncodings
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
 OTHERS = Bilingual(en="different words, mean", zh="不同词，平均")
 
 
 @styled
-def layer_similarity_figure(readings, layers: Sequence[int] | None = None, *, language: str = "en") -> Figure:
+def layer_similarity_figure(
+    encodings: TextEncodings, layers: Sequence[int] | None = None, *, language: str = "en"
+) -> StyledFigure:
     """Three blocks of maps from `encode_layers(encoder, texts)`, one scale in each block.
 
-    First, for each text, the cosine of every word with its own embedding (layer 0), layer by layer; the last row is the
-    mean cosine of different words at that layer, which any similarity has to be read against. Then, for the first
-    text and each other one, the cosines of their words at `layers` (default: four, evenly spread). Last, for each text,
-    how much its words read of each other, of other text and of special tokens at those layers: attention probability,
-    mean of the heads; rows sum to 1. Left out, with a note, if the encoder's attention cannot be read. `language` of
-    the labels: zh or en.
+    1. For each text, the cosine of every word with its own embedding (layer 0), layer by layer. The last row is the
+       mean cosine of different words at that layer: compare any similarity with it.
+    2. For the first text and each other one, the cosines of their words at `layers`, by default four, evenly spaced.
+    3. For each text, the attention of its words to each other, to other text and to special tokens at those layers:
+       probability, mean over heads; rows sum to 1. Where the encoder's attention cannot be read, a note says why.
+
+    `language` of the labels: zh or en.
     """
-    if not len(readings):
-        raise ToushiError("expected at least one text that was read, but none came")
-    every = [int(number) for number in readings[0].states["layer"].values]
-    chosen = spread(every[1:], 4) if layers is None else [known_layer(number, every) for number in layers]
-    states = [reading.word_states() for reading in readings]
+    if not len(encodings):
+        raise ToushiError("expected at least one text, but none came")
+    every = [int(number) for number in encodings[0].states["layer"].values]
+    chosen = evenly_spaced(every[1:], 4) if layers is None else [check_layer(number, every) for number in layers]
+    states = [encoding.word_states() for encoding in encodings]
     names = [[drawable(truncate(name, 12)) or "␣" for name in state["word"].values.tolist()] for state in states]
 
-    blocks: list[tuple[str, str, list[list[Map]], tuple[float, float]]] = []
+    blocks: list[Block] = []
     heads = [str(number) for number in every]
     own = [
         [
@@ -45,14 +49,16 @@ def layer_similarity_figure(readings, layers: Sequence[int] | None = None, *, la
                 translate(language, en=f"sentence {index}", zh=f"句 {index}"),
                 [*name, OTHERS.translate(language)],
                 heads,
-                changed(state.values),
+                cosine_with_embedding(state.values),
             )
         ]
         for index, (state, name) in enumerate(zip(states, names), 1)
     ]
     title = translate(language, en="each word beside its own embedding", zh="每个词与它自己的嵌入")
-    blocks.append((title, translate(language, en="cosine with layer 0", zh="与第 0 层的余弦"), own, (lowest(own), 1.0)))
-    if len(readings) > 1:
+    blocks.append(
+        (title, translate(language, en="cosine with layer 0", zh="与第 0 层的余弦"), own, (scale_start(own), 1.0))
+    )
+    if len(encodings) > 1:
         pairs = []
         for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
             maps = [cosine(states[0].sel(layer=k).values, other.sel(layer=k).values) for k in chosen]
@@ -61,54 +67,58 @@ def layer_similarity_figure(readings, layers: Sequence[int] | None = None, *, la
         title = translate(
             language, en="words of sentence 1 (rows) beside those of another", zh="句 1 的词（行）与另一句的词"
         )
-        blocks.append((title, translate(language, en="cosine", zh="余弦"), pairs, (lowest(pairs), 1.0)))
-    blind = next((f"layer {k} {why}" for r in readings for k, why in r.blind.items()), "")
+        blocks.append((title, translate(language, en="cosine", zh="余弦"), pairs, (scale_start(pairs), 1.0)))
+    blind = next((f"layer {k} {why}" for encoding in encodings for k, why in encoding.blind.items()), "")
     note = blind and translate(language, en=f"attention is not shown: {blind}", zh=f"没有显示注意力：{blind}")
-    reading_layers = [] if note else [k for k in chosen if k]  # layer 0 is the embeddings, which read nothing
-    if reading_layers:
+    attention_layers = [] if note else [k for k in chosen if k]  # layer 0 is the embeddings, which have no attention
+    if attention_layers:
         rows = []
-        for index, (reading, name) in enumerate(zip(readings, names), 1):
-            read = reading.word_attention().mean("head")
+        for index, (encoding, name) in enumerate(zip(encodings, names), 1):
+            attention = encoding.word_attention().mean("head")
             titles = [
                 translate(language, en=f"sentence {index}, layer {k}", zh=f"句 {index}，第 {k} 层")
-                for k in reading_layers
+                for k in attention_layers
             ]
             columns = [
                 *name,
                 translate(language, en="other %", zh="其他％"),
                 translate(language, en="special %", zh="特殊％"),
             ]
-            maps = [read.sel(layer=k).values for k in reading_layers]
-            rows.append([Map(title, name, columns, part, told=2) for title, part in zip(titles, maps)])
+            maps = [attention.sel(layer=k).values for k in attention_layers]
+            rows.append([Map(title, name, columns, part, percent_columns=2) for title, part in zip(titles, maps)])
         top = max((float(one.coloured.max()) for row in rows for one in row if one.coloured.size), default=1.0)
         title = translate(
             language,
-            en="what the words (rows) read: other words, other text, special tokens",
-            zh="每个词（行）读了谁：别的词、其他文字、特殊词元",
+            en="what the words (rows) attend to: other words, other text, special tokens",
+            zh="每个词（行）关注什么：别的词、其他文字、特殊词元",
         )
         blocks.append((title, PROBABILITY.translate(language), rows, (0.0, top)))
-    return _page(readings, blocks, note or translate(language, en="mean of heads", zh="各头平均"))
+    return _page(encodings, blocks, note or translate(language, en="mean of heads", zh="各头平均"))
 
 
+@dataclass(frozen=True)
 class Map:
-    """One matrix with names along both sides. The last `told` columns are written in percent, not coloured."""
+    """One matrix with names along both sides. Its last columns may be written in percent in place of a colour."""
 
-    def __init__(self, title: str, rows: list[str], columns: list[str], values: np.ndarray, told: int = 0):
-        self.title, self.rows, self.columns, self.values, self.told = title, rows, columns, values, told
+    title: str
+    rows: list[str]
+    columns: list[str]
+    values: np.ndarray
+    percent_columns: int = 0
 
     @property
     def coloured(self) -> np.ndarray:
-        return self.values[:, : len(self.columns) - self.told]
+        return self.values[:, : len(self.columns) - self.percent_columns]
 
     @property
     def left(self) -> float:
-        """Room for the names of the rows, in inches."""
+        """Inches for the names of the rows."""
         return 0.12 + 0.078 * max(map(text_width, self.rows), default=0)
 
     @property
     def above(self) -> float:
-        """Room for the title and the names of the columns."""
-        upright = [0.145 * len(name) if stands(name) else 0.078 * text_width(name) for name in self.columns]
+        """Inches for the title and the names of the columns."""
+        upright = [0.145 * len(name) if is_upright(name) else 0.078 * text_width(name) for name in self.columns]
         return 0.1 + max(upright, default=0) + (0.2 if self.title else 0)
 
     @property
@@ -122,32 +132,36 @@ class Map:
         return max(1, len(self.columns)) * CELL, max(1, len(self.rows)) * CELL
 
 
-def lowest(rows: list[list[Map]]) -> float:
+Block = tuple[str, str, list[list[Map]], tuple[float, float]]  # title, unit, rows of maps, scale
+
+
+def scale_start(rows: list[list[Map]]) -> float:
     """Where the scale begins: 0, or the lowest value if that is negative."""
     values = [one.values[np.isfinite(one.values)] for row in rows for one in row]
     return min(0.0, *(float(one.min()) for one in values if one.size), 0.0)
 
 
-def changed(states: np.ndarray) -> np.ndarray:
-    """Cosine of each word with its embedding, and below it the mean of different words: [word + 1, layer]."""
+def cosine_with_embedding(states: np.ndarray) -> np.ndarray:
+    """[word + 1, layer]: cosine of each word with its embedding, and in the last row the mean of different words."""
     own = np.array([cosine(word[:1], word)[0] for word in np.swapaxes(states, 0, 1)]).reshape(-1, len(states))
     return np.concatenate([own, mean_pairwise_cosine(states)[None]])
 
 
-def spread(numbers: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(numbers: Sequence[int], count: int) -> list[int]:
     """At most `count` of the numbers, evenly from the first to the last."""
     places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
     return [numbers[place] for place in places]
 
 
-def known_layer(number: int, every: Sequence[int]) -> int:
+def check_layer(number: int, every: Sequence[int]) -> int:
+    """The number of the layer. Raises ToushiError where the encoder has no such layer."""
     if number not in every:
         raise ToushiError(f"there is no layer {number}; the encoder has {every[0]} (the embeddings) to {every[-1]}")
     return number
 
 
-def _page(readings, blocks, note: str) -> Figure:
-    texts = [drawable(reading.text) for reading in readings]
+def _page(encodings: TextEncodings, blocks: Sequence[Block], note: str) -> StyledFigure:
+    texts = [drawable(encoding.text) for encoding in encodings]
     caption = [truncate(f"{index}  {text}", 110) for index, text in enumerate(texts, 1)]
     wide, tall = 0.0, 0.3 + 0.2 * len(caption)
     for _, _, rows, _ in blocks:
@@ -155,7 +169,7 @@ def _page(readings, blocks, note: str) -> Figure:
         wide = max([wide, *(sum(one.left + one.slot + GAP for one in row) for row in rows)])
     tall += 0.35
     wide = max(wide + 0.2 + BAR, 0.5 + 0.08 * max(map(text_width, [*caption, note[:110]])), 4.0)
-    figure = Figure(figsize=(wide, tall))
+    figure = StyledFigure(figsize=(wide, tall))
 
     def write(x: float, y: float, text: str, **look) -> None:
         figure.text(x / wide, 1 - y / tall, text, va="top", **look)
@@ -181,7 +195,7 @@ def _page(readings, blocks, note: str) -> Figure:
         place = (right / wide, 1 - (begin + first.above + length) / tall, 0.11 / wide, length / tall)
         bar = colour_bar(figure, place, 1.0, unit, matplotlib.colormaps[SEQUENTIAL])
         bar.set_yticks([0, 0.5, 1], [f"{value:.2f}" for value in (low, (low + top) / 2, top)])
-    foot = "  ·  ".join(part for part in (readings.encoder, note) if part)
+    foot = "  ·  ".join(part for part in (encodings.encoder, note) if part)
     figure.text(0.15 / wide, 0.08 / tall, drawable(truncate(foot, 150)), size=7, va="bottom", color=FAINT)
     return figure
 
@@ -189,14 +203,14 @@ def _page(readings, blocks, note: str) -> Figure:
 def _matrix(axes: Axes, one: Map, low: float, top: float) -> None:
     if one.coloured.size:
         axes.imshow(one.coloured, cmap=SEQUENTIAL, vmin=low, vmax=top, interpolation="nearest", aspect="auto")
-    for row, column in np.ndindex(len(one.rows), one.told):
-        place = len(one.columns) - one.told + column
+    for row, column in np.ndindex(len(one.rows), one.percent_columns):
+        place = len(one.columns) - one.percent_columns + column
         axes.text(place, row, f"{100 * one.values[row, place]:.0f}", size=7, ha="center", va="center")
     axes.set(xlim=(-0.5, max(1, len(one.columns)) - 0.5), ylim=(max(1, len(one.rows)) - 0.5, -0.5))
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(one.columns)), ["\n".join(n) if stands(n) else n for n in one.columns], linespacing=1)
+    axes.set_xticks(range(len(one.columns)), ["\n".join(n) if is_upright(n) else n for n in one.columns], linespacing=1)
     for label, name in zip(axes.get_xticklabels(), one.columns):
-        label.set_rotation(0 if stands(name) or name.isdigit() else 90)
+        label.set_rotation(0 if is_upright(name) or name.isdigit() else 90)
     axes.set_yticks(range(len(one.rows)), one.rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -4,13 +4,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.text_width import truncate
-from toushi.probe.figures.embedded_fonts import picture_in
+from toushi.probe.figures.embedded_picture import decode_picture
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, INK, PAGE, SHORT, band, by_layer, dot, styled
+from toushi.probe.figures.style import (
+    CATEGORIES,
+    FAINT,
+    INK,
+    PAGE,
+    SHORT,
+    StyledFigure,
+    draw_band,
+    draw_intervals,
+    rows_where,
+    set_layer_axis,
+    styled,
+)
 
 NAMES = {
     "object": Bilingual(en="objects", zh="物体"),
@@ -37,28 +48,28 @@ def display_name(name: str, language: str) -> str:
 
 
 @styled
-def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -> Figure:
+def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -> StyledFigure:
     """Share of pictures that are right by the layer that they were drawn from, and from which layer each thing is there.
 
     `curves` has thing, layer, right, low, high; `onsets` thing, onset, low, high.
     """
     sense = curves.thing.str.startswith("sense")
     panels = [part for part in (curves[~sense], curves[sense]) if len(part)]
-    figure = Figure(figsize=(PAGE, 3.9))
+    figure = StyledFigure(figsize=(PAGE, 3.9))
     grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
     for part, axes, below in zip(panels, *grid):
         things = [thing for thing in NAMES if thing in set(part.thing)]
         for index, thing in enumerate(things):
             whole = thing.removesuffix(", drawn")
             colour, line = CATEGORIES[things.index(whole)], "-" if whole == thing else (0, (3, 2))
-            some = part[part.thing == thing]
-            band(axes, some, "right", "low", "high", colour, label=display_name(thing, language), linestyle=line)
-            for one in onsets[(onsets.thing == thing) & (onsets.onset >= 0)].itertuples():
-                dot(below, index, one.onset, one.low, one.high, colour, linewidth=2, solid_capstyle="butt")
+            own = rows_where(part, thing=thing)
+            draw_band(axes, own, "right", "low", "high", colour, label=display_name(thing, language), linestyle=line)
+            there = rows_where(onsets.loc[onsets.onset >= 0], thing=thing)
+            draw_intervals(below, index, there, "onset", colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
         axes.legend(fontsize=7, loc="lower right")
         below.set_yticks([])
-        by_layer(below, part.layer, language, reach=(3.6, -0.6))
+        set_layer_axis(below, part.layer, language, reach=(3.6, -0.6))
     grid[0, 0].set_ylabel(translate(language, en="share drawn right", zh="画对的比例"))
     title = translate(language, en="first layer with 80 % of the best one's share", zh="达到最佳层 80% 的首层及区间")
     grid[1, 0].set_title(title, loc="left", fontsize=8)
@@ -75,17 +86,19 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
 
 
 @styled
-def pictures_figure(pictures: pd.DataFrame, language: str) -> Figure:
+def pictures_figure(pictures: pd.DataFrame, language: str) -> StyledFigure:
     """A row of pictures for each prompt, from the embeddings to the last layer.
 
-    `pictures` has prompt, layer, picture (text of `embedded`).
+    `pictures` has prompt, layer, picture (text of `embed_picture`).
     """
     prompts, layers = list(dict.fromkeys(pictures.prompt)), sorted(set(pictures.layer))
     heads = [drawable(prompt) for prompt in prompts]
     columns = [
         translate(language, en=f"layer {k}" if k else "embeddings", zh=f"第 {k} 层" if k else "词嵌入") for k in layers
     ]
-    grid = [[_only(pictures, prompt=prompt, layer=layer) for layer in layers] for prompt in prompts]
+    grid = [
+        [rows_where(pictures, prompt=prompt, layer=layer).picture.iloc[0] for layer in layers] for prompt in prompts
+    ]
     figure = picture_grid(grid, heads, [column if i % 3 == 0 else "" for i, column in enumerate(columns)])
     figure.set_label(
         translate(
@@ -98,13 +111,13 @@ def pictures_figure(pictures: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]) -> Figure:
+def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]) -> StyledFigure:
     """Embedded pictures in a table, its rows named above them, its columns at the top; as wide as a page."""
     gap, name = 0.03, 0.2
     head = 0.07 + 0.13 * max(text.count("\n") + 1 for text in columns)
     side = (PAGE - gap) / len(columns) - gap
     size = (PAGE, head + len(rows) * (side + name) + gap)
-    figure = Figure(figsize=size)
+    figure = StyledFigure(figsize=size)
     page = figure.add_axes((0, 0, 1, 1))
     page.set_axis_off()
     for column, text in enumerate(columns):
@@ -115,34 +128,26 @@ def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns
         for column, picture in enumerate(some):
             left, under = gap + column * (side + gap), top + name + side
             place = (left, left + side, under, under - side)
-            page.imshow(picture_in(picture), interpolation="nearest", extent=place, aspect="auto")
+            page.imshow(decode_picture(picture), interpolation="nearest", extent=place, aspect="auto")
     page.set(xlim=(0, size[0]), ylim=(size[1], 0))
     return figure
 
 
-def _only(pictures: pd.DataFrame, **wanted) -> str:
-    some = pictures
-    for column, value in wanted.items():
-        some = some[some[column] == value]
-    return some.picture.iloc[0]
-
-
 @styled
-def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) -> Figure:
+def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) -> StyledFigure:
     """What each twin draws right, thing by thing, and beside it by how much the bidirectional one is better.
 
     `rates` has model, thing, right, low, high; `differences` thing, difference, low, high.
     """
     things = [thing for thing in NAMES if thing in set(rates.thing)]
-    figure = Figure(figsize=(PAGE * 0.85, 0.32 * len(things) + 0.95))
+    figure = StyledFigure(figsize=(PAGE * 0.85, 0.32 * len(things) + 0.95))
     axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for index, thing in enumerate(things):
         for model, colour, shift in zip(("bidirectional", "causal"), CATEGORIES, (-0.13, 0.13)):
-            for one in rates[(rates.thing == thing) & (rates.model == model)].itertuples():
-                label = display_name(model, language) if index == 0 else None
-                dot(axes, index + shift, one.right, one.low, one.high, colour, label, linewidth=1.6)
-        for one in differences[differences.thing == thing].itertuples():
-            dot(beside, index, one.difference, one.low, one.high, INK, linewidth=1.6)
+            label = display_name(model, language) if index == 0 else None
+            own = rows_where(rates, thing=thing, model=model)
+            draw_intervals(axes, index + shift, own, "right", colour, label, linewidth=1.6)
+        draw_intervals(beside, index, rows_where(differences, thing=thing), "difference", INK, linewidth=1.6)
     beside.axvline(0, color=FAINT, linewidth=0.6)
     axes.set_yticks(range(len(things)), [display_name(thing, language) for thing in things])
     axes.set_ylim(len(things) - 0.5, -0.5)
@@ -166,17 +171,17 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
 
 
 @styled
-def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
+def read_out_figure(read: pd.DataFrame, language: str) -> StyledFigure:
     """How many senses are read off by layer: at the word and at the last token, the context before and after it.
 
     `read` has model, where, place, layer, accuracy, low, high, accuracy_shuffled.
     """
-    figure = Figure(figsize=(PAGE, 2.3))
+    figure = StyledFigure(figsize=(PAGE, 2.3))
     panels = [(where, place) for where in ("word", "last token") for place in ("before", "after")]
     for axes, (where, place) in zip(figure.subplots(1, 4, sharex=True, sharey=True), panels):
         for model, colour in zip(("bidirectional", "causal"), CATEGORIES):
-            part = read[(read.model == model) & (read["where"] == where) & (read.place == place)]
-            band(axes, part, "accuracy", "low", "high", colour, label=display_name(model, language))
+            part = rows_where(read, model=model, where=where, place=place)
+            draw_band(axes, part, "accuracy", "low", "high", colour, label=display_name(model, language))
             axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.8, linestyle="--")
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         comma = translate(language, en=", ", zh="，")
@@ -184,7 +189,7 @@ def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
             display_name(where, language) + comma + display_name(place, language),
             min(0.35, float(read.low.min())),
         )
-        by_layer(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
+        set_layer_axis(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
     figure.axes[0].set_ylabel(translate(language, en="senses read off", zh="读对的词义"))
     figure.axes[0].legend(
         fontsize=7, title=translate(language, en="dashed: shuffled", zh="虚线：打乱"), title_fontsize=7
@@ -202,13 +207,15 @@ def read_out_figure(read: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def pairs_figure(pictures: pd.DataFrame, language: str) -> Figure:
+def pairs_figure(pictures: pd.DataFrame, language: str) -> StyledFigure:
     """Minimal pairs as each twin draws them: a column for each prompt, a row for each model.
 
     `pictures` has model, prompt, picture.
     """
     models, prompts = list(dict.fromkeys(pictures.model)), list(dict.fromkeys(pictures.prompt))
-    grid = [[_only(pictures, prompt=prompt, model=model) for prompt in prompts] for model in models]
+    grid = [
+        [rows_where(pictures, prompt=prompt, model=model).picture.iloc[0] for prompt in prompts] for model in models
+    ]
     heads = [drawable(truncate(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
     figure = picture_grid(grid, [display_name(model, language) for model in models], heads)
     figure.set_label(

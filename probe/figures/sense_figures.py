@@ -3,11 +3,10 @@
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.text_width import text_width
-from toushi.probe.figures.encoder_figure import stands
+from toushi.probe.figures.encoder_figure import is_upright
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import (
     CATEGORIES,
@@ -15,9 +14,11 @@ from toushi.probe.figures.style import (
     PAGE,
     SEQUENTIAL,
     SHORT,
-    band,
-    by_layer,
+    StyledFigure,
     colour_bar,
+    draw_band,
+    rows_where,
+    set_layer_axis,
     styled,
 )
 
@@ -29,7 +30,7 @@ PLACES = {
 
 
 @styled
-def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
+def senses_figure(senses: pd.DataFrame, language: str) -> StyledFigure:
     """Read-out accuracy by layer, mean over words with its interval; dashed the same with the senses shuffled.
 
     `senses` has weights, where (word, neighbour), place (both, before, after), layer, accuracy, low, high,
@@ -40,21 +41,20 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
         ("trained", "neighbour", translate(language, en="its neighbour", zh="邻字")),
     ]
     lines.append(("random", "word", translate(language, en="the word, random weights", zh="该词，随机权重")))
-    figure = Figure(figsize=(PAGE, 2.5))
+    figure = StyledFigure(figsize=(PAGE, 2.5))
     for axes, (place, title) in zip(figure.subplots(1, 3, sharey=True), PLACES.items()):
         for colour, (weights, where, label) in zip(CATEGORIES, lines):
-            chosen = (senses.place == place) & (senses.weights == weights) & (senses["where"] == where)
-            part = senses[chosen]
+            part = rows_where(senses, place=place, weights=weights, where=where)
             if len(part):
-                band(axes, part, "accuracy", "low", "high", colour, label=label)
+                draw_band(axes, part, "accuracy", "low", "high", colour, label=label)
                 axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
-        for bag in senses[(senses.place == place) & (senses["where"] == "bag")].accuracy:
+        for bag in rows_where(senses, place=place, where="bag").accuracy:
             axes.axhline(
                 bag, color=CATEGORIES[3], linewidth=0.9, linestyle=":", label=translate(language, en="a bag", zh="词袋")
             )
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         lowest = min(0.2, float(senses.accuracy.min()) - 0.02)
-        by_layer(axes, senses.layer, language, title.translate(language), 9, (lowest, 1.02))
+        set_layer_axis(axes, senses.layer, language, title.translate(language), 9, (lowest, 1.02))
     figure.axes[0].set_ylabel(translate(language, en="right senses", zh="词义读对的比例"))
     title = translate(language, en="dashed: senses shuffled", zh="虚线：打乱词义")
     figure.axes[0].legend(loc="lower right", title=title, title_fontsize=6, fontsize=6, labelspacing=0.2)
@@ -71,7 +71,7 @@ def senses_figure(senses: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
+def changes_figure(left_out: pd.DataFrame, language: str) -> StyledFigure:
     """How much the word's state changes when a word of the deciding or of the shared side is left out, by layer.
 
     `left_out` has place (before, after), side (decides, shared), layer, change, low, high.
@@ -80,13 +80,13 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
         "decides": translate(language, en="side that decides", zh="决定词义的一侧"),
         "shared": translate(language, en="shared side", zh="相同的一侧"),
     }
-    figure = Figure(figsize=(4.8, 2.5))
+    figure = StyledFigure(figsize=(4.8, 2.5))
     places = [place for place in ("before", "after") if (left_out.place == place).any()]
     for axes, place in zip(figure.subplots(1, len(places), sharey=True, squeeze=False)[0], places):
         for colour, (side, label) in zip(CATEGORIES, sides.items()):
-            part = left_out[(left_out.place == place) & (left_out.side == side) & (left_out.layer > 0)]
-            band(axes, part, "change", "low", "high", colour, label=label)
-        by_layer(axes, left_out.layer, language, PLACES[place].translate(language), 9, (0, None), SHORT)
+            part = rows_where(left_out.loc[left_out.layer > 0], place=place, side=side)
+            draw_band(axes, part, "change", "low", "high", colour, label=label)
+        set_layer_axis(axes, left_out.layer, language, PLACES[place].translate(language), 9, (0, None), SHORT)
     figure.axes[0].set_ylabel(translate(language, en="change of state (1 - cosine)", zh="状态变化（1 − 余弦）"))
     figure.axes[-1].legend(fontsize=7)
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.19, top=0.9, wspace=0.08)
@@ -102,7 +102,7 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> Figure:
 
 
 @styled
-def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figure:
+def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> StyledFigure:
     """Word-by-word matrices of a sentence at some layers: rows are whose state, columns the word that is left out.
 
     `example` has sentence, layer, query, read, value. Each layer has a scale of its own, to its largest value.
@@ -114,9 +114,9 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figu
     layers = max(1, min(layers, int((PAGE - left) / (side + 0.6))))
     every = [layer for layer in sorted(example.layer.unique()) if layer]
     chosen = [every[place] for place in np.linspace(0, len(every) - 1, min(layers, len(every))).round().astype(int)]
-    above = 0.75 + max(0.13 * len(name) if stands(name) else 0.07 * text_width(name) for name in names)
+    above = 0.75 + max(0.13 * len(name) if is_upright(name) else 0.07 * text_width(name) for name in names)
     wide, tall = left + len(chosen) * (side + 0.6), above + side + 0.25
-    figure = Figure(figsize=(wide, tall))
+    figure = StyledFigure(figsize=(wide, tall))
     figure.text(0.1 / wide, 1 - 0.08 / tall, drawable(str(example.sentence.iloc[0])), va="top", size=10)
     for index, layer in enumerate(chosen):
         part = example[example.layer == layer]
@@ -131,9 +131,11 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Figu
         axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
         axes.xaxis.tick_top()
         ticks = range(len(words))
-        axes.set_xticks(ticks, ["\n".join(name) if stands(name) else name for name in names], linespacing=1, fontsize=7)
+        axes.set_xticks(
+            ticks, ["\n".join(name) if is_upright(name) else name for name in names], linespacing=1, fontsize=7
+        )
         for label, name in zip(axes.get_xticklabels(), names):
-            label.set_rotation(0 if stands(name) else 90)
+            label.set_rotation(0 if is_upright(name) else 90)
         axes.set_yticks(ticks, names if not index else [""] * len(names), fontsize=7)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -1,10 +1,12 @@
 """One look for every figure: fonts, colours, and files that come out byte for byte the same when made again."""
 
 import io
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -15,7 +17,16 @@ from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import resample
 from toushi.probe.base.bilingual_text import Bilingual
-from toushi.probe.figures.fonts import FAMILY, drawable, register
+from toushi.probe.figures.fonts import FAMILY, drawable, register_fonts
+from toushi.probe.figures.svg_fonts import embed_fonts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.typing import RcKeyType
+
+P = ParamSpec("P")
+F = TypeVar("F", bound=Figure)
+Target = str | os.PathLike[str] | IO
 
 INK, FAINT = "#222222", "#767676"
 COLUMN, PAGE = 3.35, 6.9  # inches: widths of figures for a paper, one column and the whole page
@@ -26,7 +37,7 @@ LINES = ("-", "--", ":", "-.")
 LAYER, SHORT = Bilingual(en="layer (0: embeddings)", zh="层（0：词嵌入）"), Bilingual(en="layer", zh="层")
 PROBABILITY = Bilingual(en="attention probability", zh="注意力概率")
 
-RC: dict[Any, Any] = {
+RC: "dict[RcKeyType, object]" = {
     "font.family": FAMILY,
     "font.size": 9,
     "axes.titlesize": 10,
@@ -51,45 +62,76 @@ RC: dict[Any, Any] = {
     "savefig.dpi": 200,
     "savefig.facecolor": "white",
     "pdf.fonttype": 42,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text as text, and `save` embeds its fonts
     "svg.hashsalt": "toushi",
 }
 
 
-def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
-    """A figure function drawn in this style, whatever the caller's matplotlib settings are."""
-
-    @wraps(function)
-    def drawn(*args, **kwargs) -> Figure:
-        register()
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(RC)
-            return function(*args, **kwargs)
-
-    return drawn
+UNDATED: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
 
 
-def save(figure: Figure, path: Path | str) -> Path:
-    """Writes .png, .pdf or .svg (by the name's ending); the same figure gives the same bytes."""
-    register()
-    path = Path(path)
-    undated = {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        ".svg": {"Date": None, "Creator": None},
-    }
+@contextmanager
+def matplotlib_style() -> Iterator[None]:
+    """Inside, matplotlib draws and saves in this style, whatever the caller's settings are."""
+    register_fonts()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
-        figure.savefig(path, metadata=undated.get(path.suffix))
-    return path
+        yield
+
+
+def styled(function: Callable[P, F]) -> Callable[P, F]:
+    """A figure function that draws in this style."""
+
+    @wraps(function)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> F:
+        with matplotlib_style():
+            return function(*args, **kwargs)
+
+    return draw
+
+
+class StyledFigure(Figure):
+    """A figure that `savefig` writes in this style, too: fonts embedded as TrueType, text as text also in SVG."""
+
+    def savefig(self, fname: Target, *, format: str | None = None, metadata=None, **options) -> None:
+        """As matplotlib's, in this style. The same figure gives the same bytes: no date, no version is in them."""
+        _write(self, fname, format, metadata, options)
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """The path, after any figure has been written there in this style: .png, .pdf or .svg by the name's ending."""
+    _write(figure, path, None, None, {})
+    return Path(path)
+
+
+def _write(figure: Figure, target: Target, format: str | None, metadata: dict | None, options: dict) -> None:
+    is_path = isinstance(target, str | os.PathLike)
+    if not is_path and not hasattr(target, "write"):
+        # A PdfPages: it writes its fonts when it is closed, with the caller's settings, so the text needs them too.
+        Figure.savefig(figure, target, format=format, metadata=metadata, **options)
+        return
+    kind = (format or (Path(target).suffix[1:] if is_path else "") or "png").lower()
+    content = io.BytesIO() if kind == "svg" else target
+    with matplotlib_style():
+        options = {"metadata": UNDATED.get(kind, {}) | (metadata or {}), **options}
+        Figure.savefig(figure, content, format="svg" if kind == "svg" else format, **options)
+    if kind == "svg" and isinstance(content, io.BytesIO):
+        svg = embed_fonts(content.getvalue().decode())
+        if is_path:
+            Path(target).write_text(svg, encoding="utf-8", newline="\n")
+        else:
+            target.write(svg if isinstance(target, io.TextIOBase) else svg.encode())
 
 
 @styled
-def warm_up() -> Figure:
+def warm_up() -> StyledFigure:
     """Loads what the first figure of a process needs (fonts, most of all), half a second's work."""
-    figure = Figure(figsize=(1, 1))
+    figure = StyledFigure(figsize=(1, 1))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(np.zeros((2, 2)))
     axes.text(0, 0, drawable("猫 a"))
@@ -132,7 +174,7 @@ def colour_bar(
     return axes
 
 
-def bare(axes: Axes) -> Axes:
+def hide_axes(axes: Axes) -> Axes:
     """The axes without ticks and frame, for pictures."""
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -140,7 +182,7 @@ def bare(axes: Axes) -> Axes:
     return axes
 
 
-def by_layer(
+def set_layer_axis(
     axes: Axes, layers: Sequence[int], language: str, title: str = "", size: int = 8, reach=(), label=LAYER
 ) -> None:
     """Layers along x, the embeddings first; the title in `size` points; y from and to `reach`, if it is given."""
@@ -153,16 +195,25 @@ def by_layer(
         axes.set_ylim(*reach)
 
 
-def band(axes: Axes, part: Any, value: str, low: str, high: str, colour: str, **look) -> None:
-    """A line by layer with its interval; the names are columns of the table `part`, as `layer` is."""
-    axes.fill_between(part.layer, part[low], part[high], color=colour, alpha=0.16, linewidth=0)
-    axes.plot(part.layer, part[value], color=colour, **{"linewidth": 1.4} | look)
+def rows_where(table: "pd.DataFrame", **values: object) -> "pd.DataFrame":
+    """The rows in which each of these columns has this value."""
+    for column, value in values.items():
+        table = table.loc[table[column] == value]
+    return table
 
 
-def dot(axes: Axes, place: float, value: float, low: float, high: float, colour: str, label=None, **line) -> None:
-    """A value at the height `place`, with its interval along x."""
-    axes.plot([low, high], [place, place], color=colour, **line)
-    axes.plot([value], [place], "o", color=colour, markersize=4, label=label)
+def draw_band(axes: Axes, rows: "pd.DataFrame", value: str, low: str, high: str, colour: str, **look) -> None:
+    """A line by layer with its interval. The names are columns of the table, which has a column `layer`."""
+    axes.fill_between(rows.layer, rows[low], rows[high], color=colour, alpha=0.16, linewidth=0)
+    look.setdefault("linewidth", 1.4)
+    axes.plot(rows.layer, rows[value], color=colour, **look)
+
+
+def draw_intervals(axes: Axes, place: float, rows: "pd.DataFrame", value: str, colour: str, label=None, **line) -> None:
+    """A dot for each row at the height `place`, with its interval along x. The table has columns `low` and `high`."""
+    for middle, low, high in zip(rows[value], rows.low, rows.high):
+        axes.plot([low, high], [place, place], color=colour, **line)
+        axes.plot([middle], [place], "o", color=colour, markersize=4, label=label)
 
 
 def percent(share: float) -> str:

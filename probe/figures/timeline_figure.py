@@ -1,24 +1,38 @@
-"""How much of the attention each word got as the picture came into being."""
+"""The share of the attention that each word got, step by step."""
 
-from matplotlib.figure import Figure
+from collections.abc import Sequence
+
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from toushi.probe.analysis.maps import timeline
 from toushi.probe.base.bilingual_text import translate
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, styled
-from toushi.probe.figures.words_figure import chosen, rule
+from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, StyledFigure, styled
+from toushi.probe.figures.words_figure import footnote, words_to_draw
 from toushi.probe.text.alignment import word_labels
+from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.selection import Sites, WordSpec
+from toushi.probe.trace.trace_errors import NotRecorded
 
 
 @styled
-def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None, language: str = "en") -> Figure:
-    """One line for each word: its share of the attention at every recorded step (heads, then sites equally).
+def timeline_figure(
+    trace: Trace,
+    words: Sequence[WordSpec] | None = None,
+    *,
+    branch: str = "cond",
+    sites: Sites = None,
+    language: str = "en",
+) -> StyledFigure:
+    """One line for each word: its share of the attention at every recorded step, mean over heads, then over sites.
 
-    Step 0 is the first and noisiest. `words` and `language` as `words_figure` takes them.
+    Step 0 is the first and noisiest. `words` and `language` are as in `words_figure`. Raises NotRecorded for a trace
+    that keeps only the sum over its steps.
     """
-    asked = chosen(trace, words, branch)
-    figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+    if trace.keep == "sum":
+        raise NotRecorded(f"{trace.folder} keeps only the sum over its steps, so there is no line to draw over them.")
+    asked = words_to_draw(trace, words, branch)
+    figure = StyledFigure(figsize=(5.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
     for i, (word, name) in enumerate(zip(asked, word_labels(asked, trace.words(branch)))):
         shares = timeline(trace.attention(word, branch=branch, sites=sites, grid="native"))
@@ -34,6 +48,6 @@ def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None, lang
     if asked:
         figure.legend(loc="outside right upper", fontsize=9, handlelength=1.8, ncols=1 + (len(asked) - 1) // 14)
     how = translate(language, en="mean over heads within a site, then over sites", zh="先平均一处的各头，再平均各处")
-    note = rule(trace, branch, how)
+    note = footnote(trace, branch, how)
     axes.set_title(note, size=7, loc="left", color=FAINT)
     return figure

@@ -1,9 +1,9 @@
-"""The overview: the picture, then where each word went, all on one scale."""
+"""The overview: the picture, then a heat map for each word, all on one scale."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
+import xarray as xr
 
 from toushi.probe.analysis.maps import PLAIN_MEAN, mass
 from toushi.probe.base.bilingual_text import Bilingual, translate
@@ -13,6 +13,7 @@ from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import (
     FAINT,
     PROBABILITY,
+    StyledFigure,
     colour_bar,
     overlay,
     overlay_colours,
@@ -20,34 +21,36 @@ from toushi.probe.figures.style import (
     styled,
 )
 from toushi.probe.text.alignment import Word, find_word, token_shares, word_labels
+from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.selection import Sites, Steps, WordSpec
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
 
 @styled
 def words_figure(
-    trace,
-    words=None,
+    trace: Trace,
+    words: Sequence[WordSpec] | None = None,
     *,
     branch: str = "cond",
-    steps=None,
-    sites=None,
-    maps=None,
+    steps: Steps = None,
+    sites: Sites = None,
+    maps: Sequence[xr.DataArray] | None = None,
     columns: int = 6,
     language: str = "en",
-) -> Figure:
-    """The picture of the trace, and one overlay for each word.
+) -> StyledFigure:
+    """The picture of the trace, and the picture with a heat map over it for each word.
 
-    `words` as `trace.heat_map` takes them ("猫", "猫#2", Word, span); None means all words of the prompt, save those
-    that were cut from it or not recorded. All overlays share one scale from 0 to the largest value, in attention
-    probability for each latent cell, so they can be compared. The share beside a word is the mean of its map: its
-    part of all the attention of the image's cells. `maps`: what `trace.heat_map` gave of each word, if it is known.
+    `words` are as `trace.heat_map` takes them ("猫", "猫#2", Word, span). None means all words of the prompt, except
+    those that were cut from it or not recorded. All maps share one scale, from 0 to the largest value, in attention
+    probability for each cell, so they can be compared. The share beside a word is the mean of its map: its part of all
+    the attention of the image's cells. `maps` are the heat maps of these words, if they are known already.
     `language` of the labels: zh or en.
     """
-    asked = chosen(trace, words, branch)
+    asked = words_to_draw(trace, words, branch)
     if maps is None:
         maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]
-    picture = shown(trace)
+    picture = background_picture(trace)
     height, width = picture.shape[:2]
     top = max((float(heat.max()) for heat in maps), default=0.0)
 
@@ -57,7 +60,7 @@ def words_figure(
     caption = caption_lines(trace, columns, language)
     head = 0.2 * len(caption) + 0.12
     size = (columns * (SIDE + GAP) + GAP + (BAR if maps else 0), head + rows * (tall + TITLE) + 0.3)
-    figure = Figure(figsize=size)
+    figure = StyledFigure(figsize=size)
     # One axes for the whole page, in inches from its top left corner: axes of its own for each picture take half of
     # the time that the figure takes.
     page = figure.add_axes((0, 0, 1, 1))
@@ -86,13 +89,13 @@ def words_figure(
         colour_bar(figure, place, top, PROBABILITY.translate(language), overlay_colours())
     how = maps[0].attrs["rule"] if maps else translate(language, en="no words", zh="没有词")
     how = translate(language, en=how, zh="先平均一处的各头，再平均各步，再平均各处") if how == PLAIN_MEAN else how
-    note = rule(trace, branch, how)
+    note = footnote(trace, branch, how)
     page.text(GAP, size[1] - 0.08, note, size=7, color=FAINT, va="bottom")
     return figure
 
 
-def chosen(trace, words, branch: str) -> list[Word]:
-    """The words to draw: all of which the trace holds some attention, or those asked for by text, Word or span."""
+def words_to_draw(trace: Trace, words: Sequence[WordSpec] | None, branch: str) -> list[Word]:
+    """These words, or every word to which the trace holds some attention."""
     known = trace.words(branch)
     if words is None:
         tokens = trace.places(branch)
@@ -104,7 +107,7 @@ def chosen(trace, words, branch: str) -> list[Word]:
     return [Word(prompt[start:end], start, end) for start, end in spans]
 
 
-def shown(trace) -> np.ndarray:
+def background_picture(trace: Trace) -> np.ndarray:
     """uint8 [Y, X, 3]: the picture, or the last preview of a run that did not finish, or grey."""
     picture = trace.image()
     if picture is None and trace.steps:
@@ -112,21 +115,21 @@ def shown(trace) -> np.ndarray:
     return np.full((64, 64, 3), 200, np.uint8) if picture is None else np.asarray(picture)
 
 
-def caption_lines(trace, columns: int, language: str) -> list[str]:
-    """The prompt in lines that fit; a wide character counts twice."""
-    lines, room = [""], int(columns * 19.5)
+def caption_lines(trace: Trace, columns: int, language: str) -> list[str]:
+    """The prompt in at most three lines that fit; a wide character counts twice."""
+    lines, width = [""], int(columns * 19.5)
     none = (
         Bilingual(en="(prompt not known)", zh="（提示词未知）")
         if trace.prompt is None
         else Bilingual(en="(empty prompt)", zh="（空提示词）")
     )
     for character in drawable(trace.prompt or "") or none.translate(language):
-        if text_width(lines[-1]) >= room:
+        if text_width(lines[-1]) >= width:
             lines.append("")
         lines[-1] += character
     return lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2][:-1] + "…"]
 
 
-def rule(trace, *notes: str) -> str:
-    """The model and what was done, in one faint line."""
+def footnote(trace: Trace, *notes: str) -> str:
+    """The line at the foot of a figure: the model, and notes."""
     return drawable("  ·  ".join(part for part in (trace.manifest.name_of_model, *notes) if part))

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,19 @@ class SharedParts(TypedDict):
 
     model: str
     vae_sha256: str
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The options of `MiniUNet.sample`."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    size: int | tuple[int, int]
+    seed: int | Sequence[int]
+    latents: Tensor | None
+    first_step: int
+    callback: Callable[[int, Tensor], None] | None
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,14 @@ class MiniUNet(nn.Module):
         return self.encode_text(prompts), None if negatives is None else self.encode_text(negatives)
 
     # --- pictures ---
+
+    @overload
+    def sample(self, prompt: str, negative: str = "", **options: Unpack[SamplingOptions]) -> Image.Image: ...
+
+    @overload
+    def sample(
+        self, prompt: Sequence[str], negative: str = "", **options: Unpack[SamplingOptions]
+    ) -> list[Image.Image]: ...
 
     @with_own_threads
     @torch.no_grad()

@@ -91,6 +91,16 @@ def load(
     return load_model(name, replace(LoadOptions(), device=device, dtype=dtype, **options))
 
 
+def load_own(name: str, device: Device = None, dtype: str | torch.dtype | None = None, **options: object) -> MiniUNet:
+    """`load`, for what only our own models can do. Raises UnknownModel for a diffusers pipeline and our own Z-Image."""
+    model: Model = load(name, device, dtype, **options)
+    if not isinstance(model, MiniUNet):
+        raise UnknownModel(
+            f"expected one of our own models, {', '.join(shipped_models())}, but {name!r} is another kind"
+        )
+    return model
+
+
 def load_model(name: str, loading: LoadOptions) -> Model:
     """The model of this name, with these options; see `load`."""
     folder = model_folder(name)

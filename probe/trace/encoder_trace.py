@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -50,7 +49,7 @@ PARTS = ("tokens", "words", "lost", "unknown")
 class EncoderTraceWriter:
     """`with EncoderTraceWriter(folder, manifest) as writer:` and `writer.write(encodings)` for some texts at a time, in order."""
 
-    def __init__(self, folder: str | Path, manifest: Mapping[str, Any], overwrite: bool = False):
+    def __init__(self, folder: str | Path, manifest: Mapping[str, object], overwrite: bool = False):
         self.folder, self.count, self.files = prepare_output_dir(folder, overwrite), 0, 0
         given = {"format": FORMAT, "version": FIRST_VERSION, "kind": "encoder", **manifest, "complete": False}
         self.manifest = check_encoder_manifest(as_json(given, "The manifest to write"), "The manifest to write")
@@ -151,19 +150,14 @@ class EncoderTrace:
 
     def encoding(self, text: int) -> TextEncoding:
         """As `encode_layers` gave it: states and attention by token, pooled to words where that is asked for."""
-        line, entry = self._entry(text)
-        number = self._number(text)
-        file = self._file(line)
+        _, entry = self._entry(text)
         tokens = tuple(self.tokens(text))
-        width = (len(tokens), self.manifest.width)
         places = {"token": np.arange(len(tokens)), "text": ("token", [token.text for token in tokens])}
         layers = np.arange(self.layers + 1)
-        states = np.stack([_read(file, text_state_key(number, layer), width) for layer in range(len(layers))])
-        blind = {int(layer): why for layer, why in entry.blind.items()}
+        states = np.stack([self.read_state(text, layer) for layer in range(len(layers))])
         seen = None
-        if not blind:
-            square = (self.manifest.heads, len(tokens), len(tokens))
-            read = np.stack([_read(file, text_attention_key(number, layer), square) for layer in range(1, len(layers))])
+        if not entry.blind:
+            read = np.stack([self.read_attention(text, layer) for layer in range(1, len(layers))])
             coords = {"layer": layers[1:], "query": np.arange(len(tokens)), **places}
             seen = xr.DataArray(read, dims=("layer", "head", "query", "token"), coords=coords)
         words = {part: tuple(word.word() for word in getattr(entry, part)) for part in PARTS[1:]}
@@ -172,10 +166,40 @@ class EncoderTrace:
             tokens=tokens,
             **words,
             states=xr.DataArray(states, dims=("layer", "token", "feature"), coords={"layer": layers, **places}),
-            final=xr.DataArray(_read(file, text_final_key(number), width), dims=("token", "feature"), coords=places),
-            blind=blind,
+            final=xr.DataArray(self.read_final(text), dims=("token", "feature"), coords=places),
+            blind=self.blind(text),
             seen=seen,
         )
+
+    def blind(self, text: int) -> dict[int, str]:
+        """Layer -> why its attention could not be read."""
+        return {int(layer): why for layer, why in self._entry(text)[1].blind.items()}
+
+    def lost(self, text: int) -> list[Word]:
+        """Words that were cut, or that the tokenizer leaves out."""
+        return [entry.word() for entry in self._entry(text)[1].lost]
+
+    def heads(self, text: int) -> int:
+        """Heads of the attention of a text that was recorded. Where the manifest leaves it open, its file says it."""
+        if self.manifest.heads is not None:
+            return self.manifest.heads
+        file, key = self._file(self._entry(text)[0]), text_attention_key(self._number(text), 1)
+        if len(shape := file.shape(key)) != 3:
+            raise DamagedTrace(f'{file.path}: "{key}" must be [head, query, token]; it is {shape}.')
+        return shape[0]
+
+    def read_state(self, text: int, layer: int) -> np.ndarray:
+        """[token, feature] of one layer; 0 is the embeddings."""
+        return self._read(text, text_state_key(self._number(text), layer), (self._length(text), self.manifest.width))
+
+    def read_attention(self, text: int, layer: int) -> np.ndarray:
+        """[head, query, token] of one layer; layers from 1."""
+        square = (self.manifest.heads, self._length(text), self._length(text))
+        return self._read(text, text_attention_key(self._number(text), layer), square)
+
+    def read_final(self, text: int) -> np.ndarray:
+        """[token, feature]: what the encoder hands on."""
+        return self._read(text, text_final_key(self._number(text)), (self._length(text), self.manifest.width))
 
     def encodings(self) -> TextEncodings:
         """All finished texts, each read from disk when it is asked for."""
@@ -193,6 +217,18 @@ class EncoderTrace:
 
     def _entry(self, text: int) -> tuple[TextsLine, TextEntry]:
         return self._entries[self._number(text)]
+
+    def _length(self, text: int) -> int:
+        """The number of its tokens."""
+        return len(self._entry(text)[1].tokens)
+
+    def _read(self, text: int, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """A tensor of the text's file, if it has this shape. None is any length."""
+        file = self._file(self._entry(text)[0])
+        there = file.shape(key)
+        if len(there) != len(shape) or any(n is not None and n != m for n, m in zip(shape, there)):
+            raise DamagedTrace(f'{file.path}: "{key}" must be {shape} by the manifest; it is {there}.')
+        return file.read(key)
 
     def _file(self, line: TextsLine) -> SafetensorsFile:
         if line.file not in self._open:
@@ -241,10 +277,3 @@ def _problems(trace: EncoderTrace) -> Iterator[str]:
                     yield f"Text {number}: the attention of a query does not sum to 1."
         except (DamagedTrace, OSError) as error:
             yield str(error)
-
-
-def _read(file: SafetensorsFile, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    found = file.shape(key)
-    if len(found) != len(shape) or any(n is not None and n != m for n, m in zip(shape, found)):
-        raise DamagedTrace(f'{file.path}: "{key}" must be {shape} by the manifest; it is {found}.')
-    return file.read(key)

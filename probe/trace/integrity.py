@@ -90,7 +90,7 @@ def _probabilities(files: StepStore, site: str, branch: str, step: int) -> Itera
     manifest = files.manifest
     query = AttentionQuery(files, None, branch, [site], None if manifest.keep == "sum" else step)
     maps, rest = query.step(site, step), query.rest(site, step)
-    assert maps is not None
+    assert maps is not None and rest is not None  # the step has the site
     where = f'Step {step}, "{map_key(site, branch)}"'
     if maps.size and (maps.min() < 0 or maps.max() > 1 + TOLERANCE):
         yield f"{where}: probabilities lie between 0 and 1; these reach from {maps.min():.4g} to {maps.max():.4g}."

@@ -1,6 +1,6 @@
 """The lines of steps.jsonl and texts.jsonl, typed: what is finished, with size and checksum."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,8 @@ class StepLine(FileEntry):
     step: Annotated[int, Field(ge=0, le=1_000_000)]
     file: str
     time: Number | None = Field(None, description="The model's time.")
-    seconds: Any = None
-    evaluations: Any = Field(None, description="Evaluations of the denoiser in this step.")
+    seconds: object = None
+    evaluations: object = Field(None, description="Evaluations of the denoiser in this step.")
 
 
 class TextEntry(StrictModel):

@@ -1,6 +1,7 @@
 """manifest.json, typed: `Manifest` of a picture, `EncoderManifest` of texts. docs/trace-format.md describes the folder."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +24,7 @@ from toushi.probe.trace.strict_model import (
 )
 from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
 from toushi.probe.trace.trace_format import FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
-from toushi.probe.trace.trace_json import short
+from toushi.probe.trace.trace_json import Json, short
 
 Column = Annotated[int, Field(ge=0, le=10**7)]
 SiteName = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f]{1,300}$")]
@@ -182,7 +183,7 @@ class Lora(StrictModel):
     name: str | None = None
     file: str | None = None
     sha256: str | None = None
-    scale: Any = Field(None, description="A number, or a list where layers have different scales.")
+    scale: object = Field(None, description="A number, or a list where layers have different scales.")
     on: bool | None = None
     parts: Texts | None = Field(None, description="The parts of the pipeline that it changes.")
 
@@ -199,7 +200,7 @@ class Kept(StrictModel):
 
     keep: str | None = Field(None, description="heads, mean or sum; null: heads where they fit the budget, else mean.")
     keep_reason: str | None = Field(None, description="Why heads or mean was taken where it was left open.")
-    words: list[Any] | None = Field(None, description="As they were named; null: all.")
+    words: list[object] | None = Field(None, description="As they were named; null: all.")
     dtype: str | None = Field(None, description="Of the stored maps.")
     budget: int | None = Field(None, description="Bytes on disk.")
     pads: bool | None = Field(None, description="Whether every column of padding was asked for by itself.")
@@ -216,7 +217,7 @@ class TraceManifest(StrictModel):
     kind: Literal["picture", "encoder"]
     complete: bool = Field(description="Whether the run came to its end.")
     model: ModelIdentity | None = None
-    segmenter: dict[str, Any] | None = Field(None, description="What cut the text into words: name, version, …")
+    segmenter: dict[str, object] | None = Field(None, description="What cut the text into words: name, version, …")
     device: str | None = None
     dtype: str | None = Field(None, description="Of the model's numbers.")
     threads: int | None = None
@@ -235,7 +236,7 @@ class Manifest(TraceManifest):
     kind: Literal["picture"]
     prompt: str | None = Field(description="null: the run was given ready-made embeddings.")
     negative_prompt: str | None = None
-    asked: Any = Field(None, description="The prompt given to a pipeline whose tokens are not known.")
+    asked: object = Field(None, description="The prompt given to a pipeline whose tokens are not known.")
     branches: Annotated[dict[BranchName, Branch], limit(16)]
     sites: Annotated[dict[SiteName, Site], limit(10_000)]
     keep: Literal["heads", "mean", "sum"] = Field(
@@ -244,7 +245,7 @@ class Manifest(TraceManifest):
     steps: Steps
     kept: Kept | None = None
     family: str | None = Field(None, description="The family of pipelines by which it was recorded.")
-    loading: dict[str, Any] | None = Field(None, description="How the pipeline was loaded: dtype, offload, ….")
+    loading: dict[str, object] | None = Field(None, description="How the pipeline was loaded: dtype, offload, ….")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
     evaluations: int | None = Field(None, description="Evaluations of the denoiser for one step.")
@@ -258,7 +259,7 @@ class Manifest(TraceManifest):
     seed: int | None = None
     size: Pair | None = Field(None, description="Height and width in pixels.")
     batch: int | None = Field(None, description="How many pictures were drawn together, of which this is one.")
-    edits: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    edits: Annotated[list[dict[str, object]], Field(fail_fast=True)] | None = None
     safety: str | None = Field(None, description="passed, blocked or not run; null: there is no checker.")
     heat_map: HeatMapRule | None = None
     kernel: str | None = Field(None, description="The attention kernel.")
@@ -328,19 +329,19 @@ class EncoderManifest(TraceManifest):
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def check_manifest(raw: Any, where: str) -> Manifest:
+def check_manifest(raw: Json, where: str) -> Manifest:
     """The manifest of a picture. Raises DamagedTrace, NewerTrace."""
     _check_head(raw, where)
     return validate(Manifest, raw, where)
 
 
-def check_encoder_manifest(raw: Any, where: str) -> EncoderManifest:
+def check_encoder_manifest(raw: Json, where: str) -> EncoderManifest:
     """The manifest of texts. Raises DamagedTrace, NewerTrace."""
     _check_head(raw, where)
     return validate(EncoderManifest, raw, where)
 
 
-def check_version(raw: dict, where: str) -> None:
+def check_version(raw: Mapping[str, Json], where: str) -> None:
     """Raises DamagedTrace or NewerTrace unless this version can be read."""
     version = raw.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < 10**9:
@@ -351,16 +352,15 @@ def check_version(raw: dict, where: str) -> None:
         )
 
 
-def _check_head(raw: Any, where: str) -> None:
+def _check_head(raw: Json, where: str) -> None:
     """What decides whether the rest can be understood: format, version, kind."""
 
-    def need(holds: bool, field: str, expected: str, came: object) -> None:
-        if not holds:
-            raise DamagedTrace(f"{where}: {field} must be {expected}; {short(came)} is there.")
-
-    need(isinstance(raw, dict), "the manifest", "a JSON object", raw)
-    came = raw.get("format")
-    need(came == FORMAT, "format", f'"{FORMAT}" (or this is no Toushi trace; of an experiment see toushi report)', came)
+    if not isinstance(raw, dict):
+        raise DamagedTrace(f"{where}: the manifest must be a JSON object; {short(raw)} is there.")
+    if (came := raw.get("format")) != FORMAT:
+        raise DamagedTrace(
+            f'{where}: format must be "{FORMAT}"; {short(came)} is there. (For the run of a study see toushi report.)'
+        )
     check_version(raw, where)
-    came = raw.get("kind")
-    need(came in ("picture", "encoder"), "kind", '"picture" or "encoder", the kinds that this version reads', came)
+    if (came := raw.get("kind")) not in ("picture", "encoder"):
+        raise DamagedTrace(f'{where}: kind must be "picture" or "encoder"; {short(came)} is there.')

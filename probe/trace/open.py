@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 from pathlib import Path
-from typing import Any
 
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.trace.encoder_trace import EncoderTrace
@@ -23,7 +22,7 @@ from toushi.probe.trace.trace_format import (
     step_file,
     texts_file,
 )
-from toushi.probe.trace.trace_json import parse, short
+from toushi.probe.trace.trace_json import Json, parse, short
 
 
 def open_trace(folder: str | Path) -> Trace:
@@ -74,7 +73,7 @@ def open_collection(folder: str | Path) -> list[Trace]:
     return [open_trace(folder / member) for member in _members(folder)]
 
 
-def _read_manifest(folder: Path) -> Any:
+def _read_manifest(folder: Path) -> Json:
     checked_path(folder)
     if not folder.is_dir():
         raise NoTrace(f"No trace at {folder}: there is no such folder.")
@@ -90,7 +89,7 @@ def _read_manifest(folder: Path) -> Any:
     return parse(read_bytes(folder, MANIFEST, JSON_BYTES), str(folder / MANIFEST))
 
 
-def _is_encoder(raw: Any) -> bool:
+def _is_encoder(raw: Json) -> bool:
     return isinstance(raw, dict) and raw.get("kind") == "encoder"
 
 
@@ -101,14 +100,15 @@ def _members(folder: Path) -> list[str]:
         raise DamagedTrace(f'{where} is not a Toushi collection: "format" must be "{COLLECTION}".')
     check_version(raw, where)
     members = raw.get("members")
-    if not isinstance(members, list) or not members or not all(map(is_member, members)):
+    names = [name for name in members if is_member(name)] if isinstance(members, list) else []
+    if not isinstance(members, list) or not names or len(names) < len(members):
         raise DamagedTrace(f'{where}: members must be a list of folders named "000", "001", …')
-    if len(set(members)) < len(members):
+    if len(set(names)) < len(names):
         raise DamagedTrace(f"{where}: members must be different folders; some are named twice.")
-    for member in members:
-        if (folder / member).is_symlink():
-            raise DamagedTrace(f"{folder / member} must be a folder; a link can lead out of the collection.")
-    return members
+    for name in names:
+        if (folder / name).is_symlink():
+            raise DamagedTrace(f"{folder / name} must be a folder; a link can lead out of the collection.")
+    return names
 
 
 # --- lists of what is finished --------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """A recorded picture: what is in its trace, and answers about it. Reads only the parts of the files that are asked for."""
 
 import fnmatch
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,7 +15,7 @@ from toushi.probe.trace.manifest import Site
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.selection import AttentionQuery, Sites, Steps, WordSpec, check_branch, select_sites
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
-from toushi.probe.trace.trace_format import ENCODER, IMAGE
+from toushi.probe.trace.trace_format import ENCODER, IMAGE, numbered_keys
 
 
 class Trace:
@@ -145,7 +143,10 @@ class Trace:
     def latent(self, step: int) -> xr.DataArray | None:
         """The latent after this step [channel, y, x], as the model has it; None if not kept."""
         found = self._extra(step, "latent")
-        return None if found is None else xr.DataArray(found, dims=("channel", "y", "x"))
+        if found is None:
+            return None
+        cells = selection.cell_coordinates(self.manifest, found.shape[1:])
+        return xr.DataArray(found, dims=("channel", "y", "x"), coords=cells)
 
     def encoder_tokens(self, branch: str = "cond") -> list[Token]:
         """The tokens of the text encoder that was recorded, without padding. Another one counts positions anew."""
@@ -153,9 +154,16 @@ class Trace:
         tokens = [token for token in self.tokens(branch) if token.kind != "pad"]
         return [token for token in tokens if names & set(token.encoders) or not token.encoders] or tokens
 
+    def encoder_file(self) -> SafetensorsFile:
+        """The file of the text encoder's states and attention. Raises NotRecorded."""
+        entry = self.manifest.files.get(ENCODER)
+        if entry is None:
+            raise NotRecorded("The text encoder was not recorded in this trace.")
+        return self.files.named(ENCODER, entry.bytes)
+
     def encoder_states(self, branch: str = "cond") -> xr.DataArray:
         """Hidden states of the text encoder [layer, token, feature]; layer 0 is the embeddings. `token`: position."""
-        file = self._encoder()
+        file = self.encoder_file()
         keys = self._numbered(file, "state", branch)
         states = [file.read(key) for key in keys.values()]
         if states[0].ndim != 2 or len({state.shape for state in states}) > 1:
@@ -168,20 +176,22 @@ class Trace:
     def encoder_layers(self, branch: str = "cond") -> list[int]:
         """The encoder layers whose attention was kept, numbered from 0; none if it was not recorded."""
         try:
-            return list(self._numbered(self._encoder(), "attention", check_branch(self.manifest, branch)))
+            return list(self._numbered(self.encoder_file(), "attention", check_branch(self.manifest, branch)))
         except NotRecorded:
             return []
 
     def encoder_attention(self, layer: int, branch: str = "cond") -> xr.DataArray:
         """Attention probabilities of one encoder layer [head, query, token]; layers are numbered from 0."""
-        file = self._encoder()
+        file = self.encoder_file()
         keys = self._numbered(file, "attention", branch)
         if layer not in keys:
             raise NotRecorded(f"There is no attention of encoder layer {layer}; kept are {list(keys)}.")
         found = file.read(keys[layer])
         if found.ndim != 3 or found.shape[1] != found.shape[2]:
             raise DamagedTrace(f'{file.path}: "{keys[layer]}" must be [head, query, token]; it is {found.shape}.')
-        return xr.DataArray(found, dims=("head", "query", "token"), coords=self._positions(branch, found.shape[2]))
+        coordinates: dict[str, object] = {"head": np.arange(len(found)), "query": np.arange(found.shape[1])}
+        coordinates |= self._positions(branch, found.shape[2])
+        return xr.DataArray(found, dims=("head", "query", "token"), coords=coordinates)
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the trace, in sentences; an empty list if nothing is."""
@@ -202,21 +212,13 @@ class Trace:
             raise DamagedTrace(f'{file.path}: "{key}" has the wrong type, {found.dtype}.')
         return found
 
-    def _encoder(self) -> SafetensorsFile:
-        entry = self.manifest.files.get(ENCODER)
-        if entry is None:
-            raise NotRecorded("The text encoder was not recorded in this trace.")
-        return self.files.named(ENCODER, entry.bytes)
-
     def _numbered(self, file: SafetensorsFile, kind: str, branch: str) -> dict[int, str]:
-        """Layer number -> key, in order, of `{kind}/{number}/{branch}`."""
-        check_branch(self.manifest, branch)
-        found = (re.fullmatch(rf"{kind}/([0-9]{{1,6}})/{branch}", key) for key in file.keys)
-        numbers = sorted(int(match[1]) for match in found if match)
+        """Layer number -> key, in order. Raises NotRecorded if there is none."""
+        numbers = numbered_keys(file.keys, kind, check_branch(self.manifest, branch))
         if not numbers:
             raise NotRecorded(f"No {kind} of the text encoder was kept for the branch {branch}.")
-        return {number: f"{kind}/{number}/{branch}" for number in numbers}
+        return numbers
 
-    def _positions(self, branch: str, length: int) -> dict[str, Any]:
+    def _positions(self, branch: str, length: int) -> dict[str, object]:
         texts = {token.position: token.text for token in self.encoder_tokens(branch)}
         return {"token": np.arange(length), "text": ("token", [texts.get(i, "") for i in range(length)])}

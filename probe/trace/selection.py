@@ -4,7 +4,6 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -91,6 +90,25 @@ def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
     return find_word(prompt, manifest.words_of(branch), word)
 
 
+def cell_coordinates(manifest: Manifest, grid: Sequence[int]) -> dict[str, xr.Variable]:
+    """Coordinates `y` and `x` of a grid: the centre of each cell, counted from 0 in cells of the trace's finest grid.
+
+    So one place of the picture has the same coordinates on every grid.
+    """
+    grids = [site.grid for site in manifest.sites.values() if site.grid is not None]
+    finest = max(grids, key=math.prod, default=grid)
+    about = {"long_name": "centre of the cell, in cells of the finest grid"}
+    return {
+        axis: xr.Variable(axis, (np.arange(cells) + 0.5) * (most / cells) - 0.5, about)
+        for axis, cells, most in zip(("y", "x"), grid, finest)
+    }
+
+
+def layer_coordinates(layers: Sequence[int]) -> dict[str, object]:
+    """Both countings of an encoder's layers: `layer`, 0 the embeddings, and `layer_index`, which names of modules have."""
+    return {"layer": list(layers), "layer_index": ("layer", [layer - 1 for layer in layers])}
+
+
 # --- answers --------------------------------------------------------------------------------------------
 
 
@@ -108,7 +126,7 @@ def on_finest_grid(query: "AttentionQuery") -> xr.DataArray:
     if by_head := query.by_head(query.sites[0]):
         inner[0] = max(shape[0] for shape in shapes.values())
     whole = (len(query.steps), len(query.sites), *inner, *finest)
-    _refuse_large([whole])
+    refuse_large([whole])
     result = np.empty(whole, np.float32)
     places = {site: result[:, i, : shapes[site][0]] if by_head else result[:, i] for i, site in enumerate(shapes)}
     for site, shape in shapes.items():
@@ -124,14 +142,15 @@ def on_finest_grid(query: "AttentionQuery") -> xr.DataArray:
 
 def on_native_grids(query: "AttentionQuery") -> dict[str, xr.DataArray]:
     """[step, head?, token?, y, x] for each site; see Trace.attention."""
-    _refuse_large([(len(query.steps), *query.shape(site)) for site in query.sites])
+    refuse_large([(len(query.steps), *query.shape(site)) for site in query.sites])
     return {site: query.labelled(query.read([site])[site], site) for site in query.sites}
 
 
 def heat_map(query: "AttentionQuery", rule: str) -> xr.DataArray:
     """[y, x]; see Trace.heat_map."""
     values = maps.heat_map(query.read([site])[site] for site in query.sites)
-    result = xr.DataArray(values, dims=("y", "x"), name="attention")
+    cells = cell_coordinates(query.manifest, values.shape)
+    result = xr.DataArray(values, dims=("y", "x"), coords=cells, name="attention")
     return result.assign_attrs(query.attributes() | {"rule": rule, "sites": query.sites})
 
 
@@ -144,46 +163,40 @@ def mass(query: "AttentionQuery") -> xr.DataArray:
             if (values := query.step(site, step)) is not None:
                 of_cells = values.mean((-2, -1), dtype=np.float64)
                 shares.append(maps.nan_mean(of_cells) if of_cells.ndim == 2 else of_cells)
-                others.append(query.rest(site, step).mean(dtype=np.float64))
+                beside = query.rest(site, step)
+                assert beside is not None  # the step has the site
+                others.append(beside.mean(dtype=np.float64))
         token.append(maps.nan_mean(shares))
         rest.append(np.mean(others))
     result = xr.DataArray(maps.nan_mean(token), dims="token", coords=query.token_coordinates(), name="mass")
     return result.assign_attrs(query.attributes() | {"rest": float(np.mean(rest)), "sites": query.sites})
 
 
-class AttentionQuery:
-    """One question about attention, resolved: which steps, which sites, which columns with which weight.
+class MapReader:
+    """Reads the maps of one branch, to one word or to every text column: one site and one step at a time.
 
-    `steps` are those whose files are read, `summed` those that the answer is of: with keep "sum" the last one, and all.
+    `weights` holds the share of each column that belongs to the word; None without a word.
     """
 
-    def __init__(self, files: StepStore, word: WordSpec | None, branch: str, sites: list[str], steps: Steps = None):
-        self.files, self.manifest, self.sites = files, files.manifest, sites
-        self.word, self.branch = word, check_branch(files.manifest, branch)
-        self.keep = files.manifest.keep
-        kinds = {files.manifest.sites[site].kind for site in sites}
-        if len(kinds) > 1:
-            raise ToushiError("Image-to-text sites and image self-attention cannot be asked for together.")
-        self.axis = "key" if kinds == {"self"} else "token"
+    def __init__(self, files: StepStore, word: WordSpec | None, branch: str):
+        self.files, self.manifest = files, files.manifest
+        self.branch = check_branch(files.manifest, branch)
         self.columns = self.manifest.branches[branch].place_columns()
         self.span = None if word is None else find_span(self.manifest, word, branch)
-        self.weights = None if word is None else self._weights()
-        places = [0] if self.weights is None else np.flatnonzero(self.weights)
-        self.column_range = slice(int(places[0]), int(places[-1]) + 1)  # the shortest that holds the word
-        self.steps, self.summed = self._present(steps)
+        self.weights = None if self.span is None else self._weights(self.span)
+        places = [] if self.weights is None else np.flatnonzero(self.weights)
+        # The shortest range that holds the word.
+        self.column_range = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(None)
 
-    def _weights(self) -> np.ndarray:
+    def _weights(self, span: Span) -> np.ndarray:
         """float32 [column]: the share of each column that belongs to the word."""
-        if self.axis == "key":
-            raise ToushiError("Image self-attention looks at the image, not at words. Choose image-to-text sites.")
-        assert self.span is not None
         tokens = self.manifest.tokens_of(self.branch)
-        by_token = token_shares(tokens, self.span)
+        by_token = token_shares(tokens, span)
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
         weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():
             prompt = self.manifest.prompt_of(self.branch) or ""
-            text = prompt[slice(*self.span)]
+            text = prompt[slice(*span)]
             if any(by_column.values()):
                 why = "only other words were kept in this trace; record it again with this word"
             elif not by_token.any():
@@ -193,11 +206,68 @@ class AttentionQuery:
             raise NotRecorded(f"There is no attention to {text!r}: {why}.")
         return weights
 
+    def step(self, site: str, step: int, columns: slice | None = None) -> np.ndarray | None:
+        """float [head?, token?, y, x], of the stored type where nothing had to be computed; None if not there.
+
+        Without a word, `columns` selects places of the token axis.
+        """
+        file, key = self.files.step(step), map_key(site, self.branch)
+        if key not in file.keys:
+            return None
+        by_head = len(self.files.shape(file, key)) == 4
+        columns = columns or self.column_range
+        maps = file.read(key) if columns == slice(None) else file.read(key, (slice(None),) * by_head + (columns,))
+        if self.weights is not None:
+            weights = self.weights[columns]
+            if len(weights) == 1:
+                maps = maps[..., 0, :, :]
+                maps = maps if weights[0] == 1 else maps * weights[0]
+            else:
+                maps = np.einsum("t,...tyx->...yx", weights, maps.astype(np.float32))
+        return maps / np.float32(self.count(file, key)) if self.manifest.keep == "sum" else maps
+
+    def rest(self, site: str, step: int) -> np.ndarray | None:
+        """float32 [head?, y, x]: attention to no text column, zero where the file leaves it out; None if not there."""
+        file, key = self.files.step(step), map_key(site, self.branch)
+        if key not in file.keys:
+            return None
+        if (rest := rest_key(site, self.branch)) not in file.keys:
+            shape = self.files.shape(file, key)
+            return np.zeros(shape[:-3] + shape[-2:], np.float32)
+        self.files.shape(file, rest)
+        maps = file.read(rest).astype(np.float32)
+        return maps / self.count(file, key) if self.manifest.keep == "sum" else maps
+
+    def count(self, file: SafetensorsFile, key: str) -> int:
+        """How many steps a sum is of."""
+        counts = parse(file.metadata.get("counts", "null").encode(), f"{file.path} metadata")
+        count = counts.get(key) if isinstance(counts, dict) else None
+        if not isinstance(count, int) or not 1 <= count <= len(self.files.steps):
+            raise DamagedTrace(f'{file.path}: the metadata must say how many steps went into "{key}".')
+        return count
+
+
+class AttentionQuery(MapReader):
+    """One question about attention, resolved: which steps, which sites, which columns with which weight.
+
+    `steps` are those whose files are read, `summed` those that the answer is of: with keep "sum" the last one, and all.
+    """
+
+    def __init__(self, files: StepStore, word: WordSpec | None, branch: str, sites: list[str], steps: Steps = None):
+        super().__init__(files, word, branch)
+        kinds = {files.manifest.sites[site].kind for site in sites}
+        if len(kinds) > 1:
+            raise ToushiError("Image-to-text sites and image self-attention cannot be asked for together.")
+        self.sites, self.axis = sites, "key" if kinds == {"self"} else "token"
+        if self.axis == "key" and word is not None:
+            raise ToushiError("Image self-attention looks at the image, not at words. Choose image-to-text sites.")
+        self.steps, self.summed = self._present(steps)
+
     def _present(self, steps: Steps) -> tuple[list[int], list[int]]:
         """The steps whose files have the branch at these sites; with keep "sum" the last one, and those summed."""
         files = self.files
         chosen = select_steps(files, steps)
-        if self.keep == "sum" and chosen:
+        if self.manifest.keep == "sum" and chosen:
             if set(chosen) != set(files.steps):
                 raise NotRecorded("This trace keeps only the sum over its steps; single steps cannot be told apart.")
             chosen = files.steps[-1:]
@@ -219,9 +289,9 @@ class AttentionQuery:
         for site, key in zip(list(self.sites), keys):
             if not any(key in files.step(step).keys for step in found):
                 self.sites = [name for name in self.sites if name != site]
-        return found, files.steps if self.keep == "sum" else found
+        return found, files.steps if self.manifest.keep == "sum" else found
 
-    # --- one site at one step
+    # --- all steps
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The shape of the answer at one step, checked against the files."""
@@ -238,41 +308,6 @@ class AttentionQuery:
     def by_head(self, site: str) -> bool:
         return len(self.shape(site)) == (4 if self.weights is None else 3)
 
-    def step(self, site: str, step: int) -> np.ndarray | None:
-        """float [head?, token?, y, x], of the stored type where nothing had to be computed; None if not there."""
-        file, key = self.files.step(step), map_key(site, self.branch)
-        if key not in file.keys:
-            return None
-        by_head = len(self.files.shape(file, key)) == 4
-        if self.weights is None:
-            found = file.read(key)
-        else:
-            found = file.read(key, (slice(None), self.column_range) if by_head else (self.column_range,))
-            weights = self.weights[self.column_range]
-            if len(weights) == 1:
-                found = found[..., 0, :, :]
-                found = found if weights[0] == 1 else found * weights[0]
-            else:
-                found = np.einsum("t,...tyx->...yx", weights, found.astype(np.float32))
-        return found / np.float32(self.count(file, key)) if self.keep == "sum" else found
-
-    def rest(self, site: str, step: int) -> np.ndarray:
-        """float [head?, y, x]: attention to no text column; zeros where the file leaves it out."""
-        file, key = self.files.step(step), rest_key(site, self.branch)
-        if key not in file.keys:
-            return np.zeros(1, np.float32)
-        self.files.shape(file, key)
-        found = file.read(key).astype(np.float32)
-        return found / self.count(file, map_key(site, self.branch)) if self.keep == "sum" else found
-
-    def count(self, file: SafetensorsFile, key: str) -> int:
-        """How many steps a sum is of."""
-        counts = parse(file.metadata.get("counts", "null").encode(), f"{file.path} metadata")
-        count = counts.get(key) if isinstance(counts, dict) else None
-        if not isinstance(count, int) or not 1 <= count <= len(self.files.steps):
-            raise DamagedTrace(f'{file.path}: the metadata must say how many steps went into "{key}".')
-        return count
-
     def read(self, sites: list[str], into: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """float32 [step, head?, token?, y, x] for each site; NaN at steps that lack it."""
         if into is None:
@@ -285,15 +320,15 @@ class AttentionQuery:
 
     # --- labels
 
-    def token_coordinates(self) -> dict[str, Any]:
+    def token_coordinates(self) -> dict[str, object]:
         if self.axis == "key":
             return {}
         places = self.manifest.branches[self.branch].places()
         texts, kinds = [token.text for token in places], [token.kind for token in places]
         return {"token": self.columns, "text": ("token", texts), "kind": ("token", kinds)}
 
-    def attributes(self) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"branch": self.branch, "unit": "probability", "steps": self.summed}
+    def attributes(self) -> dict[str, object]:
+        attributes: dict[str, object] = {"branch": self.branch, "unit": "probability", "steps": self.summed}
         if self.span is not None:
             prompt = self.manifest.prompt_of(self.branch) or ""
             attributes |= {"word": prompt[slice(*self.span)], "span": list(self.span)}
@@ -305,17 +340,18 @@ class AttentionQuery:
         middle = heads + ([self.axis] if self.weights is None else [])
         dims = ["step", *([] if site else ["layer"]), *middle, "y", "x"]
         times = dict(zip(self.files.steps, self.files.times))
-        coordinates: dict[str, Any] = {"step": self.steps, "time": ("step", [times[step] for step in self.steps])}
+        coordinates: dict[str, object] = {"step": self.steps, "time": ("step", [times[step] for step in self.steps])}
         if not site:
             coordinates["layer"] = self.sites
         if heads:
             coordinates["head"] = np.arange(values.shape[dims.index("head")])
         if "token" in dims:
             coordinates |= self.token_coordinates()
+        coordinates |= cell_coordinates(self.manifest, values.shape[-2:])
         return xr.DataArray(values, dims=dims, coords=coordinates, name="attention", attrs=self.attributes())
 
 
-def _refuse_large(shapes: list[tuple[int, ...]]) -> None:
+def refuse_large(shapes: list[tuple[int, ...]]) -> None:
     size = 4 * sum(map(math.prod, shapes))
     if size > MAX_BYTES:
         raise ToushiError(

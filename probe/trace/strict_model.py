@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from toushi.probe.trace.trace_errors import DamagedTrace
-from toushi.probe.trace.trace_json import short
+from toushi.probe.trace.trace_json import Json, short
 
 # What pydantic calls an error -> what was expected, in our words.
 EXPECTED = {
@@ -43,7 +43,7 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """The JSON object that it was made of: fields that were left out stay out."""
         return self.model_dump(mode="json", exclude_unset=True)
 
@@ -51,7 +51,7 @@ class StrictModel(BaseModel):
 Model = TypeVar("Model", bound=StrictModel)
 
 
-def validate(model: type[Model], raw: Any, where: str) -> Model:
+def validate(model: type[Model], raw: Json, where: str) -> Model:
     """The JSON value as the model. Raises DamagedTrace, in one line, for the first field that does not fit."""
     try:
         return model.model_validate(raw)

@@ -106,15 +106,19 @@ class TextEncoding:
 
     def names(self, spans: Sequence[Span]) -> list[str]:
         """Texts of the spans, numbered (#1, #2, …) where one occurs several times among the words."""
-        every = {word.span for word in self.words} | set(spans)
-        places: dict[str, list[Span]] = {}
-        for span in sorted(every):
-            places.setdefault(self.text[slice(*span)], []).append(span)
-        names = []
-        for span in spans:
-            word = self.text[slice(*span)]
-            names.append(f"{word}#{places[word].index(span) + 1}" if len(places[word]) > 1 else word)
-        return names
+        return span_names(self.text, self.words, spans)
+
+
+def span_names(text: str, words: Sequence[Word], spans: Sequence[Span]) -> list[str]:
+    """Texts of the spans, numbered (#1, #2, …) where one occurs several times among the words and the spans."""
+    places: dict[str, list[Span]] = {}
+    for span in sorted({word.span for word in words} | set(spans)):
+        places.setdefault(text[slice(*span)], []).append(span)
+    names = []
+    for span in spans:
+        name = text[slice(*span)]
+        names.append(f"{name}#{places[name].index(span) + 1}" if len(places[name]) > 1 else name)
+    return names
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.text.alignment import Token
 
 FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
@@ -60,6 +62,12 @@ def encoder_attention_key(layer: int, branch: str) -> str:
     return f"attention/{layer}/{branch}"
 
 
+def numbered_keys(keys: Iterable[str], kind: str, branch: str) -> dict[int, str]:
+    """Number -> key, in order, of the keys `{kind}/{number}/{branch}`; `kind` is "state" or "attention"."""
+    matches = (re.fullmatch(rf"{kind}/([0-9]{{1,6}})/{branch}", key) for key in keys)
+    return dict(sorted((int(match[1]), match[0]) for match in matches if match))
+
+
 def is_encoder_key(key: str, branches: Iterable[str]) -> bool:
     match = re.fullmatch(r"(?:state|attention)/[0-9]{1,6}/(\w+)", key)
     return match is not None and match[1] in branches
@@ -104,7 +112,7 @@ def is_trace_file(name: str) -> bool:
     return re.fullmatch(written + r"(\.tmp)?", name) is not None
 
 
-def is_member(name: object) -> bool:
+def is_member(name: object) -> TypeGuard[str]:
     """A folder of a collection: 000, 001, …"""
     return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
 
@@ -112,7 +120,7 @@ def is_member(name: object) -> bool:
 def format_of(folder: Path) -> object:
     """The format that the manifest in the folder names; None where there is none."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = json.loads(read_regular_file(folder / MANIFEST))
+    except (ToushiError, ValueError, RecursionError):
         return None
     return manifest.get("format") if isinstance(manifest, dict) else None

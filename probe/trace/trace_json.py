@@ -1,17 +1,20 @@
 """JSON as a trace holds it: read without trust, written without surprises."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
 from toushi.probe.text.alignment import Token, Word
 from toushi.probe.trace.trace_errors import BadRecord, DamagedTrace
 
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
-def parse(data: bytes, where: str) -> Any:
-    """JSON, strictly: UTF-8, no lone surrogates, no NaN."""
+
+def parse(data: bytes, where: str) -> Json:
+    """The JSON value, read strictly: UTF-8, no lone surrogates, no NaN. Raises DamagedTrace, which names `where`."""
 
     def refuse(constant: str):
         raise ValueError(f"{constant} is no JSON")
@@ -24,8 +27,8 @@ def parse(data: bytes, where: str) -> Any:
     return value
 
 
-def as_json(value: Any, what: str) -> Any:
-    """The value as it will be read again: JSON types only. `what` names it in the error."""
+def as_json(value: Mapping[str, object], what: str) -> dict[str, Json]:
+    """The object as it will be read again: JSON types only. Raises BadRecord, which names it as `what`."""
     try:
         return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode())
     except (TypeError, ValueError, RecursionError) as error:
@@ -41,7 +44,7 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value that JSON does not know, as JSON."""
     if isinstance(value, Token | Word):
         return {name: getattr(value, name) for name in value.__dataclass_fields__}

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,7 +45,7 @@ from toushi.probe.trace.trace_format import (
     is_trace_file,
     step_file,
 )
-from toushi.probe.trace.trace_json import as_json
+from toushi.probe.trace.trace_json import Json, as_json
 
 if TYPE_CHECKING:
     from toushi.probe.trace.manifest import FileName, Manifest
@@ -81,7 +81,7 @@ class TraceWriter:
     def __init__(
         self,
         folder: str | Path,
-        manifest: "Mapping[str, Any] | Manifest",
+        manifest: "Mapping[str, object] | Manifest",
         overwrite: bool = False,
         queue_size: int = 2,
         resume: StepStore | None = None,
@@ -121,7 +121,7 @@ class TraceWriter:
         self._thread = threading.Thread(target=self._work, name=f"trace {self.folder.name}", daemon=True)
         self._thread.start()
 
-    def write_step(self, index: int, tensors: Mapping[str, np.ndarray], **info: Any) -> None:
+    def write_step(self, index: int, tensors: Mapping[str, np.ndarray], **info: object) -> None:
         """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl."""
         index = int(index)
         if not self._last < index < self.manifest.steps.count:
@@ -129,9 +129,9 @@ class TraceWriter:
                 f"Steps must come in order, after {self._last} and below {self.manifest.steps.count} "
                 f"(steps.count of the manifest); step {index} came."
             )
-        info = as_json(info, f"What is noted of step {index}")
+        line = as_json(info, f"What is noted of step {index}")
         arrays = {key: self._fitting(key, array) for key, array in tensors.items()}
-        self._put(f"step {index}", lambda: self._step(index, arrays, info), _bytes(arrays))
+        self._put(f"step {index}", lambda: self._step(index, arrays, line), _bytes(arrays))
         self._last = index
 
     def write_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -153,7 +153,7 @@ class TraceWriter:
         """Queues the picture (PIL) as image.png."""
         self._put(IMAGE, lambda: self._listed(IMAGE, [picture_bytes(image)]))
 
-    def update(self, **fields: Any) -> None:
+    def update(self, **fields: object) -> None:
         """Changes fields of the manifest, at once on disk too. `complete` and `files` are the writer's own."""
         if own := {"complete", "files", "format", "version"} & set(fields):
             raise BadRecord(f"{', '.join(sorted(own))} of the manifest cannot be set: the writer keeps them.")
@@ -302,7 +302,7 @@ class TraceWriter:
                 self._list()  # the steps before it are whole
             self._failure = WriteFailed(self._failure_message(what, error))
 
-    def _step(self, index: int, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+    def _step(self, index: int, arrays: dict[str, np.ndarray], info: Mapping[str, Json]) -> None:
         name = step_file(index, self.manifest.keep)
         metadata = None
         if self.manifest.keep == "sum":
@@ -364,7 +364,7 @@ class TraceWriter:
         )
 
 
-def write_collection(folder: str | Path, members: list[str], **fields: Any) -> None:
+def write_collection(folder: str | Path, members: list[str], **fields: object) -> None:
     """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
     if not members or not all(map(is_member, members)) or len(set(members)) != len(members):
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')

@@ -13,9 +13,10 @@ from toushi.probe.figures.layers_figure import layers_figure
 from toushi.probe.figures.style import overlay, overlay_colours, percent, save
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
-from toushi.probe.figures.words_figure import chosen, words_figure
+from toushi.probe.figures.words_figure import words_figure, words_to_draw
 from toushi.probe.text.alignment import Word, word_labels
 from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.trace_errors import NotRecorded
 
 ALL = {
     "words": words_figure,
@@ -74,7 +75,7 @@ def test_words_that_were_cut_or_not_kept_are_left_out(traced):
     trace = traced("一只猫，月亮")
     branch = trace.manifest.branches["cond"]
     branch.columns = [token.column for token in branch.tokens if token.text in "月亮"]
-    assert [word.text for word in chosen(trace, None, "cond")] == ["月亮"]
+    assert [word.text for word in words_to_draw(trace, None, "cond")] == ["月亮"]
 
 
 def test_overlays_of_equal_heat_have_equal_colours_whatever_else_is_in_the_map():
@@ -125,6 +126,20 @@ def test_layers_are_rows_and_steps_are_columns(trace):
     assert {"down.0", "middle", "up.1", "16 × 16"} <= set(texts(figure))
 
 
+def test_layers_of_a_summed_trace_are_one_column(traced):
+    trace = traced("一只猫", keep="sum", steps=3)
+    figure = layers_figure(trace, "猫")
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    maps = trace.attention("猫", grid="native")
+    assert len(images) == len(maps) == 3
+    top = max(float(one.max()) for one in maps.values())
+    for image, one in zip(images, maps.values(), strict=True):
+        np.testing.assert_array_equal(image, overlay(trace.preview(2), one.values[0], top))
+    assert {"0–2", "mean of steps"} <= set(texts(figure))
+    with pytest.raises(NotRecorded, match="only the sum"):
+        timeline_figure(trace)
+
+
 def test_the_encoders_attention_is_drawn_as_it_is(trace):
     attention = trace.encoder_attention(0)
     for head, values, name in ((None, attention.mean("head"), "mean of heads"), (1, attention.sel(head=1), "head 1")):
@@ -138,8 +153,9 @@ def test_the_encoders_attention_is_drawn_as_it_is(trace):
 def test_attention_to_what_was_not_kept_is_told(trace):
     attention = trace.encoder_attention(0)
     whole, cut = (SimpleNamespace(encoder_attention=lambda *_, part=part: attention * part) for part in (1, 0.7))
-    assert "row reads column" in texts(encoder_figure(whole, 0))
-    assert "row reads column; padding, up to 30 % of a row, is not shown" in texts(encoder_figure(cut, 0))
+    note = "row attends to column; the output is state 1"
+    assert note in texts(encoder_figure(whole, 0))
+    assert f"{note}; padding, up to 30 % of a row, is not shown" in texts(encoder_figure(cut, 0))
 
 
 def test_the_encoders_figure_speaks_chinese(trace):

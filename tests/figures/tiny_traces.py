@@ -51,10 +51,11 @@ def made_trace(
                 score = random.normal(0, 0.3, (site["heads"], len(tokens), *site["grid"]))
                 score[:, [0, -1]] += 1.5 - late
                 for word, mask in masks.items():
-                    inside = resample(mask.astype(float), site["grid"])
+                    inside = resample(mask.astype(float), tuple(site["grid"]))
                     score[:, 1 + word.start : 1 + word.end] += (0.5 + 2.5 * late) * inside
                 weights = np.exp(score)
-                tensors[f"{name}/cond"] = (weights / weights.sum(1, keepdims=True)).astype(np.float16)
+                maps = (weights / weights.sum(1, keepdims=True)).astype(np.float16)
+                tensors[f"{name}/cond"] = maps if manifest["keep"] == "heads" else maps.mean(0)
             noise = random.integers(0, 256, picture.shape)
             tensors["preview"] = (late * picture + (1 - late) * noise).astype(np.uint8)[::2, ::2]
             writer.write_step(step, tensors)

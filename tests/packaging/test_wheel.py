@@ -163,6 +163,12 @@ def test_trace(trace):
     assert {"manifest.json", "image.png", "words.png"} <= {file.name for file in trace.iterdir()}
 
 
+def test_xarray_opens_it(bin_folder, trace):
+    code = "import xarray; print(*xarray.open_datatree('traced', engine='toushi').children)"
+    nodes = output([bin_folder / "python", "-c", code], trace.parent).split()
+    assert {"unet.middle.cross_attention", "encoder"} <= set(nodes)
+
+
 def test_view(bin_folder, user, trace):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

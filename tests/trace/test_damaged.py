@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import DamagedTrace
+from toushi.probe.trace.xarray_backend import ToushiBackend
 
 STEP = "step_0001.safetensors"
 anything = st.recursive(
@@ -60,6 +62,11 @@ def copied(whole, tmp_path_factory):
 
 def use_all(folder):
     """Everything that a reader can do; each part may raise our own error and nothing else."""
+    try:
+        for node in xr.open_datatree(folder, engine=ToushiBackend).leaves:
+            node.dataset.load()
+    except ToushiError as error:
+        str(error).encode()
     try:
         trace = open_trace(folder)
     except ToushiError:

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from tests.trace.runs import SITES, Run
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import AmbiguousWord, UnknownWord
+from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, word_labels
 from toushi.probe.trace.export.export_trace import default_path, export
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NotRecorded, WriteFailed
 from toushi.probe.trace.writer import TraceWriter
+from toushi.probe.trace.xarray_backend import ToushiBackend
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -195,8 +197,9 @@ def test_a_file_that_is_there_stays(tmp_path):
     export(trace, "npz", overwrite=True)
     assert "about" in np.load(tmp_path / "run.npz").files
     (tmp_path / "folder").mkdir()
-    with pytest.raises(WriteFailed, match="folder"):
-        export(trace, "npz", tmp_path / "folder", overwrite=True)
+    for to in ("npz", "zarr"):
+        with pytest.raises(WriteFailed, match="folder"):
+            export(trace, to, tmp_path / "folder", overwrite=True)
     (tmp_path / "run.npz").write_text("not a folder")
     with pytest.raises(WriteFailed):
         export(trace, "npz", tmp_path / "run.npz" / "x.npz")
@@ -220,7 +223,7 @@ def test_an_export_that_is_broken_off_leaves_nothing(tmp_path, to, trouble):
 def test_a_damaged_trace_exports_nothing(tmp_path):
     trace = traced(tmp_path)
     (trace.folder / "step_0002.safetensors").write_bytes(b"x" * 100)
-    for to in ("npz", "parquet"):
+    for to in ("npz", "parquet", "zarr"):
         with pytest.raises(ToushiError, match="step_0002"):
             export(open_trace(trace.folder), to)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -247,20 +250,21 @@ def test_the_file_lies_beside_the_folder(tmp_path, monkeypatch):
     (tmp_path / "v1.0").mkdir()
     monkeypatch.chdir(tmp_path / "v1.0")
     assert default_path(Path("."), "npz") == tmp_path / "v1.0.npz"
-    assert default_path(Path("runs/v1.0"), "zarr") == Path("runs/v1.0.zarr.zip")
+    assert default_path(Path("runs/v1.0"), "zarr") == Path("runs/v1.0.zarr")
 
 
 def test_progress_counts_to_the_end(tmp_path):
     trace = traced(tmp_path)
-    for to, count in (("npz", 7 * 2 * 3), ("parquet", 3)):  # seven words, two grids, three steps
+    for to, count in (("npz", 7 * 2 * 3), ("parquet", 3), ("zarr", 2 * 3)):  # seven words, two grids, three steps
         ticks: list[tuple[int, int]] = []
         export(trace, to, tick=lambda *both, into=ticks: into.append(both))
         assert ticks == [(number + 1, count) for number in range(count)]
 
 
-@pytest.mark.parametrize("to", ["npz", "parquet"])
+@pytest.mark.parametrize("to", ["npz", "parquet", "zarr"])
 def test_memory_does_not_grow_with_the_steps(tmp_path, monkeypatch, to):
     monkeypatch.setattr("toushi.probe.trace.export.parquet_export.ROWS", 2**14)
+    monkeypatch.setattr("toushi.probe.trace.export.zarr_export.BATCH", 2**18)
     sites = {"a": {"kind": "cross", "grid": [64, 64], "heads": 4}}
     peaks = {}
     for steps in (2, 12):
@@ -273,18 +277,48 @@ def test_memory_does_not_grow_with_the_steps(tmp_path, monkeypatch, to):
     assert peaks[12] < 1.2 * peaks[2]
 
 
-@pytest.mark.filterwarnings("error:Duplicate name")
-def test_zarr_holds_the_same(tmp_path):
-    import zarr
-
-    trace = traced(tmp_path, negative="a red cat")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("keep", ["heads", "mean", "sum"])
+@pytest.mark.parametrize("batch", [1, 2**26])  # bytes: step by step, or all at once
+def test_plain_xarray_opens_the_zarr_folder(tmp_path, monkeypatch, keep, batch):
+    monkeypatch.setattr("toushi.probe.trace.export.zarr_export.BATCH", batch)
+    trace = traced(tmp_path, keep=keep, negative="a red cat")
     done = export(trace, "zarr")
-    group = zarr.open_group(zarr.storage.ZipStore(done.path, mode="r"), mode="r")
-    with np.load(export(trace, "npz").path) as data:
-        assert set(group.attrs["arrays"]) == {name for name in data.files if name != "about"}
-        for name in group.attrs["arrays"]:
-            assert np.array_equal(group[name][:], data[name], equal_nan=True)
-            assert list(group[name].metadata.dimension_names) == group.attrs["arrays"][name]["axes"]
+    tree = xr.open_datatree(done.path)
+    assert done.bytes > 1000 and done.what == "2 groups" and tree.attrs["prompt"] == trace.prompt
+    for site in (name for name, about in SITES.items() if about["kind"] == "cross"):
+        maps = tree[site].attention
+        assert maps.dims == ("step", "branch", *["head"] * (keep == "heads"), "word", "y", "x")
+        assert maps.layer.item() == site and maps.step.values.tolist() == ([2] if keep == "sum" else [0, 1, 2])
+        for branch in ("cond", "uncond"):
+            for word, label in zip(trace.words(branch), word_labels(trace.words(branch), trace.words(branch))):
+                expected = trace.attention(word, branch=branch, sites=site, grid="native")[site]
+                found = maps.sel(branch=branch, word=label)
+                np.testing.assert_array_equal(found, expected)
+                for name in ("time", "y", "x"):
+                    np.testing.assert_array_equal(found[name], expected[name])
+                assert (found.start.item(), found.end.item()) == word.span
+    tree.close()
+    export(trace, "zarr", tokens=True, overwrite=True)
+    lazy = xr.open_datatree(trace.folder, engine=ToushiBackend)
+    xr.testing.assert_equal(xr.open_datatree(done.path).load(), lazy.load())
+
+
+def test_only_an_earlier_export_is_replaced_by_zarr(tmp_path):
+    trace = traced(tmp_path)
+    path = export(trace, "zarr").path
+    with pytest.raises(WriteFailed, match="there already"):
+        export(trace, "zarr")
+    export(trace, "zarr", words=["猫"], overwrite=True)
+    assert xr.open_datatree(path)[next(iter(SITES))].word.values.tolist() == ["猫"]
+    (path / ".zattrs").write_text('{"format": "of somebody else"}')
+    with pytest.raises(WriteFailed, match="did not write"):
+        export(trace, "zarr", overwrite=True)
+    assert (path / ".zattrs").read_text() == '{"format": "of somebody else"}'
+    (tmp_path / "file.zarr").write_text("years of work")
+    with pytest.raises(WriteFailed, match="there already"):
+        export(trace, "zarr", tmp_path / "file.zarr")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file.zarr", "run", "run.zarr"]
 
 
 def test_it_needs_no_torch(tmp_path):

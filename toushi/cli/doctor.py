@@ -1,11 +1,11 @@
-"""`toushi doctor`: what will run here, and what can be recorded, said before anything is loaded."""
+"""`toushi doctor`: what will run here and what can be recorded, before anything is loaded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,31 +17,36 @@ from toushi.probe.base.bilingual_text import Language
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
-WAYS = ("none", "model", "group", "sequential")  # from the quickest to the one that needs least
-ROOM = 2 * 10**9  # bytes to leave for activations, for each million pixels: a rule of thumb, not a measurement
+if TYPE_CHECKING:
+    from toushi.probe.pipelines.family import Family
+    from toushi.probe.pipelines.load_options import Dtype
+
+OFFLOADS = ("none", "model", "group", "sequential")  # from the fastest to the smallest
+ACTIVATION_BYTES = 2 * 10**9  # for each 2**20 pixels: a rule of thumb, not a measurement
 
 
 @dataclass(frozen=True)
 class Doctor(Loads):
-    ABOUT = """Says what will run here and what can be recorded; loads no weights.
+    ABOUT = """Shows what will run here and what can be recorded. Loads no weights.
 
   toushi doctor mini-unet
   toushi doctor models/z-image-turbo --dtype bf16
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
-A folder that has only configs and index files will do. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"): no weights are needed."""
+A folder with configs and index files is enough. For a hub id download them first
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"): no weights are
+needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
-    """Pixels; if not given the model's own size, and smaller ones."""
+    """Pixels; if not given, the model's default size, and a smaller one."""
     steps: int | None = None
-    """How many sampling steps are recorded; the model's own number if not given."""
+    """Number of recorded sampling steps; if not given, the model's default."""
     tokens: int = 32
-    """How long the prompt is, for models whose text is not filled up."""
+    """Length of the prompt, for models that do not pad it."""
     language: Language | None = None
-    """en or zh; as the machine is set if not given."""
+    """en or zh; if not given, the language of the locale."""
 
     def run(self) -> None:
         from toushi.probe.pipelines.load import cached_configs, model_folder
@@ -49,21 +54,21 @@ A folder that has only configs and index files will do. For a hub id download th
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
-        loading = self.chosen()
+        loading = self.checked_loading()
         home = model_folder(self.model) or cached_configs(self.model)
         if home is None:
             raise ToushiError(
                 f"there is no folder {self.model} here; if it is a hub id, download its configs and index files first: "
                 f'hf download {self.model} --include "*.json" --include "*.txt" --include "*.model"'
             )
-        found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
+        found = ModelInfo.of_pipeline(home) if (home / "model_index.json").is_file() else ModelInfo.of_mini_unet(home)
         translate = partial(MESSAGES.translate, language_of(self.language))
         print("\n\n".join(filter(None, report(found, self, loading, translate))))
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known of a model without its weights."""
+class ModelInfo:
+    """What is known about a model without its weights."""
 
     kind: str
     family: Any  # None if there is none
@@ -75,7 +80,7 @@ class Found:
     own: bool = False
 
     @classmethod
-    def of_pipeline(cls, folder: Path) -> "Found":
+    def of_pipeline(cls, folder: Path) -> "ModelInfo":
         from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
         from toushi.probe.pipelines.family import UnknownFamily
         from toushi.probe.pipelines.registry import family_of
@@ -91,7 +96,7 @@ class Found:
             default = default_argument(found.pipeline, "num_inference_steps")
             steps = default if isinstance(default, int) else steps
         if family is not None:
-            own = own_size(family, found.pipeline)
+            own = default_size(family, found.pipeline)
             sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
         parts = {part.name: part for part in found.components}
         return cls(
@@ -99,7 +104,7 @@ class Found:
         )
 
     @classmethod
-    def of_mini_unet(cls, folder: Path) -> "Found":
+    def of_mini_unet(cls, folder: Path) -> "ModelInfo":
         import torch
 
         from toushi.probe.pipelines.checkpoint_info import ComponentInfo, count_in_headers, count_in_module
@@ -124,8 +129,8 @@ def _stored(part, size: int):
     return replace(part, stored_bytes=size, sources=("headers", "config"))
 
 
-def own_size(family, pipeline) -> int:
-    """Pixels of the square that the pipeline draws if no size is given."""
+def default_size(family: "Family", pipeline: object) -> int:
+    """Side, in pixels, of the square picture that the pipeline draws by default."""
     denoiser = getattr(pipeline, family.denoiser)
     cells = getattr(pipeline, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None)
     scale = getattr(pipeline, "vae_scale_factor", 8)
@@ -135,7 +140,7 @@ def own_size(family, pipeline) -> int:
 # --- the report ---
 
 
-def report(found: Found, asked: Doctor, loading, translate: Callable[..., str]) -> list[str]:
+def report(found: ModelInfo, asked: Doctor, loading, translate: Callable[..., str]) -> list[str]:
     """Paragraphs."""
     import torch
 
@@ -161,7 +166,7 @@ def report(found: Found, asked: Doctor, loading, translate: Callable[..., str]) 
     return lines
 
 
-def head(found: Found, loading, device, dtype: str, free: int | None, translate) -> str:
+def head(found: ModelInfo, loading, device, dtype: "Dtype", free: int | None, translate) -> str:
     import torch
 
     if found.family is None:
@@ -190,11 +195,11 @@ def head(found: Found, loading, device, dtype: str, free: int | None, translate)
     return table([*rows, (translate("libraries"), "; ".join(said))])
 
 
-def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
+def kernel(found: ModelInfo, device, dtype: "Dtype", masked: bool = False) -> str:
     """What PyTorch would choose for the denoiser's attention."""
     import torch
 
-    from toushi.hooks.kernels import chosen
+    from toushi.hooks.kernels import choose_kernel
     from toushi.probe.pipelines.load import torch_dtype
     from toushi.probe.pipelines.size_estimate import head_count
 
@@ -207,10 +212,10 @@ def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
             width = (getattr(inner, "out_features", None) or width * count) // count
     query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device) if masked else None
-    return chosen(query, query, query, mask, 0.0, False, None, False)
+    return choose_kernel(query, query, query, mask, 0.0, False, None, False)
 
 
-def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
+def parts_table(found: ModelInfo, denoiser: str, dtype: str, translate) -> str:
     from toushi.probe.pipelines.checkpoint_info import weight_bytes
 
     rows = [tuple(translate(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
@@ -229,22 +234,24 @@ def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
     return table(rows, right=(2, 3, 4))
 
 
-def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], translate) -> str:
+def ways_table(
+    found: ModelInfo, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], translate
+) -> str:
     """What each offload needs in each kind of numbers, and the first choice that fits."""
     from toushi.probe.pipelines.checkpoint_info import needed_bytes
     from toushi.probe.recording.forecast import free_memory
 
     small = found.kind == "MiniUNet"
-    room = 0 if small else int(ROOM * size[0] * size[1] / 2**20)
+    room = 0 if small else int(ACTIVATION_BYTES * size[0] * size[1] / 2**20)
     dtypes = list(dict.fromkeys([dtype, "bf16", "fp32", *(() if small else ("4bit",))]))
-    ways = ("none",) if small else WAYS
+    ways = ("none",) if small else OFFLOADS
     rows, best, least = [(translate("offload"), *dtypes)], None, None
     for way in ways:
         row = []
         for kind in dtypes:
             need = needed_bytes(found.parts, denoiser, way, kind)
             if need is None:
-                row.append(translate("not_told"))
+                row.append(translate("size_unknown"))
                 continue
             # On a CPU all weights lie in main memory whatever the offload.
             four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
@@ -281,7 +288,7 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
 
 
 def recording(
-    found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
+    found: ModelInfo, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
 ) -> str:
     """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
     from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes

@@ -1,8 +1,9 @@
 """What of a trace of kind `encoder` goes into a file: states and attention of every layer, by word or by token.
 
-    npz, zarr   for each text `text/0/states` [layer, word, feature] and `text/0/attention` [layer, head, query, word];
-                with tokens=True [layer, token, feature] and [layer, head, query, token]. `about` says what lies along
-    parquet     a row for each layer and word (or token) of a text: text, layer, word (or token), characters, state
+    npz       for each text `text/0/states` [layer, word, feature] and `text/0/attention` [layer, head, query, word];
+              with tokens=True [layer, token, feature] and [layer, head, query, token]. `about` says what lies along
+    zarr      a folder with a group for each text, which xarray opens as a tree, with coordinates
+    parquet   a row for each layer and word (or token) of a text: text, layer, word (or token), characters, state
 
 States are pooled to words as `TextEncoding.word_states` does; the columns of attention by word end with what is read of other
 text and of special tokens. Attention is not in the parquet table.
@@ -13,12 +14,12 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from toushi.probe.text.alignment import UnknownWord
+from toushi.probe.trace.encoder_datasets import choose_text_words, encoder_attributes, encoder_datasets
 from toushi.probe.trace.encoder_trace import EncoderTrace
+from toushi.probe.trace.export.zarr_export import write_zarr
 from toushi.probe.trace.selection import WordSpec
 from toushi.probe.trace.text_encoding import TextEncoding
 from toushi.probe.trace.trace_errors import NotRecorded
@@ -26,20 +27,10 @@ from toushi.probe.trace.trace_errors import NotRecorded
 
 def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpec] | None, tokens: bool):
     """A function that writes the file, what is said of it, and the texts that lack the words, with the reason."""
-    asked: dict[int, list | None] = {}
-    left_out: dict[str, str] = {}
-    for number, text in enumerate(trace.texts):
-        if words is None:
-            asked[number] = None
-            continue
-        encoding = trace.encoding(number)
-        try:
-            asked[number] = encoding.spans(list(words))
-        except UnknownWord as missing:
-            left_out[f"text {number}: {text}"] = str(missing)
+    asked, left_out = choose_text_words(trace, words)
     if not asked:
         raise NotRecorded(f"There is nothing to export: {next(iter(left_out.values()), 'the trace has no texts')}")
-    about: dict[str, Any] = {
+    about: dict[str, object] = {
         "format": "toushi-export",
         "version": 1,
         "kind": "encoder",
@@ -49,7 +40,10 @@ def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpe
         "texts": {str(number): trace.texts[number] for number in asked},
         "left_out": left_out,
     }
-    write = {"npz": _write_npz, "zarr": _write_zarr, "parquet": _write_parquet}[to]
+    if to == "zarr":
+        datasets = encoder_datasets(trace, None if tokens else asked)
+        return partial(write_zarr, datasets, encoder_attributes(trace)), about, left_out
+    write = {"npz": _write_npz, "parquet": _write_parquet}[to]
     return partial(write, trace, asked, tokens, about), about, left_out
 
 
@@ -78,21 +72,6 @@ def _write_npz(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path
                 np.lib.format.write_array(entry, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
         with file.open("about.npy", "w") as entry:
             np.lib.format.write_array(entry, np.array(json.dumps(about, ensure_ascii=False)), allow_pickle=False)
-    return f"{len(about['arrays'])} arrays"
-
-
-def _write_zarr(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path: Path, tick) -> str:
-    import zarr
-
-    with zarr.storage.ZipStore(path, mode="w") as store:
-        root = zarr.create_group(store)
-        for name, array in _arrays(trace, asked, tokens, about, tick):
-            description = about["arrays"][name]
-            made = root.create_array(
-                name, shape=array.shape, dtype="float32", dimension_names=description["axes"], attributes=description
-            )
-            made[...] = array
-        root.create_array("about", shape=(1,), dtype="uint8", attributes=about)
     return f"{len(about['arrays'])} arrays"
 
 

@@ -3,14 +3,13 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Word, word_labels
+from toushi.probe.text.alignment import Word
+from toushi.probe.trace.picture_datasets import choose_words
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import AttentionQuery, WordSpec, select_sites
 from toushi.probe.trace.trace_errors import NotRecorded
@@ -26,7 +25,7 @@ class BranchPlan:
     name: str
     labels: list[str]
     queries: list[AttentionQuery]
-    entries: list[dict[str, Any]]
+    entries: list[dict[str, object]]
 
     @property
     def by_token(self) -> bool:
@@ -49,7 +48,7 @@ class ArrayPlan:
     query: AttentionQuery
     sites: list[str]  # of one grid
     shape: tuple[int, ...]  # [step, layer, head?, token?, y, x]
-    about: dict[str, Any]
+    about: dict[str, object]
 
     @property
     def axes(self) -> list[str]:
@@ -68,54 +67,41 @@ class ArrayPlan:
 def plan_branches(
     trace: Trace, words: Sequence[WordSpec] | None, tokens: bool
 ) -> tuple[list[BranchPlan], dict[str, str]]:
-    sites, left_out = select_sites(trace.manifest), {}
-    if words is not None:
-        spans = dict.fromkeys(trace.span(word) for word in words)
-        asked = [Word((trace.prompt or "")[slice(*span)], *span) for span in spans]
-        if not asked:
-            raise ToushiError("At least one word is needed; the list of words is empty.")
-        queries = [AttentionQuery(trace.files, word, "cond", sites) for word in asked]
-        return [_of_words("cond", asked, queries, trace.words("cond"))], left_out
-    result = []
-    for name in trace.branches:
+    """The branches that go out, and what is left out, with the reason."""
+    sites, left_out, result = select_sites(trace.manifest), {}, []
+    chosen, without_attention = ({name: {} for name in trace.branches}, {}) if tokens else choose_words(trace, words)
+    for name in trace.branches if words is None else chosen:
         try:
             every = AttentionQuery(trace.files, None, name, sites)
         except NotRecorded as missing:
+            if words is not None:
+                raise
             left_out[name] = str(missing)
             continue
+        left_out |= {key: why for key, why in without_attention.items() if key.startswith(f"{name}: ")}
         if tokens:
             result.append(_of_tokens(name, every))
-            continue
-        there = {}
-        for word in trace.words(name):
-            try:
-                there[word] = AttentionQuery(trace.files, word, name, sites)
-            except NotRecorded as missing:
-                left_out[f"{name}: {word.text}"] = str(missing)
-        if there:
-            result.append(_of_words(name, list(there), list(there.values()), trace.words(name)))
+        elif name in chosen:
+            result.append(_of_words(trace, name, chosen[name], sites))
     if not result:
         why = next(iter(left_out.values()), "the prompt has no words")
         raise NotRecorded(f"There is nothing to export: {why.rstrip('.')}. All tokens can be exported (--tokens).")
     return result, left_out
 
 
-def _of_words(name: str, words: list[Word], queries: list[AttentionQuery], among: list[Word]) -> BranchPlan:
-    called: list[str] = []
-    for word, label in zip(words, word_labels(words, among)):
-        called.append(label if label not in called else f"{label} {word.start}–{word.end}")
-    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in zip(called, words)]
-    return BranchPlan(name, called, queries, entries)
+def _of_words(trace: Trace, name: str, words: Mapping[str, Word], sites: list[str]) -> BranchPlan:
+    queries = [AttentionQuery(trace.files, word, name, sites) for word in words.values()]
+    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in words.items()]
+    return BranchPlan(name, list(words), queries, entries)
 
 
 def _of_tokens(name: str, every: AttentionQuery) -> BranchPlan:
-    about = every.token_coordinates()
-    texts, kinds = about["text"][1], about["kind"][1]
-    entries = [{"token": c, "text": t, "kind": k} for c, t, k in zip(every.columns, texts, kinds)]
-    return BranchPlan(name, list(texts), [every], entries)
+    places = every.manifest.branches[name].places()
+    entries = [{"token": token.column, "text": token.text, "kind": token.kind} for token in places]
+    return BranchPlan(name, [token.text for token in places], [every], entries)
 
 
-def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, Any]:
+def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, object]:
     fields = trace.manifest.as_dict()
     given = {name: fields.get(name) for name in ("prompt", "negative_prompt", "model", "seed", "size", "guidance")}
     of = "tokens" if branches[0].by_token else "words"
@@ -162,7 +148,7 @@ def _safe(label: str) -> str:
     return re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]|^[._]+', "-", label)[:80] or "-"
 
 
-def describe_arrays(arrays: list[ArrayPlan]) -> dict[str, Any]:
+def describe_arrays(arrays: list[ArrayPlan]) -> dict[str, object]:
     return {
         plan.name: {"axes": plan.axes, "steps": plan.query.steps, "layers": plan.sites, **plan.about} for plan in arrays
     }

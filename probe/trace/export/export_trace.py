@@ -4,7 +4,8 @@
               for each branch and grid, `cond/tokens/16x16` [step, layer, head, token, y, x]. Beside them `about`, JSON:
               for each array its axes and what lies along them. The layers of an array are the sites of that grid; a
               site with fewer heads than another, and a step that lacks a site, is filled up with NaN
-    zarr      the same arrays in one zip, a chunk for each step; `about` is the root group's attributes
+    zarr      a folder with a group for each site, which xarray opens as a tree: `attention` [step, branch, head, word,
+              y, x] with its coordinates; with tokens=True all that `xarray.open_datatree(trace, engine="toushi")` has
     parquet   a row for each value: step, branch, layer, head, word, y, x, value; with tokens=True `token` (the column)
               and `text` in place of `word`. `about` is in the schema's metadata, under `toushi`
 
@@ -18,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.base.errors import ToushiError
@@ -29,13 +29,14 @@ from toushi.probe.trace.export.encoder_export import prepare_encoder_export
 from toushi.probe.trace.export.export_plan import Tick, describe, plan_branches
 from toushi.probe.trace.export.npz_export import write_npz
 from toushi.probe.trace.export.parquet_export import write_parquet
-from toushi.probe.trace.export.zarr_export import write_zarr
+from toushi.probe.trace.export.zarr_export import atomic_folder, is_zarr_export, write_zarr
 from toushi.probe.trace.output_dir import reason
+from toushi.probe.trace.picture_datasets import choose_words, picture_attributes, picture_datasets
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import WordSpec
 from toushi.probe.trace.trace_errors import WriteFailed
 
-SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "zarr": ".zarr.zip"}
+SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "zarr": ".zarr"}
 PACKAGES = {"parquet": "pyarrow", "zarr": "zarr"}
 
 
@@ -43,8 +44,14 @@ PACKAGES = {"parquet": "pyarrow", "zarr": "zarr"}
 class Exported:
     path: Path
     what: str  # how much it is, in words
-    about: dict[str, Any]
+    about: dict[str, object]
     left_out: dict[str, str]  # word or branch -> why there is no attention to it
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        files = [self.path] if self.path.is_file() else self.path.rglob("*")
+        return sum(file.stat().st_size for file in files)
 
 
 def export(
@@ -57,14 +64,14 @@ def export(
     overwrite: bool = False,
     tick: Tick = lambda done, of: None,
 ) -> Exported:
-    """Writes the file, by default beside the trace's folder, in place of one that is there only if `overwrite`.
+    """Writes the file (zarr: the folder), by default beside the trace's. One that is there is replaced if `overwrite`.
 
     words     of the prompt, as `heat_map` takes them; by default every word of every branch that the trace holds
     tokens    every token in place of words: specials and punctuation too, so that nothing is left out
     tick      called with (done, of) as steps are written
 
-    Memory holds one step of one array, never all of them. Raises ToushiError: a word that is not there, a package
-    that is not installed, a file that is in the way, a disk that is full.
+    Memory holds one step of one array, or a few small ones, never all of them. Raises ToushiError: a word that is not
+    there, a package that is not installed, a file that is in the way, a disk that is full.
     """
     if to not in SUFFIXES:
         raise ToushiError(f"A trace is exported to {', '.join(SUFFIXES)}; {to!r} came.")
@@ -73,16 +80,16 @@ def export(
     if (package := PACKAGES.get(to)) is not None:
         require(package)
     path = default_path(trace.folder, to) if out is None else Path(out)
-    _check_place(path, overwrite)
+    _check_place(path, to, overwrite)
     if isinstance(trace, EncoderTrace):
         write, about, left_out = prepare_encoder_export(trace, to, words, tokens)
     else:
         write, about, left_out = prepare_picture_export(trace, to, words, tokens)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, shared=True) as temporary:
+        with atomic_folder(path) if to == "zarr" else atomic_path(path, shared=True) as temporary:
             what = write(temporary, tick)
-            _check_place(path, overwrite)  # it took a while
+            _check_place(path, to, overwrite)  # it took a while
     except OSError as error:
         raise WriteFailed(
             f"Cannot write {path}: {reason(error)}. Free some space, ask for fewer words, or choose another --out."
@@ -96,10 +103,10 @@ def default_path(folder: Path, to: str) -> Path:
     return folder.with_name((folder.name or "trace") + SUFFIXES[to])
 
 
-def _check_place(path: Path, overwrite: bool) -> None:
-    if checked_path(path).is_dir():
-        raise WriteFailed(f"{path} is a folder; name a file to write (--out).")
-    if os.path.lexists(path) and not (overwrite and path.is_file()):
+def _check_place(path: Path, to: str, overwrite: bool) -> None:
+    if checked_path(path).is_dir() and not (to == "zarr" and is_zarr_export(path)):
+        raise WriteFailed(f"{path} is a folder that toushi export did not write; choose another --out.")
+    if os.path.lexists(path) and not (overwrite and (path.is_file() or (path.is_dir() and not path.is_symlink()))):
         raise WriteFailed(f"{path} is there already. Choose another --out, or replace it (--overwrite).")
 
 
@@ -107,5 +114,8 @@ def prepare_picture_export(trace: Trace, to: str, words: Sequence[WordSpec] | No
     """A function that writes the file, its description, and what is left out, with the reason."""
     branches, left_out = plan_branches(trace, words, tokens)
     about = {**describe(trace, branches), "left_out": left_out}
-    write = {"npz": write_npz, "parquet": write_parquet, "zarr": write_zarr}[to]
+    if to == "zarr":
+        chosen = None if tokens else choose_words(trace, words)[0]
+        return partial(write_zarr, picture_datasets(trace, chosen), picture_attributes(trace)), about, left_out
+    write = {"npz": write_npz, "parquet": write_parquet}[to]
     return partial(write, branches, about), about, left_out

@@ -3,7 +3,6 @@
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from toushi.probe.trace.export.export_plan import (
 )
 
 
-def write_npz(branches: list[BranchPlan], about: dict[str, Any], path: Path, tick: Tick) -> str:
+def write_npz(branches: list[BranchPlan], about: dict[str, object], path: Path, tick: Tick) -> str:
     arrays = plan_arrays(branches)
     about["arrays"] = describe_arrays(arrays)
     with zipfile.ZipFile(path, "w", allowZip64=True) as file:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from toushi.probe.trace.export.export_plan import BranchPlan, Tick
 ROWS = 2**18  # of a row group
 
 
-def write_parquet(branches: list[BranchPlan], about: dict[str, Any], path: Path, tick: Tick) -> str:
+def write_parquet(branches: list[BranchPlan], about: dict[str, object], path: Path, tick: Tick) -> str:
     """Writes the file; gives back how many rows it has, in words. Memory holds ROWS of them and a site's maps at a step."""
     import pyarrow as pa
     from pyarrow import parquet

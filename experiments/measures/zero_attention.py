@@ -1,10 +1,10 @@
-"""What becomes of a picture when nobody looks at one of its words?
+"""What becomes of a picture if no cell attends to one of its words?
 
-    python -m toushi.experiments.measures.without_a_word "左边是猫，右边是月亮，夜晚" --out runs/without.png
+    python -m toushi.experiments.measures.zero_attention "左边是猫，右边是月亮，夜晚" --out runs/without.png
 
-A column for each word, a row for each seed: all cross-attention to the word is put to zero, at every step, layer and
-head, and what it had goes to the other tokens. A word whose column looks like the first one was looked at without
-being needed there: other words may say the same, or its meaning may have gone into their states in the text encoder.
+A column for each word, a row for each seed. All cross-attention to the word is set to zero, at every step, layer and head,
+and its share goes to the other tokens. If a word's column looks like the first one, the attention to it was not needed:
+other words may say the same, or the text encoder may have moved its meaning into their states.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,9 @@ def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
 
     columns = [(column(), "as it is")]
     for word in config.words or segment(config.prompt):
-        with edit(model, Edit("unet.*cross_attention", "zero", word=word, renormalise=True)):
-            columns.append((column(), f"without {word if isinstance(word, str) else word.text}"))
+        text, span = (word, word) if isinstance(word, str) else (word.text, word.span)
+        with edit(model, Edit("unet.*cross_attention", "zero", word=span, renormalise=True)):
+            columns.append((column(), f"without {text}"))
     return columns
 
 
