@@ -108,15 +108,17 @@ def draw_instruction(seed: int, split: str = "train") -> Instruction:
     none does."""
     pick = Pick(seed, 40 + ("train", "test", "held_out").index(split))
     action, language = pick.one(ACTIONS), "zh" if pick.chance(0.72) else "en"
+    wish = None if split != "held_out" else "pair" if action == "replace" and pick.chance(0.5) else "colour" if (
+        action == "colour" and pick.chance(0.5)) else "form"  # fmt: skip
     for attempt in range(10_000):
         scene = draw_scene(seed * 10_000 + attempt, "test" if split == "held_out" else split)
-        made = _change(pick, scene, action, language, split == "held_out")
-        if made is not None and bool(made.held_out) == (split == "held_out"):
+        made = _change(pick, scene, action, language, wish == "form")
+        if made is not None and (wish in made.held_out if wish else not made.held_out):
             return made
     raise RuntimeError(f"no instruction of seed {seed} in {split}")  # every scene can be put elsewhere: never seen
 
 
-def _change(pick: Pick, before: Scene, action: str, language: str, any_form: bool) -> Instruction | None:
+def _change(pick: Pick, before: Scene, action: str, language: str, held_out_form: bool) -> Instruction | None:
     """The instruction, or None where this action makes no sense in this scene."""
     kinds = [thing.kind for thing in before.objects]
     if len(set(kinds)) < len(kinds) or any(not KINDS[kind].alone for kind in kinds):
@@ -170,7 +172,7 @@ def _change(pick: Pick, before: Scene, action: str, language: str, any_form: boo
         words[action[0]] = name if isinstance(name, str) else pick.one(name)
         index = None
     forms = FORMS[language][action]
-    form = pick.one(forms) if any_form else pick.one(forms[:-1])
+    form = forms[-1] if held_out_form else pick.one(forms[:-1])
     rules += ["form"] * (form == forms[-1])
     if held_out(after.objects) and "pair" not in rules and "colour" not in rules:
         rules.append("colour" if "colour" in held_out(after.objects) else "pair")

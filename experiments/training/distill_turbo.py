@@ -12,8 +12,6 @@ Everything lies in `runs/distill_turbo`: the trajectories, a checkpoint every mi
 there. `--ship` writes the averaged weights where `load("mini-unet-turbo")` finds them.
 """
 
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
+from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, run
 from toushi.experiments.training.losses import read_captions
-from toushi.experiments.training.recipe import LOG, logged, read_checkpoint, write_checkpoint
 from toushi.experiments.training.scene_batches import caption
 from toushi.probe.base.atomic_io import atomic_path
-from toushi.probe.models.low_rank import add_low_rank_updates, low_rank_state
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.prompt_batch import Text
 from toushi.probe.models.samplers import shifted_times
@@ -37,29 +34,21 @@ from toushi.probe.pipelines.load import load
 
 FIRST_SCENE = 20_000_000  # no other training draws these
 CHUNK = 250  # prompts of one file of trajectories
-HELD_CHUNKS = 2  # the first files: never trained on
+HELD = 2 * CHUNK  # of the first trajectories: never trained on
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(FineTuningConfig):
     """What the student sees, and for how long."""
 
     out: Path = Path("runs/distill_turbo")
     prompts: int = 4_000
     """How many trajectories the teacher draws; those that exist already are kept."""
-    minutes: float = 100.0
-    """Time for the student in this run. The learning rate falls to nothing over it."""
     steps: int = 8
     teacher_steps: int = 16
     guidance: float = 3.0
-    rank: int = 32
-    batch: int = 32
-    lr: float = 1e-3
     own_states: float = 0.5
     """Share of the states that the student made itself."""
-    average: float = 0.999
-    threads: int = 1
-    seed: int = 0
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where load("mini-unet-turbo") finds them."""
 
@@ -74,7 +63,9 @@ def draw_trajectories(teacher: MiniUNet, config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stride, rest = divmod(config.teacher_steps, config.steps)
     if rest:
-        raise SystemExit(f"teacher_steps must be a multiple of steps, but {config.teacher_steps} came for {config.steps}")
+        raise SystemExit(
+            f"teacher_steps must be a multiple of steps, but {config.teacher_steps} came for {config.steps}"
+        )
     chunks = range(-(-config.prompts // CHUNK))
     for chunk in tqdm([c for c in chunks if not (folder / f"{c:04d}.safetensors").exists()], "trajectories"):
         parts = []
@@ -95,92 +86,44 @@ def draw_trajectories(teacher: MiniUNet, config: Config) -> None:
             save_file({"latents": torch.cat(parts)}, temporary)
 
 
-class Distillation:
-    """The student, its running average, the optimizer's state: everything that a checkpoint holds."""
+class Distillation(FineTuning):
+    """The student's U-Net, trained to take the teacher's trajectories in longer steps."""
 
     def __init__(self, student: MiniUNet, config: Config):
-        self.student, self.config, self.samples = student, config, 0
-        torch.manual_seed(config.seed)
-        student.requires_grad_(False)
-        student.unet.requires_grad_(True)
-        add_low_rank_updates(student.unet, config.rank)
-        named = [(name, p) for name, p in student.unet.named_parameters() if p.requires_grad]
-        self.names, self.weights = [name for name, _ in named], [p for _, p in named]
-        self.averaged = [p.detach().clone() for p in self.weights]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)
+        super().__init__(student, ["unet"], config)
+        self.own_states = config.own_states
+        self.steps = config.steps
         self.times = shifted_times(config.steps, student.config.shift).float()
 
-    def error(self, trajectories: Tensor, index: Tensor, text: Text, own: Tensor | None = None) -> Tensor:
-        """Mean squared distance to the next state of the trajectory, after the student's step from state `index` [b].
+    def loss(self, trajectories: Tensor, prompts: list[str], rng: np.random.Generator) -> Tensor:
+        """A hundred times the mean squared distance to the next state, after a step from a state of each trajectory.
 
-        Where `own` [b], the student takes the step before, too, from a state of the teacher's.
+        Where the state is the student's own, it has taken the step before, too, from a state of the teacher's.
         """
-        rows = torch.arange(len(index))
+        rows = torch.arange(len(prompts))
+        index = torch.from_numpy(rng.integers(self.steps, size=len(prompts)))
+        own = torch.from_numpy(rng.random(len(prompts)) < self.own_states) & (index > 0)
         states = trajectories[rows, index]
-        if own is not None and own.any():
-            with torch.no_grad():
-                states[own] = self.step(trajectories[rows, index - own.long()], index - own.long(), text)[own]
-        return (self.step(states, index, text) - trajectories[rows, index + 1]).square().mean()
+        with torch.no_grad():
+            text = read_captions(self.model, prompts)
+            if own.any():
+                earlier = index - own.long()
+                states[own] = self.move(trajectories[rows, earlier], earlier, text)[own]
+        return 100 * (self.move(states, index, text) - trajectories[rows, index + 1]).square().mean()
 
-    def step(self, latents: Tensor, index: Tensor, text: Text) -> Tensor:
-        velocity = self.student.unet(latents, self.times[index], text)
+    def move(self, latents: Tensor, index: Tensor, text: Text) -> Tensor:
+        """Latents after the student's step `index` [b]."""
+        velocity = self.model.unet(latents, self.times[index], text)
         return latents + (self.times[index + 1] - self.times[index])[:, None, None, None] * velocity
-
-    def train_step(self, trajectories: Tensor, prompts: list[str], rng: np.random.Generator, lr: float) -> float:
-        index = torch.from_numpy(rng.integers(self.config.steps, size=len(prompts)))
-        own = torch.from_numpy(rng.random(len(prompts)) < self.config.own_states) & (index > 0)
-        with torch.no_grad():
-            text = read_captions(self.student, prompts)
-        loss = self.error(trajectories, index, text, own)
-        (loss * 100).backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.samples += len(prompts)
-        n = self.samples / len(prompts)
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.weights, 1 - min(self.config.average, (1 + n) / (10 + n)))
-        return loss.item()
-
-    @torch.no_grad()
-    def swap_average(self) -> None:
-        """Exchanges the weights and their average."""
-        for weight, average in zip(self.weights, self.averaged):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
 
     @torch.no_grad()
     def held_out_error(self, trajectories: Tensor, prompts: list[str]) -> float:
-        """Mean squared distance [latent units] to the teacher's last state after `steps` steps of the average."""
-        self.swap_average()
-        text = read_captions(self.student, prompts)
-        latents = trajectories[:, 0]
-        for index in range(self.config.steps):
-            latents = self.step(latents, torch.full((len(latents),), index), text)
-        self.swap_average()
+        """Mean squared distance [latent units] to the teacher's last state, after all steps of the average."""
+        with self.average_in_place() as model:
+            text, latents = read_captions(model, prompts), trajectories[:, 0]
+            for index in range(self.steps):
+                latents = self.move(latents, torch.full((len(latents),), index), text)
         return (latents - trajectories[:, -1]).square().mean().item()
-
-    def save(self, folder: Path) -> None:
-        tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
-        tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-        write_checkpoint(folder, tensors, self.samples)
-
-    @torch.no_grad()
-    def resume(self, folder: Path) -> None:
-        tensors, self.samples = read_checkpoint(folder)
-        for name, weight, average in zip(self.names, self.weights, self.averaged):
-            weight.copy_(tensors[f"weights.{name}"])
-            average.copy_(tensors[f"averaged.{name}"])
-        state: dict[int, dict] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".", 2)
-                state.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
 def train(config: Config) -> None:
@@ -189,34 +132,14 @@ def train(config: Config) -> None:
     files = sorted((config.out / "trajectories").glob("*.safetensors"))
     trajectories = torch.cat([load_file(file)["latents"] for file in files])
     prompts = [prompt_of(number) for number in tqdm(range(len(trajectories)), "prompts")]
-    held = trajectories[: HELD_CHUNKS * CHUNK : 4].float()
-    held_prompts = prompts[: HELD_CHUNKS * CHUNK : 4]
+    held, held_prompts = trajectories[:HELD:4].float(), prompts[:HELD:4]
     training = Distillation(load("mini-unet", "cpu", threads=config.threads), config)
-    if (config.out / "checkpoint.safetensors").exists():
-        training.resume(config.out)
-    hours = max((row["hours"] for row in logged(config.out / LOG).values()), default=0.0)
-    rng = np.random.default_rng(config.seed + training.samples)
-    start, total, saved, losses, step = time.monotonic(), config.minutes * 60, 0.0, [], 0
-    bar = tqdm(total=round(total), unit="s", desc="student")
-    while True:
-        spent = time.monotonic() - start
-        chosen = rng.integers(HELD_CHUNKS * CHUNK, len(trajectories), size=config.batch)
-        lr = config.lr * min(1, (step + 1) / 100) * max(0.02, 1 - spent / total)
-        losses.append(training.train_step(trajectories[chosen].float(), [prompts[i] for i in chosen], rng, lr))
-        step += 1
-        bar.update(round(spent) - bar.n)
-        finished = spent >= total
-        if finished or spent - saved >= 60:
-            saved = spent
-            training.save(config.out)
-            row = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), loss=round(float(np.mean(losses)), 6))
-            row |= dict(held_out_error=round(training.held_out_error(held, held_prompts), 5), lr=lr)
-            with (config.out / LOG).open("a") as file:
-                print(json.dumps(row), file=file, flush=True)
-            bar.set_postfix(samples=training.samples, held=row["held_out_error"])
-            losses = []
-        if finished:
-            return
+
+    def loss_of(rng: np.random.Generator) -> Tensor:
+        chosen = rng.integers(HELD, len(trajectories), size=config.batch)
+        return training.loss(trajectories[chosen].float(), [prompts[i] for i in chosen], rng)
+
+    run(training, config.out, loss_of, lambda: {"held_out_error": training.held_out_error(held, held_prompts)})
 
 
 if __name__ == "__main__":
