@@ -39,6 +39,7 @@ class Config(FineTuningConfig):
 
     out: Path = Path("runs/train_edit")
     pairs: int = 30_000
+    rank: int = 24
     changed_weight: float = 3.0
     """How much more the loss counts cells that the instruction changes."""
     dropped: tuple[float, float, float] = (0.05, 0.05, 0.05)
@@ -82,7 +83,7 @@ def make_pairs(model: MiniUNet, seeds: range, split: str, cache: Path) -> Pairs:
         encode()
     pairs = Pairs(torch.cat(before), torch.cat(after), torch.cat(changed), texts)
     with atomic_path(cache) as temporary:
-        save_file({name: getattr(pairs, name) for name in ("before", "after", "changed")}, temporary)
+        save_file({name: getattr(pairs, name).contiguous() for name in ("before", "after", "changed")}, temporary)
     return pairs
 
 
