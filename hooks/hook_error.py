@@ -1,5 +1,5 @@
-"""What can go wrong between a wire and a module."""
+"""The error of hooks: a module that cannot be hooked, or whose attention or state cannot be read."""
 
 
 class HookError(Exception):
-    """A site cannot be wired or read. The message names the site, the reason and the way out."""
+    """A module cannot be hooked or read. The message names it, the reason and what to do."""

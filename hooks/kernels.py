@@ -1,13 +1,17 @@
 """Attention probabilities from q, k and the log-sum-exp of the kernel that ran.
 
-softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse), so a few columns of an attention matrix are exact
-at the cost of those columns alone, and the output is untouched because the very same kernel computed it. A fused
-kernel computes lse (Dao et al. 2022, section 3.1) and PyTorch then drops it; `attend` asks for it. Where no
-kernel gives one, it is computed over chunks of queries; where there are few keys, as in cross-attention to a text,
-the whole softmax is computed again, which costs no more, and where scores are large is more exact than a difference
-of two that were rounded in different ways. q k^T is never taken in half precision: that alone would cost 1e-2. On a
-CPU what takes the time is memory, not arithmetic, so scores are made, normalised and averaged a cache's worth at a
-time.
+softmax(q k^T)[:, columns] = exp(q k[columns]^T * scale - lse). So a few columns of an attention matrix are exact at
+the cost of those columns alone. The output is untouched, because the very same kernel computed it. A fused kernel
+computes lse (Dao et al. 2022, section 3.1), and PyTorch then drops it; `attend` asks for it.
+
+Where no kernel gives lse, it is computed over chunks of queries. Where there are few keys, as in cross-attention to a
+text, the whole softmax is computed a second time. That costs no more, and for large scores it is more exact: there is
+no difference of two numbers that were rounded in different ways. q k^T is never taken in half precision, which alone
+would cost 1e-2. On a CPU memory takes the time, not arithmetic. So scores are computed, normalised and averaged in
+blocks that fit into the cache.
+
+Axes: `row` of the batch, `head`, `query`, `key`, `column` for the keys that are read, `d` for features of a head.
+`key_row` is 1 where one text serves all rows, else `row`; `key_head` is smaller than `head` with grouped queries.
 """
 
 import math
@@ -16,33 +20,47 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from toushi.hooks import torch_private
 
-CHUNK = 1 << 22  # scores held at once: 16 MB in fp32
-CPU_BLOCK_SCORES = 1 << 18  # and on a CPU, where they had better stay in its cache
+BLOCK_SCORES = 1 << 22  # scores in memory at once: 16 MB in fp32
+CPU_BLOCK_SCORES = 1 << 18  # on a CPU, whose cache they must fit
 RECOMPUTE_MAX_KEYS = (
-    512  # keys; up to here the model's own call is left alone and the softmax computed a second time when read
+    512  # up to here the model's own call is left alone, and the softmax computed again when it is read
 )
+
+Query = Float[Tensor, "row head query d"]
+Key = Float[Tensor, "key_row key_head key d"]
+Value = Float[Tensor, "key_row key_head key width"]
+Output = Float[Tensor, "row head query width"]
+LogSumExp = Float[Tensor, "row head query"]
+Mask = (
+    Bool[Tensor, "..."] | Float[Tensor, "..."]
+)  # True = look, or numbers to add; broadcasts to [row, head, query, key]
 
 
 class AttentionOutput(NamedTuple):
-    output: Tensor
-    lse: Tensor | None  # [row, head, query], fp32 or wider; None where the kernel gives none
-    kernel: str  # what computed the output
+    output: Output
+    lse: LogSumExp | None  # fp32 or wider; None where the kernel gives none
+    kernel: str  # the name of what computed the output
 
 
 # --- kernels that give their log-sum-exp ---
 
 
-def flash_cpu(query, key, value, bias, causal, scale):
+def flash_cpu(
+    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+) -> tuple[Output, LogSumExp]:
     return torch_private.flash_attention_cpu(query, key, value, bias, causal, scale)
 
 
-def flash(query, key, value, bias, causal, scale):
-    """CUDA. Takes no mask, and heads in multiples of 8, which PyTorch pads outside of the kernel as we do here."""
+def flash(
+    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+) -> tuple[Output, LogSumExp]:
+    """CUDA. Takes no mask, and heads in multiples of 8: PyTorch pads them before it calls the kernel, as this does."""
     width = query.shape[-1]
     query, key, value = (F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value))
     scale = width**-0.5 if scale is None else scale
@@ -50,8 +68,10 @@ def flash(query, key, value, bias, causal, scale):
     return output[..., :width], lse[..., : query.shape[2]]
 
 
-def efficient(query, key, value, bias, causal, scale):
-    """CUDA. The mask's rows must be aligned, and lse comes padded to a multiple of 32 queries."""
+def efficient(
+    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+) -> tuple[Output, LogSumExp]:
+    """CUDA. The mask's rows must be aligned. Its lse is padded to a multiple of 32 queries."""
     if bias is not None:
         keys = key.shape[2]
         full = (query.shape[0], query.shape[1], query.shape[2], keys)
@@ -61,19 +81,19 @@ def efficient(query, key, value, bias, causal, scale):
     return output, lse if bias is None else lse.masked_fill(lse == -torch.inf, 0.0)
 
 
-def cudnn(query, key, value, bias, causal, scale):
+def cudnn(
+    query: Query, key: Key, value: Value, bias: Float[Tensor, "..."] | None, causal: bool, scale: float | None
+) -> tuple[Output, LogSumExp]:
     output, lse = torch_private.cudnn_attention(query, key, value, bias, causal, scale)
     return output, lse[..., 0]
 
 
-KERNELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+KERNELS: dict[str, Callable[..., tuple[Output, LogSumExp]]] = {
     "flash-cpu": flash_cpu,
     "flash": flash,
     "efficient": efficient,
     "cudnn": cudnn,
 }
-
-
 NAMES = {
     SDPBackend.MATH.value: "math",
     SDPBackend.FLASH_ATTENTION.value: "flash",
@@ -82,73 +102,95 @@ NAMES = {
 }
 
 
-def chosen(query, key, value, mask, dropout, causal, scale, enable_gqa) -> str:
-    """The kernel that PyTorch would choose for this call now."""
+def choose_kernel(
+    query: Float[Tensor, "... query d"],
+    key: Float[Tensor, "... key d"],
+    value: Float[Tensor, "... key width"],
+    mask: Mask | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> str:
+    """The name of the kernel that PyTorch would choose for this call now: a key of KERNELS, "math" or "other"."""
     choice = torch_private.fused_attention_choice(query, key, value, mask, dropout, causal, scale, enable_gqa)
     name = NAMES.get(choice, "other")
     return "flash-cpu" if name == "flash" and query.device.type == "cpu" else name
 
 
 def attend(
-    original, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, few=0
+    original: Callable[..., Tensor],
+    query: Float[Tensor, "... query d"],
+    key: Float[Tensor, "... key d"],
+    value: Float[Tensor, "... key width"],
+    attn_mask: Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    recompute_max_keys: int = 0,
 ) -> AttentionOutput:
-    """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where it can be had.
+    """What `original(query, key, value, ...)` returns, bit for bit, with the log-sum-exp where a kernel gives it.
 
-    Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. Calls that no kernel with a
-    log-sum-exp would serve (no keys, unequal widths, dropout, tensor subclasses) go to `original`, as does
-    everything when `original` is somebody else's replacement, and calls with at most `few` keys.
+    Takes the arguments of `torch.nn.functional.scaled_dot_product_attention`. `original` is called, and there is no
+    log-sum-exp, where no kernel with a log-sum-exp would serve (no keys, unequal widths, dropout, tensor subclasses),
+    where `original` is another library's replacement, and for up to `recompute_max_keys` keys.
     """
     kernel = "replaced"
     if original is torch_private.builtin_attention:
-        kernel = chosen(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        kernel = choose_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
-        plain = plain and not (query.dtype == torch.float32 and rounded(query))  # so would its log-sum-exp be
+        plain = plain and not (query.dtype == torch.float32 and reduced_precision(query))  # its lse would be, too
         # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
         takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
-        if plain and takes_mask and kernel in KERNELS and key.shape[-2] > few:
-            bias = additive(attn_mask, query.dtype)
+        if plain and takes_mask and kernel in KERNELS and key.shape[-2] > recompute_max_keys:
+            bias = additive_mask(attn_mask, query.dtype)
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
             return AttentionOutput(output, lse, kernel)
     output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return AttentionOutput(output, None, kernel)
 
 
-def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A boolean mask (True = look) as numbers to add to the scores; other masks as they are."""
+def additive_mask(mask: Mask | None, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
+    """A boolean mask (True = look) as numbers to add to the scores. Other masks are returned as they are."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.where(mask, 0.0, -torch.inf).to(dtype)
 
 
-def autocasted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
+def autocast_inputs(query: Query, key: Key, value: Value, mask: Mask | None) -> tuple[Query, Key, Value, Mask | None]:
     """The tensors in the dtype that autocast gives to attention; as they are when autocast is off.
 
-    The kernels above lie below autocast, so it has to be done here for the output to stay the same.
+    The kernels above lie below autocast. Without this, their output would not be that of the model.
     """
-    tensors, device = (query, key, value, mask), query.device.type
+    device = query.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return query, key, value, mask
     dtype = torch.get_autocast_dtype(device)
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(x.to(dtype) if x is not None and x.dtype in narrow else x for x in tensors)
+
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x
+
+    return cast(query), cast(key), cast(value), None if mask is None else cast(mask)
 
 
 # --- probabilities ---
 
-Columns = slice | Sequence[int] | Tensor
+Rows = slice | list[int]
+Columns = slice | Sequence[int] | Int[Tensor, " column"]
 
 
 class AttentionInputs(NamedTuple):
-    """What decides an attention."""
+    """All that attention probabilities depend on."""
 
-    query: Tensor  # [row, head, query, d]
-    key: Tensor  # [row | 1, head, key, d]; with grouped queries fewer heads
+    query: Query
+    key: Key
     scale: float
-    mask: Tensor | None = None  # True = look, or numbers added to the scores; broadcasts to [row, head, query, key]
+    mask: Mask | None = None
     first: int | None = None  # causal: query i sees keys 0..first + i
 
-    def part(self, rows: slice | list[int], queries: slice) -> "AttentionInputs":
-        """Some rows of the batch, and some queries of each."""
+    def select(self, rows: Rows, queries: slice) -> "AttentionInputs":
+        """The inputs of these rows of the batch, and of these queries in each."""
         key = self.key if self.key.shape[0] == 1 else self.key[rows]
         mask, first = self.mask, self.first
         if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
@@ -160,100 +202,106 @@ class AttentionInputs(NamedTuple):
         return AttentionInputs(self.query[rows][:, :, queries], key, self.scale, mask, first)
 
 
-def rounded(query: Tensor) -> bool:
-    """Whether fp32 matrix products may be rounded to TF32 or bf16 here."""
-    backend = torch.backends.cuda.matmul if query.is_cuda else torch.backends.mkldnn.matmul
-    return backend.fp32_precision not in ("none", "ieee")  # torch.set_float32_matmul_precision shows there too
+def reduced_precision(query: Tensor) -> bool:
+    """Whether fp32 matrix products on the device of `query` may be rounded to TF32 or bf16."""
+    backend = torch.backends.cuda if query.is_cuda else torch.backends.mkldnn
+    matmul = backend.matmul  # pyright: ignore[reportAttributeAccessIssue]  # mkldnn has it at run time
+    return matmul.fp32_precision not in ("none", "ieee")  # torch.set_float32_matmul_precision shows there too
 
 
 def working_dtype(query: Tensor) -> torch.dtype:
     """fp32; fp64 where fp32 products are rounded, or q is fp64 already."""
-    wide = query.dtype == torch.float64 or (query.device.type != "mps" and rounded(query))
+    wide = query.dtype == torch.float64 or (query.device.type != "mps" and reduced_precision(query))
     return torch.float64 if wide else torch.float32
 
 
-def scores(inputs: AttentionInputs, columns: Columns, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
-    """q k^T * scale + mask at some columns: [row, head, column, query]. It may lie in `into`, if given."""
+def scores(
+    inputs: AttentionInputs, columns: Columns, dtype: torch.dtype, buffer: Float[Tensor, " scores"] | None = None
+) -> Float[Tensor, "row head column query"]:
+    """q k^T * scale + mask at these columns, in the memory of `buffer` if that is given."""
     query = inputs.query.to(dtype)
     key = inputs.key[:, :, columns].to(dtype) * inputs.scale
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     rows, heads, length, _ = query.shape
     shape = (rows, heads, key.shape[2], length)
-    result = query.new_empty(shape) if into is None else into[: math.prod(shape)].view(shape)
+    result = query.new_empty(shape) if buffer is None else buffer[: math.prod(shape)].view(shape)
     # Row by row, because the heads of one row can be multiplied without a copy; those of all rows together cannot.
     keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
-    for one_key, one_query, one in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
-        torch.bmm(one_key, one_query, out=one)
+    for row_key, row_query, row_scores in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
+        torch.bmm(row_key, row_query, out=row_scores)
     if inputs.mask is not None:
-        mask = (
-            inputs.mask
-            if inputs.mask.shape[-1] > 1
-            else inputs.mask.expand(*inputs.mask.shape[:-1], inputs.key.shape[2])
-        )
-        mask = mask if mask.dim() > 1 else mask[None]
+        mask = inputs.mask if inputs.mask.dim() > 1 else inputs.mask[None]
+        mask = mask if mask.shape[-1] > 1 else mask.expand(*mask.shape[:-1], inputs.key.shape[2])
         mask = mask[..., columns].transpose(-1, -2)
         result = result.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else result.add_(mask)
     if inputs.first is not None:
-        key_at = torch.arange(inputs.key.shape[2], device=result.device)[columns]
-        query_at = inputs.first + torch.arange(length, device=result.device)
-        result.masked_fill_(key_at[:, None] > query_at, -torch.inf)
+        key_index = torch.arange(inputs.key.shape[2], device=result.device)[columns]
+        last_key = inputs.first + torch.arange(length, device=result.device)  # of each query
+        result.masked_fill_(key_index[:, None] > last_key, -torch.inf)
     return result
 
 
 def blocks(inputs: AttentionInputs, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and queries of which so many columns are worked on at once."""
+    """The blocks (rows, queries) in which `columns` columns of the scores are computed."""
     rows, heads, queries, _ = inputs.query.shape
-    most = min(CHUNK, CPU_BLOCK_SCORES) if inputs.query.device.type == "cpu" else CHUNK
-    if rows * heads * columns * queries <= most:
+    limit = min(BLOCK_SCORES, CPU_BLOCK_SCORES) if inputs.query.device.type == "cpu" else BLOCK_SCORES
+    if rows * heads * columns * queries <= limit:
         yield slice(0, rows), slice(0, queries)
         return
-    size = max(1, most // max(1, heads * columns))
+    size = max(1, limit // max(1, heads * columns))
     for row in range(rows):
-        for at in range(0, queries, size):
-            yield slice(row, row + 1), slice(at, min(at + size, queries))
+        for start in range(0, queries, size):
+            yield slice(row, row + 1), slice(start, min(start + size, queries))
 
 
-def log_sum_exp(inputs: AttentionInputs) -> Tensor:
-    """log sum over keys of exp(score): [row, head, query]; 0 for a query that may look nowhere, as in the kernels."""
+def log_sum_exp(inputs: AttentionInputs) -> LogSumExp:
+    """log of the sum over keys of exp(score). 0 for a query that may look nowhere, as in the kernels."""
     dtype = working_dtype(inputs.query)
     lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=dtype)
     for rows, queries in blocks(inputs, inputs.key.shape[2]):
-        lse[rows, :, queries] = scores(inputs.part(rows, queries), slice(None), dtype).logsumexp(dim=2)
+        lse[rows, :, queries] = scores(inputs.select(rows, queries), slice(None), dtype).logsumexp(dim=2)
     return lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
-def softmax_(scores: Tensor) -> Tensor:
-    """Over the keys, in place; zeros for a query that may look nowhere. [row, head, key, query]"""
+def softmax_(scores: Float[Tensor, "row head key query"]) -> Float[Tensor, "row head key query"]:
+    """The softmax over the keys, in place. Zeros for a query that may look nowhere."""
     if not scores.shape[2]:
         return scores
-    # In place and in these steps it takes half the time of torch.softmax, whose last dimension would be another one.
+    # torch.softmax takes twice the time: the keys are not the last axis.
     top = scores.amax(dim=2, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     scores.sub_(top).exp_()
     return scores.mul_(scores.sum(dim=2, keepdim=True).clamp_(min=1).reciprocal_())
 
 
 def probabilities(
-    inputs: AttentionInputs, lse: Tensor | None, columns: Columns, mean: bool = False, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Attention probabilities at some columns: [row, head, column, query]. `lse` is [row, head, query], if known.
+    inputs: AttentionInputs,
+    lse: LogSumExp | None,
+    columns: Columns,
+    mean: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "row head column query"] | Float[Tensor, "row column query"]:
+    """Attention probabilities at these columns: [row, head, column, query].
 
-    With `mean` averaged over the heads, [row, column, query]; rounded to `dtype`, if given, at the very end.
+    With `mean` they are averaged over the heads: [row, column, query]. Rounded to `dtype`, if given, at the very end.
+    `lse` is the log-sum-exp of the scores, if it is known.
     """
     (rows, heads, queries, _), keys = inputs.query.shape, inputs.key.shape[2]
-    again = lse is None and keys <= RECOMPUTE_MAX_KEYS
-    known = lse if lse is not None or again else log_sum_exp(inputs)
+    recompute = lse is None and keys <= RECOMPUTE_MAX_KEYS
+    if lse is None and not recompute:
+        lse = log_sum_exp(inputs)
     count = len(range(*columns.indices(keys))) if isinstance(columns, slice) else len(columns)
     shape = (rows, count, queries) if mean else (rows, heads, count, queries)
     working = working_dtype(inputs.query)
     result = inputs.query.new_empty(shape, dtype=dtype or working)
-    room = None  # memory that is new costs as much as what is done in it
-    for some, part in blocks(inputs, keys if again else count):
-        found = scores(inputs.part(some, part), slice(None) if again else columns, working, room)
-        room = found.view(-1) if room is None else room
-        if known is None:
-            found = softmax_(found)[:, :, columns]
+    buffer = None  # used again for each block: new memory costs as much as the arithmetic
+    for row_block, query_block in blocks(inputs, keys if recompute else count):
+        part = inputs.select(row_block, query_block)
+        block = scores(part, slice(None) if recompute else columns, working, buffer)
+        buffer = block.view(-1) if buffer is None else buffer
+        if lse is None:
+            block = softmax_(block)[:, :, columns]
         else:
-            found.sub_(known[some, :, None, part]).exp_()
-        result[some, ..., part] = found.mean(1) if mean else found
+            block.sub_(lse[row_block, :, None, query_block]).exp_()
+        result[row_block, ..., query_block] = block.mean(1) if mean else block
     return result

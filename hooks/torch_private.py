@@ -1,46 +1,67 @@
 """Every private name of PyTorch that Toushi uses, each behind a function of ours.
 
-PyTorch may change or remove them in any release: `tests/hooks/test_torch_private.py` says what stops working then.
+PyTorch may change or remove them in any release. `tests/hooks/test_torch_private.py` then names what stops working.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-# `torch.nn.functional.scaled_dot_product_attention` as PyTorch ships it, whatever stands in its place now.
+Model = TypeVar("Model")
+
+# `torch.nn.functional.scaled_dot_product_attention` as PyTorch ships it, even where a library has replaced it.
 builtin_attention = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # --- attention kernels: the output and its log-sum-exp, in the shapes that PyTorch gives ---
 
 
-def flash_attention_cpu(query, key, value, bias, causal: bool, scale: float | None):
+def flash_attention_cpu(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
         query, key, value, 0.0, causal, attn_mask=bias, scale=scale
     )
 
 
-def flash_attention(query, key, value, causal: bool, scale: float | None):
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention.default(
         query, key, value, 0.0, causal, False, scale=scale
     )[:2]
 
 
-def efficient_attention(query, key, value, bias, causal: bool, scale: float | None):
+def efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_efficient_attention.default(
         query, key, value, bias, True, 0.0, causal, scale=scale
     )[:2]
 
 
-def cudnn_attention(query, key, value, bias, causal: bool, scale: float | None):
+def cudnn_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_cudnn_attention.default(
         query, key, value, bias, True, 0.0, causal, False, scale=scale
     )[:2]
 
 
-def fused_attention_choice(query, key, value, mask, dropout: float, causal: bool, scale, enable_gqa: bool) -> int:
+def fused_attention_choice(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> int:
     """The value of the `SDPBackend` that PyTorch would take for this call."""
     return torch._fused_sdp_choice(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=enable_gqa
@@ -56,24 +77,24 @@ def tensor_version(tensor: Tensor) -> int:
 
 
 def forward_hooks(module: nn.Module) -> list[Callable]:
-    """The hooks before and after the module's own `forward`."""
+    """The forward hooks and forward pre-hooks of the module itself."""
     return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
-def uncompiled(module: Any) -> Any:
-    """The module that `torch.compile(module)` wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+def uncompiled(model: Model) -> Model:
+    """The module that `torch.compile(module)` wrapped. A module that was not compiled, or a pipeline, is returned as it is."""
+    return getattr(model, "_orig_mod", model)
 
 
 # --- training ---
 
 
-def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copies each source into its target, in place."""
     torch._foreach_copy_(targets, sources)
 
 
-def lerp_each_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
+def lerp_each_(targets: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Moves each target towards its end by `weight`, in place."""
     torch._foreach_lerp_(targets, ends, weight)
 

@@ -1,4 +1,4 @@
-"""Whether somebody reads or changes what a module computes, so that its result may not come from a cache."""
+"""Whether a hook reads or changes what a module computes, so that its result must not come from a cache."""
 
 from collections.abc import Callable
 from weakref import WeakSet
@@ -7,14 +7,14 @@ from torch import nn
 
 from toushi.hooks.torch_private import forward_hooks
 
-# Hooks of these only serve the module itself: they move, cast or adapt it.
+# Hooks of these libraries only serve the module itself: they move, cast or adapt it.
 LIBRARIES = ("accelerate", "diffusers", "peft", "torch", "transformers")
 
 _input_readers: WeakSet[Callable] = WeakSet()
 
 
 def mark_input_reader(hook: Callable) -> Callable:
-    """The hook, known from now on as one that only reads what its module is given."""
+    """The hook itself, registered as one that only reads the arguments of its module."""
     _input_readers.add(hook)
     return hook
 
@@ -22,11 +22,11 @@ def mark_input_reader(hook: Callable) -> Callable:
 def is_watched(module: nn.Module) -> bool:
     """True if a hook reads or changes what the module, or one inside it, computes.
 
-    Any forward hook or forward pre-hook counts, whoever registered it, except those of `argument_hooks`, which only read
-    inputs, and those of the libraries in `LIBRARIES`.
+    Every forward hook and forward pre-hook counts, except those of `argument_hooks`, which only read inputs, and those
+    of the libraries in `LIBRARIES`.
     """
     return any(
         hook not in _input_readers and (getattr(hook, "__module__", None) or "").partition(".")[0] not in LIBRARIES
-        for part in module.modules()
-        for hook in forward_hooks(part)
+        for submodule in module.modules()
+        for hook in forward_hooks(submodule)
     )

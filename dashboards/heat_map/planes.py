@@ -11,7 +11,7 @@ import numpy as np
 
 from toushi.probe.analysis.maps import finest_grid, mean_of_sites, nan_mean
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Token, Word, shares
+from toushi.probe.text.alignment import Token, Word, token_shares
 from toushi.probe.trace.trace_errors import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
@@ -60,7 +60,7 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
     for word in words:
         same = [other for other in words if other.text == word.text]
         units.append(Unit(word.text, "word", word.span, same.index(word) + 1 if len(same) > 1 else 0))
-        weights.append(shares(tokens, word.span))
+        weights.append(token_shares(tokens, word.span))
     left = 1 - np.sum(weights, axis=0, initial=0.0) if weights else np.ones(len(tokens))
     others: dict[Unit, np.ndarray] = {}
     for index, token in enumerate(tokens):

@@ -10,7 +10,7 @@ import numpy as np
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import Encoder, folder_of, open_encoder
-from toushi.probe.text.alignment import Span, shares
+from toushi.probe.text.alignment import Span, token_shares
 
 WEIGHTS = ("trained", "random")  # the encoder itself, and the same design before it has learnt anything
 AT_ONCE = 64  # texts whose states of every token are in memory together
@@ -58,7 +58,7 @@ def bags_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span]) -> np
     found: list[np.ndarray] = []
     for start in range(0, len(texts), AT_ONCE):
         for reading in encode_layers(encoder, texts[start : start + AT_ONCE], attention=False):
-            own = shares(reading.tokens, spans[len(found)]) > 0
+            own = token_shares(reading.tokens, spans[len(found)]) > 0
             text = np.array([token.span is not None and token.span[0] < token.span[1] for token in reading.tokens])
             found.append(reading.states.values[0, text & ~own].mean(0))
     return np.stack(found)[None]

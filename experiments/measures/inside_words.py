@@ -14,10 +14,10 @@ import pandas as pd
 
 from toushi.experiments.measures.encoder_states import opened, states_at
 from toushi.experiments.runner.study import FEWEST
-from toushi.probe.analysis.pairs import matching
+from toushi.probe.analysis.pairs import cross_retrieval
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import Encoder
-from toushi.probe.text.alignment import shares
+from toushi.probe.text.alignment import token_shares
 
 CARRIERS = {
     "马": "河马 斑马 马桶", "牛": "犀牛 蜗牛", "鱼": "鲸鱼 章鱼 鳄鱼", "鸡": "火鸡", "猫": "猫头鹰 熊猫", "熊": "熊猫 树袋熊",
@@ -48,7 +48,9 @@ def _characters(known: Encoder, weights: str, seed: int):
     for some, name in ((own, "own token"), (~own, "part of a token")):
         part = table[some]
         if part.char.nunique() > 1 and part.word.nunique() >= FEWEST:
-            found = matching(a[:, some], b[:, some], names=part.char, among=part.frame, groups=part.word, seed=seed)
+            found = cross_retrieval(
+                a[:, some], b[:, some], names=part.char, pools=part.frame, groups=part.word, seed=seed
+            )
             yield from _rows("characters", weights, name, found, part.word.nunique())
 
 
@@ -60,14 +62,14 @@ def _bytes(known: Encoder, weights: str, seed: int):
     for frame in TWO:
         readings = encode_layers(known, [frame.format(char) for char in spelt], attention=False)
         at = frame.index("{}")
-        places = [np.flatnonzero(shares(reading.tokens, (at, at + 1)) > 0)[0] for reading in readings]
+        places = [np.flatnonzero(token_shares(reading.tokens, (at, at + 1)) > 0)[0] for reading in readings]
         sides.append(np.stack([r.states.values[:, place] for r, place in zip(readings, places)], axis=1))
         first = [reading.tokens[place].id for reading, place in zip(readings, places)]
     several = np.array([first.count(one) > 1 for one in first])
     if several.sum() < FEWEST:
         return
-    among = [f"id {one}" for one, many in zip(first, several) if many]
-    found = matching(*(side[:, several] for side in sides), among=among, seed=seed)
+    pools = [f"id {one}" for one, many in zip(first, several) if many]
+    found = cross_retrieval(*(side[:, several] for side in sides), pools=pools, seed=seed)
     yield from _rows("bytes", weights, "first of several tokens", found, int(several.sum()))
 
 
@@ -82,10 +84,10 @@ def _rows(part: str, weights: str, which: str, found, count: int):
 def _has_own(known: Encoder, text: str, span: tuple[int, int]) -> bool:
     """Whether the character has tokens that stand for nothing else."""
     tokens, _ = known.tokenize(text)
-    own = shares(tokens, span)
+    own = token_shares(tokens, span)
     return bool((own > 0).any() and (own[own > 0] == 1).all())
 
 
 def _tokens(known: Encoder, char: str) -> int:
     tokens, _ = known.tokenize(f"一只{char}在")
-    return int((shares(tokens, (2, 3)) > 0).sum())
+    return int((token_shares(tokens, (2, 3)) > 0).sum())

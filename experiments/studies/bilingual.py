@@ -37,7 +37,7 @@ from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.probe.analysis.pairs import matching
+from toushi.probe.analysis.pairs import cross_retrieval
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
@@ -123,7 +123,7 @@ def paired(
         for side in ("zh", "en")
     ]
     options = {"names": table.name, "groups": table.group, "shuffles": shuffles, "resamples": resamples, "seed": seed}
-    found, plain = matching(*sides, **options), matching(*sides, **options, centred=False)
+    found, plain = cross_retrieval(*sides, **options), cross_retrieval(*sides, **options, centred=False)
     clusters = {
         one: np.unique(table[of], return_inverse=True)[1] for one, of in (("sentence", "group"), ("name", "name"))
     }

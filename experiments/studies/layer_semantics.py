@@ -40,7 +40,7 @@ from toushi.experiments.measures.scene_words import HANGING, LEVELS, POOLS, unit
 from toushi.experiments.measures.statistics import bounds, resampled
 from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
-from toushi.probe.analysis.probes import code_length, first_reaching, probe
+from toushi.probe.analysis.probes import code_length, linear_probe, onset_layer
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 
@@ -117,7 +117,7 @@ def probed(encoder: str, weights: str, pool: str, count: int, controls: int, see
         states = every[:, part.index]
         names, template = np.unique(part.template, return_inverse=True)
         about = {"weights": weights, "level": level, "task": task, "where": where}
-        found = probe(states, part.label, part.type, part.template, controls=controls, seed=seed)
+        found = linear_probe(states, part.label, part.type, part.template, controls=controls, seed=seed)
         parts = (found[name].values for name in ("right", "control", "components"))
         for layer, (right, control, seen) in enumerate(zip(*parts)):
             sums = [np.bincount(template, values, len(names)) for values in (np.ones(len(part)), right, control)]
@@ -227,8 +227,8 @@ def of_each_task(tasks: pd.DataFrame, drawn: dict, config: Config) -> pd.DataFra
 
 def onset(curve: np.ndarray, draws: np.ndarray, config: Config) -> dict[str, int]:
     """The first layer with the share of the most that a curve [layer] reaches, with the interval of draws [draw, layer]."""
-    low, high = bounds(first_reaching(draws, config.share))
-    return {"onset": int(first_reaching(curve, config.share)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
+    low, high = bounds(onset_layer(draws, config.share))
+    return {"onset": int(onset_layer(curve, config.share)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
 
 
 def judged(onsets: pd.DataFrame, config: Config) -> Verdict:

@@ -39,7 +39,7 @@ from toushi.experiments.measures.pictures import all_asked, as_table, conditiona
 from toushi.experiments.measures.statistics import bounds, by_item, interval, resampled, shares
 from toushi.experiments.runner.settings import Count, Seed, Share, Within
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
-from toushi.probe.analysis.probes import first_reaching
+from toushi.probe.analysis.probes import onset_layer
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.encoders.early_exit import exit_at_layer
 from toushi.probe.figures.embedded_fonts import embedded
@@ -165,7 +165,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 
 def onset(curve: np.ndarray, config: Config) -> np.ndarray:
-    return first_reaching(np.nan_to_num(curve), config.share)
+    return onset_layer(np.nan_to_num(curve), config.share)
 
 
 def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:

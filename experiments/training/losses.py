@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toushi.experiments.scene_world.objects import COLOURS, KINDS
 from toushi.experiments.training.scene_batches import Batch
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.models.prompt_batch import Text, padded_ids
+from toushi.probe.models.prompt_batch import PromptBatch, pad_ids
 from toushi.probe.models.text_encoder import FeedForward
 
 
@@ -30,10 +30,10 @@ def attention_in_fp32():
         F.scaled_dot_product_attention = original
 
 
-def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Text:
+def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> PromptBatch:
     """The captions' states. Read in groups of like length: padded to the longest, half of the work would be pads."""
     encodings = [model.tokenizer.encode(caption) for caption in captions]
-    ids, mask = padded_ids(encodings, model.tokenizer.pad)
+    ids, mask = pad_ids(encodings, model.tokenizer.pad)
     lengths = mask.sum(1)
     order = lengths.argsort()
     parts = []
@@ -41,7 +41,7 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Text
         longest = int(lengths[rows[-1]])
         states = model.encoder(ids[rows, :longest], mask[rows, :longest])
         parts.append(F.pad(states, (0, 0, 0, ids.shape[1] - longest)))
-    return Text(torch.cat(parts)[order.argsort()], mask, tuple(encodings))
+    return PromptBatch(torch.cat(parts)[order.argsort()], mask, tuple(encodings))
 
 
 class Namer(nn.Module):
@@ -97,7 +97,7 @@ class Reader(nn.Module):
         self.n, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.out = nn.Linear(width, len(KINDS) + 1)
 
-    def loss(self, text: Text, kinds: Tensor) -> Tensor:
+    def loss(self, text: PromptBatch, kinds: Tensor) -> Tensor:
         """Mean cross-entropy of the kinds [b, h, w] on a grid of 8x8; bare cells count a tenth."""
         wanted = kinds[:, :: kinds.shape[1] // 8, :: kinds.shape[2] // 8].flatten(1)
         x = self.place.expand(len(wanted), -1, -1)
@@ -135,7 +135,7 @@ def velocity_loss(
     batch: Batch,
     object_weight: float = 0.0,
     noise: Noise | None = None,
-    text: Text | None = None,
+    text: PromptBatch | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity, under the given noise or fresh one.
 

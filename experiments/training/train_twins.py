@@ -27,7 +27,7 @@ from toushi.experiments.training.losses import Noise, Reader
 from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, read_checkpoint, sheet
 from toushi.experiments.training.scene_batches import Batch, Pool, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
-from toushi.probe.models.mini_unet import MiniUNet, digest
+from toushi.probe.models.mini_unet import MiniUNet, weights_sha256
 from toushi.probe.models.text_encoder import TextEncoderConfig
 from toushi.probe.models.unet import UNetConfig
 from toushi.probe.pipelines.load import SHIPPED, load
@@ -67,7 +67,7 @@ def twin_model(name: str, config: Config, family: MiniUNet) -> MiniUNet:
     """One of the two, fresh: alike to the bit but for the mask, with the tokenizer and VAE of `family`."""
     text = replace(config.text, vocab_size=family.tokenizer.vocab_size, causal=name == "causal")
     vae = {key: weight.half() for key, weight in family.state_dict().items() if key.startswith("vae.")}
-    shares = {"model": "mini-unet", "vae_sha256": digest(vae)}
+    shares = {"model": "mini-unet", "vae_sha256": weights_sha256(vae)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         shape = replace(family.config, text=text, unet=config.unet, heat_map=None, shares=shares)

@@ -10,12 +10,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 ONE_WRITE_BYTES = 1 << 20  # up to this size a file is written by one call to the system
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
+
+
+class FileDigest(TypedDict):
+    bytes: int
+    sha256: str
 
 
 @contextmanager
@@ -45,14 +50,14 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = True, shared:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Mapping[str, Any], *, sync: bool = True) -> None:
+def write_json(path: Path, value: Mapping[str, object], *, sync: bool = True) -> None:
     """Writes a JSON object, one field a line. Full indentation would take a hundred times as long."""
     fields = (f" {json.dumps(key)}: {json.dumps(field, ensure_ascii=False)}" for key, field in value.items())
     write_atomic(path, "{\n" + ",\n".join(fields) + "\n}\n", sync=sync)
 
 
-def write_listed(path: Path, parts: Sequence[bytes | np.ndarray], sync: bool = True) -> dict[str, Any]:
-    """{bytes, sha256} of the file that it writes, for the line that lists it.
+def write_listed(path: Path, parts: Sequence[bytes | memoryview], sync: bool = True) -> FileDigest:
+    """Size and hash of the file that it writes, for the line that lists it.
 
     The caller fsyncs the folder (`fsync_folder`), and without `sync` the file (`fsync_file`), before it lists the file.
     """
@@ -67,14 +72,14 @@ def write_listed(path: Path, parts: Sequence[bytes | np.ndarray], sync: bool = T
                 rest = rest[file.write(rest) :]
         if sync:
             os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return FileDigest(bytes=size, sha256=digest.hexdigest())
 
 
 def safetensors_parts(
     arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> list[bytes | np.ndarray]:
+) -> list[bytes | memoryview]:
     """The bytes of a safetensors file of contiguous arrays, in parts. No array is copied."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     names, start = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0  # so that numbers are aligned
     for name in names:
         array, end = arrays[name], start + arrays[name].nbytes
@@ -86,7 +91,7 @@ def safetensors_parts(
         start = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    return [len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8) for name in names)]
+    return [len(head).to_bytes(8, "little"), head, *(arrays[name].reshape(-1).view(np.uint8).data for name in names)]
 
 
 def fsync_file(path: Path) -> None:

@@ -133,7 +133,9 @@ class Editing(Subscriber):
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        unread = {name: why for name, why in self.attention_hook.unread().items() if not why.startswith("did not run")}
+        unread = {
+            name: why for name, why in self.attention_hook.unread_modules().items() if not why.startswith("did not run")
+        }
         self.subscription.close()
         if kind is None and unread:
             listed = "; ".join(f"{name} {why}" for name, why in unread.items())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call
 from toushi.probe.editing.edit_spec import BadEdit, Edit
-from toushi.probe.text.alignment import Token, shares
+from toushi.probe.text.alignment import Token, token_shares
 
 if TYPE_CHECKING:
     from toushi.probe.trace.picture_trace import Trace
@@ -63,7 +63,7 @@ def state(
 
 def _tokens(trace: "Trace", one: Edit, branch: str) -> list[Token]:
     tokens, word = trace.tokens(branch), _word(one)
-    found = [token for token, share in zip(tokens, shares(tokens, trace.span(word, branch))) if share]
+    found = [token for token, share in zip(tokens, token_shares(tokens, trace.span(word, branch))) if share]
     if not found:
         raise BadEdit(f"in {one.source} no token stands for {word!r}: it was cut from a prompt that is too long")
     return found

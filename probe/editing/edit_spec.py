@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
-from toushi.probe.text.alignment import Span, Word, find, segment, shares
+from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 
 KINDS = ("scale", "zero", "replace", "patch", "function")
 
@@ -137,7 +137,7 @@ class Edit:
             return found
         if text.prompt is None:
             raise BadEdit(f"edit of {self.site}: the prompt is not known, so {self.word!r} has no place; name a token")
-        return shares(text.tokens, find(text.prompt, segment(text.prompt), self.word))
+        return token_shares(text.tokens, find_word(text.prompt, segment(text.prompt), self.word))
 
     def as_json(self) -> dict[str, Any]:
         """What is not default, for a manifest or a file."""

@@ -6,27 +6,32 @@ All three give a matrix for each layer, xarray [layer, query, word]: `word` is w
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from toushi.hooks.module_hooks import input_hook, state_hooks
 from toushi.probe.analysis.layer_measures import rollout
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import BATCH, encode_layers
-from toushi.probe.encoders.load_encoder import Encoder, open_encoder
+from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.text.alignment import Span, shares
+from toushi.probe.text.alignment import Span, WordSpec, token_shares
 from toushi.probe.trace.text_encoding import TextEncoding
 
 
 def ablate_words(
-    encoder, texts: Sequence[str], queries: Sequence[Sequence] | None = None, *, how: Literal["blank", "cut"] = "blank"
+    encoder: AnyEncoder,
+    texts: Sequence[str],
+    queries: Sequence[Sequence[WordSpec]] | None = None,
+    *,
+    how: Literal["blank", "cut"] = "blank",
 ) -> list[xr.DataArray]:
     """For each text, how much each word's state changes when another word is left out: 1 - cosine, 0..2.
 
@@ -47,7 +52,7 @@ def ablate_words(
     return found
 
 
-def patch_words(encoder, text: str, source: str) -> xr.DataArray:
+def patch_words(encoder: AnyEncoder, text: str, source: str) -> xr.DataArray:
     """How much each word's last state changes when, at layer k, one word's state is taken from another sentence.
 
     [layer, query, word], 1 - cosine, 0..2. The sentences have equally many words; word i of `source` gives the state
@@ -84,7 +89,7 @@ def patch_words(encoder, text: str, source: str) -> xr.DataArray:
     return xr.DataArray(effect, dims=("layer", "query", "word"), coords=coords)
 
 
-def attention_rollout(reading: TextEncoding, words: Sequence | None = None) -> xr.DataArray:
+def attention_rollout(reading: TextEncoding, words: Sequence[WordSpec] | None = None) -> xr.DataArray:
     """How much of each word's embedding is in each word's state, were attention all that mixes; rows sum to 1.
 
     [layer, query, word], layers from 1, with the columns "(other text)" and "(special)" of `word_attention`. Abnar
@@ -94,14 +99,14 @@ def attention_rollout(reading: TextEncoding, words: Sequence | None = None) -> x
     return reading.by_word(flow[:, None], words).isel(head=0, drop=True)
 
 
-def cosine_distance(before, after) -> np.ndarray:
+def cosine_distance(before: ArrayLike, after: ArrayLike) -> np.ndarray:
     """1 - cosine of each row with the same row after a change, 0..2: [...] of [..., feature]. NaN for zeros."""
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     length = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
     return np.clip(1 - (before * after).sum(-1) / np.where(length > 0, length, np.nan), 0, 2)
 
 
-def remove_span(text: str, span: Span):
+def remove_span(text: str, span: Span) -> tuple[str, Callable[[Span], Span]]:
     """The text without these characters, and a function from spans of the text to spans of what is left.
 
     Of two spaces that would meet one goes too.
@@ -162,10 +167,12 @@ def _overlap(one: Span, other: Span) -> bool:
 
 def _places(reading: TextEncoding, span: Span) -> np.ndarray:
     """The tokens of a word."""
-    return np.flatnonzero(shares(reading.tokens, span) > 0)
+    return np.flatnonzero(token_shares(reading.tokens, span) > 0)
 
 
-def _run_with(encoder: Encoder, reading: TextEncoding, layer: int, patches) -> np.ndarray:
+def _run_with(
+    encoder: Encoder, reading: TextEncoding, layer: int, patches: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """States after layers 1.. [layer, row, token, feature], each row with one patch (places, states) put in at `layer`."""
     ids = torch.tensor([[token.id for token in reading.tokens]] * len(patches), device=encoder.device)
     kept: dict[str, np.ndarray] = {}

@@ -7,7 +7,6 @@ bidirectional (BERT, XLM-R), causal (CLIP's text side, Qwen3), or the encoder ha
 import inspect
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,17 +16,17 @@ from torch import Tensor
 from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import argument_hooks, state_hooks
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.load_encoder import Encoder, open_encoder
+from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.models.mini_unet import MiniUNet, PromptCut
-from toushi.probe.text.alignment import Token, Word, listed, readable, segment, shares
+from toushi.probe.models.mini_unet import PromptCut
+from toushi.probe.text.alignment import Token, Word, join_words, segment, token_shares, validate_prompt
 from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 
 BATCH = 16  # texts at once
 
 
 def encode_layers(
-    encoder: "str | Path | MiniUNet | Encoder",
+    encoder: AnyEncoder,
     texts: Sequence[str],
     *,
     attention: bool = True,
@@ -44,12 +43,12 @@ def encode_layers(
     known = open_encoder(encoder)
     tokens: list[tuple[Token, ...]] = []
     for text in texts:
-        found, cut = known.tokenize(readable(text))
+        found, cut = known.tokenize(validate_prompt(text))
         if not found:
             raise ToushiError(f"the text {text!r} has no tokens for {known.name}, so there is nothing to look at")
         tokens.append(found)
         if cut:
-            lost = listed(_words(text, found)[1])
+            lost = join_words(_words(text, found)[1])
             said = f"a text is longer than the {known.limit} tokens that {known.name} reads; cut: {lost}"
             warnings.warn(PromptCut(said), stacklevel=2)
     lengths: dict[int, list[int]] = {}
@@ -100,7 +99,7 @@ def _read(
     hooks = argument_hooks({"0": (first, [entry])}, keep), state_hooks(layers, keep)
     with torch.no_grad(), cpu_threads(encoder.threads), hooks[0], hooks[1], watch:
         final = _numpy(encoder.forward(ids))
-    blind |= {int(number): why for number, why in watch.unread().items()}
+    blind |= {int(number): why for number, why in watch.unread_modules().items()}
     if not attended:
         blind = dict.fromkeys(range(1, len(layers) + 1), "was not looked at: encode_layers(…, attention=False)")
     stacked = np.stack([states[number] for number in range(len(layers) + 1)], axis=1)
@@ -134,12 +133,12 @@ def _words(text: str, tokens: Sequence[Token]) -> tuple[tuple[Word, ...], tuple[
     """The words that have tokens, and those that were cut or that the tokenizer leaves out."""
     ends = [token.span[1] for token in tokens if token.span]
     words = segment(text)
-    read = [word for word in words if word.end <= max(ends, default=0) and shares(tokens, word.span).any()]
+    read = [word for word in words if word.end <= max(ends, default=0) and token_shares(tokens, word.span).any()]
     return tuple(read), tuple(word for word in words if word not in read)
 
 
 def _unknown(word: Word, tokens: Sequence[Token], unknown: int | None) -> bool:
-    own = shares(tokens, word.span)
+    own = token_shares(tokens, word.span)
     return unknown is not None and all(token.id == unknown for token, share in zip(tokens, own) if share)
 
 

@@ -7,11 +7,14 @@ modules as the configuration has layers.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,9 @@ from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped_mode
 from toushi.probe.pipelines.lora import sha256
 from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 OURS_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
@@ -53,9 +59,12 @@ class Encoder:
     )  # reads whole files; None: no files
 
 
+AnyEncoder = str | Path | MiniUNet | Encoder  # as users name one: a shipped model, a folder, a hub id, a loaded model
+
+
 def open_encoder(
-    which: "str | Path | MiniUNet | Encoder",
-    device=None,
+    which: AnyEncoder,
+    device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     untrained: int | None = None,
 ) -> Encoder:
@@ -80,7 +89,7 @@ def open_encoder(
 
 
 @contextmanager
-def _seeded(seed: int):
+def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -145,7 +154,10 @@ def wrap_mini_unet(model: MiniUNet) -> Encoder:
 
 
 def load_pretrained(
-    folder: Path | str, device=None, dtype: torch.dtype | None = None, untrained: int | None = None
+    folder: Path | str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    untrained: int | None = None,
 ) -> Encoder:
     """The text encoder in a folder that transformers or diffusers saved; of a whole pipeline its `text_encoder`.
 
@@ -177,7 +189,7 @@ def load_pretrained(
     return found if untrained is not None else replace(found, weights_sha256=lambda: _sha256(home))
 
 
-def wrap_encoder(model, tokenizer, name: str | None = None) -> Encoder:
+def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str | None = None) -> Encoder:
     """An encoder made of a model and a fast tokenizer of the transformers library, both loaded already."""
     name = name or type(model).__name__
     if not getattr(tokenizer, "is_fast", False):
@@ -188,21 +200,22 @@ def wrap_encoder(model, tokenizer, name: str | None = None) -> Encoder:
     if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is not model:
         model = model.get_encoder()
     limit = min(tokenizer.model_max_length, _positions(model))
+    unknown = getattr(tokenizer, "unk_token_id", None)
 
     def tokenize(text: str) -> tuple[tuple[Token, ...], bool]:
-        options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-        found = tokenizer(text, verbose=False, **options)
-        cut = len(found["input_ids"]) > limit
+        encode = partial(tokenizer, text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        encoding = encode(verbose=False)
+        cut = len(encoding["input_ids"]) > limit
         if cut:
-            found = tokenizer(text, truncation=True, max_length=limit, **options)
-        ids = found["input_ids"]
+            encoding = encode(truncation=True, max_length=limit)
+        ids = encoding["input_ids"]
         pieces = tokenizer.convert_ids_to_tokens(ids)
-        return tokens_of(text, ids, pieces, found["offset_mapping"], found["special_tokens_mask"]), cut
+        return tokens_of(text, ids, pieces, encoding["offset_mapping"], encoding["special_tokens_mask"]), cut
 
     def forward(ids: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
-    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, tokenizer.unk_token_id)
+    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, unknown)
 
 
 def _sha256(home: Path) -> str:
@@ -211,7 +224,7 @@ def _sha256(home: Path) -> str:
     return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
-def _load(transformers, home: Path, dtype: torch.dtype):
+def _load(transformers: ModuleType, home: Path, dtype: torch.dtype) -> tuple[Any, set[str]]:
     """The text model with the names of the weights that its file lacks."""
     config = transformers.AutoConfig.from_pretrained(home, **OURS_ONLY)
     kind, auto = getattr(config, "model_type", ""), transformers.AutoModel
@@ -231,12 +244,12 @@ def _load(transformers, home: Path, dtype: torch.dtype):
     return model.eval().requires_grad_(False), report["missing_keys"]
 
 
-def _saved_alone(config) -> bool:
+def _saved_alone(config: "PretrainedConfig") -> bool:
     """Whether it is the encoder half of a model, as pipelines save a T5's, whose configuration then denies the rest."""
     return any(name.endswith("EncoderModel") for name in getattr(config, "architectures", None) or ())
 
 
-def _layers(model, name: str) -> list[nn.Module]:
+def _layers(model: "PreTrainedModel", name: str) -> list[nn.Module]:
     config = model.config.get_text_config()
     count = next(
         (getattr(config, key) for key in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, key)), 0
@@ -253,24 +266,25 @@ def _layers(model, name: str) -> list[nn.Module]:
     return list(next(iter(lists.values())))
 
 
-def _positions(model) -> int:
+def _positions(model: "PreTrainedModel") -> int:
     """Positions that the model has an embedding for; those of RoBERTa's kind begin behind its padding's."""
     config = model.config.get_text_config()
     count = getattr(config, "max_position_embeddings", None) or 2**31
     for path, module in model.named_modules():
-        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return count - module.padding_idx - 1
+        padding = getattr(module, "padding_idx", None)
+        if path.endswith("position_embeddings") and padding is not None:
+            return count - padding - 1
     return count
 
 
-def _transformers():
+def _transformers() -> ModuleType:
     with missing_library_named():
         import transformers
     return transformers
 
 
 @contextmanager
-def _quiet(transformers):
+def _quiet(transformers: ModuleType) -> Iterator[None]:
     """Without the bars and reports that loading prints; what of them matters is checked here."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from toushi.probe.encoders.encode_layers import BATCH, check_texts, encode_layers
-from toushi.probe.encoders.load_encoder import Encoder, open_encoder
-from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
 from toushi.probe.recording.provenance import git_commit, versions
 from toushi.probe.text.alignment import segmenter
 from toushi.probe.trace.encoder_trace import EncoderTraceWriter
@@ -19,7 +18,7 @@ from toushi.probe.trace.text_encoding import TextEncoding, TextEncodings
 
 
 def record_texts(
-    encoder: str | Path | MiniUNet | Encoder,
+    encoder: AnyEncoder,
     texts: Sequence[str],
     folder: str | Path,
     *,
@@ -41,7 +40,7 @@ def record_texts(
     return open_encoder_trace(folder).encodings()
 
 
-def manifest_of(encoder: Encoder, count: int, first: TextEncoding | None) -> dict:
+def manifest_of(encoder: Encoder, count: int, first: TextEncoding | None) -> dict[str, object]:
     """The manifest before the first text is written."""
     heads = None if first is None or first.seen is None else first.seen.sizes["head"]
     return {

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from toushi.probe.analysis.layer_measures import commonness, cosine
+from toushi.probe.analysis.layer_measures import cosine, mean_pairwise_cosine
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
@@ -131,7 +131,7 @@ def lowest(rows: list[list[Map]]) -> float:
 def changed(states: np.ndarray) -> np.ndarray:
     """Cosine of each word with its embedding, and below it the mean of different words: [word + 1, layer]."""
     own = np.array([cosine(word[:1], word)[0] for word in np.swapaxes(states, 0, 1)]).reshape(-1, len(states))
-    return np.concatenate([own, commonness(states)[None]])
+    return np.concatenate([own, mean_pairwise_cosine(states)[None]])
 
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:

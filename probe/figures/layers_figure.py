@@ -9,7 +9,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import FAINT, PROBABILITY, bare, colour_bar, overlay, overlay_colours, styled
 from toushi.probe.figures.words_figure import chosen, shown
-from toushi.probe.text.alignment import labels
+from toushi.probe.text.alignment import word_labels
 
 NAMES, HEAD, BAR, SIDE, GAP = 1.5, 0.5, 0.95, 0.85, 0.05  # inches
 
@@ -37,7 +37,9 @@ def layers_figure(trace, word, *, branch: str = "cond", sites=None, columns: int
     width = NAMES + len(steps) * (SIDE + GAP) + BAR
     height = HEAD + len(layers) * (tall + GAP) + 0.1
     figure = Figure(figsize=(width, height))
-    figure.text(0.1 / width, 1 - 0.08 / height, drawable(labels([asked], trace.words(branch))[0]), size=12, va="top")
+    figure.text(
+        0.1 / width, 1 - 0.08 / height, drawable(word_labels([asked], trace.words(branch))[0]), size=12, va="top"
+    )
     figure.text(
         (NAMES - 0.1) / width,
         1 - (HEAD - 0.01) / height,

@@ -8,7 +8,7 @@ from toushi.probe.base.bilingual_text import translate
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import CATEGORIES, FAINT, LINES, styled
 from toushi.probe.figures.words_figure import chosen, rule
-from toushi.probe.text.alignment import labels
+from toushi.probe.text.alignment import word_labels
 
 
 @styled
@@ -20,7 +20,7 @@ def timeline_figure(trace, words=None, *, branch: str = "cond", sites=None, lang
     asked = chosen(trace, words, branch)
     figure = Figure(figsize=(5.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
-    for i, (word, name) in enumerate(zip(asked, labels(asked, trace.words(branch)))):
+    for i, (word, name) in enumerate(zip(asked, word_labels(asked, trace.words(branch)))):
         shares = timeline(trace.attention(word, branch=branch, sites=sites, grid="native"))
         line = LINES[i // len(CATEGORIES) % len(LINES)]
         colour = CATEGORIES[i % len(CATEGORIES)]

@@ -19,7 +19,7 @@ from toushi.probe.figures.style import (
     percent,
     styled,
 )
-from toushi.probe.text.alignment import Word, find, labels, shares
+from toushi.probe.text.alignment import Word, find_word, token_shares, word_labels
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 
@@ -71,7 +71,7 @@ def words_figure(
         else translate(language, en="picture so far", zh="目前的图像")
     )
     panels = [(picture, name, "")]
-    for heat, name in zip(maps, labels(asked, trace.words(branch))):
+    for heat, name in zip(maps, word_labels(asked, trace.words(branch))):
         panels.append((overlay(picture, heat.values, top), truncate(name, 11), percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
@@ -96,11 +96,11 @@ def chosen(trace, words, branch: str) -> list[Word]:
     known = trace.words(branch)
     if words is None:
         tokens = trace.places(branch)
-        return [word for word in known if shares(tokens, word.span).any()]
+        return [word for word in known if token_shares(tokens, word.span).any()]
     if isinstance(words, str | Word) or not isinstance(words, Iterable):
         raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
     prompt = trace.manifest.prompt_of(branch) or ""
-    spans = [find(prompt, known, word) for word in words]
+    spans = [find_word(prompt, known, word) for word in words]
     return [Word(prompt[start:end], start, end) for start, end in spans]
 
 

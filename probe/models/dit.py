@@ -1,18 +1,16 @@
 """Z-Image's denoiser as released: a single-stream diffusion Transformer (Z-Image team 2025).
 
-The latents are cut into cells of 2x2. Image cells and text tokens are first refined apart, then joined into one
-sequence, image first, in which everything attends to everything: there is no cross-attention, the image reads the
-text in the columns of one joint attention. Parameters carry the released names, so released weights load as they are.
+The latents are cut into patches of 2x2 cells. Image and text tokens are first refined apart, then joined into one
+sequence, image first, in which every token attends to every token. There is no cross-attention: the image reads the
+text in the columns of this joint attention. Parameters have the released names, so released weights load as they are.
 
-Each part is filled up to a multiple of 32 with learned pad tokens, which are attended to like any other; what fills
-a batch up to its longest caption is masked. A caption's row of the joint sequence is thus
-[image | image pads | text | text pads | masked].
+Each part is padded to a multiple of 32 with learned pad tokens, which are attended to like any other. Padding up to the
+longest caption of a batch is masked. So a row of the joint sequence is [image | image pads | text | text pads | masked].
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import log
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +22,13 @@ from torch.nn.utils.rnn import pad_sequence
 from toushi.probe.base.errors import ToushiError
 
 PATCH = 2  # latent cells of a token, each way
-MULTIPLE = 32  # of tokens, to which each part of the sequence is filled up
+PAD_MULTIPLE = 32  # tokens; each part of the sequence is padded to a multiple of them
 TIME_FEATURES = 256
 
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Names and numbers of the released config.json; `axes_lens` are how far the positions of each axis reach."""
+    """Names and numbers of the released config.json. `axes_lens` are the numbers of positions of each axis."""
 
     in_channels: int = 16
     dim: int = 3840
@@ -49,8 +47,8 @@ class DiTConfig:
         return min(self.dim, 256)
 
     @classmethod
-    def from_released(cls, values: Mapping[str, Any]) -> "DiTConfig":
-        """The config of a released config.json; a design that this file does not have is an error."""
+    def from_released(cls, values: Mapping[str, object]) -> "DiTConfig":
+        """The config of a released config.json. Raises ToushiError for a design that this file does not have."""
         heads = values.get("n_heads", cls.n_heads)
         expected = {
             "all_patch_size": [PATCH],
@@ -64,50 +62,53 @@ class DiTConfig:
             if (list(came) if isinstance(came, tuple) else came) != value:
                 raise ToushiError(f"this DiT is written for {name} = {value}, but the config says {came}")
         known = {field.name for field in fields(cls)}
-        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return cls(**chosen)
+        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return replace(cls(), **chosen)
 
 
-def filled_length(count: int) -> int:
+def padded_length(count: int) -> int:
     """Tokens of a part of the sequence with its pads."""
-    return count + -count % MULTIPLE
+    return count + -count % PAD_MULTIPLE
 
 
-# --- where tokens are: (text order, y, x) ---
+# --- positions of tokens: (text order, y, x) ---
 
 
-def text_positions(length: int) -> Int[Tensor, "1 length 3"]:
-    """Text runs along the first axis from 1, its pads too."""
+def text_positions(length: int) -> Int[Tensor, "1 {length} 3"]:
+    """Positions of text tokens and of their pads: along the first axis, from 1."""
     return F.pad(torch.arange(1, length + 1)[None, :, None], (0, 2))
 
 
 def image_positions(rows: int, columns: int, text_lengths: Sequence[int]) -> Int[Tensor, "b n 3"]:
-    """Cells in reading order, at one place of the first axis: next after the caption and its pads. Pads are at 0."""
+    """Positions of image tokens in reading order. On the first axis all stand behind the caption and its pads.
+
+    The pads of the image are at (0, 0, 0).
+    """
     grid = torch.cartesian_prod(torch.tensor([0]), torch.arange(rows), torch.arange(columns))
     starts = torch.tensor([[length + 1, 0, 0] for length in text_lengths])
-    return F.pad(starts[:, None] + grid, (0, 0, 0, -len(grid) % MULTIPLE))
+    return F.pad(starts[:, None] + grid, (0, 0, 0, -len(grid) % PAD_MULTIPLE))
 
 
-def rotations(positions: Int[Tensor, "b n 3"], config: DiTConfig) -> Float[Tensor, "2 b 1 n d"]:
-    """Cosine and sine for each pair of a head's channels; every axis turns pairs of its own (Su et al. 2021).
+def rope_cos_sin(positions: Int[Tensor, "b n 3"], config: DiTConfig) -> Float[Tensor, "2 b 1 n d"]:
+    """Cosine and sine of the angle of each pair of a head's channels (RoPE, Su et al. 2021). Each axis has its own pairs.
 
-    In double precision on the CPU and rounded as the released code does it: at position 1000 an angle in single
-    precision would be off by more than the kernels are.
+    Computed in double precision on the CPU and rounded, as in the released code. At position 1000 an angle in single
+    precision would have a larger error than the kernels.
     """
     angles = []
     for axis, width in enumerate(config.axes_dims):
         frequencies = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles.append(positions[..., axis, None] * frequencies)
-    turned = torch.cat(angles, dim=-1).float()[:, None]
-    return torch.stack([turned.cos(), turned.sin()])
+    angle = torch.cat(angles, dim=-1).float()[:, None]
+    return torch.stack([angle.cos(), angle.sin()])
 
 
-def rotated(x: Float[Tensor, "b h n 2*d"], rotation: Float[Tensor, "2 b 1 n d"]) -> Float[Tensor, "b h n 2*d"]:
-    """Neighbouring channels as points of a plane, turned."""
-    cos, sin = rotation
+def apply_rope(x: Float[Tensor, "b h n c"], cos_sin: Float[Tensor, "2 #b 1 n c//2"]) -> Float[Tensor, "b h n c"]:
+    """Each pair of neighbouring channels rotated as a point of the plane."""
+    cos, sin = cos_sin
     left, right = rearrange(x.float(), "b h n (d two) -> two b h n d", two=2)
-    turned = torch.stack([left * cos - right * sin, left * sin + right * cos], dim=-1)
-    return rearrange(turned, "b h n d two -> b h n (d two)").to(x.dtype)
+    rotated = torch.stack([left * cos - right * sin, left * sin + right * cos], dim=-1)
+    return rearrange(rotated, "b h n d two -> b h n (d two)").to(x.dtype)
 
 
 # --- modules ---
@@ -118,15 +119,15 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, 1024), nn.SiLU(), nn.Linear(1024, width))
 
-    def forward(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b width"]:
+    def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         half = TIME_FEATURES // 2
         frequencies = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
         angles = time.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 class Attention(nn.Module):
-    """Everything in the sequence attends to everything, text to image as well as image to text."""
+    """Every token of the sequence attends to every token, text to image as well as image to text."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -138,9 +139,11 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(dim // heads, eps=1e-5)
         self.to_out = nn.Sequential(nn.Linear(dim, dim, bias=False))
 
-    def forward(self, x: Float[Tensor, "b n c"], rotation: Tensor, mask: Bool[Tensor, "b 1 1 n"] | None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b n c"], cos_sin: Float[Tensor, "2 #b 1 n d"], mask: Bool[Tensor, "b 1 1 n"] | None
+    ) -> Float[Tensor, "b n c"]:
         q, k, v = (rearrange(to(x), "b n (h d) -> b h n d", h=self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        q, k = rotated(self.norm_q(q), rotation), rotated(self.norm_k(k), rotation)
+        q, k = apply_rope(self.norm_q(q), cos_sin), apply_rope(self.norm_k(k), cos_sin)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
 
@@ -160,7 +163,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each normalised before and after; the time scales the way in and gates it out."""
+    """Attention, then feed-forward, each normalised before and after. The time scales the inputs and gates the outputs."""
 
     def __init__(self, config: DiTConfig, *, timed: bool):
         super().__init__()
@@ -184,12 +187,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n c"],
-        rotation: Float[Tensor, "2 b 1 n d"],
+        cos_sin: Float[Tensor, "2 #b 1 n d"],
         mask: Bool[Tensor, "b 1 1 n"] | None,
         time: Float[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b n c"]:
         scale, gate, ffn_scale, ffn_gate = self.modulation(time)
-        x = x + gate * self.attention_norm2(self.attention(self.attention_norm1(x) * scale, rotation, mask))
+        x = x + gate * self.attention_norm2(self.attention(self.attention_norm1(x) * scale, cos_sin, mask))
         return x + ffn_gate * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * ffn_scale))
 
 
@@ -227,52 +230,57 @@ class DiT(nn.Module):
         self.cap_pad_token = nn.Parameter(torch.randn(1, config.dim) * 0.02)
 
     def embed_image(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n dim"]:
-        cells = rearrange(latents, "b c (y dy) (x dx) -> b (y x) (dy dx c)", dy=PATCH, dx=PATCH)
+        """The image tokens, then their pads."""
+        patches = rearrange(latents, "b c (y dy) (x dx) -> b (y x) (dy dx c)", dy=PATCH, dx=PATCH)
         (embedder,) = self.all_x_embedder.values()
-        pads = self.x_pad_token.expand(len(cells), -cells.shape[1] % MULTIPLE, -1)
-        return torch.cat([embedder(cells), pads], dim=1)
+        pads = self.x_pad_token.expand(len(patches), -patches.shape[1] % PAD_MULTIPLE, -1)
+        return torch.cat([embedder(patches), pads], dim=1)
 
-    def embed_text(self, texts: Sequence[Float[Tensor, "l width"]]) -> Float[Tensor, "b n dim"]:
-        """Each caption with its pads; zeros, to be masked, after the shorter ones."""
-        pads = [self.cap_pad_token.expand(-len(text) % MULTIPLE, -1) for text in texts]
+    def embed_text(self, texts: Sequence[Float[Tensor, "_token width"]]) -> Float[Tensor, "b n dim"]:
+        """Each caption with its pads. Zeros, which are to be masked, follow the shorter ones."""
+        pads = [self.cap_pad_token.expand(-len(text) % PAD_MULTIPLE, -1) for text in texts]
         return pad_sequence([torch.cat([self.cap_embedder(text), pad]) for text, pad in zip(texts, pads)], True)
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], texts: Sequence[Float[Tensor, "l width"]]
+        self,
+        latents: Float[Tensor, "b c h w"],
+        time: Float[Tensor, " _b"],
+        texts: Sequence[Float[Tensor, "_token width"]],
     ) -> Float[Tensor, "b c h w"]:
         """Velocity at each cell: picture minus noise, in latent units.
 
-        `time` is 0 at noise and 1 at the picture, the reverse of this project's U-Net. `texts` are the encoder's
-        states of each row's prompt without padding; their lengths may differ.
+        `time` has one value for each row: 0 at noise and 1 at the picture, the reverse of this project's U-Net. `texts`
+        are the encoder's states of each row's prompt without padding; their lengths may differ. Raises ToushiError
+        where their numbers or sizes do not fit.
         """
         rows, columns = latents.shape[2] // PATCH, latents.shape[3] // PATCH
-        lengths = [filled_length(len(text)) for text in texts]
-        self.check(latents, time, texts, max(lengths, default=0))
+        lengths = [padded_length(len(text)) for text in texts]
+        self._check(latents, time, texts, max(lengths, default=0))
         (final_layer,) = self.all_final_layer.values()
         time = self.t_embedder(time * self.config.t_scale)
 
         image = self.embed_image(latents)
-        image_rotation = rotations(image_positions(rows, columns, lengths), self.config).to(image.device)
+        image_cos_sin = rope_cos_sin(image_positions(rows, columns, lengths), self.config).to(image.device)
         for block in self.noise_refiner:
-            image = block(image, image_rotation, None, time)
+            image = block(image, image_cos_sin, None, time)
 
         text = self.embed_text(texts)
-        text_rotation = rotations(text_positions(max(lengths)), self.config).to(text.device)
+        text_cos_sin = rope_cos_sin(text_positions(max(lengths)), self.config).to(text.device)
         mask = text_mask(lengths, text.device)
         for block in self.context_refiner:
-            text = block(text, text_rotation, mask)
+            text = block(text, text_cos_sin, mask)
 
         x = torch.cat([image, text], dim=1)
-        rotation = torch.cat([image_rotation, text_rotation.expand(-1, len(texts), -1, -1, -1)], dim=3)
+        cos_sin = torch.cat([image_cos_sin, text_cos_sin.expand(-1, len(texts), -1, -1, -1)], dim=3)
         if mask is not None:
             mask = F.pad(mask, (image.shape[1], 0), value=True)
         for block in self.layers:
-            x = block(x, rotation, mask, time)
-        cells = final_layer(x[:, : rows * columns], time)
-        return rearrange(cells, "b (y x) (dy dx c) -> b c (y dy) (x dx)", y=rows, dy=PATCH, dx=PATCH)
+            x = block(x, cos_sin, mask, time)
+        patches = final_layer(x[:, : rows * columns], time)
+        return rearrange(patches, "b (y x) (dy dx c) -> b c (y dy) (x dx)", y=rows, dy=PATCH, dx=PATCH)
 
-    def check(self, latents: Tensor, time: Tensor, texts: Sequence[Tensor], longest: int) -> None:
-        """Tells apart what torch would report as a shape somewhere inside, or broadcast in silence."""
+    def _check(self, latents: Tensor, time: Tensor, texts: Sequence[Tensor], longest: int) -> None:
+        """Refuses inputs of which torch would report a shape somewhere inside, or which it would broadcast."""
         if not len(latents) == len(time) == len(texts):
             raise ToushiError(
                 f"each picture needs a time and a text, but {len(latents)} latents, {len(time)} times and "
@@ -282,16 +290,18 @@ class DiT(nn.Module):
         if height % PATCH or width % PATCH:
             raise ToushiError(f"latents must be an even number of cells high and wide, but {height}x{width} came")
         if not all(len(text) for text in texts):
-            raise ToushiError("a text has no tokens; an empty prompt still has those of the chat template")
+            raise ToushiError(
+                "expected texts with tokens, but one has no tokens; an empty prompt has those of the chat template"
+            )
         needed = (longest + 2, height // PATCH, width // PATCH)
-        if any(n > most for n, most in zip(needed, self.config.axes_lens)):
+        if any(count > limit for count, limit in zip(needed, self.config.axes_lens)):
             raise ToushiError(
                 f"positions reach {self.config.axes_lens} (text, rows, columns of tokens), but {needed} are needed"
             )
 
 
 def text_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "b 1 1 n"] | None:
-    """True at each caption and its pads. None where all are equally long: fused kernels without a mask are faster."""
+    """True at each caption and its pads. None where all have one length: fused kernels are faster without a mask."""
     if len(set(lengths)) == 1:
         return None
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None, None].to(device)

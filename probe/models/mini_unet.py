@@ -1,15 +1,16 @@
 """mini-unet: text encoder, U-Net and VAE joined into one text-to-image model that runs on a CPU in seconds.
 
-The design of the popular article, in small: byte-level BPE, 77 tokens, a bidirectional encoder, a latent U-Net
-with cross-attention, classifier-free guidance. Weights are trained by `python -m toushi.experiments.training.train_mini_unet`.
+The design that the article under test describes, in small: byte-level BPE, 77 tokens, a bidirectional encoder, a latent
+U-Net with cross-attention, classifier-free guidance. Weights are trained by `python -m toushi.experiments.training.train_mini_unet`.
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -19,27 +20,42 @@ from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.cpu_threads import with_own_threads
-from toushi.probe.models.prompt_batch import Text, joined, padded_ids
+from toushi.probe.models.prompt_batch import PromptBatch, concat_prompts, pad_ids
 from toushi.probe.models.samplers import Scheduler
 from toushi.probe.models.text_encoder import TextEncoder, TextEncoderConfig
 from toushi.probe.models.unet import UNet, UNetConfig
 from toushi.probe.models.vae import VAE, VAEConfig
-from toushi.probe.text.alignment import listed
+from toushi.probe.text.alignment import join_words
 from toushi.probe.text.bpe import Tokenizer
 
 SHIPPED = Path(__file__).parent / "weights"
-MOST_PIXELS = 1024 * 1024  # beyond it one evaluation takes minutes and gigabytes
+MAX_PIXELS = 1024 * 1024  # above it one evaluation takes minutes and gigabytes
 
 
 class PromptCut(UserWarning):
     """A prompt had more tokens than the model reads; the message names the words that were lost.
 
-    `limit` tokens are read, the words `lost` were cut: for who says it in another language. None and () if not told.
+    `limit` and `lost` are the number of tokens that are read and the words that were cut, for messages in another
+    language. None and () where they are not known.
     """
 
     def __init__(self, message: str, limit: int | None = None, lost: Sequence[str] = ()):
         super().__init__(message)
         self.limit, self.lost = limit, tuple(lost)
+
+
+class HeatMapRule(TypedDict):
+    """Which sites' maps point best, as the model card measured: globs, and the rule in words."""
+
+    sites: list[str]
+    rule: str
+
+
+class SharedParts(TypedDict):
+    """The shipped model whose tokenizer and VAE this one uses, so that its own folder holds neither."""
+
+    model: str
+    vae_sha256: str
 
 
 @dataclass(frozen=True)
@@ -48,14 +64,14 @@ class MiniUNetConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     shift: float = 1.5
-    heat_map: dict | None = None
-    """{sites: [globs], rule: text}: which sites' maps point best, as the card measured; None is the mean of all."""
-    shares: dict | None = None
-    """{model: name, vae_sha256: hash}: the shipped model whose tokenizer and VAE this one uses, so that its own folder
-    holds neither."""
+    heat_map: HeatMapRule | None = None
+    """None is the mean of all sites."""
+    shares: SharedParts | None = None
 
     @classmethod
-    def from_dict(cls, values: dict) -> "MiniUNetConfig":
+    def from_json(cls, content: str) -> "MiniUNetConfig":
+        """The config of a config.json that `MiniUNet.save` wrote."""
+        values = json.loads(content)
         unet = UNetConfig(**{**values["unet"], "widths": tuple(values["unet"]["widths"])})
         text, vae = TextEncoderConfig(**values["text"]), VAEConfig(**values["vae"])
         return cls(text, unet, vae, values["shift"], values.get("heat_map"), values.get("shares"))
@@ -63,7 +79,7 @@ class MiniUNetConfig:
 
 class MiniUNet(nn.Module):
     name = "mini-unet"
-    unguided = 1.0  # the guidance that turns guidance off
+    unguided = 1.0  # `guidance` at which there is none
     threads: int | None = 1  # CPU threads of `sample`, `denoise` and `encode_prompt`; None: as many as torch takes
 
     def __init__(self, config: MiniUNetConfig, tokenizer: Tokenizer):
@@ -73,15 +89,15 @@ class MiniUNet(nn.Module):
         self.unet = UNet(config.unet)
         self.vae = VAE(config.vae)
         self.scheduler = Scheduler(config.shift)
-        self.embedding_cache: dict[str, Text] = {}
-        # Tells whether somebody reads or edits a module, so that it has to run. Without it, no text is reused.
+        self.embedding_cache: dict[str, PromptBatch] = {}
+        # Whether a hook reads or changes a module, so that it has to run. Without this function no text is reused.
         self.is_watched: Callable[[nn.Module], bool] | None = None
         self.register_load_state_dict_post_hook(lambda model, _: model.embedding_cache.clear())
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
 
     @property
-    def heat_map(self) -> dict | None:
+    def heat_map(self) -> HeatMapRule | None:
         return self.config.heat_map
 
     @property
@@ -94,20 +110,23 @@ class MiniUNet(nn.Module):
 
     # --- text ---
 
-    def encode_text(self, prompts: Sequence[str]) -> Text:
-        """States of the prompts, read at the length of the longest; where `is_watched` is given, a prompt is read once."""
+    def encode_text(self, prompts: Sequence[str]) -> PromptBatch:
+        """States of the prompts, padded to the longest. Warns (PromptCut) of words that were cut.
+
+        Where `is_watched` is given, prompts that were encoded before come from a cache.
+        """
         key = json.dumps([list(prompts), str(self.device), str(self.dtype)], ensure_ascii=False)
         encodings = [self.tokenizer.encode(prompt) for prompt in prompts]
         for encoding in encodings:
             if encoding.lost:
-                cut = f"the prompt is longer than {self.tokenizer.length} tokens; cut: {listed(encoding.lost)}"
+                cut = f"the prompt is longer than {self.tokenizer.length} tokens; cut: {join_words(encoding.lost)}"
                 lost = [word.text for word in encoding.lost]
                 warnings.warn(PromptCut(cut, self.tokenizer.length, lost), stacklevel=3)
         reuse = self.is_watched is not None and not self.is_watched(self.encoder)
         if reuse and key in self.embedding_cache:
             return self.embedding_cache[key]
-        ids, mask = padded_ids(encodings, self.tokenizer.pad, self.device)
-        text = Text(self.encoder(ids, mask), mask, tuple(encodings))
+        ids, mask = pad_ids(encodings, self.tokenizer.pad, self.device)
+        text = PromptBatch(self.encoder(ids, mask), mask, tuple(encodings))
         if not reuse:
             return text
         if len(self.embedding_cache) >= 64:
@@ -117,8 +136,10 @@ class MiniUNet(nn.Module):
 
     @with_own_threads
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], negatives: Sequence[str] | None) -> tuple[Text, Text | None]:
-        """The texts to draw and, when guidance needs them, the texts to stay away from."""
+    def encode_prompt(
+        self, prompts: Sequence[str], negatives: Sequence[str] | None
+    ) -> tuple[PromptBatch, PromptBatch | None]:
+        """The encoded prompts and negative prompts; without guidance there are no negative prompts (None)."""
         return self.encode_text(prompts), None if negatives is None else self.encode_text(negatives)
 
     # --- pictures ---
@@ -139,11 +160,12 @@ class MiniUNet(nn.Module):
         first_step: int = 0,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Image.Image | list[Image.Image]:
-        """Draws the prompt (a picture), or several prompts in one batch (a list).
+        """The picture of a prompt, or a list of pictures for several prompts, which run in one batch.
 
-        `seed` is the one that every picture begins from, or one for each prompt; or begin from `latents`, in place
-        of noise, at `first_step`. `size` is pixels, or (height, width), multiples of 16. `guidance` of 1 turns the
-        second branch off. `callback(index, latents)` is called after each step.
+        `negative` is the negative prompt. `seed` is for every picture, or one for each prompt. `latents`, in place of
+        noise, are where the run begins at `first_step`. `size` is in pixels, one number or (height, width), multiples
+        of 16. `guidance` of 1 is none: the negative prompt is not evaluated. `callback(index, latents)` is called after
+        each step. Raises ToushiError for sizes, numbers and steps that do not fit.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -155,7 +177,8 @@ class MiniUNet(nn.Module):
             raise ToushiError(f"expected latents of shape {tuple(noise.shape)}, but {tuple(latents.shape)} came")
         guided = guidance != self.unguided
         positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guided else None)
-        text = self.unet.read_text(joined(negative_text, positive) if guided else positive)
+        text = positive if negative_text is None else concat_prompts(negative_text, positive)
+        text = self.unet.read_text(text)
 
         def velocity_of(latents: Tensor, time: float) -> Tensor:
             rows = torch.cat([latents, latents]) if guided else latents
@@ -174,19 +197,24 @@ class MiniUNet(nn.Module):
         pictures = to_images(self.vae.decode(latents.to(self.dtype)))
         return pictures[0] if isinstance(prompt, str) else pictures
 
-    def noise(self, count: int, height: int, width: int, seed: int | Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """Starting latents in fp32, drawn on the CPU so that a seed means the same on every device."""
+    def noise(self, count: int, height: int, width: int, seed: int | Sequence[int]) -> Float[Tensor, "{count} c h w"]:
+        """Initial latents in fp32, made on the CPU so that a seed gives the same on every device. Sizes are in pixels."""
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise ToushiError(f"expected one seed, or one for each of {count} prompts, but {len(seeds)} came")
         shape = (self.config.vae.latent_channels, height // self.vae.factor, width // self.vae.factor)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(noise).to(self.device)
 
     @with_own_threads
     @torch.no_grad()
-    def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:
-        """Velocity [b, c, h, w] from one evaluation without guidance; one prompt serves the whole batch."""
+    def denoise(
+        self, latents: Float[Tensor, "b c h w"], time: float | Float[Tensor, "..."], prompt: str | Sequence[str]
+    ) -> Float[Tensor, "b c h w"]:
+        """Velocity from one evaluation without guidance. One prompt serves the whole batch.
+
+        `time` is 1 at noise and 0 at the picture, one number or one for each row.
+        """
         prompts = [prompt] * len(latents) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(latents):
             raise ToushiError(f"expected one prompt for each of {len(latents)} latents, but {len(prompts)} came")
@@ -197,7 +225,7 @@ class MiniUNet(nn.Module):
     # --- disk ---
 
     def save(self, folder: Path | str, dtype: torch.dtype = torch.float16) -> None:
-        """config.json, tokenizer.json and model.safetensors, the weights in `dtype`; of what it shares nothing."""
+        """Writes config.json, tokenizer.json and model.safetensors, the weights in `dtype`, without shared parts."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n")
@@ -210,21 +238,21 @@ class MiniUNet(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "MiniUNet":
-        """The model of a folder that `save` wrote, in fp32 on the CPU."""
+        """The model of a folder that `save` wrote, in fp32 on the CPU. Raises ValueError for another VAE than it had."""
         folder = Path(folder)
-        config = MiniUNetConfig.from_dict(json.loads((folder / "config.json").read_text()))
-        lender = folder if config.shares is None else SHIPPED / config.shares["model"]
+        config = MiniUNetConfig.from_json((folder / "config.json").read_text())
+        source = folder if config.shares is None else SHIPPED / config.shares["model"]
         with torch.random.fork_rng(devices=[]):  # the meta device would need no numbers, but a second to import
-            model = cls(config, Tokenizer.load(lender / "tokenizer.json"))
+            model = cls(config, Tokenizer.load(source / "tokenizer.json"))
         weights = load_file(folder / "model.safetensors")
         if config.shares is not None:
-            lent = {k: v for k, v in load_file(lender / "model.safetensors").items() if k.startswith("vae.")}
-            if (found := digest(lent)) != config.shares["vae_sha256"]:
+            vae = {k: v for k, v in load_file(source / "model.safetensors").items() if k.startswith("vae.")}
+            if (sha256 := weights_sha256(vae)) != config.shares["vae_sha256"]:
                 raise ValueError(
                     f"it was trained with another VAE than that of {config.shares['model']}: "
-                    f"{config.shares['vae_sha256'][:12]}, not {found[:12]}"
+                    f"{config.shares['vae_sha256'][:12]}, not {sha256[:12]}"
                 )
-            weights |= lent
+            weights |= vae
         model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         model.weights_sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model.revision = model.weights_sha256[:12]
@@ -232,7 +260,7 @@ class MiniUNet(nn.Module):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> "MiniUNet":
-        """The same code, narrow and untrained: for tests, built in a moment."""
+        """The same design, narrow and untrained, for tests."""
         texts = [
             "左边是猫，右边是月亮，夜晚",
             "河边的银行在左边，树在右边",
@@ -247,27 +275,28 @@ class MiniUNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config, Tokenizer.train(texts, config.text.vocab_size))
-            # Untrained output layers are zero, and then nothing would depend on anything.
+            # Untrained output layers are zero, and then the output would not depend on the input.
             for parameter in model.parameters():
                 if not parameter.any():
                     nn.init.normal_(parameter, std=0.1)
         return model.eval().requires_grad_(False)
 
 
-def digest(weights: dict[str, Tensor]) -> str:
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors and their names, in the order of names."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(weights):
-        found.update(f"{name} {weights[name].dtype} {list(weights[name].shape)} ".encode())
-        found.update(weights[name].contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {weights[name].dtype} {list(weights[name].shape)} ".encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels. Raises ToushiError for a size that the model cannot draw."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 16 or width < 16 or height % 16 or width % 16:
         raise ToushiError(f"height and width must be multiples of 16 pixels, at least 16, but {height}x{width} came")
-    if height * width > MOST_PIXELS:
+    if height * width > MAX_PIXELS:
         raise ToushiError(
             f"this model draws up to 1024x1024 pixels, but {height}x{width} came; it was trained at 64x64"
         )
@@ -275,5 +304,6 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def to_images(pictures: Float[Tensor, "b 3 H W"]) -> list[Image.Image]:
+    """Pictures in -1..1, clamped, as images."""
     pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

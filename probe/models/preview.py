@@ -1,11 +1,13 @@
-"""Small pictures of latents at almost no cost, to look at while a run goes on.
+"""Small pictures of latents at almost no cost, to watch a run.
 
-The VAE's decoder takes about a quarter of a step of mini-unet, too much to run at every step. Locally it is close to
-linear: one 3x3 convolution from latent cells to the pixels of each cell, fitted by least squares to what the VAE's
-own encoder makes of made-up pictures, shows the same at a hundredth of the cost. The exact decoding of any step is
-`vae.decode` of the latent that the trace keeps.
+The VAE's decoder takes about a quarter of a step of mini-unet, too much to run at every step. Locally it is nearly
+linear. So a 3x3 convolution from latent cells to the pixels of each cell shows the same at a hundredth of the cost. It
+is fitted by least squares to the VAE's own encodings of synthetic pictures. The exact picture of any step is
+`vae.decode` of the latent in the trace.
 """
 
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,30 +15,44 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-LARGEST = 128  # pixels; larger pictures get smaller previews
+MAX_SIDE = 128  # pixels; larger pictures get smaller previews
 RIDGE = 1e-2
-_fitted: WeakKeyDictionary[nn.Module, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_convolutions: WeakKeyDictionary["VAE", dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+@runtime_checkable
+class VAE(Protocol):
+    """A VAE as far as it is used here: pictures in -1..1 to latents."""
+
+    def encode(self, pictures: Tensor, /) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @torch.no_grad()
-def preview(vae: nn.Module, factor: int, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b y x 3"]:
-    """About what `vae.decode(latents)` shows, at most LARGEST pixels wide and high. Fits on the first call."""
+def preview(vae: VAE, factor: int, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b y x 3"]:
+    """An approximation of `vae.decode(latents)`, at most MAX_SIDE pixels wide and high.
+
+    `factor` is the number of pixels of a latent cell, each way. The first call for a VAE fits its convolution.
+    """
     height, width = latents.shape[-2:]
-    fitting = (n for n in range(factor, 1, -1) if factor % n == 0 and n * max(height, width) <= LARGEST)
-    pixels = next(fitting, 1)
-    fits = _fitted.setdefault(vae, {})
-    if pixels not in fits:
-        fits[pixels] = fit(vae, factor, pixels)
-    weight, bias = (w.to(latents) for w in fits[pixels])
+    divisors = (n for n in range(factor, 1, -1) if factor % n == 0 and n * max(height, width) <= MAX_SIDE)
+    pixels = next(divisors, 1)
+    convolutions = _convolutions.setdefault(vae, {})
+    if pixels not in convolutions:
+        convolutions[pixels] = fit_convolution(vae, factor, pixels)
+    weight, bias = (w.to(latents) for w in convolutions[pixels])
     levels = F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), weight, bias)
     return F.pixel_shuffle(levels.clamp_(0, 255).round_().byte(), pixels).permute(0, 2, 3, 1).contiguous()
 
 
-def fit(vae: nn.Module, factor: int, pixels: int, count: int = 3) -> tuple[Tensor, Tensor]:
-    """Weight [3*pixels*pixels, c, 3, 3] and bias of the convolution: ridge regression from latents to levels 0..255."""
-    about = next(vae.parameters())
-    pictures = made_up(count, 16 * factor)
-    latents = vae.encode(pictures.to(about.device, about.dtype)).cpu().double()
+def fit_convolution(
+    vae: VAE, factor: int, pixels: int, count: int = 3
+) -> tuple[Float[Tensor, "levels c 3 3"], Float[Tensor, " levels"]]:
+    """Weight and bias of the convolution: ridge regression from latents to the 3*pixels*pixels levels 0..255 of a cell."""
+    weight = next(vae.parameters())
+    pictures = synthetic_pictures(count, 16 * factor)
+    latents = vae.encode(pictures.to(weight.device, weight.dtype)).cpu().double()
     cells = F.unfold(F.pad(latents, (1, 1, 1, 1), mode="replicate"), 3).transpose(1, 2).flatten(0, 1)
     x = torch.cat([cells, torch.ones_like(cells[:, :1])], dim=1)
     small = F.avg_pool2d(pictures.double(), factor // pixels)
@@ -48,8 +64,8 @@ def fit(vae: nn.Module, factor: int, pixels: int, count: int = 3) -> tuple[Tenso
     return solution[:, :-1].unflatten(1, (latents.shape[1], 3, 3)), solution[:, -1]
 
 
-def made_up(count: int, size: int) -> Float[Tensor, "b 3 size size"]:
-    """Pictures in -1..1 of soft colours with flat shapes before them; a generator of its own, so always the same."""
+def synthetic_pictures(count: int, size: int) -> Float[Tensor, "{count} 3 {size} {size}"]:
+    """Pictures in -1..1: flat shapes before soft colours. They are always the same, from a generator of their own."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:

@@ -1,25 +1,31 @@
-"""What the text side hands to the image side."""
+"""A batch of encoded prompts: what the text encoder gives to the U-Net."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toushi.probe.text.bpe import Encoding
 
+KeysValues = tuple[Float[Tensor, "b heads l d"], Float[Tensor, "b heads l d"]]  # of one cross-attention
 
-class Text(NamedTuple):
-    """A batch of encoded prompts. `mask` is True at real tokens; pads are never attended to."""
+
+class PromptBatch(NamedTuple):
+    """Encoded prompts. `mask` is True at real tokens; pads are never attended to."""
 
     states: Float[Tensor, "b l width"]
     mask: Bool[Tensor, "b l"]
     encodings: tuple[Encoding, ...]
-    keys_values: tuple[tuple[Tensor, Tensor], ...] | None = None  # of each cross-attention, computed once a run
+    keys_values: tuple[KeysValues, ...] | None = None  # of each cross-attention, computed once a run
 
 
-def padded_ids(encodings: list[Encoding], pad: int, device=None) -> tuple[Tensor, Tensor]:
-    """Ids [b, l] and mask [b, l] at the length of the longest prompt."""
+def pad_ids(
+    encodings: Sequence[Encoding], pad: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    """Ids and mask (True at real tokens), at the length of the longest prompt."""
     length = max(len(e.ids) for e in encodings)
     ids = torch.full((len(encodings), length), pad, dtype=torch.long)
     for row, encoding in zip(ids, encodings):
@@ -28,15 +34,9 @@ def padded_ids(encodings: list[Encoding], pad: int, device=None) -> tuple[Tensor
     return ids.to(device), (torch.arange(length) < lengths[:, None]).to(device)
 
 
-def joined(first: Text, second: Text) -> Text:
-    """Both batches as one, the shorter padded (with zero states, masked)."""
-    length = max(first.states.shape[1], second.states.shape[1])
-
-    def pad(text: Text) -> tuple[Tensor, Tensor]:
-        missing = length - text.states.shape[1]
-        return torch.nn.functional.pad(text.states, (0, 0, 0, missing)), torch.nn.functional.pad(
-            text.mask, (0, missing)
-        )
-
-    (a, a_mask), (b, b_mask) = pad(first), pad(second)
-    return Text(torch.cat([a, b]), torch.cat([a_mask, b_mask]), first.encodings + second.encodings)
+def concat_prompts(first: PromptBatch, second: PromptBatch) -> PromptBatch:
+    """The rows of both batches in one. The shorter texts are padded with zero states, which are masked."""
+    batches, length = (first, second), max(first.states.shape[1], second.states.shape[1])
+    states = [F.pad(batch.states, (0, 0, 0, length - batch.states.shape[1])) for batch in batches]
+    masks = [F.pad(batch.mask, (0, length - batch.mask.shape[1])) for batch in batches]
+    return PromptBatch(torch.cat(states), torch.cat(masks), first.encodings + second.encodings)

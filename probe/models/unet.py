@@ -1,8 +1,8 @@
 """The denoiser: a small U-Net on latents, with cross-attention to the text at every resolution.
 
-Three grids (16, 8 and 4 cells wide for a 64-pixel picture). Self-attention runs on the two coarse grids, where
-it is cheap; a learned position embedding tells every cell where it is. The text's keys and values do not depend
-on the step, so `read_text` computes them once for a whole run.
+It has three grids (16, 8 and 4 cells wide for a 64-pixel picture). Self-attention runs on the two coarse grids, where
+it is cheap. A learned position embedding tells every cell where it is. The text's keys and values do not depend on the
+step, so `read_text` computes them once for a whole run.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from toushi.probe.models.prompt_batch import Text
+from toushi.probe.models.prompt_batch import KeysValues, PromptBatch
 from toushi.probe.models.text_encoder import FeedForward, SelfAttention
 
 
@@ -29,7 +29,7 @@ class UNetConfig:
     grid: int = 16
 
 
-def time_features(time: Float[Tensor, "b"], width: int) -> Float[Tensor, "b width"]:
+def time_features(time: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:
     """Sines and cosines of the time in 0..1 at geometric frequencies (Vaswani et al. 2017, section 3.5)."""
     frequencies = torch.exp(torch.linspace(0, -9.2, width // 2, device=time.device)) * 1000
     angles = time.float()[:, None] * frequencies
@@ -47,8 +47,8 @@ class ResNetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"]) -> Float[Tensor, "b d h w"]:
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
@@ -58,7 +58,7 @@ class ResNetBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image cells ask, text tokens answer."""
+    """Attention of image cells (queries) to text tokens (keys)."""
 
     def __init__(self, width: int, heads: int, text_width: int):
         super().__init__()
@@ -67,18 +67,20 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(text_width, 2 * width, bias=False)
         self.to_out = nn.Linear(width, width)
 
-    def keys_values(self, states: Float[Tensor, "b l text"]) -> tuple[Tensor, Tensor]:
+    def keys_values(self, states: Float[Tensor, "b l text"]) -> KeysValues:
         k, v = rearrange(self.to_kv(states), "b l (two h d) -> two b h l d", two=2, h=self.heads)
         return k, v
 
-    def forward(self, x: Float[Tensor, "b n c"], keys_values: tuple[Tensor, Tensor], mask: Bool[Tensor, "b 1 1 l"]):
+    def forward(
+        self, x: Float[Tensor, "b n c"], keys_values: KeysValues, mask: Bool[Tensor, "b 1 1 l"]
+    ) -> Float[Tensor, "b n c"]:
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
         x = F.scaled_dot_product_attention(q, *keys_values, attn_mask=mask)
         return self.to_out(rearrange(x, "b h n d -> b n (h d)"))
 
 
 class Stage(nn.Module):
-    """One resolution: convolutions, then cells look at each other (on coarse grids) and at the text."""
+    """One resolution: convolutions, self-attention of the cells (on coarse grids), cross-attention to the text."""
 
     def __init__(self, width_in: int, width: int, config: UNetConfig, self_attention: bool):
         super().__init__()
@@ -92,7 +94,13 @@ class Stage(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b c h w"], time: Tensor, keys_values, mask) -> Float[Tensor, "b d h w"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        time: Float[Tensor, "b t"],
+        keys_values: KeysValues,
+        mask: Bool[Tensor, "b 1 1 l"],
+    ) -> Float[Tensor, "b width h w"]:
         x = self.resnet(x, time)
         height = x.shape[2]
         x = rearrange(x, "b c h w -> b (h w) c")
@@ -130,34 +138,37 @@ class UNet(nn.Module):
         self.up_resnet = ResNetBlock(fine, fine, config.time_width)
         self.norm_out = nn.GroupNorm(8, fine)
         self.conv_out = nn.Conv2d(fine, config.latent_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
-    def stages(self) -> list[Stage]:
-        return [*self.down, self.middle, *self.up]
+    def read_text(self, text: PromptBatch) -> PromptBatch:
+        """The same prompts with the keys and values of every cross-attention, in the order in which they run."""
+        return text._replace(keys_values=self._keys_values(text))
 
-    def read_text(self, text: Text) -> Text:
-        """The same text with the keys and values of every cross-attention, in the order of `stages`."""
-        return text._replace(keys_values=tuple(s.cross_attention.keys_values(text.states) for s in self.stages()))
+    def _keys_values(self, text: PromptBatch) -> tuple[KeysValues, ...]:
+        stages = [stage for stage in (*self.down, self.middle, *self.up) if isinstance(stage, Stage)]
+        return tuple(stage.cross_attention.keys_values(text.states) for stage in stages)
 
-    def placed(self, x: Float[Tensor, "b c h w"], level: int) -> Float[Tensor, "b c h w"]:
-        """Adds the position embedding of a level, stretched when the picture is not of the trained size."""
+    def add_positions(self, x: Float[Tensor, "b c h w"], level: int) -> Float[Tensor, "b c h w"]:
+        """`x` plus the position embedding of a level, which is interpolated where the picture has not the trained size."""
         position = self.positions[level]
         if position.shape[-2:] != x.shape[-2:]:
             position = F.interpolate(position.float(), x.shape[-2:], mode="bilinear").to(x.dtype)
         return x + position
 
-    def forward(self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], text: Text) -> Tensor:
+    def forward(
+        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], text: PromptBatch
+    ) -> Float[Tensor, "b c h w"]:
         """Velocity (noise minus picture, latent units) at each cell; `time` is 1 at noise, 0 at the picture."""
-        keys_values = text.keys_values or self.read_text(text).keys_values
+        keys_values = text.keys_values or self._keys_values(text)
         mask = text.mask[:, None, None, :]
         time = self.time(time_features(time, self.config.time_width).to(latents.dtype))
-        x = self.placed(self.conv_in(latents), 0)
+        x = self.add_positions(self.conv_in(latents), 0)
         skips = []
         for level, (stage, shrink) in enumerate(zip(self.down, self.shrink)):
             x = stage(x, time, keys_values[level], mask)
             skips.append(x)
-            x = self.placed(shrink(x), level + 1)
+            x = self.add_positions(shrink(x), level + 1)
         x = self.middle_resnet(self.middle(x, time, keys_values[2], mask), time)
         for level, (grow, stage) in enumerate(zip(self.grow, self.up)):
             x = F.interpolate(grow(x), scale_factor=2, mode="nearest")

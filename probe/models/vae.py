@@ -1,7 +1,7 @@
 """Pictures to latents and back: 4x smaller in each direction, 8 channels.
 
-Nearly all the work is done on the latent grid and twice that, because convolutions at full resolution are what
-makes a VAE slow on a CPU: pixels are folded into channels at once (4x4) and unfolded by pixel shuffles.
+Convolutions at full resolution make a VAE slow on a CPU. So nearly all of them run on the latent grid and twice that:
+the first one folds 4x4 pixels into channels, and pixel shuffles unfold them.
 """
 
 from dataclasses import dataclass
@@ -33,14 +33,16 @@ class ConvBlock(nn.Module):
 
 class VAE(nn.Module):
     factor = 4  # pixels per latent cell, each way
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        eye, width, fine = config.encoder_width, config.width, config.fine_width
+        encoder, width, fine = config.encoder_width, config.width, config.fine_width
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, eye, 6, stride=4, padding=1), ConvBlock(eye), ConvBlock(eye),
-            nn.Conv2d(eye, 2 * config.latent_channels, 1),
+            nn.Conv2d(3, encoder, 6, stride=4, padding=1), ConvBlock(encoder), ConvBlock(encoder),
+            nn.Conv2d(encoder, 2 * config.latent_channels, 1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Conv2d(config.latent_channels, width, 3, padding=1), ConvBlock(width), ConvBlock(width),
@@ -52,7 +54,9 @@ class VAE(nn.Module):
         self.register_buffer("mean", torch.zeros(config.latent_channels, 1, 1))
         self.register_buffer("deviation", torch.ones(config.latent_channels, 1, 1))
 
-    def posterior(self, pictures: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self, pictures: Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """Mean and log-variance of q(latent | picture), before normalisation; pictures in -1..1."""
         mean, log_variance = self.encoder(pictures).chunk(2, dim=1)
         return mean, log_variance.clamp(-20, 10)

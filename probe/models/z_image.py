@@ -1,8 +1,8 @@
-"""Z-Image as released, from prompt to picture: Qwen3 reads, the single-stream DiT paints, a VAE opens the latents.
+"""Z-Image as released, from prompt to picture: Qwen3 encodes, the single-stream DiT denoises, a VAE decodes.
 
-The language model and the VAE are those of transformers and diffusers; what happens between them is here. Parts bear
-the released pipeline's names, so a site is called the same in either. Time is 1 at noise and 0 at the picture, as
-in this project's other models; the DiT counts the other way and answers with the opposite velocity.
+The language model and the VAE are those of transformers and diffusers. Parts have the released pipeline's names, so a
+site has the same name in both. Time is 1 at noise and 0 at the picture, as in this project's other models. The DiT
+counts the other way, and its velocity has the opposite sign.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from PIL import Image
 from safetensors import safe_open
@@ -26,48 +26,50 @@ from toushi.probe.models.dit import PATCH, DiT, DiTConfig
 from toushi.probe.models.mini_unet import PromptCut, to_images
 from toushi.probe.models.samplers import Scheduler
 
-LENGTH = 512  # tokens that are read, the chat template's among them
+MAX_TOKENS = 512  # tokens that are read, with those of the chat template
 
 
 class EncodedPrompts(NamedTuple):
-    """`ids` and `states` [token, feature] of each prompt in its chat template, cut but without padding."""
+    """Prompts with the ids and states of each in its chat template, cut but without padding."""
 
     prompts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    states: tuple[Tensor, ...]
+    states: tuple[Float[Tensor, "token feature"], ...]
 
 
 def guided_velocity(
     cond: Float[Tensor, "b c h w"], uncond: Float[Tensor, "b c h w"], guidance: float, normalisation: float = 0.0
 ) -> Float[Tensor, "b c h w"]:
-    """The velocity led away from `uncond`. Nothing is added at 0, where classifier-free guidance is usually at 1.
+    """The velocity of `cond` moved away from `uncond`. 0 is no guidance, where it is usually 1.
 
-    A `normalisation` above 0 keeps the norm of each row within that many times the norm of its `cond`.
+    A `normalisation` above 0 limits the norm of each row to that many times the norm of its `cond`.
     """
     guided = cond + guidance * (cond - uncond)
     if not normalisation:
         return guided
-    norm, most = (torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True) for v in (guided, cond))
-    return guided * (normalisation * most / norm).clamp(max=1)
+    norm, cond_norm = (torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True) for v in (guided, cond))
+    return guided * (normalisation * cond_norm / norm).clamp(max=1)
 
 
-def released_times(steps: int, shift: float) -> Float[Tensor, "steps+1"]:
-    """`shifted_times` in single precision, rounded as the released scheduler does it.
+def released_times(steps: int, shift: float) -> Float[Tensor, " {steps}+1"]:
+    """`shifted_times` in single precision, rounded as in the released scheduler.
 
-    The DiT takes the cosine of 1000 times the time, so that the last bit shows: 6e-5 in the latents of five steps.
+    The DiT computes the cosine of 1000 times the time, so the last bit matters: 6e-5 in the latents after five steps.
     """
     times = torch.linspace(1, 1 / steps, steps, dtype=torch.float32)
     return torch.cat([shift * times / (1 + (shift - 1) * times), torch.zeros(1)])
 
 
 class ReleasedScheduler(Scheduler):
+    """A `Scheduler` with the times of the released one."""
+
     def set_timesteps(self, steps: int, sampler: str = "euler") -> None:
         super().set_timesteps(steps, sampler)
         self.times = released_times(steps, self.shift)
 
 
 def first_step(steps: int, strength: float) -> int:
-    """Where a run that begins from a picture enters the schedule; strength 1 begins from noise."""
+    """The first step of a run that begins from a picture. Strength 1 begins from noise, at step 0."""
     if not 0 < strength <= 1:
         raise ToushiError(f"strength must be above 0 and at most 1, but {strength} came")
     return int(steps - steps * strength)
@@ -75,7 +77,7 @@ def first_step(steps: int, strength: float) -> int:
 
 class ZImage(nn.Module):
     name = "z-image"
-    unguided = 0.0  # the guidance that turns guidance off
+    unguided = 0.0  # `guidance` at which there is none
     name_or_path: str | None = None
 
     def __init__(
@@ -90,8 +92,10 @@ class ZImage(nn.Module):
         self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
         self.tokenizer = tokenizer
         self.scheduler = ReleasedScheduler(shift)
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent cell, each way
-        self.execution_device: torch.device | None = None  # where it computes, if its weights are elsewhere meanwhile
+        self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent cell, each way
+        self.execution_device: torch.device | None = (
+            None  # where it computes, if an offload keeps its weights elsewhere
+        )
 
     @property
     def device(self) -> torch.device:
@@ -105,21 +109,25 @@ class ZImage(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> EncodedPrompts:
-        """The states before the language model's last layer, of the prompts as a user's turn of a chat."""
+        """The states before the language model's last layer, of each prompt as a user's turn of a chat.
+
+        Warns (PromptCut) of text beyond MAX_TOKENS.
+        """
         ids = []
         for prompt in prompts:
             turn = [{"role": "user", "content": prompt}]
             text = self.tokenizer.apply_chat_template(
                 turn, tokenize=False, add_generation_prompt=True, enable_thinking=True
             )
+            assert isinstance(text, str)  # because of tokenize=False
             tokens = self.tokenizer(text).input_ids
-            if len(tokens) > LENGTH:
-                lost = self.tokenizer.decode(tokens[LENGTH:])
+            if len(tokens) > MAX_TOKENS:
+                lost = self.tokenizer.decode(tokens[MAX_TOKENS:])
                 warnings.warn(
-                    PromptCut(f"the prompt and its template are longer than {LENGTH} tokens; cut: {lost!r}"),
+                    PromptCut(f"the prompt and its template are longer than {MAX_TOKENS} tokens; cut: {lost!r}"),
                     stacklevel=3,
                 )
-            ids.append(tuple(tokens[:LENGTH]))
+            ids.append(tuple(tokens[:MAX_TOKENS]))
         # The model is causal, so pads on the right change nothing; the released pipeline always pads to 512.
         rows = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(self.device)
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True).to(rows.device)
@@ -130,16 +138,21 @@ class ZImage(nn.Module):
     def encode_prompt(
         self, prompt: Sequence[str], negative_prompt: Sequence[str] | None
     ) -> tuple[EncodedPrompts, EncodedPrompts | None]:
-        """The texts to draw and, when guidance needs them, the texts to stay away from."""
+        """The encoded prompts and negative prompts; without guidance there are no negative prompts (None)."""
         return self.encode_text(prompt), None if negative_prompt is None else self.encode_text(negative_prompt)
 
     # --- pictures ---
 
-    def velocity(self, latents: Tensor, time: float | Tensor, states: Sequence[Tensor]) -> Float[Tensor, "b c h w"]:
-        """Noise minus picture, in fp32; time is 1 at noise."""
+    def velocity(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        time: float | Float[Tensor, "..."],
+        states: Sequence[Float[Tensor, "_token feature"]],
+    ) -> Float[Tensor, "b c h w"]:
+        """Noise minus picture, in fp32. `time` is 1 at noise, one number or one for each row."""
         times = torch.as_tensor(time, dtype=torch.float32, device=self.device).expand(len(latents))
         times = (1000 - times * 1000) / 1000  # not 1 - times: see `released_times`
-        states = [one.to(self.device, self.dtype) for one in states]
+        states = [state.to(self.device, self.dtype) for state in states]
         return -self.transformer(latents.to(self.device, self.dtype), times, states).float()
 
     @torch.no_grad()
@@ -158,27 +171,29 @@ class ZImage(nn.Module):
         strength: float = 0.6,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Image.Image | list[Image.Image]:
-        """Draws the prompt (a picture), or several prompts in one batch (a list).
+        """The picture of a prompt, or a list of pictures for several prompts, which run in one batch.
 
-        The defaults are those of the Turbo weights; the Base weights want 28 to 50 steps and `guidance` of 3 to 5.
-        Guidance counts as in `guided_velocity`: 0 is none. It ends where the time left is below 1 - `truncation`.
-        `size` is pixels, or (height, width); 1024 by default. From an `image` the run begins at its size, with as
-        much noise as `strength` says. `seed` is for every picture, or one for each prompt. `callback(index, latents)`
-        is called after each step.
+        The defaults are those of the Turbo weights; the Base weights need 28 to 50 steps and `guidance` of 3 to 5.
+        `guidance` and `normalisation` are those of `guided_velocity`: 0 is none. Guidance ends where time is below
+        1 - `truncation`. `size` is in pixels, one number or (height, width); 1024 by default. With an `image` the run
+        begins from it, at its size, with the share `strength` of noise. `seed` is for every picture, or one for each
+        prompt. `callback(index, latents)` is called after each step. Raises ToushiError for sizes and numbers that do
+        not fit.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ToushiError("expected at least one prompt, but the list is empty")
         first = 0 if image is None else first_step(steps, strength)
         self.scheduler.set_timesteps(steps)
-        latents = self.beginning(len(prompts), size, seed, image, self.scheduler.times[first].item())
+        latents = self.initial_latents(len(prompts), size, seed, image, self.scheduler.times[first].item())
         positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guidance > 0 else None)
 
         def velocity_of(latents: Tensor, time: float) -> Tensor:
             if negative_text is None or 1 - time > truncation:
                 return self.velocity(latents, time, positive.states)
             both = self.velocity(torch.cat([latents, latents]), time, positive.states + negative_text.states)
-            return guided_velocity(*both.chunk(2), guidance, normalisation)
+            cond, uncond = both.chunk(2)
+            return guided_velocity(cond, uncond, guidance, normalisation)
 
         for index in range(first, steps):
             latents = self.scheduler.step(velocity_of, latents, index)
@@ -187,7 +202,7 @@ class ZImage(nn.Module):
         pictures = to_images(self.decode(latents))
         return pictures[0] if isinstance(prompt, str) else pictures
 
-    def beginning(
+    def initial_latents(
         self,
         count: int,
         size: int | tuple[int, int] | None,
@@ -195,7 +210,7 @@ class ZImage(nn.Module):
         image: Image.Image | None,
         time: float,
     ) -> Float[Tensor, "b c h w"]:
-        """Noise, or an image's latents with the noise of a time; in fp32, drawn on the CPU as the U-Net's is."""
+        """Noise, or an image's latents with the noise of a time; in fp32, made on the CPU as that of mini-unet."""
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise ToushiError(f"expected one seed, or one for each of {count} prompts, but {len(seeds)} came")
@@ -204,14 +219,15 @@ class ZImage(nn.Module):
         height, width = self.checked_size((image.height, image.width) if image is not None else size or 1024)
         shape = (1, self.transformer.config.in_channels, height // self.factor, width // self.factor)
         rows = []
-        for generator in (torch.Generator().manual_seed(one) for one in seeds):
-            # The released pipeline draws the sample of the VAE before the noise; in another order no seed would agree.
+        for generator in (torch.Generator().manual_seed(seed) for seed in seeds):
+            # The released pipeline samples the VAE before the noise; another order would change what a seed gives.
             clean = self.encode(image, generator) if image is not None else None
             noise = torch.randn(shape, generator=generator).to(self.device)
             rows.append(noise if clean is None else time * noise + (1 - time) * clean)
         return torch.cat(rows)
 
     def checked_size(self, size: int | tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels. Raises ToushiError for a size that the model cannot draw."""
         height, width = (size, size) if isinstance(size, int) else size
         unit = self.factor * PATCH
         if height < unit or width < unit or height % unit or width % unit:
@@ -220,21 +236,23 @@ class ZImage(nn.Module):
 
     @torch.no_grad()
     def encode(self, image: Image.Image, generator: torch.Generator | None = None) -> Float[Tensor, "1 c h w"]:
-        """Latents of a picture: a sample of the VAE's posterior, or without a generator its mean."""
+        """Latents of a picture: a sample of the VAE's posterior, or its mean without a generator."""
         pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        (posterior,) = self.vae.encode(pixels.to(self.device, self.vae.dtype), return_dict=False)
         latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return ((latents.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor).to(self.device)
+        return ((latents.float() - self.vae.config["shift_factor"]) * self.vae.config["scaling_factor"]).to(self.device)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures in -1..1 (not clamped)."""
-        latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(latents + self.vae.config.shift_factor).sample
+        """Pictures in -1..1 (not clamped) from latents."""
+        latents = latents.to(self.device, self.vae.dtype) / self.vae.config["scaling_factor"]
+        return self.vae.decode(latents + self.vae.config["shift_factor"], return_dict=False)[0]
 
     @torch.no_grad()
-    def denoise(self, latents: Float[Tensor, "b c h w"], time: float | Tensor, prompt: str | Sequence[str]) -> Tensor:
-        """Velocity [b, c, h, w] from one evaluation without guidance; one prompt serves the whole batch."""
+    def denoise(
+        self, latents: Float[Tensor, "b c h w"], time: float | Float[Tensor, "..."], prompt: str | Sequence[str]
+    ) -> Float[Tensor, "b c h w"]:
+        """Velocity from one evaluation without guidance. One prompt serves the whole batch."""
         prompts = [prompt] * len(latents) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(latents):
             raise ToushiError(f"expected one prompt for each of {len(latents)} latents, but {len(prompts)} came")
@@ -245,7 +263,7 @@ class ZImage(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path | str, dtype: torch.dtype = torch.bfloat16) -> "ZImage":
-        """The model of a folder in the released layout, on the CPU."""
+        """The model of a folder in the released layout, on the CPU. Raises ToushiError for another design."""
         folder = Path(folder)
         schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
         if schedule.get("use_dynamic_shifting"):
@@ -258,17 +276,18 @@ class ZImage(nn.Module):
             transformer,
             Qwen3Model.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
             AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(dtype),
+            AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, torch_dtype=dtype),
             schedule["shift"],
         )
-        model.name_or_path = str(folder)  # as a pipeline has it: traces tell by it which weights drew
+        model.name_or_path = str(folder)  # as pipelines have it: traces note by it which weights were used
         return model.eval().requires_grad_(False)
 
 
 def load_weights(module: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """Fills a module that was built on the meta device, file by file and tensor by tensor.
 
-    The released files hold fp32, twice what the model takes in bf16: never is more than one tensor there in both.
+    The released files hold fp32, twice what the model takes in bf16. At most one tensor is in memory in both. Raises
+    ToushiError for weights that are missing or unknown.
     """
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     files = {"diffusion_pytorch_model.safetensors"}

@@ -15,7 +15,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, PromptTokens
 from toushi.probe.text.alignment import Token
-from toushi.probe.text.spelling import Misspelled, Vocabulary, spelled_out
+from toushi.probe.text.spelling import SpellingError, Vocabulary, align_tokens
 
 PROMPT_MARK = "toushi7prompt"  # stands for the prompt when a chat template is filled in
 
@@ -150,7 +150,7 @@ def _read_row(
         for column, position in enumerate(positions, start=width):
             columns[position] = column
         encoders = tuple(name for name in part.encoders if getattr(call.model, name, None) is not None)
-        vocabulary = Vocabulary.of(getattr(call.model, encoder.replace("text_encoder", "tokenizer")))
+        vocabulary = Vocabulary.from_tokenizer(getattr(call.model, encoder.replace("text_encoder", "tokenizer")))
         spelled = _spell(vocabulary, ids, mask, prompt, columns, encoders, part.template(call, negative))
         if prompt != first_prompt:  # spans count in the first prompt
             spelled = [replace(token, span=None) for token in spelled]
@@ -172,8 +172,8 @@ def _spell(
 ) -> list[Token]:
     """The tokens of these ids, with their spans in the prompt. Warns if the prompt was cut, or is not what they spell."""
     try:
-        tokens, cut = spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template)
-    except Misspelled as error:
+        tokens, cut = align_tokens(vocabulary, ids, mask, prompt, columns, encoders, template)
+    except SpellingError as error:
         warnings.warn(
             UnspelledPrompt(
                 f"the ids that {encoders[0]} was given do not spell the prompt {prompt!r:.60}: {error}. Its maps are "

@@ -80,7 +80,8 @@ class EncoderCapture:
         if not self.batches:
             return {}
         return {
-            f"{self.family.layers}.{i}.{self.family.layer_attention}": why for i, why in self.watch.unread().items()
+            f"{self.family.layers}.{i}.{self.family.layer_attention}": why
+            for i, why in self.watch.unread_modules().items()
         }
 
     def _begin(self, name: str, ids: Tensor) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import EncodedPrompt, Family
-from toushi.probe.text.alignment import find, segment, shares
+from toushi.probe.text.alignment import find_word, segment, token_shares
 from toushi.probe.trace.trace_format import KEEPS, stored_columns
 
 DTYPES = ("float16", "float32")
@@ -60,11 +60,13 @@ class Policy:
         tokens = text.tokens
         if self.words is not None and branch == "cond" and text.prompt is not None:
             words = segment(text.prompt)
-            spans = [find(text.prompt, words, word) for word in self.words]
+            spans = [find_word(text.prompt, words, word) for word in self.words]
             for word, span in zip(self.words, spans):
-                if not any(share and token.column is not None for token, share in zip(tokens, shares(tokens, span))):
+                if not any(
+                    share and token.column is not None for token, share in zip(tokens, token_shares(tokens, span))
+                ):
                     raise ToushiError(f"words: no text column stands for {word!r}, since it was cut; leave it out")
-            mass = sum((shares(tokens, span) for span in spans), np.zeros(len(tokens)))
+            mass = sum((token_shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         elif not self.pads:
             return KeptColumns(*stored_columns(tokens))

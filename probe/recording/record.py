@@ -178,7 +178,7 @@ class Recording(Subscriber):
 
     def on_step(self, run: Run, step: SchedulerStep) -> None:
         if self._is_recorded(run):
-            self.recorder.finish_step(step, self.attention_hook.unread())
+            self.recorder.finish_step(step, self.attention_hook.unread_modules())
 
     def on_run_end(self, run: Run, images: list | None, result: Any, error: BaseException | None) -> None:
         if self._is_recorded(run):

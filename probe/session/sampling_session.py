@@ -96,7 +96,7 @@ class SamplingSession:
                 AttentionHook(subscriber.attention_modules(), subscriber.on_attention, subscriber.on_attention_edit)
             )
             if subscriber.on_state_edit is not None:
-                hooks.enter_context(state_hooks(subscriber.state_modules(), subscriber.on_state_edit, first=True))
+                hooks.enter_context(state_hooks(subscriber.state_modules(), subscriber.on_state_edit, prepend=True))
             self.subscribers.append(subscriber)
             hooks.callback(self.subscribers.remove, subscriber)
             yield

@@ -1,6 +1,6 @@
-"""From tokens to words: which characters of the prompt a token stands for, and how much a word owns.
+"""Tokens and words of a prompt: spans of its characters, and the share of each token that belongs to a word.
 
-Every position is a code point of the raw prompt, so `prompt[start:end]` is always the text that is meant.
+Positions count code points of the raw prompt, so a span (start, end) is always the text `prompt[start:end]`.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from toushi.probe.base.errors import ToushiError
 
@@ -26,11 +27,11 @@ class UnreadablePrompt(ToushiError):
 
 
 class UnknownWord(ToushiError):
-    """The word that was asked for is not in the prompt, or lies inside a longer word."""
+    """The word is not in the prompt, or only a part of a longer word."""
 
 
 class AmbiguousWord(ToushiError):
-    """The text that was asked for stands for several places; `spans` has them in order."""
+    """The text occurs several times in the prompt; `spans` has its places in order."""
 
     def __init__(self, message: str, spans: Sequence[Span]):
         super().__init__(message)
@@ -40,7 +41,7 @@ class AmbiguousWord(ToushiError):
 @dataclass(frozen=True)
 class Token:
     id: int | None  # in the encoder's vocabulary; None where it is not known
-    text: str  # as a reader wants it: the characters of the span, never the bytes
+    text: str  # for readers: the characters of the span, never the bytes
     span: Span | None  # characters of the raw prompt; None for what the prompt does not contain
     kind: str  # text | template | special | pad
     encoders: tuple[str, ...]
@@ -59,16 +60,19 @@ class Word:
         return self.start, self.end
 
 
-def readable(prompt) -> str:
-    """The prompt itself, when it is text that every encoder can take (a str without lone surrogates)."""
+WordSpec = str | Word | Span  # a word as users ask for it: "猫", "猫#2", a Word, or its characters
+
+
+def validate_prompt(prompt: object) -> str:
+    """The prompt itself, a str without lone surrogates, which every encoder can read. Raises UnreadablePrompt."""
     if not isinstance(prompt, str):
         raise UnreadablePrompt(f"A prompt must be a str, but {type(prompt).__name__} came: {prompt!r:.80}.")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UnreadablePrompt(
-            f"Character {error.start} of the prompt is a lone surrogate, U+{ord(prompt[error.start]):04X}; "
-            "it is half of a character. Decode the text as UTF-8 and pass it again."
+            f"Character {error.start} of the prompt is a lone surrogate, U+{ord(prompt[error.start]):04X}, "
+            "half of a character. Decode the text as UTF-8 and pass it again."
         ) from None
     return prompt
 
@@ -76,9 +80,12 @@ def readable(prompt) -> str:
 # --- words ----------------------------------------------------------------------------------------------
 
 
-def _shape(character: str) -> str:
-    """One letter for the sort of a character: H han, L letter, D digit, M mark, E emoji, R flag half,
-    V emoji modifier, J joiner, S space, or punctuation (- . ' as themselves, else P)."""
+def _character_class(character: str) -> str:
+    """One letter for the class of a character.
+
+    H han, L letter, D digit, M mark, E emoji, R half of a flag, V emoji modifier, J joiner, S space; punctuation is P,
+    but - . ' are themselves.
+    """
     code, category = ord(character), unicodedata.category(character)
     if character in "-_":
         return "-"
@@ -106,69 +113,67 @@ def _shape(character: str) -> str:
     return "S" if character.isspace() else "P"
 
 
-# rjieba cuts every letter outside a-z and every emoji apart; no word begins strictly inside one of these.
-_WHOLE = re.compile(r"[LDEHP](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|(?:[LDM]|(?<=[LDM])[-J](?=[LD])|(?<=D)\.(?=D))+")
+# rjieba separates all letters outside a-z and all parts of an emoji. Inside a match of this no word begins.
+_UNDIVIDED = re.compile(r"[LDEHP](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|(?:[LDM]|(?<=[LDM])[-J](?=[LD])|(?<=D)\.(?=D))+")
 
 
 def segment(prompt: str) -> list[Word]:
     """The words of a prompt in order. Punctuation and spaces are no words; an emoji is one.
 
-    Only words of rjieba's dictionary are joined: its hidden Markov model would invent others, and then a
-    plain 鹅 could not be asked for. `cat's` is the words `cat` and `'s`.
+    Only words of rjieba's dictionary are joined. Its hidden Markov model would invent others, and then a plain 鹅 would
+    be no word. `cat's` is two words, `cat` and `'s`. Raises UnreadablePrompt.
     """
     import rjieba
 
-    prompt = readable(prompt)
+    prompt = validate_prompt(prompt)
     starts = {start for _, start, _ in rjieba.tokenize(prompt, hmm=False)}
-    shapes = "".join(map(_shape, prompt))
-    for whole in _WHOLE.finditer(shapes):
-        starts -= set(range(whole.start() + 1, whole.end()))
+    classes = "".join(map(_character_class, prompt))
+    for match in _UNDIVIDED.finditer(classes):
+        starts -= set(range(match.start() + 1, match.end()))
     edges = sorted(starts | {0, len(prompt)})
     return [
         Word(prompt[start:end], start, end)
         for start, end in itertools.pairwise(edges)
-        if set(shapes[start:end]) & set("HLDER")
+        if set(classes[start:end]) & set("HLDER")
     ]
 
 
 @lru_cache
 def segmenter() -> dict[str, str]:
-    """What `segment` is, for the manifest. The dictionary is compiled into rjieba, so its file is hashed."""
+    """Name, version and dictionary of what `segment` uses. The dictionary is compiled into rjieba, whose file is hashed."""
     import rjieba
 
-    binary = next(Path(rjieba.__file__).parent.glob("rjieba.*[sd]*"))
+    binary = next(Path(str(rjieba.__file__)).parent.glob("rjieba.*[sd]*"))
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()
     return {"name": "rjieba", "version": metadata.version("rjieba"), "dictionary_sha256": digest}
 
 
-# --- finding a word -------------------------------------------------------------------------------------
+# --- words by name --------------------------------------------------------------------------------------
 
 
-def listed(words: Sequence[Word], most: int = 12) -> str:
-    """The words in one line for people, each once: 猫、狗; of many the first ones and how many more there are."""
+def join_words(words: Sequence[Word], most: int = 12) -> str:
+    """The words in one line for people, each once: 猫、狗. Of many words, the first `most` and the number of the others."""
     texts = list(dict.fromkeys(word.text for word in words))
     return "、".join(texts[:most]) + (f" … and {len(texts) - most} more" if len(texts) > most else "")
 
 
-def find(prompt: str, words: Sequence[Word], asked: "str | Word | Span") -> Span:
-    """The span that `asked` means: a Word, a span, or text ("猫", or "猫#2" for the second 猫).
+def find_word(prompt: str, words: Sequence[Word], word: WordSpec) -> Span:
+    """The span of a word, which is given as a Word, a span, or text ("猫", or "猫#2" for the second 猫).
 
-    Text means a word that equals it; if there is none, a stretch of whole words ("红色的猫") or what lies
+    Text means a word that equals it. If there is none, it means several whole words ("红色的猫"), or what stands
     between words ("，"). 猫 is never the 猫 in 猫头鹰. Raises UnknownWord and AmbiguousWord.
     """
-    if isinstance(asked, Word):
-        if prompt[asked.start : asked.end] != asked.text or not asked.text:
-            raise UnknownWord(f"{asked} comes from another prompt; this one is {prompt!r:.80}.")
-        return asked.span
-    if isinstance(asked, str):
-        return _find_text(prompt, words, asked)
+    if isinstance(word, Word):
+        if prompt[word.start : word.end] != word.text or not word.text:
+            raise UnknownWord(f"{word} comes from another prompt; this one is {prompt!r:.80}.")
+        return word.span
+    if isinstance(word, str):
+        return _find_text(prompt, words, word)
     try:
-        start, end = asked
+        start, end = word
         start, end = start.__index__(), end.__index__()
     except (TypeError, ValueError, AttributeError):
-        raise UnknownWord(
-            f"A word is asked for by text, by Word, or by span (start, end); {asked!r:.80} came."
-        ) from None
+        raise UnknownWord(f"A word is text, a Word, or a span (start, end); {word!r:.80} came.") from None
     if not 0 <= start < end <= len(prompt):
         raise UnknownWord(
             f"The span ({start}, {end}) does not lie in the prompt, which has {len(prompt)} characters; "
@@ -177,83 +182,83 @@ def find(prompt: str, words: Sequence[Word], asked: "str | Word | Span") -> Span
     return start, end
 
 
-def _find_text(prompt: str, words: Sequence[Word], asked: str) -> Span:
-    spans = _places(prompt, words, asked)
+def _find_text(prompt: str, words: Sequence[Word], text: str) -> Span:
+    spans = _occurrences(prompt, words, text)
     if len(spans) == 1:
         return spans[0]
     if spans:
-        listed = ", ".join(f"{asked}#{n} at {a}–{b}" for n, (a, b) in enumerate(spans, 1))
+        places = ", ".join(f"{text}#{n} at {a}–{b}" for n, (a, b) in enumerate(spans, 1))
         raise AmbiguousWord(
-            f"{asked!r} stands {len(spans)} times in the prompt: {listed}. "
-            f'Say which: "{asked}#1", or the span {spans[0]}.',
+            f"{text!r} occurs {len(spans)} times in the prompt: {places}. "
+            f'Choose one: "{text}#1", or the span {spans[0]}.',
             spans,
         )
-    numbered = re.fullmatch(r"(.+)#(\d{1,6})", asked, re.DOTALL)
+    numbered = re.fullmatch(r"(.+)#(\d{1,6})", text, re.DOTALL)
     if numbered:
-        text, number = numbered[1], int(numbered[2])
-        spans = _places(prompt, words, text)
+        plain, number = numbered[1], int(numbered[2])
+        spans = _occurrences(prompt, words, plain)
         if 1 <= number <= len(spans):
             return spans[number - 1]
         if spans:
-            raise UnknownWord(f"{text!r} stands {len(spans)} times in the prompt, so there is no {asked!r}.")
-        asked = text
-    raise UnknownWord(_not_there(prompt, words, asked))
+            raise UnknownWord(f"{plain!r} occurs {len(spans)} times in the prompt, so there is no {text!r}.")
+        text = plain
+    raise UnknownWord(_why_unknown(prompt, words, text))
 
 
-def _places(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
+def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
     exact = [word.span for word in words if word.text == text]
     if exact or not text:
         return exact
-    found, start = [], prompt.find(text)
+    spans, start = [], prompt.find(text)
     while start >= 0:
         end = start + len(text)
-        # A word that reaches across either border is a longer word: this is not the text that was meant.
+        # A word across either end is a longer word: 猫 in 猫头鹰.
         if all(w.end <= start or end <= w.start or (start <= w.start and w.end <= end) for w in words):
-            found.append((start, end))
+            spans.append((start, end))
         start = prompt.find(text, end)
-    return found
+    return spans
 
 
-def _not_there(prompt: str, words: Sequence[Word], asked: str) -> str:
+def _why_unknown(prompt: str, words: Sequence[Word], text: str) -> str:
     if not words:
-        return f"The prompt {prompt!r:.40} has no words, so {asked!r} is not in it."
+        return f"The prompt {prompt!r:.40} has no words, so {text!r} is not in it."
     names = list(dict.fromkeys(word.text for word in words))
-    near = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
-    near += [name for name in names if name not in near and set(name.lower()) & set(asked.lower())][:3]
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    near += [name for name in names if name not in near and set(name.lower()) & set(text.lower())][:3]
     hint = f"Nearest words: {'、'.join(near[:5])}." if near else f"Its words: {'、'.join(names[:12])}."
-    start = prompt.find(asked) if asked else -1
+    start = prompt.find(text) if text else -1
     if start < 0:
-        return f"{asked!r} is not in the prompt. {hint}"
-    end = start + len(asked)
-    holders = "、".join(word.text for word in words if word.start < end and start < word.end)
+        return f"{text!r} is not in the prompt. {hint}"
+    end = start + len(text)
+    longer = "、".join(word.text for word in words if word.start < end and start < word.end)
     return (
-        f"{asked!r} is no word of the prompt: there it is only part of {holders}. "
+        f"{text!r} is no word of the prompt, only part of {longer}. "
         f"Ask for that word, or for the span ({start}, {end})."
     )
 
 
-def labels(words: Sequence[Word], among: Sequence[Word]) -> list[str]:
-    """What each word is called: its text, with #1, #2, … where the text is more than one of the words `among`."""
-    places: dict[str, list[tuple[int, int]]] = {}
-    for word in among:
+def word_labels(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[str]:
+    """The name of each word: its text, with #1, #2, … where several words of the prompt have that text."""
+    places: dict[str, list[Span]] = {}
+    for word in prompt_words:
         places.setdefault(word.text, []).append(word.span)
-    named = []
+    names = []
     for word in words:
         spans = places.get(word.text, [])
         number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
-        named.append(word.text + number)
-    return named
+        names.append(word.text + number)
+    return names
 
 
-# --- sharing out mass -----------------------------------------------------------------------------------
+# --- shares of tokens -----------------------------------------------------------------------------------
 
 
-def shares(tokens: Sequence[Token], span: Span) -> np.ndarray:
-    """float64 [len(tokens)], 0..1: the part of each token's characters that lies inside `span`.
+def token_shares(tokens: Sequence[Token], span: Span) -> Float[np.ndarray, " token"]:
+    """The share of each token's characters that lies inside `span`, 0..1.
 
-    Over spans that partition the prompt the shares of a token add up to 1, so mass is conserved. Several
-    tokens may stand for one character (the four bytes of 𰻝): each counts fully. Tokens without a span,
-    such as <bos>, belong to no word.
+    Over spans that partition the prompt the shares of a token add up to 1, so mass is conserved. Several tokens may
+    stand for one character, such as the four bytes of 𰻝: each counts fully. Tokens without a span, such as <bos>,
+    belong to no word.
     """
     start, end = span
     result = np.zeros(len(tokens))

@@ -1,7 +1,7 @@
 """Byte-level BPE for Chinese and English: any text can be encoded, nothing is ever unknown.
 
-The vocabulary begins with <bos>, <eos>, <pad> and the 256 bytes. There is no normaliser, so the tokens of a
-prompt, joined, are its UTF-8 bytes; spans are worked out from that.
+The vocabulary begins with <bos>, <eos>, <pad> and the 256 bytes. There is no normaliser, so the tokens of a prompt,
+joined, are its UTF-8 bytes. Spans follow from that.
 """
 
 import json
@@ -14,11 +14,11 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Token, Word, readable, segment
+from toushi.probe.text.alignment import Span, Token, Word, segment, validate_prompt
 
 SPECIALS = ("<bos>", "<eos>", "<pad>")
 
-# Merges stay inside one of these: Han, other letters, one digit, punctuation; each takes one space before it.
+# Merges stay inside a match: Han, other letters, one digit, punctuation, each with one space before it.
 PIECES = r"'\p{L}+| ?\p{Han}+| ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
 
 
@@ -31,7 +31,7 @@ class Encoding:
     prompt: str
     ids: tuple[int, ...]  # <bos> … <eos>, no padding, at most Tokenizer.length
     tokens: tuple[Token, ...]
-    lost: tuple[Word, ...]  # words that were cut, wholly or partly
+    lost: tuple[Word, ...]  # words that were cut, whole or in part
 
 
 class Tokenizer:
@@ -42,7 +42,7 @@ class Tokenizer:
         missing = [entry for entry in (*SPECIALS, *pre_tokenizers.ByteLevel.alphabet()) if entry not in vocabulary]
         if missing:
             raise BadTokenizer(f"The vocabulary lacks {' '.join(missing[:8])}: not a tokenizer of this project.")
-        # A user who writes "<eos>" in a prompt means these five characters.
+        # "<eos>" in a prompt means these five characters.
         inner.encode_special_tokens = True
         self._inner = inner
         self.vocab_size = inner.get_vocab_size()
@@ -50,10 +50,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """At most `vocab_size` entries; fewer when the texts have no more pairs to merge.
+        """A tokenizer with at most `vocab_size` entries; fewer when the texts have no more pairs to merge.
 
-        Counted on words, so that no merge learned crosses a word: templated captions would otherwise make
-        左边是 one token. In use the merges run over whole stretches of characters, as BPE does.
+        Pairs are counted inside words, so that no learned merge crosses a word: captions from templates would otherwise
+        make 左边是 one token. In use, merges run over matches of PIECES, as in other BPE.
         """
         smallest = len(SPECIALS) + 256
         if vocab_size < smallest:
@@ -79,10 +79,12 @@ class Tokenizer:
         return _from_text, (self._inner.to_str(),)
 
     def save(self, path: str | Path) -> None:
+        """Writes tokenizer.json."""
         write_atomic(Path(path), self._inner.to_str(pretty=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a tokenizer.json that `save` wrote. Raises BadTokenizer."""
         try:
             text = Path(path).read_text(encoding="utf-8")
             json.loads(text)
@@ -94,25 +96,25 @@ class Tokenizer:
         return cls(inner)
 
     def encode(self, prompt: str) -> Encoding:
-        """The prompt between <bos> and <eos>, cut at a whole character; `lost` names what did not fit."""
-        prompt = readable(prompt)
+        """The prompt between <bos> and <eos>, cut at a whole character. `lost` has the words that did not fit."""
+        prompt = validate_prompt(prompt)
         pieces = self._inner.encode(prompt, add_special_tokens=False)
         spans = _character_spans(prompt, pieces.tokens)
-        kept = min(len(spans), self.length - 2)
-        while 0 < kept < len(spans) and spans[kept][0] < spans[kept - 1][1]:
-            kept -= 1
-        end = spans[kept][0] if kept < len(spans) else len(prompt)
-        ids = (self.bos, *pieces.ids[:kept], self.eos)
+        count = min(len(spans), self.length - 2)
+        while 0 < count < len(spans) and spans[count][0] < spans[count - 1][1]:
+            count -= 1
+        end = spans[count][0] if count < len(spans) else len(prompt)
+        ids = (self.bos, *pieces.ids[:count], self.eos)
         tokens = (
-            _special(self.bos, SPECIALS[0], 0),
-            *(_text_token(pieces.ids[i], prompt, spans[i], i + 1) for i in range(kept)),
-            _special(self.eos, SPECIALS[1], kept + 1),
+            _special_token(self.bos, SPECIALS[0], 0),
+            *(_text_token(pieces.ids[i], prompt, spans[i], i + 1) for i in range(count)),
+            _special_token(self.eos, SPECIALS[1], count + 1),
         )
         lost = tuple(word for word in segment(prompt) if word.end > end) if end < len(prompt) else ()
         return Encoding(prompt, ids, tokens, lost)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids without specials; bytes that make no whole character come out as U+FFFD."""
+        """The text of the ids without specials. Bytes that make no whole character become U+FFFD."""
         specials = {self.bos, self.eos, self.pad}
         return self._inner.decode([id for id in ids if id not in specials], skip_special_tokens=False)
 
@@ -121,12 +123,12 @@ def _from_text(text: str) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text))
 
 
-def _special(id: int, text: str, position: int) -> Token:
+def _special_token(id: int, text: str, position: int) -> Token:
     return Token(id, text, None, "special", encoders=("encoder",), position=position, column=position)
 
 
 def _text_token(id: int, prompt: str, span: Span, position: int) -> Token:
-    # " red" stands for "red": were the space part of it, a quarter of its mass would belong to no word.
+    # " red" stands for "red". With the space, a quarter of its mass would belong to no word.
     start, end = span
     text = prompt[start:end]
     if text.strip():
@@ -135,7 +137,7 @@ def _text_token(id: int, prompt: str, span: Span, position: int) -> Token:
 
 
 def _by_word(text: str) -> Iterator[str]:
-    """The text cut after each word; spaces and punctuation go with the word that follows."""
+    """The text cut after each word. Spaces and punctuation belong to the word behind them."""
     start = 0
     for word in segment(text):
         yield text[start : word.end]
@@ -148,8 +150,8 @@ def _character_spans(prompt: str, pieces: Sequence[str]) -> list[Span]:
     owner = [index for index, character in enumerate(prompt) for _ in character.encode()]
     if sum(map(len, pieces)) != len(owner):
         raise BadTokenizer("The tokens do not add up to the bytes of the prompt: the tokenizer has a normaliser.")
-    spans, at = [], 0
+    spans, start = [], 0
     for piece in pieces:
-        spans.append((owner[at], owner[at + len(piece) - 1] + 1))
-        at += len(piece)
+        spans.append((owner[start], owner[start + len(piece) - 1] + 1))
+        start += len(piece)
     return spans

@@ -1,11 +1,12 @@
-"""Which characters of a prompt the tokens of somebody else's tokenizer stand for, from the ids that were encoded.
+"""Which characters of a prompt the tokens of any tokenizer stand for, from the ids that were encoded.
 
-Byte-level BPE (CLIP, Qwen, Mistral), SentencePiece (T5, Gemma, ChatGLM) and WordPiece (BERT) alike: what the tokens spell is followed,
-byte by byte, through the prompt as the tokenizer normalises it. White space counts for nothing on either side, since
-every tokenizer treats it in a way of its own, unless it is spelled out in bytes, as 　 is; a token that the vocabulary
-cannot spell (<unk>) stands for whatever lies between its neighbours.
+This serves byte-level BPE (CLIP, Qwen, Mistral), SentencePiece (T5, Gemma, ChatGLM) and WordPiece (BERT). The bytes of
+the tokens are followed through the bytes of the prompt, as the tokenizer normalises it. White space is left out on both
+sides, because every tokenizer treats it in its own way; but 　, which is spelled in bytes, is kept. An unknown token
+(<unk>) stands for the text between its neighbours.
 """
 
+import itertools
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ SPACES = b" \t\n\r\f\v"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is known of a tokenizer: its own pieces, and which ids are not to be read as text."""
+    """The pieces of a tokenizer's vocabulary, and the ids that stand for no text."""
 
     piece: Callable[[int], str]
     normalise: Callable[[str], str]
@@ -34,65 +35,68 @@ class Vocabulary:
     eos: int | None
 
     @classmethod
-    def of(cls, tokenizer) -> "Vocabulary":
-        """Of a tokenizer of transformers, of diffusers' ChatGLM one, or of a processor's."""
-        if not hasattr(tokenizer, "all_special_ids"):
-            tokenizer = tokenizer.tokenizer
-        unknown = tokenizer.unk_token_id
+    def from_tokenizer(cls, tokenizer: object) -> "Vocabulary":
+        """The vocabulary of a tokenizer of transformers, of diffusers' ChatGLM tokenizer, or of a processor's tokenizer."""
+        named: Any = tokenizer  # its attributes are made at run time
+        if not hasattr(named, "all_special_ids"):
+            named = named.tokenizer
         # CLIP names <|endoftext|>, its end, as the unknown token, and never needs one.
-        unknown = None if unknown == tokenizer.eos_token_id else unknown
-        special = frozenset(tokenizer.all_special_ids) - {unknown}
-        ends = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
-        if hasattr(getattr(tokenizer, "tokenizer", None), "sp_model"):
-            pieces = tokenizer.tokenizer  # around a SentencePiece model
+        unknown = None if named.unk_token_id == named.eos_token_id else named.unk_token_id
+        special = frozenset(named.all_special_ids) - {unknown}
+        ends = named.bos_token_id, named.pad_token_id, named.eos_token_id
+        if hasattr(getattr(named, "tokenizer", None), "sp_model"):
+            pieces = named.tokenizer  # around a SentencePiece model
             special |= frozenset(pieces.index_special_tokens)
             return cls(
                 pieces.convert_id_to_token, pieces.sp_model.normalize, False, frozenset(), special, unknown, *ends
             )
-        fast = backend_of(tokenizer)
+        fast = _backend_of(named)
         byte_level = isinstance(fast.decoder, decoders.ByteLevel)
         normalise = str if fast.normalizer is None else fast.normalizer.normalize_str
         added = frozenset(fast.get_added_tokens_decoder())
         return cls(lambda id: fast.id_to_token(id) or "", normalise, byte_level, added, special, unknown, *ends)
 
     def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
-        """text, special or pad, as far as ids alone tell."""
+        """text, special or pad for each id, as far as ids alone say. `mask` is 0 at padding."""
         pads = _padding(self, ids, mask)
         return ["pad" if pad else "special" if id in self.special else "text" for id, pad in zip(ids, pads)]
 
-    def spelled(self, id: int, spaces: bool = False) -> bytes:
-        """The bytes that the token stands for, without white space; with `spaces` only without that of ASCII."""
+    def token_bytes(self, id: int, spaces: bool = False) -> bytes:
+        """The bytes that the token stands for, without white space; with `spaces`, only without that of ASCII."""
         piece = self.piece(id)
         if id in self.added:
-            return _without_spaces(piece.encode())
+            return _strip_spaces(piece.encode())
         if self.byte_level:
             piece = piece.removesuffix("</w>")
-            known = all(character in BYTES for character in piece)
-            return _without_spaces(bytes(BYTES[c] for c in piece) if known else piece.encode())
+            spelled = all(character in BYTES for character in piece)
+            return _strip_spaces(bytes(BYTES[c] for c in piece) if spelled else piece.encode())
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return _without_spaces(bytes.fromhex(piece[3:5]))
+            return _strip_spaces(bytes.fromhex(piece[3:5]))
         if len(piece) > 2 and piece.startswith("##"):
             piece = piece[2:]
-        return _without_spaces(_bare(piece, spaces).encode())
+        return _strip_spaces(_strip_joints(piece, spaces).encode())
 
-    def normalised(self, text: str, lower: bool = False, spaces: bool = False) -> list[tuple[int, Span]]:
-        """The bytes of the text as the tokenizer reads it, each with the characters that it comes from."""
-        found = []
+    def text_bytes(self, text: str, lower: bool = False, spaces: bool = False) -> "TextBytes":
+        """The bytes of the text as the tokenizer normalises it, each with the characters that it comes from."""
+        result = []
         for start, end in _clusters(text):
             cluster = text[start:end].lower() if lower else text[start:end]
             cluster = self.normalise(cluster)
             if not self.byte_level:
-                cluster = _bare(cluster, spaces)
-            found += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
-        return found
+                cluster = _strip_joints(cluster, spaces)
+            result += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
+        return result
 
 
+TextBytes = list[tuple[int, Span]]
 _backends: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
 
 
-def backend_of(tokenizer) -> Tokenizer:
-    """The `tokenizers.Tokenizer` behind a tokenizer of transformers. One in plain Python, as CLIP's is up to
-    transformers 4, is converted once."""
+def _backend_of(tokenizer: Any) -> Tokenizer:
+    """The `tokenizers.Tokenizer` behind a tokenizer of transformers.
+
+    A tokenizer in plain Python, as CLIP's is up to transformers 4, is converted once.
+    """
     if (fast := getattr(tokenizer, "backend_tokenizer", None) or _backends.get(tokenizer)) is not None:
         return fast
     from transformers.convert_slow_tokenizer import convert_slow_tokenizer
@@ -102,7 +106,7 @@ def backend_of(tokenizer) -> Tokenizer:
     return fast
 
 
-def spelled_out(
+def align_tokens(
     vocabulary: Vocabulary,
     ids: Sequence[int],
     mask: Sequence[int] | None,
@@ -111,34 +115,42 @@ def spelled_out(
     encoders: tuple[str, ...],
     template: tuple[str, str] = ("", ""),
 ) -> tuple[list[Token], int | None]:
-    """A token for each id, and where the prompt was cut: its first character that no token stands for, or None.
+    """A token for each id, and where the prompt was cut: its first character without a token, or None.
 
-    `mask` is 0 at padding; `template` is what the pipeline put before and after the prompt; `columns` says for each
-    id where it stands among the denoiser's text keys. Raises Misspelled if these are not the ids of that prompt.
-    Positions count from the first token that is no padding; padding on the left comes last.
+    `mask` is 0 at padding. `columns` has the place of each id among the denoiser's text keys. `template` is the text
+    that the pipeline put before and after the prompt. Positions count from the first token that is no padding; padding
+    on the left comes last. Raises SpellingError if these are not the ids of that prompt.
     """
-    # A pipeline may lower the case of the prompt of its own accord.
-    ways = [(lower, spaces) for lower in (False, True) for spaces in (False, True)]
-    for way in ways:
+    errors = []
+    for lower, spaces in itertools.product((False, True), repeat=2):  # a pipeline may have lowered the prompt's case
         try:
-            return _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, *way)
-        except Misspelled as error:
-            if way == ways[0]:
-                first = error
-    raise first
+            return _align(vocabulary, ids, mask, prompt, columns, encoders, template, lower, spaces)
+        except SpellingError as error:
+            errors.append(error)
+    raise errors[0]
 
 
-def _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, lower: bool, spaces: bool):
-    before, after = (vocabulary.normalised(text, False, spaces) for text in template)
-    own = vocabulary.normalised(prompt, lower, spaces)
+def _align(
+    vocabulary: Vocabulary,
+    ids: Sequence[int],
+    mask: Sequence[int] | None,
+    prompt: str,
+    columns: Sequence[int | None],
+    encoders: tuple[str, ...],
+    template: tuple[str, str],
+    lower: bool,
+    spaces: bool,
+) -> tuple[list[Token], int | None]:
+    before, after = (vocabulary.text_bytes(text, False, spaces) for text in template)
+    own = vocabulary.text_bytes(prompt, lower, spaces)
     stream = bytes(byte for byte, _ in (*before, *own, *after))
     first, last = len(before), len(before) + len(own)
     pads = _padding(vocabulary, ids, mask)
     real = [index for index in range(len(ids)) if not pads[index]]
     lead = real[0] if real else 0
-    breaks = _breaks(prompt, own, first)
-    spelled = {ids[i]: vocabulary.spelled(ids[i], spaces) for i in real}
-    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], spelled, stream, breaks, bool(before))))
+    breaks = _word_breaks(prompt, own, first)
+    spelling = {ids[i]: vocabulary.token_bytes(ids[i], spaces) for i in real}
+    places = dict(zip(real, _follow(vocabulary, [ids[i] for i in real], spelling, stream, breaks, bool(before))))
 
     tokens, reached = [], 0
     for index, (id, column) in enumerate(zip(ids, columns)):
@@ -153,10 +165,10 @@ def _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, low
                 kind = "special"
             elif start == end and (start > first or not template[0]) and (start < last or not template[1]):
                 kind, span = "text", _gap(prompt, own, start - first)
-            else:  # the template's own, or white space where it meets the prompt
+            else:  # text of the template, or white space where it meets the prompt
                 kind = "template"
         if kind != "text":
-            text = text if id in vocabulary.special else vocabulary.spelled(id).decode(errors="replace")
+            text = text if id in vocabulary.special else vocabulary.token_bytes(id).decode(errors="replace")
         elif span is not None:
             text = prompt[slice(*span)]
         tokens.append(Token(id, text, span, kind, encoders, (index - lead) % len(ids), column))
@@ -164,7 +176,7 @@ def _spelled_out(vocabulary, ids, mask, prompt, columns, encoders, template, low
     return tokens, cut
 
 
-class Misspelled(ValueError):
+class SpellingError(ValueError):
     """The tokens do not spell the prompt."""
 
 
@@ -174,51 +186,52 @@ class Misspelled(ValueError):
 def _follow(
     vocabulary: Vocabulary,
     ids: Sequence[int],
-    spelled: Mapping[int, bytes],
+    spelling: Mapping[int, bytes],
     stream: bytes,
     breaks: set[int],
     in_template: bool,
 ) -> list[tuple[int, int]]:
-    """For each id the stretch of the stream that it stands for. Special tokens stand for none, or for themselves."""
-    reach: list[set[int]] = [{0}]
+    """The start and end in the stream of each id. Special tokens stand for nothing, or for their own text."""
+    ends: list[set[int]] = [{0}]  # where the tokens so far may end
     for index, id in enumerate(ids):
-        bare = id in vocabulary.special
         after: set[int] = set()
-        for at in reach[-1]:
-            if bare:
-                after.add(at)
+        for start in ends[-1]:
+            if id in vocabulary.special:
+                after.add(start)
             if id == vocabulary.unknown:
-                after |= set(_unknown_ends(at, len(stream), breaks))
-            elif stream.startswith(spelled[id], at) and not (index == 0 and id == vocabulary.bos and not in_template):
-                after.add(at + len(spelled[id]))
+                after |= set(_unknown_ends(start, len(stream), breaks))
+            elif stream.startswith(spelling[id], start) and (index or id != vocabulary.bos or in_template):
+                after.add(start + len(spelling[id]))
         if not after:
-            raise Misspelled(f"token {index} ({vocabulary.piece(id)}) is not what comes next in the text")
-        reach.append(after)
+            raise SpellingError(f"token {index} ({vocabulary.piece(id)}) does not continue the text")
+        ends.append(after)
 
-    at = max(reach[-1])
+    end = max(ends[-1])
     places = []
     for index in reversed(range(len(ids))):
-        before, id = reach[index], ids[index]
-        if id in vocabulary.special and at in before:
-            start = at
+        before, id = ends[index], ids[index]
+        if id in vocabulary.special and end in before:
+            start = end
         elif id == vocabulary.unknown:
-            start = max(place for place in before if at in _unknown_ends(place, len(stream), breaks))
+            start = max(start for start in before if end in _unknown_ends(start, len(stream), breaks))
         else:
-            start = at - len(spelled[id])
-        places.append((start, at))
-        at = start
+            start = end - len(spelling[id])
+        places.append((start, end))
+        end = start
     return places[::-1]
 
 
-def _unknown_ends(at: int, length: int, breaks: set[int]) -> range:
-    """Where an unknown token that begins here may end: it never reaches across white space."""
-    end = min((place for place in breaks if place > at), default=length)
-    return range(min(at + 1, length), end + 1)
+def _unknown_ends(start: int, length: int, breaks: set[int]) -> range:
+    """Where an unknown token that begins at `start` may end. It never reaches across white space."""
+    end = min((place for place in breaks if place > start), default=length)
+    return range(min(start + 1, length), end + 1)
 
 
 def _padding(vocabulary: Vocabulary, ids: Sequence[int], mask: Sequence[int] | None) -> list[bool]:
-    """Which positions are filling: by the mask, else by the tail of pads. Where the end token fills, too, the first
-    of the tail is the end itself."""
+    """Which positions are padding: by the mask, else the pads at the end.
+
+    Where the end token is also the pad token, the first one at the end is no padding.
+    """
     if mask is not None:
         return [not real for real in mask]
     tail = len(ids)
@@ -229,7 +242,7 @@ def _padding(vocabulary: Vocabulary, ids: Sequence[int], mask: Sequence[int] | N
     return [index >= tail for index in range(len(ids))]
 
 
-def _breaks(prompt: str, own: list[tuple[int, Span]], first: int) -> set[int]:
+def _word_breaks(prompt: str, own: TextBytes, first: int) -> set[int]:
     """Places in the stream before which the prompt has white space."""
     return {
         first + index
@@ -238,10 +251,10 @@ def _breaks(prompt: str, own: list[tuple[int, Span]], first: int) -> set[int]:
     }
 
 
-def _gap(prompt: str, own: list[tuple[int, Span]], at: int) -> Span | None:
-    """The white space before this place of the prompt's own bytes."""
-    start = own[at - 1][1][1] if 0 < at <= len(own) else 0
-    end = own[at][1][0] if at < len(own) else len(prompt)
+def _gap(prompt: str, own: TextBytes, place: int) -> Span | None:
+    """The characters, white space, before this place of the prompt's own bytes."""
+    start = own[place - 1][1][1] if 0 < place <= len(own) else 0
+    end = own[place][1][0] if place < len(own) else len(prompt)
     return (start, end) if start < end else None
 
 
@@ -260,7 +273,7 @@ assert set(BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _clusters(text: str) -> list[Span]:
-    """Characters with the marks that follow them: what a normaliser may join."""
+    """The spans of characters with the marks that follow them, which a normaliser may join."""
     starts = [
         index
         for index, character in enumerate(text)
@@ -269,10 +282,10 @@ def _clusters(text: str) -> list[Span]:
     return list(zip(starts, [*starts[1:], len(text)]))
 
 
-def _bare(text: str, spaces: bool) -> str:
-    """Without SentencePiece's ▁, and unless `spaces` without white space."""
+def _strip_joints(text: str, spaces: bool) -> str:
+    """The text without SentencePiece's ▁, and without white space unless `spaces`."""
     return "".join(character for character in text if character != "▁" and (spaces or not character.isspace()))
 
 
-def _without_spaces(spelled: bytes) -> bytes:
-    return spelled.translate(None, SPACES)
+def _strip_spaces(spelling: bytes) -> bytes:
+    return spelling.translate(None, SPACES)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from toushi.probe.base.atomic_io import FileDigest
 from toushi.probe.text import alignment
 from toushi.probe.trace.strict_model import (
     Counts,
@@ -276,8 +277,8 @@ class Manifest(TraceManifest):
             check_words(branch.words, prompt, f"branches.{name}.words")
         return self
 
-    def list_file(self, name: FileName, entry: dict[str, Any]) -> None:
-        """Adds a finished file: {bytes, sha256}."""
+    def list_file(self, name: FileName, entry: FileDigest) -> None:
+        """Adds a finished file."""
         self.files = {**self.files, name: FileEntry(**entry)}
 
     def oldest_version(self) -> int:

@@ -76,7 +76,7 @@ class Trace:
         return self.manifest.branches[check_branch(self.manifest, branch)].places()
 
     def span(self, word: WordSpec, branch: str = "cond") -> Span:
-        """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
+        """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find_word."""
         return selection.find_span(self.manifest, word, branch)
 
     # --- attention

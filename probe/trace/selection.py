@@ -11,7 +11,7 @@ import xarray as xr
 
 from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Word, find, shares
+from toushi.probe.text.alignment import Span, WordSpec, find_word, token_shares
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
@@ -20,7 +20,6 @@ from toushi.probe.trace.trace_json import parse
 
 Sites = str | Sequence[str] | None
 Steps = int | slice | Iterable[int] | None
-WordSpec = str | Word | Span
 
 MAX_BYTES = 2**31  # of one answer
 
@@ -81,7 +80,7 @@ def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
 
 
 def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
-    """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find."""
+    """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find_word."""
     prompt = manifest.prompt_of(check_branch(manifest, branch))
     if prompt is None:
         raise NotRecorded(
@@ -89,7 +88,7 @@ def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
             "family of the pipeline is not known), so there are no words. "
             "Ask without a word: the maps are then by token index."
         )
-    return find(prompt, manifest.words_of(branch), word)
+    return find_word(prompt, manifest.words_of(branch), word)
 
 
 # --- answers --------------------------------------------------------------------------------------------
@@ -179,7 +178,7 @@ class AttentionQuery:
             raise ToushiError("Image self-attention looks at the image, not at words. Choose image-to-text sites.")
         assert self.span is not None
         tokens = self.manifest.tokens_of(self.branch)
-        by_token = shares(tokens, self.span)
+        by_token = token_shares(tokens, self.span)
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
         weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Token, Word, find, shares
+from toushi.probe.text.alignment import Span, Token, Word, find_word, token_shares
 
 OTHER, SPECIAL = "(other text)", "(special)"  # what is read beside the words: punctuation, spaces; tokens without text
 
@@ -68,7 +68,7 @@ class TextEncoding:
     def by_word(self, read: np.ndarray, words: Sequence | None = None) -> xr.DataArray:
         """What tokens read of tokens [layer, head, query, token], layers from 1, by word as in `word_attention`."""
         spans = self.spans(words)
-        columns = np.array([shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
+        columns = np.array([token_shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
         inside = np.zeros(len(self.text), bool)
         for start, end in spans:
             inside[start:end] = True
@@ -92,11 +92,11 @@ class TextEncoding:
             return [word.span for word in self.words]
         if isinstance(words, str | Word):
             raise ToushiError(f"expected a list of words, but {words!r} came; write [{words!r}]")
-        return [find(self.text, [*self.words, *self.lost], word) for word in words]
+        return [find_word(self.text, [*self.words, *self.lost], word) for word in words]
 
     def means(self, spans: Sequence[Span]) -> np.ndarray:
         """[word, token], each row sums to 1."""
-        weights = np.array([shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
+        weights = np.array([token_shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
         total = weights.sum(1, keepdims=True)
         for span, own in zip(spans, total[:, 0]):
             if not own:

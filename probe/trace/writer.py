@@ -344,7 +344,7 @@ class TraceWriter:
             self._counts[key] = self._counts.get(key, 0) + 1
         return self._sums
 
-    def _listed(self, name: "FileName", parts: Sequence[bytes | np.ndarray]) -> None:
+    def _listed(self, name: "FileName", parts: Sequence[bytes | memoryview]) -> None:
         about = write_listed(self.folder / name, parts)
         fsync_folder(self.folder)
         with self._manifest_lock:

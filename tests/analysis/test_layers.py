@@ -32,20 +32,12 @@ def test_cosine_is_that_of_each_pair_and_nan_for_nothing():
         layers.cosine(a, b[..., :4])
 
 
-def test_a_word_is_like_itself_at_its_own_layer():
-    states = RANDOM.normal(size=(4, 3, 8))
-    found = layers.across_layers(states)
-    assert found.shape == (3, 4, 4)
-    np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), 1)
-    assert found[2, 0, 3] == pytest.approx(layers.cosine(states[0, 2:], states[3, 2:])[0, 0])
-
-
 def test_what_all_words_share_is_measured():
     states = RANDOM.normal(size=(2, 50, 400))
     states[1] += 3  # one direction common to all
-    alone, common = layers.commonness(states)
+    alone, common = layers.mean_pairwise_cosine(states)
     assert abs(alone) < 0.02 and common == pytest.approx(0.9, abs=0.02)
-    assert np.isnan(layers.commonness(states[:, :1])).all()
+    assert np.isnan(layers.mean_pairwise_cosine(states[:, :1])).all()
 
 
 # --- senses ---
@@ -135,7 +127,7 @@ def test_sentences_of_one_template_are_not_evidence_for_each_other():
 def test_templates_with_both_senses_are_shuffled_inside():
     frames = np.tile(np.arange(10), 2)
     senses = np.repeat(["bank", "shore"], 10)
-    mixed = layers._shuffled(np.random.default_rng(0), np.repeat([0, 1], 10), frames)
+    mixed = layers._shuffle_senses(np.random.default_rng(0), np.repeat([0, 1], 10), frames)
     assert all(set(mixed[frames == frame]) == {0, 1} for frame in range(10))
     meaning = np.stack([np.full(40, -1.0), np.full(40, 1.0)])[np.repeat([0, 1], 10)]
     states = (3 * RANDOM.normal(size=(10, 40))[frames] + meaning)[None]  # frames matter more than the sense

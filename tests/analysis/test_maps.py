@@ -54,8 +54,8 @@ def test_labels_survive():
     assert fine.dims == native.dims and fine.shape == (2, 3, 8, 8) and fine.name == "attention"
     assert fine.attrs == native.attrs and list(fine.layer.values) == list("abc")
     assert maps.mass(native).dims == ("step", "layer")
-    y, x = maps.centre(native)
-    np.testing.assert_allclose(y.values, maps.centre(native.values)[0])
+    y, x = maps.centre_of_mass(native)
+    np.testing.assert_allclose(y.values, maps.centre_of_mass(native.values)[0])
     assert x.dims == ("step", "layer")
 
 
@@ -65,7 +65,7 @@ def test_one_cell_is_where_it_is(grid, data):
     single = np.zeros(grid)
     single[y, x] = 0.25
     where = ((y + 0.5) / grid[0], (x + 0.5) / grid[1])
-    assert maps.centre(single) == pytest.approx(where)
+    assert maps.centre_of_mass(single) == pytest.approx(where)
     assert maps.peak(single) == pytest.approx(where)
     assert maps.spread(single) == pytest.approx(0)
     assert maps.entropy(single) == pytest.approx(0)
@@ -74,17 +74,17 @@ def test_one_cell_is_where_it_is(grid, data):
 
 def test_a_flat_map_is_everywhere():
     flat = np.full((40, 60), 0.1)
-    assert maps.centre(flat) == pytest.approx((0.5, 0.5))
+    assert maps.centre_of_mass(flat) == pytest.approx((0.5, 0.5))
     assert maps.spread(flat) == pytest.approx(np.sqrt(1 / 6), rel=1e-3)
     assert maps.entropy(flat) == pytest.approx(1)
-    assert maps.inside(flat, np.eye(40, 60)) == pytest.approx(40 / 2400)
+    assert maps.mass_inside(flat, np.eye(40, 60)) == pytest.approx(40 / 2400)
 
 
 def test_what_stands_out_is_found_over_any_background():
     heat = np.full((16, 16), 0.4)
     heat[2:4, 12:14] += 0.1
-    assert maps.centre(maps.above_mean(heat)) == pytest.approx((3 / 16, 13 / 16))
-    assert maps.centre(heat) != pytest.approx((3 / 16, 13 / 16), abs=0.2)
+    assert maps.centre_of_mass(maps.above_mean(heat)) == pytest.approx((3 / 16, 13 / 16))
+    assert maps.centre_of_mass(heat) != pytest.approx((3 / 16, 13 / 16), abs=0.2)
     labelled = xr.DataArray(heat, dims=("y", "x"), attrs={"unit": "probability"})
     np.testing.assert_allclose(maps.above_mean(labelled).values, maps.above_mean(heat))
     assert maps.above_mean(labelled).attrs == labelled.attrs
@@ -93,8 +93,8 @@ def test_what_stands_out_is_found_over_any_background():
 
 def test_a_map_of_zeros_has_no_place():
     nothing = np.zeros((2, 4, 4))
-    assert np.isnan(maps.centre(nothing)).all() and np.isnan(maps.entropy(nothing)).all()
-    assert np.isnan(maps.inside(nothing, np.ones((8, 8)))).all()
+    assert np.isnan(maps.centre_of_mass(nothing)).all() and np.isnan(maps.entropy(nothing)).all()
+    assert np.isnan(maps.mass_inside(nothing, np.ones((8, 8)))).all()
     assert (maps.mass(nothing) == 0).all()
 
 
@@ -102,9 +102,9 @@ def test_inside_counts_covered_shares_of_cells():
     heat = np.array([[1.0, 3.0], [0.0, 0.0]])
     mask = np.zeros((4, 4), bool)
     mask[:2, 2:] = True
-    assert maps.inside(heat, mask) == pytest.approx(0.75)
+    assert maps.mass_inside(heat, mask) == pytest.approx(0.75)
     mask[:, 3] = mask[1] = False  # one pixel of the four is left
-    assert maps.inside(heat, mask) == pytest.approx(0.75 / 4)
+    assert maps.mass_inside(heat, mask) == pytest.approx(0.75 / 4)
 
 
 class TestPointingGame:

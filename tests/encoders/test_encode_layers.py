@@ -15,8 +15,8 @@ from toushi.probe.encoders import word_spans as spans
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import UnknownEncoder, load_pretrained, open_encoder, wrap_encoder
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
-from toushi.probe.models.text_encoder import turned
-from toushi.probe.text.alignment import UnknownWord, shares
+from toushi.probe.models.text_encoder import apply_rope
+from toushi.probe.text.alignment import UnknownWord, token_shares
 from toushi.probe.trace.text_encoding import OTHER, SPECIAL, NotReadable
 
 pytest.importorskip("transformers")
@@ -101,8 +101,8 @@ def test_attention_of_our_encoder_is_an_explicit_softmax(tiny, encoders):
     for number, layer in enumerate(tiny.encoder.layers, 1):
         before = layer.attention_norm(torch.tensor(reading.states.values[number - 1]))
         q, k, _ = F.linear(before, layer.attention.to_qkv.weight).reshape(len(before), 3, 2, 16).permute(1, 2, 0, 3)
-        q, k = (turned(F.rms_norm(part, (16,))) for part in (q, k))
-        expected = (q @ k.transpose(1, 2) * layer.attention.SHARPNESS / 4).softmax(-1)
+        q, k = (apply_rope(F.rms_norm(part, (16,))) for part in (q, k))
+        expected = (q @ k.transpose(1, 2) * layer.attention.QK_SCALE / 4).softmax(-1)
         np.testing.assert_allclose(reading.attention.sel(layer=number), expected, atol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_what_words_read_of_words_and_of_all_else_is_all_there_is(kind, encoders
         by_word = reading.word_attention()
         np.testing.assert_allclose(by_word.sum("word"), 1, atol=1e-5)
         # The special column once more, token by token.
-        own = np.array([shares(reading.tokens, word.span) for word in reading.words])
+        own = np.array([token_shares(reading.tokens, word.span) for word in reading.words])
         mean = np.einsum("qt,lht->lhq", own / own.sum(1, keepdims=True), sum_of(reading, "special", "template"))
         np.testing.assert_allclose(by_word.sel(word=SPECIAL), mean, atol=1e-5)
         # All that text receives goes to words or to the other text, whatever the cut into words.
@@ -161,7 +161,7 @@ def test_a_word_is_the_mean_of_its_tokens_each_by_its_share(encoders):
     found = reading.word_states([(0, 1), (0, 2), "猫"])
     assert found.dims == ("layer", "word", "feature") and found["word"].values.tolist() == ["𰻝", "𰻝面", "猫"]
     np.testing.assert_allclose(found[:, 0], states[:, :4].mean(1), atol=1e-6)
-    weights = shares(reading.tokens, (0, 2))
+    weights = token_shares(reading.tokens, (0, 2))
     np.testing.assert_allclose(found[:, 1], np.average(states, axis=1, weights=weights), atol=1e-6)
 
 

@@ -11,7 +11,7 @@ import pytest
 import rjieba
 
 from toushi.experiments.measures.polysemy import DATA, read_parallel, read_polysemy
-from toushi.probe.text.alignment import UnknownWord, find, segment
+from toushi.probe.text.alignment import UnknownWord, find_word, segment
 
 # All other words count as content, so 他, 不 and 一个 too may stand in four sentences of a sense at most.
 FUNCTION = frozenset("的了着是在就都也和里上它她")
@@ -111,7 +111,7 @@ def found_by_the_workbench(data):
 
     def seen(row) -> bool:
         try:
-            return find(row.sentence, segment(row.sentence), row.word) == (row.start, row.start + len(row.word))
+            return find_word(row.sentence, segment(row.sentence), row.word) == (row.start, row.start + len(row.word))
         except UnknownWord:
             return False
 

@@ -14,7 +14,7 @@ from toushi.probe.figures.style import overlay, overlay_colours, percent, save
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import chosen, words_figure
-from toushi.probe.text.alignment import Word, labels
+from toushi.probe.text.alignment import Word, word_labels
 from toushi.probe.trace.open import open_trace
 
 ALL = {
@@ -49,7 +49,7 @@ def test_the_callers_settings_are_left_alone(trace):
 def test_one_picture_and_one_overlay_for_each_word_on_one_scale(trace):
     figure = words_figure(trace)
     names = ["左边", "是#1", "猫", "右边", "是#2", "月亮", "夜晚"]
-    assert labels(trace.words(), trace.words()) == names == [text for text in texts(figure) if text in names]
+    assert word_labels(trace.words(), trace.words()) == names == [text for text in texts(figure) if text in names]
     images = [image.get_array() for image in figure.axes[0].images]
     np.testing.assert_array_equal(images[0], trace.image())
     heats = [trace.heat_map(word) for word in trace.words()]
@@ -89,7 +89,7 @@ def test_overlays_of_equal_heat_have_equal_colours_whatever_else_is_in_the_map()
 
 def test_repeated_words_are_told_apart(traced):
     trace = traced("猫、猫头鹰和猫")
-    assert labels(trace.words(), trace.words()) == ["猫#1", "猫头鹰", "和", "猫#2"]
+    assert word_labels(trace.words(), trace.words()) == ["猫#1", "猫头鹰", "和", "猫#2"]
     assert {"猫#1", "猫#2", "猫头鹰"} <= set(texts(words_figure(trace)))
     assert "猫#2" in texts(words_figure(trace, ["猫#2"])) and "猫#2" in texts(layers_figure(trace, "猫#2"))
 

@@ -73,7 +73,7 @@ def test_a_watched_model_computes_the_same_and_is_seen(model, x):
         assert torch.equal(model(x), plain)
     assert [call.site for call in calls] == ["first", "second"] * 2
     assert calls[0].shape == (2, 2, 7, 7) and calls[0].kernel == "flash-cpu"
-    assert watch.ran == watch.seen == {"first": 2, "second": 2} and not watch.unread()
+    assert watch.run_counts == watch.call_counts == {"first": 2, "second": 2} and not watch.unread_modules()
     assert not hooks_of(model)
 
 
@@ -251,7 +251,7 @@ def test_a_compiled_model_is_seen_whole_and_compiled_again_afterwards(model, x):
     seen = []
     with AttentionHook(sites(model), lambda call: seen.append(call.site)) as watch:
         assert torch.equal(compiled(x), plain)
-    assert seen == ["first", "second"] and not watch.unread()
+    assert seen == ["first", "second"] and not watch.unread_modules()
     assert torch.equal(compiled(x), plain)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
@@ -286,7 +286,7 @@ def test_modules_that_never_ran_or_do_not_attend_are_named(model, x):
     linear = nn.Linear(16, 16)
     with AttentionHook({"idle": model.second, "linear": linear}, lambda call: None) as watch:
         linear(x)
-    blind = watch.unread()
+    blind = watch.unread_modules()
     assert "did not run" in blind["idle"] and "scaled_dot_product_attention" in blind["linear"]
 
 

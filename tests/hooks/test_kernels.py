@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from toushi.hooks import kernels
-from toushi.hooks.kernels import AttentionInputs, additive, attend, log_sum_exp, probabilities
+from toushi.hooks.kernels import AttentionInputs, additive_mask, attend, log_sum_exp, probabilities
 
 SDPA = F.scaled_dot_product_attention
 AVAILABLE = ["flash-cpu", "math"] + (["flash", "efficient", "cudnn"] if torch.cuda.is_available() else [])
@@ -98,7 +98,7 @@ def test_every_kernel_keeps_the_same_contract(kernel, causal, scale, monkeypatch
 @pytest.mark.parametrize("few", [0, 512])
 def test_without_a_log_sum_exp_from_the_kernel(mask, chunk, few, monkeypatch):
     """By a softmax of everything, or by one of our own where there are many keys; in chunks."""
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernels, "BLOCK_SCORES", chunk)
     monkeypatch.setattr(kernels, "RECOMPUTE_MAX_KEYS", few)
     q, k, v = inputs()
     mask = masks(2, 3, 33, 21)[mask]
@@ -120,7 +120,7 @@ def test_the_mean_over_heads_is_that_of_the_whole(mask, chunk, monkeypatch):
     mask = masks(2, 3, 33, 21)[mask]
     attended, what = attend(SDPA, q, k, v, mask), AttentionInputs(q, k, 32**-0.5, mask)
     whole = probabilities(what, attended.lse, [2, 5, 6])
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernels, "BLOCK_SCORES", chunk)
     averaged = probabilities(what, attended.lse, [2, 5, 6], mean=True)
     torch.testing.assert_close(averaged, whole.mean(1), atol=2e-7, rtol=0)
     assert torch.equal(probabilities(what, attended.lse, [2, 5, 6], True, torch.float16), averaged.half())
@@ -131,7 +131,7 @@ def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
     q, k, _ = inputs()
     what = AttentionInputs(q, k, 0.2, masks(2, 3, 33, 21)["boolean"])
     whole = log_sum_exp(what)
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernels, "BLOCK_SCORES", chunk)
     torch.testing.assert_close(log_sum_exp(what), whole, atol=1e-6, rtol=0)
     causal = AttentionInputs(q, k, 0.2, first=0)
     lse = log_sum_exp(causal)
@@ -202,7 +202,7 @@ def test_few_keys_are_exact_however_large_the_scores_are(dtype):
     """As of a text encoder that was trained: a difference of scores that were rounded apart would be off by 1e-4."""
     q, k, v = inputs(dtype=dtype)
     q = q * 60
-    attended = attend(SDPA, q, k, v, few=kernels.RECOMPUTE_MAX_KEYS)
+    attended = attend(SDPA, q, k, v, recompute_max_keys=kernels.RECOMPUTE_MAX_KEYS)
     assert attended.lse is None and torch.equal(attended.output, SDPA(q, k, v))
     here, _ = read(q, k, attended)
     assert (here.double() - explicit(q, k)).abs().max() < 2e-5
@@ -265,11 +265,11 @@ def test_the_efficient_kernel_gets_an_aligned_mask(monkeypatch):
 
     def record(query, key, value, bias, compute, dropout, causal, scale):
         seen.update(shape=tuple(bias.shape), strides=bias.stride(), compute=compute)
-        return value, torch.zeros(2, 3, 64), None, None
+        return query, torch.zeros(2, 3, 64), None, None
 
     monkeypatch.setattr(torch.ops.aten._scaled_dot_product_efficient_attention, "default", record)
     q, k, v = inputs()
-    _, lse = kernels.efficient(q, k, v, additive(masks(2, 3, 33, 21)["queries"], q.dtype), False, None)
+    _, lse = kernels.efficient(q, k, v, additive_mask(masks(2, 3, 33, 21)["queries"], q.dtype), False, None)
     assert seen["shape"] == (2, 3, 33, 21) and seen["compute"]
     assert all(stride % 8 == 0 for stride in seen["strides"][:-1])
     assert lse.shape == (2, 3, 33)
@@ -293,9 +293,9 @@ def test_the_kernel_follows_what_pytorch_would_choose(choice, mask, expected, mo
     q, k, v = inputs()
     mask = masks(2, 3, 33, 21)["padding"] if mask else None
     monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *a, **k: choice)
-    name = kernels.chosen(q.to("meta"), k, v, mask, 0.0, False, None, False)
+    name = kernels.choose_kernel(q.to("meta"), k, v, mask, 0.0, False, None, False)
     assert name == {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "other"}[choice]
-    monkeypatch.setattr(kernels, "chosen", lambda *a: name)
+    monkeypatch.setattr(kernels, "choose_kernel", lambda *a: name)
     for kernel in kernels.KERNELS:
         monkeypatch.setitem(kernels.KERNELS, kernel, lambda *a, kernel=kernel: (kernel, "lse"))
     attended = attend(SDPA, q, k, v, mask)
@@ -308,7 +308,7 @@ def test_some_queries_are_the_same_as_in_the_whole(causal, queries):
     q, k, v = inputs()
     attended = attend(SDPA, q, k, v, is_causal=causal)
     what = AttentionInputs(q, k, 32**-0.5, None, 0 if causal else None)
-    some = probabilities(what.part([1], queries), attended.lse[[1]][:, :, queries], [2, 5, 8])
+    some = probabilities(what.select([1], queries), attended.lse[[1]][:, :, queries], [2, 5, 8])
     whole = probabilities(what, attended.lse, [2, 5, 8])[[1]][..., queries]
     torch.testing.assert_close(some, whole, atol=1e-6, rtol=0)
 
@@ -320,7 +320,7 @@ def test_some_rows_are_the_same_as_in_the_whole(mask, rows):
     attended = attend(SDPA, q, k, v, masks(2, 3, 33, 21)[mask])
     mask = masks(2, 3, 33, 21)[mask]
     what = AttentionInputs(q, k, 32**-0.5, mask)
-    some = probabilities(what.part(rows, slice(None)), attended.lse[rows], [2, 5])
+    some = probabilities(what.select(rows, slice(None)), attended.lse[rows], [2, 5])
     torch.testing.assert_close(some, read(q, k, attended, [2, 5], mask)[0][rows], atol=0, rtol=0)
 
 
@@ -331,4 +331,4 @@ def test_one_text_for_all_rows():
     torch.testing.assert_close(
         probabilities(one, attended.lse, slice(None)).double(), explicit(q, k[:1]), atol=2e-6, rtol=0
     )
-    assert one.part([1], slice(None)).key.shape[0] == 1
+    assert one.select([1], slice(None)).key.shape[0] == 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.models.dit import DiT, DiTConfig, filled_length, rotations
+from toushi.probe.models.dit import DiT, DiTConfig, padded_length, rope_cos_sin
 
 transformer_z_image = pytest.importorskip("diffusers.models.transformers.transformer_z_image")
 
@@ -117,7 +117,7 @@ def test_rotations_are_those_of_diffusers_where_angles_are_large():
     config = DiTConfig()
     embedder = transformer_z_image.RopeEmbedder(config.rope_theta, config.axes_dims, config.axes_lens)
     positions = torch.tensor([[1535, 511, 511], [1000, 300, 7], [0, 0, 0]])
-    cos, sin = rotations(positions[None], config)
+    cos, sin = rope_cos_sin(positions[None], config)
     expected = embedder(positions)
     assert (torch.complex(cos, sin)[0, 0] - expected).abs().max() <= 1e-6
 
@@ -152,7 +152,7 @@ def test_each_attention_can_be_intercepted_and_joins_image_and_text(pair, monkey
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", reading)
     pair[0](*inputs([40, 9], 12, 8))
-    image, text = filled_length(24), filled_length(40)
+    image, text = padded_length(24), padded_length(40)
     assert [n for n, _ in seen] == [image, text, image + text, image + text]
     assert seen[0][1] is None
     assert seen[-1][1].sum(dim=-1).flatten().tolist() == [image + 64, image + 32]

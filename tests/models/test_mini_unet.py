@@ -9,9 +9,9 @@ import torch
 
 from toushi.hooks.watched_modules import is_watched
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.models.mini_unet import MiniUNet, PromptCut, digest
-from toushi.probe.models.prompt_batch import joined
-from toushi.probe.models.text_encoder import turned
+from toushi.probe.models.mini_unet import MiniUNet, PromptCut, weights_sha256
+from toushi.probe.models.prompt_batch import concat_prompts
+from toushi.probe.models.text_encoder import apply_rope
 from toushi.probe.pipelines.load import UnknownModel, load, model_files
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚"
@@ -59,7 +59,7 @@ def test_padding_is_invisible(model):
     latents, time = torch.randn(2, 8, 16, 16), torch.tensor([0.7, 0.2])
     long, _ = model.encode_prompt([LONG], None)
     torch.testing.assert_close(
-        model.unet(latents, time, joined(alone, long)), model.unet(latents, time, padded), rtol=1e-4, atol=1e-5
+        model.unet(latents, time, concat_prompts(alone, long)), model.unet(latents, time, padded), rtol=1e-4, atol=1e-5
     )
 
 
@@ -205,7 +205,7 @@ def test_a_causal_encoder_sees_nothing_of_what_comes_after():
 def test_what_a_model_shares_is_not_stored_again(tmp_path):
     lender = load("mini-unet", "cpu")
     vae = {k: v.half() for k, v in lender.state_dict().items() if k.startswith("vae.")}
-    shares = {"model": "mini-unet", "vae_sha256": digest(vae)}
+    shares = {"model": "mini-unet", "vae_sha256": weights_sha256(vae)}
     small = MiniUNet.tiny().config
     text = replace(small.text, vocab_size=lender.tokenizer.vocab_size)
     model = MiniUNet(replace(small, text=text, vae=lender.config.vae, shares=shares), lender.tokenizer)
@@ -226,9 +226,9 @@ def test_what_a_model_shares_is_not_stored_again(tmp_path):
 
 def test_scores_of_the_encoder_know_how_far_tokens_stand_apart_and_stay_bounded():
     vectors = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, 12, 8)
-    scores = turned(vectors[0]) @ turned(vectors[1]).mT
+    scores = apply_rope(vectors[0]) @ apply_rope(vectors[1]).mT
     for distance in (-3, 0, 5):  # the same q and k everywhere: only the distance counts
         along = scores[0].diagonal(distance)
         assert torch.allclose(along, along[0].expand_as(along), atol=1e-5)
     assert not torch.allclose(scores[0].diagonal(1)[0], scores[0].diagonal(4)[0])
-    assert torch.allclose(turned(vectors[0]).norm(dim=-1), vectors[0].norm(dim=-1))
+    assert torch.allclose(apply_rope(vectors[0]).norm(dim=-1), vectors[0].norm(dim=-1))

@@ -22,7 +22,7 @@ from tests.pipelines.diffusers_since import same_schedule
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.models.samplers import shifted_times
-from toushi.probe.models.z_image import LENGTH, ZImage, first_step, guided_velocity
+from toushi.probe.models.z_image import MAX_TOKENS, ZImage, first_step, guided_velocity
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚，月亮在河边的银行上面" * 2
 NEGATIVE = "模糊"
@@ -170,14 +170,14 @@ def test_text_is_that_of_diffusers_also_where_it_is_cut(model, released):
     expected, _ = released.encode_prompt(list(prompts), do_classifier_free_guidance=False)
     assert text.prompts == tuple(prompts)
     assert [len(ids) for ids in text.ids] == [len(states) for states in expected]
-    assert len(text.ids[-1]) == LENGTH
+    assert len(text.ids[-1]) == MAX_TOKENS
     for ours, theirs in zip(text.states, expected):
         assert (ours - theirs).abs().max() <= 1e-5
     assert model.tokenizer.decode(text.ids[1]) == f"<|im_start|>user\n{SHORT}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_one_step_without_guidance_is_one_evaluation(model):
-    begin = model.beginning(2, (24, 40), 5, None, 1.0)
+    begin = model.initial_latents(2, (24, 40), 5, None, 1.0)
     latents = latents_of(model, [SHORT, LONG], steps=1, size=(24, 40), seed=5)
     assert (begin - model.denoise(begin, 1.0, [SHORT, LONG]) - latents).abs().max() <= 1e-5
     times = torch.tensor([1.0, 0.5])

@@ -57,6 +57,16 @@ def test_ruff_finds_a_planted_bare_import(planted, tmp_path, name):
     assert sorted(found) == sorted(2 * [*files, "tests/planted.py"])
 
 
+def test_ruff_finds_a_planted_undefined_name(planted, tmp_path):
+    """A shape of one axis begins with a space: else ruff would take the axis for a name, or names could go unchecked."""
+    code = 'from jaxtyping import Float\nfrom torch import Tensor\n\n\ndef norm(x: Float[Tensor, " n"]) -> Tensor:\n'
+    files = planted(code + "    return x * missing\n")
+    command = [sys.executable, "-m", "ruff", "check", "--output-format=json", "--no-cache", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    found = {relative(one["filename"], tmp_path): one["message"] for one in json.loads(done.stdout)}
+    assert found == dict.fromkeys([*files, "tests/planted.py"], "Undefined name `missing`")
+
+
 def test_coverage_measures_the_linked_folders(tmp_path):
     """Lines of a linked folder count, under the name of the real one; so do files that never ran."""
     code = "import toushi.hooks.hook_error, toushi.probe.base.errors"

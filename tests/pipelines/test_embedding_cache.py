@@ -158,7 +158,7 @@ def test_what_is_damaged_is_encoded_anew(harm, tmp_path):
 def test_from_the_shell_with_our_own_engine(tmp_path, monkeypatch):
     from toushi import main
 
-    monkeypatch.setattr("toushi.probe.models.z_image.LENGTH", 24)
+    monkeypatch.setattr("toushi.probe.models.z_image.MAX_TOKENS", 24)
     made("z-image").save_pretrained(tmp_path / "model")
     prompt = "the moon and the red cat " * 6  # longer than it reads
     with pytest.warns(PromptCut):

@@ -65,7 +65,7 @@ def test_recording_our_own_changes_nothing(folder, tmp_path):
     plain = model.sample(prompts, "blue", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
     with record(model, tmp_path / "run") as recording:
         pictures = model.sample(prompts, "blue", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
-        model.denoise(model.beginning(1, SIZE, 0, None, 1.0), 1.0, PROMPT)
+        model.denoise(model.initial_latents(1, SIZE, 0, None, 1.0), 1.0, PROMPT)
     assert all(np.array_equal(one, other) for one, other in zip(pictures, plain))
     first, second, alone = (open_trace(path) for path in recording.traces)
     assert [first.prompt, second.prompt, alone.prompt] == [*prompts, PROMPT]

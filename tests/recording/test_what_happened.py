@@ -9,7 +9,7 @@ import torch
 
 from tests.recording.tiny_runs import LONG, PROMPT, draw, explicit, recorded, same
 from toushi.probe.models.mini_unet import PromptCut
-from toushi.probe.models.text_encoder import turned
+from toushi.probe.models.text_encoder import apply_rope
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
 
@@ -129,8 +129,8 @@ def test_the_encoders_layers_are_recorded(model, tmp_path):
     layer = model.encoder.layers[4].attention
     x = model.encoder.layers[4].attention_norm(torch.from_numpy(states.values[4]))
     q, k, _ = layer.to_qkv(x).unflatten(-1, (3, 2, -1)).permute(1, 2, 0, 3).double()
-    q, k = (turned(torch.nn.functional.rms_norm(part, (16,))) for part in (q, k))
-    truth = (q @ k.mT * layer.SHARPNESS * 16**-0.5).softmax(-1)
+    q, k = (apply_rope(torch.nn.functional.rms_norm(part, (16,))) for part in (q, k))
+    truth = (q @ k.mT * layer.QK_SCALE * 16**-0.5).softmax(-1)
     assert np.abs(trace.encoder_attention(4).values - truth.numpy()).max() < 2e-6
 
 

@@ -19,8 +19,8 @@ from tests.pipelines.vocabularies import (  # noqa: E402
     qwen_tokenizer,
     t5_tokenizer,
 )
-from toushi.probe.text.alignment import segment, shares  # noqa: E402
-from toushi.probe.text.spelling import Misspelled, Vocabulary, spelled_out  # noqa: E402
+from toushi.probe.text.alignment import segment, token_shares  # noqa: E402
+from toushi.probe.text.spelling import SpellingError, Vocabulary, align_tokens  # noqa: E402
 
 REAL = Path(os.environ.get("TOUSHI_Z_IMAGE_TOKENIZER", "nowhere"))  # a folder; the tests need no network
 HARD = [
@@ -43,7 +43,9 @@ HARD = [
 def spell(tokenizer, text, template=("", ""), **how):
     found = tokenizer(template[0] + text + template[1], **how)
     ids, mask = found.input_ids, found.attention_mask
-    return spelled_out(Vocabulary.of(tokenizer), ids, mask, text, list(range(len(ids))), ("encoder",), template)
+    return align_tokens(
+        Vocabulary.from_tokenizer(tokenizer), ids, mask, text, list(range(len(ids))), ("encoder",), template
+    )
 
 
 def covered(tokens, text):
@@ -82,7 +84,7 @@ def test_words_share_out_the_mass_of_all_tokens(kind):
         tokens = [token for token in spell(MAKERS[kind](), text)[0] if token.span]
         mass = np.random.default_rng(0).random(len(tokens))
         edges = sorted({0, len(text), *(edge for word in segment(text) for edge in word.span)})
-        total = sum((mass * shares(tokens, part)).sum() for part in itertools.pairwise(edges))
+        total = sum((mass * token_shares(tokens, part)).sum() for part in itertools.pairwise(edges))
         assert np.isclose(total, mass.sum()), text
 
 
@@ -142,7 +144,7 @@ def test_padding_and_the_first_end(kind):
     kinds = [token.kind for token in tokens]
     assert kinds[-1] == "pad" and kinds.count("special") == (2 if kind == "clip" else 1)
     assert all(token.span is None for token in tokens if token.kind != "text")
-    fast = Vocabulary.of(MAKERS[kind]())
+    fast = Vocabulary.from_tokenizer(MAKERS[kind]())
     # Where no mask is known, the ids alone say the same.
     assert fast.kinds([token.id for token in tokens], None) == kinds
 
@@ -168,8 +170,8 @@ def test_a_template_is_no_text_even_where_it_has_the_prompts_words():
 def test_ids_of_another_prompt_are_noticed():
     tokenizer = qwen_tokenizer()
     ids = tokenizer("blue moon").input_ids
-    with pytest.raises(Misspelled, match="token 0"):
-        spelled_out(Vocabulary.of(tokenizer), ids, None, "red cat", range(len(ids)), ("encoder",))
+    with pytest.raises(SpellingError, match="token 0"):
+        align_tokens(Vocabulary.from_tokenizer(tokenizer), ids, None, "red cat", range(len(ids)), ("encoder",))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real tokenizer is not here")
@@ -191,8 +193,8 @@ def test_the_real_tokenizer_of_z_image(text):
 def test_the_byte_alphabet_is_that_of_tokenizers():
     encoded = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = qwen_tokenizer()
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer)
     for character in "aé猫🦉":
         piece = encoded.pre_tokenize_str(character)[0][0]
-        spelled = b"".join(vocabulary.spelled(tokenizer.convert_tokens_to_ids(letter)) for letter in piece)
+        spelled = b"".join(vocabulary.token_bytes(tokenizer.convert_tokens_to_ids(letter)) for letter in piece)
         assert spelled == character.encode()

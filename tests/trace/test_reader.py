@@ -14,7 +14,7 @@ from PIL import Image
 from tests.trace.runs import PROMPT, SITES, TOKENIZER, Run
 from toushi.probe.analysis.maps import resample
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word, segment, shares
+from toushi.probe.text.alignment import AmbiguousWord, UnknownWord, Word, segment, token_shares
 from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NewerTrace, NoTrace, NotRecorded
@@ -268,7 +268,7 @@ def test_merging_tokens_into_words_conserves_mass(tmp_path_factory, prompt, keep
     edges = sorted({0, len(prompt), *(edge for word in trace.words() for edge in word.span)})
     total = 0
     for part in itertools.pairwise(edges):
-        if shares(trace.tokens(), part).any():
+        if token_shares(trace.tokens(), part).any():
             total = total + trace.attention(part, grid="native")[FINE]
     text = [i for i, token in enumerate(trace.tokens()) if token.kind == "text"]
     np.testing.assert_allclose(total, everything.isel(token=text).sum("token"), atol=1e-5)

@@ -121,7 +121,7 @@ def about(readings) -> str:
 
 def sections(readings, layers: Sequence[int], fewer: Sequence[int]) -> list[str]:
     """Titled tables, as text."""
-    from toushi.probe.analysis.layer_measures import commonness, cosine
+    from toushi.probe.analysis.layer_measures import cosine, mean_pairwise_cosine
 
     states = [reading.word_states() for reading in readings]
     names = [state["word"].values.tolist() for state in states]
@@ -132,7 +132,7 @@ def sections(readings, layers: Sequence[int], fewer: Sequence[int]) -> list[str]
         chosen, first = state.sel(layer=layers).values, state.sel(layer=0).values
         for place, word in enumerate(words):
             rows.append((word, *map(number_of, cosine(chosen[:, place], first[place : place + 1])[:, 0])))
-        rows.append(("different words", *map(number_of, commonness(chosen))))
+        rows.append(("different words", *map(number_of, mean_pairwise_cosine(chosen))))
         told.append(titled(f"sentence {index}: each word beside its own embedding (cosine with layer 0)", rows))
     for index, (other, theirs) in enumerate(zip(states[1:], names[1:]), 2):
         alike = cosine(states[0].sel(layer=layers).values, other.sel(layer=layers).values)

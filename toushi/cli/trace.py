@@ -224,7 +224,7 @@ open_trace(FOLDER) reads it in Python."""
     # --- checks that need no model, so that a mistake costs no time
 
     def checked_prompts(self) -> list[str]:
-        from toushi.probe.text.alignment import readable
+        from toushi.probe.text.alignment import validate_prompt
 
         if self.prompts is None:
             if self.prompt is None:
@@ -234,7 +234,7 @@ open_trace(FOLDER) reads it in Python."""
             if not self.prompt.strip():
                 print("toushi: the prompt is empty, so this is the unconditional picture", file=sys.stderr)
                 return [""]
-            return [readable(self.prompt)]
+            return [validate_prompt(self.prompt)]
         if self.prompt is not None:
             raise ToushiError(
                 f"expected either a prompt or --prompts, but both came: {self.prompt!r} and {self.prompts}"
@@ -280,12 +280,12 @@ open_trace(FOLDER) reads it in Python."""
     def check_words(self, prompts: list[str]) -> None:
         if not self.words:
             return
-        from toushi.probe.text.alignment import find, segment
+        from toushi.probe.text.alignment import find_word, segment
 
         for prompt in prompts:
             words = segment(prompt)
             for word in self.words:
-                find(prompt, words, word)
+                find_word(prompt, words, word)
 
 
 def edits_in(source: Path | None) -> list:

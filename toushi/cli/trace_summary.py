@@ -88,13 +88,13 @@ def where_words_went(trace, words, maps) -> str:
 
     The centre is that of the part above the map's mean; (0, 0) is the top left corner, (1, 1) the bottom right one.
     """
-    from toushi.probe.analysis.maps import above_mean, centre, entropy, mass, peak
+    from toushi.probe.analysis.maps import above_mean, centre_of_mass, entropy, mass, peak
     from toushi.probe.figures.style import percent
-    from toushi.probe.text.alignment import labels
+    from toushi.probe.text.alignment import word_labels
 
     rows = [("word", "share", "looked at", "centre y, x", "peak y, x")]
-    for heat, name in zip((one.values for one in maps), labels(words, trace.words())):
-        (y, x), top = centre(above_mean(heat)), peak(heat)
+    for heat, name in zip((one.values for one in maps), word_labels(words, trace.words())):
+        (y, x), top = centre_of_mass(above_mean(heat)), peak(heat)
         place = in_words(float(y), float(x), float(entropy(heat)))
         rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))
     return table(rows, right=(1,)) if words else "no word of the prompt was recorded"

@@ -27,7 +27,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
     """Whose tokenizer."""
 
     def run(self) -> None:
-        from toushi.probe.text.alignment import listed, segment
+        from toushi.probe.text.alignment import join_words, segment
 
         tokenizer = tokenizer_of(self.model)
         encoding = tokenizer.encode(self.prompt)
@@ -42,7 +42,7 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
         print(", ".join([*counts, f"{len(words)} words"]))
         if encoding.lost:
-            lost = listed(encoding.lost)
+            lost = join_words(encoding.lost)
             print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Word, labels
+from toushi.probe.text.alignment import Word, word_labels
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import AttentionQuery, WordSpec, select_sites
 from toushi.probe.trace.trace_errors import NotRecorded
@@ -102,7 +102,7 @@ def plan_branches(
 
 def _of_words(name: str, words: list[Word], queries: list[AttentionQuery], among: list[Word]) -> BranchPlan:
     called: list[str] = []
-    for word, label in zip(words, labels(words, among)):
+    for word, label in zip(words, word_labels(words, among)):
         called.append(label if label not in called else f"{label} {word.start}–{word.end}")
     entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in zip(called, words)]
     return BranchPlan(name, called, queries, entries)

@@ -1,0 +1,9 @@
+"""Every test checks the shapes and types in the signatures of the packages below, at each call.
+
+A class or function is wrapped when its module is imported, so this file must come before the first import of toushi.
+What tests start as a process of its own is not checked.
+"""
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["toushi.hooks", "toushi.probe.models", "toushi.probe.analysis"], "typechecker.typechecked")
