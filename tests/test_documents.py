@@ -15,6 +15,7 @@ from toushi.probe.models.mini_unet import MiniUNet
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+ENGLISH = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if ".zh" not in page.suffixes)]
 PROMPT = "左边是猫，右边是月亮"
 
 
@@ -34,6 +35,35 @@ def anchors(page: Path) -> set[str]:
     """The names by which GitHub links to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_each_page_has_a_chinese_twin(page):
+    """They link to each other and have the same code, headings, and in each row of a table the same code and numbers."""
+    twin = page.with_suffix(".zh.md")
+    (code, prose), (twin_code, twin_prose) = split_code(page), split_code(twin)
+    assert f"({twin.name})" in prose.partition("\n## ")[0] and f"({page.name})" in twin_prose.partition("\n## ")[0]
+    if page.parent != ROOT:  # the examples of the Chinese README have Chinese comments
+        assert code == twin_code
+    assert re.findall("^#+ ", prose, re.MULTILINE) == re.findall("^#+ ", twin_prose, re.MULTILINE)
+    for row, twin_row in zip(table_rows(prose), table_rows(twin_prose), strict=True):
+        assert names_and_numbers(row) == names_and_numbers(twin_row)
+
+
+def split_code(page: Path) -> tuple[list[str], str]:
+    """The code blocks of a page, and the page without them."""
+    block, text = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL), page.read_text(encoding="utf-8")
+    return block.findall(text), block.sub("", text)
+
+
+def table_rows(prose: str) -> list[str]:
+    return re.findall(r"^\|.*", prose, re.MULTILINE)
+
+
+def names_and_numbers(row: str) -> tuple[list[str], list[str]]:
+    """The `code` in a row, and the numbers beside it; not those in the targets of links."""
+    row = re.sub(r"\]\([^)]*\)", "]", row)
+    return sorted(re.findall(r"`[^`]+`", row)), sorted(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"`[^`]+`", "", row)))
 
 
 def test_the_make_targets_of_the_contributing_page_and_of_the_workflow_exist():

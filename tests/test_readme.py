@@ -1,4 +1,4 @@
-"""The READMEs as a stranger follows them: their blocks run in order, and what they name is there."""
+"""The READMEs and the pages of docs/ as a stranger follows them: blocks run in order, and what they name is there."""
 
 import re
 import shlex
@@ -13,6 +13,7 @@ from toushi.cli.main import COMMANDS, parse
 
 ROOT = Path(toushi.__file__).resolve().parents[1]
 READMES = pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+PAGES = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if ".zh" not in page.suffixes)
 MAX_LINES = 150
 
 
@@ -31,6 +32,25 @@ def commands(code: str) -> list[list[str]]:
 @READMES
 def test_the_blocks_run_one_after_the_other(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    ran, namespace = run_blocks(name, capsys)
+    assert ran >= 3 and (tmp_path / "runs/cat/words.png").is_file()
+    assert namespace["picture"].size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "name", [f"docs/{page}.md" for page in ("editing", "encoders", "reading", "recording", "subscribe")]
+)
+def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    edits = re.search(r"`edits\.json` is a list: `(.+?)`", (ROOT / name).read_text(encoding="utf-8"))
+    if edits is not None:
+        (tmp_path / "edits.json").write_text(edits[1], encoding="utf-8")
+    ran, _ = run_blocks(name, capsys)
+    assert ran >= 1
+
+
+def run_blocks(name: str, capsys) -> tuple[int, dict]:
+    """How many blocks and commands of the page ran, and the variables that its Python left."""
     namespace, ran = {}, 0
     for tag, code in blocks(name):
         if tag == "python":
@@ -40,15 +60,20 @@ def test_the_blocks_run_one_after_the_other(name, tmp_path, monkeypatch, capsys)
             for words in commands(code):
                 assert main(words) == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
                 ran += 1
-    assert ran >= 3 and (tmp_path / "runs/cat/words.png").is_file()
-    assert namespace["picture"].size == (64, 64)
+    return ran, namespace
 
 
-@READMES
-def test_commands_that_are_not_run_exist_with_their_options(name):
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", *PAGES])
+def test_commands_exist_with_their_options(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style.safetensors").touch()  # `--lora` wants a file that is there
     for tag, code in blocks(name):
         for words in commands(code) if tag.startswith("sh") else ():
             parse(words)
+
+
+@READMES
+def test_many_commands_are_named(name):
     named = re.findall(r"`toushi ([a-z]+)", (ROOT / name).read_text(encoding="utf-8"))
     assert set(named) <= set(COMMANDS) and len(set(named)) >= 8
 

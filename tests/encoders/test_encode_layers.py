@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from tests.encoders.tiny_encoders import KINDS, made
+from tests.encoders.tiny_encoders import KINDS, eager_bert, made, need_attention
 from tests.text.prompts import HARD, prompts
 from toushi.probe.analysis.layer_measures import sense_separation
 from toushi.probe.base.errors import ToushiError
@@ -84,6 +84,7 @@ def test_states_of_our_encoder_are_those_of_a_plain_pass(tiny, encoders):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_the_softmax_that_the_eager_model_takes(kind, encoders):
+    need_attention(kind)
     model, _ = made(kind)
     model = model.get_encoder() if kind == "t5" else model
     model.set_attn_implementation("eager")
@@ -108,6 +109,7 @@ def test_attention_of_our_encoder_is_an_explicit_softmax(tiny, encoders):
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_company_changes_nothing(kind, encoders):
+    need_attention(kind)
     alone = encode_layers(encoders[kind], [MONEY])[0]
     many = encode_layers(encoders[kind], ["猫", BANK, MONEY, MONEY, "他去银行存钱吗", "a red cat on the left"] * 4)
     for reading in (many[2], many[3], many[20]):
@@ -134,6 +136,7 @@ def test_nothing_stays_behind(models, encoders, tiny):
 @pytest.mark.filterwarnings("ignore:a text is longer")
 @pytest.mark.parametrize("kind", EVERY)
 def test_what_words_read_of_words_and_of_all_else_is_all_there_is(kind, encoders):
+    need_attention(kind)
     for reading in encode_layers(encoders[kind], [text[:90] for text in HARD if text.strip()]):
         by_word = reading.word_attention()
         np.testing.assert_allclose(by_word.sum("word"), 1, atol=1e-5)
@@ -274,8 +277,7 @@ def test_a_text_that_is_too_long_is_cut_and_said_so(kind, limit, encoders):
 
 
 def test_attention_that_cannot_be_read_is_said_and_states_are_there():
-    model, tokenizer = made("bert")
-    model.set_attn_implementation("eager")
+    model, tokenizer = eager_bert()
     (reading,) = encode_layers(wrap_encoder(model, tokenizer), [BANK])
     assert reading.word_states().shape == (4, len(reading.words), 32)
     assert set(reading.blind) == {1, 2, 3}
@@ -322,6 +324,7 @@ def test_mistakes_are_explained(encoders, models, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_encoder_reads_as_it_did(kind, models, encoders, tmp_path, without_warnings, capfd):
+    need_attention(kind)
     model, tokenizer = models[kind]
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.encoders.tiny_encoders import made
+from tests.encoders.tiny_encoders import eager_bert
 from tests.text.prompts import HARD
 from toushi import main
 from toushi.cli.layers import few, number_of
@@ -36,8 +36,7 @@ def readings(tiny):
 
 @pytest.fixture(scope="module")
 def eager():
-    model, tokenizer = made("bert")
-    model.set_attn_implementation("eager")
+    model, tokenizer = eager_bert()
     return wrap_encoder(model, tokenizer)
 
 

@@ -1,6 +1,10 @@
 """Transformers of each kind, tiny and untrained, with tokenizers trained on the spot."""
 
+from importlib import metadata
+
+import pytest
 import torch
+from packaging.version import Version
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.text.prompts import TEXTS
@@ -118,6 +122,12 @@ def qwen3():
 KINDS = {make.__name__: make for make in (bert, xlm_roberta, clip, t5, qwen3)}
 
 
+def need_attention(kind: str) -> None:
+    """Skips the test where this kind's attention cannot be read: T5 multiplies by itself up to transformers 4."""
+    if kind == "t5" and (release := Version(metadata.version("transformers"))) < Version("5"):
+        pytest.skip(f"the attention of T5 can be read from transformers 5 on, and {release} is installed")
+
+
 def made(kind: str):
     """(model, tokenizer) of this kind; what would be zero or one in a fresh model is random, so everything matters."""
     with torch.random.fork_rng(devices=[]):
@@ -127,3 +137,13 @@ def made(kind: str):
             if name.endswith(("bias", "norm.weight", "LayerNorm.weight")):
                 torch.nn.init.normal_(parameter, mean=float("weight" in name), std=0.3)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def eager_bert():
+    """A BERT whose attention cannot be read: it multiplies by itself."""
+    from transformers import AutoModel
+
+    model, tokenizer = made("bert")
+    eager = AutoModel.from_config(model.config, attn_implementation="eager")
+    eager.load_state_dict(model.state_dict())
+    return eager.eval().requires_grad_(False), tokenizer

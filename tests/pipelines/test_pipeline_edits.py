@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.pipelines.diffusers_since import older_than
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
 from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of, edits_of_manifest
 from toushi.probe.pipelines.family import UnknownSite
@@ -117,6 +118,8 @@ def globs(pipeline):
 
 @every
 def test_what_changes_nothing_changes_nothing_and_steps_and_branches_are_kept_to(pipeline, name, tmp_path):
+    if name == "z-image" and older_than("0.39"):
+        pytest.skip("the last of two steps goes from 0 to 0 in ZImagePipeline before diffusers 0.39")
     plain = draw(pipeline, negative=NEGATIVE)[0]
     glob = all_cross(pipeline)
     with record(pipeline, tmp_path / "plain", dtype="float32"):

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import jsonschema
+import pydantic
 import pytest
+from packaging.version import Version
 
 from tests.trace.runs import Run
 from toushi.probe.trace.manifest import EncoderManifest, Manifest, check_encoder_manifest, check_manifest
@@ -130,6 +132,9 @@ def test_numbers_come_back_as_they_were(raw):
 # --- the published schema -------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    Version(pydantic.VERSION) < Version("2.14"), reason="older pydantic words the same schema otherwise"
+)
 def test_the_published_schema_is_current():
     published = (ROOT / "docs" / "trace-manifest.schema.json").read_text(encoding="utf-8")
     assert published == manifest_schema(), "make schema writes it anew"
