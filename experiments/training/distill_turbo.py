@@ -12,6 +12,7 @@ Everything lies in `runs/distill_turbo`: the trajectories, a checkpoint every mi
 there. `--ship` writes the averaged weights where `load("mini-unet-turbo")` finds them.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +26,17 @@ from tqdm import tqdm
 from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, run
 from toushi.experiments.training.losses import read_captions
+from toushi.experiments.training.recipe import LOG
 from toushi.experiments.training.scene_batches import caption
 from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.models.prompt_batch import Text
+from toushi.probe.models.prompt_batch import PromptBatch
 from toushi.probe.models.samplers import shifted_times
-from toushi.probe.pipelines.load import load
+from toushi.probe.pipelines.load import SHIPPED, load
 
 FIRST_SCENE = 20_000_000  # no other training draws these
-CHUNK = 250  # prompts of one file of trajectories
-HELD = 2 * CHUNK  # of the first trajectories: never trained on
+CHUNK = 50  # prompts of one file of trajectories
+HELD = 10 * CHUNK  # of the first trajectories: never trained on
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Distillation(FineTuning):
                 states[own] = self.move(trajectories[rows, earlier], earlier, text)[own]
         return 100 * (self.move(states, index, text) - trajectories[rows, index + 1]).square().mean()
 
-    def move(self, latents: Tensor, index: Tensor, text: Text) -> Tensor:
+    def move(self, latents: Tensor, index: Tensor, text: PromptBatch) -> Tensor:
         """Latents after the student's step `index` [b]."""
         velocity = self.model.unet(latents, self.times[index], text)
         return latents + (self.times[index + 1] - self.times[index])[:, None, None, None] * velocity
@@ -142,5 +144,14 @@ def train(config: Config) -> None:
     run(training, config.out, loss_of, lambda: {"held_out_error": training.held_out_error(held, held_prompts)})
 
 
+def ship(config: Config) -> None:
+    """The averaged weights and the log, to where `load` finds them."""
+    training = Distillation(load("mini-unet", "cpu"), config)
+    training.resume(config.out)
+    training.ship(SHIPPED / "mini-unet-turbo", steps=config.steps, guidance=1.0)
+    shutil.copy(config.out / LOG, SHIPPED / "mini-unet-turbo" / LOG)
+
+
 if __name__ == "__main__":
-    train(tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    ship(config) if config.ship else train(config)

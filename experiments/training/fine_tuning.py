@@ -2,20 +2,22 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from toushi.experiments.training.recipe import LOG, logged, read_checkpoint, write_checkpoint
 from toushi.hooks.torch_private import lerp_each_
-from toushi.probe.models.low_rank import add_low_rank_updates, low_rank_state
-from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.models.low_rank import add_low_rank_updates, updates_of
+from toushi.probe.models.mini_unet import MiniUNet, SharedParts, part_of, weights_sha256
+from toushi.probe.pipelines.load import load
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class FineTuningConfig:
 class FineTuning:
     """The updates of some parts of a model, their running average, the optimizer: everything that a checkpoint holds."""
 
-    def __init__(self, model: MiniUNet, parts: Sequence[str], config: FineTuningConfig):
+    def __init__(self, model: MiniUNet, parts: Sequence[str], config: FineTuningConfig, whole: Collection[str] = ()):
         self.model, self.parts, self.config, self.samples = model, tuple(parts), config, 0
         model.requires_grad_(False)
         torch.manual_seed(config.seed)
         for part in parts:
             module = model.get_submodule(part).requires_grad_(True)
-            add_low_rank_updates(module, config.rank)
+            add_low_rank_updates(module, config.rank, whole)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.weights = [name for name, _ in named], [p for _, p in named]
         self.averaged = [p.detach().clone() for p in self.weights]
@@ -85,13 +87,25 @@ class FineTuning:
         for weight, value in zip(self.weights, values):
             weight.copy_(value)
 
+    def ship(self, folder: Path, **changes) -> None:
+        """Writes the averaged updates, in fp16, and the config with these changes to where `load` finds them. Every part
+        is mini-unet's, but for the updates."""
+        base = load("mini-unet", "cpu").state_dict()
+        stored = {name: weight.half() for name, weight in base.items()}
+        parts = {part: weights_sha256(part_of(stored, part)) for part in ("encoder", "unet", "vae")}
+        shares: SharedParts = {"model": "mini-unet", "parts": parts}
+        config = replace(self.model.config, shares=shares, heat_map=None, **changes)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_file({name: t.half().contiguous() for name, t in self.state().items()}, folder / "model.safetensors")
+
     def state(self) -> dict[str, Tensor]:
-        """The averaged updates by the names of the plain model, see `low_rank_state`."""
+        """The averaged updates by the names of the plain model, see `updates_of`."""
         with self.average_in_place() as model:
             return {
                 name: tensor.clone()
                 for part in self.parts
-                for name, tensor in low_rank_state(model.get_submodule(part), part).items()
+                for name, tensor in updates_of(model.get_submodule(part), part).items()
             }
 
     def save(self, folder: Path) -> None:

@@ -44,8 +44,6 @@ class Config(FineTuningConfig):
     """How much more the loss counts cells that the instruction changes."""
     dropped: tuple[float, float, float] = (0.05, 0.05, 0.05)
     """Shares of the batch without instruction, without source, without both."""
-    ship: bool = False
-    """Only write the averaged weights of the last checkpoint where load("mini-unet-edit") finds them."""
 
 
 @dataclass
@@ -102,7 +100,7 @@ class EditTraining(FineTuning):
     """Encoder and U-Net, trained for the velocity of the changed picture beside its source."""
 
     def __init__(self, model: MiniUNet, config: Config):
-        super().__init__(model, ["encoder", "unet"], config)
+        super().__init__(model, ["encoder", "unet"], config, whole=["conv_in"])
         self.dropped, self.changed_weight = config.dropped, config.changed_weight
 
     def loss(self, pairs: Pairs, rows: np.ndarray, rng: np.random.Generator, train: bool = True) -> Tensor:

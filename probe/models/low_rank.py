@@ -1,6 +1,6 @@
 """A model stored as the low-rank difference to another one: W + B A (LoRA; Hu et al. 2022, section 4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
@@ -23,16 +23,18 @@ class LowRankUpdate(nn.Module):
         return weight + (self.B @ self.A).view_as(weight)
 
 
-def add_low_rank_updates(module: nn.Module, rank: int) -> None:
+def add_low_rank_updates(module: nn.Module, rank: int, whole: Collection[str] = ()) -> None:
     """Freezes each weight matrix of the module and gives it an update of this rank, where that has fewer numbers than
-    the matrix. Whatever else there is (biases, norms, small matrices) stays trainable as it is."""
-    for part in list(module.modules()):
-        if isinstance(part, nn.Linear | nn.Conv2d) and rank * sum(part.weight.flatten(1).shape) < part.weight.numel():
+    the matrix. Everything else (biases, norms, small matrices, the modules named in `whole`) stays trainable itself."""
+    for name, part in list(module.named_modules()):
+        if not isinstance(part, nn.Linear | nn.Conv2d) or name in whole:
+            continue
+        if rank * sum(part.weight.flatten(1).shape) < part.weight.numel():
             part.weight.requires_grad_(False)
             parametrize.register_parametrization(part, "weight", LowRankUpdate(part.weight, rank))
 
 
-def low_rank_state(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+def updates_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     """What was trained, by the names of the plain module: `{weight}.lora_A`, `{weight}.lora_B`, or the whole tensor."""
     state = {}
     for name, tensor in module.state_dict().items():
@@ -43,8 +45,8 @@ def low_rank_state(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return state
 
 
-def merge_low_rank(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "..."]]:
-    """The weights of `base` (fp32 or wider) with what `state` changes of them, as `low_rank_state` gave it."""
+def merge_updates(base: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "..."]]:
+    """The weights of `base` with what `state` changes of them or adds, as `updates_of` gave it; updated ones in fp32."""
     merged = dict(base)
     for name, tensor in state.items():
         if name.endswith(A):

@@ -157,7 +157,7 @@ class UNet(nn.Module):
         return x + position
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], text: PromptBatch
+        self, latents: Float[Tensor, "b c_in h w"], time: Float[Tensor, " b"], text: PromptBatch
     ) -> Float[Tensor, "b c h w"]:
         """Velocity (noise minus picture, latent units) at each cell; `time` is 1 at noise, 0 at the picture."""
         keys_values = text.keys_values or self._keys_values(text)

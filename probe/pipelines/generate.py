@@ -37,6 +37,8 @@ def generate(
 
 def default_steps(model) -> int:
     """The default number of steps of the model's sampling method."""
+    if hasattr(model, "default_steps"):
+        return model.default_steps
     parameter = _parameters(model).get("steps" if hasattr(model, "sample") else "num_inference_steps")
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else 20
 
@@ -53,7 +55,7 @@ def check_arguments(
     if hasattr(model, "sample"):
         if sampler is not None and "sampler" not in parameters:
             raise ToushiError(f"{model.name} brings its own sampler: leave the sampler out ({sampler} came)")
-        strength = parameters["guidance"].default if guidance is None else guidance
+        strength = model.default_guidance if guidance is None else guidance
         return _check_negative(negative, strength, strength == model.unguided, model.name)
     family = family_of(model)
     check_size(model, size)
