@@ -221,7 +221,7 @@ def test_what_a_model_shares_is_not_stored_again(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["shares"]["parts"]["vae"] = "0" * 64
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnknownModel, match=r"another VAE than that of mini-unet: 0{12}, not "):
+    with pytest.raises(UnknownModel, match=r"another vae than that of mini-unet: 0{12}, not "):
         load(str(tmp_path), "cpu")
 
 
