@@ -76,7 +76,7 @@ def make_twin(name: str, config: Config, family: MiniUNet) -> MiniUNet:
     """A new twin, equal to the other to the bit except for the mask, with the tokenizer and VAE of `family`."""
     text = replace(config.text, vocab_size=family.tokenizer.vocab_size, causal=name == "causal")
     vae = {key: weight.half() for key, weight in family.state_dict().items() if key.startswith("vae.")}
-    shares = {"model": "mini-unet", "vae_sha256": weights_sha256(vae)}
+    shares = {"model": "mini-unet", "parts": {"vae": weights_sha256(vae)}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         shape = replace(family.config, text=text, unet=config.unet, heat_map=None, shares=shares)
