@@ -183,7 +183,8 @@ def load_pretrained(
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
             model = with_random_weights(model).eval().requires_grad_(False)
-    encoder = wrap_encoder(model.to(torch.device(device or best_device())), tokenizer, folder.resolve().name)
+    nn.Module.to(model, device or best_device())  # the method of transformers has no signature that fits
+    encoder = wrap_encoder(model, tokenizer, folder.resolve().name)
     return encoder if untrained is not None else replace(encoder, weights_sha256=lambda: _sha256(home))
 
 
