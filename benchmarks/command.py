@@ -6,11 +6,12 @@ from pathlib import Path
 
 from benchmarks.interleaved import ratios
 from benchmarks.memory import peak_memory
+from toushi.probe.models.mini_unet import MiniUNet
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as home:
 

@@ -6,7 +6,7 @@ lengths, columns for the shorter one that it does not have, with nothing in them
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from benchmarks import peer
 from benchmarks.shapes import SMALL
 from toushi.hooks.attention import AttentionHook, Call
 from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.family import Model
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
@@ -32,7 +33,7 @@ def explicit_softmax(call: Call) -> torch.Tensor:
     return scores.softmax(-1).transpose(-1, -2)
 
 
-def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
+def differences(model: Model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
     """By site the largest difference of a probability from the plain softmax; and what storing in fp16 adds."""
     worst: dict[str, float] = {}
     rounded = [0.0]
@@ -48,7 +49,7 @@ def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], fl
     return worst, rounded[0]
 
 
-def difference_from_peer(pipeline, draw: Callable[[], object]) -> float:
+def difference_from_peer(pipeline: Model, draw: Callable[[], object]) -> float:
     """The largest difference between the peer's maps and ours, of each row of the batch and its own branch."""
     theirs, worst = peer.record_attention(pipeline, draw), 0.0
     order = family_of(pipeline).branch_order  # in the batch
@@ -86,7 +87,7 @@ def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
 
 
 @contextmanager
-def cast_weights(model, dtype: torch.dtype):
+def cast_weights(model: Model, dtype: torch.dtype) -> Iterator[None]:
     """Our model's weights in this dtype; of a pipeline what autocast puts into it, attention for one."""
     if isinstance(model, MiniUNet):
         model.to(dtype)

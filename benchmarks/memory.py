@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from benchmarks import peer
+from toushi.probe.models.mini_unet import MiniUNet
 
 STEPS = (5, 20, 80)
 MINI = """
@@ -55,7 +56,7 @@ def peak_memory(*command: str) -> tuple[float, int]:
     return most / (2**20 if sys.platform == "darwin" else 2**10), code
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     keeps = ("bare", "sum", "mean", "heads")
     arms = [("mini-unet", MINI, keep) for keep in keeps]
     arms += [("stable-diffusion, small", PIPELINE, keep) for keep in (*keeps, *[peer.NAME] * peer.is_installed())]

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from toushi.probe.pipelines.family import Model
+
 NAME = "attention-map-diffusers"
 
 
@@ -11,7 +13,7 @@ def is_installed() -> bool:
     return find_spec("attention_map_diffusers") is not None
 
 
-def record_attention(pipeline, draw: Callable[[], object]):
+def record_attention(pipeline: Model, draw: Callable[[], object]):
     """Its maps of the image looking at the text: every step, heads averaged, as `compute()` gives them."""
     from attention_map_diffusers import AttentionCapture
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import Token, segment, segmenter
 from toushi.probe.trace.trace_format import map_key
 from toushi.probe.trace.writer import TraceWriter
@@ -52,7 +53,7 @@ def write_trace(folder: Path, steps: int = STEPS) -> None:
             writer.write_step(step, {map_key(site, "cond"): maps for site in sites})
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "run"
         write_trace(folder, 3 if quick else STEPS)

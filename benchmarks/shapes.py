@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import torch
 
+from toushi.probe.pipelines.family import Model
+
 
 class Shape(NamedTuple):
-    pipeline: object
+    pipeline: Model
     draw: Callable[[], object]
     """Draws one picture, without its VAE."""
 

@@ -129,7 +129,7 @@ def _worker() -> threading.Thread:
 def _work(job: Job) -> None:
     order = job.order
 
-    def after_step(index, latents) -> None:
+    def after_step(index: int, latents: object) -> None:
         job.step = index + 1
         if job.stop.is_set():
             raise Stopped

@@ -218,11 +218,11 @@ def translate_error(error: Exception) -> str:
     return error.message.translate(language()) if isinstance(error, PathError) else str(error)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(path: Path, other: Path) -> bool:
     try:
-        return one.samefile(other)
+        return path.samefile(other)
     except (OSError, ValueError):  # at least one of them cannot be read
-        return one == other
+        return path == other
 
 
 def toolbar() -> None:

@@ -1,10 +1,10 @@
-"""From folders of runs and traces to pages: `toushi report runs/a runs/b -o report`.
+"""Writes the report of runs and traces: `toushi report runs/a runs/b -o report`.
 
     report/index.html              everything in one file, in both languages
     report/report.zh.pdf, .en.pdf
     report/figures/RUN/NAME.zh.svg, .pdf, .png, NAME.en.svg, …
 
-The same folders give the same bytes: no date of today is in them.
+The same folders give the same bytes: the report does not contain the date on which it is made.
 """
 
 import re
@@ -33,11 +33,13 @@ def report(
 ) -> list[Path]:
     """The files of the report, which it writes into `out`.
 
-    With `figures`, only the files of these are written, and no page. `words` of a trace are those whose layers are drawn.
+    With `figures`, only the files of these figures are written, and no page. `words` are those of a trace whose layers
+    are drawn. Raises ToushiError for a folder that is neither a run nor a trace, and for figures and words that are not
+    there.
     """
     sources = [source for folder in folders for source in open_sources(folder)]
     if words and not any(isinstance(source, Trace) for source in sources):
-        raise ToushiError("--words are of a trace, but none of the folders is one")
+        raise ToushiError("--words are of a trace, but none of the folders is a trace")
     chapters: list[Chapter] = []
     for source in sources:
         folder = source.folder if isinstance(source, Trace) else source
@@ -48,12 +50,12 @@ def report(
             chapters.append(chapter_of_run(source, key, out, figures))
     pictures = [picture for chapter in chapters for picture in chapter.pictures]
     stems = dict.fromkeys(picture.stem.translate(language) for picture in pictures for language in LANGUAGES)
-    made = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
+    files = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     if figures:
         there = list(dict.fromkeys(name for chapter in chapters for name in chapter.all_pictures))
-        if lacking := [name for name in figures if name not in there]:
-            raise ToushiError(f"there is no figure {lacking[0]!r}; there are: {', '.join(there) or 'none'}")
-        return made
+        if missing := [name for name in figures if name not in there]:
+            raise ToushiError(f"there is no figure {missing[0]!r}; there are: {', '.join(there) or 'none'}")
+        return files
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "index.html", page(chapters, out))
@@ -61,7 +63,7 @@ def report(
             write_atomic(out / f"report.{language}.pdf", pdf(chapters, out, language))
     except OSError as error:
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another -o") from None
-    return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *made]
+    return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *files]
 
 
 def open_sources(folder: Path) -> list[Path | Trace]:
@@ -74,12 +76,14 @@ def open_sources(folder: Path) -> list[Path | Trace]:
         except NotAPicture:
             raise ToushiError(
                 f"{folder} is a trace of a text encoder, and a report shows traces of pictures; "
-                f"toushi info {shlex.quote(str(folder))} tells what it holds"
+                f"toushi info {shlex.quote(str(folder))} lists what it holds"
             ) from None
     try:
         read_manifest(folder)
     except NoResult as error:
-        raise ToushiError(f"{error} (a report is made of what toushi run and toushi trace leave)") from None
+        raise ToushiError(
+            f"{error} (a report is made from the folders that toushi run and toushi trace write)"
+        ) from None
     return [folder]
 
 

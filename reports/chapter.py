@@ -1,4 +1,4 @@
-"""What a report says of one run or one trace, whatever it is printed on."""
+"""The content of a report about one run or one trace, for the HTML page and the PDF alike."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +13,19 @@ LANGUAGES = ("zh", "en")  # in the order of the page
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that lies beside the report as .svg, .pdf and .png, in each language."""
+    """A figure, in each language, whose files (.svg, .pdf, .png) lie beside the report."""
 
     name: str
     caption: Bilingual
-    stem: Bilingual  # where the files are, from the report's folder, without their ending
-    inches: Bilingual  # how wide they are
-    command: str  # that makes the files again
+    stem: Bilingual  # path of the files from the report's folder, without their ending
+    inches: Bilingual  # width
+    command: str  # makes the files again
 
 
 @dataclass(frozen=True)
 class Sheet:
+    """A table of a run."""
+
     name: str
     table: pd.DataFrame
     file: Path  # with every row and digit
@@ -31,22 +33,24 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Chapter:
+    """The part of a report about one run or one trace."""
+
     key: str  # unique in a report, and fit for a file name
     title: Bilingual
-    notices: list[Bilingual] = field(default_factory=list)  # what is not as it should be, said first
+    notices: list[Bilingual] = field(default_factory=list)  # warnings, which stand first
     question: Bilingual | None = None
     verdict: str | None = None
     sentence: Bilingual | None = None
     method: Bilingual | None = None
     pictures: list[Picture] = field(default_factory=list)
-    all_pictures: tuple[str, ...] = ()  # names of those that could be drawn
+    all_pictures: tuple[str, ...] = ()  # names of all figures that can be drawn
     sheets: list[Sheet] = field(default_factory=list)
-    command: str = ""  # that makes the run or the trace again
-    facts: list[tuple[Bilingual, Bilingual]] = field(default_factory=list)  # where it comes from
+    command: str = ""  # makes the run or the trace again
+    facts: list[tuple[Bilingual, Bilingual]] = field(default_factory=list)  # provenance: name, value
 
 
 def format_cell(value: object) -> str:
-    """A value of a table for people: four digits."""
+    """A value of a table as text for people, with four digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "–"
     if isinstance(value, str) and value.startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: figures, tables and the font are in it."""
+"""The report as one HTML page that contains its figures, tables and font."""
 
 import base64
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from toushi.probe.figures.fonts import FILES, FOLDER, PLACEHOLDER, font_subset
 from toushi.reports import report_messages as messages
 from toushi.reports.chapter import LANGUAGES, Chapter, Picture, Sheet, format_cell
 
-ROWS, DOWNLOAD = 500, 2_000_000  # of a table that are shown; bytes of a CSV that go into the page
-DOTS = 96  # CSS pixels of an inch
+ROWS, DOWNLOAD = 500, 2_000_000  # rows of a table that are shown; bytes of the largest CSV that the page contains
+DOTS = 96  # CSS pixels per inch
 
 
 def page(chapters: Sequence[Chapter], out: Path) -> str:
@@ -43,7 +43,8 @@ def images(picture: Picture, out: Path) -> list[dict[str, str | int]]:
     ]
 
 
-def rows(sheet: Sheet) -> dict:
+def rows(sheet: Sheet) -> dict[str, object]:
+    """The table as the template takes it: columns, rows, a note about rows left out, and the CSV in base64."""
     table = sheet.table
     note = None
     if len(table) > ROWS:
@@ -51,8 +52,8 @@ def rows(sheet: Sheet) -> dict:
     data = sheet.file.read_bytes()
     columns = [{"name": name, "number": is_number(pd.Series(table[name]))} for name in table.columns]
     cells = [[format_cell(value) for value in row] for row in table.head(ROWS).itertuples(index=False)]
-    kept = base64.b64encode(data).decode() if len(data) <= DOWNLOAD else ""
-    return {"columns": columns, "rows": cells, "note": note, "data": kept}
+    csv = base64.b64encode(data).decode() if len(data) <= DOWNLOAD else ""
+    return {"columns": columns, "rows": cells, "note": note, "data": csv}
 
 
 def is_number(column: pd.Series) -> bool:

@@ -1,4 +1,4 @@
-"""The report as a PDF in one language, typeset by typst with the shipped fonts alone."""
+"""The report as a PDF in one language, typeset by typst with the shipped fonts only."""
 
 import json
 import shutil
@@ -14,11 +14,11 @@ from toushi.reports import report_messages as messages
 from toushi.reports.chapter import Chapter, format_cell
 from toushi.reports.html import is_number
 
-ROWS, SOME = 60, 15  # of a table: the longest that is printed, and what is of a longer one
+ROWS, SOME = 60, 15  # rows of the longest table that is printed whole; rows that are printed of a longer one
 
 
 def pdf(chapters: Sequence[Chapter], out: Path, language: str) -> bytes:
-    """The same bytes each time. The figures are read from `out`; a character that no font has is 〓, as in them."""
+    """The PDF, the same bytes each time. Figures are read from `out`. 〓 stands for a character that no font has."""
     import matplotlib
     import typst
 
@@ -33,8 +33,8 @@ def pdf(chapters: Sequence[Chapter], out: Path, language: str) -> bytes:
         )
 
 
-def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) -> dict:
-    """What page.typ sets, as JSON; figures are copied to `root`."""
+def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) -> dict[str, object]:
+    """The content that page.typ typesets, as JSON. The figures are copied to `root`."""
 
     def translated(text: Bilingual | None) -> str | None:
         return None if text is None else drawable(text.translate(language))

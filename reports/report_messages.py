@@ -1,4 +1,4 @@
-"""The words of the report itself, in both languages."""
+"""The texts of the report itself, in both languages."""
 
 from toushi.probe.base.bilingual_text import Bilingual
 
@@ -27,46 +27,49 @@ VERDICTS = {
 NOT_WHOLE = Bilingual(en="not finished", zh="未完成")
 UNFINISHED = Bilingual(
     en="This run is not finished: {done} of its {all} jobs are done, so there is no finding, figure or table yet. "
-    "The same command goes on with it.",
+    "Run the same command again to finish it.",
     zh="此次运行尚未完成：{all} 个任务中已完成 {done} 个，因此还没有结论、图与表。再执行一次同样的命令即可继续。",
 )
 MIXED = Bilingual(
-    en="Its jobs were computed with {count} versions of the code: what was done before a change was not done again.",
+    en="Its jobs were computed with {count} versions of the code. Jobs from before a change were not computed again.",
     zh="各任务由 {count} 个版本的代码算出：改动之前完成的任务没有重算。",
 )
 FAILED = Bilingual(en="Jobs that failed: {jobs}", zh="失败的任务：{jobs}")
 NO_MODULE = Bilingual(
-    en="The experiment {name} is not here, so no figure is drawn; the tables follow.",
-    zh="这里没有实验 {name}，所以没有画图；表格如下。",
+    en="The study {name} is not installed here, so there are no figures. The tables follow.",
+    zh="这里没有实验 {name}，因此没有插图。表格如下。",
 )
 TRACE_UNFINISHED = Bilingual(
     en="This run did not finish: {done} of {all} steps were recorded.",
-    zh="这次绘图没有完成：共 {all} 步，记录了 {done} 步。",
+    zh="这次采样没有完成：共 {all} 步，记录了 {done} 步。",
 )
 NO_STEP = Bilingual(en="No step was recorded, so there is no figure.", zh="没有记录任何一步，所以没有图。")
 NO_WORD = Bilingual(en="No word was recorded, so there is no figure by word.", zh="没有记录任何词，所以没有按词的图。")
 
-TRACE = Bilingual(en="Where each word went in this picture", zh="这张图里，每个词去了哪里")
+TRACE = Bilingual(en="Where the image attended to each word", zh="图像的哪些部分关注每个词")
 WORDS = Bilingual(
-    en="The picture, and where the attention to each word lies; all maps on one scale. The number beside a word is its "
-    "share of all the attention of the image's cells.",
-    zh="图像，以及每个词在图上得到的注意力；所有热图同一尺度。词旁的百分数是它占图像全部注意力的份额。",
+    en="The picture, and a heat map of the attention to each word. All maps have one scale. The number beside a word is "
+    "its share of all the attention of the image's cells.",
+    zh="图像，以及图像对每个词的注意力热力图。所有热力图用同一标尺。词旁的百分数是该词在图像全部注意力中的占比。",
 )
 LAYERS = Bilingual(
     en='"{word}": where each layer (row) attended to it at each step (column).',
-    zh="“{word}”：各层（行）在各步（列）看向何处。",
+    zh="“{word}”：每一层（行）在每一步（列）关注它的位置。",
 )
 LAYERS_OF_SUM = Bilingual(
     en='"{word}": where each layer (row) attended to it, mean over all steps.',
-    zh="“{word}”：各层（行）看向何处，各步平均。",
+    zh="“{word}”：每一层（行）关注它的位置，各步平均。",
 )
-NARROWEST = Bilingual(en="Of all words its map is the most concentrated.", zh="所有词中，它的热图最集中。")
+NARROWEST = Bilingual(en="Its map is the most concentrated of all words.", zh="所有词中，它的热力图最集中。")
 TIMELINE = Bilingual(
-    en="The share of the attention that each word had at each step.", zh="每个词在每一步得到的注意力份额。"
+    en="The share of the attention that each word got at each step.", zh="每个词在每一步的注意力占比。"
 )
-TOKENS = Bilingual(en="Each token and its share; all shares sum to 1.", zh="每个词元及其份额；全部份额之和为 1。")
+TOKENS = Bilingual(
+    en="Each token and its share of the attention. All shares sum to 1.",
+    zh="每个词元及其注意力占比。全部占比之和为 1。",
+)
 
-# Of the manifests.
+# Fields of manifests.
 FACTS = {
     "config": Bilingual(en="configuration", zh="配置"),
     "config_sha256": Bilingual(en="hash of the configuration", zh="配置的哈希"),
@@ -75,27 +78,27 @@ FACTS = {
     "weights": Bilingual(en="weights and data", zh="权重与数据"),
     "versions": Bilingual(en="versions", zh="版本"),
     "git": Bilingual(en="commit", zh="提交"),
-    "code_sha256": Bilingual(en="hash of the experiment's code", zh="实验代码的哈希"),
+    "code_sha256": Bilingual(en="hash of the study's code", zh="实验代码的哈希"),
     "hardware": Bilingual(en="hardware", zh="硬件"),
-    "threads": Bilingual(en="threads of a process", zh="每进程线程数"),
+    "threads": Bilingual(en="threads per process", zh="每进程线程数"),
     "argv": Bilingual(en="command as given", zh="当时的命令"),
     "jobs": Bilingual(en="jobs", zh="任务"),
     "time": Bilingual(en="time computed", zh="计算时间"),
-    "concluded": Bilingual(en="concluded", zh="作结论于"),
-    "may_differ": Bilingual(en="how far it can be repeated", zh="能否重现"),
+    "concluded": Bilingual(en="time of the conclusion", zh="得出结论的时间"),
+    "may_differ": Bilingual(en="reproducibility", zh="可重现性"),
     "tables": Bilingual(en="hashes of the tables", zh="表格的哈希"),
     "prompt": Bilingual(en="prompt", zh="提示词"),
-    "negative_prompt": Bilingual(en="negative prompt", zh="反向提示词"),
+    "negative_prompt": Bilingual(en="negative prompt", zh="负向提示词"),
     "model": Bilingual(en="model", zh="模型"),
     "steps": Bilingual(en="steps", zh="步数"),
     "size": Bilingual(en="size (height × width)", zh="尺寸（高×宽）"),
     "guidance": Bilingual(en="guidance", zh="引导强度"),
     "sampler": Bilingual(en="sampler", zh="采样器"),
     "device": Bilingual(en="device", zh="设备"),
-    "dtype": Bilingual(en="numbers", zh="数值类型"),
+    "dtype": Bilingual(en="number type", zh="数值类型"),
     "kernel": Bilingual(en="attention kernel", zh="注意力内核"),
-    "heat_map": Bilingual(en="how maps are averaged", zh="热图的取法"),
-    "keep": Bilingual(en="kept", zh="保留"),
+    "heat_map": Bilingual(en="average of the maps", zh="热力图的平均方法"),
+    "keep": Bilingual(en="keep", zh="保留"),
     "edits": Bilingual(en="edits", zh="干预"),
-    "segmenter": Bilingual(en="words found by", zh="分词"),
+    "segmenter": Bilingual(en="segmenter", zh="分词器"),
 }

@@ -55,7 +55,7 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
 
 
 def _notices(folder: Path, manifest: ResultManifest) -> list[Bilingual]:
-    """What is not as it should be."""
+    """Warnings about an unfinished study, failed jobs, or several versions of the code."""
     versions = len({record.code_sha256 for record in manifest.jobs.values()})
     mixed = [messages.MIXED.format(count=versions)] if versions > 1 else []
     if manifest.complete:
@@ -69,7 +69,7 @@ def _notices(folder: Path, manifest: ResultManifest) -> list[Bilingual]:
 
 
 def _draw_figures(folder: Path, manifest: ResultManifest, tables: dict) -> dict[str, dict[str, Figure]] | None:
-    """By name and language; None if the experiment is not here."""
+    """The figures by name and language; None if the study is not installed here."""
     try:
         module = load_study(manifest.experiment)
     except ToushiError:
@@ -82,13 +82,14 @@ def _draw_figures(folder: Path, manifest: ResultManifest, tables: dict) -> dict[
 
 
 def _save_picture(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
-    """A figure's label is its caption, and its name if it has none."""
+    """The figure with its caption, which is its label, or its name if it has no label."""
     captions = {language: str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES}
     command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
     return save_in_both_languages(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
 
 
 def _facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
+    """Where the result comes from: names and values, without those that are not known."""
     seconds = sum(record.seconds for record in manifest.jobs.values())
     hardware = manifest.hardware
     machine = ", ".join([hardware.processor, hardware.system, *hardware.gpus])

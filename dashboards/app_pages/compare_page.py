@@ -22,15 +22,17 @@ def candidates() -> list[library.Entry]:
     beside = Path(folder).parent
     known = {entry.folder.resolve(): entry for entry in [*library.entries(beside, 1), *library.entries()]}
     known.pop(Path(folder).resolve(), None)
-    return sorted((one for one in known.values() if not one.damaged), key=lambda one: one.prompt != trace.prompt)
+    return sorted(
+        (entry for entry in known.values() if not entry.damaged), key=lambda entry: entry.prompt != trace.prompt
+    )
 
 
 def label(entry: library.Entry) -> str:
     return (say("same_prompt") if entry.prompt == trace.prompt else "") + f"{library.title(entry)} · {entry.folder}"
 
 
-def done(made: Path) -> None:
-    st.session_state["other"] = str(made)
+def done(folder: Path) -> None:
+    st.session_state["other"] = str(folder)
     st.rerun()
 
 

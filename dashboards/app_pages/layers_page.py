@@ -1,6 +1,7 @@
 """What each layer of a text encoder makes of one or two sentences, or of those saved by `toushi layers --save`."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -10,13 +11,17 @@ from toushi.dashboards.sampling_worker import freeze_loaded_objects
 from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
 
+if TYPE_CHECKING:
+    from toushi.probe.encoders.load_encoder import Encoder
+    from toushi.probe.trace.text_encoding import TextEncodings
+
 MAX_CHARACTERS = 200  # `toushi layers` and encode_layers() take longer texts
 MAX_TEXTS = 4  # of a trace, in one figure
 BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def load_encoder(encoder: str):
+def load_encoder(encoder: str) -> "Encoder":
     from toushi.probe.encoders.load_encoder import open_encoder
 
     found = open_encoder(encoder)
@@ -38,14 +43,14 @@ def read_texts(encoder: str, texts: tuple[str, ...]) -> tuple:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
+def figure(_readings: "TextEncodings", key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
     """The figure for `st.image`, and its width on the page. `key` identifies the readings."""
     from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
 
     return png_data_url(layer_similarity_figure(_readings, layers or None, language=language))
 
 
-def show(readings, key: tuple) -> None:
+def show(readings: "TextEncodings", key: tuple) -> None:
     every = [int(number) for number in readings[0].states["layer"].values]
     chosen = st.pills(say("layers_detail"), every, selection_mode="multi", key=f"layers_detail_{key[0]}_{len(every)}")
     picture, width = figure(readings, key, tuple(sorted(chosen)), library.language())

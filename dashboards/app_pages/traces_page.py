@@ -1,5 +1,7 @@
 """The gallery: opens a trace, or records a new one."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from toushi.dashboards import job_view as making
@@ -11,7 +13,7 @@ CARD = 222  # pixels
 PICTURE_PAGE, LAYERS_PAGE = "app_pages/picture_page.py", "app_pages/layers_page.py"
 
 
-def show(folder) -> None:
+def show(folder: str | Path) -> None:
     library.open_folder(folder)
     st.switch_page(LAYERS_PAGE if library.text_trace_folder() else PICTURE_PAGE)
 

@@ -124,13 +124,13 @@ def _read(trace: Trace, branch: str, site: str, step: int | None):
 
 
 def _block(
-    trace: Trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]
+    trace: Trace, branch: str, site: str, weights, steps, single_steps: list[int], shape: tuple[int, ...]
 ) -> np.ndarray:
-    """float32 [1 + step, 1 + head, unit, y, x] of one site. The mean is over all `steps`; `shown` have an index of their own."""
-    block = np.full((1 + len(shown), *shape), np.nan, np.float32)
+    """float32 [1 + step, 1 + head, unit, y, x] of one site. The mean is over all `steps`."""
+    block = np.full((1 + len(single_steps), *shape), np.nan, np.float32)
 
     def read_steps() -> Iterator[np.ndarray]:
-        """[1 + head, unit, y, x] of each step that has the site. Writes those to be shown into the block."""
+        """[1 + head, unit, y, x] of each step that has the site. Writes `single_steps` into the block."""
         for step in steps:
             try:
                 maps = _read(trace, branch, site, step)
@@ -139,8 +139,8 @@ def _block(
             by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
             by_unit = by_unit if "head" in maps.dims else by_unit[None]
             by_head = np.concatenate([nan_mean(by_unit)[None], by_unit])[: shape[0]]
-            if step in shown:
-                block[1 + shown.index(step)] = by_head
+            if step in single_steps:
+                block[1 + single_steps.index(step)] = by_head
             yield by_head
 
     block[0] = nan_mean(read_steps())

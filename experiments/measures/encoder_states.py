@@ -65,8 +65,8 @@ def encoder_label(name: str) -> str:
 
 
 def bags_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span]) -> np.ndarray:
-    """fp32 [1, place, feature]: what stands around the characters `spans`, in no order and read by no layer: the mean
-    of the embeddings of all other tokens of text."""
+    """fp32 [1, place, feature]: the bag of words around the characters `spans`: the mean embedding of all other tokens
+    of the text."""
     found: list[np.ndarray] = []
     for start in range(0, len(texts), BATCH):
         for reading in encode_layers(encoder, texts[start : start + BATCH], attention=False):
@@ -77,9 +77,9 @@ def bags_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span]) -> np
 
 
 def states_at(encoder: Encoder, texts: Sequence[str], spans: Sequence[Span | None]) -> np.ndarray:
-    """fp32 [layer, place, feature]: of each text the state of the characters `spans`, or of its last token if None.
+    """fp32 [layer, place, feature]: the state of the characters `spans` of each text, or of its last token if None.
 
-    A text that is named several times is read once.
+    A text that occurs several times is encoded once.
     """
     asked: dict[str, list[int]] = {}
     for place, text in enumerate(texts):

@@ -26,7 +26,7 @@ def sentences(data: str) -> pd.DataFrame:
 
 
 def check_sentences(table: pd.DataFrame) -> pd.DataFrame:
-    """The table, if each word is where it is said to be and has at least two sentences of each of two senses."""
+    """The table, if each word is at its `start` and has at least two sentences for each of two senses."""
     for word, sentence, start in zip(table.word, table.sentence, table.start):
         if sentence[start : start + len(word)] != word:
             raise ToushiError(f"{word!r} is not at character {start} of {sentence!r:.60}")

@@ -12,23 +12,22 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
-import torch
 
 from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
 from toushi.experiments.measures.statistics import groups
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Verdict, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load_own
 
 BATCH = 25
 
 
 @lru_cache(maxsize=2)
 def load_cpu_model(model: str) -> MiniUNet:
-    """On the CPU, where every job of a run comes to the same bits, with the threads that the run has."""
-    return load_own(model, "cpu", threads=torch.get_num_threads())
+    """The model on the CPU, where every job of a study gets the same bits, with the threads of the job's process."""
+    return load_own_model(model, "cpu")
 
 
 def draw_pictures(
@@ -40,7 +39,7 @@ def draw_pictures(
 
 
 def fully_described_scenes(split: str, count: int) -> list[int]:
-    """The first scenes that ask a colour and a position of each of their objects: so that the three are of the same."""
+    """The first scenes that ask for a colour and a position of each object, so that all measures are of the same objects."""
 
     def asks(scene: Scene) -> bool:
         coloured = all(thing.colour is not None for thing in scene.objects)
@@ -52,7 +51,7 @@ def fully_described_scenes(split: str, count: int) -> list[int]:
 def score_scenes(
     model: MiniUNet, split: str, numbers: Sequence[int], steps: int, guidance: float, seed: int
 ) -> Iterator[dict]:
-    """Of each scene of the split and each thing that its caption asks for: how many are right."""
+    """How many are right, for each scene of the split and each thing that its caption asks for."""
     scenes = [draw_scene(number, split) for number in numbers]
     prompts = [describe(scene, "zh", number).text for number, scene in zip(numbers, scenes)]
     pictures = draw_pictures(model, prompts, [seed + number for number in numbers], steps, guidance)
@@ -63,7 +62,7 @@ def score_scenes(
 
 
 def list_answers(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
-    """Of what the scene's caption has to say, whether it is right; `drawn`: of the objects that are there alone."""
+    """Whether each thing that the scene's caption asks for is right; `drawn`: only for objects that are there."""
     there, stands = verdict.objects, scene.layout != "middle"
     return {
         "object": list(there),
@@ -76,12 +75,12 @@ def list_answers(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
 
 
 def conditional(thing: str) -> bool:
-    """Whether it is counted only where a picture shows the object at all, which at first may be in few."""
+    """Whether the thing is counted only where a picture shows the object, which may be few pictures."""
     return thing.startswith("choice, ") or thing.endswith(", drawn")
 
 
 def sense_prompts(contexts: int, words: int | None) -> pd.DataFrame:
-    """Of each word (or so many), sense and place of the context so many contexts, one frame each."""
+    """The first contexts of each word (or of the first so many), sense and place, in one frame each."""
     table = sense_pairs(words)
     frame = table.groupby(["word", "sense", "place", "pair"]).cumcount()
     number = table.pair.str.removeprefix("before").str.removeprefix("after").astype(int)
@@ -89,7 +88,7 @@ def sense_prompts(contexts: int, words: int | None) -> pd.DataFrame:
 
 
 def sense_pairs(words: int | None) -> pd.DataFrame:
-    """The minimal pairs of all words of the scene world, or of the first so many."""
+    """The minimal pairs of all words of the scene world, or of the first `words`."""
     table = check_sentences(sentences("scenes"))
     return table.loc[table.word.isin(table.word.unique()[:words])].reset_index(drop=True)
 
@@ -97,8 +96,8 @@ def sense_pairs(words: int | None) -> pd.DataFrame:
 def score_senses(
     model: MiniUNet, contexts: int, words: int | None, steps: int, guidance: float, seed: int
 ) -> Iterator[dict]:
-    """Of each word and place of its context: pictures with the right sense and nothing of the other; and of those
-    with one of the two senses (`choice`) the right ones."""
+    """For each word and place of its context: how many pictures have the right sense and nothing of the other; and
+    (`choice`) how many are right of those with one of the two senses."""
     table = sense_prompts(contexts, words)
     kinds = table.groupby("word").sense.unique()
     # The two sentences of a pair begin with the same noise: nothing but the words tells which sense to draw.
@@ -114,5 +113,6 @@ def score_senses(
         yield dict(item=word, thing=thing, right=cases.right.sum(), cases=cases.cases.sum())
 
 
-def to_table(rows: Iterable[dict], **about) -> pd.DataFrame:
-    return pd.DataFrame([about | row for row in rows])
+def to_table(rows: Iterable[dict], **columns: object) -> pd.DataFrame:
+    """The rows, each with the same further columns before its own."""
+    return pd.DataFrame([columns | row for row in rows])

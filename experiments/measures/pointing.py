@@ -16,7 +16,7 @@ of several scores is partly luck.
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,14 +26,15 @@ import pandas as pd
 import torch
 import tyro
 from tqdm import tqdm
+from xarray import DataArray
 
 from toushi.experiments.measures.statistics import groups, share
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load_own
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection
 from toushi.probe.trace.picture_trace import Trace
@@ -41,15 +42,15 @@ from toushi.probe.trace.picture_trace import Trace
 SITES = "unet.*cross_attention"
 
 
-def batched(items, size: int) -> Iterator[list]:
-    items = iter(items)
-    while some := list(islice(items, size)):
+def batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
         yield some
 
 
 @dataclass(frozen=True)
 class Config:
-    """How many scenes, noised to which times, and how pictures are drawn."""
+    """Number of scenes, their times, and the sampling of pictures."""
 
     model: str = "mini-unet"
     split: str = "held_out"
@@ -63,8 +64,8 @@ class Config:
 
 
 def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
-    """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
-    word's does, AUC and chance. Objects without a mask give one row that says so."""
+    """A row for each object and layer, by the first word that names it: whether its peak hits, whether that of another
+    word does, AUC and chance. An object without a mask gives one row with `found` False."""
     parts = [part for part in reversed(example.caption.parts) if part.role == "object"]
     named = {part.object: (part.start, part.end) for part in parts if part.object is not None}
     maps = {item: layer_maps(trace, span) for item, span in named.items()}
@@ -83,12 +84,12 @@ def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) 
 
 
 def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = None) -> dict[str, np.ndarray]:
-    """Mean over steps [y, x] of each layer, and of all layers alike, for a word or for the token of a column."""
+    """The mean over steps [y, x] of each layer, and the plain mean of all layers, for a word or for a token's column."""
 
-    def one(maps):
+    def mean_of_steps(maps: DataArray) -> np.ndarray:
         return (maps if column is None else maps.sel(token=column)).mean("step").values
 
-    maps = {site: one(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
+    maps = {site: mean_of_steps(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
     return maps | {"plain mean": mean_of_sites(list(maps.values()))}
 
 
@@ -116,7 +117,9 @@ def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
                 pictures = model.sample(
-                    [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
+                    [e.caption.text for e in examples],
+                    steps=config.steps,
+                    seed=[config.seed + seed for seed in some],
                 )
             for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
                 masks = detected_masks(e.scene, np.asarray(picture))
@@ -124,8 +127,8 @@ def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and how many objects
-    could be scored."""
+    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and the share of
+    objects that could be scored."""
     rows = []
     for (kind, time), part in groups(table, ["kind", "time"]):
         found = len(part.loc[part.found].drop_duplicates(["scene", "word"]))
@@ -151,7 +154,7 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(config: Config) -> None:
-    model = load_own(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
+    model = load_own_model(config.model)
     table = pd.DataFrame([*score_noised_scenes(model, config), *score_drawn_pictures(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)

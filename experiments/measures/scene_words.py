@@ -116,7 +116,7 @@ def _scene(
     style: str = "flat",
     layout: str | None = None,
 ) -> Scene:
-    """A scene to be described, not drawn: its objects lie nowhere."""
+    """A scene for a description: its objects have no place."""
     shades: Sequence[str | None] = colours or [None] * len(kinds)
     things = tuple(Object(kind, None, colour, "medium", 0, 0, 0) for kind, colour in zip(kinds, shades))
     default = "middle" if len(kinds) == 1 else "row"
@@ -127,7 +127,7 @@ def _scene(
 def _describe_until(
     scene: Callable[[], Scene], language: str, random: np.random.Generator, wanted: Callable[[Part, str], bool]
 ) -> tuple[Caption, Part]:
-    """A caption with a part that is wanted; where there are several parts, one of them at random."""
+    """A caption with a wanted part; if it has several, one of them at random."""
     while True:
         caption = describe(scene(), language, int(random.integers(2**31)))
         parts = [part for part in caption.parts if wanted(part, caption.text[part.start : part.end])]

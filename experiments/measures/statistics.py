@@ -13,12 +13,12 @@ INTERVAL = (0.025, 0.975)
 
 
 def resample_items(items: int, resamples: int, seed: int) -> np.ndarray:
-    """[resample, item]: which items are drawn."""
+    """[resample, item]: the drawn items."""
     return np.random.default_rng(seed).integers(items, size=(resamples, items))
 
 
 def bounds(draws: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The 95 % percentile interval of resamples along `axis`: [2, ...], NaN of none that is finite."""
+    """The 95% percentile interval of resamples along `axis`: [2, ...]; NaN if none is finite."""
     draws = np.asarray(draws, float)
     if not np.isfinite(draws).any():
         return np.full((2, *np.delete(draws.shape, axis)), np.nan)
@@ -26,11 +26,11 @@ def bounds(draws: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def interval(draws: np.ndarray, items: int) -> tuple[float, float]:
-    """The 95 % percentile interval of a share, and no surer than so many items can make anyone.
+    """The 95% percentile interval of a share, and never narrower than so many items allow.
 
-    Items that all agree agree in every resample too, which knows no doubt then; so the low end is at most that of
-    Wilson's interval for `items` right of `items`, and the high end at least that for none. One wrong answer more
-    never raises either.
+    Items that all agree do so in every resample, whose interval then has no width. So the low end is at most that of
+    Wilson's interval for `items` right of `items`, and the high end at least that for none. One more wrong answer never
+    raises either.
     """
     low, high = bounds(draws)
     if not items or np.isnan(low):

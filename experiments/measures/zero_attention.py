@@ -14,9 +14,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.probe.editing.edit import Edit, edit
-from toushi.probe.pipelines.load import load
+from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import segment
 
 
@@ -30,8 +31,8 @@ class Config:
     out: Path = Path("runs/without.png")
 
 
-def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
-    """The column as it is, then one for each word: pictures one below the other, and what they are."""
+def pictures(model: MiniUNet, config: Config) -> list[tuple[list[np.ndarray], str]]:
+    """The unchanged column, then one for each word: its pictures below each other, and its title."""
 
     def column() -> list[np.ndarray]:
         drawn = model.sample([config.prompt] * config.seeds, steps=config.steps, seed=range(config.seeds))
@@ -46,7 +47,7 @@ def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
 
 
 def main(config: Config) -> None:
-    found = pictures(load("mini-unet", "cpu"), config)
+    found = pictures(load_own_model("mini-unet", "cpu"), config)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(found, len(found)).save(config.out)
     print(config.out)

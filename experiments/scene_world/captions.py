@@ -1,4 +1,4 @@
-"""What a person would say of a scene, in Chinese or English, with the span of every word that says something.
+"""Captions of a scene, in Chinese or English, with the span of every part that means something.
 
 A sentence is put together from a core (grammar_zh, grammar_en), which names the objects, and from place, time and
 style, which stand before it, behind it, or inside. A polysemous word gets a context before it, after it, or both;
@@ -24,7 +24,7 @@ _ORDER = re.compile("从左到右|从上到下|from left to right|from top to bo
 
 @dataclass(frozen=True)
 class Part:
-    """Characters `start` to `end` of the raw caption, what they say, and of which object (its index) if of one."""
+    """Characters `start` to `end` of the raw caption, their role, and the index of their object, if they are about one."""
 
     start: int
     end: int
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Caption:
-    """`template` is the core sentence with its slots, for studies that set templates aside."""
+    """`template` is the core sentence with its slots, for studies that hold templates out."""
 
     text: str
     parts: tuple[Part, ...]
@@ -77,7 +77,7 @@ def templates(language: str) -> tuple[str, ...]:
 
 
 def describe(scene: Scene, language: str = "zh", seed: int = 0) -> Caption:
-    """A caption of the scene; the seed chooses among the many that are true."""
+    """A caption of the scene. The seed chooses one of the many that are true."""
     if language not in LANGUAGES:
         raise ValueError(f"language is one of {', '.join(LANGUAGES)}, not {language!r}")
     pick = Pick(seed, 20 + LANGUAGES.index(language))
@@ -113,7 +113,7 @@ _BARE_COLOURS = {"car", "umbrella", "flower", "balloon", "cat", "fish", "bird", 
 
 
 class _Sentence:
-    """One caption in the making: the choices that hold for the whole sentence, and the writer."""
+    """A caption while it is written: the choices for the whole sentence, and the writer."""
 
     def __init__(self, pick: Pick, scene: Scene, language: str, template: str, order: list[int]):
         self.pick, self.scene, self.language, self.template, self.order = (
@@ -275,7 +275,7 @@ class _Sentence:
         self.out.say(self.words[side], "position", index)
 
     def _again(self, index: int):
-        """The noun once more; with its colour where the noun alone would not tell the objects apart."""
+        """The noun again, with its colour if the noun alone is ambiguous."""
         twins = sum(other == self.nouns[index] for other in self.nouns) > 1
         if self.language == "en":
             self.out.say("the ")

@@ -123,7 +123,7 @@ def recolour(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 @cache
 def background(place: str, time: str) -> np.ndarray:
-    """The empty scene, float32 [64, 64, 3], before a style's tones are put on."""
+    """The empty scene, float32 [64, 64, 3], before the tones of a style are applied."""
     scale = 4
     image = Image.new("RGB", (SIDE * scale, SIDE * scale))
     pen = ImageDraw.Draw(image)
@@ -252,7 +252,7 @@ def _ramp(style: str) -> np.ndarray:
 
 
 def apply_style(picture: np.ndarray, style: str) -> np.ndarray:
-    """Colours uint8 [..., 3] as the style shows them."""
+    """Colours uint8 [..., 3] in the tones of the style."""
     if style == "flat":
         return picture
     brightness = (picture @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)

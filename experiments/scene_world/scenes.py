@@ -1,11 +1,13 @@
-"""Scenes: what is in the picture, before anything is drawn or said.
+"""Scenes: the objects, place, time and style of a picture, before it is drawn or described.
 
 What a caption leaves unsaid has one fixed meaning, so that captions determine pictures: no place is a plain pale
 background, no time is day, no style is flat colours, no size is medium, no colour is the icon's own, one object
 stands in the middle, and two or three objects named without positions stand from left to right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from toushi.experiments.scene_world.objects import COLOURABLE, COLOURS, KINDS, PLAIN, SHAPES
 from toushi.experiments.scene_world.senses import BY_KIND, SENSES
 
+T = TypeVar("T")
 SIDE = 64
 PLACES = ("plain", "grass", "beach", "desert", "snow", "city", "room", "sea", "forest", "space")
 TIMES = ("day", "dusk", "night")
@@ -67,7 +70,7 @@ def colour_is_held_out(colour: str | None, kind: str) -> bool:
 
 
 def held_out(objects: tuple[Object, ...]) -> tuple[str, ...]:
-    """Which rules, of pair and colour, set these objects aside."""
+    """The rules, of pair and colour, by which these objects are held out."""
     kinds = [thing.kind for thing in objects]
     pairs = any(pair_is_held_out(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     colours = any(colour_is_held_out(thing.colour, thing.kind) for thing in objects)
@@ -80,14 +83,14 @@ class Pick:
     def __init__(self, seed: int, stream: int):
         self.random = np.random.Generator(np.random.PCG64([seed, stream])).random
 
-    def choose(self, options):
+    def choose(self, options: Sequence[T]) -> T:
         return options[int(self.random() * len(options))]
 
     def chance(self, probability: float) -> bool:
         return self.random() < probability
 
     def integer(self, low: int, high: int) -> int:
-        """low to high, both possible."""
+        """A number from low to high, both included."""
         return low + int(self.random() * (high - low + 1))
 
 

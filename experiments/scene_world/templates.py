@@ -1,4 +1,4 @@
-"""Every sprite as it looks in one light: what the recogniser lays over a picture.
+"""Every sprite as it looks in one light, for the recogniser.
 
 A light is a time, a style and whether the place is dark; it fixes how sprites are tinted and apply_style (draw.render).
 """
@@ -66,8 +66,8 @@ def variants(style: str, dark: bool) -> tuple[tuple[str, str | None], ...]:
 def template(light: Light, variant: int, pixels: int) -> np.ndarray:
     """Premultiplied colour and alpha of a variant (its index): float32 [side, side, 4].
 
-    `side` is even: the sprite with a margin of SOFT pixels, to be softened into (and a row and a column of nothing
-    below and right when `pixels` is odd)."""
+    `side` is even: the sprite with a margin of SOFT pixels, for softening (and an empty row and column
+    below and right if `pixels` is odd)."""
     place = "space" if light.dark and light.time == "day" else "plain"
     _, gain, offset = tones(place, light.time, light.style)
     rgb, alpha = sprite(*variants(light.style, light.dark)[variant], pixels)

@@ -1,5 +1,5 @@
-"""How far the recogniser can be trusted: real scenes, whose contents are known, as they are, through a model's VAE,
-and softer, rougher or less steady than that, as generated pictures are; and pictures with nothing in them.
+"""How reliable the recogniser is: on real scenes with known contents, unchanged, through a model's VAE, and softer,
+rougher or less steady, as generated pictures are; and on pictures without objects.
 
     python -m toushi.experiments.scene_world.validation --count 500 --model mini-unet
 """
@@ -24,7 +24,7 @@ from toushi.experiments.scene_world.templates import backgrounds
 
 @dataclass(frozen=True)
 class Validation:
-    """Compare what the recogniser sees with what is there."""
+    """Compares what the recogniser sees with what is there."""
 
     count: int = 500
     """Scenes, seen as they are and through the VAE."""
@@ -34,7 +34,7 @@ class Validation:
     """Name or folder of the model whose VAE is used; `none` leaves out all that needs one."""
     split: str = "test"
     failures: Path | None = None
-    """Write a sheet of the pictures seen wrongly, each beside a drawing of what was seen."""
+    """Write a sheet of the pictures with errors, each beside a drawing of its recognition."""
 
 
 Pictures = np.ndarray  # uint8 [n, 64, 64, 3]
@@ -46,7 +46,7 @@ def blur(pictures: Pictures, pixels: float) -> Pictures:
 
 
 def wobble(pictures: Pictures, pixels: float, seed: int = 0) -> Pictures:
-    """Every point moved by a smooth random distance of this standard deviation, as by an unsteady hand."""
+    """Every point moved by a smooth random distance of this standard deviation, like a drawing by an unsteady hand."""
     random = np.random.default_rng(seed)
     out = np.empty_like(pictures)
     for picture, bent in zip(pictures, out):
@@ -73,9 +73,9 @@ def through_vae(name: str) -> Callable[..., Pictures]:
     """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
     import torch
 
-    from toushi.probe.pipelines.load import load_own
+    from toushi.experiments.own_model import load_own_model
 
-    vae = load_own(name).vae.eval()
+    vae = load_own_model(name).vae.eval()
     device = next(vae.parameters()).device
     generator = torch.Generator().manual_seed(0)
 
@@ -93,11 +93,11 @@ def through_vae(name: str) -> Callable[..., Pictures]:
     return encode_and_decode
 
 
-def accuracy(scenes: list[Scene], seen: list[Recognition]) -> pd.DataFrame:
+def accuracy(scenes: list[Scene], recognitions: list[Recognition]) -> pd.DataFrame:
     """Share right with its 95% Wilson interval, for each thing that can be right."""
     answers = {name: [] for name in ("object", "position", "colour", "sense", "place", "time", "style", "nothing more")}
-    for scene, one in zip(scenes, seen):
-        verdict = judge(scene, one)
+    for scene, recognition in zip(scenes, recognitions):
+        verdict = judge(scene, recognition)
         answers["object"] += verdict.objects
         answers["position"] += verdict.positions
         answers["colour"] += verdict.colours
@@ -113,31 +113,38 @@ def accuracy(scenes: list[Scene], seen: list[Recognition]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "right", "low", "high", "cases"])
 
 
-def scores(scenes: list[Scene], seen: list[Recognition]) -> np.ndarray:
-    """Of the objects that were rightly found."""
-    return np.array([found.score for scene, one in zip(scenes, seen) for found in match(scene, one) if found])
+def scores(scenes: list[Scene], recognitions: list[Recognition]) -> np.ndarray:
+    """The scores of the objects that were recognised."""
+    return np.array(
+        [
+            detection.score
+            for scene, recognition in zip(scenes, recognitions)
+            for detection in match(scene, recognition)
+            if detection
+        ]
+    )
 
 
 def draw_pictures(scenes: list[Scene]) -> Pictures:
     return np.stack([render(scene)[0] for scene in scenes])
 
 
-def redraw(seen: Recognition) -> np.ndarray:
-    """A drawing of what was seen, uint8 [64, 64, 3]."""
-    objects = tuple(Object(f.kind, None, f.colour, "medium", f.x, f.y, f.pixels) for f in seen.objects)
-    return render(Scene(objects, seen.place, seen.time, seen.style, "row"))[0]
+def redraw(recognition: Recognition) -> np.ndarray:
+    """A drawing of the recognition, uint8 [64, 64, 3]."""
+    objects = tuple(Object(f.kind, None, f.colour, "medium", f.x, f.y, f.pixels) for f in recognition.objects)
+    return render(Scene(objects, recognition.place, recognition.time, recognition.style, "row"))[0]
 
 
-def has_error(scene: Scene, seen: Recognition) -> bool:
-    answers = asdict(judge(scene, seen))
+def has_error(scene: Scene, recognition: Recognition) -> bool:
+    answers = asdict(judge(scene, recognition))
     return answers.pop("extra") > 0 or any(
         False in (answer if isinstance(answer, tuple) else (answer,)) for answer in answers.values()
     )
 
 
-def _summarize(seen: Recognition) -> str:
-    things = (f"{f.colour or ''} {f.kind} {f.score:.2f}".strip() for f in seen.objects)
-    return f"{seen.style} {seen.time} {seen.place}: {', '.join(things)}"
+def _summarize(recognition: Recognition) -> str:
+    things = (f"{f.colour or ''} {f.kind} {f.score:.2f}".strip() for f in recognition.objects)
+    return f"{recognition.style} {recognition.time} {recognition.place}: {', '.join(things)}"
 
 
 def main(config: Validation) -> None:
@@ -160,18 +167,18 @@ def main(config: Validation) -> None:
         nothing["empty scenes, noise 0.4"] = encode_and_decode(empty, 0.4)
     tables, cells = {}, []
     for name, pictures in real.items():
-        seen = [recognise(picture) for picture in tqdm(pictures, desc=name)]
-        tables[name] = accuracy(scenes, seen).set_index("what")
+        recognitions = [recognise(picture) for picture in tqdm(pictures, desc=name)]
+        tables[name] = accuracy(scenes, recognitions).set_index("what")
         if len(pictures) == len(scenes):
             print(f"\n{name}, {len(pictures)} pictures\n{tables[name].to_string(float_format='{:.3f}'.format)}")
-        low = np.percentile(scores(scenes, seen), (0, 1, 5, 50)).round(2)
+        low = np.percentile(scores(scenes, recognitions), (0, 1, 5, 50)).round(2)
         tables[name].loc["lowest score", "right"], tables[name].loc["1% score", "right"] = low[:2]
-        wrong = [i for i, one in enumerate(seen) if has_error(scenes[i], one)]
-        cells += [([pictures[i], redraw(seen[i])], f"{name} {i} {_summarize(seen[i])}") for i in wrong]
+        wrong = [i for i, recognition in enumerate(recognitions) if has_error(scenes[i], recognition)]
+        cells += [([pictures[i], redraw(recognitions[i])], f"{name} {i} {_summarize(recognitions[i])}") for i in wrong]
     print(pd.DataFrame({name: table.right for name, table in tables.items()}).T.to_string(float_format="{:.3f}".format))
     for name, pictures in nothing.items():
         best = [recognise(picture, threshold=0.0) for picture in tqdm(pictures, desc=name)]
-        highest = np.array([max((found.score for found in one.objects), default=0.0) for one in best])
+        highest = np.array([max((detection.score for detection in one.objects), default=0.0) for one in best])
         share = np.mean(highest >= THRESHOLD)
         print(f"{name}: highest score {highest.max():.2f}; something seen in {share:.1%} of {len(pictures)} pictures")
     if config.failures is not None and cells:

@@ -125,7 +125,7 @@ def phrases(data: str, scenes: int, seed: int) -> pd.DataFrame:
 def compare_pairs(
     encoder: str, weights: str, data: str, scenes: int, shuffles: int, resamples: int, seed: int
 ) -> pd.DataFrame:
-    """Retrieval and likeness at each layer, and whether each phrase is found."""
+    """Retrieval and similarity at each layer, and whether the partner of each phrase is found."""
     known, table = load_cpu_encoder(encoder, weights, seed), phrases(data, scenes, seed)
     sides = [
         states_at(known, list(table[side]), list(zip(table[f"{side}_start"], table[f"{side}_end"])))
@@ -166,7 +166,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 
 def chosen_layer_gain(single: pd.DataFrame, config: Config) -> dict:
-    """What the chosen layer finds more than layer 0, and than the random weights, on sentences it was not chosen on."""
+    """How much more the chosen layer finds than layer 0, and than random weights, on sentences it was not chosen on."""
     wide = {
         kind: part.pivot(index="pair", columns="layer", values="right").to_numpy()
         for kind, part in single.groupby("weights")
@@ -190,34 +190,34 @@ def chosen_layer_gain(single: pd.DataFrame, config: Config) -> dict:
 
 
 def resample_shares(values: np.ndarray, cluster: np.ndarray, config: Config) -> np.ndarray:
-    """Means [what, resample] of values [what, pair], whole clusters drawn."""
+    """Means [what, resample] of values [what, pair]; whole clusters are resampled."""
     sums = np.stack([np.bincount(cluster, row) for row in values])
     counts = np.bincount(cluster)
     picks = resample_items(len(counts), config.resamples, config.seed)
     return sums[:, picks].sum(-1) / counts[picks].sum(-1)
 
 
-def decide(one: pd.Series) -> Verdict:
-    """The rule, of the interval of the gain and of the lead."""
-    if min(one.sentences, one.words) < FEWEST:
+def decide(row: pd.Series) -> Verdict:
+    """The verdict by the rule, from the intervals of the gain and of the lead."""
+    if min(row.sentences, row.words) < FEWEST:
         return "undecided"
-    if one.gain_high < MATTERS:
+    if row.gain_high < MATTERS:
         return "refuted"
-    return "supported" if one.gain_low > 0 and one.lead_low > 0 else "undecided"
+    return "supported" if row.gain_low > 0 and row.lead_low > 0 else "undecided"
 
 
-def sentence(one: pd.Series, encoder: str, layers: pd.DataFrame) -> Bilingual:
-    some = layers.loc[(layers.weights == "trained") & (layers.data == one.data)]
+def sentence(row: pd.Series, encoder: str, layers: pd.DataFrame) -> Bilingual:
+    some = layers.loc[(layers.weights == "trained") & (layers.data == row.data)]
     first = some.loc[some.layer == 0].iloc[0]
-    gains = f"{100 * one.gain:.0f} [{100 * one.gain_low:.0f}, {100 * one.gain_high:.0f}]"
-    leads = f"{100 * one.lead:.0f} [{100 * one.lead_low:.0f}, {100 * one.lead_high:.0f}]"
+    gains = f"{100 * row.gain:.0f} [{100 * row.gain_low:.0f}, {100 * row.gain_high:.0f}]"
+    leads = f"{100 * row.lead:.0f} [{100 * row.lead_low:.0f}, {100 * row.lead_high:.0f}]"
     zh = (
-        f"{encoder}（{one.data}，{int(first.pairs)} 对）：词嵌入处 {first.retrieval:.0%} 能找到对应者，在另一半句子上选出的层"
-        f"（{one.layers}）{one.retrieval:.0%}，多 {gains} 个百分点；比随机权重多 {leads}。"
+        f"{encoder}（{row.data}，{int(first.pairs)} 对）：词嵌入处 {first.retrieval:.0%} 能找到对应者，在另一半句子上选出的层"
+        f"（{row.layers}）{row.retrieval:.0%}，多 {gains} 个百分点；比随机权重多 {leads}。"
     )
     en = (
-        f"{encoder} ({one.data}, {int(first.pairs)} pairs): {first.retrieval:.0%} find their partner at the "
-        f"embeddings, {one.retrieval:.0%} at the layer chosen on the other half of the sentences ({one.layers}), a gain of "
+        f"{encoder} ({row.data}, {int(first.pairs)} pairs): {first.retrieval:.0%} find their partner at the "
+        f"embeddings, {row.retrieval:.0%} at the layer chosen on the other half of the sentences ({row.layers}), a gain of "
         f"{gains} points; {leads} more than with random weights."
     )
     return Bilingual(en=en, zh=zh)

@@ -146,7 +146,7 @@ def score_twin_senses(
 
 
 def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    """The first pair of some words whose context comes after them."""
+    """Pictures of the first pair of some words whose context comes after them."""
     table = sense_pairs(None)
     table = table.loc[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
     drawn = load_cpu_model(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
@@ -155,7 +155,7 @@ def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int)
 
 
 def read_senses(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
-    """For each word, place of its context, state that is read and layer: how many senses are told."""
+    """The share of senses that is read, for each word, place of its context, state and layer."""
     encoder, rows = load_cpu_encoder(model), []
     for (word, place), table in groups(sense_pairs(words), ["word", "place"]):
         for where in ("word", "last token"):
@@ -170,7 +170,7 @@ def read_senses(twin: str, model: str, words: int | None, shuffles: int, seed: i
 
 
 def layer_similarity(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
-    """CKA of every layer of either twin with every layer of the other and its own, over objects in captions."""
+    """CKA of every layer of each twin with every layer of both, over objects in captions."""
     known = {twin: load_cpu_encoder(model) for twin, model in zip(TWINS, (bidirectional, causal))}
     places = [place for caption in captions(count) for place in caption]
     texts, spans = zip(*[place for place in places if not known["causal"].tokenize(place[0])[1]])  # whole texts
@@ -185,7 +185,7 @@ def layer_similarity(bidirectional: str, causal: str, count: int) -> pd.DataFram
 
 
 def measure_heads(twin: str, model: str, count: int) -> pd.DataFrame:
-    """Where each head looks, mean over captions."""
+    """Entropy, distance and share of special tokens of each head, mean over captions."""
     texts = list(dict.fromkeys(text for caption in captions(count) for text, _ in caption))
     found = []
     for reading in encode_layers(load_cpu_encoder(model), texts):
@@ -200,7 +200,7 @@ def measure_heads(twin: str, model: str, count: int) -> pd.DataFrame:
 
 
 def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
-    """Of each of the first held-out captions the text with the characters of each object."""
+    """The first held-out captions, each as a list of its text with the characters of an object."""
     found = (describe(draw_scene(number, "held_out"), "zh", number) for number in range(count))
     return [[(one.text, (part.start, part.end)) for part in one.parts if part.role == "object"] for one in found]
 
@@ -244,7 +244,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 
 def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """What the best layer reads off, chosen on one half of the words and judged on the other, both ways round."""
+    """What the best layer reads, chosen on one half of the words and judged on the other, both ways round."""
     table = []
     for about, part in groups(states, ["model", "where", "place"]):
         curves = part.pivot(index="word", columns="layer", values="accuracy").to_numpy()

@@ -125,7 +125,7 @@ def select_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.Dat
 
 
 def read_senses(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
-    """For each word, place of the context, state that is read and layer: how many senses are told."""
+    """The share of senses that is read, for each word, place of the context, state and layer."""
     known, rows = load_cpu_encoder(encoder, weights, seed), []
     for word, table in select_words(data, first, last):
         own = [(start, start + len(word)) for start in table.start]
@@ -159,7 +159,7 @@ def read_senses(encoder: str, weights: str, data: str, first: int, last: int, sh
 
 
 def ablate_context(encoder: str, data: str, first: int, last: int, sentences_each: int, seed: int) -> pd.DataFrame:
-    """How much the word's state changes, mean over left-out words of either side: 1 - cosine, for each layer."""
+    """The change of the word's state (1 - cosine) at each layer, mean over the blanked words of each side."""
     known, rows = load_cpu_encoder(encoder, "trained", seed), []
     for word, table in select_words(data, first, last):
         table = table.groupby(["sense", "place"]).head(sentences_each)
@@ -179,7 +179,7 @@ def ablate_context(encoder: str, data: str, first: int, last: int, sentences_eac
 
 
 def example_matrices(encoder: str, data: str, seed: int) -> pd.DataFrame:
-    """The word-by-word matrices of one sentence: left out, and by attention rollout where it can be read."""
+    """The word-by-word matrices of one sentence: by blanking words, and by attention rollout if it can be read."""
     known, rows = load_cpu_encoder(encoder, "trained", seed), []
     (reading,) = encode_layers(known, [EXAMPLES[data]])
     matrices = {"left out": ablate_words(known, [EXAMPLES[data]])[0]}
@@ -224,7 +224,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 
 def decide(words: int, low: float, high: float, deeper: float) -> Verdict:
-    """The rule, of the interval of s and of the lower end of what the deeper layers read off."""
+    """The verdict by the rule, from the interval of s and the lower end of what the deeper layers read."""
     if words >= FEWEST and deeper >= 0.6:
         if high < 0.5:
             return "supported"
@@ -233,8 +233,8 @@ def decide(words: int, low: float, high: float, deeper: float) -> Verdict:
     return "undecided"
 
 
-def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
-    some = told.loc[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
+def judge_senses(readings: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
+    some = readings.loc[(readings.weights == "trained") & (readings["where"] == "word") & (readings.place == "both")]
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
     first = (curves.shape[1] - 1) // 3
     if first < 1:
@@ -244,7 +244,7 @@ def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) ->
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, (low, high) = (early / late)[0], bounds((early / late)[1:])
     verdict = decide(len(curves), low, high, bounds(late[1:])[0] + 0.5)
-    bag = told.loc[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
+    bag = readings.loc[(readings["where"] == "bag") & (readings.place == "both")].accuracy.mean()
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
     zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
@@ -257,22 +257,22 @@ def judge_senses(told: pd.DataFrame, config: Config, encoder: str, data: str) ->
     return verdict, Bilingual(en=en, zh=zh)
 
 
-def _add_context_effect(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingual:
-    """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
-    word by word, mean over the sides that are known in both roles."""
-    last = moved.loc[moved.layer == moved.layer.max()]
+def _add_context_effect(text: Bilingual, changes: pd.DataFrame, config: Config) -> Bilingual:
+    """The sentence, with how much more a side moves the word's last state where it decides the sense than where it is
+    the shared one: word by word, mean over the sides that occur in both roles."""
+    last = changes.loc[changes.layer == changes.layer.max()]
     before = (last.side == "decides") == (last.place == "before")  # where the word that was left out stood
     roles = last.assign(before=before).groupby(["word", "before", "side"]).change.mean().unstack()
     if not {"decides", "shared"} <= set(roles) or (roles := roles.dropna().groupby("word").mean()).empty:
-        return said
+        return text
     more = (roles.decides - roles.shared).to_numpy()
     low, high = bounds(more[resample_items(len(more), config.resamples, config.seed)].mean(1))
     decides, shared = f"{roles.decides.mean():.3f}", f"{roles.shared.mean():.3f}"
     apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
     return Bilingual(
-        en=f"{said.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
+        en=f"{text.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
         f"sense, by {shared} where the same side does not, {apart} apart.",
-        zh=f"{said.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
+        zh=f"{text.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
     )
 
 

@@ -86,7 +86,7 @@ def weights(config: Config) -> list[Path]:
 
 
 def check_templates(config: Config) -> None:
-    """Raises ToushiError where nested cross-validation, or the interval, would have too few templates of sentences."""
+    """Raises ToushiError if nested cross-validation, or the interval, would have too few templates of sentences."""
     for pool in POOLS:
         for task, part in units(pool, config.count, config.seed).groupby("task"):
             of_label = part.groupby("label").template.nunique()
@@ -111,7 +111,7 @@ def jobs(config: Config) -> list[Job]:
 
 
 def probe_pool(encoder: str, weights: str, pool: str, count: int, controls: int, seed: int) -> pd.DataFrame:
-    """Of each task of the pool, layer and template how many labels were named; and the code length of each layer."""
+    """How many labels are named right, for each task of the pool, layer and template; and the code length of each layer."""
     known, table = load_cpu_encoder(encoder, weights, seed), units(pool, count, seed)
     spans = [None if start == LAST_TOKEN else (start, end) for start, end in zip(table.start, table.end)]
     every = states_at(known, list(table.text), spans)
@@ -138,10 +138,15 @@ def probe_pool(encoder: str, weights: str, pool: str, count: int, controls: int,
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    tasks, drawn = by_task(rows, config)
-    levels, curves = by_level(tasks, drawn)
+    tasks, selectivities = by_task(rows, config)
+    levels, curves = by_level(tasks, selectivities)
     onsets = level_onsets(levels, curves, config)
-    tables = {"tasks": tasks, "levels": levels, "onsets": onsets, "task_onsets": task_onsets(tasks, drawn, config)}
+    tables = {
+        "tasks": tasks,
+        "levels": levels,
+        "onsets": onsets,
+        "task_onsets": task_onsets(tasks, selectivities, config),
+    }
     inside = rows.loc[rows.part.isin(["characters", "bytes"])].dropna(axis=1, how="all")
     if len(inside):
         tables["inside"] = inside.reset_index(drop=True)
@@ -153,8 +158,8 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
     """The table of all tasks, and for each (weights, level, where) the selectivities [draw, layer] of each task."""
     probes, codes = rows.loc[rows.part == "probe"], rows.loc[rows.part == "code"]
     keys = ["weights", "level", "task", "where"]
-    table, drawn = [], {}
-    same: dict[bytes, np.ndarray] = {}  # tasks of the same captions are drawn together, or their mean is too sure
+    table, selectivities = [], {}
+    same: dict[bytes, np.ndarray] = {}  # tasks of the same captions are resampled together, or their mean is too sure
     for about, part in groups(probes, keys):
         wide = {name: part.pivot(index="layer", columns="template", values=name).to_numpy() for name in NUMBERS}
         asked, count = wide["places"][0].tobytes(), wide["places"].shape[1]
@@ -164,7 +169,7 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
         counts = np.stack([np.bincount(row, minlength=picks.shape[1]) for row in picks])
         sums = {name: values @ counts.T for name, values in wide.items()}  # [layer, draw]
         shares = {name: (sums[name] / sums["places"]).T for name in ("right", "control")}
-        drawn.setdefault((about[0], about[1], about[3]), {})[about[2]] = shares["right"] - shares["control"]
+        selectivities.setdefault((about[0], about[1], about[3]), {})[about[2]] = shares["right"] - shares["control"]
         (lows, highs), (least, most) = bounds(shares["right"]), bounds(shares["right"] - shares["control"])
         whole = {name: values.sum(1) for name, values in wide.items()}
         code = codes.loc[(codes[keys] == list(about)).all(axis=1)].set_index("layer")
@@ -178,15 +183,15 @@ def by_task(rows: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, dict]:
                 | {"components": float(part.loc[part.layer == layer].components.iloc[0])}
                 | {"places": int(whole["places"][layer]), "templates": wide["places"].shape[1]}
             )
-    return pd.DataFrame(table).round(5), drawn
+    return pd.DataFrame(table).round(5), selectivities
 
 
 NUMBERS = ("places", "right", "control")
 
 
-def by_level(tasks: pd.DataFrame, drawn: dict) -> tuple[pd.DataFrame, dict]:
+def by_level(tasks: pd.DataFrame, selectivities: dict) -> tuple[pd.DataFrame, dict]:
     """Selectivity of each level, mean over its tasks, with the same means of every draw [draw, layer]."""
-    curves = {key: np.mean(list(tasks.values()), axis=0) for key, tasks in drawn.items()}
+    curves = {key: np.mean(list(tasks.values()), axis=0) for key, tasks in selectivities.items()}
     table = []
     for (kind, level, where), part in groups(tasks, ["weights", "level", "where"]):
         means = part.groupby("layer").selectivity.mean()
@@ -198,7 +203,7 @@ def by_level(tasks: pd.DataFrame, drawn: dict) -> tuple[pd.DataFrame, dict]:
 
 
 def level_onsets(levels: pd.DataFrame, curves: dict, config: Config) -> pd.DataFrame:
-    """The first layer with the share of the most selectivity, for each level, with its interval and the claim's third."""
+    """The onset of each level, with its interval and the claim's third."""
     table = []
     for (kind, level, where), part in groups(levels, ["weights", "level", "where"]):
         deepest = int(part.layer.max())
@@ -214,8 +219,8 @@ def level_onsets(levels: pd.DataFrame, curves: dict, config: Config) -> pd.DataF
     return pd.DataFrame(table)
 
 
-def task_onsets(tasks: pd.DataFrame, drawn: dict, config: Config) -> pd.DataFrame:
-    """The same for each task; `read`: whether some layer surely reads it off, and more of it than any random weights do."""
+def task_onsets(tasks: pd.DataFrame, selectivities: dict, config: Config) -> pd.DataFrame:
+    """The onset of each task; `read`: whether some layer surely reads it, and more of it than any layer of random weights."""
     table = []
     for (kind, level, where, task), part in groups(tasks, ["weights", "level", "where", "task"]):
         others = tasks.loc[(tasks.weights == "random") & (tasks.task == task) & (tasks["where"] == where)].selectivity
@@ -223,13 +228,13 @@ def task_onsets(tasks: pd.DataFrame, drawn: dict, config: Config) -> pd.DataFram
         most = {"most": part.selectivity.max(), "last": part.selectivity.iloc[-1]}
         most |= {"read": bool(part.selectivity_low.max() >= floor)}
         about = {"weights": kind, "level": level, "task": task, "where": where}
-        found = onset(part.selectivity.to_numpy(), drawn[kind, level, where][task], config)
+        found = onset(part.selectivity.to_numpy(), selectivities[kind, level, where][task], config)
         table.append(about | found | most)
     return pd.DataFrame(table)
 
 
 def onset(curve: np.ndarray, draws: np.ndarray, config: Config) -> dict[str, int]:
-    """The first layer with the share of the most that a curve [layer] reaches, with the interval of draws [draw, layer]."""
+    """The first layer at which a curve [layer] has the share of its maximum, with the interval of draws [draw, layer]."""
     low, high = bounds(onset_layer(draws, config.share))
     return {"onset": int(onset_layer(curve, config.share)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
 
@@ -244,7 +249,7 @@ def decide(onsets: pd.DataFrame, config: Config) -> Verdict:
 
 
 def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder: str) -> Bilingual:
-    """Where each level begins, how much of its selectivity an untrained encoder has too, and how its tasks differ."""
+    """The onset of each level, the selectivity of an untrained encoder, and the onsets of the tasks."""
     from toushi.probe.figures.layer_semantics_figures import display_name
 
     zh, en = [], []
@@ -252,33 +257,33 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
     floor = onsets.loc[onsets.weights == "random"].set_index(["level", "where"]).most
     trained = onsets.loc[onsets.weights == "trained"].to_dict("records")
     of_words = tasks.loc[(tasks.weights == "trained") & (tasks["where"] == "word")]
-    for one in sorted(trained, key=lambda one: (one["where"] != "word", LEVELS.index(one["level"]))):
-        key, layers = (one["level"], one["where"]), _layers(one)
-        most = f"{one['most']:.2f} [{one['most_low']:.2f}, {one['most_high']:.2f}]"
+    for row in sorted(trained, key=lambda row: (row["where"] != "word", LEVELS.index(row["level"]))):
+        key, layers = (row["level"], row["where"]), _layers(row)
+        most = f"{row['most']:.2f} [{row['most_low']:.2f}, {row['most_high']:.2f}]"
         untrained = f"{floor[key]:.2f}" if key in floor.index else "?"
-        there = ("", "") if one["where"] == "word" else ("在末词元处", " at the last token")
-        parts = of_words.loc[(of_words.level == one["level"]) & of_words.read].to_dict("records")
-        parts = parts if one["where"] == "word" and (of_words.level == one["level"]).sum() > 1 else []
+        there = ("", "") if row["where"] == "word" else ("在末词元处", " at the last token")
+        parts = of_words.loc[(of_words.level == row["level"]) & of_words.read].to_dict("records")
+        parts = parts if row["where"] == "word" and (of_words.level == row["level"]).sum() > 1 else []
         each = ["、".join(f"{display_name(p['task'], 'zh')} {_layers(p)}" for p in parts)]
         each += [", ".join(f"{display_name(p['task'], 'en')} {_layers(p)}" for p in parts)]
         zh.append(
-            f"{there[0]}{names[one['level']]}从第 {layers} 层起（最大选择性 {most}，未训练者 {untrained}"
+            f"{there[0]}{names[row['level']]}从第 {layers} 层起（最大选择性 {most}，未训练者 {untrained}"
             + (f"；其中{each[0]}）" if parts else "）")
         )
         en.append(
-            f"{one['level']}{there[1]} from layer {layers} (largest selectivity {most}, untrained {untrained}"
+            f"{row['level']}{there[1]} from layer {layers} (largest selectivity {most}, untrained {untrained}"
             + (f"; of it {each[1]})" if parts else ")")
         )
     if never := of_words.loc[~of_words.read].task.tolist():
         zh.append(f"在词处无一层确能比未训练者读出更多的：{'、'.join(display_name(task, 'zh') for task in never)}")
         en.append(
-            f"at a word no layer surely tells more than an untrained one: {', '.join(display_name(t, 'en') for t in never)}"
+            f"at a word no layer surely tells more than an untrained row: {', '.join(display_name(t, 'en') for t in never)}"
         )
     return Bilingual(en=f"{encoder}: " + "; ".join(en) + ".", zh=f"{encoder}：" + "；".join(zh) + "。")
 
 
-def _layers(one: dict) -> str:
-    return f"{one['onset']} [{one['low']}, {one['high']}]"
+def _layers(level: dict) -> str:
+    return f"{level['onset']} [{level['low']}, {level['high']}]"
 
 
 def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:

@@ -157,7 +157,7 @@ def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.Data
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    curves, drawn = [], {}
+    curves, by_thing = [], {}
     for part in ("scenes", "senses"):
         some = rows.loc[rows.part == part]
         items, layers, things = (list(dict.fromkeys(some[name])) for name in ("item", "layer", "thing"))
@@ -166,15 +166,15 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
             counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
         )
         for i, thing in enumerate(things):
-            drawn[thing] = (right[i], draws[:, i])
+            by_thing[thing] = (right[i], draws[:, i])
             for j, layer in enumerate(layers):
                 cases = counts["cases"][i, j]
                 low, high = interval(draws[:, i, j], int((cases > 0).sum()))
                 about = {"thing": thing, "layer": int(layer), "right": right[i, j], "low": low, "high": high}
                 curves.append(about | {"cases": int(cases.sum())})
     table = pd.DataFrame(curves)
-    onsets = thing_onsets(drawn, config)
-    verdict, said = decide(onsets, drawn, config, rows.loc[rows.part == "scenes"].item.nunique())
+    onsets = thing_onsets(by_thing, config)
+    verdict, said = decide(onsets, by_thing, config, rows.loc[rows.part == "scenes"].item.nunique())
     pictures = rows.loc[rows.part == "shown", ["prompt", "layer", "picture"]].reset_index(drop=True)
     pictures["layer"] = pictures.layer.astype(int)
     return Finding(verdict, said, {"curves": table.round(5), "onsets": onsets, "pictures": pictures})
@@ -184,10 +184,10 @@ def onset(curve: np.ndarray, config: Config) -> np.ndarray:
     return onset_layer(np.nan_to_num(curve), config.share)
 
 
-def thing_onsets(drawn: dict, config: Config) -> pd.DataFrame:
-    """For each thing the best layer's share, the first layer that has most of it, and what the last layer draws."""
+def thing_onsets(by_thing: dict, config: Config) -> pd.DataFrame:
+    """For each thing its onset, the share of the best layer, and the share of the last layer."""
     table = []
-    for thing, (curve, draws) in drawn.items():
+    for thing, (curve, draws) in by_thing.items():
         if conditional(thing):
             continue
         low, high = bounds(onset(draws, config))
@@ -202,28 +202,28 @@ def thing_onsets(drawn: dict, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def decide(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
-    found = onsets.set_index("thing")
-    lacking = [thing for thing in ORDER if thing not in found.index or found.most[thing] < config.least]
+def decide(onsets: pd.DataFrame, by_thing: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
+    table = onsets.set_index("thing")
+    lacking = [thing for thing in ORDER if thing not in table.index or table.most[thing] < config.least]
     later = []
     if not lacking:
-        begins = [onset(drawn[thing][1], config) for thing in ORDER]
+        begins = [onset(by_thing[thing][1], config) for thing in ORDER]
         later = [float((after > before).mean()) for before, after in pairwise(begins)]
     verdict: Verdict = "undecided"
     if later and scenes >= FEWEST:
-        layers = drawn["object"][0].shape[-1] - 1
-        if found.high["colour"] <= layers // 3 or found.high["position"] <= 2 * layers // 3:
+        layers = by_thing["object"][0].shape[-1] - 1
+        if table.high["colour"] <= layers // 3 or table.high["position"] <= 2 * layers // 3:
             verdict = "refuted"
         elif min(later) >= 0.95:
             verdict = "supported"
-    return verdict, sentence(found, lacking, later, config)
+    return verdict, sentence(table, lacking, later, config)
 
 
-def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Bilingual:
+def sentence(onsets: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Bilingual:
     zh, en = [], []
     for thing, name in NAMES.items():
-        if thing in found.index and (most := found.most[thing]) > 0:
-            first, low, high = found.loc[thing, ["onset", "low", "high"]].astype(int)
+        if thing in onsets.index and (most := onsets.most[thing]) > 0:
+            first, low, high = onsets.loc[thing, ["onset", "low", "high"]].astype(int)
             zh.append(f"{name.zh}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
             en.append(f"{name.en} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
     if lacking:

@@ -1,4 +1,4 @@
-"""What text encoder and U-Net are trained for: the velocity, and two lessons in what lies where."""
+"""The losses of text encoder and U-Net: the velocity, and two auxiliary losses on where objects are."""
 
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from toushi.probe.models.unet import UNet
 
 @contextmanager
 def attention_in_fp32():
-    """In bf16 the backward pass of attention takes ten times as long on a CPU (torch 2.13)."""
+    """Inside it attention computes in fp32: in bf16 its backward pass takes ten times as long on a CPU (torch 2.13)."""
     original = F.scaled_dot_product_attention
 
     def attention(query, key, value, attn_mask=None, scale=None):
@@ -32,7 +32,7 @@ def attention_in_fp32():
 
 
 def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> PromptBatch:
-    """The captions' states. Read in groups of like length: padded to the longest, half of the work would be pads."""
+    """The states of the captions. They are encoded in groups of similar length, or half of the work would be pads."""
     encodings = [model.tokenizer.encode(caption) for caption in captions]
     ids, mask = pad_ids(encodings, model.tokenizer.pad)
     lengths = mask.sum(1)
@@ -46,13 +46,12 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Prom
 
 
 class Namer(nn.Module):
-    """Names the kind of object at each cell, and its colour, from the features of the U-Net's way up. Used in training
-    only.
+    """Names the kind and colour of the object at each cell, from the features of the U-Net's up path. For training only.
 
-    Naming asks for the right word at the right place, where the velocity of a noisy cell asks first for its colour;
-    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all
-    is noise, the text alone can tell what belongs where: so sides are learnt. The attention itself is never
-    supervised: heat maps stay what the model found by itself.
+    Naming needs the right word at the right place, while the velocity of a noisy cell needs its colour first. Features
+    that mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all is noise, only the text
+    tells what belongs where, so sides are learnt. The attention itself is never supervised: heat maps are what the
+    model found by itself.
     """
 
     def __init__(self, unet: UNet):
@@ -89,10 +88,10 @@ class Namer(nn.Module):
 
 
 class Reader(nn.Module):
-    """Says from the text alone which kind of object lies where. Used in training only.
+    """Names from the text alone which kind of object lies where. For training only.
 
-    64 learned places ask the encoder's states by one attention of their own and name what lies there. The U-Net alone
-    taught the encoder what things are in 500 thousand samples and not once which of two stood on the left.
+    64 learned places attend to the encoder's states and name what lies there. In 500 thousand samples the U-Net alone
+    taught the encoder what things are, but not which of two stood on the left.
     """
 
     def __init__(self, width: int):
@@ -120,7 +119,7 @@ class Reader(nn.Module):
 
 
 class Noise(NamedTuple):
-    """What a batch is drowned in, and how deep."""
+    """The noise of a batch, and its times."""
 
     time: Tensor  # [b]
     noise: Tensor  # [b, c, h, w]
@@ -128,7 +127,7 @@ class Noise(NamedTuple):
     @classmethod
     def like(cls, latents: Tensor, early: float = 0.0, generator: torch.Generator | None = None) -> "Noise":
         """Logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1), and for the share `early` of the pictures
-        times from 0.85 to 1, where it is decided what goes where."""
+        times from 0.85 to 1, which decide what goes where."""
         time = torch.sigmoid(torch.randn(len(latents), generator=generator) + 0.5)
         if early:
             near = 1 - 0.15 * torch.rand(len(time), generator=generator)
@@ -143,10 +142,9 @@ def velocity_loss(
     noise: Noise | None = None,
     text: PromptBatch | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity, under the given noise or fresh one.
+    """Mean squared error of the velocity, under the given noise or a new one.
 
-    Cells that objects cover count 1 + object_weight times as much: words mostly speak of objects, pixels mostly of
-    backgrounds.
+    Cells that objects cover count 1 + object_weight times: words are mostly about objects, pixels mostly background.
     """
     text = text or read_captions(model, batch.captions)
     noise = noise or Noise.like(batch.latents)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from toushi.probe.pipelines.load import SHIPPED, load_own
+from toushi.experiments.own_model import load_own_model
+from toushi.probe.pipelines.load import SHIPPED
 
 GOALS = {"object": 0.95, "position": 0.95, "colour": 0.90, "sense": 0.90}
 PREVIEW = 0.85  # below this, on objects or positions, the weights are a preview
@@ -92,8 +93,8 @@ class Config:
 
 
 def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
-    """What `trace.heat_map` shows by default: the layer that pointed best at exact masks, if it does so better than
-    the plain mean of all layers; else None, which is that mean."""
+    """The default of `trace.heat_map`: the layer that points best at exact masks, if it is better than the plain mean of
+    all layers; else None, which is that mean."""
     layer = best.set_index("kind").best_layer["noised"]
     hits = rates.loc[rates.kind == "noised"].groupby("layer").hit.mean()
     if hits["plain mean"] >= hits[layer]:
@@ -102,7 +103,7 @@ def heat_map_rule(rates: pd.DataFrame, best: pd.DataFrame) -> dict | None:
 
 
 def list_faults(held_out: pd.DataFrame) -> str:
-    """What falls short of the goals, said with the numbers."""
+    """The rates that are below their goals, with the numbers."""
     rates = held_out.loc[held_out.language == "all"].set_index("what").right
     short = [f"- {what}: {rates[what]:.3f}, the goal is {goal}" for what, goal in GOALS.items() if rates[what] < goal]
     return "\n".join([*short, "- Trained at 64x64 alone; nothing was measured at other sizes."])
@@ -122,7 +123,7 @@ def main(config: Config) -> None:
     folder = SHIPPED / config.model
     pointing, best = (pd.read_csv(config.pointing / name) for name in ("rates.csv", "best_layers.csv"))
     rule = heat_map_rule(pointing, best)
-    model = load_own(config.model, "cpu")
+    model = load_own_model(config.model, "cpu")
     adopted = asdict(replace(model.config, heat_map=rule))
     (folder / "config.json").write_text(json.dumps(adopted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

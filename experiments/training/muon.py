@@ -5,8 +5,10 @@ iterations; scaled as Liu et al. 2025 do (0.2 sqrt(max side)), AdamW's learning 
 too, but iterates in bfloat16 everywhere, which a CPU without bf16 units emulates, and it leaves convolutions out.
 """
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toushi.hooks.torch_private import has_bf16_matrix_units
 
@@ -51,14 +53,14 @@ class Muon(torch.optim.Optimizer):
                     p.sub_(update.view_as(p), alpha=scale)
 
 
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_matrix(name: str, parameter: Tensor) -> bool:
     """Hidden weights go to Muon; embeddings, the first and last convolution, heads and vectors to AdamW."""
     outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out")
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 
 def make_optimizers(
-    named_parameters, lr: float, adam_share: float = 1.0, decay: float = 0.01
+    named_parameters: Iterable[tuple[str, Tensor]], lr: float, adam_share: float = 1.0, decay: float = 0.01
 ) -> list[torch.optim.Optimizer]:
     """Muon with the learning rate `lr`, AdamW with a share of it; each group says its `share`."""
     matrices, others = [], []

@@ -2,9 +2,9 @@
 
     python -m toushi.experiments.training.train_mini_unet --minutes 100
 
-Everything lies in `runs/train_mini_unet`: checkpoints every ten minutes, a sheet of samples beside each, a log.
-Started again it goes on from the last checkpoint; where there is none, `--begin shipped` goes on from the
-weights in the repository. The averaged fp16 weights are written where `load("mini-unet")` finds them by `--ship`.
+All files are in `runs/train_mini_unet`: a checkpoint every ten minutes, a sheet of samples beside each, a log. Started
+again, it continues from the last checkpoint. Without one, `--begin shipped` continues from the weights in the repository.
+`--ship` writes the averaged fp16 weights where `load("mini-unet")` finds them.
 """
 
 import json
@@ -29,19 +29,19 @@ from toushi.probe.text.bpe import Tokenizer
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """What is trained, on how much, for how long."""
+    """How mini-unet is trained, and for how long."""
 
     out: Path = Path("runs/train_mini_unet")
     minutes: float = 100.0
-    """Time for the denoiser in this run."""
+    """Time for the denoiser."""
     cooldown: float = 0.2
-    """Share of that time over which the learning rate falls, to a twentieth."""
+    """Share of that time in which the learning rate falls to a twentieth."""
     vae_minutes: float = 10.0
     encoder_samples: int = 100_000
-    """Captions from which the text encoder learns what lies where, before the U-Net learns anything."""
+    """Captions from which the text encoder learns what lies where, before the U-Net is trained."""
     vocab_size: int = 1200
     begin: str = "fresh"
-    """`fresh`, or `shipped` to go on from the weights in the repository when there is no checkpoint."""
+    """`fresh`, or `shipped` to continue from the weights in the repository if there is no checkpoint."""
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where load("mini-unet") finds them."""
 
@@ -51,7 +51,7 @@ def captions_for_tokenizer(count: int):
 
 
 def first_model(config: Config) -> MiniUNet:
-    """What training begins with: a fresh denoiser around a tokenizer and a VAE trained first, or the shipped model."""
+    """The model before training: a new denoiser with a trained tokenizer and VAE, or the shipped model."""
     folder = config.out / "base"
     if not (folder / "model.safetensors").exists():
         if config.begin == "shipped":
@@ -119,7 +119,7 @@ def train(config: Config) -> None:
 
 
 def ship(config: Config) -> None:
-    """The averaged weights, and the log of how they came about, to where `load` finds them."""
+    """Writes the averaged weights and their log where `load` finds them."""
     training = Training(first_model(config), config)
     training.resume(config.out)
     training.averaged_model().save(SHIPPED / "mini-unet")

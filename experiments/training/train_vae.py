@@ -1,6 +1,6 @@
 """Trains the VAE of mini-unet on drawn scenes; called by `toushi.experiments.training.train_mini_unet`.
 
-The latents are fixed by the encoder: once a denoiser has been trained on them only the decoder may learn on
+The encoder determines the latents. After a denoiser was trained on them, only the decoder may be trained further
 (`decoder_only`).
 """
 
@@ -20,7 +20,7 @@ from toushi.probe.models.vae import VAE
 def train_vae(
     vae: VAE, minutes: float, log: Path, decoder_only: bool = False, batch: int = 32, lr: float = 1.5e-3
 ) -> None:
-    """Trains in place for so many minutes; then fixes the normalisation of the latents."""
+    """Trains the VAE in place for so many minutes, then sets the normalisation of the latents."""
     torch.manual_seed(0)
     held = unit(pictures([draw_scene(seed, split="test") for seed in range(256)]))
     pool = pictures([draw_scene(seed) for seed in range(20_000)])

@@ -1,4 +1,4 @@
-"""Two encoders side by side: how alike their layers are, and where their heads look."""
+"""Two encoders side by side: how similar their layers are, and what their heads attend to."""
 
 import numpy as np
 import pandas as pd
@@ -20,16 +20,16 @@ from toushi.probe.figures.style import (
 
 WHAT = {
     "entropy": Bilingual(en="entropy (bits)", zh="熵（比特）"),
-    "distance": Bilingual(en="distance (tokens)", zh="看多远（词元）"),
-    "special": Bilingual(en="share of special tokens", zh="特殊词元所占"),
+    "distance": Bilingual(en="distance (tokens)", zh="距离（词元）"),
+    "special": Bilingual(en="share of special tokens", zh="特殊词元占比"),
 }
 
 
 @styled
 def likeness_figure(likeness: pd.DataFrame, language: str) -> StyledFigure:
-    """CKA of every layer with every layer: of each encoder with itself, and of the one with the other.
+    """CKA of every layer with every layer: of each encoder with itself, and of the two with each other.
 
-    `likeness` has one, other (names of the encoders), layer, other_layer, cka; NaN where a layer tells nothing apart.
+    `likeness` has one, other (names of the encoders), layer, other_layer, cka; NaN where all states of a layer are equal.
     """
     pairs = list(dict.fromkeys(zip(likeness.one, likeness.other)))
     figure = StyledFigure(figsize=(PAGE, 2.6))
@@ -50,7 +50,8 @@ def likeness_figure(likeness: pd.DataFrame, language: str) -> StyledFigure:
     figure.set_label(
         translate(
             language,
-            en="How alike the states of any two layers are (debiased linear CKA): 1 up to rotation and scale, 0 unrelated.",
+            en="Similarity of the states of any two layers (debiased linear CKA): 1 if they differ only by rotation and scale, "
+            "0 if unrelated.",
             zh="各层状态两两之间的相似度（去偏线性 CKA）：1 为只差旋转与缩放，0 为无关。",
         )
     )
@@ -59,7 +60,7 @@ def likeness_figure(likeness: pd.DataFrame, language: str) -> StyledFigure:
 
 @styled
 def heads_figure(heads: pd.DataFrame, language: str) -> StyledFigure:
-    """Where the heads look, layer by layer: a dot for each head, the line their mean.
+    """What the heads attend to, layer by layer: a dot for each head, and a line for their mean.
 
     `heads` has model, layer, head, entropy, distance, special.
     """
@@ -76,9 +77,9 @@ def heads_figure(heads: pd.DataFrame, language: str) -> StyledFigure:
     figure.set_label(
         translate(
             language,
-            en="The heads of each layer: entropy, how far they look, what they give to special tokens; dots are heads, lines their "
-            "means.",
-            zh="各层注意力头：熵、看多远、给特殊词元的份额；点为单个头，线为其均值。",
+            en="The heads of each layer: entropy, distance of the tokens that they attend to, share of special tokens. Dots are "
+            "heads, lines their means.",
+            zh="各层的注意力头：熵、所关注词元的距离、特殊词元的占比。点为单个头，线为其均值。",
         )
     )
     return figure

@@ -1,4 +1,4 @@
-"""The shipped fonts: Chinese and emoji in every figure, the same on every machine."""
+"""The shipped fonts: they draw Chinese and emoji in every figure, alike on every machine."""
 
 import base64
 import io
@@ -9,12 +9,12 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "fonts"
 FILES = ("NotoSansSC-Regular.subset.ttf", "NotoEmoji-Regular.subset.ttf")
 FAMILY = ["DejaVu Sans", "Noto Sans SC", "Noto Emoji"]
-PLACEHOLDER = "〓"  # the printer's geta: "a character belongs here"
+PLACEHOLDER = "〓"  # in print it stands for a missing character
 
 
 @cache
 def register_fonts() -> None:
-    """Makes the shipped fonts known to matplotlib, before any copy of the same name that the machine has."""
+    """Registers the shipped fonts with matplotlib, before any font of the same name on the machine."""
     from matplotlib.font_manager import fontManager
 
     for name in FILES:
@@ -23,19 +23,19 @@ def register_fonts() -> None:
 
 
 def drawable(text: str) -> str:
-    """`text` as the shipped fonts can draw it: one sign for each visible character.
+    """The text as the shipped fonts can draw it: one glyph for each visible character.
 
     A character that no font has becomes 〓. Joiners, variation selectors, control characters, and marks on a character
-    of another font are left out (an emoji sequence is drawn as its parts).
+    of another font are left out. So an emoji sequence is drawn as its parts.
     """
     shown = ""
     for character in unicodedata.normalize("NFC", text):
         category = unicodedata.category(character)
-        if "\ufe00" <= character <= "\ufe0f":  # variation selectors: emoji or text, which is one here
+        if "\ufe00" <= character <= "\ufe0f":  # variation selectors: the fonts have one glyph for emoji and text
             continue
         if character.isspace():
             shown += " "
-        elif category[0] == "M":  # one sign with its base, so one font has to have both
+        elif category[0] == "M":  # it forms one glyph with its base, so one font must have both
             shown += character if shown and any({ord(shown[-1]), ord(character)} <= f for f in characters()) else ""
         elif category not in ("Cc", "Cf"):
             shown += character if any(ord(character) in font for font in characters()) else PLACEHOLDER

@@ -1,4 +1,4 @@
-"""What each layer of a text encoder knows: probes at three levels, characters inside words, two languages."""
+"""What can be read from each layer of a text encoder: probes at three levels, characters inside words, two languages."""
 
 import pandas as pd
 
@@ -44,7 +44,7 @@ def display_name(name: str, language: str) -> str:
 
 @styled
 def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> StyledFigure:
-    """Selectivity of words, phrases and whole prompts by layer, and below from which layer each level is there.
+    """Selectivity of words, phrases and whole prompts by layer; below, the first layer that has each level.
 
     `levels` has weights, level, where, layer, selectivity, low, high; `onsets` weights, level, where, onset, low, high,
     claim_first, claim_last. Thin lines are the untrained encoder; grey bars are the layers that the claim gives a level.
@@ -79,16 +79,16 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
     below.set_ylim(len(names) - 0.4, -0.6)
     title = translate(
         language,
-        en="first layer with 80 % of the most; grey: where the claim puts it",
+        en="first layer with 80 % of the maximum; grey: layers of the claim",
         zh="达到最大值 80% 的首层及区间；灰：说法所称的层",
     )
     set_layer_axis(below, levels.layer, language, title, 7)
     figure.subplots_adjust(left=0.26, right=0.7, bottom=0.12, top=0.97, hspace=0.22)
     caption = translate(
         language,
-        en="Selectivity (accuracy minus that on control tasks) by layer with 95 % intervals; below, from which layer each level "
-        "is there.",
-        zh="各层的选择性（准确率减去控制任务的准确率），带 95% 区间；下：每一级从哪一层起已懂。",
+        en="Selectivity (accuracy minus that on control tasks) by layer, with 95 % intervals. Below: the first layer that has "
+        "each level.",
+        zh="各层的选择性（准确率减去控制任务的准确率），带 95% 区间。下：最早具备每一级的层。",
     )
     figure.set_label(caption)
     return figure
@@ -179,9 +179,9 @@ def inside_figure(inside: pd.DataFrame, language: str) -> StyledFigure:
     figure.subplots_adjust(left=0.55 / figure.get_figwidth(), right=0.99, bottom=0.2, top=0.9, wspace=0.1)
     caption = translate(
         language,
-        en="Does 马 in 河马 still look like 马: how often a character inside a word finds itself among single ones; and whether "
-        "the first token of a rare character knows which it begins.",
-        zh="河马的马是否仍像单独的马：词中字的状态在单字中找到自身的比例；生僻字的首个词元是否知道是哪个字。",
+        en="Does 马 in 河马 still resemble 马? How often a character inside a word is nearest to itself among single characters; "
+        "and whether the first token of a rare character identifies it.",
+        zh="“河马”里的“马”是否仍像单独的“马”：词中字的状态在单字中最接近自身的比例；生僻字的首个词元能否确定是哪个字。",
     )
     figure.set_label(caption)
     return figure
@@ -204,7 +204,7 @@ def languages_figure(layers: pd.DataFrame, language: str) -> StyledFigure:
             )
             axes.plot(part.layer, part.retrieval_shuffled_high, color=colour, linewidth=0.8, linestyle="--")
             if kind == "trained":
-                label = translate(language, en="means left in", zh="未减均值")
+                label = translate(language, en="means not subtracted", zh="未减均值")
                 axes.plot(part.layer, part.retrieval_uncentred, color=colour, linewidth=0.9, linestyle=":", label=label)
         set_layer_axis(axes, layers.layer, language, display_name(name, language), reach=(0, 1.03))
     figure.axes[0].set_ylabel(translate(language, en="share that finds its partner", zh="找到对应者的比例"))
@@ -213,8 +213,8 @@ def languages_figure(layers: pd.DataFrame, language: str) -> StyledFigure:
     figure.subplots_adjust(left=0.5 / figure.get_figwidth(), right=0.98, bottom=0.19, top=0.9, wspace=0.08)
     caption = translate(
         language,
-        en="The same word in Chinese and English: how often it finds its partner among all candidates of the other language by "
-        "cosine (mean of both directions), by layer, with 95 % intervals.",
+        en="The same word in Chinese and English: how often its partner is nearest by cosine among all candidates of the other "
+        "language (mean of both directions), by layer, with 95 % intervals.",
         zh="中英文中的同一个词：在另一语言全部候选中按余弦找到对应者的比例（两个方向的平均），逐层，带 95% 区间。",
     )
     figure.set_label(caption)

@@ -1,4 +1,4 @@
-"""What was drawn right, by layer and by model, and the pictures themselves."""
+"""Which parts of pictures are right, by layer and by model, and the pictures themselves."""
 
 from collections.abc import Sequence
 
@@ -49,7 +49,7 @@ def display_name(name: str, language: str) -> str:
 
 @styled
 def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -> StyledFigure:
-    """Share of pictures that are right by the layer that they were drawn from, and from which layer each thing is there.
+    """Share of pictures that are right, by the layer that conditions them; below, the first layer that has each thing.
 
     `curves` has thing, layer, right, low, high; `onsets` thing, onset, low, high.
     """
@@ -77,9 +77,9 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
     figure.set_label(
         translate(
             language,
-            en="Of pictures conditioned on layer k's output, the share in which what the prompt asks for is right, with 95 % "
-            "intervals; dashed, among the objects that are drawn alone; below, from which layer each thing is there.",
-            zh="以第 k 层的输出为条件画出的图中，提示所要的事物画对的比例，带 95% 区间；虚线只算已画出的物体；下：每样事物从哪一层起已有。",
+            en="Share of pictures, conditioned on layer k's output, in which what the prompt asks for is right, with 95 % "
+            "intervals. Dashed: only among the objects that are drawn. Below: the first layer that has each thing.",
+            zh="以第 k 层的输出为条件画出的图中，提示词所要的事物画对的比例，带 95% 区间。虚线只计已画出的物体。下：最早具备每样事物的层。",
         )
     )
     return figure
@@ -112,7 +112,7 @@ def pictures_figure(pictures: pd.DataFrame, language: str) -> StyledFigure:
 
 @styled
 def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]) -> StyledFigure:
-    """Embedded pictures in a table, its rows named above them, its columns at the top; as wide as a page."""
+    """A table of embedded pictures, as wide as a page, with a name above each row and names of columns at the top."""
     gap, name = 0.03, 0.2
     head = 0.07 + 0.13 * max(text.count("\n") + 1 for text in columns)
     side = (PAGE - gap) / len(columns) - gap
@@ -135,7 +135,7 @@ def picture_grid(pictures: Sequence[Sequence[str]], rows: Sequence[str], columns
 
 @styled
 def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) -> StyledFigure:
-    """What each twin draws right, thing by thing, and beside it by how much the bidirectional one is better.
+    """Share that each twin draws right, for each thing, and beside it the difference between the twins.
 
     `rates` has model, thing, right, low, high; `differences` thing, difference, low, high.
     """
@@ -162,8 +162,8 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
     figure.set_label(
         translate(
             language,
-            en="What the twins draw right, and the difference between them (same prompts and noise), with 95 % "
-            "intervals; “of objects drawn” and “one of two senses” count only what each of them drew.",
+            en="Share that each twin draws right, and the difference between them (same prompts and noise), with 95 % "
+            "intervals. “Of objects drawn” and “one of two senses” count only what each of them drew.",
             zh="两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
         )
     )
@@ -172,7 +172,7 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
 
 @styled
 def read_out_figure(read: pd.DataFrame, language: str) -> StyledFigure:
-    """How many senses are read off by layer: at the word and at the last token, the context before and after it.
+    """Accuracy of senses read from the states, by layer: at the word and at the last token, context before and after.
 
     `read` has model, where, place, layer, accuracy, low, high, accuracy_shuffled.
     """
@@ -190,7 +190,7 @@ def read_out_figure(read: pd.DataFrame, language: str) -> StyledFigure:
             min(0.35, float(read.low.min())),
         )
         set_layer_axis(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
-    figure.axes[0].set_ylabel(translate(language, en="senses read off", zh="读对的词义"))
+    figure.axes[0].set_ylabel(translate(language, en="senses read", zh="读对的词义"))
     figure.axes[0].legend(
         fontsize=7, title=translate(language, en="dashed: shuffled", zh="虚线：打乱"), title_fontsize=7
     )
@@ -198,8 +198,8 @@ def read_out_figure(read: pd.DataFrame, language: str) -> StyledFigure:
     figure.set_label(
         translate(
             language,
-            en="Accuracy of the senses read off the states by layer, with 95 % intervals: at the word itself and at the last "
-            "token, the context before and after the word. A causal model cannot know at the word what comes after it.",
+            en="Accuracy of senses read from the states, by layer, with 95 % intervals: at the word itself and at the last "
+            "token, with the context before or after the word. At the word, a causal model cannot know what comes after it.",
             zh="从状态读出词义的准确率，逐层，带 95% 区间：在词自身处与末词元处，语境在词前与词后。语境在后时，因果模型在词处不可能知道。",
         )
     )

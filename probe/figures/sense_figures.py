@@ -1,4 +1,4 @@
-"""How well each layer of a text encoder tells the senses of a word apart, and which other words tell it."""
+"""How well each layer of a text encoder separates the senses of a word, and which other words decide the sense."""
 
 import matplotlib
 import numpy as np
@@ -31,7 +31,7 @@ PLACES = {
 
 @styled
 def senses_figure(senses: pd.DataFrame, language: str) -> StyledFigure:
-    """Read-out accuracy by layer, mean over words with its interval; dashed the same with the senses shuffled.
+    """Accuracy of read senses by layer, mean over words with its interval; dashed, with the senses shuffled.
 
     `senses` has weights, where (word, neighbour), place (both, before, after), layer, accuracy, low, high,
     accuracy_shuffled; a bag of the words around (where) has no layers but 0. A panel for each place of the context.
@@ -50,20 +50,24 @@ def senses_figure(senses: pd.DataFrame, language: str) -> StyledFigure:
                 axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
         for bag in rows_where(senses, place=place, where="bag").accuracy:
             axes.axhline(
-                bag, color=CATEGORIES[3], linewidth=0.9, linestyle=":", label=translate(language, en="a bag", zh="词袋")
+                bag,
+                color=CATEGORIES[3],
+                linewidth=0.9,
+                linestyle=":",
+                label=translate(language, en="bag of words", zh="词袋"),
             )
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         lowest = min(0.2, float(senses.accuracy.min()) - 0.02)
         set_layer_axis(axes, senses.layer, language, title.translate(language), 9, (lowest, 1.02))
-    figure.axes[0].set_ylabel(translate(language, en="right senses", zh="词义读对的比例"))
+    figure.axes[0].set_ylabel(translate(language, en="senses read correctly", zh="词义读对的比例"))
     title = translate(language, en="dashed: senses shuffled", zh="虚线：打乱词义")
     figure.axes[0].legend(loc="lower right", title=title, title_fontsize=6, fontsize=6, labelspacing=0.2)
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.19, top=0.9, wspace=0.07)
     figure.set_label(
         translate(
             language,
-            en="How often the sense is read off the word's own state, by layer, mean over words with 95 % intervals that resample "
-            "words.",
+            en="How often the sense is read correctly from the word's own state, by layer: mean over words, with 95 % intervals "
+            "that resample words.",
             zh="逐层从词自身的状态读出词义的正确率，对词取平均，带 95% 区间（对词重抽样）。",
         )
     )
@@ -72,7 +76,7 @@ def senses_figure(senses: pd.DataFrame, language: str) -> StyledFigure:
 
 @styled
 def changes_figure(left_out: pd.DataFrame, language: str) -> StyledFigure:
-    """How much the word's state changes when a word of the deciding or of the shared side is left out, by layer.
+    """Change of the word's state, by layer, when a word of the deciding or of the shared side is left out.
 
     `left_out` has place (before, after), side (decides, shared), layer, change, low, high.
     """
@@ -93,9 +97,9 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> StyledFigure:
     figure.set_label(
         translate(
             language,
-            en="How much the word's state changes when one other word is left out, by layer: a word of the side that decides "
-            "the sense, or of the shared side.",
-            zh="去掉一个别的词，该词的状态变化多少，逐层（去掉决定词义一侧的词、相同一侧的词）。",
+            en="Change of the word's state when one other word is left out, by layer: a word of the side that decides the "
+            "sense, or of the shared side.",
+            zh="去掉另一个词时，该词状态的变化，逐层：去掉的词在决定词义的一侧，或在相同的一侧。",
         )
     )
     return figure
@@ -103,7 +107,7 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> StyledFigure:
 
 @styled
 def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> StyledFigure:
-    """Word-by-word matrices of a sentence at some layers: rows are whose state, columns the word that is left out.
+    """Word-by-word matrices of a sentence at some layers: a row for each word's state, a column for the word left out.
 
     `example` has sentence, layer, query, read, value. Each layer has a scale of its own, to its largest value.
     """
@@ -151,9 +155,9 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Styl
     figure.set_label(
         translate(
             language,
-            en=f"How much the other words' states change when one word of “{example.sentence.iloc[0]}” is left out (1 - cosine); "
-            "each layer has a scale of its own.",
-            zh=f"去掉“{example.sentence.iloc[0]}”中的一个词，其余各词的状态变化多少（1 − 余弦），各层自有标尺。",
+            en=f"Change of the other words' states when one word of “{example.sentence.iloc[0]}” is left out (1 - cosine). "
+            "Each layer has a scale of its own.",
+            zh=f"去掉“{example.sentence.iloc[0]}”中的一个词时，其余各词状态的变化（1 − 余弦）。各层标尺不同。",
         )
     )
     return figure

@@ -1,4 +1,4 @@
-"""One look for every figure: fonts, colours, and files that come out byte for byte the same when made again."""
+"""The style of every figure: fonts, colours, and files that have the same bytes when they are made again."""
 
 import io
 import os
@@ -130,7 +130,7 @@ def _write(figure: Figure, target: Target, format: str | None, metadata: dict | 
 
 @styled
 def warm_up() -> StyledFigure:
-    """Loads what the first figure of a process needs (fonts, most of all), half a second's work."""
+    """Draws a figure, so that fonts and the like are loaded before the first one of a process. This takes 0.5 s."""
     figure = StyledFigure(figsize=(1, 1))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(np.zeros((2, 2)))
@@ -141,10 +141,10 @@ def warm_up() -> StyledFigure:
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
-    """Heat over the picture in grey, uint8 [Y, X, 3].
+    """A heat map over the picture in grey, uint8 [Y, X, 3].
 
-    `picture` is uint8 [Y, X, 3]; `heat` [y, x] is resampled to it; `top` is the value of the brightest colour, larger
-    ones are drawn alike. Low values let the picture through, high ones cover most of it.
+    `picture` is uint8 [Y, X, 3]. `heat` [y, x] is resampled to its size. `top` is the value of the brightest colour,
+    which larger values have, too. Where values are low, the picture shows through; high values cover most of it.
     """
     levels = np.clip(resample(heat, picture.shape[:2]) / (top or 1), 0, 1)
     grey = picture[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255
@@ -153,7 +153,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
 
 @cache
 def overlay_colours() -> Colormap:
-    """The colours of `overlay` over middle grey, for its colour bar."""
+    """The colours of `overlay` over medium grey, for its colour bar."""
     return ListedColormap(_blend(np.linspace(0, 1, 256), np.full(256, 0.4)), name="overlay")
 
 
@@ -185,7 +185,7 @@ def hide_axes(axes: Axes) -> Axes:
 def set_layer_axis(
     axes: Axes, layers: Sequence[int], language: str, title: str = "", size: int = 8, reach=(), label=LAYER
 ) -> None:
-    """Layers along x, the embeddings first; the title in `size` points; y from and to `reach`, if it is given."""
+    """Sets layers along x, the embeddings first, a title of `size` points, and the limits `reach` of y."""
     axes.set_xticks(range(0, max(layers) + 1, 1 if max(layers) < 7 else 2))
     axes.set_xlim(-0.3, max(layers) + 0.3)
     axes.set_xlabel(label.translate(language))

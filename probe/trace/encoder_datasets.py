@@ -11,7 +11,7 @@ from toushi.probe.trace.lazy_array import Key, LazyArray, lazy_variable, select
 from toushi.probe.trace.selection import WordSpec, layer_coordinates
 from toushi.probe.trace.text_encoding import OTHER, SPECIAL, span_names
 
-STATES, FINAL, ATTENTION = "hidden states", "what the encoder hands on", "attention probability"
+STATES, FINAL, ATTENTION = "hidden states", "output of the encoder", "attention probability"
 
 TextWords = Mapping[int, Sequence[Span]]  # number of a text -> its words
 

@@ -1,4 +1,4 @@
-"""A trace of kind `encoder`: what one text encoder made of many texts, in one folder.
+"""A trace of kind `encoder`: states and attention of one text encoder for many texts, in one folder.
 
     manifest.json            format, version, kind "encoder", complete; model {name, revision, weights_sha256}; count (of
                              texts), layers, heads (null where the attention cannot be read), width; dtype, versions, …
@@ -47,7 +47,7 @@ PARTS = ("tokens", "words", "lost", "unknown")
 
 
 class EncoderTraceWriter:
-    """`with EncoderTraceWriter(folder, manifest) as writer:` and `writer.write(encodings)` for some texts at a time, in order."""
+    """Writes a trace of texts: `with EncoderTraceWriter(folder, manifest) as writer: writer.write(encodings)`, in order."""
 
     def __init__(self, folder: str | Path, manifest: Mapping[str, object], overwrite: bool = False):
         self.folder, self.count, self.files = prepare_output_dir(folder, overwrite), 0, 0
@@ -95,7 +95,7 @@ class EncoderTraceWriter:
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            self._lines.close()  # which writes what a full disk did not take before
+            self._lines.close()  # writes what an earlier failure left in its buffer
             if kind is None:
                 self.manifest.complete = True
                 write_json(self.folder / MANIFEST, self.manifest.as_dict())
@@ -110,7 +110,7 @@ class EncoderTraceWriter:
 
 
 class EncoderTrace:
-    """What an encoder made of many texts. Made by `open_encoder_trace`; memory holds only what is asked for."""
+    """States and attention of an encoder for many texts. Made by `open_encoder_trace`; reads only what is asked for."""
 
     def __init__(self, folder: Path, manifest: EncoderManifest, lines: list[TextsLine]):
         self.folder, self.manifest, self.lines = folder, manifest, lines
@@ -149,7 +149,7 @@ class EncoderTrace:
         return self.encoding(text).attention
 
     def encoding(self, text: int) -> TextEncoding:
-        """As `encode_layers` gave it: states and attention by token, pooled to words where that is asked for."""
+        """States and attention by token, with methods that pool them to words, as `encode_layers` returned them."""
         _, entry = self._entry(text)
         tokens = tuple(self.tokens(text))
         places = {"token": np.arange(len(tokens)), "text": ("token", [token.text for token in tokens])}
@@ -198,7 +198,7 @@ class EncoderTrace:
         return self._read(text, text_attention_key(self._number(text), layer), square)
 
     def read_final(self, text: int) -> np.ndarray:
-        """[token, feature]: what the encoder hands on."""
+        """[token, feature]: the output of the encoder."""
         return self._read(text, text_final_key(self._number(text)), (self._length(text), self.manifest.width))
 
     def encodings(self) -> TextEncodings:
@@ -206,7 +206,7 @@ class EncoderTrace:
         return TextEncodings(self.manifest.name_of_model or "encoder", LazyEncodings(self))
 
     def verify(self) -> list[str]:
-        """Everything that is wrong with the trace, in sentences; an empty list if nothing is."""
+        """One sentence for each fault of the trace; an empty list if there is none."""
         return list(_problems(self))
 
     def _number(self, text: int) -> int:

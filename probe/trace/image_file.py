@@ -1,4 +1,4 @@
-"""image.png of a trace: written with Toushi's mark, read without trust."""
+"""image.png of a trace: written with Toushi's mark, read without trusting it."""
 
 import io
 from pathlib import Path
@@ -43,7 +43,7 @@ def save_picture(image, path: Path) -> None:
 
 
 def is_toushi_picture(path: Path) -> bool:
-    """A picture without a trace, as `toushi trace --no-record` writes it."""
+    """Whether this is a picture without a trace, as `toushi trace --no-record` writes it."""
     from PIL import Image
 
     if path.name != IMAGE:

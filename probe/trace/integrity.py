@@ -1,4 +1,4 @@
-"""Whether a trace holds what its manifest says: files, checksums, shapes, probabilities, all the steps."""
+"""Checks a trace against its manifest: files, checksums, shapes, probabilities, number of steps."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ TOLERANCE = 1e-3  # text columns and rest sum to 1 within this, after storage in
 
 
 def verify(files: StepStore) -> list[str]:
-    """Everything that is wrong with the trace of a picture, in sentences; an empty list if nothing is."""
+    """One sentence for each fault of the trace of a picture; an empty list if there is none."""
     return list(_problems(files))
 
 

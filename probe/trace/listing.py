@@ -1,4 +1,4 @@
-"""The lines of steps.jsonl and texts.jsonl, typed: what is finished, with size and checksum."""
+"""The lines of steps.jsonl and texts.jsonl, typed: the finished files, with size and checksum."""
 
 from typing import Annotated, Self
 

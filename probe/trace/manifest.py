@@ -39,7 +39,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 class TokenEntry(StrictModel):
     id: Annotated[int, Field(ge=0, le=2**40)] | None = Field(None, description="In the vocabulary of its encoder.")
-    text: str = Field(description="As a reader wants it: the characters of the span, never bytes.")
+    text: str = Field(description="The characters of the span, never bytes.")
     span: SpanPair | None = Field(
         None, description="Characters [start, end] of the prompt; null for what the prompt does not contain."
     )
@@ -80,7 +80,7 @@ def check_words(words: list[WordEntry], text: str, field: str = "words") -> None
 
 
 class Branch(StrictModel):
-    """What one forward pass of the denoiser reads: the prompt (cond), the negative prompt (uncond), …"""
+    """The text of one forward pass of the denoiser: the prompt (cond), the negative prompt (uncond), …"""
 
     tokens: list[TokenEntry] = Field(
         description="Every token that was encoded, also those that the denoiser never gets.", fail_fast=True
@@ -88,12 +88,12 @@ class Branch(StrictModel):
     words: list[WordEntry] = Field(fail_fast=True)
     columns: Columns | None = Field(
         None,
-        description="The text columns that the maps have, in this order; null: every column that a token has, but for "
+        description="The text columns that the maps have, in this order. null: every column that a token has, except "
         "`pad_columns`.",
     )
     pad_columns: Columns | None = Field(
         None,
-        description="Columns of pads of which the maps have only the sum, as the last place of the token axis. "
+        description="Columns of pads. The maps have only the sum over them, as the last place of the token axis. "
         "From version 2.",
         min_length=1,
     )
@@ -117,14 +117,14 @@ class Branch(StrictModel):
         return self
 
     def place_columns(self) -> list[int]:
-        """The column at each place of the maps' token axis; PADS for the sum over all pads, which comes last."""
+        """The column at each place of the maps' token axis. PADS, at the last place, stands for the sum over all pads."""
         pads = self.pad_columns or []
         every = {token.column for token in self.tokens if token.column is not None}
         columns = sorted(every - set(pads)) if self.columns is None else self.columns
         return [*columns, PADS] if pads else [*columns]
 
     def places(self) -> list[alignment.Token]:
-        """The token at each place of the maps' token axis; the last one may stand for the sum over all pads."""
+        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads."""
         by_column = {entry.column: entry.token() for entry in self.tokens if entry.column is not None}
         by_column[PADS] = alignment.Token(None, PADS_TEXT, None, "pad", (), PADS, PADS)
         return [by_column[column] for column in self.place_columns()]
@@ -196,14 +196,14 @@ class HeatMapRule(StrictModel):
 
 
 class Kept(StrictModel):
-    """What was asked to be kept."""
+    """What the recorder was asked to keep."""
 
     keep: str | None = Field(None, description="heads, mean or sum; null: heads where they fit the budget, else mean.")
-    keep_reason: str | None = Field(None, description="Why heads or mean was taken where it was left open.")
+    keep_reason: str | None = Field(None, description="Why heads or mean was chosen, if that was left open.")
     words: list[object] | None = Field(None, description="As they were named; null: all.")
     dtype: str | None = Field(None, description="Of the stored maps.")
     budget: int | None = Field(None, description="Bytes on disk.")
-    pads: bool | None = Field(None, description="Whether every column of padding was asked for by itself.")
+    pads: bool | None = Field(None, description="Whether each column of padding was to be kept by itself.")
 
 
 # --- manifests ------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class TraceManifest(StrictModel):
 
 
 class Manifest(TraceManifest):
-    """A picture: everything that is needed to make it again, and what was recorded of it."""
+    """A picture: what makes it again, and what was recorded of it."""
 
     kind: Literal["picture"]
     prompt: str | None = Field(description="null: the run was given ready-made embeddings.")
@@ -244,27 +244,25 @@ class Manifest(TraceManifest):
     )
     steps: Steps
     kept: Kept | None = None
-    family: str | None = Field(None, description="The family of pipelines by which it was recorded.")
+    family: str | None = Field(None, description="The family of pipelines that it was recorded as.")
     loading: dict[str, object] | None = Field(None, description="How the pipeline was loaded: dtype, offload, ….")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
-    evaluations: int | None = Field(None, description="Evaluations of the denoiser for one step.")
-    kept_evaluation: str | None = Field(None, description="Which of them the maps are of.")
+    evaluations: int | None = Field(None, description="Evaluations of the denoiser in one step.")
+    kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
     guidance: Number | None = None
-    true_guidance: Number | None = Field(
-        None, description="Guidance by a negative prompt, where a model has two kinds."
-    )
+    true_guidance: Number | None = Field(None, description="Guidance by a negative prompt, if a model has two kinds.")
     strength: Number | None = Field(None, description="Of image-to-image.")
     sampler: str | None = None
     seed: int | None = None
     size: Pair | None = Field(None, description="Height and width in pixels.")
-    batch: int | None = Field(None, description="How many pictures were drawn together, of which this is one.")
+    batch: int | None = Field(None, description="How many pictures were sampled together, with this one.")
     edits: Annotated[list[dict[str, object]], Field(fail_fast=True)] | None = None
-    safety: str | None = Field(None, description="passed, blocked or not run; null: there is no checker.")
+    safety: str | None = Field(None, description="passed, blocked or not run. null: there is no checker.")
     heat_map: HeatMapRule | None = None
     kernel: str | None = Field(None, description="The attention kernel.")
     files: Annotated[dict[FileName, FileEntry], limit(16)] = Field(
-        default_factory=dict, description="Written by the writer."
+        default_factory=dict, description="Added by the writer."
     )
 
     @model_validator(mode="after")
@@ -287,7 +285,7 @@ class Manifest(TraceManifest):
         return VERSION if any(branch.pad_columns for branch in self.branches.values()) else FIRST_VERSION
 
     def prompt_of(self, branch: str) -> str | None:
-        """The text that the spans of a branch count in."""
+        """The text whose characters the spans of a branch count."""
         return self.negative_prompt if branch == "uncond" else self.prompt
 
     def tokens_of(self, branch: str) -> list[alignment.Token]:
@@ -297,7 +295,7 @@ class Manifest(TraceManifest):
         return [entry.word() for entry in self.branches[branch].words]
 
     def step_shapes(self, key: str) -> list[tuple[int, ...]] | None:
-        """The shapes that a tensor of this name may have in a step file; -1 is any length from 1. None: no such name."""
+        """The shapes that a tensor of this name may have in a step file, where -1 is any length from 1. None: no such name."""
         if key == "latent":
             return [(-1, -1, -1)]
         if key == "preview":
@@ -315,7 +313,7 @@ class Manifest(TraceManifest):
 
 
 class EncoderManifest(TraceManifest):
-    """What one text encoder made of many texts."""
+    """States and attention of one text encoder for many texts."""
 
     kind: Literal["encoder"]
     count: Annotated[int, Field(ge=0, le=10**7)] = Field(description="Texts.")
@@ -353,13 +351,13 @@ def check_version(raw: Mapping[str, Json], where: str) -> None:
 
 
 def _check_head(raw: Json, where: str) -> None:
-    """What decides whether the rest can be understood: format, version, kind."""
-
+    """Checks format, version and kind, which decide how the rest is read. Raises DamagedTrace, NewerTrace."""
     if not isinstance(raw, dict):
         raise DamagedTrace(f"{where}: the manifest must be a JSON object; {short(raw)} is there.")
     if (came := raw.get("format")) != FORMAT:
         raise DamagedTrace(
-            f'{where}: format must be "{FORMAT}"; {short(came)} is there. (For the run of a study see toushi report.)'
+            f'{where}: format must be "{FORMAT}"; {short(came)} is there, so this is no Toushi trace. '
+            "(toushi report shows the run of a study.)"
         )
     check_version(raw, where)
     if (came := raw.get("kind")) not in ("picture", "encoder"):

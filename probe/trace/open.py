@@ -1,4 +1,4 @@
-"""Opens what lies in a folder: `open_trace` a picture, `open_encoder_trace` texts, `open_collection` several pictures."""
+"""Opens a trace: `open_trace` of a picture, `open_encoder_trace` of texts, `open_collection` of several pictures."""
 
 import contextlib
 import itertools
@@ -34,8 +34,8 @@ def open_trace(folder: str | Path) -> Trace:
     raw = _read_manifest(folder)
     if _is_encoder(raw):
         raise NotAPicture(
-            f"{folder} is a trace of a text encoder, where a trace of a picture was expected: toushi info {folder} says "
-            "what is in it, and open_encoder_trace gives it to Python."
+            f"{folder} is a trace of a text encoder; a trace of a picture was expected. In Python, open_encoder_trace "
+            f"opens it; toushi info {folder} lists what is in it."
         )
     manifest = check_manifest(raw, str(folder / MANIFEST))
     return Trace(StepStore(folder, manifest, _step_lines(folder, manifest.keep)))
@@ -50,7 +50,7 @@ def open_encoder_trace(folder: str | Path) -> EncoderTrace:
     raw = _read_manifest(folder)
     if isinstance(raw, dict) and raw.get("kind") == "picture":
         raise NotAnEncoder(
-            f"{folder} is a trace of a picture, where a trace of a text encoder was expected: open_trace gives it to Python."
+            f"{folder} is a trace of a picture; a trace of a text encoder was expected. In Python, open_trace opens it."
         )
     manifest = check_encoder_manifest(raw, str(folder / MANIFEST))
     return EncoderTrace(folder, manifest, _text_lines(folder))
@@ -65,7 +65,7 @@ def is_encoder_trace(folder: str | Path) -> bool:
 
 
 def open_collection(folder: str | Path) -> list[Trace]:
-    """The traces of a folder that several runs, or a batch, were recorded into."""
+    """The traces of a collection: a batch, or several runs, recorded into one folder. Raises NoTrace, DamagedTrace."""
     folder = checked_path(folder)
     if not (folder / MEMBERS).exists():
         hint = " It holds one trace: use open_trace." if (folder / MANIFEST).exists() else ""

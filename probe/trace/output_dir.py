@@ -18,8 +18,8 @@ def check_output_dir(folder: Path, overwrite: bool = False) -> None:
             return
         if (other := next(unknown_files(folder), None)) is not None:
             raise WriteFailed(
-                f"{folder} holds {other.relative_to(folder)}, which is no part of a trace. "
-                "Choose another folder, or move that file away."
+                f"{folder} holds {other.relative_to(folder)}, which is not part of a trace. "
+                "Choose another folder, or move that file elsewhere."
             )
         if not overwrite and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
             raise WriteFailed(f"{folder} is not empty. Choose another folder, or replace what is in it (--overwrite).")
@@ -61,12 +61,12 @@ def _is_trace(folder: Path) -> bool:
 
 
 def _is_leftover(path: Path) -> bool:
-    """What a killed writer leaves before there is a manifest."""
+    """Whether this is a file that a killed writer leaves before there is a manifest."""
     return path.name.endswith(".tmp") and is_trace_file(path.name)
 
 
 def _clear(folder: Path) -> None:
-    """Deletes all of it, the manifest last: cut short, the folder is still known as a trace."""
+    """Deletes all files, the manifest last: a process that is killed meanwhile leaves a folder that is known as a trace."""
     last = {MANIFEST: 2, MEMBERS: 1}
     for path in sorted(folder.iterdir(), key=lambda path: last.get(path.name, 0)):
         if path.is_dir():
@@ -77,7 +77,7 @@ def _clear(folder: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What the system said: "No space left on device", also where safetensors wraps it into a sentence of its own."""
+    """The system's own message, such as "No space left on device", also if safetensors wraps it into a longer one."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     wrapped = re.search(r"I/O error: (.+?) \(os error \d+\)", str(error))

@@ -1,4 +1,4 @@
-"""A recorded picture: what is in its trace, and answers about it. Reads only the parts of the files that are asked for."""
+"""The trace of a picture: its contents, attention and states. Only the parts of the files that are asked for are read."""
 
 import fnmatch
 from pathlib import Path
@@ -21,8 +21,8 @@ from toushi.probe.trace.trace_format import ENCODER, IMAGE, numbered_keys
 class Trace:
     """One recorded run. Made by `open_trace`.
 
-    `keep="sum"` traces hold one map set for all steps together: `attention` then has a single step, the last
-    one summed, and its values are the mean over `steps`.
+    With `keep="sum"`, a trace holds one set of maps for all steps together: `attention` then has a single step, the
+    last one, and its values are the mean over `steps`.
     """
 
     def __init__(self, files: StepStore):
@@ -63,14 +63,14 @@ class Trace:
         return list(self.manifest.branches)
 
     def tokens(self, branch: str = "cond") -> list[Token]:
-        """Every token that was encoded: specials, template and those that the denoiser never sees, too."""
+        """Every token that was encoded, also special and template tokens and those that the denoiser never gets."""
         return self.manifest.tokens_of(check_branch(self.manifest, branch))
 
     def words(self, branch: str = "cond") -> list[Word]:
         return self.manifest.words_of(check_branch(self.manifest, branch))
 
     def places(self, branch: str = "cond") -> list[Token]:
-        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads: column -1."""
+        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads, column -1."""
         return self.manifest.branches[check_branch(self.manifest, branch)].places()
 
     def span(self, word: WordSpec, branch: str = "cond") -> Span:
@@ -90,14 +90,17 @@ class Trace:
     ) -> xr.DataArray | dict[str, xr.DataArray]:
         """Attention of the image to one word, or to every text column: float32 probabilities.
 
-        DataArray [step, layer, head, token, y, x]; no `token` axis when a word is given, no `head` axis where
-        only the mean over heads was kept. `token` is the column, with `text` and `kind` beside it; -1, "(pads)", is
-        the sum over all pads, where only that was kept. `step` has `time` beside it. Sites are resampled to the grid of the finest; `grid="native"` gives a dict of one
-        DataArray for each site instead. Where a site has fewer heads than another, or a step lacks a site, the
-        values are NaN: average with xarray's `mean`, which skips them.
+        DataArray [step, layer, head, token, y, x]. There is no `token` axis with a word, and no `head` axis where only
+        the mean over heads was kept. The coordinate `token` is the column, with `text` and `kind` beside it; -1,
+        "(pads)", is the sum over all pads, where only that was kept. `step` has `time` beside it. `y` and `x` are the
+        centres of cells, counted in cells of the trace's finest grid.
 
-        `sites`: globs of site names, by default every cross (image-to-text) site; steps: index, list or slice,
-        by default all that have the branch. Image self-attention has `key` in place of `token`.
+        Sites are resampled to the grid of the finest one. With `grid="native"`, a dict of one DataArray for each site
+        comes back. Where a site has fewer heads than another, or a step lacks a site, the values are NaN: average with
+        xarray's `mean`, which skips them.
+
+        `sites`: globs of site names, by default every cross (image-to-text) site. `steps`: index, list or slice, by
+        default all that have the branch. Image self-attention has `key` in place of `token`.
         """
         if grid not in ("finest", "native"):
             raise ToushiError(f'grid must be "finest" or "native"; {grid!r} came.')
@@ -107,16 +110,16 @@ class Trace:
     def heat_map(
         self, word: WordSpec, *, branch: str = "cond", sites: Sites = None, steps: Steps = None
     ) -> xr.DataArray:
-        """Where the image looked at the word: float32 probability [y, x] on the grid of the finest site.
+        """The image's attention to the word: float32 probability [y, x] on the grid of the finest site.
 
-        Averages over heads within a site, then over steps, then over sites equally. Where the model's card
-        names a better rule (manifest `heat_map`), its sites are the default; `attrs["rule"]` says which it was.
+        The mean over heads within a site, then over steps, then over sites, each equally. If the model's card names a
+        better rule (manifest `heat_map`), its sites are the default. `attrs["rule"]` says which rule was used.
         """
         chosen, rule = self.heat_map_rule() if sites is None else (select_sites(self.manifest, sites), PLAIN_MEAN)
         return selection.heat_map(AttentionQuery(self.files, word, branch, chosen, steps), rule)
 
     def heat_map_rule(self) -> tuple[list[str], str]:
-        """The sites that `heat_map` averages when none are named, and the rule in words: the card's where the trace
+        """The sites that `heat_map` averages by default, and the rule in words: that of the model's card if the trace
         has its sites, else the mean of all."""
         better = self.manifest.heat_map
         if better and all(fnmatch.filter(self.sites, glob) for glob in better.sites):
@@ -124,32 +127,32 @@ class Trace:
         return select_sites(self.manifest), PLAIN_MEAN
 
     def mass(self, branch: str = "cond", *, sites: Sites = None, steps: Steps = None) -> xr.DataArray:
-        """Share of the attention that each text column got: float64 [token], mean over heads, cells, steps, sites.
+        """Share of the attention that each text column gets: float64 [token], mean over heads, cells, steps, sites.
 
-        With `attrs["rest"]`, what went to no text column, it sums to 1 (unless only some words were kept).
+        Together with `attrs["rest"]`, the share of all that is no text, it sums to 1 (unless only some words were kept).
         """
         return selection.mass(AttentionQuery(self.files, None, branch, select_sites(self.manifest, sites), steps))
 
     # --- pictures, latents, the encoder
 
     def image(self) -> np.ndarray | None:
-        """The picture, uint8 [y, x, 3]; None if the run did not come that far."""
+        """The picture, uint8 [y, x, 3]; None if the run ended before it was written."""
         return read_image(self.folder) if IMAGE in self.manifest.files else None
 
     def preview(self, step: int) -> np.ndarray | None:
-        """What the model expected the picture to be at this step, small: uint8 [y, x, 3]; None if not kept."""
+        """A small picture of what the model predicts at this step for the end: uint8 [y, x, 3]; None if not kept."""
         return self._extra(step, "preview")
 
     def latent(self, step: int) -> xr.DataArray | None:
-        """The latent after this step [channel, y, x], as the model has it; None if not kept."""
-        found = self._extra(step, "latent")
-        if found is None:
+        """The latents after this step [channel, y, x], as the model has them; None if not kept."""
+        latent = self._extra(step, "latent")
+        if latent is None:
             return None
-        cells = selection.cell_coordinates(self.manifest, found.shape[1:])
-        return xr.DataArray(found, dims=("channel", "y", "x"), coords=cells)
+        cells = selection.cell_coordinates(self.manifest, latent.shape[1:])
+        return xr.DataArray(latent, dims=("channel", "y", "x"), coords=cells)
 
     def encoder_tokens(self, branch: str = "cond") -> list[Token]:
-        """The tokens of the text encoder that was recorded, without padding. Another one counts positions anew."""
+        """The tokens of the text encoder that was recorded, without padding. Each encoder has positions of its own."""
         names = {name.partition(".")[0] for name, site in self.sites.items() if site.kind == "encoder"}
         tokens = [token for token in self.tokens(branch) if token.kind != "pad"]
         return [token for token in tokens if names & set(token.encoders) or not token.encoders] or tokens
@@ -181,20 +184,20 @@ class Trace:
             return []
 
     def encoder_attention(self, layer: int, branch: str = "cond") -> xr.DataArray:
-        """Attention probabilities of one encoder layer [head, query, token]; layers are numbered from 0."""
+        """Attention probabilities of one encoder layer [head, query, token]. Layers are numbered from 0, as in site names."""
         file = self.encoder_file()
         keys = self._numbered(file, "attention", branch)
         if layer not in keys:
             raise NotRecorded(f"There is no attention of encoder layer {layer}; kept are {list(keys)}.")
-        found = file.read(keys[layer])
-        if found.ndim != 3 or found.shape[1] != found.shape[2]:
-            raise DamagedTrace(f'{file.path}: "{keys[layer]}" must be [head, query, token]; it is {found.shape}.')
-        coordinates: dict[str, object] = {"head": np.arange(len(found)), "query": np.arange(found.shape[1])}
-        coordinates |= self._positions(branch, found.shape[2])
-        return xr.DataArray(found, dims=("head", "query", "token"), coords=coordinates)
+        maps = file.read(keys[layer])
+        if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
+            raise DamagedTrace(f'{file.path}: "{keys[layer]}" must be [head, query, token]; it is {maps.shape}.')
+        coordinates: dict[str, object] = {"head": np.arange(len(maps)), "query": np.arange(maps.shape[1])}
+        coordinates |= self._positions(branch, maps.shape[2])
+        return xr.DataArray(maps, dims=("head", "query", "token"), coords=coordinates)
 
     def verify(self) -> list[str]:
-        """Everything that is wrong with the trace, in sentences; an empty list if nothing is."""
+        """One sentence for each fault of the trace; an empty list if there is none."""
         return integrity.verify(self.files)
 
     # --- inside
@@ -207,10 +210,10 @@ class Trace:
         if key not in file.keys:
             return None
         self.files.shape(file, key)
-        found = file.read(key)
-        if (found.dtype == np.uint8) != (key == "preview"):
-            raise DamagedTrace(f'{file.path}: "{key}" has the wrong type, {found.dtype}.')
-        return found
+        values = file.read(key)
+        if (values.dtype == np.uint8) != (key == "preview"):
+            raise DamagedTrace(f'{file.path}: "{key}" has the wrong type, {values.dtype}.')
+        return values
 
     def _numbered(self, file: SafetensorsFile, kind: str, branch: str) -> dict[int, str]:
         """Layer number -> key, in order. Raises NotRecorded if there is none."""

@@ -1,4 +1,4 @@
-"""Reading what lies on disk without trusting it: regular files inside the folder, of the size that was listed."""
+"""Reads the files of a trace without trusting them: regular files inside the folder, of the size that was listed."""
 
 import math
 import stat
@@ -24,12 +24,12 @@ OPEN_FILES = 256  # mapped at once; a mapping costs address space, not memory
 
 
 def read_bytes(folder: Path, name: str, limit: int = 2**28) -> bytes:
-    """The content of a regular file in the folder. A link is refused, for it can lead out of the folder."""
+    """The content of a regular file in the folder. A link is refused, because it can lead out of the folder."""
     return read_regular_file(folder / name, limit, DamagedTrace)
 
 
 class SafetensorsFile:
-    """One safetensors file, mapped, read slice by slice. Nothing but what is asked for is ever in memory."""
+    """One safetensors file, mapped and read slice by slice. Only the slices that are asked for are in memory."""
 
     def __init__(self, folder: Path, name: str, size: int | None = None):
         self.path = folder / name
@@ -42,25 +42,25 @@ class SafetensorsFile:
         if size is not None and about.st_size != size:
             raise DamagedTrace(
                 f"{self.path} must have {size} bytes, as listed; it has {about.st_size}. It was cut or changed "
-                "after it was written: record the run again, or leave the step out."
+                "after it was written. Record the run again, or leave the step out."
             )
         try:
             self._file = safe_open(self.path, framework="np")
             self.keys = frozenset(self._file.keys())
             self.metadata: dict[str, str] = self._file.metadata() or {}
-            self.checked: dict[str, tuple[int, ...]] = {}  # shapes found to be what the manifest says
+            self.checked: dict[str, tuple[int, ...]] = {}  # shapes that agree with the manifest
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedTrace(f"{self.path} is not a readable safetensors file: {error}.") from None
 
     def shape(self, key: str) -> tuple[int, ...]:
         shape = tuple(self._slice(key).get_shape())
-        # No bytes stand behind an empty tensor, so what is computed from it could be of any size.
+        # An empty tensor takes no bytes, so results computed from it could be of any size.
         if 0 in shape and math.prod(n for n in shape if n) > EMPTY:
             raise DamagedTrace(f'{self.path}: "{key}" is empty, yet {shape}; that cannot be right.')
         return shape
 
     def read(self, key: str, where: tuple[slice, ...] = ()) -> np.ndarray:
-        """The tensor, or the part of it that the slices (one for each axis from the first) cut out."""
+        """The tensor, or the part of it that the slices select, one for each axis from the first."""
         shape = self.shape(key)
         whole = self._slice(key)
         if whole.get_dtype() not in ("F16", "F32", "U8"):
@@ -113,7 +113,7 @@ class StepStore:
             return self._open[name]
 
     def shape(self, file: SafetensorsFile, key: str) -> tuple[int, ...]:
-        """The shape of a tensor of a step file, if it is what the manifest says."""
+        """The shape of a tensor of a step file, checked against the manifest. Raises DamagedTrace."""
         if key in file.checked:
             return file.checked[key]
         if key not in self._allowed:

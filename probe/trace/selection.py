@@ -1,4 +1,4 @@
-"""Which steps, sites, columns and words a query about attention selects, and what the files hold for them."""
+"""Selects steps, sites, columns and words of a trace, and reads the attention that the files hold for them."""
 
 import difflib
 import fnmatch
@@ -20,7 +20,7 @@ from toushi.probe.trace.trace_json import parse
 Sites = str | Sequence[str] | None
 Steps = int | slice | Iterable[int] | None
 
-MAX_BYTES = 2**31  # of one answer
+MAX_BYTES = 2**31  # of the values that are read at once
 
 
 # --- names -> what the trace holds ----------------------------------------------------------------------
@@ -35,7 +35,7 @@ def check_branch(manifest: Manifest, branch: str) -> str:
 
 
 def select_sites(manifest: Manifest, sites: Sites = None) -> list[str]:
-    """The names of the sites that the globs match, in the manifest's order; by default every cross site."""
+    """The names of the sites that the globs match, in the manifest's order; by default of every cross site."""
     known = manifest.sites
     if sites is None:
         chosen = {name for name, site in known.items() if site.kind == "cross"}
@@ -53,12 +53,12 @@ def select_sites(manifest: Manifest, sites: Sites = None) -> list[str]:
         if not chosen:
             raise ToushiError("At least one site is needed; the list of sites is empty.")
     if encoder := [name for name in chosen if known[name].kind == "encoder"]:
-        raise ToushiError(f"{encoder[0]} lies in the text encoder, which has no map: ask encoder_attention.")
+        raise ToushiError(f"{encoder[0]} lies in the text encoder, which has no map: use encoder_attention.")
     return [name for name in known if name in chosen]
 
 
 def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
-    """The finished steps that an index, a list of indices or a slice means; by default all."""
+    """The finished steps that an index, a list of indices or a slice selects; by default all."""
     if steps is None:
         return files.steps
     count = files.manifest.steps.count
@@ -85,7 +85,7 @@ def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
         raise NotRecorded(
             f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
             "family of the pipeline is not known), so there are no words. "
-            "Ask without a word: the maps are then by token index."
+            "Leave the word out: the maps are then by token index."
         )
     return find_word(prompt, manifest.words_of(branch), word)
 
@@ -109,16 +109,16 @@ def layer_coordinates(layers: Sequence[int]) -> dict[str, object]:
     return {"layer": list(layers), "layer_index": ("layer", [layer - 1 for layer in layers])}
 
 
-# --- answers --------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------------
 
 
 def on_finest_grid(query: "AttentionQuery") -> xr.DataArray:
-    """[step, layer, head?, token?, y, x]; see Trace.attention."""
+    """[step, layer, head?, token?, y, x], all sites on one grid; see Trace.attention."""
     shapes = {site: query.shape(site) for site in query.sites}
     if len({shape[:-2] if query.axis == "key" else len(shape) for shape in shapes.values()}) > 1:
         raise ToushiError(
-            "These sites do not fit into one array: they differ in axes. Choose sites of one kind, "
-            'or ask with grid="native".'
+            "These sites do not fit into one array: they differ in axes. Select sites of one kind, "
+            'or use grid="native".'
         )
     finest = maps.finest_grid([shape[-2:] for shape in shapes.values()])
     first = shapes[query.sites[0]]
@@ -248,23 +248,26 @@ class MapReader:
 
 
 class AttentionQuery(MapReader):
-    """One question about attention, resolved: which steps, which sites, which columns with which weight.
+    """A query about attention, resolved: which steps, which sites, which columns with which weight.
 
-    `steps` are those whose files are read, `summed` those that the answer is of: with keep "sum" the last one, and all.
+    `steps` are those whose files are read, `summed` those that the result covers. With keep "sum" these are the last
+    step, and all steps.
     """
 
     def __init__(self, files: StepStore, word: WordSpec | None, branch: str, sites: list[str], steps: Steps = None):
         super().__init__(files, word, branch)
         kinds = {files.manifest.sites[site].kind for site in sites}
         if len(kinds) > 1:
-            raise ToushiError("Image-to-text sites and image self-attention cannot be asked for together.")
+            raise ToushiError(
+                "Image-to-text sites and image self-attention cannot be combined in one query. Select one kind."
+            )
         self.sites, self.axis = sites, "key" if kinds == {"self"} else "token"
         if self.axis == "key" and word is not None:
-            raise ToushiError("Image self-attention looks at the image, not at words. Choose image-to-text sites.")
+            raise ToushiError("Image self-attention attends to the image, not to words. Select image-to-text sites.")
         self.steps, self.summed = self._present(steps)
 
     def _present(self, steps: Steps) -> tuple[list[int], list[int]]:
-        """The steps whose files have the branch at these sites; with keep "sum" the last one, and those summed."""
+        """The steps whose files have the branch at these sites, and the steps that their values cover."""
         files = self.files
         chosen = select_steps(files, steps)
         if self.manifest.keep == "sum" and chosen:
@@ -294,7 +297,7 @@ class AttentionQuery(MapReader):
     # --- all steps
 
     def shape(self, site: str) -> tuple[int, ...]:
-        """The shape of the answer at one step, checked against the files."""
+        """The shape of the maps at one step, checked against the files."""
         key = map_key(site, self.branch)
         files = [self.files.step(step) for step in self.steps]
         shapes = {self.files.shape(file, key) for file in files if key in file.keys}
@@ -352,9 +355,10 @@ class AttentionQuery(MapReader):
 
 
 def refuse_large(shapes: list[tuple[int, ...]]) -> None:
+    """Raises ToushiError if float32 arrays of these shapes take more than MAX_BYTES together."""
     size = 4 * sum(map(math.prod, shapes))
     if size > MAX_BYTES:
         raise ToushiError(
-            f"The answer would take {size / 2**30:.1f} GB; up to {MAX_BYTES / 2**30:.0f} GB is given at once. "
-            "Ask for a word, for fewer steps or for fewer sites."
+            f"The result would take {size / 2**30:.1f} GB; up to {MAX_BYTES / 2**30:.0f} GB can be read at once. "
+            "Select a word, fewer steps or fewer sites."
         )

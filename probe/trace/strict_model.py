@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from toushi.probe.trace.trace_errors import DamagedTrace
 from toushi.probe.trace.trace_json import Json, short
 
-# What pydantic calls an error -> what was expected, in our words.
+# Name of an error of pydantic -> what was expected.
 EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "an object",
@@ -44,7 +44,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     def as_dict(self) -> dict[str, Json]:
-        """The JSON object that it was made of: fields that were left out stay out."""
+        """The JSON object that it was made from, without the fields that it did not have."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -65,7 +65,7 @@ def validate(model: type[Model], raw: Json, where: str) -> Model:
 
 
 def mismatch(field: str, wanted: str, came: object) -> PydanticCustomError:
-    """What a validator raises: a field inside of what it checks, what it must be, and what is there."""
+    """The error that a validator raises: a field inside of what it checks, what it must be, and what is there."""
     return PydanticCustomError("mismatch", "mismatch", {"field": field, "wanted": wanted, "came": short(came)})
 
 
@@ -95,7 +95,7 @@ def _number(value: Any) -> Any:
 
 
 def limit(most: int) -> BeforeValidator:
-    """An object of at most so many entries. Checked before them, or a hostile file makes an error of each."""
+    """An object of at most so many entries. They are counted first, or a hostile file would make an error of each."""
 
     def check(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > most:

@@ -1,4 +1,4 @@
-"""What an encoder made of texts, layer by layer, by token and by word."""
+"""States and attention of a text encoder for texts, layer by layer, by token and by word."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import xarray as xr
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Token, Word, find_word, token_shares
 
-OTHER, SPECIAL = "(other text)", "(special)"  # what is read beside the words: punctuation, spaces; tokens without text
+OTHER, SPECIAL = "(other text)", "(special)"  # keys beside the words: punctuation and spaces; tokens without text
 
 
 class NotReadable(ToushiError):
@@ -20,15 +20,15 @@ class NotReadable(ToushiError):
 class TextEncoding:
     """One text. Layer 0 is the embeddings; layer k of n turns state k - 1 into state k and has attention k.
 
-    States are what leaves the layers. A norm after the last one, if the encoder has it, is only in `final`, which is
-    what the encoder hands on.
+    State k is the output of layer k. A norm after the last layer, if the encoder has one, is only in `final`, the output
+    of the encoder.
     """
 
     text: str
     tokens: tuple[Token, ...]
     words: tuple[Word, ...]  # those with a token
     lost: tuple[Word, ...]  # words that were cut, or that the tokenizer leaves out
-    unknown: tuple[Word, ...]  # words that the encoder's vocabulary lacks: all that it reads there is <unk>
+    unknown: tuple[Word, ...]  # words that the encoder's vocabulary lacks: it gets <unk> in their place
     states: xr.DataArray  # fp32 [layer, token, feature]
     final: xr.DataArray  # fp32 [token, feature]
     blind: dict[int, str] = field(repr=False)  # layers whose attention could not be read, with the reason
@@ -57,16 +57,17 @@ class TextEncoding:
         )
 
     def word_attention(self, words: Sequence | None = None) -> xr.DataArray:
-        """fp32 [layer, head, query, word]: how much the words (`query`) read of each word, and of all else.
+        """fp32 [layer, head, query, word]: how much each word (`query`) attends to each word, and to all else.
 
-        Tokens that are read add up, each with the share of its characters in the word; tokens that read are averaged
-        as in `word_states`. Two more columns, "(other text)" and "(special)", hold what is read of text outside of
-        these words and of tokens that stand for no text, so each row sums to 1 (if no two words overlap).
+        Attention to a word is the sum over its tokens, each with the share of its characters in the word. Attention of a
+        word is the mean over its tokens, as in `word_states`. Two more columns, "(other text)" and "(special)", hold the
+        attention to text outside of these words and to tokens that stand for no text. So each row sums to 1, if no two
+        words overlap.
         """
         return self.by_word(self.attention.values, words)
 
     def by_word(self, read: np.ndarray, words: Sequence | None = None) -> xr.DataArray:
-        """What tokens read of tokens [layer, head, query, token], layers from 1, by word as in `word_attention`."""
+        """Attention of tokens to tokens [layer, head, query, token], layers from 1, by word as in `word_attention`."""
         spans = self.spans(words)
         columns = np.array([token_shares(self.tokens, span) for span in spans]).reshape(len(spans), len(self.tokens))
         inside = np.zeros(len(self.text), bool)
@@ -123,7 +124,7 @@ def span_names(text: str, words: Sequence[Word], spans: Sequence[Span]) -> list[
 
 @dataclass(frozen=True)
 class TextEncodings:
-    """What one encoder made of several texts, in their order."""
+    """States and attention of one encoder for several texts, in their order."""
 
     encoder: str
     encodings: Sequence[TextEncoding]  # in memory, or read from a trace one by one

@@ -33,10 +33,10 @@ def texts_file(number: int) -> str:
 
 
 def stored_columns(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
-    """The columns that are stored one by one, and the pad columns, of which only the sum is stored. Both in order.
+    """The columns that are stored one by one, and the pad columns, whose sum is stored. Both in order.
 
-    A recorder writes the maps of the first, then as the last place of the token axis the sum over the others, if there
-    are any. The branch in the manifest gets `"pad_columns": pads or None`, and `columns` as without pads.
+    A recorder writes the maps of the first. If there are pad columns, it writes the sum over them as the last place of
+    the token axis. The branch in the manifest gets `"pad_columns": pads or None`, and `columns` as without pads.
     """
     columns = {token.column: token.kind for token in tokens if token.column is not None}
     pads = sorted(column for column, kind in columns.items() if kind == "pad")
@@ -92,11 +92,11 @@ def text_final_key(text: int) -> str:
 
 
 def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
-    """Whether a tensor's shape is one of those; -1 stands for any length from 1 to LONGEST."""
+    """Whether the shape is one of the allowed ones, where -1 stands for any length from 1 to LONGEST."""
     shape = tuple(shape)
     return any(
-        len(shape) == len(one) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, one))
-        for one in allowed
+        len(shape) == len(sizes) and all(n == m or (m == -1 and 1 <= n <= LONGEST) for n, m in zip(shape, sizes))
+        for sizes in allowed
     )
 
 
@@ -104,21 +104,21 @@ def fits(shape: Iterable[int], allowed: list[tuple[int, ...]]) -> bool:
 
 
 def is_trace_file(name: str) -> bool:
-    """A file that belongs to a trace, finished or not. Where anything else lies, nothing is ever removed."""
-    written = (
+    """Whether a file of this name belongs to a trace, finished or not. A folder with any other file is never emptied."""
+    pattern = (
         r"(manifest\.json|(steps|texts)\.jsonl|collection\.json|(image|words)\.png|"
         r"(encoder|(step|sum|texts)_[0-9]{4,})\.safetensors)"
     )
-    return re.fullmatch(written + r"(\.tmp)?", name) is not None
+    return re.fullmatch(pattern + r"(\.tmp)?", name) is not None
 
 
 def is_member(name: object) -> TypeGuard[str]:
-    """A folder of a collection: 000, 001, …"""
+    """Whether this is the name of a folder in a collection: 000, 001, …"""
     return isinstance(name, str) and re.fullmatch(r"[0-9]{3,6}", name) is not None
 
 
 def format_of(folder: Path) -> object:
-    """The format that the manifest in the folder names; None where there is none."""
+    """The format that the manifest in the folder names. None if there is no manifest, or it cannot be read."""
     try:
         manifest = json.loads(read_regular_file(folder / MANIFEST))
     except (ToushiError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""JSON as a trace holds it: read without trust, written without surprises."""
+"""JSON of a trace: read strictly, and written as it will be read again."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def as_json(value: Mapping[str, object], what: str) -> dict[str, Json]:
 
 
 def short(value: object) -> str:
-    """The value for an error, at most 80 characters."""
+    """The value as text for an error, at most 80 characters."""
     try:
         text = repr(value)
     except RecursionError:

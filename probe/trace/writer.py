@@ -71,7 +71,7 @@ SAME_RUN = (
 
 
 class TraceWriter:
-    """Writes one trace. The arrays handed in belong to the writer: do not change them afterwards.
+    """Writes one trace. The arrays that it is given belong to the writer: do not change them afterwards.
 
     `queue_size` steps may wait for the disk, or more that are not larger than `small` bytes together. A failure of
     the writing thread (disk full, folder removed) is raised by the next call as WriteFailed. `resume`: the files
@@ -168,10 +168,10 @@ class TraceWriter:
             raise self._failure from None
 
     def close(self, complete: bool) -> None:
-        """Waits for what is queued and says in the manifest whether the run came to its end.
+        """Waits for what is queued, then notes in the manifest whether the run came to its end.
 
-        With complete=True a failure of the writing thread is raised here; with False (the run has ended with
-        an error of its own) it is not, and the manifest goes on saying that the trace is incomplete.
+        With `complete`, a failure of the writing thread is raised here. Without, because the run has ended with an
+        error of its own, it is not, and the trace stays incomplete in the manifest.
         """
         if self._closed:
             return
@@ -202,7 +202,7 @@ class TraceWriter:
     # --- on the caller's thread
 
     def _resume(self, old: StepStore) -> None:
-        """Takes over the finished steps of the folder, and deletes what a killed process left half done."""
+        """Takes over the finished steps of the folder, and deletes files that a killed process left half written."""
         for field in SAME_RUN:
             there, here = getattr(old.manifest, field), getattr(self.manifest, field)
             if there != here:
@@ -288,7 +288,7 @@ class TraceWriter:
                 self._turn.notify_all()
 
     def _flush_timeout(self) -> float | None:
-        """Seconds that what is stored and not yet listed may still wait for more; None if nothing waits."""
+        """Seconds that stored steps may still wait for others to be listed with; None if no step waits."""
         if self._failure is not None or self._due is None:
             return None
         together = len(self._unlisted) < TOGETHER and self._unlisted_bytes < self._small
@@ -313,7 +313,7 @@ class TraceWriter:
         self._unlisted_bytes += about["bytes"]
 
     def _list(self) -> None:
-        """Lists the steps that are stored, once it is certain that they are."""
+        """Lists the stored steps, after an fsync has made them safe."""
         self._due = None
         if self._unsaved and (self._unlisted or not self._closed):  # else `close` will
             self._save_manifest()
@@ -365,7 +365,7 @@ class TraceWriter:
 
 
 def write_collection(folder: str | Path, members: list[str], **fields: object) -> None:
-    """Lists the traces of a folder of traces. Call it again as they grow: the file is replaced as a whole."""
+    """Lists the traces of a collection. Call it again when there are more: the file is replaced as a whole."""
     if not members or not all(map(is_member, members)) or len(set(members)) != len(members):
         raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
     collection = {"format": COLLECTION, "version": FIRST_VERSION, "members": members}

@@ -126,7 +126,7 @@ def test_pairs_differ_in_the_context_alone_and_begin_with_one_noise(model, blind
             begun.setdefault(row.word + row.pair, set()).add(seed)
             yield np.zeros((64, 64, 3), np.uint8)
 
-    monkeypatch.setattr(pictures, "drawn", draw)
+    monkeypatch.setattr(pictures, "draw_pictures", draw)
     rows = pd.DataFrame(pictures.score_senses(model, 2, 3, 1, 3.0, 7)).set_index(["item", "thing"])
     assert all(len(seeds) == 1 for seeds in begun.values())
     # A bank is in every picture: right for one of the two senses of 银行, and no sense at all of the other words.

@@ -206,9 +206,9 @@ def test_image_self_attention(tmp_path):
     assert array.dims == ("step", "layer", "head", "key", "y", "x") and array.sizes["key"] == 8
     np.testing.assert_array_equal(array.values[0, 0], weights)
     assert trace.attention("猫").layer.size == 2 and trace.verify() == []
-    with pytest.raises(ToushiError, match="not at words"):
+    with pytest.raises(ToushiError, match="not to words"):
         trace.attention("猫", sites="*.self_attention")
-    with pytest.raises(ToushiError, match="together"):
+    with pytest.raises(ToushiError, match="one query"):
         trace.attention(sites="unet.middle.*")
 
 

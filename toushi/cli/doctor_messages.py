@@ -42,8 +42,8 @@ MESSAGES = Messages(
         "not": ("{size}, too large", "{size}，放不下"),
         "size_unknown": ("unknown", "未知"),
         "weights_at_once": (
-            "bytes of weights that are on the device at the same time; {room} more are needed for a picture of {size} (a rule of thumb)",
-            "设备上同时存放的权重；{size} 的画面还须留出 {room}（经验估计）",
+            "bytes of weights that are on the device at the same time; {activations} more are needed for a picture of {size} (a rule of thumb)",
+            "设备上同时存放的权重；{size} 的画面还须留出 {activations}（经验估计）",
         ),
         "cpu_offload": (
             "offload has no effect on the CPU, so only the first row counts",

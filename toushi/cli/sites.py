@@ -12,6 +12,7 @@ from toushi.cli.site_table import site_table
 from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
+    from toushi.probe.pipelines.family import Site as FamilySite
     from toushi.probe.trace.manifest import Site
 
 
@@ -57,21 +58,20 @@ def sites_from_configs(folder: Path, size: tuple[int, int] | None) -> "dict[str,
     from toushi.probe.trace.manifest import Site
 
     info = read_pipeline_info(folder)
-    if info.pipeline is None:
+    pipeline = info.pipeline
+    if pipeline is None:
         lacking = "; ".join(f"{name} {why}" for name, why in info.failures.items())
         raise ToushiError(f"{folder} cannot be built from its configs: {lacking}; toushi doctor {folder} says more")
-    family = family_of(info.pipeline)
-    check_size(info.pipeline, size)
-    factor, pixels = family.cell_pixels(info.pipeline), default_size(family, info.pipeline)
+    family = family_of(pipeline)
+    check_size(pipeline, size)
+    factor, pixels = family.cell_pixels(pipeline), default_size(family, pipeline)
     cells = [-(-side // factor) for side in size or (pixels, pixels)]
 
-    pipeline = info.pipeline
-
-    def describe(name: str, site) -> Site:
+    def describe(name: str, site: "FamilySite") -> Site:
         if site.kind == "encoder":
             return Site(kind=site.kind, grid=None, heads=None)
         coarser = downsampling(family, pipeline, name)
         rows, columns = (-(-n // coarser) for n in cells)
         return Site(kind=site.kind, grid=(rows, columns), heads=head_count(site.module))
 
-    return {name: describe(name, site) for name, site in family.sites(info.pipeline).items()}
+    return {name: describe(name, site) for name, site in family.sites(pipeline).items()}

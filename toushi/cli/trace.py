@@ -29,7 +29,10 @@ from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from toushi.probe.editing.edit import Edit
+    from toushi.probe.pipelines.family import Model
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
@@ -98,11 +101,11 @@ it in Python."""
     """Draw without recording; writes image.png only."""
 
     def run(self) -> None:
-        started = time.perf_counter()
+        start = time.perf_counter()
         if not self.no_record:
             require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
-            return self.resume_run(self.resume, started)
+            return self.resume_run(self.resume, start)
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.checked_loading()
         self.check_numbers()
         self.check_sampler()
@@ -117,7 +120,7 @@ it in Python."""
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
                 figures.submit(int)  # the process starts with the first task
                 signal.signal(signal.SIGINT, handler)
-            self.run_checked(prompts, size, loading, folder, figures, started)
+            self.run_checked(prompts, size, loading, folder, figures, start)
 
     def run_checked(
         self,
@@ -126,7 +129,7 @@ it in Python."""
         loading: LoadOptions,
         folder: Path,
         figures: ProcessPoolExecutor,
-        started: float,
+        start: float,
     ) -> None:
         """`figures` is another process: it imports what figures need while this one imports torch."""
         from toushi.probe.pipelines.generate import check_arguments
@@ -153,11 +156,11 @@ it in Python."""
             for report in figures.map(summarize_trace, folders, [self.words or None] * len(folders)):
                 print(report)
         ended = time.perf_counter()
-        print(f"time      sampling {sampled - loaded:.1f} s, total {ended - started:.1f} s")
+        print(f"time      sampling {sampled - loaded:.1f} s, total {ended - start:.1f} s")
 
     # --- the run
 
-    def resume_run(self, folder: Path, started: float) -> None:
+    def resume_run(self, folder: Path, start: float) -> None:
         """Finishes an interrupted run."""
         if names := self.options_beside_resume():
             raise ToushiError(f"--resume reads every option except --model from the trace; remove {', '.join(names)}")
@@ -183,7 +186,7 @@ it in Python."""
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
         print(summarize_trace(folder))
-        print(f"time      {left} of {count} steps, total {time.perf_counter() - started:.1f} s")
+        print(f"time      {left} of {count} steps, total {time.perf_counter() - start:.1f} s")
 
     def options_beside_resume(self) -> list[str]:
         """The names of the options that were given, without --resume and --model."""
@@ -195,7 +198,7 @@ it in Python."""
         names = [name for name, ours, theirs in pairs if getattr(ours, name) != getattr(theirs, name)]
         return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in names]
 
-    def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+    def draw(self, model: "Model", prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The files of the pictures, which are drawn without recording."""
         from toushi.probe.pipelines.generate import default_steps
 
@@ -210,7 +213,7 @@ it in Python."""
             files.append(home / "image.png")
         return files
 
-    def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+    def record(self, model: "Model", prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
         """The folders of the traces that it records."""
         from toushi.probe.pipelines.generate import default_steps
         from toushi.probe.recording.record import record
@@ -224,7 +227,7 @@ it in Python."""
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
 
-    def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
+    def sample(self, model: "Model", prompt: str, size: tuple[int, int] | None, tick: Callable[..., object]) -> "Image":
         from toushi.probe.pipelines.generate import generate
 
         how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
@@ -318,7 +321,7 @@ def read_edits(source: Path | None) -> list:
     return edits
 
 
-def apply_edits(model, edits: "list[Edit]") -> AbstractContextManager[object]:
+def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[object]:
     """A context in which the edits are active."""
     if not edits:
         return nullcontext()

@@ -1,12 +1,12 @@
-"""What of a trace of kind `encoder` goes into a file: states and attention of every layer, by word or by token.
+"""Exports a trace of texts: states and attention of every layer, by word or by token.
 
     npz       for each text `text/0/states` [layer, word, feature] and `text/0/attention` [layer, head, query, word];
-              with tokens=True [layer, token, feature] and [layer, head, query, token]. `about` says what lies along
+              with tokens=True [layer, token, feature] and [layer, head, query, token]. `about` has the coordinates
     zarr      a folder with a group for each text, which xarray opens as a tree, with coordinates
     parquet   a row for each layer and word (or token) of a text: text, layer, word (or token), characters, state
 
-States are pooled to words as `TextEncoding.word_states` does; the columns of attention by word end with what is read of other
-text and of special tokens. Attention is not in the parquet table.
+States are pooled to words as by `TextEncoding.word_states`. The last columns of attention by word are other text and
+special tokens. The parquet table has no attention.
 """
 
 import json
@@ -26,7 +26,7 @@ from toushi.probe.trace.trace_errors import NotRecorded
 
 
 def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpec] | None, tokens: bool):
-    """A function that writes the file, what is said of it, and the texts that lack the words, with the reason."""
+    """A function that writes the file, its description, and the texts that lack the words, with the reason."""
     asked, left_out = choose_text_words(trace, words)
     if not asked:
         raise NotRecorded(f"There is nothing to export: {next(iter(left_out.values()), 'the trace has no texts')}")

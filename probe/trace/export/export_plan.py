@@ -1,4 +1,4 @@
-"""What an export of a picture's trace writes: which branches, which words or tokens, which arrays, and their description."""
+"""The plan of an export of a picture's maps: branches, words or tokens, arrays, and their description."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """What of one branch goes out: words, each with its query; or all tokens, with one."""
+    """The exported part of one branch: words, each with its query, or all tokens with one query."""
 
     name: str
     labels: list[str]
@@ -33,16 +33,16 @@ class BranchPlan:
 
     def values(self, site: str, step: int) -> np.ndarray | None:
         """float32 [head?, word or token, y, x]; None where the step lacks the site."""
-        found = [query.step(site, step) for query in self.queries]
-        if found[0] is None:
+        maps = [query.step(site, step) for query in self.queries]
+        if maps[0] is None:
             return None
-        whole = found[0] if self.by_token else np.stack([one for one in found if one is not None], -3)
-        return whole.astype(np.float32, copy=False)
+        together = maps[0] if self.by_token else np.stack([one for one in maps if one is not None], -3)
+        return together.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One array to write, step by step."""
+    """One array, which is written step by step."""
 
     name: str
     query: AttentionQuery
@@ -67,7 +67,7 @@ class ArrayPlan:
 def plan_branches(
     trace: Trace, words: Sequence[WordSpec] | None, tokens: bool
 ) -> tuple[list[BranchPlan], dict[str, str]]:
-    """The branches that go out, and what is left out, with the reason."""
+    """The branches to export, and what is left out, with the reason."""
     sites, left_out, result = select_sites(trace.manifest), {}, []
     chosen, without_attention = ({name: {} for name in trace.branches}, {}) if tokens else choose_words(trace, words)
     for name in trace.branches if words is None else chosen:
@@ -119,7 +119,7 @@ def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, object]:
 
 
 def _summed(trace: Trace, branch: BranchPlan) -> int:
-    """Over how many steps a branch was summed."""
+    """The number of steps over which a branch was summed."""
     file = trace.files.step(trace.steps[-1])
     query = branch.queries[0]
     return max(query.count(file, map_key(site, branch.name)) for site in query.sites)
@@ -144,7 +144,7 @@ def plan_arrays(branches: list[BranchPlan]) -> list[ArrayPlan]:
 
 
 def _safe(label: str) -> str:
-    """A label as one part of a path in a zip, which somebody may unpack."""
+    """The label as one part of a path in a zip that can be unpacked safely."""
     return re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]|^[._]+', "-", label)[:80] or "-"
 
 
@@ -155,7 +155,7 @@ def describe_arrays(arrays: list[ArrayPlan]) -> dict[str, object]:
 
 
 def iterate_steps(arrays: list[ArrayPlan], tick: Tick) -> Iterator[tuple[ArrayPlan, Iterator[tuple[int, np.ndarray]]]]:
-    """Each plan with its (index, values) of every step."""
+    """Each plan with (index, values) of every step."""
     total, done = sum(len(plan.query.steps) for plan in arrays), itertools.count(1)
 
     def steps(plan: ArrayPlan) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,17 +1,17 @@
-"""A trace's maps for use elsewhere, in one file: float32 probabilities of image-to-text attention on native grids.
+"""Exports a trace for other programs: float32 probabilities of image-to-text attention on native grids.
 
     npz       one array for each branch, word and grid, `cond/猫/16x16` [step, layer, head, y, x]; with tokens=True one
               for each branch and grid, `cond/tokens/16x16` [step, layer, head, token, y, x]. Beside them `about`, JSON:
-              for each array its axes and what lies along them. The layers of an array are the sites of that grid; a
-              site with fewer heads than another, and a step that lacks a site, is filled up with NaN
+              for each array its axes and their coordinates. The layers of an array are the sites of that grid. NaN
+              stands for the heads that a site has fewer than another, and for a site that a step lacks
     zarr      a folder with a group for each site, which xarray opens as a tree: `attention` [step, branch, head, word,
               y, x] with its coordinates; with tokens=True all that `xarray.open_datatree(trace, engine="toushi")` has
     parquet   a row for each value: step, branch, layer, head, word, y, x, value; with tokens=True `token` (the column)
               and `text` in place of `word`. `about` is in the schema's metadata, under `toushi`
 
-No `head` axis (in parquet: null) where only the mean over heads was kept. A trace that keeps the sum has one step, the
-last one summed, and its values are the mean over as many steps as `summed` says of each branch, for guidance may have
-ended before the run. What goes to no text column, in joint attention, is what all tokens leave of 1.
+There is no `head` axis (in parquet: null) where only the mean over heads was kept. A trace that keeps the sum has one
+step, the last one. Its values are the mean over as many steps as `summed` has for each branch, because guidance may have
+ended before the run. In joint attention, the share that goes to no text is 1 minus the sum over all tokens.
 """
 
 import os
@@ -43,7 +43,7 @@ PACKAGES = {"parquet": "pyarrow", "zarr": "zarr"}
 @dataclass(frozen=True)
 class Exported:
     path: Path
-    what: str  # how much it is, in words
+    what: str  # number of arrays, groups or rows, in words
     about: dict[str, object]
     left_out: dict[str, str]  # word or branch -> why there is no attention to it
 
@@ -98,7 +98,7 @@ def export(
 
 
 def default_path(folder: Path, to: str) -> Path:
-    """Beside the folder: inside it would be in the way of recording there anew."""
+    """A path beside the folder. Inside the folder, a file would block a new recording there."""
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name((folder.name or "trace") + SUFFIXES[to])
 

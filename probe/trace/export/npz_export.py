@@ -17,6 +17,7 @@ from toushi.probe.trace.export.export_plan import (
 
 
 def write_npz(branches: list[BranchPlan], about: dict[str, object], path: Path, tick: Tick) -> str:
+    """The number of arrays in the file that it writes, in words."""
     arrays = plan_arrays(branches)
     about["arrays"] = describe_arrays(arrays)
     with zipfile.ZipFile(path, "w", allowZip64=True) as file:

@@ -12,7 +12,7 @@ ROWS = 2**18  # of a row group
 
 
 def write_parquet(branches: list[BranchPlan], about: dict[str, object], path: Path, tick: Tick) -> str:
-    """Writes the file; gives back how many rows it has, in words. Memory holds ROWS of them and a site's maps at a step."""
+    """The number of rows of the file that it writes, in words. Memory holds ROWS of them, and a site's maps at a step."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -56,7 +56,7 @@ def write_parquet(branches: list[BranchPlan], about: dict[str, object], path: Pa
 
 
 def _names(branches: list[BranchPlan]) -> dict[str, list[str]]:
-    """The texts that a row refers to by number."""
+    """Column -> the texts that a row refers to by number."""
     texts = list(dict.fromkeys(label for branch in branches for label in branch.labels))
     sites = list(branches[0].queries[0].manifest.sites)
     return {"branch": [branch.name for branch in branches], "layer": sites, "word": texts, "text": texts}
@@ -65,7 +65,7 @@ def _names(branches: list[BranchPlan]) -> dict[str, list[str]]:
 def _rows(
     branches: list[BranchPlan], names: dict[str, list[str]], tick: Tick
 ) -> Iterator[tuple[Mapping[str, np.ndarray | None], int]]:
-    """(column -> numbers, how many rows), at most ROWS at once, in the order of the columns."""
+    """(column -> values, number of rows), at most ROWS at once, sorted by step."""
     steps = sorted({step for branch in branches for step in branch.queries[0].steps})
     for done, step in enumerate(steps, 1):
         for number, branch in enumerate(branches):

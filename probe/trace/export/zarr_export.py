@@ -19,7 +19,7 @@ MADE_BY = "toushi-export"  # the attribute `format` of the root, by which an exp
 
 
 def write_zarr(datasets: Mapping[str, xr.Dataset], attributes: Mapping[str, object], folder: Path, tick: Tick) -> str:
-    """Writes the folder; gives back how many groups it has, in words.
+    """The number of groups in the folder that it writes, in words.
 
     Without dask, xarray reads a whole variable to write it. So a large dataset is appended to the folder, some steps
     (or layers of an encoder) at a time, and memory holds BATCH bytes of it, or one step. Version 2 of the format has a
