@@ -17,9 +17,10 @@ from toushi import main
 from toushi.cli.trace import Trace
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.generate import generate
-from toushi.probe.pipelines.load import NoGain, UnknownModel, bnb_4bit_config, load
+from toushi.probe.pipelines.load import NoGain, bnb_4bit_config, load
 from toushi.probe.pipelines.load_options import BadOption, LoadOptions, options_of
 from toushi.probe.pipelines.lora import BadLora
+from toushi.probe.pipelines.model_index import UnknownModel
 from toushi.probe.pipelines.out_of_memory import OutOfMemory
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection, open_trace
