@@ -33,6 +33,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q benchmarks dashboards experiments hooks probe reports tests toushi
 	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 # Two processes of one thread: the tests' models are tiny, and on a busy machine two threads wait for each other ten
 # times as long. A file's tests stay in one process, which makes their models once.

@@ -53,7 +53,7 @@ def main(config: Config) -> None:
         "python": platform.python_version(),
         "weights_sha256": model.weights_sha256,
         "rounds": config.rounds,
-        "peer": metadata.version("attention-map-diffusers") if peer.there() else None,
+        "peer": metadata.version("attention-map-diffusers") if peer.is_installed() else None,
     }
     for name, (part, title) in PARTS.items():
         if config.part in ("all", name):

@@ -5,12 +5,13 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.interleaved import ratios
-from benchmarks.memory import peak
+from benchmarks.memory import peak_memory
+from toushi.probe.models.mini_unet import MiniUNet
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as home:
 
@@ -29,7 +30,7 @@ def measure(model, rounds: int, quick: bool = False) -> list[dict]:
                     "--overwrite",
                     *options,
                 )
-                memory, code = peak(sys.executable, *command)
+                memory, code = peak_memory(sys.executable, *command)
                 if code:
                     raise RuntimeError(f"toushi trace ended with exit code {code}")
                 peaks[name] = max(peaks.get(name, 0.0), memory)

@@ -6,7 +6,7 @@ lengths, columns for the shorter one that it does not have, with nothing in them
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from benchmarks import peer
 from benchmarks.shapes import SMALL
 from toushi.hooks.attention import AttentionHook, Call
 from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.family import Model
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
@@ -23,7 +24,7 @@ PROMPT = "左边是猫，右边是月亮，夜晚"
 GOALS = {torch.float32: 2e-6, torch.bfloat16: 2e-4}
 
 
-def plain(call: Call) -> torch.Tensor:
+def explicit_softmax(call: Call) -> torch.Tensor:
     """softmax(q k^T * scale + mask) [row, head, column, query] in fp64."""
     what = call.inputs
     scores = what.query.double() @ what.key.double().transpose(-1, -2) * what.scale
@@ -32,14 +33,14 @@ def plain(call: Call) -> torch.Tensor:
     return scores.softmax(-1).transpose(-1, -2)
 
 
-def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
+def differences(model: Model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
     """By site the largest difference of a probability from the plain softmax; and what storing in fp16 adds."""
     worst: dict[str, float] = {}
     rounded = [0.0]
 
     def see(call: Call) -> None:
         read = call.probabilities()
-        worst[call.site] = max(worst.get(call.site, 0.0), (read - plain(call)).abs().max().item())
+        worst[call.site] = max(worst.get(call.site, 0.0), (read - explicit_softmax(call)).abs().max().item())
         rounded[0] = max(rounded[0], (read.half() - read).abs().max().item())
 
     sites = {name: site.module for name, site in family_of(model).sites(model).items()}
@@ -48,9 +49,9 @@ def differences(model, draw: Callable[[], object]) -> tuple[dict[str, float], fl
     return worst, rounded[0]
 
 
-def against_the_peer(pipeline, draw: Callable[[], object]) -> float:
+def difference_from_peer(pipeline: Model, draw: Callable[[], object]) -> float:
     """The largest difference between the peer's maps and ours, of each row of the batch and its own branch."""
-    theirs, worst = peer.recorded(pipeline, draw), 0.0
+    theirs, worst = peer.record_attention(pipeline, draw), 0.0
     order = family_of(pipeline).branch_order  # in the batch
     with tempfile.TemporaryDirectory() as folder:
         with record(pipeline, folder + "/run", keep="mean", dtype="float32", pads=True):
@@ -58,6 +59,7 @@ def against_the_peer(pipeline, draw: Callable[[], object]) -> float:
         trace = open_trace(folder + "/run")
         assert {one.layer_id for one in theirs} == set(trace.sites)
         for one in theirs:
+            assert one.step_index is not None  # the peer keeps every step
             for branch, maps in zip(order, one.data[:, 0].float()):
                 ours = torch.from_numpy(trace.files.step(one.step_index).read(f"{one.layer_id}/{branch}"))
                 ours = ours.flatten(1).T  # [cell, column]
@@ -73,19 +75,19 @@ def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     models |= {name: make(1 if quick else 2) for name, make in SMALL.items()}
     for name, (pipeline, draw) in models.items():
         for dtype, goal in GOALS.items():
-            with computing_in(pipeline, dtype):
+            with cast_weights(pipeline, dtype):
                 worst, rounded = differences(pipeline, draw)
             site = max(worst, key=worst.__getitem__)
             numbers = dict(difference=f"{worst[site]:.1e}", goal=f"{goal:.1e}", fp16_storage_adds=f"{rounded:.1e}")
             short = str(dtype).removeprefix("torch.")
             rows.append({"model": name, "dtype": short, "sites": len(worst), "worst_site": site, **numbers})
-            compared = name != "mini-unet" and dtype == torch.float32 and peer.there()
-            rows[-1]["from_the_peer"] = f"{against_the_peer(pipeline, draw):.1e}" if compared else ""
+            compared = name != "mini-unet" and dtype == torch.float32 and peer.is_installed()
+            rows[-1]["from_the_peer"] = f"{difference_from_peer(pipeline, draw):.1e}" if compared else ""
     return rows
 
 
 @contextmanager
-def computing_in(model, dtype: torch.dtype):
+def cast_weights(model: Model, dtype: torch.dtype) -> Iterator[None]:
     """Our model's weights in this dtype; of a pipeline what autocast puts into it, attention for one."""
     if isinstance(model, MiniUNet):
         model.to(dtype)

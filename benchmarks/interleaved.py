@@ -24,7 +24,7 @@ def ratios(
     for turn in tqdm(range(-1, rounds), unit="round"):
         if turn >= 3 and time.perf_counter() - begun > seconds:
             break
-        for name in arms if turn % 2 else reversed(arms):
+        for name in arms if turn % 2 else reversed(list(arms)):
             start = time.perf_counter()
             arms[name]()
             if turn >= 0:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from benchmarks import peer
+from toushi.probe.models.mini_unet import MiniUNet
 
 STEPS = (5, 20, 80)
 MINI = """
@@ -32,7 +33,7 @@ pipeline, draw = SMALL["stable-diffusion, small"](steps)
 if keep == "bare":
     draw()
 elif keep == peer.NAME:
-    kept = peer.recorded(pipeline, draw)
+    kept = peer.record_attention(pipeline, draw)
 else:
     with tempfile.TemporaryDirectory() as folder, record(pipeline, folder + "/run", keep=keep):
         draw()
@@ -48,23 +49,23 @@ print(usage.ru_maxrss, os.waitstatus_to_exitcode(status))
 """
 
 
-def peak(*command: str) -> tuple[float, int]:
+def peak_memory(*command: str) -> tuple[float, int]:
     """Peak resident memory of a process, or of its largest child, in MB; and its exit code."""
     done = subprocess.run([sys.executable, "-S", "-c", STARTER, *command], capture_output=True, text=True, check=True)
     most, code = map(int, done.stdout.split())
     return most / (2**20 if sys.platform == "darwin" else 2**10), code
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     keeps = ("bare", "sum", "mean", "heads")
     arms = [("mini-unet", MINI, keep) for keep in keeps]
-    arms += [("stable-diffusion, small", PIPELINE, keep) for keep in (*keeps, *[peer.NAME] * peer.there())]
+    arms += [("stable-diffusion, small", PIPELINE, keep) for keep in (*keeps, *[peer.NAME] * peer.is_installed())]
     steps = (2, 4) if quick else STEPS
     jobs = [(arm, count) for arm in (arms[1::3] if quick else arms) for count in steps]
 
     def run(job) -> float:
         (name, code, keep), count = job
-        memory, ended = peak(sys.executable, "-c", code, keep, str(count))
+        memory, ended = peak_memory(sys.executable, "-c", code, keep, str(count))
         if ended:
             raise RuntimeError(f"the {keep} run of {name} in {count} steps ended with exit code {ended}")
         return memory

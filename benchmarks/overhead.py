@@ -12,6 +12,8 @@ from pathlib import Path
 from benchmarks import peer
 from benchmarks.interleaved import ratios
 from benchmarks.shapes import SHAPES, SMALL
+from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.family import Model
 from toushi.probe.recording.record import record
 
 PROMPT = "左边是猫，右边是月亮，夜晚"
@@ -21,7 +23,7 @@ GOALS = {"mini-unet": {"mean": 1.10}, **dict.fromkeys(SHAPES, LARGE)}
 SECONDS = 170  # for each of them, so that the whole takes about twelve minutes
 
 
-def arms(model, draw: Callable[[], object], home: Path) -> dict[str, Callable[[], object]]:
+def arms(model: Model, draw: Callable[[], object], home: Path) -> dict[str, Callable[[], object]]:
     def recorded(keep: str):
         def run() -> None:
             with record(model, home / keep, keep=keep):
@@ -32,7 +34,7 @@ def arms(model, draw: Callable[[], object], home: Path) -> dict[str, Callable[[]
     return {"bare": draw, "bare again": draw} | {keep: recorded(keep) for keep in ("sum", "mean", "heads")}
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     def draw():
         model.embedding_cache.clear()
         return model.sample(PROMPT, steps=2 if quick else 20)
@@ -50,7 +52,7 @@ def measure(model, rounds: int, quick: bool = False) -> list[dict]:
         for shape, make in list((SMALL if quick else SHAPES).items())[:2]:
             pipeline, draw_shape = make(1 if quick else STEPS)
             every = arms(pipeline, draw_shape, home)
-            if peer.there():
-                every[peer.NAME] = lambda of=(pipeline, draw_shape): peer.recorded(*of)
+            if peer.is_installed():
+                every[peer.NAME] = lambda of=(pipeline, draw_shape): peer.record_attention(*of)
             found += [{"model": shape, **row} for row in ratios(every, rounds, cleared, SECONDS)]
     return [row | {"goal": GOALS.get(row["model"], {}).get(row["arm"], "")} for row in found]

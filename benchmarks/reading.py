@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import Token, segment, segmenter
 from toushi.probe.trace.trace_format import map_key
 from toushi.probe.trace.writer import TraceWriter
@@ -28,7 +29,7 @@ print(json.dumps(seconds))
 """
 
 
-def write(folder: Path, steps: int = STEPS) -> None:
+def write_trace(folder: Path, steps: int = STEPS) -> None:
     """A trace of a model with many layers, `keep="mean"`, filled with numbers."""
     prompt = "".join(chr(0x4E00 + 7 * i) for i in range(TOKENS))
     tokens = [Token(i, prompt[i], (i, i + 1), "text", ("text",), i, i) for i in range(TOKENS)]
@@ -52,10 +53,10 @@ def write(folder: Path, steps: int = STEPS) -> None:
             writer.write_step(step, {map_key(site, "cond"): maps for site in sites})
 
 
-def measure(model, rounds: int, quick: bool = False) -> list[dict]:
+def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "run"
-        write(folder, 3 if quick else STEPS)
+        write_trace(folder, 3 if quick else STEPS)
         size = sum(file.stat().st_size for file in folder.iterdir())
         found = []
         for _ in range(rounds + 1):  # the first one warms the page cache

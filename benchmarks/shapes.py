@@ -6,22 +6,29 @@ is a small one too, whose steps take a few hundredths of a second.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 
+from toushi.probe.pipelines.family import Model
+
 
 class Shape(NamedTuple):
-    pipeline: object
+    pipeline: Model
     draw: Callable[[], object]
     """Draws one picture, without its VAE."""
 
 
+def _make(name: str, **arguments):
+    """A component or pipeline of diffusers by the name of its class. Their annotations exclude None, which they take."""
+    return getattr(import_module("diffusers"), name)(**arguments)
+
+
 def small_vae(channels: int, levels: int):
     """A VAE of which only the factor matters."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
+    return _make(
+        "AutoencoderKL",
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
         block_out_channels=[32] * levels,
@@ -34,21 +41,24 @@ def small_vae(channels: int, levels: int):
 
 def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512) -> Shape:
     """A Stable Diffusion 1.5 of 96 to 384 channels: 512 px, 77 tokens, 16 cross-attentions."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
+        unet = _make(
+            "UNet2DConditionModel",
+            sample_size=64,
+            block_out_channels=channels,
+            cross_attention_dim=768,
+            attention_head_dim=8,
         )
         vae = small_vae(4, 4)
         positive, negative = torch.randn(2, 1, 77, 768)
-    pipeline = StableDiffusionPipeline(
+    pipeline = _make(
+        "StableDiffusionPipeline",
         vae=vae,
         text_encoder=None,
         tokenizer=None,
         unet=unet.eval(),
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        scheduler=_make("DDIMScheduler", steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -72,17 +82,22 @@ def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512
 
 def z_image(steps: int, layers: int = 8, heads: int = 6, pixels: int = 512, tokens=(64, 64)) -> Shape:
     """A Z-Image of 8 joint layers, 768 wide, 6 heads of 128: 512 px, 64 tokens in either prompt."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformer = ZImageTransformer2DModel(
-            dim=128 * heads, n_layers=layers, n_refiner_layers=2, n_heads=heads, n_kv_heads=heads, cap_feat_dim=768
+        transformer = _make(
+            "ZImageTransformer2DModel",
+            dim=128 * heads,
+            n_layers=layers,
+            n_refiner_layers=2,
+            n_heads=heads,
+            n_kv_heads=heads,
+            cap_feat_dim=768,
         )
         vae = small_vae(16, 4)
         positive, negative = (torch.randn(count, 768) for count in tokens)
-    pipeline = ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    pipeline = _make(
+        "ZImagePipeline",
+        scheduler=_make("FlowMatchEulerDiscreteScheduler", shift=3.0),
         vae=vae,
         text_encoder=None,
         tokenizer=None,

@@ -15,8 +15,8 @@ st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"),
 st.session_state.setdefault("language", language_of_locale(st.context.locale))
 
 pages = HERE / "app_pages"
-given = library.given() is not None
-texts = given and not library.entry(Path(library.given())).picture  # what `toushi layers --save` kept
+folder = library.given_trace()
+texts = folder is not None and not library.entry(Path(folder)).picture  # saved by `toushi layers --save`
 
 
 def page_of(name: str, icon: str, default: bool = False):
@@ -25,8 +25,8 @@ def page_of(name: str, icon: str, default: bool = False):
     return st.Page(file, title=title, help=purpose, icon=f":material/{icon}:", url_path=name, default=default)
 
 
-traces = page_of("traces", "photo_library", default=not given)
-picture = page_of("picture", "image_search", default=given and not texts)
+traces = page_of("traces", "photo_library", default=folder is None)
+picture = page_of("picture", "image_search", default=folder is not None and not texts)
 compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
 layers = page_of("layers", "layers", default=texts)

@@ -1,4 +1,4 @@
-"""What a page shows of a trace that is being made: progress, stop, what went wrong."""
+"""The view of a running job: progress, a button that stops it, and its error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,20 +7,20 @@ import streamlit as st
 
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
-from toushi.dashboards.trace_library import escaped, say
+from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
 
 
-def order(wanted: worker.Order) -> None:
-    """Begins a job, which is this session's from then on."""
+def submit(order: worker.Order) -> None:
+    """Starts a job and makes it the job of this session."""
     try:
-        st.session_state["job"] = worker.start(wanted, library.gallery())
+        st.session_state["job"] = worker.start(order, library.gallery())
         st.session_state["ordered"] = True
     except ToushiError:
         st.warning(say("busy"), icon=":material/hourglass_top:")
 
 
-@st.fragment(run_every=1.0)  # each look makes Streamlit collect garbage; more often, and the model waits for it
+@st.fragment(run_every=1.0)  # each rerun makes Streamlit collect garbage, for which the model waits
 def watch(job: worker.Job) -> None:
     if job.running:
         n = job.order.steps
@@ -38,9 +38,9 @@ def watch(job: worker.Job) -> None:
 
 
 def follow(done: Callable[[Path], None]) -> None:
-    """Shows the session's job, if there is one; `done` gets the folder of the trace that this session asked for.
+    """Shows the session's job, if there is one. `done` gets the folder of the trace that this session ordered.
 
-    A session without a job of its own (a page that was loaded anew, another window) sees the one that runs.
+    A session without a job (a reloaded page, another window) shows the job that runs.
     """
     if "job" not in st.session_state and (running := worker.running()):
         st.session_state["job"] = running
@@ -55,7 +55,7 @@ def follow(done: Callable[[Path], None]) -> None:
         st.session_state["cut"] = job.cut
         done(job.folder)
     elif job.state == "stopped":
-        st.info(escaped(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
+        st.info(escape_markdown(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
     elif job.state == "failed":
-        what = library.message(job.failure) if isinstance(job.failure, ToushiError) else job.error
-        st.error(escaped(what), title=say("make_failed"), icon=":material/error:")
+        what = library.translate_error(job.failure) if isinstance(job.failure, ToushiError) else job.error
+        st.error(escape_markdown(what), title=say("make_failed"), icon=":material/error:")

@@ -1,11 +1,14 @@
-"""How a picture was made, in words: what pages say below it, and in what two of them differ."""
+"""How a picture was made, as text for a page, and how two pictures differ in that."""
+
+from collections.abc import Callable
 
 from toushi.dashboards import messages as text
 from toushi.probe.trace.manifest import Lora
+from toushi.probe.trace.picture_trace import Trace
 
 
-def facts(trace, language: str) -> dict[str, str]:
-    """Name -> what is known of it: {"seed": "seed 1", "steps": "20 steps"}."""
+def run_facts(trace: Trace, language: str) -> dict[str, str]:
+    """What is known of the run: {"seed": "seed 1", "steps": "20 steps"}."""
 
     def say(key: str, **values) -> str:
         return text.say(language, key, **values)
@@ -29,9 +32,9 @@ def facts(trace, language: str) -> dict[str, str]:
     return {name: str(fact) for name, fact in named.items() if fact}
 
 
-def differences(first, second, language: str) -> list[str]:
-    """For each of two traces in what its run differs from the other: "seed 1 · 20 steps"."""
-    both = facts(first, language), facts(second, language)
+def differences(first: Trace, second: Trace, language: str) -> list[str]:
+    """For each of two traces, how its run differs from the other: "seed 1 · 20 steps"."""
+    both = run_facts(first, language), run_facts(second, language)
     for one in both:
         one.setdefault("edits", text.say(language, "fact_no_edit"))
     return [
@@ -39,7 +42,7 @@ def differences(first, second, language: str) -> list[str]:
     ]
 
 
-def _lora(lora: Lora, say) -> str:
+def _lora(lora: Lora, say: Callable[..., str]) -> str:
     return say("fact_lora" if lora.on else "fact_lora_off", name=lora.file or lora.name, scale=lora.scale)
 
 

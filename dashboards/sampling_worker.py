@@ -1,6 +1,6 @@
-"""Makes traces in a thread of its own, one after the other. It never touches Streamlit; pages look at the job's fields.
+"""Records traces in a thread, one after the other. It does not use Streamlit; pages read the fields of a job.
 
-This is the only part of the app that needs torch, and it imports it when the first job starts.
+This is the only part of the app that needs torch. It imports torch when the first job starts.
 """
 
 import gc
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from toushi.probe.base.errors import ToushiError
 
-MOST_WAITING = 8
+MAX_WAITING = 8
 
-_living: "list[Job]" = []  # in the order in which they were asked for
+_active: "list[Job]" = []  # in the order in which they were asked for
 _orders: "queue.Queue[Job]" = queue.Queue()
-_changing = threading.Lock()
+_lock = threading.Lock()
 
 
 class Stopped(Exception):
-    """The reader pressed stop."""
+    """The stop button was pressed."""
 
 
 class Busy(ToushiError):
-    """More traces wait than a reader would wait for."""
+    """Too many traces are waiting."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
     state: str = "wait"  # wait, load, draw, write; then done, stopped or failed
     step: int = 0
     error: str = ""
-    failure: Exception | None = None  # that `error` tells of
+    failure: Exception | None = None  # whose text is `error`
     cut: list[Warning] = field(default_factory=list)  # PromptCut, of the prompt and of the negative one
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -59,9 +59,9 @@ class Job:
         return self.state in ("wait", "load", "draw", "write")
 
     def cancel(self) -> None:
-        """Ends it before its turn, or after the step that is being drawn."""
+        """Stops the job before it starts, or after the current step."""
         self.stop.set()
-        with _changing:
+        with _lock:
             if self.state == "wait":
                 self.state = "stopped"
 
@@ -89,33 +89,33 @@ def start(order: Order, runs: Path) -> Job:
     """A job in a new folder of `runs`, which begins when those before it have ended. Raises Busy when many wait."""
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}"
     names = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))  # two within one second
-    with _changing:
-        _living[:] = [job for job in _living if job.running]
-        if len(_living) > MOST_WAITING:
-            raise Busy(f"{len(_living)} traces are being made or wait already; stop one, or wait")
-        taken = {job.folder for job in _living}
+    with _lock:
+        _active[:] = [job for job in _active if job.running]
+        if len(_active) > MAX_WAITING:
+            raise Busy(f"{len(_active)} traces are running or waiting already; stop one, or wait")
+        taken = {job.folder for job in _active}
         job = Job(
             order, next(runs / name for name in names if runs / name not in taken and not os.path.lexists(runs / name))
         )
-        _living.append(job)
+        _active.append(job)
         _orders.put(job)
         _worker()
     return job
 
 
 def running() -> Job | None:
-    """The job that is being worked at, whichever page asked for it."""
-    return next((job for job in list(_living) if job.running), None)
+    """The job that runs, whichever page ordered it."""
+    return next((job for job in list(_active) if job.running), None)
 
 
 @cache
 def _worker() -> threading.Thread:
-    """The one thread that draws: two at once would only make each other wait."""
+    """The only thread that draws, because two would wait for each other."""
 
     def serve() -> None:
         while True:
             job = _orders.get()
-            with _changing:
+            with _lock:
                 if job.state != "wait":
                     continue
                 job.state = "load"
@@ -129,7 +129,7 @@ def _worker() -> threading.Thread:
 def _work(job: Job) -> None:
     order = job.order
 
-    def after_step(index, latents) -> None:
+    def after_step(index: int, latents: object) -> None:
         job.step = index + 1
         if job.stop.is_set():
             raise Stopped
@@ -153,7 +153,7 @@ def _work(job: Job) -> None:
         job.state = "done"
     except Stopped:
         job.state = "stopped"
-    except Exception as error:  # whatever went wrong belongs on the page, not in a dead thread
+    except Exception as error:  # shown on the page; the thread must go on
         job.failure = error
         job.error = str(error) if isinstance(error, ToushiError) else f"{type(error).__name__}: {error}"
         job.state = "failed"

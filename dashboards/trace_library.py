@@ -1,6 +1,6 @@
-"""Which traces there are, and which one is open. Pages share these; the state lives in Streamlit's session.
+"""The traces of the gallery, and the open one. All pages use this module; its state is in Streamlit's session.
 
-Functions of os.path look at files here: unlike those of pathlib they answer no for a name that the system refuses.
+It uses functions of os.path because, unlike those of pathlib, they return False for a name that the system refuses.
 """
 
 import io
@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -17,24 +17,25 @@ from typing import NoReturn
 import streamlit as st
 
 from toushi.dashboards import messages as text
-from toushi.dashboards.heat_map import matrices, payload, planes
+from toushi.dashboards.heat_map import matrices, payload, word_maps
 from toushi.dashboards.heat_map import trace_pair as pairs
-from toushi.dashboards.run_metadata import facts as known
+from toushi.dashboards.run_metadata import run_facts
 from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import PathError, short_path
 from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
 
 RUNS = Path("runs")
-DEEPEST = 3  # runs/cat, runs/batch/000 and one more
-MOST = 200
+MAX_DEPTH = 3  # runs/cat, runs/batch/000 and one more
+MAX_ENTRIES = 200
 
 
 @dataclass(frozen=True)
 class Entry:
     folder: Path
-    prompt: str | None  # None when it is not known: the run was given ready-made embeddings
+    prompt: str | None  # None if it is unknown: the run was given prompt embeddings
     written: float
     damaged: bool = False  # the manifest cannot be read
     picture: bool = True  # not a trace of a text encoder alone
@@ -44,7 +45,7 @@ def language() -> str:
     return st.session_state.get("language") or language_of_locale(st.context.locale)
 
 
-def say(key: str, **values) -> str:
+def say(key: str, **values: object) -> str:
     return text.say(language(), key, **values)
 
 
@@ -54,15 +55,15 @@ def title(entry: Entry) -> str:
     return say("unknown_prompt") if entry.prompt is None else entry.prompt or say("empty_prompt")
 
 
-def escaped(words: str) -> str:
-    """A prompt as it was written: no character of it is markup."""
+def escape_markdown(words: str) -> str:
+    """The text with every character of Markdown escaped."""
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:])", r"\\\1", words)
 
 
-def entries(root: Path | None = None, deepest: int = DEEPEST) -> list[Entry]:
-    """The traces of pictures below `root`, by default the gallery's, the newest first."""
+def entries(root: Path | None = None, deepest: int = MAX_DEPTH) -> list[Entry]:
+    """The traces of pictures below `root` (default: the gallery), newest first."""
     found = [entry(path.parent) for path in _manifests(root or gallery(), deepest)]
-    return sorted((one for one in found if one.picture), key=lambda entry: -entry.written)[:MOST]
+    return sorted((one for one in found if one.picture), key=lambda entry: -entry.written)[:MAX_ENTRIES]
 
 
 def _manifests(root: Path, deepest: int) -> Iterator[Path]:
@@ -74,9 +75,9 @@ def _manifests(root: Path, deepest: int) -> Iterator[Path]:
 def entry(folder: Path) -> Entry:
     manifest, picture = folder / MANIFEST, True
     try:
-        told = json.loads(manifest.read_text(encoding="utf-8"))
-        picture = told.get("kind") != "encoder"
-        prompt = told["prompt"] if picture else None
+        values = json.loads(manifest.read_text(encoding="utf-8"))
+        picture = values.get("kind") != "encoder"
+        prompt = values["prompt"] if picture else None
         damaged = not isinstance(prompt, str | None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         damaged = True
@@ -84,7 +85,7 @@ def entry(folder: Path) -> Entry:
     return Entry(folder, None if damaged else prompt, written, damaged, picture)
 
 
-@st.cache_data(max_entries=MOST, show_spinner=False)
+@st.cache_data(max_entries=MAX_ENTRIES, show_spinner=False)
 def _thumbnail(path: str, written: float) -> bytes | None:
     from PIL import Image
 
@@ -102,129 +103,131 @@ def _thumbnail(path: str, written: float) -> bytes | None:
 
 
 def thumbnail(entry: Entry) -> bytes | None:
-    """The picture of a trace for the gallery, as PNG; None when there is none that can be read."""
+    """The picture of a trace for the gallery, as PNG; None if it cannot be read."""
     path = entry.folder / IMAGE
     return _thumbnail(str(path), os.path.getmtime(path)) if os.path.isfile(path) else None
 
 
 def argument() -> str | None:
-    """The folder after `--` in `streamlit run dashboards/app.py -- FOLDER`: a trace, a collection, or many traces."""
-    ours = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has arguments of its own
-    return sys.argv[1] if ours and len(sys.argv) > 1 else None
+    """FOLDER of `streamlit run dashboards/app.py -- FOLDER`: a trace, a collection, or a folder of traces."""
+    is_app = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has other arguments
+    return sys.argv[1] if is_app and len(sys.argv) > 1 else None
 
 
 def gallery() -> Path:
-    """Whose traces are shown and where new ones go: the argument, if it is no trace but holds some; else runs/."""
+    """The folder whose traces are listed and where new ones are written: the argument if it holds traces; else runs/."""
     folder = Path(argument() or RUNS)
     is_trace = os.path.isfile(folder / MANIFEST) or os.path.isfile(folder / MEMBERS)
-    return folder if not is_trace and any(_manifests(folder, DEEPEST)) else RUNS
+    return folder if not is_trace and any(_manifests(folder, MAX_DEPTH)) else RUNS
 
 
-def given() -> str | None:
-    """The trace, or the collection, of the command line."""
+def given_trace() -> str | None:
+    """The trace or collection of the command line."""
     folder = argument()
     return None if folder is None or Path(folder) == gallery() else folder
 
 
-def chosen() -> str | None:
-    """The folder that is open, as text: chosen by hand, else the one given; of a collection its first trace."""
-    folder = st.session_state.get("folder") or given()
+def current_folder() -> str | None:
+    """The open folder: the one that was chosen, else that of the command line; of a collection its first trace."""
+    folder = st.session_state.get("folder") or given_trace()
     if folder and os.path.isfile(Path(folder) / MEMBERS) and not os.path.isfile(Path(folder) / MANIFEST):
         return str(min((entry.folder for entry in entries(Path(folder), 1)), default=folder))
     return folder
 
 
-def kept_texts() -> str | None:
-    """The open folder, if it is the trace of a text encoder, which the page “Layers” shows."""
-    folder = chosen()
+def text_trace_folder() -> str | None:
+    """The open folder if it is a trace of a text encoder, which the page “Layers” shows."""
+    folder = current_folder()
     return folder if folder and not entry(Path(folder)).picture else None
 
 
-def choose(folder: str | os.PathLike) -> None:
+def open_folder(folder: str | os.PathLike) -> None:
     st.session_state["folder"] = str(folder)
 
 
-def stamp(folder: str) -> tuple:
-    """Changes whenever the trace does, so that a run still being written is read anew."""
+def trace_version(folder: str) -> tuple:
+    """A value that changes with the trace, so that a trace is read again while it is being written."""
     files = (Path(folder) / name for name in ("manifest.json", "steps.jsonl", "image.png"))
     return tuple(os.stat(file).st_mtime_ns if os.path.isfile(file) else 0 for file in files)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _trace(folder: str, version: tuple):
+def _trace(folder: str, version: tuple) -> Trace:
     return open_trace(folder)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _planes(folder: str, version: tuple, branch: str):
-    return planes.planes(_trace(folder, version), branch)
+def _word_maps(folder: str, version: tuple, branch: str) -> word_maps.WordMaps:
+    return word_maps.read_word_maps(_trace(folder, version), branch)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def picture(folder: str, version: tuple, branch: str, language: str) -> bytes:
-    return payload.picture(_trace(folder, version), _planes(folder, version, branch), branch, language)
+def picture_block(folder: str, version: tuple, branch: str, language: str) -> bytes:
+    return payload.picture_block(_trace(folder, version), _word_maps(folder, version, branch), branch, language)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def pair(folders: tuple[str, str], versions: tuple, branch: str, language: str) -> bytes:
+def pair_block(folders: tuple[str, str], versions: tuple, branch: str, language: str) -> bytes:
     both = list(zip(folders, versions))
-    common = pairs.pair(*(_planes(folder, version, branch) for folder, version in both))
-    return payload.pair([_trace(folder, version) for folder, version in both], common, branch, language)
+    common = pairs.align_traces(*(_word_maps(folder, version, branch) for folder, version in both))
+    return payload.pair_block((_trace(*both[0]), _trace(*both[1])), common, branch, language)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _matrices(folder: str, version: tuple, branch: str):
-    return matrices.matrices(_trace(folder, version), branch)
+def _matrices(folder: str, version: tuple, branch: str) -> matrices.Matrices:
+    return matrices.read_matrices(_trace(folder, version), branch)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def encoder(folder: str, version: tuple, branch: str, language: str) -> bytes:
-    return payload.encoder(_trace(folder, version), _matrices(folder, version, branch), branch, language)
+def encoder_block(folder: str, version: tuple, branch: str, language: str) -> bytes:
+    return payload.encoder_block(_trace(folder, version), _matrices(folder, version, branch), branch, language)
 
 
-def opened():
-    """(trace, folder, version) of the open trace; stops the page with a message when there is none."""
-    folder = chosen()
+def read_open_trace() -> tuple[Trace, str, tuple]:
+    """(trace, folder, version) of the open trace. Without one, shows a message and stops the page."""
+    folder = current_folder()
     if folder is None:
         st.info(say("nothing_open_hint"), title=say("nothing_open"), icon=":material/folder_open:")
         st.stop()
-    if kept_texts():
+    if text_trace_folder():
         st.info(say("texts_open"), icon=":material/layers:")
         st.stop()
-    return read(folder)
+    return read_trace(folder)
 
 
-def read(folder: str):
-    """(trace, folder, version); stops the page with a message when it is no trace."""
-    version = stamp(folder)
+def read_trace(folder: str) -> tuple[Trace, str, tuple]:
+    """(trace, folder, version). If it is no trace, shows a message and stops the page."""
+    version = trace_version(folder)
     try:
         return _trace(folder, version), folder, version
     except ToushiError as error:
-        refuse(error)
+        stop_with_error(error)
 
 
-def refuse(error: Exception) -> NoReturn:
+def stop_with_error(error: Exception) -> NoReturn:
     st.error(
-        f"{escaped(message(error))}\n\n{say('bad_trace_hint')}", title=say("bad_trace"), icon=":material/broken_image:"
+        f"{escape_markdown(translate_error(error))}\n\n{say('bad_trace_hint')}",
+        title=say("bad_trace"),
+        icon=":material/broken_image:",
     )
     st.stop()
 
 
-def message(error: Exception) -> str:
-    """What went wrong, in the language of the page where it is about a name of a folder."""
+def translate_error(error: Exception) -> str:
+    """The text of the error; errors of folder names are in the language of the page."""
     return error.message.translate(language()) if isinstance(error, PathError) else str(error)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(path: Path, other: Path) -> bool:
     try:
-        return one.samefile(other)
-    except (OSError, ValueError):  # at least one of them cannot be looked at
-        return one == other
+        return path.samefile(other)
+    except (OSError, ValueError):  # at least one of them cannot be read
+        return path == other
 
 
 def toolbar() -> None:
-    """Changes the open trace and the branch on any page."""
-    folder = chosen()
+    """Shows the menus for the open trace and the branch."""
+    folder = current_folder()
     known = entries()
     if folder and os.path.isfile(Path(folder).parent / MEMBERS):
         known = sorted(entries(Path(folder).parent, 1), key=lambda entry: entry.folder) + known
@@ -239,12 +242,12 @@ def toolbar() -> None:
         label_visibility="collapsed", placeholder=say("trace"),
     )  # fmt: skip
     if picked is not None and picked != folder:
-        choose(picked)
+        open_folder(picked)
         st.rerun()
     try:
-        branches = list(_trace(folder, stamp(folder)).branches) if folder else []
+        branches = list(_trace(folder, trace_version(folder)).branches) if folder else []
     except ToushiError:
-        return  # the page itself says what is wrong
+        return  # the page shows the error
     if len(branches) > 1:
         st.segmented_control(
             say("branch"), branches, default=branches[0], required=True, key="branch",
@@ -256,51 +259,53 @@ def branch_name(branch: str) -> str:
     return say(f"branch_{branch}") if branch in ("cond", "uncond") else branch
 
 
-def branch(trace) -> str:
-    """The branch to look at: the chosen one where this trace has it. Says so when the trace is not complete."""
+def chosen_branch(trace: Trace) -> str:
+    """The chosen branch if the trace has it, else its first one. Shows a warning if the trace is not complete."""
     if not trace.complete:
         st.warning(say("incomplete", n=len(trace.steps)), icon=":material/incomplete_circle:")
     branches = list(trace.branches)
     if not branches:
-        refuse(ToushiError("This trace has no branch: nothing was encoded in it."))
+        stop_with_error(ToushiError("This trace has no branch: no prompt was encoded."))
     wanted = st.session_state.get("branch", branches[0])
     return wanted if wanted in branches else branches[0]
 
 
-def no_encoder(trace) -> None:
-    """Says that there is no attention of the text encoder, and why where the manifest knows."""
+def show_no_encoder(trace: Trace) -> None:
+    """Shows that there is no attention of the text encoder, and the reason if the manifest has it."""
     unseen = (trace.manifest.not_recorded or {}).items()
     about = [f"{glob}: {why}" for glob, why in unseen if glob == "*" or glob.startswith(("text_encoder", "encoder"))]
-    st.info("\n\n".join([say("no_encoder"), *map(escaped, about)]), icon=":material/info:")
+    st.info("\n\n".join([say("no_encoder"), *map(escape_markdown, about)]), icon=":material/info:")
 
 
-def has_encoder(trace, branch: str) -> bool:
+def has_encoder(trace: Trace, branch: str) -> bool:
     return bool(trace.encoder_layers(branch))
 
 
-def facts(trace) -> None:
-    """How the picture was made, in one line; what it was drawn under in another."""
-    line = [fact for name, fact in known(trace, language()).items() if name not in ("revision", "prompt", "edits")]
-    st.caption(escaped(" · ".join([*line, str(trace.folder)])))
+def show_facts(trace: Trace) -> None:
+    """Shows how the picture was made, in one line, and its edits in another."""
+    line = [fact for name, fact in run_facts(trace, language()).items() if name not in ("revision", "prompt", "edits")]
+    st.caption(escape_markdown(" · ".join([*line, str(trace.folder)])))
     if edits := trace.manifest.edits:
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
-        st.info(escaped(say("edited", edits=listed)), icon=":material/edit:")
+        st.info(escape_markdown(say("edited", edits=listed)), icon=":material/edit:")
 
 
-def cut(key: str, words, **values) -> None:
-    """Says which words did not fit in."""
-    st.warning(escaped(say(key, lost=text.listed(language(), words), **values)), icon=":material/content_cut:")
+def warn_cut(key: str, words: Iterable[str], **values: object) -> None:
+    """Shows which words were cut from a text."""
+    st.warning(
+        escape_markdown(say(key, lost=text.join_words(language(), words), **values)), icon=":material/content_cut:"
+    )
 
 
-def heads_left_out(folder: str, version: tuple, branch: str) -> None:
-    """Says so where the page of the text had to leave out the single heads to keep its block small."""
+def show_omitted_heads(folder: str, version: tuple, branch: str) -> None:
+    """Shows that the single heads of the text encoder were omitted, if they were."""
     if _matrices(folder, version, branch).heads_left_out:
         st.caption(say("heads_left_out"))
 
 
-def left_out(folder: str, version: tuple, branch: str) -> None:
-    """Says what the picture page had to leave out to keep its block small."""
-    shown = _planes(folder, version, branch)
+def show_omissions(folder: str, version: tuple, branch: str) -> None:
+    """Shows which heads and steps were omitted to keep the block small."""
+    shown = _word_maps(folder, version, branch)
     if shown.heads_left_out:
         st.caption(say("heads_left_out"))
     if shown.steps_left_out:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from toushi.experiments.runner.run_folder import NoRun, read_manifest
+from toushi.experiments.runner.result_folder import NoResult, read_manifest
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import checked_path
@@ -80,7 +80,7 @@ def open_sources(folder: Path) -> list[Path | Trace]:
             ) from None
     try:
         read_manifest(folder)
-    except NoRun as error:
+    except NoResult as error:
         raise ToushiError(
             f"{error} (a report is made from the folders that toushi run and toushi trace write)"
         ) from None

@@ -1,15 +1,16 @@
-"""The chapter of a study's run, from its folder. The figures are drawn from its tables; nothing is computed."""
+"""The chapter of a study's result: the figures are drawn from its tables, nothing is computed."""
 
 import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
+from pydantic import JsonValue
 
-from toushi.experiments.runner import run_experiment as runner
-from toushi.experiments.runner.run_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
+from toushi.experiments.runner.result_folder import JOBS, MANIFEST, TABLES, read_manifest, read_tables
+from toushi.experiments.runner.result_manifest import ResultManifest
+from toushi.experiments.runner.run_study import load_study
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.reports import report_messages as messages
@@ -21,60 +22,56 @@ from toushi.reports.report_messages import FACTS
 def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
     """The chapter. Its figures, all of them or those that `wanted` names, go to `out/figures/KEY`."""
     manifest = read_manifest(folder)
-    expected = [*messages.VERDICTS] if manifest.get("complete") else [None]
-    if (verdict := manifest.get("verdict")) not in expected:
+    expected = [*messages.VERDICTS] if manifest.complete else [None]
+    if manifest.verdict not in expected:
         raise ToushiError(
-            f"{folder / MANIFEST} gives the verdict {verdict!r}, but expected was {' or '.join(map(str, expected))}; "
-            "the command of the run writes it again"
+            f"{folder / MANIFEST} gives the verdict {manifest.verdict!r}, but expected was "
+            f"{' or '.join(map(str, expected))}; the result's own command writes it anew"
         )
-    try:
-        study = {part: Bilingual(**manifest["study"][part]) for part in ("title", "question", "method")}
-        notices = _notices(folder, manifest)
-        tables = read_tables(folder, manifest)
-        figures, pictures = {}, []
-        if manifest["complete"]:
-            figures = _draw_figures(folder, manifest, tables)
-            if figures is None:
-                notices.append(messages.NO_MODULE.format(name=manifest["experiment"]))
-            for name, pair in (figures or {}).items():
-                if not wanted or name in wanted:
-                    pictures.append(_save_picture(name, pair, folder, key, out))
-        return Chapter(
-            key,
-            study["title"],
-            notices,
-            question=study["question"],
-            method=study["method"],
-            verdict=verdict,
-            sentence=Bilingual(**manifest["sentence"]) if manifest["sentence"] else None,
-            pictures=pictures,
-            all_pictures=tuple(figures or ()),
-            sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
-            command=f"{manifest['command']} --out {shlex.quote(folder.as_posix())}",
-            facts=_facts(manifest),
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ToushiError(f"{folder / MANIFEST} is not whole: {error!r}") from None
+    notices = _notices(folder, manifest)
+    tables = read_tables(folder, manifest)
+    figures, pictures = {}, []
+    if manifest.complete:
+        figures = _draw_figures(folder, manifest, tables)
+        if figures is None:
+            notices.append(messages.NO_MODULE.format(name=manifest.experiment))
+        for name, pair in (figures or {}).items():
+            if not wanted or name in wanted:
+                pictures.append(_save_picture(name, pair, folder, key, out))
+    return Chapter(
+        key,
+        manifest.study.title,
+        notices,
+        question=manifest.study.question,
+        method=manifest.study.method,
+        verdict=manifest.verdict,
+        sentence=manifest.sentence,
+        pictures=pictures,
+        all_pictures=tuple(figures or ()),
+        sheets=[Sheet(name, table, folder / TABLES / f"{name}.csv") for name, table in tables.items()],
+        command=f"{manifest.command} --out {shlex.quote(folder.as_posix())}",
+        facts=_facts(manifest),
+    )
 
 
-def _notices(folder: Path, manifest: dict[str, Any]) -> list[Bilingual]:
-    """Warnings about an unfinished run, failed jobs, or several versions of the code."""
-    versions = len({record.get("code_sha256") for record in manifest["jobs"].values()})
+def _notices(folder: Path, manifest: ResultManifest) -> list[Bilingual]:
+    """Warnings about an unfinished study, failed jobs, or several versions of the code."""
+    versions = len({record.code_sha256 for record in manifest.jobs.values()})
     mixed = [messages.MIXED.format(count=versions)] if versions > 1 else []
-    if manifest["complete"]:
+    if manifest.complete:
         return mixed
     done = len(list((folder / JOBS).glob("*.csv")))
-    notices = [messages.UNFINISHED.format(all=manifest["jobs_in_all"], done=done), *mixed]
-    if manifest["failed"]:
-        listed = "; ".join(f"{name} ({why})" for name, why in manifest["failed"].items())
+    notices = [messages.UNFINISHED.format(all=manifest.jobs_in_all, done=done), *mixed]
+    if manifest.failed:
+        listed = "; ".join(f"{name} ({why})" for name, why in manifest.failed.items())
         notices.append(messages.FAILED.format(jobs=listed))
     return notices
 
 
-def _draw_figures(folder: Path, manifest: dict[str, Any], tables: dict) -> dict[str, dict[str, Figure]] | None:
+def _draw_figures(folder: Path, manifest: ResultManifest, tables: dict) -> dict[str, dict[str, Figure]] | None:
     """The figures by name and language; None if the study is not installed here."""
     try:
-        module = runner.experiment(manifest["experiment"])
+        module = load_study(manifest.experiment)
     except ToushiError:
         return None
     try:
@@ -91,35 +88,33 @@ def _save_picture(name: str, pair: dict[str, Figure], folder: Path, key: str, ou
     return save_in_both_languages(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
 
 
-def _facts(manifest: dict[str, Any]) -> list[tuple[Bilingual, Bilingual]]:
-    """Where the run comes from: names and values, without those that are not known."""
-    seconds = sum(record["seconds"] for record in manifest["jobs"].values())
-    hardware = manifest["hardware"]
-    machine = ", ".join([hardware["processor"], hardware["system"], *hardware["gpus"]])
-    cores = Bilingual(en=f"{machine}, {hardware['cores']} cores", zh=f"{machine}，{hardware['cores']} 核")
+def _facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
+    """Where the result comes from: names and values, without those that are not known."""
+    seconds = sum(record.seconds for record in manifest.jobs.values())
+    hardware = manifest.hardware
+    machine = ", ".join([hardware.processor, hardware.system, *hardware.gpus])
+    cores = Bilingual(en=f"{machine}, {hardware.cores} cores", zh=f"{machine}，{hardware.cores} 核")
     values = {
-        "config": Bilingual.same(_format_values(manifest["config"])),
-        "config_sha256": Bilingual.same(manifest["config_sha256"]),
-        "seeds": Bilingual.same(_format_values(manifest["seeds"])),
+        "config": Bilingual.same(_format_values(manifest.config)),
+        "config_sha256": Bilingual.same(manifest.config_sha256),
+        "seeds": Bilingual.same(_format_values(manifest.seeds)),
         "weights": Bilingual.same(
-            "; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["weights"].items())
+            "; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.weights.items())
         ),
-        "versions": Bilingual.same(", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
-        "git": Bilingual.same(manifest["git"] or ""),
-        "code_sha256": Bilingual.same(manifest["code_sha256"]),
+        "versions": Bilingual.same(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+        "git": Bilingual.same(manifest.git or ""),
+        "code_sha256": Bilingual.same(manifest.code_sha256),
         "hardware": cores,
-        "threads": Bilingual.same(manifest["threads"]),
-        "argv": Bilingual.same(shlex.join(["toushi", *manifest["argv"][1:]])),
-        "jobs": Bilingual.same(f"{len(manifest['jobs'])} / {manifest['jobs_in_all']}"),
+        "threads": Bilingual.same(manifest.threads),
+        "argv": Bilingual.same(shlex.join(["toushi", *manifest.argv[1:]])),
+        "jobs": Bilingual.same(f"{len(manifest.jobs)} / {manifest.jobs_in_all}"),
         "time": Bilingual(en=f"{seconds:.0f} s", zh=f"{seconds:.0f} 秒"),
-        "concluded": Bilingual.same((manifest["concluded"] or {}).get("finished", "")),
-        "tables": Bilingual.same(
-            "; ".join(f"{name} sha256 {about['sha256']}" for name, about in manifest["tables"].items())
-        ),
-        "may_differ": Bilingual(**manifest["may_differ"]),
+        "concluded": Bilingual.same(manifest.concluded.finished if manifest.concluded else ""),
+        "tables": Bilingual.same("; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.tables.items())),
+        "may_differ": manifest.may_differ,
     }
     return [(FACTS[name], value) for name, value in values.items() if value.zh]
 
 
-def _format_values(values: dict[str, Any]) -> str:
+def _format_values(values: dict[str, JsonValue]) -> str:
     return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())

@@ -21,7 +21,7 @@ from toushi import main
 from toushi.cli.terminal import table
 from toushi.cli.token_alignment import format_alignment
 from toushi.cli.trace import checked_size, default_folder
-from toushi.cli.trace_summary import in_words
+from toushi.cli.trace_summary import name_place
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.text_width import text_width
 from toushi.probe.text.alignment import Token, Word
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_the_finished_steps(tiny, tmp_pat
     _, said = process.communicate(timeout=60)
     lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "step/s" not in line]
     lines = [line for line in lines if not line.startswith("step:")]
-    assert process.returncode == 130 and lines == ["toushi: interrupted; the steps that were finished can be read"]
+    assert process.returncode == 130 and lines == ["toushi: interrupted; finished steps can be read"]
     trace = open_trace(folder)
     assert not trace.complete and len(trace.steps) >= 3
     assert trace.verify() == [f"The run did not end: {len(trace.steps)} of 3000 steps are finished."]
@@ -542,9 +542,9 @@ def test_small_things():
     assert checked_size("64") == (64, 64) and checked_size("32×96") == (32, 96)
     assert default_folder([PROMPT], None, 3) == Path("runs/左边是猫右边是月亮夜晚-3")
     assert default_folder(["../a b"], None, 0) == Path("runs/a-b-0") and default_folder([""], None, 0).name == "empty-0"
-    assert in_words(0.3, 0.3, 0.9) == "top left" and in_words(0.5, 0.5, 0.9) == "middle"
-    assert in_words(0.5, 0.7, 0.9) == "right" and in_words(0.3, 0.3, 1.0) == "everywhere"
-    assert in_words(float("nan"), 0.5, 0.5) == "everywhere"
+    assert name_place(0.3, 0.3, 0.9) == "top left" and name_place(0.5, 0.5, 0.9) == "middle"
+    assert name_place(0.5, 0.7, 0.9) == "right" and name_place(0.3, 0.3, 1.0) == "everywhere"
+    assert name_place(float("nan"), 0.5, 0.5) == "everywhere"
 
 
 def test_a_budget_is_a_size_and_is_kept(fails, tmp_path, capsys):
@@ -587,7 +587,7 @@ def test_edits_are_told_where_the_maps_are(tiny, tmp_path, capsys):
     (tmp_path / "edits.json").write_text('[{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}]')
     options = ["--edits", str(tmp_path / "edits.json"), "--size", "16", "--steps", "1", "--out", str(tmp_path / "run")]
     assert main(["trace", "猫", "--model", tiny, *options]) == 0
-    assert "1 edit (a map shows where was looked before its own edit)" in capsys.readouterr().out
+    assert "1 edit (each map is the attention before the edit at its site)" in capsys.readouterr().out
 
 
 def test_a_mistyped_twin_is_no_hub_id(fails, tmp_path):

@@ -1,8 +1,8 @@
-"""Toushi 透视: look inside text-to-image models. The front door: public names and the `toushi` command.
+"""Toushi 透视: look inside text-to-image models. This module has the public names and the `toushi` command.
 
     from toushi import load, record, open_trace
 
-The names are fetched when they are first used, so `import toushi` needs no torch, and reading a trace never does.
+A name is imported when it is first used, so `import toushi` needs no torch. Reading a trace never does.
 """
 
 import importlib
@@ -78,7 +78,7 @@ __all__ = [
     "words_figure",
 ]
 
-# Module below `toushi` -> the public names that are fetched from it.
+# Module below `toushi` -> the public names that are imported from it.
 _NAMES = {
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
@@ -111,16 +111,16 @@ _NAMES = {
     "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
     "probe.trace.picture_trace": ["Trace"],
 }
-_HOMES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
+_MODULES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"toushi has no {name!r}; it has {', '.join(sorted(__all__))}")
     from toushi.probe.base.extras import explain_missing_library
 
     with explain_missing_library():
-        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
     return value
 
 
@@ -129,10 +129,10 @@ def __dir__() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `toushi …` and gives back the exit code: 0 done, 2 something that you can put right, 1 a fault of ours."""
+    """The exit code of `toushi …`: 0 done, 1 a bug in Toushi or a failed check, 2 a mistake of yours, 130 interrupted."""
     try:
         from toushi.cli.main import run
-    except KeyboardInterrupt:  # Ctrl-C in the half second before a command knows what it is
+    except KeyboardInterrupt:  # Ctrl-C while the commands are imported
         print("toushi: interrupted", file=sys.stderr)
         return 130
     return run(argv)

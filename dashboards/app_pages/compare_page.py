@@ -1,4 +1,4 @@
-"""Two traces side by side: the same prompt with another seed, other steps or an edit, and the difference of their maps."""
+"""Two traces side by side, with the difference of their maps: another seed, other steps, an edit."""
 
 from pathlib import Path
 
@@ -13,37 +13,39 @@ from toushi.dashboards.run_metadata import differences
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
-trace, folder, version = library.opened()
-branch = library.branch(trace)
+trace, folder, version = library.read_open_trace()
+branch = library.chosen_branch(trace)
 
 
 def candidates() -> list[library.Entry]:
-    """The other traces, those of the same prompt first."""
+    """The other traces, those with the same prompt first."""
     beside = Path(folder).parent
     known = {entry.folder.resolve(): entry for entry in [*library.entries(beside, 1), *library.entries()]}
     known.pop(Path(folder).resolve(), None)
-    return sorted((one for one in known.values() if not one.damaged), key=lambda one: one.prompt != trace.prompt)
+    return sorted(
+        (entry for entry in known.values() if not entry.damaged), key=lambda entry: entry.prompt != trace.prompt
+    )
 
 
 def label(entry: library.Entry) -> str:
     return (say("same_prompt") if entry.prompt == trace.prompt else "") + f"{library.title(entry)} · {entry.folder}"
 
 
-def done(made: Path) -> None:
-    st.session_state["other"] = str(made)
+def done(folder: Path) -> None:
+    st.session_state["other"] = str(folder)
     st.rerun()
 
 
 def again() -> None:
-    """One press draws the same prompt with the next seed, where this app has the model."""
+    """Shows a button that draws the same prompt with the next seed, if this app has the model."""
     manifest = trace.manifest
     if trace.prompt is None or manifest.name_of_model != worker.Order.model:
         return
     if manifest.edits:
-        return  # the app draws without them
+        return  # the app draws without edits
     guidance, seed = manifest.guidance, (manifest.seed or 0) + 1
     if st.button(say("again", s=seed), icon=":material/casino:"):
-        making.order(
+        making.submit(
             worker.Order(
                 trace.prompt, manifest.negative_prompt or "", manifest.steps.count,
                 worker.Order.guidance if guidance is None else guidance, seed, manifest.sampler or worker.Order.sampler,
@@ -68,21 +70,21 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     again()
 
 if found:
-    other, other_folder, other_version = library.read(picked)
+    other, other_folder, other_version = library.read_trace(picked)
     if branch not in other.branches:
         there = library.branch_name("cond" if branch == "uncond" else "uncond")
         st.info(say("no_such_branch", missing=library.branch_name(branch), there=there), icon=":material/compare:")
         st.stop()
     try:
         with st.spinner(say("reading")):
-            block = library.pair((folder, other_folder), (version, other_version), branch, library.language())
+            block = library.pair_block((folder, other_folder), (version, other_version), branch, library.language())
     except NothingInCommon:
         st.info(say("nothing_in_common"), icon=":material/compare:")
     except ToushiError as error:
-        library.refuse(error)
+        library.stop_with_error(error)
     else:
         component.pair_map(block, key="pair_map")
         if not any(differences(trace, other, library.language())):
             st.caption(say("same_run"))
-        library.facts(trace)
-        library.facts(other)
+        library.show_facts(trace)
+        library.show_facts(other)

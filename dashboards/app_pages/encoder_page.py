@@ -1,4 +1,4 @@
-"""The prompt as the text encoder meets it: characters, tokens, words, and who reads from whom."""
+"""The prompt in the text encoder: characters, tokens, words, and the attention among tokens."""
 
 import streamlit as st
 
@@ -7,16 +7,16 @@ from toushi.dashboards.heat_map import component
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
-trace, folder, version = library.opened()
-branch = library.branch(trace)
+trace, folder, version = library.read_open_trace()
+branch = library.chosen_branch(trace)
 try:
     with st.spinner(say("reading")):
-        block = library.encoder(folder, version, branch, library.language())
+        block = library.encoder_block(folder, version, branch, library.language())
 except ToushiError as error:
-    library.refuse(error)
+    library.stop_with_error(error)
 else:
     component.text_map(block, key="text_map")
-    library.heads_left_out(folder, version, branch)
+    library.show_omitted_heads(folder, version, branch)
     if not library.has_encoder(trace, branch):
-        library.no_encoder(trace)
-    library.facts(trace)
+        library.show_no_encoder(trace)
+    library.show_facts(trace)

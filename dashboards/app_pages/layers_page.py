@@ -1,22 +1,27 @@
-"""One or two sentences, or those that `toushi layers --save` kept, and what each layer of a text encoder makes of them."""
+"""What each layer of a text encoder makes of one or two sentences, or of those saved by `toushi layers --save`."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from toushi.dashboards import trace_library as library
-from toushi.dashboards.figure_png import drawn
+from toushi.dashboards.figure_png import png_data_url
 from toushi.dashboards.sampling_worker import freeze_loaded_objects
-from toushi.dashboards.trace_library import escaped, say
+from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
 
-LONGEST = 200  # characters; the page is for a look, `toushi layers` and encode_layers() take more
-MOST = 4  # kept texts in one figure
+if TYPE_CHECKING:
+    from toushi.probe.encoders.load_encoder import Encoder
+    from toushi.probe.trace.text_encoding import TextEncodings
+
+MAX_CHARACTERS = 200  # `toushi layers` and encode_layers() take longer texts
+MAX_TEXTS = 4  # of a trace, in one figure
 BANK = ("我在河边的银行钓鱼", "他去银行存钱了")
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def opened(encoder: str):
+def load_encoder(encoder: str) -> "Encoder":
     from toushi.probe.encoders.load_encoder import open_encoder
 
     found = open_encoder(encoder)
@@ -25,27 +30,27 @@ def opened(encoder: str):
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def read(encoder: str, texts: tuple[str, ...]) -> tuple:
-    """What encode_layers() gives, how many tokens the encoder reads, and of each text that has more the words that were cut."""
+def read_texts(encoder: str, texts: tuple[str, ...]) -> tuple:
+    """The encodings, the encoder's limit of tokens, and the lost words of each text that was cut."""
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.models.mini_unet import PromptCut
 
-    known = opened(encoder)
+    known = load_encoder(encoder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PromptCut)  # the page says it in its own language
+        warnings.simplefilter("ignore", PromptCut)  # the page has its own text for it
         readings = encode_layers(known, texts)
     return readings, known.limit, [[word.text for word in one.lost] for one in readings if known.tokenize(one.text)[1]]
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def figure(_readings, key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
-    """The figure for `st.image`, and how wide it is shown. `key` is of the readings."""
+def figure(_readings: "TextEncodings", key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
+    """The figure for `st.image`, and its width on the page. `key` identifies the readings."""
     from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
 
-    return drawn(layer_similarity_figure(_readings, layers or None, language=language))
+    return png_data_url(layer_similarity_figure(_readings, layers or None, language=language))
 
 
-def show(readings, key: tuple) -> None:
+def show(readings: "TextEncodings", key: tuple) -> None:
     every = [int(number) for number in readings[0].states["layer"].values]
     chosen = st.pills(say("layers_detail"), every, selection_mode="multi", key=f"layers_detail_{key[0]}_{len(every)}")
     picture, width = figure(readings, key, tuple(sorted(chosen)), library.language())
@@ -54,24 +59,24 @@ def show(readings, key: tuple) -> None:
     st.caption(say("layers_how"))
 
 
-def kept(folder: str) -> None:
-    """The texts of a trace."""
+def show_trace(folder: str) -> None:
+    """Shows texts of a trace."""
     from toushi.probe.trace.open import open_encoder_trace
     from toushi.probe.trace.text_encoding import TextEncodings
 
     trace = open_encoder_trace(folder)
     texts = range(len(trace))
     chosen = st.multiselect(
-        say("layers_kept", folder=escaped(folder)), texts, texts[:2], format_func=lambda i: f"{i + 1}  {trace.texts[i]}",
-        max_selections=MOST, help=say("layers_kept_help"),
+        say("layers_kept", folder=escape_markdown(folder)), texts, texts[:2], format_func=lambda i: f"{i + 1}  {trace.texts[i]}",
+        max_selections=MAX_TEXTS, help=say("layers_kept_help"),
     )  # fmt: skip
     if chosen:
         readings = TextEncodings(trace.encodings().encoder, [trace.encoding(i) for i in chosen])
-        show(readings, (folder, library.stamp(folder), *chosen))
+        show(readings, (folder, library.trace_version(folder), *chosen))
 
 
-def typed() -> None:
-    """The sentences of a form."""
+def show_form() -> None:
+    """Shows a form for sentences, and the sentences that were entered."""
     with st.form("layers"):
         left, right = st.columns(2)
         first = left.text_input(say("layers_first"), BANK[0])
@@ -87,23 +92,23 @@ def typed() -> None:
     name, texts = st.session_state["sentences"]
     if not texts:
         st.warning(say("layers_none"), icon=":material/edit:")
-    elif max(map(len, texts)) > LONGEST:
-        st.warning(say("layers_long", n=LONGEST), icon=":material/content_cut:")
+    elif max(map(len, texts)) > MAX_CHARACTERS:
+        st.warning(say("layers_long", n=MAX_CHARACTERS), icon=":material/content_cut:")
     else:
         with st.spinner(say("layers_reading")):
-            readings, limit, cuts = read(name, texts)
+            readings, limit, cuts = read_texts(name, texts)
         for lost in cuts:
-            library.cut("layers_cut", lost, limit=limit, encoder=readings.encoder)
+            library.warn_cut("layers_cut", lost, limit=limit, encoder=readings.encoder)
         show(readings, (name, texts))
 
 
-folder = library.kept_texts()
+folder = library.text_trace_folder()
 try:
     if folder:
-        kept(folder)
+        show_trace(folder)
         with st.expander(say("layers_own"), icon=":material/edit:"):
-            typed()
+            show_form()
     else:
-        typed()
+        show_form()
 except ToushiError as error:
-    st.error(escaped(library.message(error)), title=say("layers_failed"), icon=":material/error:")
+    st.error(escape_markdown(library.translate_error(error)), title=say("layers_failed"), icon=":material/error:")

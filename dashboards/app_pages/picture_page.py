@@ -7,17 +7,17 @@ from toushi.dashboards.heat_map import component
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
-trace, folder, version = library.opened()
+trace, folder, version = library.read_open_trace()
 for one in st.session_state.pop("cut", []):
-    library.cut("cut", one.lost, limit=one.limit)
-branch = library.branch(trace)
+    library.warn_cut("cut", one.lost, limit=one.limit)
+branch = library.chosen_branch(trace)
 
 try:
     with st.spinner(say("reading")):
-        block = library.picture(folder, version, branch, library.language())
+        block = library.picture_block(folder, version, branch, library.language())
 except ToushiError as error:
-    library.refuse(error)
+    library.stop_with_error(error)
 else:
     component.heat_map(block, key="heat_map")
-    library.left_out(folder, version, branch)
-    library.facts(trace)
+    library.show_omissions(folder, version, branch)
+    library.show_facts(trace)

@@ -1,19 +1,21 @@
-"""The gallery: open a recorded trace, or make a new one from a prompt."""
+"""The gallery: opens a trace, or records a new one."""
+
+from pathlib import Path
 
 import streamlit as st
 
 from toushi.dashboards import job_view as making
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
-from toushi.dashboards.trace_library import escaped, say
+from toushi.dashboards.trace_library import escape_markdown, say
 
 CARD = 222  # pixels
 PICTURE_PAGE, LAYERS_PAGE = "app_pages/picture_page.py", "app_pages/layers_page.py"
 
 
-def show(folder) -> None:
-    library.choose(folder)
-    st.switch_page(LAYERS_PAGE if library.kept_texts() else PICTURE_PAGE)
+def show(folder: str | Path) -> None:
+    library.open_folder(folder)
+    st.switch_page(LAYERS_PAGE if library.text_trace_folder() else PICTURE_PAGE)
 
 
 def make() -> None:
@@ -28,7 +30,7 @@ def make() -> None:
             sampler = right.selectbox(say("sampler"), ["euler", "heun"])
         pressed = st.form_submit_button(say("make"), type="primary", icon=":material/brush:")
     if pressed:
-        making.order(worker.Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler))
+        making.submit(worker.Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler))
 
 
 new, old = st.columns(2, gap="large")
@@ -43,7 +45,7 @@ with old:
         if st.form_submit_button(say("open"), icon=":material/folder_open:") and folder.strip():
             show(folder.strip())
 
-gallery = escaped(f"{library.gallery()}/")
+gallery = escape_markdown(f"{library.gallery()}/")
 st.markdown(f"##### {say('below_runs', folder=gallery)}")
 found = library.entries()
 if not found:
@@ -54,7 +56,7 @@ with st.container(horizontal=True):
             title = library.title(entry)
             if picture := library.thumbnail(entry):
                 st.image(picture, alt=say("picture_alt", prompt=title), width="stretch", output_format="PNG")
-            st.markdown(f"**{escaped(title)}**")
-            st.caption(escaped(str(entry.folder)))
+            st.markdown(f"**{escape_markdown(title)}**")
+            st.caption(escape_markdown(str(entry.folder)))
             if st.button(say("open"), key=f"open {entry.folder}", width="stretch"):
                 show(entry.folder)

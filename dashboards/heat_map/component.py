@@ -1,6 +1,6 @@
-"""The browser components, registered once: the picture with its maps, two of them, and the encoder's attention.
+"""The browser components: a picture with its maps, two pictures, and the attention of the text encoder.
 
-Their JavaScript is plain and unbundled; the files are joined in the order in which they build on each other.
+Their JavaScript is plain. Its files are joined in the order in which they depend on each other.
 """
 
 from functools import cache
@@ -26,15 +26,15 @@ def _component(name: str, kind: str, scripts: tuple[str, ...]):
 
 
 def heat_map(payload: bytes, key: str) -> None:
-    """The explorer of a picture. `payload` comes from `payload.picture`; nothing comes back to Python."""
+    """The explorer of a picture. `payload` is a `payload.picture_block`. Nothing comes back to Python."""
     _component("toushi_picture", "picture", ("stage.js", "panels.js", "picture.js"))(data=payload, key=key)
 
 
 def pair_map(payload: bytes, key: str) -> None:
-    """Two traces and the difference of their maps. `payload` comes from `payload.pair`."""
+    """Two traces and the difference of their maps. `payload` is a `payload.pair_block`."""
     _component("toushi_pair", "pair", ("stage.js", "panels.js", "pair.js"))(data=payload, key=key)
 
 
 def text_map(payload: bytes, key: str) -> None:
-    """Characters, tokens, words and the encoder's attention. `payload` comes from `payload.encoder`."""
+    """Characters, tokens, words and the encoder's attention. `payload` is a `payload.encoder_block`."""
     _component("toushi_text", "text", ("text_map.js",))(data=payload, key=key)

@@ -1,25 +1,28 @@
-"""What travels to the browser: a JSON header and raw arrays in one block of bytes, which `unpack` in base.js reads."""
+"""The block of bytes for the browser: a JSON header and raw arrays. `unpack` in base.js reads it."""
 
 import hashlib
 import io
 import json
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map.matrices import Matrices
-from toushi.dashboards.heat_map.planes import Planes
+from toushi.dashboards.heat_map.trace_pair import Pair
+from toushi.dashboards.heat_map.word_maps import Layer, Unit, WordMaps
 from toushi.dashboards.run_metadata import differences
 from toushi.probe.analysis.maps import PLAIN_MEAN
+from toushi.probe.trace.picture_trace import Trace
 
-# Ten hues that hold on light and dark ground, for words in reading order; greys for what is no word.
+# Ten hues that are visible on light and dark ground, for words in reading order; greys for other units.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
 GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8"}
 
 
 def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
-    """uint32 length of the header, the header (its `arrays` says what lies where), the arrays, each 4-byte aligned."""
+    """The uint32 length of the header, the header (its `arrays` has their places), the arrays, each 4-byte aligned."""
     placed, offset = {}, 0
     for name, array in arrays.items():
         placed[name] = {"dtype": str(array.dtype), "count": array.size, "offset": offset}
@@ -46,42 +49,42 @@ def colours(name: str = "inferno") -> np.ndarray:
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def picture(trace, planes: Planes, branch: str, language: str) -> bytes:
+def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
     """The block for `component.heat_map`."""
     image = trace.image()
     arrays = {"colours": colours()}
     if image is not None:
         arrays["image"] = np.frombuffer(_png(image), np.uint8)
-    previews = _previews(trace, planes.steps)
+    previews = _previews(trace, maps.steps)
     if previews is not None:
         arrays["previews"] = previews
-    for i, layer in enumerate(planes.layers):
+    for i, layer in enumerate(maps.layers):
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
     times = dict(zip(trace.steps, trace.times))
-    size = image.shape[1::-1] if image is not None else planes.layers[0].grid[::-1]
+    size = image.shape[1::-1] if image is not None else maps.layers[0].grid[::-1]
     _, rule = trace.heat_map_rule()
-    telling = _telling(planes.units, planes.layers[0].maps[0, 0])
+    ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
     header = {
         "id": f"{trace.folder}#{branch}",
-        "text": text.component(language),
+        "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
         "prompt": trace.manifest.prompt_of(branch),
-        "lost": [{"span": list(word.span), "title": text.say(language, "lost")} for word in planes.lost],
+        "lost": [{"span": list(word.span), "title": text.say(language, "lost")} for word in maps.lost],
         "size": [int(n) for n in size],
         "preview": list(previews.shape[1:3]) if previews is not None else None,
-        "units": [_unit(unit, n, language) for n, unit in enumerate(planes.units)],
-        "first": (telling * 2)[:2],
-        "steps": list(planes.steps),
+        "units": [_unit(unit, n, language) for n, unit in enumerate(maps.units)],
+        "first": (ordered * 2)[:2],
+        "steps": list(maps.steps),
         "total": trace.manifest.steps.count,
-        "averaged": len(planes.steps) or len(trace.steps),
-        "times": [None if math.isnan(times[step]) else times[step] for step in planes.steps],
-        "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in planes.layers],
+        "averaged": len(maps.steps) or len(trace.steps),
+        "times": [None if math.isnan(times[step]) else times[step] for step in maps.steps],
+        "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in maps.layers],
     }
     return pack(header, arrays)
 
 
-def _telling(units, maps: np.ndarray) -> list[int]:
-    """The words [unit, y, x], first the one whose map stands out most: that is looked at first, not 的 or 是."""
+def _by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
+    """The indices of the words in maps [unit, y, x], the largest contrast first: not 的 or 是."""
     words = [i for i, unit in enumerate(units) if unit.kind == "word"] or [0]
     return sorted(words, key=lambda i: -_contrast(maps[i]))
 
@@ -91,8 +94,8 @@ def _contrast(maps: np.ndarray) -> float:
     return float(maps.max() - maps.mean())
 
 
-def pair(traces, common, branch: str, language: str) -> bytes:
-    """The block for `component.pair_map`: two traces on the axes of `pairs.pair`."""
+def pair_block(traces: tuple[Trace, Trace], common: Pair, branch: str, language: str) -> bytes:
+    """The block for `component.pair_map`: two traces on the axes of `align_traces`."""
     arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
     about = differences(*traces, language)
     for side, trace in enumerate(traces):
@@ -114,7 +117,7 @@ def pair(traces, common, branch: str, language: str) -> bytes:
     spans = {unit.span for unit in common.units}
     header = {
         "id": "#".join([*(str(trace.folder) for trace in traces), branch]),
-        "text": text.component(language),
+        "text": text.component_messages(language),
         "prompt": traces[0].manifest.prompt_of(branch),
         "lost": [
             {"span": list(word.span), "title": text.say(language, "lost_pair")}
@@ -123,14 +126,14 @@ def pair(traces, common, branch: str, language: str) -> bytes:
         ],
         "sides": sides,
         "units": [_unit(unit, n, language) for n, unit in enumerate(common.units)],
-        "first": _telling(common.units, common.layers[0].maps[0, 0])[0],
+        "first": _by_contrast(common.units, common.layers[0].maps[0, 0])[0],
         "steps": [list(steps) for steps in common.steps],
         "layers": [_layer(layer, language, None) for layer in common.layers],
     }
     return pack(header, arrays)
 
 
-def _unit(unit, number: int, language: str) -> dict:
+def _unit(unit: Unit, number: int, language: str) -> dict:
     word = unit.kind == "word"
     name = unit.label or text.say(language, f"kind_{unit.kind}")
     return {
@@ -144,7 +147,7 @@ def _unit(unit, number: int, language: str) -> dict:
     }
 
 
-def _layer(layer, language: str, rule: str | None) -> dict:
+def _layer(layer: Layer, language: str, rule: str | None) -> dict:
     rows, columns = layer.grid
     cells = text.say(language, "grid", y=rows, x=columns)
     label, title = {
@@ -163,9 +166,9 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _previews(trace, steps) -> np.ndarray | None:
-    """uint8 [step, y, x, 3], at most 128 pixels a side; None when the trace has none."""
-    frames = [trace.preview(step) for step in steps]  # in [] where only the sum of the steps was kept
+def _previews(trace: Trace, steps: Iterable[int]) -> np.ndarray | None:
+    """uint8 [step, y, x, 3], at most 128 pixels a side; None if the trace has none."""
+    frames = [trace.preview(step) for step in steps]  # empty if only the sum of the steps was kept
     if not frames or any(frame is None for frame in frames):
         return None
     frames = np.stack([np.asarray(frame) for frame in frames])
@@ -173,8 +176,8 @@ def _previews(trace, steps) -> np.ndarray | None:
     return frames[:, ::stride, ::stride]
 
 
-def encoder(trace, matrices: Matrices, branch: str, language: str) -> bytes:
-    """The block for `component.text_map`: tokens, words and, where the trace has it, the encoder's attention."""
+def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) -> bytes:
+    """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention."""
     tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}
     for i, (number, heads) in enumerate(matrices.layers.items()):
@@ -191,7 +194,7 @@ def encoder(trace, matrices: Matrices, branch: str, language: str) -> bytes:
         rows[1:] = [{**row, "before": False} for row in rows[1:]]
     header = {
         "id": f"{trace.folder}#{branch}#text",
-        "text": text.component(language),
+        "text": text.component_messages(language),
         "prompt": trace.manifest.prompt_of(branch),
         "tokens": rows,
         "words": [{"text": word.text, "span": [word.start, word.end]} for word in trace.words(branch)],

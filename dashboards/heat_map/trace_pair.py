@@ -1,36 +1,36 @@
-"""Two traces on common axes: the words, layers and steps that both have, so that their maps can be subtracted."""
+"""Two traces on common axes: their common words, layers and steps, so that maps can be subtracted."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.dashboards.heat_map.planes import Layer, Planes, Unit
+from toushi.dashboards.heat_map.word_maps import Layer, Unit, WordMaps
 from toushi.probe.analysis.maps import finest_grid, resample
 from toushi.probe.base.errors import ToushiError
 
 
 class NothingInCommon(ToushiError):
-    """Both traces are in order, but there is nothing to compare."""
+    """The two traces have no common word or layer."""
 
 
 @dataclass(frozen=True)
 class Pair:
     units: tuple[Unit, ...]  # in the reading order of the first
-    steps: tuple[tuple[int, int], ...]  # which step of each lies in a slot: the same one, else equally far on
+    steps: tuple[tuple[int, int], ...]  # the step of each trace: the same one, or equally far in the run
     layers: tuple[Layer, ...]  # maps float16 [2, 1 + step, unit, y, x], shares float32 [2, 1 + step, unit]
 
 
-def pair(first: Planes, second: Planes) -> Pair:
-    """Means over heads; of unequal grids the coarser is brought to the finer."""
+def align_traces(first: WordMaps, second: WordMaps) -> Pair:
+    """The means over heads. If the grids differ, the coarser map is resampled to the finer grid."""
     theirs = {_key(unit): i for i, unit in enumerate(second.units)}
     units = [(i, theirs[_key(unit)]) for i, unit in enumerate(first.units) if _key(unit) in theirs]
     if not any(first.units[i].kind in ("word", "token") for i, _ in units):
-        raise NothingInCommon("The two prompts have no word in common, so there is nothing to compare.")
+        raise NothingInCommon("The two prompts have no common word, so they cannot be compared.")
     slots = _slots(first.steps, second.steps)
     others = {layer.name: layer for layer in second.layers}
     layers = tuple(_together(layer, others[layer.name], units, slots) for layer in first.layers if layer.name in others)
     if not layers:
-        raise NothingInCommon("The two traces have no layer in common, so there is nothing to compare.")
+        raise NothingInCommon("The two traces have no common layer, so they cannot be compared.")
     steps = tuple((first.steps[i - 1], second.steps[j - 1]) for i, j in slots[1:])
     return Pair(tuple(first.units[i] for i, _ in units), steps, layers)
 
@@ -40,7 +40,7 @@ def _key(unit: Unit) -> tuple:
 
 
 def _slots(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(slot of the first, slot of the second); (0, 0), the means, comes first."""
+    """(index in the first, index in the second). (0, 0), the means, comes first."""
     if not first or not second:
         return [(0, 0)]
     count = max(len(first), len(second))

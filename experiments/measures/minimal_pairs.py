@@ -1,8 +1,8 @@
-"""Sentences in which one word has one of two senses: of the scene world, and of ordinary Chinese.
+"""Sentences in which one word has one of two senses: from the scene world, and ordinary Chinese.
 
-Both are tables with a row for each sentence: word, sense, place, sentence, start, pair. `place` says on which side of
-the word stands what decides the sense; the other side is the same, character for character, in the two sentences of a
-pair. So the shared side can tell nothing, and a causal encoder has read the same text up to an `after` word.
+Both are tables with a row for each sentence: word, sense, place, sentence, start, pair. `place` is the side of the word
+whose text decides the sense. The other side is the same, character for character, in the two sentences of a pair. So the
+shared side tells nothing, and a causal encoder has read the same text up to an `after` word.
 """
 
 import pandas as pd
@@ -19,17 +19,17 @@ AFTER = ("{A}在左边，", "右边是{A}，", "画的是{A}，")
 def sentences(data: str) -> pd.DataFrame:
     """`scenes`: 12 words whose two senses are two pictures; `polysemy`: 32 words of `data/polysemy.tsv`."""
     if data == "scenes":
-        return _of_scenes()
+        return _scene_sentences()
     table = read_polysemy()
     number = table.groupby(["word", "sense", "place"]).cumcount()
     return table.assign(pair=table.place + number.astype(str))
 
 
-def checked(table: pd.DataFrame) -> pd.DataFrame:
-    """The table, if each word is where it is said to be and has at least two sentences of each of two senses."""
-    for row in table.itertuples():
-        if row.sentence[row.start : row.start + len(row.word)] != row.word:
-            raise ToushiError(f"{row.word!r} is not at character {row.start} of {row.sentence!r:.60}")
+def check_sentences(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, if each word is at its `start` and has at least two sentences for each of two senses."""
+    for word, sentence, start in zip(table.word, table.sentence, table.start):
+        if sentence[start : start + len(word)] != word:
+            raise ToushiError(f"{word!r} is not at character {start} of {sentence!r:.60}")
     for word, part in table.groupby("word", sort=False):
         counts = part.groupby("sense").pair.nunique()
         if len(counts) < 2:
@@ -43,7 +43,7 @@ def checked(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _of_scenes() -> pd.DataFrame:
+def _scene_sentences() -> pd.DataFrame:
     words: dict[str, list[Sense]] = {}
     for sense in SENSES.values():
         if sense.language == "zh":

@@ -1,8 +1,8 @@
-"""Pictures that one of our models draws for prompts of the scene world, and what the recogniser says of them.
+"""Pictures that one of our models draws for prompts of the scene world, judged by the recogniser.
 
-Two sets of prompts, all Chinese. *Scenes*: captions of drawn scenes; a thing counts only where the prompt asks for it:
-a colour that is said, a place that is not plain, a position that is not the middle. *Senses*: the minimal pairs of
-`experiments/measures/minimal_pairs.py`, one word with two meanings in a context that stands before it or after it.
+Two sets of prompts, all Chinese. *Scenes*: captions of drawn scenes. A thing counts only where the prompt asks for it: a
+named colour, a place that is not plain, a position that is not the middle. *Senses*: the minimal pairs of
+`experiments/measures/minimal_pairs.py`, one word with two meanings in a context before it or after it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,32 +12,34 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
-import torch
 
-from toushi.experiments.measures.minimal_pairs import checked, sentences
+from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
+from toushi.experiments.measures.statistics import groups
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Verdict, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load
 
 BATCH = 25
 
 
 @lru_cache(maxsize=2)
-def opened(model: str) -> MiniUNet:
-    """On the CPU, where every job of a run comes to the same bits, with the threads that the run has."""
-    return load(model, "cpu", threads=torch.get_num_threads())
+def load_cpu_model(model: str) -> MiniUNet:
+    """The model on the CPU, where every job of a study gets the same bits, with the threads of the job's process."""
+    return load_own_model(model, "cpu")
 
 
-def drawn(model: MiniUNet, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Iterator:
+def draw_pictures(
+    model: MiniUNet, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float
+) -> Iterator:
     for start in range(0, len(prompts), BATCH):
         some = slice(start, start + BATCH)
         yield from model.sample(prompts[some], seed=list(seeds[some]), steps=steps, guidance=guidance)
 
 
-def all_asked(split: str, count: int) -> list[int]:
-    """The first scenes that ask a colour and a position of each of their objects: so that the three are of the same."""
+def fully_described_scenes(split: str, count: int) -> list[int]:
+    """The first scenes that ask for a colour and a position of each object, so that all measures are of the same objects."""
 
     def asks(scene: Scene) -> bool:
         coloured = all(thing.colour is not None for thing in scene.objects)
@@ -46,21 +48,21 @@ def all_asked(split: str, count: int) -> list[int]:
     return list(islice((number for number in naturals() if asks(draw_scene(number, split))), count))
 
 
-def of_scenes(
+def score_scenes(
     model: MiniUNet, split: str, numbers: Sequence[int], steps: int, guidance: float, seed: int
 ) -> Iterator[dict]:
-    """Of each scene of the split and each thing that its caption asks for: how many are right."""
+    """How many are right, for each scene of the split and each thing that its caption asks for."""
     scenes = [draw_scene(number, split) for number in numbers]
     prompts = [describe(scene, "zh", number).text for number, scene in zip(numbers, scenes)]
-    pictures = drawn(model, prompts, [seed + number for number in numbers], steps, guidance)
+    pictures = draw_pictures(model, prompts, [seed + number for number in numbers], steps, guidance)
     for number, scene, picture in zip(numbers, scenes, pictures):
-        for thing, answers in asked(scene, judge(scene, np.asarray(picture), "zh")).items():
+        for thing, answers in list_answers(scene, judge(scene, np.asarray(picture), "zh")).items():
             if answers:
                 yield dict(item=f"scene {number}", thing=thing, right=sum(answers), cases=len(answers))
 
 
-def asked(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
-    """Of what the scene's caption has to say, whether it is right; `drawn`: of the objects that are there alone."""
+def list_answers(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
+    """Whether each thing that the scene's caption asks for is right; `drawn`: only for objects that are there."""
     there, stands = verdict.objects, scene.layout != "middle"
     return {
         "object": list(there),
@@ -73,41 +75,44 @@ def asked(scene: Scene, verdict: Verdict) -> dict[str, list[bool]]:
 
 
 def conditional(thing: str) -> bool:
-    """Whether it is counted only where a picture shows the object at all, which at first may be in few."""
+    """Whether the thing is counted only where a picture shows the object, which may be few pictures."""
     return thing.startswith("choice, ") or thing.endswith(", drawn")
 
 
 def sense_prompts(contexts: int, words: int | None) -> pd.DataFrame:
-    """Of each word (or so many), sense and place of the context so many contexts, one frame each."""
-    table = pairs_of(words)
+    """The first contexts of each word (or of the first so many), sense and place, in one frame each."""
+    table = sense_pairs(words)
     frame = table.groupby(["word", "sense", "place", "pair"]).cumcount()
     number = table.pair.str.removeprefix("before").str.removeprefix("after").astype(int)
-    return table[(number < contexts) & (frame == number % 3)].reset_index(drop=True)
+    return table.loc[(number < contexts) & (frame == number % 3)].reset_index(drop=True)
 
 
-def pairs_of(words: int | None) -> pd.DataFrame:
-    """The minimal pairs of all words of the scene world, or of the first so many."""
-    table = checked(sentences("scenes"))
-    return table[table.word.isin(table.word.unique()[:words])].reset_index(drop=True)
+def sense_pairs(words: int | None) -> pd.DataFrame:
+    """The minimal pairs of all words of the scene world, or of the first `words`."""
+    table = check_sentences(sentences("scenes"))
+    return table.loc[table.word.isin(table.word.unique()[:words])].reset_index(drop=True)
 
 
-def of_senses(
+def score_senses(
     model: MiniUNet, contexts: int, words: int | None, steps: int, guidance: float, seed: int
 ) -> Iterator[dict]:
-    """Of each word and place of its context: pictures with the right sense and nothing of the other; and of those
-    with one of the two senses (`choice`) the right ones."""
+    """For each word and place of its context: how many pictures have the right sense and nothing of the other; and
+    (`choice`) how many are right of those with one of the two senses."""
     table = sense_prompts(contexts, words)
     kinds = table.groupby("word").sense.unique()
     # The two sentences of a pair begin with the same noise: nothing but the words tells which sense to draw.
     seeds = [seed + list(dict.fromkeys(table.pair)).index(pair) for pair in table.pair]
     rows = []
-    for row, picture in zip(table.itertuples(), drawn(model, list(table.sentence), seeds, steps, guidance)):
-        seen = {found.kind for found in recognise(np.asarray(picture)).objects} & set(kinds[row.word])
-        right = seen == {row.sense}
-        rows.append(dict(item=row.word, thing=f"sense, {row.place}", right=right, cases=1))
-        rows.append(dict(item=row.word, thing=f"choice, {row.place}", right=right, cases=int(len(seen) == 1)))
-    yield from pd.DataFrame(rows).groupby(["item", "thing"], sort=False).sum().reset_index().to_dict("records")
+    pictures = draw_pictures(model, list(table.sentence), seeds, steps, guidance)
+    for word, sense, place, picture in zip(table.word, table.sense, table.place, pictures):
+        seen = {detection.kind for detection in recognise(np.asarray(picture)).objects} & set(kinds[word])
+        right = seen == {sense}
+        rows.append(dict(item=word, thing=f"sense, {place}", right=right, cases=1))
+        rows.append(dict(item=word, thing=f"choice, {place}", right=right, cases=int(len(seen) == 1)))
+    for (word, thing), cases in groups(pd.DataFrame(rows), ["item", "thing"]):
+        yield dict(item=word, thing=thing, right=cases.right.sum(), cases=cases.cases.sum())
 
 
-def as_table(rows: Iterable[dict], **about) -> pd.DataFrame:
-    return pd.DataFrame([about | row for row in rows])
+def to_table(rows: Iterable[dict], **columns: object) -> pd.DataFrame:
+    """The rows, each with the same further columns before its own."""
+    return pd.DataFrame([columns | row for row in rows])

@@ -1,22 +1,22 @@
-"""Do heat maps lie on what their words describe? The pointing game, where the true masks are known.
+"""Do heat maps lie on the objects of their words? The pointing game, with known masks.
 
     python -m toushi.experiments.measures.pointing
 
-Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and looked at once by the
-denoiser. *Drawn*: pictures that the model drew itself, whose masks are those of the sprites that the recogniser
-finds there; an object that it does not find has no mask and cannot be scored, so the share that was found stands
-beside each rate: they are the objects drawn best.
+Two kinds of pictures. *Noised*: real scenes with exact masks, noised to several times and evaluated once by the denoiser.
+*Drawn*: pictures that the model drew, whose masks are those of the sprites that the recogniser finds. An object that it
+does not find has no mask and is not scored, so the share of found objects is reported beside each rate: these are the
+objects that were drawn best.
 
-A word hits when its map has its peak inside the mask of its object. Each layer is scored, and the plain mean over
-layers, all of it from recorded traces. `other` is the control: how often the map of another word (the other object,
-or, in a scene of one object, <eos>) has its peak in that same mask. A map that finds whatever object there is scores
-as high there. `chance` is the mask's share of the picture. Intervals resample scenes. The best layer is chosen on
-even scenes and scored on odd ones, since the best of several scores is luck in part.
+A word hits if the peak of its map lies inside the mask of its object. Each layer is scored, and the plain mean over layers,
+from recorded traces. `other` is the control: how often the map of another word (the other object, or, in a scene of one
+object, <eos>) has its peak in that mask. A map that points at any object scores as high there. `chance` is the mask's share
+of the picture. Intervals resample scenes. The best layer is chosen on even scenes and scored on odd ones, because the best
+of several scores is partly luck.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,14 +26,15 @@ import pandas as pd
 import torch
 import tyro
 from tqdm import tqdm
+from xarray import DataArray
 
-from toushi.experiments.measures.statistics import share
+from toushi.experiments.measures.statistics import groups, share
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.example import Example, example
-from toushi.experiments.scene_world.recogniser import found_masks
+from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection
 from toushi.probe.trace.picture_trace import Trace
@@ -41,20 +42,20 @@ from toushi.probe.trace.picture_trace import Trace
 SITES = "unet.*cross_attention"
 
 
-def batched(items, size: int) -> Iterator[list]:
-    items = iter(items)
-    while some := list(islice(items, size)):
+def batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
         yield some
 
 
 @dataclass(frozen=True)
 class Config:
-    """How many scenes, noised to which times, and how pictures are drawn."""
+    """Number of scenes, their times, and the sampling of pictures."""
 
     model: str = "mini-unet"
     split: str = "held_out"
-    noised: int = 200
-    drawn: int = 200
+    noised_scenes: int = 200
+    drawn_pictures: int = 200
     times: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
     steps: int = 20
     seed: int = 0
@@ -62,14 +63,15 @@ class Config:
     out: Path = Path("runs/pointing")
 
 
-def scored(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
-    """One row for each object and layer, by the first word that names it: whether the peak hits, whether another
-    word's does, AUC and chance. Objects without a mask give one row that says so."""
-    named = {part.object: (part.start, part.end) for part in reversed(example.caption.parts) if part.role == "object"}
+def score_words(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> Iterator[dict]:
+    """A row for each object and layer, by the first word that names it: whether its peak hits, whether that of another
+    word does, AUC and chance. An object without a mask gives one row with `found` False."""
+    parts = [part for part in reversed(example.caption.parts) if part.role == "object"]
+    named = {part.object: (part.start, part.end) for part in parts if part.object is not None}
     maps = {item: layer_maps(trace, span) for item, span in named.items()}
     last = trace.tokens()[-1].column
     for item, span in named.items():
-        about = dict(word=example.caption.text[slice(*span)], objects=len(example.scene.objects))
+        about = dict(word=example.caption.text[span[0] : span[1]], objects=len(example.scene.objects))
         mask = masks[item]
         if mask is None or not mask.any():
             yield about | dict(found=False)
@@ -82,18 +84,18 @@ def scored(trace: Trace, example: Example, masks: list[np.ndarray | None]) -> It
 
 
 def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = None) -> dict[str, np.ndarray]:
-    """Mean over steps [y, x] of each layer, and of all layers alike, for a word or for the token of a column."""
+    """The mean over steps [y, x] of each layer, and the plain mean of all layers, for a word or for a token's column."""
 
-    def one(maps):
+    def mean_of_steps(maps: DataArray) -> np.ndarray:
         return (maps if column is None else maps.sel(token=column)).mean("step").values
 
-    maps = {site: one(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
+    maps = {site: mean_of_steps(m) for site, m in trace.attention(word, sites=SITES, grid="native").items()}
     return maps | {"plain mean": mean_of_sites(list(maps.values()))}
 
 
-def noised(model: MiniUNet, config: Config) -> Iterator[dict]:
+def score_noised_scenes(model: MiniUNet, config: Config) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(config.seed)
-    seeds = range(config.noised)
+    seeds = range(config.noised_scenes)
     for some in batched(tqdm(seeds, desc="noised scenes"), config.batch):
         examples = [example(seed, config.split) for seed in some]
         pictures = torch.from_numpy(np.stack([e.picture for e in examples])).permute(0, 3, 1, 2)
@@ -104,31 +106,33 @@ def noised(model: MiniUNet, config: Config) -> Iterator[dict]:
                 with record(model, Path(folder) / "runs", keep="mean", sites=SITES):
                     model.denoise((1 - time) * latents + time * noise, time, [e.caption.text for e in examples])
                 for seed, e, trace in zip(some, examples, open_collection(Path(folder) / "runs")):
-                    for row in scored(trace, e, list(e.masks)):
+                    for row in score_words(trace, e, list(e.masks)):
                         yield dict(kind="noised", scene=seed, time=time) | row
 
 
-def drawn(model: MiniUNet, config: Config) -> Iterator[dict]:
+def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
     # Other scenes than the noised ones.
-    for some in batched(tqdm(range(10_000, 10_000 + config.drawn), desc="drawn pictures"), config.batch):
+    for some in batched(tqdm(range(10_000, 10_000 + config.drawn_pictures), desc="drawn pictures"), config.batch):
         examples = [example(seed, config.split) for seed in some]
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
                 pictures = model.sample(
-                    [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
+                    [e.caption.text for e in examples],
+                    steps=config.steps,
+                    seed=[config.seed + seed for seed in some],
                 )
             for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
-                masks = found_masks(e.scene, np.asarray(picture))
-                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in scored(trace, e, masks))
+                masks = detected_masks(e.scene, np.asarray(picture))
+                yield from (dict(kind="drawn", scene=seed, time=None) | row for row in score_words(trace, e, masks))
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and how many objects
-    could be scored."""
+    """Hit rate with its interval, the control, AUC and chance for each kind, time and layer; and the share of
+    objects that could be scored."""
     rows = []
-    for (kind, time), part in table.groupby(["kind", "time"], dropna=False, sort=False):
-        found = part[part.found].drop_duplicates(["scene", "word"]).shape[0]
-        for layer, some in part[part.found].groupby("layer", sort=False):
+    for (kind, time), part in groups(table, ["kind", "time"]):
+        found = len(part.loc[part.found].drop_duplicates(["scene", "word"]))
+        for layer, some in part.loc[part.found].groupby("layer", sort=False):
             hit, low, high = share(some.hit, some.scene)
             means = dict(other=some.other.mean(), auc=some.auc.mean(), chance=some.chance.mean())
             counts = dict(words=len(some), found=found / (found + int((~part.found).sum())))
@@ -139,10 +143,10 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
 def best_layers(table: pd.DataFrame) -> pd.DataFrame:
     """For each kind: the layer with the most hits on even scenes (over all times), and its rate on odd ones."""
     rows = []
-    for kind, part in table[table.found & (table.layer != "plain mean")].groupby("kind"):
-        choosing, judging = part[part.scene % 2 == 0], part[part.scene % 2 == 1]
+    for kind, part in table.loc[table.found & (table.layer != "plain mean")].groupby("kind"):
+        choosing, judging = part.loc[part.scene % 2 == 0], part.loc[part.scene % 2 == 1]
         layer = choosing.groupby("layer").hit.mean().idxmax()
-        judged = judging[judging.layer == layer]
+        judged = judging.loc[judging.layer == layer]
         hit, low, high = share(judged.hit, judged.scene)
         other = judged.other.mean()
         rows.append(dict(kind=kind, best_layer=layer, hit=hit, low=low, high=high, other=other, words=len(judged)))
@@ -150,8 +154,8 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(config: Config) -> None:
-    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
-    table = pd.DataFrame([*noised(model, config), *drawn(model, config)])
+    model = load_own_model(config.model)
+    table = pd.DataFrame([*score_noised_scenes(model, config), *score_drawn_pictures(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)
     rates(table).to_csv(config.out / "rates.csv", index=False)

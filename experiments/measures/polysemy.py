@@ -1,6 +1,6 @@
-"""Chinese words with several senses in sentences of our own, and Chinese-English sentences aligned by phrase.
+"""Chinese words with several senses in our own sentences, and Chinese-English sentences aligned by phrase.
 
-What the columns mean, how the sentences were made and what they cannot show: `data/polysemy.md`.
+`data/polysemy.md` describes the columns, how the sentences were made, and what they cannot show.
 """
 
 import csv

@@ -1,13 +1,13 @@
-"""Places in captions of the scene world, and what is to be read off there: the data of `layer_semantics`.
+"""Places in captions of the scene world, and what is read there: the data of `layer_semantics`.
 
 Three levels. *Words*: which object is this word? The names are Chinese and English, usual and less usual (猫 猫咪 cat,
-伞 雨伞 umbrella), and the answer is the object, not the spelling. *Phrases*: of two coloured objects, which colour
-belongs to this noun, which noun to this colour? Either can be known only from the other word. *Prompts*: the place, the
-layout, the style of the whole scene and the number of its objects, asked at one of its nouns, and at the last token.
-Labels are about equally frequent by construction. Captions are the world's own, so there are many templates.
+伞 雨伞 umbrella), and the label is the object, not the spelling. *Phrases*: of two coloured objects, which colour belongs
+to this noun, and which noun to this colour? Only the other word tells. *Prompts*: place, layout, style and number of
+objects of the whole scene, read at one of its nouns, and at the last token. Labels are about equally frequent by
+construction. Captions are those of the scene world, so there are many templates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ NAMED = ("cat", "cow", "koala", "whale", "rooster", "flower", "umbrella", "sungl
 NOUNS = ("cat", "fish", "bird", "hat", "book", "balloon", "chair", "teapot")
 COLOURED = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SIDES = ("left", "right", "top", "bottom")
-HANGING = -1  # the start of a unit that is the last token, wherever the text ends
+LAST_TOKEN = -1  # the start of a unit that is the last token, wherever the text ends
 
 
 def units(pool: str, count: int, seed: int) -> pd.DataFrame:
@@ -41,9 +41,9 @@ def _words(count: int, random: np.random.Generator) -> Iterator[tuple]:
         def scene(kind: str = kind, others: list[str] = others) -> Scene:
             things = [kind, *random.choice(others, size=random.integers(2), replace=False).tolist()]
             random.shuffle(things)
-            return _scene(things, random, place=_one(random, PLACES[:9]))
+            return _scene(things, random, place=_choose(random, PLACES[:9]))
 
-        caption, part = _described(scene, language, random, lambda _, text, name=name: text == name)
+        caption, part = _describe_until(scene, language, random, lambda _, text, name=name: text == name)
         yield ("object", "words", "word", caption.text, part.start, part.end, kind, name, caption.template)
 
 
@@ -53,9 +53,9 @@ def _phrases(count: int, random: np.random.Generator) -> Iterator[tuple]:
         shades = random.permutation(COLOURED)[:2].tolist()  # whatever the nouns are
 
         def scene(kinds: list[str] = kinds, shades: list[str] = shades) -> Scene:
-            return _scene(kinds, random, colours=shades, layout=_one(random, ("row", "row", "column")))
+            return _scene(kinds, random, colours=shades, layout=_choose(random, ("row", "row", "column")))
 
-        caption, _ = _described(scene, "zh", random, lambda part, _: part.role == "object")
+        caption, _ = _describe_until(scene, "zh", random, lambda part, _: part.role == "object")
         for thing, (kind, colour) in enumerate(zip(kinds, shades)):
             phrase = f"{colour} {kind}"
             for role, task, label in (("object", "colour", colour), ("colour", "noun", kind)):
@@ -70,11 +70,11 @@ def _prompts(count: int, random: np.random.Generator) -> Iterator[tuple]:
         place, style, side = PLACES[1 + index % 9], STYLES[index // 9 % 4], SIDES[index // 36 % 4]
 
         def scene(place: str = place, style: str = style, side: str = side) -> Scene:
-            return _scene([_one(random, kinds)], random, place=place, style=style, layout=side)
+            return _scene([_choose(random, kinds)], random, place=place, style=style, layout=side)
 
-        caption, part = _described(scene, "zh", random, lambda part, _: part.role == "object")
+        caption, part = _describe_until(scene, "zh", random, lambda part, _: part.role == "object")
         for task, label in (("place", place), ("style", style), ("layout", side)):
-            for where, start, end in (("word", part.start, part.end), ("last token", HANGING, HANGING)):
+            for where, start, end in (("word", part.start, part.end), ("last token", LAST_TOKEN, LAST_TOKEN)):
                 yield (task, "prompts", where, caption.text, start, end, label, caption.text, caption.template)
 
 
@@ -83,10 +83,12 @@ def _numbers(count: int, random: np.random.Generator) -> Iterator[tuple]:
         number = 1 + index % 3
 
         def scene(number: int = number) -> Scene:
-            return _scene(random.choice(PLAIN, size=number, replace=False).tolist(), random, place=_one(random, PLACES))
+            return _scene(
+                random.choice(PLAIN, size=number, replace=False).tolist(), random, place=_choose(random, PLACES)
+            )
 
-        caption, part = _described(scene, "zh", random, lambda part, _: part.role == "object")
-        for where, start, end in (("word", part.start, part.end), ("last token", HANGING, HANGING)):
+        caption, part = _describe_until(scene, "zh", random, lambda part, _: part.role == "object")
+        for where, start, end in (("word", part.start, part.end), ("last token", LAST_TOKEN, LAST_TOKEN)):
             label = ("one", "two", "three")[number - 1]
             yield ("number", "prompts", where, caption.text, start, end, label, caption.text, caption.template)
 
@@ -97,7 +99,7 @@ POOLS = {"words": _words, "phrases": _phrases, "prompts": _prompts, "numbers": _
 # --- inside ---------------------------------------------------------------------------------------------
 
 
-def _one(random: np.random.Generator, options):
+def _choose(random: np.random.Generator, options):
     return options[int(random.integers(len(options)))]
 
 
@@ -114,20 +116,20 @@ def _scene(
     style: str = "flat",
     layout: str | None = None,
 ) -> Scene:
-    """A scene to be described, not drawn: its objects lie nowhere."""
-    colours = colours or [None] * len(kinds)
-    things = tuple(Object(kind, None, colour, "medium", 0, 0, 0) for kind, colour in zip(kinds, colours))
+    """A scene for a description: its objects have no place."""
+    shades: Sequence[str | None] = colours or [None] * len(kinds)
+    things = tuple(Object(kind, None, colour, "medium", 0, 0, 0) for kind, colour in zip(kinds, shades))
     default = "middle" if len(kinds) == 1 else "row"
-    time = "day" if place == "space" else _one(random, ("day", "day", "dusk", "night"))
+    time = "day" if place == "space" else _choose(random, ("day", "day", "dusk", "night"))
     return Scene(things, place, time, style, layout or default)
 
 
-def _described(
+def _describe_until(
     scene: Callable[[], Scene], language: str, random: np.random.Generator, wanted: Callable[[Part, str], bool]
 ) -> tuple[Caption, Part]:
-    """A caption with a part that is wanted; where there are several parts, one of them at random."""
+    """A caption with a wanted part; if it has several, one of them at random."""
     while True:
         caption = describe(scene(), language, int(random.integers(2**31)))
         parts = [part for part in caption.parts if wanted(part, caption.text[part.start : part.end])]
         if parts:
-            return caption, _one(random, parts)
+            return caption, _choose(random, parts)

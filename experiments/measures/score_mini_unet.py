@@ -1,11 +1,11 @@
-"""Does the model draw what it is told? The recogniser looks at pictures of prompts that training never saw.
+"""Does the model draw what the prompt says? The recogniser judges pictures of prompts that training never saw.
 
     python -m toushi.experiments.measures.score_mini_unet                # 500 held-out prompts, 20 steps
-    python -m toushi.experiments.measures.score_mini_unet --split test   # training's own distribution, other seeds
+    python -m toushi.experiments.measures.score_mini_unet --split test   # the distribution of training, other seeds
 
-Rates with 95% intervals (bootstrap over scenes) go to the screen and, with every single verdict, to the folder
-`out`. `everything` is right when all that was asked of a picture is, and `nothing more` when it shows no object that
-nobody asked for. `usual` is the rate of always answering the commonest place, time and style.
+It prints rates with 95% intervals (bootstrap over scenes), and writes them with every verdict to the folder `out`.
+`everything` is right if all that the prompt asked for is right. `nothing more` is right if the picture has no other
+object. `usual` is the rate of always answering the commonest place, time and style.
 """
 
 import json
@@ -14,21 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from toushi.experiments.measures.statistics import share
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import Verdict, judge
-from toushi.probe.pipelines.load import load
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which prompts are drawn, and how."""
+    """The prompts, and how they are sampled."""
 
     model: str = "mini-unet"
     split: str = "held_out"
@@ -43,8 +42,8 @@ class Config:
 
 
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
-    """One row for each thing that a prompt asked for: scene, language, what, right; and the pictures."""
-    model = load(config.model, threads=torch.get_num_threads())  # its batches are large enough to gain from all
+    """A row for each thing that a prompt asked for (scene, language, what, right), and the pictures."""
+    model = load_own_model(config.model)
     rows, pictures = [], []
     starts = range(0, config.count, config.batch)
     for start in tqdm(starts, desc="pictures", unit="batch"):
@@ -64,7 +63,7 @@ def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
 
 
 def answers(seed: int, e: Example, verdict: Verdict) -> list[dict]:
-    """The verdict on one picture, an answer a row."""
+    """The verdict on one picture, a row for each answer."""
     asked = {
         "object": verdict.objects,
         "position": verdict.positions,
@@ -85,7 +84,7 @@ def answers(seed: int, e: Example, verdict: Verdict) -> list[dict]:
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Share right with its interval and the number of cases, for each thing asked, in all and by language."""
+    """The share that is right, its interval and the number of cases, for each thing, overall and by language."""
     rows = []
     for what, part in table.groupby("what", sort=False):
         for language, some in [("all", part), *part.groupby("language")]:

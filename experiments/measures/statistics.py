@@ -1,9 +1,9 @@
 """Shares and means with their intervals, where several answers come from one scene, word or sentence.
 
-Such answers are no independent trials, so what they come from (an *item*) is resampled as a whole.
+Such answers are no independent trials, so their source (an *item*) is resampled as a whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,13 @@ from scipy.stats import binomtest
 INTERVAL = (0.025, 0.975)
 
 
-def resampled(items: int, resamples: int, seed: int) -> np.ndarray:
-    """[resample, item]: which items are drawn."""
+def resample_items(items: int, resamples: int, seed: int) -> np.ndarray:
+    """[resample, item]: the drawn items."""
     return np.random.default_rng(seed).integers(items, size=(resamples, items))
 
 
 def bounds(draws: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The 95 % percentile interval of resamples along `axis`: [2, ...], NaN of none that is finite."""
+    """The 95% percentile interval of resamples along `axis`: [2, ...]; NaN if none is finite."""
     draws = np.asarray(draws, float)
     if not np.isfinite(draws).any():
         return np.full((2, *np.delete(draws.shape, axis)), np.nan)
@@ -26,11 +26,11 @@ def bounds(draws: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def interval(draws: np.ndarray, items: int) -> tuple[float, float]:
-    """The 95 % percentile interval of a share, and no surer than so many items can make anyone.
+    """The 95% percentile interval of a share, and never narrower than so many items allow.
 
-    Items that all agree agree in every resample too, which knows no doubt then; so the low end is at most that of
-    Wilson's interval for `items` right of `items`, and the high end at least that for none. One wrong answer more
-    never raises either.
+    Items that all agree do so in every resample, whose interval then has no width. So the low end is at most that of
+    Wilson's interval for `items` right of `items`, and the high end at least that for none. One more wrong answer never
+    raises either.
     """
     low, high = bounds(draws)
     if not items or np.isnan(low):
@@ -42,7 +42,7 @@ def interval(draws: np.ndarray, items: int) -> tuple[float, float]:
 def share(right: pd.Series, scene: pd.Series, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """The share of True and its interval, resampling scenes: (share, low, high) in 0..1."""
     by_scene = right.astype(float).groupby(scene.to_numpy()).agg(["sum", "count"]).to_numpy()
-    sums, counts = by_scene[resampled(len(by_scene), resamples, seed)].sum(axis=1).T
+    sums, counts = by_scene[resample_items(len(by_scene), resamples, seed)].sum(axis=1).T
     return right.astype(float).mean(), *interval(sums / counts, len(by_scene))
 
 
@@ -58,18 +58,25 @@ def shares(right: np.ndarray, cases: np.ndarray, picks: np.ndarray) -> tuple[np.
 def by_item(rows: pd.DataFrame, keys: Mapping[str, Sequence], items: Sequence[str]) -> dict[str, np.ndarray]:
     """right and cases as arrays [*keys, item] over the values of each key, 0 where an item has none."""
     index = pd.MultiIndex.from_product([*keys.values(), items])
-    table = rows.set_index([*keys, "item"])[["right", "cases"]].reindex(index, fill_value=0)
+    table = rows.set_index([*keys, "item"]).loc[:, ["right", "cases"]].reindex(index, fill_value=0)
     shape = [len(values) for values in keys.values()] + [len(items)]
     return {name: table[name].to_numpy(float).reshape(shape) for name in ("right", "cases")}
+
+
+def groups(table: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    """The values of the keys with their rows, in the order in which they first occur. A missing value is a value."""
+    for values, rows in table.groupby(keys, sort=False, dropna=False):
+        assert isinstance(values, tuple)  # it is, for a list of keys
+        yield values, rows
 
 
 def means(table: pd.DataFrame, keys: list[str], numbers: list[str], resamples: int, seed: int) -> pd.DataFrame:
     """Means over words of each combination of `keys`, the first number with an interval that resamples words (`low`,
     `high`), and how many `words` there are."""
     rows = []
-    for about, part in table.groupby(keys, sort=False):
-        by_word = part.groupby("word")[numbers].mean().to_numpy()
-        low, high = bounds(by_word[resampled(len(by_word), resamples, seed), 0].mean(1))
+    for values, part in groups(table, keys):
+        by_word = part.loc[:, ["word", *numbers]].groupby("word").mean().to_numpy()
+        low, high = bounds(by_word[resample_items(len(by_word), resamples, seed), 0].mean(1))
         numbered = dict(zip(numbers, by_word.mean(0)))
-        rows.append(dict(zip(keys, about)) | numbered | {"low": low, "high": high, "words": len(by_word)})
+        rows.append(dict(zip(keys, values)) | numbered | {"low": low, "high": high, "words": len(by_word)})
     return pd.DataFrame(rows).round(5)

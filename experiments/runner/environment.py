@@ -1,4 +1,4 @@
-"""What a run was made with: weights, code, packages, machine; and the hashes that tell one thing from another."""
+"""What a result was computed with: weights, code, packages, machine; and the hashes that identify them."""
 
 import ast
 import hashlib
@@ -10,62 +10,64 @@ from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+from toushi.experiments.runner.result_manifest import FileHash, Hardware
 from toushi.probe.base.errors import ToushiError
 
 
-def weights(paths: Iterable[Path]) -> dict[str, dict]:
-    """Size and hash of each file, by the end of its path."""
-    found = {}
+def hash_weights(paths: Iterable[Path]) -> dict[str, FileHash]:
+    """Size and hash of each file, by the last two parts of its path."""
+    hashes: dict[str, FileHash] = {}
     for path in map(Path, paths):
         if not path.is_file():
-            raise ToushiError(f"it needs the weights {path}, which are not there")
+            raise ToushiError(f"the study needs the weights {path}, but there is no such file")
         name = "/".join(path.absolute().parts[-2:])  # not where a link of the hub's cache leads
-        name = path.as_posix() if name in found else name
-        found[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-    return found
+        name = path.as_posix() if name in hashes else name
+        hashes[name] = FileHash(bytes=path.stat().st_size, sha256=hash_file(path))
+    return hashes
 
 
-def sources(module: ModuleType) -> dict[str, Path]:
-    """The code that an experiment is made of, module by module: its own, and what it and these import of this project
-    and of its own package, at the top or within a function."""
+def source_files(module: ModuleType) -> dict[str, Path]:
+    """The code of a study, module by module: its own, and what it and these import of this project and of its own
+    package, at the top or within a function."""
     file = Path(str(module.__file__))
     own = file.parents[module.__name__.count(".") + (file.name == "__init__.py")]
-    homes = {"toushi": Path(str(util.find_spec("toushi").origin)).parents[1]}
-    homes.setdefault(module.__name__.partition(".")[0], own)
-    found: dict[str, Path] = {}
+    package_spec = util.find_spec("toushi")
+    assert package_spec is not None, "this module is part of the package toushi"
+    roots = {"toushi": Path(str(package_spec.origin)).parents[1]}
+    roots.setdefault(module.__name__.partition(".")[0], own)
+    sources: dict[str, Path] = {}
     waiting = [module.__name__]
     while waiting:
         name = waiting.pop()
-        home = homes.get(name.partition(".")[0])
-        if home is None or name in found:
+        root = roots.get(name.partition(".")[0])
+        if root is None or name in sources:
             continue
-        base = home.joinpath(*name.split("."))
-        files = [one for one in (base / "__init__.py", base.with_name(f"{base.name}.py")) if one.is_file()]
+        base = root.joinpath(*name.split("."))
+        files = [path for path in (base / "__init__.py", base.with_name(f"{base.name}.py")) if path.is_file()]
         if not files:  # no module, but a name within one
             continue
-        file = found[name] = files[0]
-        above = name.rpartition(".")[0]
-        package = name if file.name == "__init__.py" else above
-        waiting.append(above)
+        file = sources[name] = files[0]
+        parent = name.rpartition(".")[0]
+        package = name if file.name == "__init__.py" else parent
+        waiting.append(parent)
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Import):
-                waiting += [one.name for one in node.names]
+                waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                whence = util.resolve_name("." * node.level + (node.module or ""), package)
-                waiting += [whence, *(f"{whence}.{one.name}" for one in node.names)]
-    return found
+                origin = util.resolve_name("." * node.level + (node.module or ""), package)
+                waiting += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return sources
 
 
-def code_hash(module: ModuleType) -> str:
-    return digest({name: file_hash(file) for name, file in sources(module).items()})
+def hash_code(module: ModuleType) -> str:
+    return hash_json({name: hash_file(file) for name, file in source_files(module).items()})
 
 
-def versions() -> dict[str, str]:
-    from toushi.probe.recording.provenance import versions as of_models
+def package_versions() -> dict[str, str]:
+    from toushi.probe.recording.provenance import versions
 
-    found = dict(of_models())
+    found = dict(versions())
     for package in ("pandas", "scipy", "scikit-learn"):
         try:
             found[package] = metadata.version(package)
@@ -74,7 +76,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, Any]:
+def read_hardware() -> Hardware:
     import torch
 
     processor = platform.processor() or platform.machine()
@@ -83,24 +85,23 @@ def hardware() -> dict[str, Any]:
         processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "gpus": gpus,
-    }
+    return Hardware(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor,
+        cores=os.cpu_count(),
+        gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    )
 
 
-def digest(value: Any) -> str:
+def hash_json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def now() -> str:
+def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
 """Where calls are computed: an interface of three methods, and a pool of local processes behind it.
 
-Another engine (a cluster's) has to do what `Executor` says and nothing else: an experiment never sees it. What a call
-gives may depend on its function and arguments alone, so it is the same whoever computes it, and in whatever order.
+Another engine, such as a cluster's, implements `Executor`. A study never sees it. The value of a call may depend on its
+function and arguments alone, so it is the same wherever and in whatever order calls are computed.
 """
 
 import contextlib
@@ -19,27 +19,28 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 
 @dataclass(frozen=True)
 class Call:
-    """`function(**arguments)`, under a name that is its own; the function stands at the top of its module."""
+    """`function(**arguments)` under a unique name. The function stands at the top of its module."""
 
     name: str
-    function: Callable[..., Any]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[..., object]
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call: its value, or the error in one line and where it came from."""
+    """The value of a call, or its error in one line."""
 
     name: str
-    value: Any = None
+    value: object = None
     error: str | None = None
-    trace: str = ""
-    said: str = ""  # what it printed
+    traceback: str = ""
+    output: str = ""  # what it printed
     seconds: float = 0.0
 
 
@@ -49,9 +50,9 @@ class Executor(Protocol):
         ...
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What became of the calls, as they end, in any order; stops when nothing that was submitted is left.
+        """The outcome of each submitted call, as they end, in any order.
 
-        A call that fails, or takes its process with it, is an outcome too.
+        A call that fails, or ends its process, has an outcome, too.
         """
         ...
 
@@ -61,17 +62,17 @@ class Executor(Protocol):
 
 
 class LocalPool:
-    """Processes on this machine, each with so many threads and a call at a time.
+    """Processes on this machine, each with `threads` threads and one call at a time.
 
-    They are fresh interpreters whose hash seed is 0, and each call begins with random generators seeded from its name,
-    so that a call that forgot to seed one, or walks over a set, still gives the same again.
+    They are fresh interpreters with hash seed 0. Each call begins with random generators that are seeded from its name.
+    So a call that seeds none, or iterates over a set, still repeats its value.
     """
 
     def __init__(self, processes: int = 1, threads: int = 1):
         self.processes, self.threads = processes, threads
         self._waiting: deque[Call] = deque()
-        self._busy: dict[connection.Connection, tuple[Any, Call]] = {}
-        self._idle: list[tuple[connection.Connection, Any]] = []
+        self._busy: dict[connection.Connection, tuple[BaseProcess, Call]] = {}
+        self._idle: list[tuple[connection.Connection, BaseProcess]] = []
 
     def submit(self, call: Call) -> None:
         self._waiting.append(call)
@@ -80,8 +81,9 @@ class LocalPool:
         while self._waiting or self._busy:
             while self._waiting and len(self._busy) < self.processes:
                 self._begin(self._waiting.popleft())
-            for pipe in connection.wait(list(self._busy)):
-                yield self._ended(pipe)
+            ready = connection.wait(list(self._busy))
+            for pipe in [pipe for pipe in self._busy if pipe in ready]:
+                yield self._receive(pipe)
 
     def close(self) -> None:
         processes = [process for process, _ in self._busy.values()] + [process for _, process in self._idle]
@@ -98,36 +100,37 @@ class LocalPool:
             held.clear()
 
     def _begin(self, call: Call) -> None:
-        pipe, process = self._idle.pop() if self._idle else self._started()
+        pipe, process = self._idle.pop() if self._idle else self._start_process()
         self._busy[pipe] = (process, call)
-        with contextlib.suppress(OSError):  # a process that is no more is found by `outcomes`
+        with contextlib.suppress(OSError):  # `outcomes` notices a process that has ended
             pipe.send_bytes(pickle.dumps(call))
 
-    def _ended(self, pipe) -> Outcome:
+    def _receive(self, pipe: connection.Connection) -> Outcome:
         process, call = self._busy.pop(pipe)
         try:
             outcome = pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             process.join()
             pipe.close()
-            how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-            hint = ": out of memory? try fewer --jobs" if process.exitcode == -9 else ""
+            code = process.exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            hint = ": out of memory? try fewer --jobs" if code == -9 else ""
             return Outcome(call.name, error=f"its process ended by {how}{hint}")
         self._idle.append((pipe, process))
         return outcome
 
-    def _started(self):
+    def _start_process(self) -> tuple[connection.Connection, BaseProcess]:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self.threads), daemon=True)
-        with _environment(self.threads), _deaf_to_ctrl_c():  # both are inherited
+        process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True)
+        with _environment(self.threads), _ignore_sigint():  # both are inherited
             process.start()
         theirs.close()
         return ours, process
 
 
-def _work(pipe, threads: int) -> None:
-    """The life of a process of the pool."""
+def _serve(pipe: connection.Connection, threads: int) -> None:
+    """The main function of a process of the pool: answers calls until the pipe is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -138,23 +141,23 @@ def _work(pipe, threads: int) -> None:
 
 
 def _answer(message: bytes, threads: int) -> bytes:
-    name, said, started = "", io.StringIO(), time.perf_counter()
+    name, output, started = "", io.StringIO(), time.perf_counter()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             call = pickle.loads(message)  # imports its module
             name = call.name
-            _settle(name, threads)
+            _seed(name, threads)
             started = time.perf_counter()
             value = call.function(**call.arguments)
-            return pickle.dumps(Outcome(name, value, said=said.getvalue(), seconds=time.perf_counter() - started))
+            return pickle.dumps(Outcome(name, value, output=output.getvalue(), seconds=time.perf_counter() - started))
     except BaseException as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
-        where = traceback.format_exc()
-        return pickle.dumps(Outcome(name, None, line, where, said.getvalue(), time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        return pickle.dumps(Outcome(name, None, line, traceback.format_exc(), output.getvalue(), seconds))
 
 
-def _settle(name: str, threads: int) -> None:
-    """The same start for each call, whatever this process did before."""
+def _seed(name: str, threads: int) -> None:
+    """Gives each call the same start, whatever this process did before."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:4], "big")
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -169,7 +172,7 @@ def _settle(name: str, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would compute for nobody."""
+    """Ends this process when its parent ends, for nobody would get what it computes."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -177,12 +180,12 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _environment(threads: int):
-    """Numeric libraries read how many threads to take when they are imported, so it is said before the start."""
+def _environment(threads: int) -> Iterator[None]:
+    """The variables that numeric libraries read when they are imported: a process inherits them when it starts."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    told = {**dict.fromkeys(names, str(threads)), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+    values = {**dict.fromkeys(names, str(threads)), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -194,8 +197,8 @@ def _environment(threads: int):
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c():
-    """Ctrl-C is for the process that started the pool: it ends the others."""
+def _ignore_sigint() -> Iterator[None]:
+    """Ctrl-C is for the process that started the pool, which ends the others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What a person would say of a scene, in Chinese or English, with the span of every word that says something.
+"""Captions of a scene, in Chinese or English, with the span of every part that means something.
 
 A sentence is put together from a core (grammar_zh, grammar_en), which names the objects, and from place, time and
 style, which stand before it, behind it, or inside. A polysemous word gets a context before it, after it, or both;
@@ -24,7 +24,7 @@ _ORDER = re.compile("从左到右|从上到下|from left to right|from top to bo
 
 @dataclass(frozen=True)
 class Part:
-    """Characters `start` to `end` of the raw caption, what they say, and of which object (its index) if of one."""
+    """Characters `start` to `end` of the raw caption, their role, and the index of their object, if they are about one."""
 
     start: int
     end: int
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Caption:
-    """`template` is the core sentence with its slots, for studies that set templates aside."""
+    """`template` is the core sentence with its slots, for studies that hold templates out."""
 
     text: str
     parts: tuple[Part, ...]
@@ -77,7 +77,7 @@ def templates(language: str) -> tuple[str, ...]:
 
 
 def describe(scene: Scene, language: str = "zh", seed: int = 0) -> Caption:
-    """A caption of the scene; the seed chooses among the many that are true."""
+    """A caption of the scene. The seed chooses one of the many that are true."""
     if language not in LANGUAGES:
         raise ValueError(f"language is one of {', '.join(LANGUAGES)}, not {language!r}")
     pick = Pick(seed, 20 + LANGUAGES.index(language))
@@ -105,7 +105,7 @@ def _choose_template(pick: Pick, scene: Scene, language: str) -> tuple[str, list
     order = list(range(count))
     if count == 2 and not fixed and pick.chance(0.4):
         order.reverse()
-    return pick.one(options), order
+    return pick.choose(options), order
 
 
 _ENDS = {"row": ("left", "right"), "column": ("top", "bottom")}
@@ -113,7 +113,7 @@ _BARE_COLOURS = {"car", "umbrella", "flower", "balloon", "cat", "fish", "bird", 
 
 
 class _Sentence:
-    """One caption in the making: the choices that hold for the whole sentence, and the writer."""
+    """A caption while it is written: the choices for the whole sentence, and the writer."""
 
     def __init__(self, pick: Pick, scene: Scene, language: str, template: str, order: list[int]):
         self.pick, self.scene, self.language, self.template, self.order = (
@@ -137,7 +137,7 @@ class _Sentence:
         sense = self.senses[index]
         if sense is not None:
             return sense.word
-        return names[0] if len(names) == 1 or self.pick.chance(0.75) else self.pick.one(names[1:])
+        return names[0] if len(names) == 1 or self.pick.chance(0.75) else self.pick.choose(names[1:])
 
     def _contexts(self, index: int) -> tuple[str | None, str | None]:
         """The phrase before and the clause after a polysemous word."""
@@ -151,7 +151,7 @@ class _Sentence:
         behind = "{" + letter + "}" in self.template
         before = draw < 0.55 or not behind
         after = behind and (draw >= 0.55 or draw < 0.14)
-        return self.pick.one(sense.before) if before else None, self.pick.one(sense.after) if after else None
+        return self.pick.choose(sense.before) if before else None, self.pick.choose(sense.after) if after else None
 
     def caption(self) -> Caption:
         scene, pick, out, grammar = self.scene, self.pick, self.out, self.grammar
@@ -166,7 +166,7 @@ class _Sentence:
         time_first = says_time and pick.chance(0.45)
 
         if scene.style != "flat" and style_first:
-            lead = pick.one(grammar.STYLE_BEFORE[scene.style])
+            lead = pick.choose(grammar.STYLE_BEFORE[scene.style])
             bare = lead.rstrip("：:，, ")
             bare = bare[:-3] if bare.endswith(" of") else bare
             article = "an " if bare.startswith("an ") else "a " if bare.startswith("a ") else ""
@@ -198,13 +198,13 @@ class _Sentence:
             if zh:
                 self._place_behind(comma)
             else:
-                out.say(pick.one((" ", comma)) if scene.place != "plain" else comma)
+                out.say(pick.choose((" ", comma)) if scene.place != "plain" else comma)
                 self._place()
         if says_time and not time_first:
             out.say(comma if zh or pick.chance(0.6) else " ")
             self._time()
         if scene.style != "flat" and not style_first:
-            tail = pick.one(grammar.STYLE_AFTER[scene.style])
+            tail = pick.choose(grammar.STYLE_AFTER[scene.style])
             word = tail.lstrip("，, ")
             word = word.removeprefix("画成").removeprefix("as a ")
             out.say(tail[: len(tail) - len(word)])
@@ -214,10 +214,10 @@ class _Sentence:
         return Caption(out.text, tuple(out.parts), self.language, self.template)
 
     def _time(self):
-        self.out.say(self.pick.one(self.grammar.TIMES[self.scene.time]), "time")
+        self.out.say(self.pick.choose(self.grammar.TIMES[self.scene.time]), "time")
 
     def _place(self):
-        self.out.say(self.pick.one(self.grammar.PLACES[self.scene.place]), "place")
+        self.out.say(self.pick.choose(self.grammar.PLACES[self.scene.place]), "place")
 
     def _place_behind(self, comma: str):
         name = self.grammar.PLACE_NAMES[self.scene.place]
@@ -228,7 +228,7 @@ class _Sentence:
             self.out.say(comma + "背景是")
             self.out.say(name, "place")
         else:
-            self.out.say(comma + self.pick.one(("在", "")))
+            self.out.say(comma + self.pick.choose(("在", "")))
             self._place()
 
     def _core(self):
@@ -250,7 +250,7 @@ class _Sentence:
             if mark == "@" or mark == "%":
                 self._position(index, relative=mark == "%")
             elif mark == "~":
-                out.say(self.pick.one(self.grammar.VERBS[KINDS[self.scene.objects[index].kind].group]))
+                out.say(self.pick.choose(self.grammar.VERBS[KINDS[self.scene.objects[index].kind].group]))
             elif letter.islower():
                 clause = self.context[index][1]
                 if clause:
@@ -271,18 +271,16 @@ class _Sentence:
             side = _ENDS[layout][index]
         table = self.grammar.RELATIVE if relative else self.grammar.POSITIONS
         if side not in self.words:
-            self.words[side] = self.pick.one(table[side])
+            self.words[side] = self.pick.choose(table[side])
         self.out.say(self.words[side], "position", index)
 
     def _again(self, index: int):
-        """The noun once more; with its colour where the noun alone would not tell the objects apart."""
-        thing = self.scene.objects[index]
+        """The noun again, with its colour if the noun alone is ambiguous."""
         twins = sum(other == self.nouns[index] for other in self.nouns) > 1
         if self.language == "en":
             self.out.say("the ")
-        if twins and self.colours[index] is not None:
-            colour = self.grammar.COLOURS[thing.colour][0] if self.language == "zh" else thing.colour
-            self.out.say(colour, "colour", index)
+        if twins and (colour := self.colours[index]) is not None:
+            self.out.say(grammar_zh.COLOURS[colour][0] if self.language == "zh" else colour, "colour", index)
             self.out.say("的" if self.language == "zh" else " ")
         self.out.say(self.nouns[index], "object", index)
 
@@ -292,7 +290,7 @@ class _Sentence:
         counted = number == "1" or (number == "" and pick.chance(0.5))
         before, noun = self.context[index][0], self.nouns[index]
         outside = before is not None and pick.chance(0.35)  # 河边的一家银行 beside 一家河边的银行
-        if outside:
+        if before is not None and outside:
             self._context_zh(before, index)
         if counted:
             out.say("一" + measure)
@@ -302,8 +300,8 @@ class _Sentence:
         if size and size.endswith("的"):
             out.say(size[:-1], "size", index)
             out.say("的")
-        if self.colours[index] is not None:
-            full, short = grammar_zh.COLOURS[thing.colour]
+        if (colour := self.colours[index]) is not None:
+            full, short = grammar_zh.COLOURS[colour]
             if size == "大" or size == "小":
                 out.say(full, "colour", index)
                 out.say("的")
@@ -325,15 +323,13 @@ class _Sentence:
             return None
         words = grammar_zh.SIZES[thing.size]
         short = len(noun) <= 2 and noun[0] not in "大小老" and self.pick.chance(0.55)
-        return words[0] if short else self.pick.one(words[1:])
+        return words[0] if short else self.pick.choose(words[1:])
 
     def _name_en(self, index: int, number: str):
         out, pick, thing = self.out, self.pick, self.scene.objects[index]
-        words = []
-        size = (pick.one(grammar_en.SIZES[thing.size]), "size") if thing.size != "medium" else None
-        before = (self.context[index][0], "context") if self.context[index][0] else None
-        colour = (thing.colour, "colour") if self.colours[index] else None
-        words = [word for word in (size, before, colour, (self.nouns[index], "object")) if word]
+        size = pick.choose(grammar_en.SIZES[thing.size]) if thing.size != "medium" else None
+        parts = ((size, "size"), (self.context[index][0], "context"), (self.colours[index], "colour"))
+        words = [*((text, role) for text, role in parts if text is not None), (self.nouns[index], "object")]
         if number != "0":
             first = words[0][0]
             vowel = first[0].lower() in "aeiou" and not first.startswith(("one", "uni", "USB"))

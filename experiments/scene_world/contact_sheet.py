@@ -20,7 +20,7 @@ _GAP, _LINE, _LINES = 4, 15, 2  # pixels between cells, height of a line of text
 
 @dataclass(frozen=True)
 class Sheet:
-    """Write a contact sheet of the scene world."""
+    """Writes a contact sheet of the scene world."""
 
     out: tyro.conf.Positional[Path]
     count: int = 48
@@ -31,14 +31,14 @@ class Sheet:
     """Show each object's mask beside the picture."""
 
 
-def panels(shown: Example, masks: bool) -> list[np.ndarray]:
+def panels(example: Example, masks: bool) -> list[np.ndarray]:
     """The picture, and with `masks` the same darkened with the objects tinted: uint8 [64, 64, 3]."""
     if not masks:
-        return [shown.picture]
-    tinted = shown.picture // 3
-    for mask, tint in zip(shown.masks, _TINTS):
+        return [example.picture]
+    tinted = example.picture // 3
+    for mask, tint in zip(example.masks, _TINTS):
         tinted[mask] += tint // 2
-    return [shown.picture, tinted]
+    return [example.picture, tinted]
 
 
 def contact_sheet(cells: list[tuple[list[np.ndarray], str]], columns: int, scale: int = 2) -> Image.Image:
@@ -52,12 +52,12 @@ def contact_sheet(cells: list[tuple[list[np.ndarray], str]], columns: int, scale
     for index, (picture, (_, text)) in enumerate(zip(pictures, cells)):
         x, y = index % columns * column, index // columns * row
         sheet.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        for line, words in enumerate(_wrapped(fonts.drawable(text), font, width)[:_LINES]):
+        for line, words in enumerate(_wrap(fonts.drawable(text), font, width)[:_LINES]):
             pen.text((x, y + height + line * _LINE), words, fill="black", font=font)
     return sheet
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
     for piece in re.findall(r"[\w'.,-]+ ?|.", text, re.ASCII):  # a Latin word, or a character
         if font.getlength((lines[-1] + piece).rstrip()) > width:

@@ -37,7 +37,7 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         masks[(slice(None), *here)] &= ~solid
         masks[(index, *here)] |= solid
     picture = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-    return toned(picture, scene.style), masks
+    return apply_style(picture, scene.style), masks
 
 
 def is_dark(place: str, time: str) -> bool:
@@ -52,9 +52,9 @@ def tones(place: str, time: str, style: str) -> tuple[tuple[float, float], np.nd
 
 # Objects are tinted less than their surroundings, so that their colours keep their names.
 _TINTS = {
-    "day": np.float32([1, 1, 1]),
-    "dusk": np.float32([1, 0.93, 0.86]),
-    "night": np.float32([0.82, 0.85, 0.95]),
+    "day": np.array([1, 1, 1], np.float32),
+    "dusk": np.array([1, 0.93, 0.86], np.float32),
+    "night": np.array([0.82, 0.85, 0.95], np.float32),
 }
 
 
@@ -115,22 +115,22 @@ def recolour(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     main = (int((counts + np.roll(counts, 1) + np.roll(counts, -1)).argmax()) + 0.5) / 24
     distance = np.abs((hue - main + 0.5) % 1 - 0.5)
     chosen = (saturation > 0.25) & (distance < 0.11) & (rgba[..., 3] > 0)
-    light = rgb @ np.float32([0.3, 0.59, 0.11])
+    light = rgb @ np.array([0.3, 0.59, 0.11], np.float32)
     middle = np.median(light[chosen & coloured])
     shade = np.clip(1 + 0.8 * (light - middle) / max(middle, 0.25), 0.55, 1.25)[..., None]
-    return np.where(chosen[..., None], np.clip(np.float32(colour) * shade, 0, 255), rgba[..., :3])
+    return np.where(chosen[..., None], np.clip(np.array(colour, np.float32) * shade, 0, 255), rgba[..., :3])
 
 
 @cache
 def background(place: str, time: str) -> np.ndarray:
-    """The empty scene, float32 [64, 64, 3], before a style's tones are put on."""
+    """The empty scene, float32 [64, 64, 3], before the tones of a style are applied."""
     scale = 4
     image = Image.new("RGB", (SIDE * scale, SIDE * scale))
     pen = ImageDraw.Draw(image)
     _PLACES[place](lambda kind, points, fill: _mark(pen, kind, points, fill, scale), time)
     canvas = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32).copy()
     if time != "day" and place not in ("plain", "space"):
-        canvas *= np.float32([1.0, 0.86, 0.78] if time == "dusk" else [0.36, 0.42, 0.62])
+        canvas *= np.array([1.0, 0.86, 0.78] if time == "dusk" else [0.36, 0.42, 0.62], np.float32)
     canvas.setflags(write=False)
     return canvas
 
@@ -246,14 +246,14 @@ _TONES = {"ink": ((22, 24, 26), (246, 240, 226)), "blueprint": ((16, 48, 128), (
 
 @cache
 def _ramp(style: str) -> np.ndarray:
-    dark, light = (np.float32(tone) for tone in _TONES[style])
+    dark, light = (np.array(tone, np.float32) for tone in _TONES[style])
     share = np.arange(256, dtype=np.float32)[:, None] / 255
     return (dark + (light - dark) * share + 0.5).astype(np.uint8)
 
 
-def toned(picture: np.ndarray, style: str) -> np.ndarray:
-    """Colours uint8 [..., 3] as the style shows them."""
+def apply_style(picture: np.ndarray, style: str) -> np.ndarray:
+    """Colours uint8 [..., 3] in the tones of the style."""
     if style == "flat":
         return picture
-    brightness = (picture @ np.float32([0.299, 0.587, 0.114])).astype(np.uint8)
+    brightness = (picture @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
     return _ramp(style)[brightness]

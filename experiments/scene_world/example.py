@@ -20,18 +20,18 @@ class Example:
     masks: np.ndarray
 
     def word_mask(self, part: Part) -> np.ndarray | None:
-        """bool [64, 64]: the object that an object, colour, size or context word speaks of; all that is no object for
-        a place. None for position, time and style, which lie nowhere or everywhere."""
+        """bool [64, 64]: the object of an object, colour, size or context word; everything that is no object for a place.
+        None for position, time and style, which have no place."""
         if part.role == "place":
-            return ~self.masks.any(axis=0)
+            return np.logical_not(self.masks.any(axis=0))
         if part.role in ("object", "colour", "size", "context"):
             return self.masks[part.object]
         return None
 
 
 def example(seed: int, split: str = "train", language: str | None = None) -> Example:
-    """The example of this seed; without a language seven in ten are Chinese, and a polysemous word mostly speaks the
-    language in which it has two meanings."""
+    """The example of this seed. Without `language` seven in ten are Chinese, and a scene with a polysemous word is mostly
+    described in the language in which the word has two meanings."""
     scene = draw_scene(seed, split)
     caption = describe(scene, language or language_of(scene, seed), seed)
     return Example(scene, caption, *render(scene))

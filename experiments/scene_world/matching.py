@@ -1,4 +1,4 @@
-"""Sprites laid over a picture: which of them explains most of what the empty scene does not.
+"""Finds the sprites that explain most of the difference between a picture and the empty scene.
 
 With D the picture minus the empty scene B, and M = alpha (sprite - B) what a sprite adds there, the squared error
 that the sprite takes away at contrast k is |D|^2 - |D - kM|^2 = 2k D.M - k^2 M.M: its gain. Every variant, size and
@@ -9,6 +9,7 @@ laid over a softened scene; what is taken away in the end is softened as a whole
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -22,11 +23,12 @@ from toushi.experiments.scene_world.templates import (
     Light,
     backgrounds,
     soften,
-    softened,
+    softened_template,
     template,
     variants,
 )
 
+Values = TypeVar("Values", float, np.ndarray)
 PAD = 20  # pixels of nothing around the picture, so that sprites may reach over its edge
 _RESIZE = 2  # pixels by which a size that was searched may be off
 _LEAST_CONTRAST = 0.75  # a decoder fades what is faint, a white cloud in a pale sky
@@ -59,8 +61,8 @@ class Canvas:
     def __init__(self, picture: np.ndarray, ground: Background):
         self.ground = ground
         self.empty, self.inside = _scene(ground)
-        self.sharp = _framed(backgrounds()[BACKGROUNDS.index(ground)])
-        self.rest = _framed(soften(picture - backgrounds()[BACKGROUNDS.index(ground)]))
+        self.sharp = _frame(backgrounds()[BACKGROUNDS.index(ground)])
+        self.rest = _frame(soften(picture - backgrounds()[BACKGROUNDS.index(ground)]))
 
     def take(self, fit: Fit) -> None:
         self.rest -= self.layer(fit)
@@ -77,15 +79,15 @@ class Canvas:
         layer[here] = fit.contrast * soften(change) * self.inside[here]
         return layer
 
-    def refined(self, fit: Fit) -> Fit:
+    def refine(self, fit: Fit) -> Fit:
         """The fit at the best place near by."""
-        sheet = softened(self.ground.light, fit.variant, fit.pixels)
+        sheet = softened_template(self.ground.light, fit.variant, fit.pixels)
         side, off = len(sheet), _cell(fit.pixels) // 2
         last = len(self.rest) - side - off
         fit = replace(fit, x=min(max(fit.x, off), last), y=min(max(fit.y, off), last))
         area = slice(fit.y - off, fit.y + off + side), slice(fit.x - off, fit.x + off + side)
-        product = _slid(_fields(self.rest[area], self.empty[area]), sheet)
-        norm = _slid(_norm_fields(self.empty[area], self.inside[area]), _norm_weights(sheet))
+        product = _slide(_fields(self.rest[area], self.empty[area]), sheet)
+        norm = _slide(_norm_fields(self.empty[area], self.inside[area]), _norm_weights(sheet))
         gain, contrast = gains(product, norm)
         dy, dx = np.unravel_index(gain.argmax(), gain.shape)
         moved = replace(fit, x=fit.x + int(dx) - off, y=fit.y + int(dy) - off, contrast=float(contrast[dy, dx]))
@@ -94,13 +96,13 @@ class Canvas:
         gain = float(gain[dy, dx])
         return replace(moved, worth=float(worth(gain, energy)), share=gain / energy)
 
-    def resized(self, fit: Fit) -> Fit:
+    def resize(self, fit: Fit) -> Fit:
         """The fit at the best size near by, and its best place."""
         x, y = fit.centre
         sizes = range(max(fit.pixels - _RESIZE, PIXELS[0]), fit.pixels + _RESIZE + 1)
         corners = ((size, x - SOFT + PAD - size // 2, y - SOFT + PAD - size // 2) for size in sizes)
         others = (replace(fit, pixels=size, x=left, y=top) for size, left, top in corners if size != fit.pixels)
-        return max(fit, *map(self.refined, others), key=lambda fit: fit.worth)
+        return max(fit, *map(self.refine, others), key=lambda fit: fit.worth)
 
     def likeness(self, fit: Fit) -> float:
         """The share of the differences between neighbouring pixels that the sprite explains, around it: 1 is all, 0
@@ -122,7 +124,7 @@ def gains(product: np.ndarray, norm: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.maximum(contrast * (2 * product - contrast * norm), 0), contrast
 
 
-def worth(gain, energy):
+def worth(gain: Values, energy: Values) -> Values:
     """What fits are ranked by. The fourth power of the share, because one large sprite laid over two objects can gain
     more than the right sprite over one of them."""
     share = gain / energy
@@ -135,9 +137,9 @@ def shortlist(canvas: Canvas, kinds: int = 8, each: int = 3) -> list[Fit]:
     """The best variants and sizes of the best kinds, at their rough places."""
     light = canvas.ground.light
     kinds_of = [kind for kind, _ in variants(light.style, light.dark)]
-    rests = {cell: _shrunk(canvas.rest, cell) for cell in (2, 4)}
-    fields = {cell: _fields(rest, _shrunk(canvas.empty, cell)) for cell, rest in rests.items()}
-    searched = [_searched(canvas.ground, pixels, rests[_cell(pixels)], fields[_cell(pixels)]) for pixels in PIXELS]
+    rests = {cell: _shrink(canvas.rest, cell) for cell in (2, 4)}
+    fields = {cell: _fields(rest, _shrink(canvas.empty, cell)) for cell, rest in rests.items()}
+    searched = [_search(canvas.ground, pixels, rests[_cell(pixels)], fields[_cell(pixels)]) for pixels in PIXELS]
     worths = np.stack([worth for worth, _, _ in searched])  # [sizes, variants]
     order = np.argsort(worths, axis=None)[::-1]
     taken: dict[str, int] = {}
@@ -153,7 +155,7 @@ def shortlist(canvas: Canvas, kinds: int = 8, each: int = 3) -> list[Fit]:
     return fits
 
 
-def _searched(
+def _search(
     ground: Background, pixels: int, rest: np.ndarray, fields: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each variant's greatest worth at this size, and the corner x, y of its sheet there: [variants] each."""
@@ -182,7 +184,7 @@ def _around(fit: Fit, margin: int) -> tuple[slice, slice]:
     return y, x
 
 
-def _framed(planes: np.ndarray) -> np.ndarray:
+def _frame(planes: np.ndarray) -> np.ndarray:
     return np.pad(planes, ((PAD, PAD), (PAD, PAD), (0, 0)))
 
 
@@ -190,7 +192,7 @@ def _framed(planes: np.ndarray) -> np.ndarray:
 def _scene(ground: Background) -> tuple[np.ndarray, np.ndarray]:
     """The softened empty scene [y, x, 3], and 1 inside the picture [y, x, 1]."""
     edge = np.pad(backgrounds()[BACKGROUNDS.index(ground)], ((SOFT, SOFT), (SOFT, SOFT), (0, 0)), "edge")
-    return _framed(soften(edge)[SOFT:-SOFT, SOFT:-SOFT]), _framed(np.ones((SIDE, SIDE, 1), np.float32))
+    return _frame(soften(edge)[SOFT:-SOFT, SOFT:-SOFT]), _frame(np.ones((SIDE, SIDE, 1), np.float32))
 
 
 def _fields(rest: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -213,17 +215,17 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("...c,...c->...", a, b)[..., None]
 
 
-def _slid(fields: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _slide(fields: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The product of weights [h, w, c] with fields [y, x, c] at each place where they fit."""
     return np.tensordot(sliding_window_view(fields, weights.shape[:2], (0, 1)), weights.transpose(2, 0, 1), 3)
 
 
 def _cell(pixels: int) -> int:
-    """Pixels each way that are searched as one; large sprites are known by less."""
+    """Pixels each way that are searched as one; large sprites need less resolution."""
     return 4 if pixels > 28 else 2
 
 
-def _shrunk(planes: np.ndarray, cell: int) -> np.ndarray:
+def _shrink(planes: np.ndarray, cell: int) -> np.ndarray:
     """[..., y, x, c] with each cell x cell pixels averaged; cells may reach over the lower and the right edge."""
     height, width = planes.shape[-3] % cell, planes.shape[-2] % cell
     if height or width:
@@ -245,7 +247,7 @@ def _windows(fields: np.ndarray, pixels: int) -> tuple[np.ndarray, int]:
 def _coarse_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Every variant's sheet and its norm weights, in cells, flat: [variants, c side side] each."""
     every = range(len(variants(light.style, light.dark)))
-    sheets = _shrunk(np.stack([softened(light, variant, pixels) for variant in every]), _cell(pixels))
+    sheets = _shrink(np.stack([softened_template(light, variant, pixels) for variant in every]), _cell(pixels))
     colours, norms = (np.moveaxis(w, -1, 1).reshape(len(w), -1) for w in (sheets, _norm_weights(sheets)))
     return colours, norms
 
@@ -253,6 +255,6 @@ def _coarse_weights(light: Light, pixels: int) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=300)
 def _coarse_norms(ground: Background, pixels: int) -> np.ndarray:
     """M.M of every variant at every place: [places, variants]."""
-    empty, inside = (_shrunk(plane, _cell(pixels)) for plane in _scene(ground))
+    empty, inside = (_shrink(plane, _cell(pixels)) for plane in _scene(ground))
     windows, _ = _windows(_norm_fields(empty, inside), pixels)
     return windows.reshape(windows.shape[0] ** 2, -1) @ _coarse_weights(ground.light, pixels)[1].T

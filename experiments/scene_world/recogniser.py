@@ -1,6 +1,6 @@
-"""What a picture of the scene world shows, and whether that is what its scene asked for.
+"""Recognises the objects in a picture of the scene world, and judges whether the picture is what its scene asked for.
 
-    python -m toushi.experiments.scene_world.validation --count 500 --model mini-unet     # how far it can be trusted
+    python -m toushi.experiments.scene_world.validation --count 500 --model mini-unet     # how reliable it is
 
 Nothing is learnt. The picture minus the nearest empty scene leaves the objects; every sprite in every colour and
 size is laid over that difference (matching.py), the one that fits best is taken away, and so on.
@@ -20,7 +20,7 @@ from toushi.experiments.scene_world.scenes import CENTRES, SIDE, SKY, THREE, Sce
 from toushi.experiments.scene_world.senses import BY_KIND, SENSES
 from toushi.experiments.scene_world.templates import BACKGROUNDS, Background, backgrounds, variants
 
-THRESHOLD = 0.6  # of Found.score
+THRESHOLD = 0.6  # of Detection.score
 _MOST = 4  # objects looked for in one picture
 _GLIMPSE = 0.3  # share of the difference that a sprite must explain to be taken up at all; its score decides in the end
 _UNLIKE = 90  # grey levels, over three channels, at which a pixel is no part of the background
@@ -29,9 +29,9 @@ _ALIKE = 60  # grey levels between an icon's own colour and the name that it may
 
 
 @dataclass(frozen=True)
-class Found:
-    """`colour` None is the icon's own; `x`, `y` the centre and `pixels` the side of its square. `score` says how much
-    of what is to be seen there the sprite explains (Canvas.likeness): 1 is all."""
+class Detection:
+    """An object in a picture. `colour` None is the icon's own; `x`, `y` is the centre and `pixels` the side of its square.
+    `score` is the share of the picture there that the sprite explains (Canvas.likeness): 1 is all."""
 
     kind: str
     colour: str | None
@@ -42,13 +42,13 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Recognition:
     """Objects from the most to the least conspicuous."""
 
     place: str
     time: str
     style: str
-    objects: tuple[Found, ...]
+    objects: tuple[Detection, ...]
 
 
 @dataclass(frozen=True)
@@ -68,120 +68,122 @@ class Verdict:
     extra: int
 
 
-def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Seen:
-    """What is seen in a picture uint8 [64, 64, 3]; at most `count` objects, each with at least this score."""
+def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Recognition:
+    """The background and objects of a picture uint8 [64, 64, 3]: at most `count`, each with at least this score."""
     if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
         raise ValueError(f"expected a picture uint8 [64, 64, 3], but {picture.dtype} {list(picture.shape)} came")
     pixels, most = picture.astype(np.float32), _MOST if count is None else count
     ground = nearest_background(pixels, [])
-    found = _objects(pixels, ground, most, threshold)
+    detections = _objects(pixels, ground, most, threshold)
     for _ in range(2):  # large objects may have hidden what tells two backgrounds apart
-        again = nearest_background(pixels, found)
+        again = nearest_background(pixels, detections)
         if again == ground:
             break
-        ground, found = again, _objects(pixels, again, most, threshold)
-    return Seen(*ground, tuple(found))
+        ground, detections = again, _objects(pixels, again, most, threshold)
+    return Recognition(*ground, tuple(detections))
 
 
-def nearest_background(pixels: np.ndarray, found: list[Found]) -> Background:
+def nearest_background(pixels: np.ndarray, detections: list[Detection]) -> Background:
     """The empty scene that most pixels [64, 64, 3] outside the objects agree with; every other pixel is asked."""
     free = np.ones((SIDE, SIDE), np.float32)
-    for thing in found:
+    for thing in detections:
         left, top = thing.x - thing.pixels // 2, thing.y - thing.pixels // 2
         free[max(top, 0) : top + thing.pixels, max(left, 0) : left + thing.pixels] = 0.02
-    far = np.abs(_thinned(backgrounds()) - _thinned(pixels)).reshape(len(BACKGROUNDS), 3, -1)
+    far = np.abs(_thin(backgrounds()) - _thin(pixels)).reshape(len(BACKGROUNDS), 3, -1)
     far = np.minimum(far[:, 0] + far[:, 1] + far[:, 2], _UNLIKE)
     return BACKGROUNDS[int((far @ free[::2, ::2].ravel()).argmin())]
 
 
-def _thinned(planes: np.ndarray) -> np.ndarray:
+def _thin(planes: np.ndarray) -> np.ndarray:
     """Every other pixel each way: [..., y, x, 3] as [..., 3, y, x]."""
     return np.moveaxis(planes[..., ::2, ::2, :], -1, -3)
 
 
-def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Found]:
+def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Detection]:
     canvas, fits = Canvas(pixels, ground), []
     while len(fits) < count:
-        likely = [fit for fit in map(canvas.refined, shortlist(canvas)) if fit.share > _GLIMPSE]
+        likely = [fit for fit in map(canvas.refine, shortlist(canvas)) if fit.share > _GLIMPSE]
         if not likely:
             break
         likely.sort(key=lambda fit: fit.worth, reverse=True)
-        fits.append(max(map(canvas.resized, likely[:3]), key=lambda fit: fit.worth))
+        fits.append(max(map(canvas.resize, likely[:3]), key=lambda fit: fit.worth))
         canvas.take(fits[-1])
-    found: list[Found] = []
+    detections: list[Detection] = []
     for fit in fits:  # once more, now that its neighbours are gone
         canvas.give(fit)
-        fit = canvas.resized(canvas.refined(fit))
+        fit = canvas.resize(canvas.refine(fit))
         kind, colour = variants(ground.style, ground.light.dark)[fit.variant]
-        thing = Found(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3))
-        if thing.score >= threshold and not any(_within(thing, other) for other in found):
-            found.append(thing)
+        thing = Detection(kind, colour, fit.pixels, *fit.centre, round(canvas.likeness(fit), 3))
+        if thing.score >= threshold and not any(_is_remnant(thing, other) for other in detections):
+            detections.append(thing)
         canvas.take(fit)
-    return found
+    return detections
 
 
-def _within(thing: Found, other: Found) -> bool:
-    """Whether it stands in the middle of another: then it is what was left of that one."""
+def _is_remnant(thing: Detection, other: Detection) -> bool:
+    """Whether it is in the middle of another detection, and so a remnant of that one."""
     return max(abs(thing.x - other.x), abs(thing.y - other.y)) < other.pixels / 2
 
 
-def judge(scene: Scene, seen: Seen | np.ndarray, language: str | None = None) -> Verdict:
-    """Whether a picture, or what was seen in it, is what the scene asked for. In a caption of one `language` only
-    words of that language have two meanings; without it the word that the scene means is taken."""
-    seen = seen if isinstance(seen, Seen) else recognise(seen)
-    matched = match(scene, seen)
+def judge(scene: Scene, recognition: Recognition | np.ndarray, language: str | None = None) -> Verdict:
+    """The verdict on a picture, or on its recognition. In a caption of one `language` only words of that language have
+    two meanings; without it the word of the scene is taken."""
+    recognition = recognition if isinstance(recognition, Recognition) else recognise(recognition)
+    matched = match(scene, recognition)
     pairs = list(zip(range(len(matched)), scene.objects, matched))
     return Verdict(
-        objects=tuple(found is not None for found in matched),
-        positions=tuple(found is not None and _stands(scene, i, found) for i, _, found in pairs),
+        objects=tuple(detection is not None for detection in matched),
+        positions=tuple(detection is not None and _stands(scene, i, detection) for i, _, detection in pairs),
         colours=tuple(
-            None if thing.colour is None or scene.style != "flat" else found is not None and _has(found, thing.colour)
-            for _, thing, found in pairs
+            None
+            if thing.colour is None or scene.style != "flat"
+            else detection is not None and _has(detection, thing.colour)
+            for _, thing, detection in pairs
         ),
-        senses=tuple(_means(scene, i, seen, found, language) for i, _, found in pairs),
-        place=seen.place == scene.place,
-        time=seen.time == scene.time,
-        style=seen.style == scene.style,
-        extra=len(seen.objects) - sum(found is not None for found in matched),
+        senses=tuple(_means(scene, i, recognition, detection, language) for i, _, detection in pairs),
+        place=recognition.place == scene.place,
+        time=recognition.time == scene.time,
+        style=recognition.style == scene.style,
+        extra=len(recognition.objects) - sum(detection is not None for detection in matched),
     )
 
 
-def match(scene: Scene, seen: Seen) -> tuple[Found | None, ...]:
-    """Which object that was seen is which of the scene: of all ways the one with most objects, then most of them in
+def match(scene: Scene, recognition: Recognition) -> tuple[Detection | None, ...]:
+    """The detection of each object of the scene: of all assignments the one with most objects, then most of them in
     place, then most colours right."""
 
-    def merit(way: tuple[Found | None, ...]) -> tuple[int, int, int]:
-        there = [(i, thing, found) for i, (thing, found) in enumerate(zip(scene.objects, way)) if found]
-        in_place = sum(_stands(scene, i, found) for i, _, found in there)
-        return len(there), in_place, sum(_has(found, thing.colour) for _, thing, found in there)
+    def merit(way: tuple[Detection | None, ...]) -> tuple[int, int, int]:
+        there = [(i, thing, detection) for i, (thing, detection) in enumerate(zip(scene.objects, way)) if detection]
+        in_place = sum(_stands(scene, i, detection) for i, _, detection in there)
+        return len(there), in_place, sum(_has(detection, thing.colour) for _, thing, detection in there)
 
-    return max(_ways(scene, seen), key=merit)
+    return max(_ways(scene, recognition), key=merit)
 
 
-def _ways(scene: Scene, seen: Seen) -> Iterator[tuple[Found | None, ...]]:
+def _ways(scene: Scene, recognition: Recognition) -> Iterator[tuple[Detection | None, ...]]:
     wanted = [thing.kind for thing in scene.objects]
-    for way in permutations([*seen.objects, *[None] * len(wanted)], len(wanted)):
-        yield tuple(found if found and found.kind == kind else None for found, kind in zip(way, wanted))
+    for way in permutations([*recognition.objects, *[None] * len(wanted)], len(wanted)):
+        yield tuple(detection if detection and detection.kind == kind else None for detection, kind in zip(way, wanted))
 
 
-def found_masks(scene: Scene, seen: Seen | np.ndarray) -> list[np.ndarray | None]:
-    """Where each object of the scene lies in a picture: bool [64, 64], the sprite that was found; None where none
-    was. Unlike a scene's own masks they take no account of what hides what."""
-    matched = match(scene, seen if isinstance(seen, Seen) else recognise(seen))
-    return [None if found is None else _mask(found) for found in matched]
+def detected_masks(scene: Scene, recognition: Recognition | np.ndarray) -> list[np.ndarray | None]:
+    """The mask of each object of the scene in a picture: bool [64, 64], that of the detected sprite; None without one.
+    Unlike the scene's own masks they ignore that objects hide each other."""
+    matched = match(scene, recognition if isinstance(recognition, Recognition) else recognise(recognition))
+    return [None if detection is None else _mask(detection) for detection in matched]
 
 
-def _mask(found: Found) -> np.ndarray:
-    solid = sprite(found.kind, found.colour, found.pixels)[1][..., 0] > 0.5
+def _mask(detection: Detection) -> np.ndarray:
+    solid = sprite(detection.kind, detection.colour, detection.pixels)[1][..., 0] > 0.5
     around = np.zeros((3 * SIDE, 3 * SIDE), bool)
-    left, top = SIDE + found.x - found.pixels // 2, SIDE + found.y - found.pixels // 2
-    around[top : top + found.pixels, left : left + found.pixels] = solid
+    left, top = SIDE + detection.x - detection.pixels // 2, SIDE + detection.y - detection.pixels // 2
+    around[top : top + detection.pixels, left : left + detection.pixels] = solid
     return around[SIDE : 2 * SIDE, SIDE : 2 * SIDE]
 
 
 @cache
 def _spots(count: int) -> tuple[tuple[str, int, int], ...]:
-    """Every side that one of so many objects may stand on, with a centre of it."""
+    """Every side where one of so many objects may be, with its centre."""
     if count == 1:
         return tuple((side, *CENTRES[side][0]) for side in ("middle", "left", "right", "top", "bottom"))
     row = THREE if count == 3 else CENTRES["row"]
@@ -191,31 +193,33 @@ def _spots(count: int) -> tuple[tuple[str, int, int], ...]:
     return (*spots, *column)
 
 
-def _stands(scene: Scene, index: int, found: Found) -> bool:
-    """Whether it stands on the side where this object of the scene belongs, and on no other."""
+def _stands(scene: Scene, index: int, detection: Detection) -> bool:
+    """Whether it is on the side of this object of the scene, and on no other."""
 
     def side(x: int, y: int) -> str | None:
         far, name = min(((x - u) ** 2 + (y - v) ** 2, name) for name, u, v in _spots(len(scene.objects)))
         return name if far <= _ASTRAY**2 else None
 
     thing = scene.objects[index]
-    return side(found.x, found.y) == side(thing.x, thing.y)
+    return side(detection.x, detection.y) == side(thing.x, thing.y)
 
 
-def _has(found: Found, colour: str | None) -> bool:
-    return colour is None or (found.colour or _own_colour(found.kind)) == colour
+def _has(detection: Detection, colour: str | None) -> bool:
+    return colour is None or (detection.colour or _own_colour(detection.kind)) == colour
 
 
 @cache
 def _own_colour(kind: str) -> str | None:
-    """What a person would call the icon's own colour, where one of the names fits: a car is red."""
+    """The name of the icon's own colour, if one fits: a car is red."""
     own, alpha = sprite(kind, None, 38)
     far = {name: (np.square(sprite(kind, name, 38)[0] - own) * alpha).sum() / alpha.sum() for name in COLOURS}
     name = min(far, key=lambda name: far[name])
     return name if far[name] < _ALIKE**2 else None
 
 
-def _means(scene: Scene, index: int, seen: Seen, found: Found | None, language: str | None) -> bool | None:
+def _means(
+    scene: Scene, index: int, recognition: Recognition, detection: Detection | None, language: str | None
+) -> bool | None:
     thing = scene.objects[index]
     if thing.sense is None:
         return None
@@ -224,4 +228,4 @@ def _means(scene: Scene, index: int, seen: Seen, found: Found | None, language: 
         return None
     others = {s.kind for s in SENSES.values() if (s.word, s.language) == (sense.word, sense.language)}
     others -= {other.kind for other in scene.objects}
-    return found is not None and not any(other.kind in others for other in seen.objects)
+    return detection is not None and not any(other.kind in others for other in recognition.objects)

@@ -1,11 +1,13 @@
-"""Scenes: what is in the picture, before anything is drawn or said.
+"""Scenes: the objects, place, time and style of a picture, before it is drawn or described.
 
 What a caption leaves unsaid has one fixed meaning, so that captions determine pictures: no place is a plain pale
 background, no time is day, no style is flat colours, no size is medium, no colour is the icon's own, one object
 stands in the middle, and two or three objects named without positions stand from left to right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from toushi.experiments.scene_world.objects import COLOURABLE, COLOURS, KINDS, PLAIN, SHAPES
 from toushi.experiments.scene_world.senses import BY_KIND, SENSES
 
+T = TypeVar("T")
 SIDE = 64
 PLACES = ("plain", "grass", "beach", "desert", "snow", "city", "room", "sea", "forest", "space")
 TIMES = ("day", "dusk", "night")
@@ -67,7 +70,7 @@ def colour_is_held_out(colour: str | None, kind: str) -> bool:
 
 
 def held_out(objects: tuple[Object, ...]) -> tuple[str, ...]:
-    """Which rules, of pair and colour, set these objects aside."""
+    """The rules, of pair and colour, by which these objects are held out."""
     kinds = [thing.kind for thing in objects]
     pairs = any(pair_is_held_out(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     colours = any(colour_is_held_out(thing.colour, thing.kind) for thing in objects)
@@ -80,14 +83,14 @@ class Pick:
     def __init__(self, seed: int, stream: int):
         self.random = np.random.Generator(np.random.PCG64([seed, stream])).random
 
-    def one(self, options):
+    def choose(self, options: Sequence[T]) -> T:
         return options[int(self.random() * len(options))]
 
     def chance(self, probability: float) -> bool:
         return self.random() < probability
 
     def integer(self, low: int, high: int) -> int:
-        """low to high, both possible."""
+        """A number from low to high, both included."""
         return low + int(self.random() * (high - low + 1))
 
 
@@ -112,7 +115,7 @@ def draw_scene(seed: int, split: str = "train") -> Scene:
     if split not in SPLITS:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
     pick = Pick(seed, 10 + SPLITS.index(split))
-    wish = pick.one(("pair", "colour", "template", "template")) if split == "held_out" else None
+    wish = pick.choose(("pair", "colour", "template", "template")) if split == "held_out" else None
     while True:
         scene = _sample(pick)
         rules = held_out(scene.objects)
@@ -123,18 +126,19 @@ def draw_scene(seed: int, split: str = "train") -> Scene:
 
 
 def _sample(pick: Pick) -> Scene:
-    place = "plain" if pick.chance(0.42) else pick.one(PLACES[1:])
+    place = "plain" if pick.chance(0.42) else pick.choose(PLACES[1:])
     draw = pick.random()
     time = "day" if draw < 0.6 or place == "space" else "dusk" if draw < 0.77 else "night"
-    style = pick.one(("ink", "ink", "blueprint", "sepia")) if pick.chance(0.12) else "flat"
+    style = pick.choose(("ink", "ink", "blueprint", "sepia")) if pick.chance(0.12) else "flat"
 
     draw = pick.random()
+    wanted: list[tuple[str, str | None, str | None]]
     if draw < 0.30:
         wanted = [_plain(pick)]
     elif draw < 0.60:
         wanted = [_plain(pick), _plain(pick)]
     elif draw < 0.75:
-        wanted = _coloured(pick)
+        wanted = [*_coloured(pick)]
     elif draw < 0.95:
         wanted = [_ambiguous(pick)]
         if pick.chance(0.45):
@@ -144,7 +148,7 @@ def _sample(pick: Pick) -> Scene:
 
     count = len(wanted)
     if count == 1:
-        layout = "middle" if pick.chance(0.72) else pick.one(("left", "left", "right", "right", "top", "bottom"))
+        layout = "middle" if pick.chance(0.72) else pick.choose(("left", "left", "right", "right", "top", "bottom"))
     else:
         layout = "column" if count == 2 and pick.chance(0.3) else "row"
     objects = tuple(_put(pick, wanted, i, layout, place, time, style) for i in range(count))
@@ -154,20 +158,20 @@ def _sample(pick: Pick) -> Scene:
 
 
 def _plain(pick: Pick) -> tuple[str, None, str | None]:
-    kind = pick.one(PLAIN)
-    return kind, None, pick.one(_COLOUR_NAMES) if KINDS[kind].colourable and pick.chance(0.5) else None
+    kind = pick.choose(PLAIN)
+    return kind, None, pick.choose(_COLOUR_NAMES) if KINDS[kind].colourable and pick.chance(0.5) else None
 
 
 def _coloured(pick: Pick) -> list[tuple[str, None, str]]:
     wanted = []
     for _ in range(1 if pick.chance(0.25) else 2):
-        kind = pick.one(SHAPES) if pick.chance(0.6) else pick.one(COLOURABLE)
-        wanted.append((kind, None, pick.one(_COLOUR_NAMES)))
+        kind = pick.choose(SHAPES) if pick.chance(0.6) else pick.choose(COLOURABLE)
+        wanted.append((kind, None, pick.choose(_COLOUR_NAMES)))
     return wanted
 
 
 def _ambiguous(pick: Pick) -> tuple[str, str, None]:
-    sense = pick.one(_ZH_SENSES) if pick.chance(0.8) else pick.one(_EN_SENSES)
+    sense = pick.choose(_ZH_SENSES) if pick.chance(0.8) else pick.choose(_EN_SENSES)
     return SENSES[sense].kind, sense, None
 
 
@@ -175,8 +179,8 @@ def _put(pick: Pick, wanted: list, index: int, layout: str, place: str, time: st
     kind, sense, colour = wanted[index]
     is_shape = kind in SHAPES
     if colour is not None:
-        while is_lost(colour, place, time):
-            colour = pick.one(_COLOUR_NAMES)
+        while is_invisible(colour, place, time):
+            colour = pick.choose(_COLOUR_NAMES)
         # A style leaves no colours to see. Shapes still need one that can be told from the background.
         colour = colour if style == "flat" else "blue" if is_shape else None
     draw = pick.random()
@@ -189,7 +193,7 @@ def _put(pick: Pick, wanted: list, index: int, layout: str, place: str, time: st
     return Object(kind, sense, colour, size, x + pick.integer(-2, 2), y + pick.integer(-2, 2), pixels)
 
 
-def is_lost(colour: str, place: str, time: str) -> bool:
+def is_invisible(colour: str, place: str, time: str) -> bool:
     """Whether an object of this colour could not be seen there."""
     dark = place == "space" or time == "night"
     return (colour == "white" and not dark) or (colour == "black" and dark)

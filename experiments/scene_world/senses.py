@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sense:
-    """`word` in `language` drawn as `kind`; the contexts that say so."""
+    """`word` of `language` means `kind`; the contexts that say so."""
 
     word: str
     language: str

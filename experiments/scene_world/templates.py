@@ -1,6 +1,6 @@
-"""Every sprite as it looks in one light: what the recogniser lays over a picture.
+"""Every sprite as it looks in one light, for the recogniser.
 
-A light is a time, a style and whether the place is dark; it fixes how sprites are tinted and toned (draw.render).
+A light is a time, a style and whether the place is dark; it fixes how sprites are tinted and apply_style (draw.render).
 """
 
 from functools import cache, lru_cache
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toushi.experiments.scene_world.draw import is_dark, render, sprite, toned, tones
+from toushi.experiments.scene_world.draw import apply_style, is_dark, render, sprite, tones
 from toushi.experiments.scene_world.objects import COLOURS, KINDS, SHAPES
-from toushi.experiments.scene_world.scenes import PLACES, STYLES, TIMES, Scene, is_lost
+from toushi.experiments.scene_world.scenes import PLACES, STYLES, TIMES, Scene, is_invisible
 
 # Sides to be searched, a tenth apart: those in which the world draws, and more where they leave a gap.
 PIXELS = (14, 16, 19, 21, 24, 27, 30, 34, 38, 42, 46, 50)
@@ -51,7 +51,7 @@ def backgrounds() -> np.ndarray:
 @cache
 def variants(style: str, dark: bool) -> tuple[tuple[str, str | None], ...]:
     """(kind, colour) of every object that the world draws in such a light."""
-    seen = [colour for colour in COLOURS if not is_lost(colour, "space" if dark else "plain", "day")]
+    seen = [colour for colour in COLOURS if not is_invisible(colour, "space" if dark else "plain", "day")]
     pairs = []
     for kind in KINDS.values():
         own = [] if kind.name in SHAPES else [None]
@@ -66,18 +66,18 @@ def variants(style: str, dark: bool) -> tuple[tuple[str, str | None], ...]:
 def template(light: Light, variant: int, pixels: int) -> np.ndarray:
     """Premultiplied colour and alpha of a variant (its index): float32 [side, side, 4].
 
-    `side` is even: the sprite with a margin of SOFT pixels, to be softened into (and a row and a column of nothing
-    below and right when `pixels` is odd)."""
+    `side` is even: the sprite with a margin of SOFT pixels, for softening (and an empty row and column
+    below and right if `pixels` is odd)."""
     place = "space" if light.dark and light.time == "day" else "plain"
     _, gain, offset = tones(place, light.time, light.style)
     rgb, alpha = sprite(*variants(light.style, light.dark)[variant], pixels)
-    lit = toned(np.clip(rgb * gain + offset + 0.5, 0, 255).astype(np.uint8), light.style)
+    lit = apply_style(np.clip(rgb * gain + offset + 0.5, 0, 255).astype(np.uint8), light.style)
     margin = (SOFT, SOFT + pixels % 2)
     return np.pad(np.concatenate([lit * alpha, alpha], axis=-1), (margin, margin, (0, 0)))
 
 
 @lru_cache(maxsize=20_000)
-def softened(light: Light, variant: int, pixels: int) -> np.ndarray:
+def softened_template(light: Light, variant: int, pixels: int) -> np.ndarray:
     return soften(template(light, variant, pixels))
 
 

@@ -1,5 +1,5 @@
-"""How far the recogniser can be trusted: real scenes, whose contents are known, as they are, through a model's VAE,
-and softer, rougher or less steady than that, as generated pictures are; and pictures with nothing in them.
+"""How reliable the recogniser is: on real scenes with known contents, unchanged, through a model's VAE, and softer,
+rougher or less steady, as generated pictures are; and on pictures without objects.
 
     python -m toushi.experiments.scene_world.validation --count 500 --model mini-unet
 """
@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.scene_world.draw import render
-from toushi.experiments.scene_world.recogniser import THRESHOLD, Seen, judge, match, recognise
+from toushi.experiments.scene_world.recogniser import THRESHOLD, Recognition, judge, match, recognise
 from toushi.experiments.scene_world.scenes import SIDE, Object, Scene, draw_scene
 from toushi.experiments.scene_world.templates import backgrounds
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Compare what the recogniser sees with what is there."""
+    """Compares what the recogniser sees with what is there."""
 
     count: int = 500
     """Scenes, seen as they are and through the VAE."""
@@ -34,19 +34,19 @@ class Validation:
     """Name or folder of the model whose VAE is used; `none` leaves out all that needs one."""
     split: str = "test"
     failures: Path | None = None
-    """Write a sheet of the pictures seen wrongly, each beside a drawing of what was seen."""
+    """Write a sheet of the pictures with errors, each beside a drawing of its recognition."""
 
 
 Pictures = np.ndarray  # uint8 [n, 64, 64, 3]
 
 
-def blurred(pictures: Pictures, pixels: float) -> Pictures:
+def blur(pictures: Pictures, pixels: float) -> Pictures:
     """Gaussian, of this standard deviation."""
     return gaussian_filter(pictures.astype(np.float32), (0, pixels, pixels, 0)).round().astype(np.uint8)
 
 
-def wobbled(pictures: Pictures, pixels: float, seed: int = 0) -> Pictures:
-    """Every point moved by a smooth random distance of this standard deviation, as by an unsteady hand."""
+def wobble(pictures: Pictures, pixels: float, seed: int = 0) -> Pictures:
+    """Every point moved by a smooth random distance of this standard deviation, like a drawing by an unsteady hand."""
     random = np.random.default_rng(seed)
     out = np.empty_like(pictures)
     for picture, bent in zip(pictures, out):
@@ -57,7 +57,7 @@ def wobbled(pictures: Pictures, pixels: float, seed: int = 0) -> Pictures:
     return out
 
 
-def scaled(scene: Scene, factor: float) -> Scene:
+def scale_objects(scene: Scene, factor: float) -> Scene:
     """The same scene with objects of sizes that the world does not draw."""
     return replace(scene, objects=tuple(replace(o, pixels=round(o.pixels * factor)) for o in scene.objects))
 
@@ -73,14 +73,14 @@ def through_vae(name: str) -> Callable[..., Pictures]:
     """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
     import torch
 
-    from toushi.probe.pipelines.load import load
+    from toushi.experiments.own_model import load_own_model
 
-    vae = load(name).vae.eval()
+    vae = load_own_model(name).vae.eval()
     device = next(vae.parameters()).device
     generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
-    def passed(pictures: Pictures, deviation: float = 0.0) -> Pictures:
+    def encode_and_decode(pictures: Pictures, deviation: float = 0.0) -> Pictures:
         parts = []
         for start in range(0, len(pictures), 50):
             unit = torch.from_numpy(pictures[start : start + 50]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -90,14 +90,14 @@ def through_vae(name: str) -> Callable[..., Pictures]:
             parts.append(((decoded + 1) * 127.5).round().byte().numpy())
         return np.concatenate(parts)
 
-    return passed
+    return encode_and_decode
 
 
-def accuracy(scenes: list[Scene], seen: list[Seen]) -> pd.DataFrame:
+def accuracy(scenes: list[Scene], recognitions: list[Recognition]) -> pd.DataFrame:
     """Share right with its 95% Wilson interval, for each thing that can be right."""
     answers = {name: [] for name in ("object", "position", "colour", "sense", "place", "time", "style", "nothing more")}
-    for scene, one in zip(scenes, seen):
-        verdict = judge(scene, one)
+    for scene, recognition in zip(scenes, recognitions):
+        verdict = judge(scene, recognition)
         answers["object"] += verdict.objects
         answers["position"] += verdict.positions
         answers["colour"] += verdict.colours
@@ -113,62 +113,72 @@ def accuracy(scenes: list[Scene], seen: list[Seen]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "right", "low", "high", "cases"])
 
 
-def scores(scenes: list[Scene], seen: list[Seen]) -> np.ndarray:
-    """Of the objects that were rightly found."""
-    return np.array([found.score for scene, one in zip(scenes, seen) for found in match(scene, one) if found])
+def scores(scenes: list[Scene], recognitions: list[Recognition]) -> np.ndarray:
+    """The scores of the objects that were recognised."""
+    return np.array(
+        [
+            detection.score
+            for scene, recognition in zip(scenes, recognitions)
+            for detection in match(scene, recognition)
+            if detection
+        ]
+    )
 
 
-def drawn(scenes: list[Scene]) -> Pictures:
+def draw_pictures(scenes: list[Scene]) -> Pictures:
     return np.stack([render(scene)[0] for scene in scenes])
 
 
-def redrawn(seen: Seen) -> np.ndarray:
-    """A drawing of what was seen, uint8 [64, 64, 3]."""
-    objects = tuple(Object(f.kind, None, f.colour, "medium", f.x, f.y, f.pixels) for f in seen.objects)
-    return render(Scene(objects, seen.place, seen.time, seen.style, "row"))[0]
+def redraw(recognition: Recognition) -> np.ndarray:
+    """A drawing of the recognition, uint8 [64, 64, 3]."""
+    objects = tuple(Object(f.kind, None, f.colour, "medium", f.x, f.y, f.pixels) for f in recognition.objects)
+    return render(Scene(objects, recognition.place, recognition.time, recognition.style, "row"))[0]
 
 
-def failed(scene: Scene, seen: Seen) -> bool:
-    answers = asdict(judge(scene, seen))
+def has_error(scene: Scene, recognition: Recognition) -> bool:
+    answers = asdict(judge(scene, recognition))
     return answers.pop("extra") > 0 or any(
         False in (answer if isinstance(answer, tuple) else (answer,)) for answer in answers.values()
     )
 
 
-def _told(seen: Seen) -> str:
-    things = (f"{f.colour or ''} {f.kind} {f.score:.2f}".strip() for f in seen.objects)
-    return f"{seen.style} {seen.time} {seen.place}: {', '.join(things)}"
+def _summarize(recognition: Recognition) -> str:
+    things = (f"{f.colour or ''} {f.kind} {f.score:.2f}".strip() for f in recognition.objects)
+    return f"{recognition.style} {recognition.time} {recognition.place}: {', '.join(things)}"
 
 
 def main(config: Validation) -> None:
     scenes = [draw_scene(seed, config.split) for seed in range(config.count)]
-    raw = drawn(scenes)
+    raw = draw_pictures(scenes)
     empty = backgrounds().astype(np.uint8)
     real = {"as drawn": raw}
     nothing = {"empty scenes": empty} | {f"noise, grain {g} px": noise(25, g) for g in (0, 1, 2, 4)}
     if config.model != "none":
-        passed, few = through_vae(config.model), scenes[: config.soft]
-        real["through the VAE"] = decoded = passed(raw)
-        real |= {f"and blurred by {blur} px": blurred(decoded[: config.soft], blur) for blur in (0.7, 1.0)}
-        real |= {f"latents with noise {rough}": passed(raw[: config.soft], rough) for rough in (0.2, 0.4)}
-        real |= {f"sizes times {k}, VAE": passed(drawn([scaled(scene, k) for scene in few])) for k in (0.9, 1.1)}
-        real |= {f"bent by {bend} px, VAE": passed(wobbled(raw[: config.soft], bend)) for bend in (1.0, 1.5)}
-        nothing["empty scenes, VAE"] = passed(empty)
-        nothing["empty scenes, noise 0.4"] = passed(empty, 0.4)
+        encode_and_decode, few = through_vae(config.model), scenes[: config.soft]
+        real["through the VAE"] = decoded = encode_and_decode(raw)
+        real |= {f"and blurred by {pixels} px": blur(decoded[: config.soft], pixels) for pixels in (0.7, 1.0)}
+        real |= {f"latents with noise {rough}": encode_and_decode(raw[: config.soft], rough) for rough in (0.2, 0.4)}
+        real |= {
+            f"sizes times {k}, VAE": encode_and_decode(draw_pictures([scale_objects(scene, k) for scene in few]))
+            for k in (0.9, 1.1)
+        }
+        real |= {f"bent by {bend} px, VAE": encode_and_decode(wobble(raw[: config.soft], bend)) for bend in (1.0, 1.5)}
+        nothing["empty scenes, VAE"] = encode_and_decode(empty)
+        nothing["empty scenes, noise 0.4"] = encode_and_decode(empty, 0.4)
     tables, cells = {}, []
     for name, pictures in real.items():
-        seen = [recognise(picture) for picture in tqdm(pictures, desc=name)]
-        tables[name] = accuracy(scenes, seen).set_index("what")
+        recognitions = [recognise(picture) for picture in tqdm(pictures, desc=name)]
+        tables[name] = accuracy(scenes, recognitions).set_index("what")
         if len(pictures) == len(scenes):
             print(f"\n{name}, {len(pictures)} pictures\n{tables[name].to_string(float_format='{:.3f}'.format)}")
-        low = np.percentile(scores(scenes, seen), (0, 1, 5, 50)).round(2)
+        low = np.percentile(scores(scenes, recognitions), (0, 1, 5, 50)).round(2)
         tables[name].loc["lowest score", "right"], tables[name].loc["1% score", "right"] = low[:2]
-        wrong = [i for i, one in enumerate(seen) if failed(scenes[i], one)]
-        cells += [([pictures[i], redrawn(seen[i])], f"{name} {i} {_told(seen[i])}") for i in wrong]
+        wrong = [i for i, recognition in enumerate(recognitions) if has_error(scenes[i], recognition)]
+        cells += [([pictures[i], redraw(recognitions[i])], f"{name} {i} {_summarize(recognitions[i])}") for i in wrong]
     print(pd.DataFrame({name: table.right for name, table in tables.items()}).T.to_string(float_format="{:.3f}".format))
     for name, pictures in nothing.items():
         best = [recognise(picture, threshold=0.0) for picture in tqdm(pictures, desc=name)]
-        highest = np.array([max((found.score for found in one.objects), default=0.0) for one in best])
+        highest = np.array([max((detection.score for detection in one.objects), default=0.0) for one in best])
         share = np.mean(highest >= THRESHOLD)
         print(f"{name}: highest score {highest.max():.2f}; something seen in {share:.1%} of {len(pictures)} pictures")
     if config.failures is not None and cells:

@@ -1,24 +1,26 @@
-"""Does the same word in Chinese and in English come to the same state, and from which layer?
+"""Does a word get the same state in Chinese and in English, and from which layer on?
 
     toushi run bilingual
-    toushi run bilingual --set encoder=../shared/models/multilingual-e5-small-zh-en
+    toushi run bilingual --config e5
 
-The claim that goes with "deeper layers hold the intent": spelling is left behind, so 红色的沙发 and *the red sofa* are far
-apart at the embeddings and near each other deeper down. It would be refuted by a pairing that no layer makes better
-than the embeddings.
+The claim that goes with "deeper layers hold the intent": spelling is left behind. So 红色的沙发 and *the red sofa* are far
+apart at the embeddings and close in deeper layers. It would be refuted if no layer pairs them better than the embeddings.
 
-Aligned phrases of sentences in both languages (`data/parallel.tsv`) for encoders that can read them; for ours, which
-knows only the scene world's words, nouns, colours, places, times and styles in captions of one and the same scene. At
-each layer the Chinese state is looked for among all English ones and the other way round, by cosine, after each side's
-mean is taken off (`toushi.probe.analysis.pairs`). Beside it the same with partners exchanged, and with random weights.
+The data are aligned phrases of sentences in both languages (`data/parallel.tsv`). Our own encoder knows only the words of
+the scene world: for it they are nouns, colours, places, times and styles in two captions of one scene. At each layer
+each Chinese state is looked up among all English ones, and the other way round, by cosine, after the mean of each
+language is subtracted (`toushi.probe.analysis.pairs`). Controls are exchanged partners, and random weights.
 
-The rule, set before any of this was run. The layer is chosen for its retrieval on one half of the sentences and judged
-on the other half, both ways round, so that the best of many layers flatters nothing. Its gain over layer 0 has a 95 %
-interval that holds two: one resamples sentences, one the words that are looked for, because a word that is lost is lost
-wherever it stands. Refuted: it lies below 5 points, however surely it is above 0. Supported: not so, it lies above 0, and
-so does the lead over the random weights at that layer. Undecided: anything else, and fewer than 6 sentences or words. (As
-first set, a small but sure gain was both, and sentences alone were resampled; no verdict hung on the one, and the other
-only widens.)
+The rule was set before the first run. The layer is chosen by its retrieval on one half of the sentences and judged on
+the other half, both ways round, so that the best of many layers is not flattered. Its gain over layer 0 has a 95%
+interval that covers two: one resamples sentences, one words, because a word that is lost is lost wherever it occurs.
+
+- Refuted: the interval of the gain lies below 5 points, however surely it lies above 0.
+- Supported: not refuted, and both the gain and the lead over random weights at that layer lie above 0.
+- Undecided: anything else, and fewer than 6 sentences or words.
+
+As first set, a small but sure gain was both refuted and supported, and only sentences were resampled. No verdict depended
+on the first; the second only widens the interval.
 
 It could fail to say anything: a rotation between the languages would hide a common structure from plain cosines.
 """
@@ -30,9 +32,16 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from toushi.experiments.measures.encoder_states import WEIGHTS, called, data_sets, opened, states_at, weight_files
+from toushi.experiments.measures.encoder_states import (
+    WEIGHTS,
+    data_sets,
+    encoder_label,
+    load_cpu_encoder,
+    states_at,
+    weight_files,
+)
 from toushi.experiments.measures.polysemy import PARALLEL, read_parallel
-from toushi.experiments.measures.statistics import bounds, resampled
+from toushi.experiments.measures.statistics import bounds, resample_items
 from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
@@ -80,7 +89,7 @@ def jobs(config: Config) -> list[Job]:
     return [
         Job(
             f"{kind}-{data}",
-            paired,
+            compare_pairs,
             {"encoder": config.encoder, "weights": kind, "data": data, "scenes": config.scenes}
             | {"shuffles": config.shuffles, "resamples": config.resamples, "seed": config.seed},
         )
@@ -93,7 +102,7 @@ def phrases(data: str, scenes: int, seed: int) -> pd.DataFrame:
     """A row for each pair: zh, zh_start, zh_end, en, en_start, en_end, name (what it means), group (its sentence)."""
     if data == "parallel":
         table = read_parallel()
-        name = [row.zh[row.zh_start : row.zh_end] for row in table.itertuples()]
+        name = [zh[start:end] for zh, start, end in zip(table.zh, table.zh_start, table.zh_end)]
         return table.assign(name=name, group=table.zh)
     rows = []
     for number in range(scenes):
@@ -113,11 +122,11 @@ def phrases(data: str, scenes: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def paired(
+def compare_pairs(
     encoder: str, weights: str, data: str, scenes: int, shuffles: int, resamples: int, seed: int
 ) -> pd.DataFrame:
-    """Retrieval and likeness at each layer, and whether each phrase is found."""
-    known, table = opened(encoder, weights, seed), phrases(data, scenes, seed)
+    """Retrieval and similarity at each layer, and whether the partner of each phrase is found."""
+    known, table = load_cpu_encoder(encoder, weights, seed), phrases(data, scenes, seed)
     sides = [
         states_at(known, list(table[side]), list(zip(table[f"{side}_start"], table[f"{side}_end"])))
         for side in ("zh", "en")
@@ -143,32 +152,34 @@ def paired(
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    layers, single = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("layers", "pairs"))
+    layers, single = (rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("layers", "pairs"))
     if single.empty:
         raise ToushiError(
             "these jobs are of an older bilingual, which kept sentences, not pairs: --overwrite does them again"
         )
     layers = layers.drop(columns="part").reset_index(drop=True)
-    gains = pd.DataFrame([gain(part, config) | {"data": data} for data, part in single.groupby("data", sort=False)])
-    said = sentence(gains.iloc[0], called(config.encoder), layers)
-    return Finding(ruled(gains.iloc[0]), said, {"layers": layers, "gains": gains.round(5)})
+    gains = pd.DataFrame(
+        [chosen_layer_gain(part, config) | {"data": data} for data, part in single.groupby("data", sort=False)]
+    )
+    said = sentence(gains.iloc[0], encoder_label(config.encoder), layers)
+    return Finding(decide(gains.iloc[0]), said, {"layers": layers, "gains": gains.round(5)})
 
 
-def gain(single: pd.DataFrame, config: Config) -> dict:
-    """What the chosen layer finds more than layer 0, and than the random weights, on sentences it was not chosen on."""
+def chosen_layer_gain(single: pd.DataFrame, config: Config) -> dict:
+    """How much more the chosen layer finds than layer 0, and than random weights, on sentences it was not chosen on."""
     wide = {
         kind: part.pivot(index="pair", columns="layer", values="right").to_numpy()
         for kind, part in single.groupby("weights")
     }
     right, floor = wide["trained"], wide["random"]
-    clusters = single.drop_duplicates("pair").sort_values("pair")[["sentence", "name"]].to_numpy(int).T
+    clusters = single.drop_duplicates("pair").sort_values("pair").loc[:, ["sentence", "name"]].to_numpy(int).T
     chosen = np.empty(len(right), int)
     for half in (0, 1):
         mine = clusters[0] % 2 == half
         chosen[mine] = 1 + (right[~mine, 1:].sum(0)).argmax()
     rows = np.arange(len(right))
     values = np.stack([right[rows, chosen], right[:, 0], floor[rows, chosen]])  # [what, pair]
-    draws = [resampled_shares(values, cluster, config) for cluster in clusters]
+    draws = [resample_shares(values, cluster, config) for cluster in clusters]
     whole = values.mean(1)
     found = {"layers": "/".join(f"layer {layer}" for layer in sorted(set(chosen.tolist()))), "retrieval": whole[0]}
     found |= {"sentences": len(set(clusters[0])), "words": len(set(clusters[1]))}
@@ -178,35 +189,35 @@ def gain(single: pd.DataFrame, config: Config) -> dict:
     return found
 
 
-def resampled_shares(values: np.ndarray, cluster: np.ndarray, config: Config) -> np.ndarray:
-    """Means [what, resample] of values [what, pair], whole clusters drawn."""
+def resample_shares(values: np.ndarray, cluster: np.ndarray, config: Config) -> np.ndarray:
+    """Means [what, resample] of values [what, pair]; whole clusters are resampled."""
     sums = np.stack([np.bincount(cluster, row) for row in values])
     counts = np.bincount(cluster)
-    picks = resampled(len(counts), config.resamples, config.seed)
+    picks = resample_items(len(counts), config.resamples, config.seed)
     return sums[:, picks].sum(-1) / counts[picks].sum(-1)
 
 
-def ruled(one: pd.Series) -> Verdict:
-    """The rule, of the interval of the gain and of the lead."""
-    if min(one.sentences, one.words) < FEWEST:
+def decide(row: pd.Series) -> Verdict:
+    """The verdict by the rule, from the intervals of the gain and of the lead."""
+    if min(row.sentences, row.words) < FEWEST:
         return "undecided"
-    if one.gain_high < MATTERS:
+    if row.gain_high < MATTERS:
         return "refuted"
-    return "supported" if one.gain_low > 0 and one.lead_low > 0 else "undecided"
+    return "supported" if row.gain_low > 0 and row.lead_low > 0 else "undecided"
 
 
-def sentence(one: pd.Series, encoder: str, layers: pd.DataFrame) -> Bilingual:
-    some = layers[(layers.weights == "trained") & (layers.data == one.data)]
-    first = some[some.layer == 0].iloc[0]
-    gains = f"{100 * one.gain:.0f} [{100 * one.gain_low:.0f}, {100 * one.gain_high:.0f}]"
-    leads = f"{100 * one.lead:.0f} [{100 * one.lead_low:.0f}, {100 * one.lead_high:.0f}]"
+def sentence(row: pd.Series, encoder: str, layers: pd.DataFrame) -> Bilingual:
+    some = layers.loc[(layers.weights == "trained") & (layers.data == row.data)]
+    first = some.loc[some.layer == 0].iloc[0]
+    gains = f"{100 * row.gain:.0f} [{100 * row.gain_low:.0f}, {100 * row.gain_high:.0f}]"
+    leads = f"{100 * row.lead:.0f} [{100 * row.lead_low:.0f}, {100 * row.lead_high:.0f}]"
     zh = (
-        f"{encoder}（{one.data}，{int(first.pairs)} 对）：词嵌入处 {first.retrieval:.0%} 能找到对应者，在另一半句子上选出的层"
-        f"（{one.layers}）{one.retrieval:.0%}，多 {gains} 个百分点；比随机权重多 {leads}。"
+        f"{encoder}（{row.data}，{int(first.pairs)} 对）：词嵌入处 {first.retrieval:.0%} 能找到对应者，在另一半句子上选出的层"
+        f"（{row.layers}）{row.retrieval:.0%}，多 {gains} 个百分点；比随机权重多 {leads}。"
     )
     en = (
-        f"{encoder} ({one.data}, {int(first.pairs)} pairs): {first.retrieval:.0%} find their partner at the "
-        f"embeddings, {one.retrieval:.0%} at the layer chosen on the other half of the sentences ({one.layers}), a gain of "
+        f"{encoder} ({row.data}, {int(first.pairs)} pairs): {first.retrieval:.0%} find their partner at the "
+        f"embeddings, {row.retrieval:.0%} at the layer chosen on the other half of the sentences ({row.layers}), a gain of "
         f"{gains} points; {leads} more than with random weights."
     )
     return Bilingual(en=en, zh=zh)

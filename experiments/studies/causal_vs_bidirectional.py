@@ -2,32 +2,36 @@
 
     toushi run causal_vs_bidirectional
 
-The article's claim. Two small models (`experiments/training/train_twins.py`) differ in one thing, whether their text encoder
-sees what comes after a token; all else is the same: first weights, captions, pictures, noise, their order and number.
-A causal state cannot know what comes after it, so the state of the ambiguous word itself is no fair test where the
-context follows: it is at chance there by construction. Both models are judged by what they are for, their pictures; the
-image model may look at every token.
+The article's claim. Two small models (`experiments/training/train_twins.py`) differ in one thing: whether their text
+encoder sees what comes after a token. First weights, captions, pictures, noise, their order and number are the same. A
+causal state cannot know what comes after it, so the state of the ambiguous word itself is no fair test where the context
+follows: it is at chance by construction. Both models are judged by their pictures; the image model may attend to every
+token.
 
 (a) *Pictures* of held-out captions, and of minimal pairs in which only the context of one word differs, before it
-(河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise; the recogniser says what is there. (b) *Last token*: the
-sense read off the state at the end, which has seen all in both models. (c) *Word*: the sense read off the word's own
-state, with the context before it (fair) and after it (chance for the causal one). (d) How alike the two have become, and
-how their heads look: debiased CKA of every layer with every layer, over the objects of held-out captions; entropy, reach
-and share of special tokens of each head.
+(河边的银行) or after it (银行在左边，河水缓缓流过), from the same noise. The recogniser says what is there. (b) *Last token*: the
+sense read from the state at the end, which has seen all in both models. (c) *Word*: the sense read from the word's own
+state, with the context before it (fair) and after it (chance for the causal model). (d) How similar the two have become, and
+what their heads attend to: debiased CKA of every layer with every layer, over the objects of held-out captions; entropy,
+distance and share of special tokens of each head.
 
-The rule, set before the twins were trained. It asks of contexts after the word, in pictures. D is by how much the
-bidirectional model draws the right sense, and nothing of the other, more often than the causal one; C is how often the
-causal one is right where it draws one of the two senses. Intervals are 95 %, resampling the 12 words; that of C is no
-surer than so many words can make one (`statistics.interval`): for C above 75 % all 12 must be drawn, all but always
-right. That of D is the plain one, which knows no doubt where all words agree.
-Refuted: D lies below 10 points, or C above 75 %, half way from chance to always. Supported: not so, D lies above 0, and
-C below 75 %. Undecided: anything else, and where either draws one of the two senses in less than 30 % of the pictures, too few to
-tell what it understood, or fewer than 6 words are asked. (As first set, C's interval was Wilson's where all was right and
-resampled where not, so that a causal model with one picture wrong was refuted more surely than a flawless one.)
+The rule was set before the twins were trained. It uses contexts after the word, in pictures. D is by how much the
+bidirectional model draws the right sense, and nothing of the other, more often than the causal one. C is how often the
+causal one is right where it draws one of the two senses. Intervals are 95% and resample the 12 words. That of C is no
+surer than so many words can make one (`statistics.interval`): for C above 75% all 12 must be drawn, and nearly
+always right. That of D is the plain one, which has no width where all words agree.
+
+- Refuted: D lies below 10 points, or C above 75%, half way from chance to always.
+- Supported: not refuted, D lies above 0, and C below 75%.
+- Undecided: anything else; where either draws one of the two senses in less than 30% of the pictures, too few to tell
+  what it understood; fewer than 6 words.
+
+As first set, C's interval was Wilson's where all was right and resampled elsewhere, so a causal model with one wrong
+picture was refuted more surely than a flawless one.
 
 It could fail to say anything: if the twins saw too little to draw words at all; if the recogniser takes one icon for
-another (it is the same for both). It speaks of small models of this world, with their training's contexts, and of one
-pair of twins: how much two others, from another beginning, would differ is in no interval.
+another (it is the same for both). It speaks of small models of this world, with the contexts of their training, and of one
+pair of twins: no interval covers how much another pair, from other first weights, would differ.
 """
 
 from dataclasses import dataclass
@@ -37,12 +41,12 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from toushi.experiments.measures.encoder_states import opened as opened_encoder
-from toushi.experiments.measures.encoder_states import states_at
-from toushi.experiments.measures.pictures import as_table, of_scenes, of_senses, opened, pairs_of
-from toushi.experiments.measures.statistics import bounds, by_item, interval, means, resampled, shares
-from toushi.experiments.runner.settings import Count, Seed, Within
+from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
+from toushi.experiments.measures.pictures import load_cpu_model, score_scenes, score_senses, sense_pairs, to_table
+from toushi.experiments.measures.statistics import bounds, by_item, groups, interval, means, resample_items, shares
+from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.scenes import draw_scene
@@ -86,9 +90,9 @@ class Config:
     causal: str = "twins/causal"
     scenes: Count = 150  # held-out captions
     contexts: Count = 5  # of each sense and each place of the context, for pictures; the read-outs use all
-    words: Annotated[int, Within(2)] | None = None  # with two senses; only so many, for a first look
+    words: Annotated[int, Field(ge=2)] | None = None  # with two senses; only so many, for a first look
     steps: Count = 20
-    guidance: Annotated[float, Within(0)] = 3.0
+    guidance: Annotated[float, Field(ge=0)] = 3.0
     shuffles: Count = 20
     resamples: Count = 1000
     seed: Seed = 0
@@ -115,39 +119,45 @@ def jobs(config: Config) -> list[Job]:
         drawing = call | {"steps": config.steps, "guidance": config.guidance}
         for first in range(0, config.scenes, AT_A_TIME):
             count = min(AT_A_TIME, config.scenes - first)
-            found.append(Job(f"{twin}-scenes-{first:04}", drawn_scenes, drawing | {"first": first, "count": count}))
-        found.append(Job(f"{twin}-senses", drawn_senses, drawing | about | {"contexts": config.contexts}))
-        found.append(Job(f"{twin}-shown", shown_pictures, drawing))
-        found.append(Job(f"{twin}-states", read_off, call | about | {"shuffles": config.shuffles}))
-        found.append(Job(f"{twin}-heads", heads_of, {"twin": twin, "model": call["model"], "count": CAPTIONS}))
+            found.append(
+                Job(f"{twin}-scenes-{first:04}", score_twin_scenes, drawing | {"first": first, "count": count})
+            )
+        found.append(Job(f"{twin}-senses", score_twin_senses, drawing | about | {"contexts": config.contexts}))
+        found.append(Job(f"{twin}-shown", draw_examples, drawing))
+        found.append(Job(f"{twin}-states", read_senses, call | about | {"shuffles": config.shuffles}))
+        found.append(Job(f"{twin}-heads", measure_heads, {"twin": twin, "model": call["model"], "count": CAPTIONS}))
     models = {twin: getattr(config, twin) for twin in TWINS}
-    return [*found, Job("likeness", likeness, models | {"count": CAPTIONS})]
+    return [*found, Job("likeness", layer_similarity, models | {"count": CAPTIONS})]
 
 
-def drawn_scenes(twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    found = of_scenes(opened(model), "held_out", range(first, first + count), steps, guidance, seed)
-    return as_table(found, part="scenes", model=twin)
+def score_twin_scenes(
+    twin: str, model: str, first: int, count: int, steps: int, guidance: float, seed: int
+) -> pd.DataFrame:
+    found = score_scenes(load_cpu_model(model), "held_out", range(first, first + count), steps, guidance, seed)
+    return to_table(found, part="scenes", model=twin)
 
 
-def drawn_senses(
+def score_twin_senses(
     twin: str, model: str, contexts: int, words: int | None, steps: int, guidance: float, seed: int
 ) -> pd.DataFrame:
-    return as_table(of_senses(opened(model), contexts, words, steps, guidance, seed), part="senses", model=twin)
+    return to_table(
+        score_senses(load_cpu_model(model), contexts, words, steps, guidance, seed), part="senses", model=twin
+    )
 
 
-def shown_pictures(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    """The first pair of some words whose context comes after them."""
-    table = pairs_of(None)
-    table = table[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
-    drawn = opened(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
+def draw_examples(twin: str, model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
+    """Pictures of the first pair of some words whose context comes after them."""
+    table = sense_pairs(None)
+    table = table.loc[(table.place == "after") & table.word.isin(SHOWN)].drop_duplicates(["word", "sense"])
+    drawn = load_cpu_model(model).sample(list(table.sentence), steps=steps, guidance=guidance, seed=seed)
     rows = [{"prompt": prompt, "picture": embed_picture(picture)} for prompt, picture in zip(table.sentence, drawn)]
-    return as_table(rows, part="shown", model=twin)
+    return to_table(rows, part="shown", model=twin)
 
 
-def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
-    """For each word, place of its context, state that is read and layer: how many senses are told."""
-    encoder, rows = opened_encoder(model), []
-    for (word, place), table in pairs_of(words).groupby(["word", "place"], sort=False):
+def read_senses(twin: str, model: str, words: int | None, shuffles: int, seed: int) -> pd.DataFrame:
+    """The share of senses that is read, for each word, place of its context, state and layer."""
+    encoder, rows = load_cpu_encoder(model), []
+    for (word, place), table in groups(sense_pairs(words), ["word", "place"]):
         for where in ("word", "last token"):
             spans = [(start, start + len(word)) if where == "word" else None for start in table.start]
             states = states_at(encoder, list(table.sentence), spans)
@@ -159,9 +169,9 @@ def read_off(twin: str, model: str, words: int | None, shuffles: int, seed: int)
     return pd.DataFrame(rows)
 
 
-def likeness(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
-    """CKA of every layer of either twin with every layer of the other and its own, over objects in captions."""
-    known = {twin: opened_encoder(model) for twin, model in zip(TWINS, (bidirectional, causal))}
+def layer_similarity(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
+    """CKA of every layer of each twin with every layer of both, over objects in captions."""
+    known = {twin: load_cpu_encoder(model) for twin, model in zip(TWINS, (bidirectional, causal))}
     places = [place for caption in captions(count) for place in caption]
     texts, spans = zip(*[place for place in places if not known["causal"].tokenize(place[0])[1]])  # whole texts
     states = {twin: states_at(encoder, texts, spans) for twin, encoder in known.items()}
@@ -171,14 +181,14 @@ def likeness(bidirectional: str, causal: str, count: int) -> pd.DataFrame:
             # Equal states, such as those before any layer has mixed them, may leave nothing to compare: None.
             number = round(float(value), 5) if np.isfinite(value) else None
             rows.append({"one": one, "other": other, "layer": layer, "other_layer": beside, "cka": number})
-    return as_table(rows, part="likeness")
+    return to_table(rows, part="likeness")
 
 
-def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
-    """Where each head looks, mean over captions."""
+def measure_heads(twin: str, model: str, count: int) -> pd.DataFrame:
+    """Entropy, distance and share of special tokens of each head, mean over captions."""
     texts = list(dict.fromkeys(text for caption in captions(count) for text, _ in caption))
     found = []
-    for reading in encode_layers(opened_encoder(model), texts):
+    for reading in encode_layers(load_cpu_encoder(model), texts):
         special = [token.span is None or token.span[0] == token.span[1] for token in reading.tokens]
         found.append(head_statistics(reading.attention.values, special).to_array("what").values)
     means = np.nanmean(found, axis=0)  # [what, layer, head]
@@ -186,11 +196,11 @@ def heads_of(twin: str, model: str, count: int) -> pd.DataFrame:
         {"layer": layer + 1, "head": head, **dict(zip(HEADS, means[:, layer, head].round(5).tolist()))}
         for layer, head in np.ndindex(means.shape[1:])
     ]
-    return as_table(rows, part="heads", model=twin)
+    return to_table(rows, part="heads", model=twin)
 
 
 def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
-    """Of each of the first held-out captions the text with the characters of each object."""
+    """The first held-out captions, each as a list of its text with the characters of an object."""
     found = (describe(draw_scene(number, "held_out"), "zh", number) for number in range(count))
     return [[(one.text, (part.start, part.end)) for part in one.parts if part.role == "object"] for one in found]
 
@@ -201,10 +211,12 @@ def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     rates, differences = [], []
     for part in ("scenes", "senses"):
-        some = rows[rows.part == part]
+        some = rows.loc[rows.part == part]
         items, things = (list(dict.fromkeys(some[name])) for name in ("item", "thing"))
         counts = by_item(some, {"thing": things, "model": TWINS}, items)
-        right, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
+        right, draws = shares(
+            counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
+        )
         for i, thing in enumerate(things):
             for j, model in enumerate(TWINS):
                 cases = counts["cases"][i, j]
@@ -214,30 +226,32 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
             low, high = bounds(draws[:, i, 0] - draws[:, i, 1])  # the same items in every draw: paired
             differences.append({"thing": thing, "difference": right[i, 0] - right[i, 1], "low": low, "high": high})
     tables = {"rates": pd.DataFrame(rates).round(5), "differences": pd.DataFrame(differences).round(5)}
-    states = rows[rows.part == "states"]
+    states = rows.loc[rows.part == "states"]
     keys, numbers = ["model", "where", "place", "layer"], ["accuracy", "accuracy_shuffled"]
     tables["read_off"] = means(states, keys, numbers, config.resamples, config.seed).astype({"layer": int})
     tables["best"] = best_layers(states, config)
-    alike, heads = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
+    alike, heads = (rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
     whole = {"layer": int, "other_layer": int}
-    tables["likeness"] = alike[["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
-    tables["heads"] = (
-        heads[["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
+    tables["likeness"] = (
+        alike.loc[:, ["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
     )
-    tables["pictures"] = rows[rows.part == "shown"][["model", "prompt", "picture"]].reset_index(drop=True)
-    verdict = judged(tables["rates"], tables["differences"])
+    tables["heads"] = (
+        heads.loc[:, ["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
+    )
+    tables["pictures"] = rows.loc[rows.part == "shown", ["model", "prompt", "picture"]].reset_index(drop=True)
+    verdict = decide(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)
 
 
 def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """What the best layer reads off, chosen on one half of the words and judged on the other, both ways round."""
+    """What the best layer reads, chosen on one half of the words and judged on the other, both ways round."""
     table = []
-    for about, part in states.groupby(["model", "where", "place"], sort=False):
+    for about, part in groups(states, ["model", "where", "place"]):
         curves = part.pivot(index="word", columns="layer", values="accuracy").to_numpy()
         half = np.arange(len(curves)) % 2 == 0
         chosen = np.where(half, curves[~half].mean(0).argmax(), curves[half].mean(0).argmax())
         values = curves[np.arange(len(curves)), chosen]
-        draws = values[resampled(len(values), config.resamples, config.seed)].mean(1)
+        draws = values[resample_items(len(values), config.resamples, config.seed)].mean(1)
         low, high = bounds(draws)
         names = dict(zip(("model", "where", "place"), about))
         layers = "/".join(map(str, sorted(set(chosen.tolist()))))
@@ -245,10 +259,10 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table).round(5)
 
 
-def judged(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
+def decide(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     better = differences.set_index("thing").loc["sense, after"]
-    choice = rates[rates.thing == "choice, after"].set_index("model")
-    asked = rates[rates.thing == "sense, after"].set_index("model")
+    choice = rates.loc[rates.thing == "choice, after"].set_index("model")
+    asked = rates.loc[rates.thing == "sense, after"].set_index("model")
     if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < FEWEST:
         return "undecided"
     if better.high < MATTERS or choice.low["causal"] > HALF:
@@ -260,7 +274,7 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
     rates, differences = tables["rates"], tables["differences"].set_index("thing")
     zh, en = [], []
     for thing in ("sense, after", "sense, before"):
-        pair = rates[rates.thing == thing].set_index("model")
+        pair = rates.loc[rates.thing == thing].set_index("model")
         numbers = [f"{one.right:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in (pair.loc[twin] for twin in TWINS)]
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
@@ -268,7 +282,7 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
         en.append(
             f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart"
         )
-    choice = rates[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
+    choice = rates.loc[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")
     en.append(

@@ -1,34 +1,39 @@
-"""At which layer does a text encoder tell the two senses of a Chinese word apart, and what tells it?
+"""At which layer does a text encoder separate the two senses of a Chinese word, and what separates them?
 
     toushi run disambiguation
-    toushi run disambiguation --set encoder=../shared/models/multilingual-e5-small-zh-en
+    toushi run disambiguation --config e5
 
-The claim: the first third of the layers (1-4 of 12) knows words, the second phrases, the last the whole intent; so the
-sense of 苹果 or 小米, which only the rest of the sentence tells, should appear after the first third. It would be
-refuted by senses that can be read off there as well as anywhere.
+The claim: the first third of the layers (1-4 of 12) knows words, the second phrases, the last the whole intent. So the
+sense of 苹果 or 小米, which only the rest of the sentence tells, should appear after the first third. It would be refuted
+by senses that can be read in the first third as well as anywhere.
 
-Sentences come in pairs, one of each sense, that are the same on one side of the word (`experiments/measures/minimal_pairs.py`):
-ordinary Chinese for encoders that can read it; for ours, which knows only the scene world's words, pairs within it,
-where each sense has a picture. At each layer the word's own state is read out by nearest centroids, each pair judged
-by the others (`toushi.probe.analysis.layer_measures`). Beside it the same with senses shuffled; the same design with random weights;
-the context before and after the word apart; and the state of the *neighbour* on the shared side: what can be read off
-there as well is the topic of the sentence, not the sense of the word. And a *bag*: the mean of the embeddings of all
-other tokens, which knows what stands around the word and has understood nothing. Then each other word is blanked in
-turn (its embedding exchanged for the mean, so that nothing moves): does a word on one side of the ambiguous one move its
-state more where that side decides the sense than where it is the shared one? (Not one side against the other: words far
-away move it less than those beside it, whatever they mean.)
+Sentences come in pairs, one for each sense, that are the same on one side of the word
+(`experiments/measures/minimal_pairs.py`): ordinary Chinese for encoders that can read it; for ours, which knows only the
+words of the scene world, pairs from it, where each sense has a picture. At each layer the sense is read from the word's own
+state by nearest centroids, each pair judged by the others (`toushi.probe.analysis.layer_measures`). Controls:
 
-The rule, as set before: with the best layer of the first third and the best of the deeper ones (of the mean over words,
-chosen anew in every draw), s is the share of what is read off above chance that is there in the first third. Supported:
-s lies below one half with its 95 % interval, which resamples words. Refuted: it lies above. Undecided: anything else,
-or where the deeper layers do not read off the senses either (lower end under 60 %), or fewer than 6 words are asked.
+- the same with shuffled senses, and with random weights;
+- the context before and after the word separately;
+- the state of the *neighbour* on the shared side: what can be read there as well is the topic of the sentence, not the
+  sense of the word;
+- a *bag*: the mean of the embeddings of all other tokens, which has understood nothing.
 
-Limits: the best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
-characters of the other side alone (a naive Bayes: 86 %, `data/polysemy.md`); so a state that merely holds what stands
-around tells them apart without any understanding. The bag shows how much of it that could be; the rule does not ask it.
-In the ordinary sentences with the context before the word nothing but a full stop follows it, so there only the side before
-the word can be set against itself.
-(Random weights do not show it: they hardly mix, so there the word's state holds nothing but the word.)
+Then each other word is blanked: its embedding is replaced by the mean, so that no token moves. Does a word move the
+state of the ambiguous word more where its side decides the sense than where its side is the shared one? (One side is not
+compared with the other, because words far away move it less than those beside it, whatever they mean.)
+
+The rule was set before the first run. Take the best layer of the first third and the best of the deeper ones, of the mean
+over words, chosen anew in every resample. s is the share of what is read above chance that is there in the first third.
+
+- Supported: the 95% interval of s, which resamples words, lies below one half.
+- Refuted: it lies above one half.
+- Undecided: anything else; where the deeper layers do not read the senses either (lower end under 60%); fewer than 6 words.
+
+Limits. The best of several layers is taken on both sides, of fewer on the first. Some senses can be guessed from the
+characters of the other side alone (a naive Bayes: 86%, `data/polysemy.md`), so a state that merely holds the words around
+separates them without any understanding. The bag shows how much that could be; the rule does not use it. (Random weights
+do not show it: they hardly mix, so there the word's state holds nothing but the word.) In ordinary sentences with the
+context before the word only a full stop follows it, so only the side before the word can be compared with itself.
 """
 
 from collections.abc import Iterator
@@ -38,20 +43,21 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from toushi.experiments.measures.encoder_states import (
     WEIGHTS,
     bags_at,
-    called,
     data_sets,
-    opened,
+    encoder_label,
+    load_cpu_encoder,
     states_at,
     weight_files,
 )
-from toushi.experiments.measures.minimal_pairs import checked, sentences
+from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
 from toushi.experiments.measures.polysemy import POLYSEMY
-from toushi.experiments.measures.statistics import bounds, means, resampled
-from toushi.experiments.runner.settings import Count, Seed, Within
+from toushi.experiments.measures.statistics import bounds, means, resample_items
+from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.layer_measures import sense_separation
 from toushi.probe.base.bilingual_text import Bilingual
@@ -86,7 +92,7 @@ class Config:
     data: Literal["auto", "scenes", "polysemy", "both"] = "auto"  # scenes for ours, both for the others
     words: Count | None = None  # only so many, for a first look
     shuffles: Count = 20
-    left_out: Annotated[int, Within(0)] = 2  # sentences of each sense and place from which words are left out
+    left_out: Annotated[int, Field(ge=0)] = 2  # sentences of each sense and place from which words are left out
     resamples: Count = 1000
     seed: Seed = 0
 
@@ -104,24 +110,24 @@ def jobs(config: Config) -> list[Job]:
             given = about | {"data": data, "first": first, "last": min(first + AT_A_TIME, count)}
             for kind in WEIGHTS:
                 call = given | {"weights": kind, "shuffles": config.shuffles}
-                found.append(Job(f"{kind}-{data}-{first:02}", told_apart, call))
+                found.append(Job(f"{kind}-{data}-{first:02}", read_senses, call))
             if config.left_out:
                 call = given | {"sentences_each": config.left_out}
-                found.append(Job(f"left-out-{data}-{first:02}", left_out, call))
-        found.append(Job(f"example-{data}", example, about | {"data": data}))
+                found.append(Job(f"left-out-{data}-{first:02}", ablate_context, call))
+        found.append(Job(f"example-{data}", example_matrices, about | {"data": data}))
     return found
 
 
-def some_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
-    table = checked(sentences(data))
+def select_words(data: str, first: int, last: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    table = check_sentences(sentences(data))
     for word in table.word.unique()[first:last]:
-        yield word, table[table.word == word].reset_index(drop=True)
+        yield word, table.loc[table.word == word].reset_index(drop=True)
 
 
-def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
-    """For each word, place of the context, state that is read and layer: how many senses are told."""
-    known, rows = opened(encoder, weights, seed), []
-    for word, table in some_words(data, first, last):
+def read_senses(encoder: str, weights: str, data: str, first: int, last: int, shuffles: int, seed: int) -> pd.DataFrame:
+    """The share of senses that is read, for each word, place of the context, state and layer."""
+    known, rows = load_cpu_encoder(encoder, weights, seed), []
+    for word, table in select_words(data, first, last):
         own = [(start, start + len(word)) for start in table.start]
         beside = [_neighbour(*row) for row in zip(table.sentence, table.start, [len(word)] * len(table), table.place)]
         there = np.array([span is not None for span in beside])
@@ -152,28 +158,29 @@ def told_apart(encoder: str, weights: str, data: str, first: int, last: int, shu
     return pd.DataFrame(rows)
 
 
-def left_out(encoder: str, data: str, first: int, last: int, sentences_each: int, seed: int) -> pd.DataFrame:
-    """How much the word's state changes, mean over left-out words of either side: 1 - cosine, for each layer."""
-    known, rows = opened(encoder, "trained", seed), []
-    for word, table in some_words(data, first, last):
+def ablate_context(encoder: str, data: str, first: int, last: int, sentences_each: int, seed: int) -> pd.DataFrame:
+    """The change of the word's state (1 - cosine) at each layer, mean over the blanked words of each side."""
+    known, rows = load_cpu_encoder(encoder, "trained", seed), []
+    for word, table in select_words(data, first, last):
         table = table.groupby(["sense", "place"]).head(sentences_each)
         spans = [[(start, start + len(word))] for start in table.start]
-        for row, (own,), changes in zip(table.itertuples(), spans, ablate_words(known, list(table.sentence), spans)):
-            reading_words = encode_layers(known, [row.sentence], attention=False)[0].words
+        ablations = ablate_words(known, list(table.sentence), spans)
+        for sentence, place, (own,), changes in zip(table.sentence, table.place, spans, ablations):
+            reading_words = encode_layers(known, [sentence], attention=False)[0].words
             for side in ("decides", "shared"):
-                first_half = (side == "decides") == (row.place == "before")
+                first_half = (side == "decides") == (place == "before")
                 here = [w.end <= own[0] if first_half else w.start >= own[1] for w in reading_words]
                 values = changes.values[:, 0, here]
                 if values.size and np.isfinite(values).any():
-                    about = {"part": "left_out", "weights": "trained", "data": data, "word": word, "place": row.place}
+                    about = {"part": "left_out", "weights": "trained", "data": data, "word": word, "place": place}
                     for layer, value in enumerate(np.nanmean(values, axis=1)):
                         rows.append(about | {"side": side, "layer": layer, "change": float(value)})
     return pd.DataFrame(rows)
 
 
-def example(encoder: str, data: str, seed: int) -> pd.DataFrame:
-    """The word-by-word matrices of one sentence: left out, and by attention rollout where it can be read."""
-    known, rows = opened(encoder, "trained", seed), []
+def example_matrices(encoder: str, data: str, seed: int) -> pd.DataFrame:
+    """The word-by-word matrices of one sentence: by blanking words, and by attention rollout if it can be read."""
+    known, rows = load_cpu_encoder(encoder, "trained", seed), []
     (reading,) = encode_layers(known, [EXAMPLES[data]])
     matrices = {"left out": ablate_words(known, [EXAMPLES[data]])[0]}
     if not reading.blind:
@@ -199,23 +206,25 @@ def _neighbour(sentence: str, start: int, length: int, place: str) -> tuple[int,
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    told, moved, shown = (rows[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example"))
+    told, moved, shown = (
+        rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example")
+    )
     keys = ["data", "weights", "where", "place", "layer"]
     numbers = ["accuracy", "accuracy_shuffled", "separation"]
     senses = means(told, keys, numbers, config.resamples, config.seed)
     data = told.data.iloc[0]  # what was asked first
-    verdict, said = judged(told[told.data == data], config, called(config.encoder), data)
+    verdict, said = judge_senses(told.loc[told.data == data], config, encoder_label(config.encoder), data)
     tables = {"senses": senses}
     if len(moved):
         tables["left_out"] = means(moved, ["data", "place", "side", "layer"], ["change"], config.resamples, config.seed)
-        said = _with_sides(said, moved[moved.data == data], config)
+        said = _add_context_effect(said, moved.loc[moved.data == data], config)
     if len(shown):
         tables["example"] = shown.drop(columns="part").reset_index(drop=True)
     return Finding(verdict, said, tables)
 
 
-def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
-    """The rule, of the interval of s and of the lower end of what the deeper layers read off."""
+def decide(words: int, low: float, high: float, deeper: float) -> Verdict:
+    """The verdict by the rule, from the interval of s and the lower end of what the deeper layers read."""
     if words >= FEWEST and deeper >= 0.6:
         if high < 0.5:
             return "supported"
@@ -224,18 +233,18 @@ def ruled(words: int, low: float, high: float, deeper: float) -> Verdict:
     return "undecided"
 
 
-def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
-    some = told[(told.weights == "trained") & (told["where"] == "word") & (told.place == "both")]
+def judge_senses(readings: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple[Verdict, Bilingual]:
+    some = readings.loc[(readings.weights == "trained") & (readings["where"] == "word") & (readings.place == "both")]
     curves = some.pivot(index="word", columns="layer", values="accuracy").to_numpy()
     first = (curves.shape[1] - 1) // 3
     if first < 1:
         return "undecided", Bilingual(en=f"{encoder}: it has too few layers.", zh=f"{encoder}：层数太少。")
-    picks = resampled(len(curves), config.resamples, config.seed)
+    picks = resample_items(len(curves), config.resamples, config.seed)
     drawn = np.concatenate([curves.mean(0)[None], curves[picks].mean(1)]) - 0.5  # the first is the real one
     early, late = drawn[:, 1 : first + 1].max(1), drawn[:, first + 1 :].max(1)
     share, (low, high) = (early / late)[0], bounds((early / late)[1:])
-    verdict = ruled(len(curves), low, high, bounds(late[1:])[0] + 0.5)
-    bag = told[(told["where"] == "bag") & (told.place == "both")].accuracy.mean()
+    verdict = decide(len(curves), low, high, bounds(late[1:])[0] + 0.5)
+    bag = readings.loc[(readings["where"] == "bag") & (readings.place == "both")].accuracy.mean()
     numbers = f"{share:.0%} [{low:.0%}, {high:.0%}]"
     tops = f"{early[0] + 0.5:.0%}", f"{late[0] + 0.5:.0%}"
     zh = f"{encoder}（{data}，{len(curves)} 个词）：第 1-{first} 层至多读对 {tops[0]}，更深层至多 {tops[1]}；" + (
@@ -248,22 +257,22 @@ def judged(told: pd.DataFrame, config: Config, encoder: str, data: str) -> tuple
     return verdict, Bilingual(en=en, zh=zh)
 
 
-def _with_sides(said: Bilingual, moved: pd.DataFrame, config: Config) -> Bilingual:
-    """How much more a side moves the word's last state where it decides the sense than where it is the shared one,
-    word by word, mean over the sides that are known in both roles."""
-    last = moved[moved.layer == moved.layer.max()]
+def _add_context_effect(text: Bilingual, changes: pd.DataFrame, config: Config) -> Bilingual:
+    """The sentence, with how much more a side moves the word's last state where it decides the sense than where it is
+    the shared one: word by word, mean over the sides that occur in both roles."""
+    last = changes.loc[changes.layer == changes.layer.max()]
     before = (last.side == "decides") == (last.place == "before")  # where the word that was left out stood
     roles = last.assign(before=before).groupby(["word", "before", "side"]).change.mean().unstack()
     if not {"decides", "shared"} <= set(roles) or (roles := roles.dropna().groupby("word").mean()).empty:
-        return said
+        return text
     more = (roles.decides - roles.shared).to_numpy()
-    low, high = bounds(more[resampled(len(more), config.resamples, config.seed)].mean(1))
+    low, high = bounds(more[resample_items(len(more), config.resamples, config.seed)].mean(1))
     decides, shared = f"{roles.decides.mean():.3f}", f"{roles.shared.mean():.3f}"
     apart = f"{more.mean():.3f} [{low:.3f}, {high:.3f}]"
     return Bilingual(
-        en=f"{said.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
+        en=f"{text.en} Leaving out a word moves the word's last state by {decides} (1 - cosine) where its side decides the "
         f"sense, by {shared} where the same side does not, {apart} apart.",
-        zh=f"{said.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
+        zh=f"{text.zh}去掉一个词，若它那一侧决定词义，末层该词状态平均变化 {decides}（1 − 余弦），若同一侧不决定词义则为 {shared}，相差 {apart}。",
     )
 
 
@@ -272,11 +281,13 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
 
     found = {}
     for data in tables["senses"].data.unique():
-        found[f"senses-{data}"] = senses_figure(tables["senses"][tables["senses"].data == data], language)
+        found[f"senses-{data}"] = senses_figure(tables["senses"].loc[tables["senses"].data == data], language)
         if "left_out" in tables:
             part = tables["left_out"]
-            found[f"left-out-{data}"] = changes_figure(part[part.data == data], language)
+            found[f"left-out-{data}"] = changes_figure(part.loc[part.data == data], language)
         if "example" in tables:
             part = tables["example"]
-            found[f"example-{data}"] = matrix_figure(part[(part.data == data) & (part.kind == "left out")], language)
+            found[f"example-{data}"] = matrix_figure(
+                part.loc[(part.data == data) & (part.kind == "left out")], language
+            )
     return found

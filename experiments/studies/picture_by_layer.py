@@ -1,30 +1,34 @@
-"""When does the right picture appear, if the image model is given layer k's output instead of the last?
+"""When does the right picture appear, if the image model gets the output of layer k instead of the last one?
 
     toushi run picture_by_layer
     toushi run picture_by_layer --config causal
 
-The article's claim: layers 1-4 of the text encoder know words, 5-8 phrases, deeper ones the whole intent. If so, a
-picture that is conditioned on layer k's output (final norm applied), k = 0..12, should take shape in that order: first
-the objects (words), then their colours (which colour belongs to which noun: phrases), then where each stands (the whole
-prompt). Scenes of training's own distribution are drawn again for every layer from the same noise, and the recogniser
-says what is right; only scenes that ask a colour and a position of each of their objects, so that the three curves are
-of the same objects. Places, and senses of words with two meanings, stand beside it and are no part of the rule.
+The article's claim: layers 1-4 of the text encoder know words, 5-8 phrases, deeper ones the whole intent. If so, a picture
+that is conditioned on the output of layer k (final norm applied), k = 0..12, should take shape in that order: first the
+objects (words), then their colours (which colour belongs to which noun: phrases), then their positions (the whole prompt).
+Scenes from the distribution of training are drawn for every layer from the same noise, and the recogniser says what is
+right. Only scenes that ask for a colour and a position of each object count, so the three curves are of the same objects.
+Places, and senses of words with two meanings, are reported beside it and are no part of the rule.
 
-The rule. A thing is *there* from the first layer that draws at least 80 % of what the best layer draws of it.
-Supported: objects come before colours and colours before positions, each in at least 95 % of resamples (of scenes).
-Refuted: colours are there within the first third of the layers (by 4 of 12), or positions within the first two (by 8),
-upper ends of the 95 % intervals. Undecided: anything else, and where the best layer draws less than a fifth of any of
-the three, or fewer than 6 scenes are asked.
+The rule. A thing is *there* from the first layer that draws at least 80% of what the best layer draws of it.
 
-It could fail to say anything: the image model has never seen any state but the last one. What it cannot draw from layer
-k may well be there in another form (`layer_semantics` asks that); what it can draw from layer k is there. So a thing
-appears here no sooner than it is known: it can be seen to come too soon for the claim, never too late. (As first set,
-the rule also refuted the claim by colours and positions that came no later than objects; but all three come together
-wherever the image model copes with no layer before some one. It also took all scenes: since a first look at other
-weights it asks only for those that ask all three, as shapes, which mostly have colours, are drawn sooner than animals.)
-An object in the wrong colour is an object; an object that is missing has no
-position: positions and colours are counted among all that were asked for, so the three curves begin together. Beside
-them the same of the objects that are drawn alone: whether what is there has its own colour, and stands in its place.
+- Supported: objects come before colours and colours before positions, each in at least 95% of resamples of scenes.
+- Refuted: colours are there within the first third of the layers (by 4 of 12), or positions within the first two (by 8),
+  by the upper ends of the 95% intervals.
+- Undecided: anything else; where the best layer draws less than a fifth of any of the three; fewer than 6 scenes.
+
+It could fail to say anything: the image model has never seen any state but the last one. What it cannot draw from layer k
+may be there in another form (`layer_semantics` asks that); what it can draw from layer k is there. So a thing never
+appears here before it is known: it can come too soon for the claim, never too late.
+
+As first set, the rule also refuted the claim by colours and positions that came no later than objects; but all three
+appear together where the image model cannot use earlier layers. It also took all scenes: after a first look at other
+weights it takes only those that ask for all three, because shapes, which mostly have colours, are drawn sooner than
+animals.
+
+An object in the wrong colour is an object. A missing object has no position: positions and colours are counted among all
+that were asked for, so the three curves begin together. Beside them the same is counted for drawn objects alone: whether
+an object that is there has its own colour, and is in its place.
 """
 
 from dataclasses import dataclass
@@ -34,10 +38,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from toushi.experiments.measures.pictures import all_asked, as_table, conditional, of_scenes, of_senses, opened
-from toushi.experiments.measures.statistics import bounds, by_item, interval, resampled, shares
-from toushi.experiments.runner.settings import Count, Seed, Share, Within
+from toushi.experiments.measures.pictures import (
+    conditional,
+    fully_described_scenes,
+    load_cpu_model,
+    score_scenes,
+    score_senses,
+    to_table,
+)
+from toushi.experiments.measures.statistics import bounds, by_item, interval, resample_items, shares
+from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import onset_layer
 from toushi.probe.base.bilingual_text import Bilingual
@@ -86,7 +98,7 @@ class Config:
     contexts: Count = 2  # of each sense and each place of the context
     words: Count | None = None  # with two senses; only so many, for a first look
     steps: Count = 12
-    guidance: Annotated[float, Within(0)] = 3.0
+    guidance: Annotated[float, Field(ge=0)] = 3.0
     share: Share = 0.8  # of the best layer's, from which a thing is there
     least: Share = 0.2  # that the best layer must draw
     resamples: Count = 1000
@@ -100,14 +112,14 @@ def weights(config: Config) -> list[Path]:
 def jobs(config: Config) -> list[Job]:
     about = {"model": config.model, "steps": config.steps, "guidance": config.guidance, "seed": config.seed}
     found = []
-    for layer in range(len(opened(config.model).encoder.layers) + 1):
+    for layer in range(len(load_cpu_model(config.model).encoder.layers) + 1):
         call = about | {"layer": layer, "split": config.split, "count": config.scenes}
         call |= {"contexts": config.contexts, "words": config.words}
-        found.append(Job(f"layer-{layer:02}", judged_at, call))
-    return [*found, Job("shown", shown_pictures, about)]
+        found.append(Job(f"layer-{layer:02}", score_layer, call))
+    return [*found, Job("shown", draw_examples, about)]
 
 
-def judged_at(
+def score_layer(
     model: str,
     layer: int,
     split: str,
@@ -118,17 +130,19 @@ def judged_at(
     guidance: float,
     seed: int,
 ) -> pd.DataFrame:
-    known = opened(model)
+    known = load_cpu_model(model)
     with exit_at_layer(known, layer):
-        scenes = as_table(
-            of_scenes(known, split, all_asked(split, count), steps, guidance, seed), part="scenes", layer=layer
+        scenes = to_table(
+            score_scenes(known, split, fully_described_scenes(split, count), steps, guidance, seed),
+            part="scenes",
+            layer=layer,
         )
-        senses = as_table(of_senses(known, contexts, words, steps, guidance, seed), part="senses", layer=layer)
+        senses = to_table(score_senses(known, contexts, words, steps, guidance, seed), part="senses", layer=layer)
     return pd.concat([scenes, senses], ignore_index=True)
 
 
-def shown_pictures(model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
-    known, rows = opened(model), []
+def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
+    known, rows = load_cpu_model(model), []
     for layer in range(len(known.encoder.layers) + 1):
         with exit_at_layer(known, layer):
             drawn = known.sample(SHOWN, steps=steps, guidance=guidance, seed=seed)
@@ -143,23 +157,25 @@ def shown_pictures(model: str, steps: int, guidance: float, seed: int) -> pd.Dat
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    curves, drawn = [], {}
+    curves, by_thing = [], {}
     for part in ("scenes", "senses"):
-        some = rows[rows.part == part]
+        some = rows.loc[rows.part == part]
         items, layers, things = (list(dict.fromkeys(some[name])) for name in ("item", "layer", "thing"))
         counts = by_item(some, {"thing": things, "layer": layers}, items)
-        right, draws = shares(counts["right"], counts["cases"], resampled(len(items), config.resamples, config.seed))
+        right, draws = shares(
+            counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
+        )
         for i, thing in enumerate(things):
-            drawn[thing] = (right[i], draws[:, i])
+            by_thing[thing] = (right[i], draws[:, i])
             for j, layer in enumerate(layers):
                 cases = counts["cases"][i, j]
                 low, high = interval(draws[:, i, j], int((cases > 0).sum()))
                 about = {"thing": thing, "layer": int(layer), "right": right[i, j], "low": low, "high": high}
                 curves.append(about | {"cases": int(cases.sum())})
     table = pd.DataFrame(curves)
-    onsets = where_each_begins(drawn, config)
-    verdict, said = judged(onsets, drawn, config, rows[rows.part == "scenes"].item.nunique())
-    pictures = rows[rows.part == "shown"][["prompt", "layer", "picture"]].reset_index(drop=True)
+    onsets = thing_onsets(by_thing, config)
+    verdict, said = decide(onsets, by_thing, config, rows.loc[rows.part == "scenes"].item.nunique())
+    pictures = rows.loc[rows.part == "shown", ["prompt", "layer", "picture"]].reset_index(drop=True)
     pictures["layer"] = pictures.layer.astype(int)
     return Finding(verdict, said, {"curves": table.round(5), "onsets": onsets, "pictures": pictures})
 
@@ -168,10 +184,10 @@ def onset(curve: np.ndarray, config: Config) -> np.ndarray:
     return onset_layer(np.nan_to_num(curve), config.share)
 
 
-def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
-    """For each thing the best layer's share, the first layer that has most of it, and what the last layer draws."""
+def thing_onsets(by_thing: dict, config: Config) -> pd.DataFrame:
+    """For each thing its onset, the share of the best layer, and the share of the last layer."""
     table = []
-    for thing, (curve, draws) in drawn.items():
+    for thing, (curve, draws) in by_thing.items():
         if conditional(thing):
             continue
         low, high = bounds(onset(draws, config))
@@ -186,28 +202,28 @@ def where_each_begins(drawn: dict, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def judged(onsets: pd.DataFrame, drawn: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
-    found = onsets.set_index("thing")
-    lacking = [thing for thing in ORDER if thing not in found.index or found.most[thing] < config.least]
+def decide(onsets: pd.DataFrame, by_thing: dict, config: Config, scenes: int) -> tuple[Verdict, Bilingual]:
+    table = onsets.set_index("thing")
+    lacking = [thing for thing in ORDER if thing not in table.index or table.most[thing] < config.least]
     later = []
     if not lacking:
-        begins = [onset(drawn[thing][1], config) for thing in ORDER]
+        begins = [onset(by_thing[thing][1], config) for thing in ORDER]
         later = [float((after > before).mean()) for before, after in pairwise(begins)]
     verdict: Verdict = "undecided"
     if later and scenes >= FEWEST:
-        layers = drawn["object"][0].shape[-1] - 1
-        if found.high["colour"] <= layers // 3 or found.high["position"] <= 2 * layers // 3:
+        layers = by_thing["object"][0].shape[-1] - 1
+        if table.high["colour"] <= layers // 3 or table.high["position"] <= 2 * layers // 3:
             verdict = "refuted"
         elif min(later) >= 0.95:
             verdict = "supported"
-    return verdict, sentence(found, lacking, later, config)
+    return verdict, sentence(table, lacking, later, config)
 
 
-def sentence(found: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Bilingual:
+def sentence(onsets: pd.DataFrame, lacking: list[str], later: list[float], config: Config) -> Bilingual:
     zh, en = [], []
     for thing, name in NAMES.items():
-        if thing in found.index and (most := found.most[thing]) > 0:
-            first, low, high = found.loc[thing, ["onset", "low", "high"]].astype(int)
+        if thing in onsets.index and (most := onsets.most[thing]) > 0:
+            first, low, high = onsets.loc[thing, ["onset", "low", "high"]].astype(int)
             zh.append(f"{name.zh}从第 {first} 层 [{low}, {high}] 起（最佳层画对 {most:.0%}）")
             en.append(f"{name.en} from layer {first} [{low}, {high}] (best layer {most:.0%} right)")
     if lacking:
@@ -225,6 +241,8 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
     from toushi.probe.figures.picture_figures import by_layer_figure, pictures_figure
 
     curves = tables["curves"]
-    found = {"curves": by_layer_figure(curves[~curves.thing.str.startswith("choice, ")], tables["onsets"], language)}
+    found = {
+        "curves": by_layer_figure(curves.loc[~curves.thing.str.startswith("choice, ")], tables["onsets"], language)
+    }
     found["pictures"] = pictures_figure(tables["pictures"], language)
     return found

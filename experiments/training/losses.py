@@ -1,4 +1,4 @@
-"""What text encoder and U-Net are trained for: the velocity, and two lessons in what lies where."""
+"""The losses of text encoder and U-Net: the velocity, and two auxiliary losses on where objects are."""
 
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,11 +13,12 @@ from toushi.experiments.training.scene_batches import Batch
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.prompt_batch import PromptBatch, pad_ids
 from toushi.probe.models.text_encoder import FeedForward
+from toushi.probe.models.unet import UNet
 
 
 @contextmanager
 def attention_in_fp32():
-    """In bf16 the backward pass of attention takes ten times as long on a CPU (torch 2.13)."""
+    """Inside it attention computes in fp32: in bf16 its backward pass takes ten times as long on a CPU (torch 2.13)."""
     original = F.scaled_dot_product_attention
 
     def attention(query, key, value, attn_mask=None, scale=None):
@@ -31,7 +32,7 @@ def attention_in_fp32():
 
 
 def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> PromptBatch:
-    """The captions' states. Read in groups of like length: padded to the longest, half of the work would be pads."""
+    """The states of the captions. They are encoded in groups of similar length, or half of the work would be pads."""
     encodings = [model.tokenizer.encode(caption) for caption in captions]
     ids, mask = pad_ids(encodings, model.tokenizer.pad)
     lengths = mask.sum(1)
@@ -45,26 +46,30 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Prom
 
 
 class Namer(nn.Module):
-    """Names the kind of object at each cell, and its colour, from the features of the U-Net's way up. Used in training
-    only.
+    """Names the kind and colour of the object at each cell, from the features of the U-Net's up path. For training only.
 
-    Naming asks for the right word at the right place, where the velocity of a noisy cell asks first for its colour;
-    features that were made to mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all
-    is noise, the text alone can tell what belongs where: so sides are learnt. The attention itself is never
-    supervised: heat maps stay what the model found by itself.
+    Naming needs the right word at the right place, while the velocity of a noisy cell needs its colour first. Features
+    that mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all is noise, only the text
+    tells what belongs where, so sides are learnt. The attention itself is never supervised: heat maps are what the
+    model found by itself.
     """
 
-    def __init__(self, unet: nn.Module):
+    def __init__(self, unet: UNet):
         super().__init__()
         fine, middle, _ = unet.config.widths
-        self.heads = nn.ModuleList([nn.Linear(middle, len(KINDS) + 1), nn.Linear(fine, len(KINDS) + 1)])
-        self.colours = nn.ModuleList([nn.Linear(middle, len(COLOURS) + 1), nn.Linear(fine, len(COLOURS) + 1)])
-        for head in (*self.heads, *self.colours):  # so that a new head says nothing yet, and disturbs nothing
+        heads = [nn.Linear(width, len(KINDS) + 1) for width in (middle, fine)]
+        colours = [nn.Linear(width, len(COLOURS) + 1) for width in (middle, fine)]
+        for head in (*heads, *colours):  # a new head names nothing, and disturbs nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+        self.heads, self.colours = nn.ModuleList(heads), nn.ModuleList(colours)
         self.features: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+            self.features.append(output)
+
         for stage in unet.up:
-            stage.register_forward_hook(lambda module, args, output: self.features.append(output))
+            stage.register_forward_hook(keep)
 
     def loss(self, kinds: Tensor, colours: Tensor) -> Tensor:
         """Mean cross-entropy of kinds and colours [b, h, w] over both grids; bare cells count a tenth."""
@@ -83,10 +88,10 @@ class Namer(nn.Module):
 
 
 class Reader(nn.Module):
-    """Says from the text alone which kind of object lies where. Used in training only.
+    """Names from the text alone which kind of object lies where. For training only.
 
-    64 learned places ask the encoder's states by one attention of their own and name what lies there. The U-Net alone
-    taught the encoder what things are in 500 thousand samples and not once which of two stood on the left.
+    64 learned places attend to the encoder's states and name what lies there. In 500 thousand samples the U-Net alone
+    taught the encoder what things are, but not which of two stood on the left.
     """
 
     def __init__(self, width: int):
@@ -114,7 +119,7 @@ class Reader(nn.Module):
 
 
 class Noise(NamedTuple):
-    """What a batch is drowned in, and how deep."""
+    """The noise of a batch, and its times."""
 
     time: Tensor  # [b]
     noise: Tensor  # [b, c, h, w]
@@ -122,7 +127,7 @@ class Noise(NamedTuple):
     @classmethod
     def like(cls, latents: Tensor, early: float = 0.0, generator: torch.Generator | None = None) -> "Noise":
         """Logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1), and for the share `early` of the pictures
-        times from 0.85 to 1, where it is decided what goes where."""
+        times from 0.85 to 1, which decide what goes where."""
         time = torch.sigmoid(torch.randn(len(latents), generator=generator) + 0.5)
         if early:
             near = 1 - 0.15 * torch.rand(len(time), generator=generator)
@@ -137,10 +142,9 @@ def velocity_loss(
     noise: Noise | None = None,
     text: PromptBatch | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity, under the given noise or fresh one.
+    """Mean squared error of the velocity, under the given noise or a new one.
 
-    Cells that objects cover count 1 + object_weight times as much: words mostly speak of objects, pixels mostly of
-    backgrounds.
+    Cells that objects cover count 1 + object_weight times: words are mostly about objects, pixels mostly background.
     """
     text = text or read_captions(model, batch.captions)
     noise = noise or Noise.like(batch.latents)

@@ -5,22 +5,24 @@ iterations; scaled as Liu et al. 2025 do (0.2 sqrt(max side)), AdamW's learning 
 too, but iterates in bfloat16 everywhere, which a CPU without bf16 units emulates, and it leaves convolutions out.
 """
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toushi.hooks.torch_private import has_bf16_matrix_units
 
 
-def iterated_in() -> torch.dtype:
+def iteration_dtype() -> torch.dtype:
     return torch.bfloat16 if has_bf16_matrix_units() else torch.float32
 
 
-def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     """The orthogonal factor of each matrix [n, rows, columns], singular values within about 0.7..1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     transposed = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if transposed else matrices
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(iterated_in())
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(iteration_dtype())
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -35,30 +37,30 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # parameters with their gradients
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault(p.flatten(1).shape, []).append(p)
+                    by_shape.setdefault(p.flatten(1).shape, []).append((p, p.grad))
             for same in by_shape.values():
                 updates = []
-                for p in same:
+                for p, grad in same:
                     average = self.state[p].setdefault("average", torch.zeros_like(p))
-                    average.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's look ahead
+                    average.lerp_(grad, 1 - group["momentum"])
+                    updates.append(grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's look ahead
                 scale = 0.2 * max(updates[0].shape) ** 0.5 * group["lr"]
-                for p, update in zip(same, orthogonal(torch.stack(updates))):
+                for (p, _), update in zip(same, orthogonalize(torch.stack(updates))):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_(update.view_as(p), alpha=scale)
 
 
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_matrix(name: str, parameter: Tensor) -> bool:
     """Hidden weights go to Muon; embeddings, the first and last convolution, heads and vectors to AdamW."""
     outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out")
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 
-def optimizers(
-    named_parameters, lr: float, adam_share: float = 1.0, decay: float = 0.01
+def make_optimizers(
+    named_parameters: Iterable[tuple[str, Tensor]], lr: float, adam_share: float = 1.0, decay: float = 0.01
 ) -> list[torch.optim.Optimizer]:
     """Muon with the learning rate `lr`, AdamW with a share of it; each group says its `share`."""
     matrices, others = [], []

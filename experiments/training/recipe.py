@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
-from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.scene_batches import Batch, Pool
 from toushi.hooks.torch_private import copy_each_, lerp_each_
 from toushi.probe.base.atomic_io import atomic_path
@@ -30,23 +30,23 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every training of text encoder and U-Net together is told."""
+    """The settings of every joint training of text encoder and U-Net."""
 
     pool: int = 40_000
-    """Scenes whose latents are kept; later runs draw others (`pool_first`)."""
+    """Scenes whose latents are kept. Later trainings use others (`pool_first`)."""
     pool_first: int = 0
     batch: int = 32
     lr: float = 3e-3
     adam_share: float = 1.0
-    """AdamW's learning rate, for embeddings and all that is no hidden matrix, as a share of Muon's."""
+    """AdamW's learning rate, for all that is no hidden matrix, as a share of Muon's."""
     dropped: float = 0.1
     """Share of captions that are emptied, for classifier-free guidance."""
     garbled: float = 0.0
-    """Share of what stands between the parts of a caption that is replaced at random, see `data.garbled`."""
+    """Share of the text between the parts of a caption that is replaced at random, see `garble_caption`."""
     object_weight: float = 4.0
-    """How much more the loss counts cells that objects cover; 0 for a last run on the plain loss."""
+    """How much more the loss counts cells that objects cover; 0 is the plain loss."""
     early: float = 0.0
-    """Share of the pictures that are drawn from times near the noise, see `Noise`."""
+    """Share of the pictures with times near the noise, see `Noise`."""
     naming_weight: float = 0.2
     """How much the loss counts the naming of the object at each cell (see `Namer`); 0 turns it off."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -54,7 +54,7 @@ class Recipe:
     CPU with AMX; on others slower."""
     threads: int | None = None
     reading_weight: float = 0.3
-    """How much the loss counts what the text alone says of what lies where (see `Reader`); 0 turns it off."""
+    """How much the loss counts the naming of objects from the text alone (see `Reader`); 0 turns it off."""
     decay: float = 0.01
     """Weight decay of the matrices."""
     average: float = 0.999
@@ -63,7 +63,7 @@ class Recipe:
 
 
 class Training:
-    """Weights, their running average, the optimizers' state: everything a checkpoint holds."""
+    """The weights, their running average and the optimizers' state: everything that a checkpoint holds."""
 
     def __init__(self, model: MiniUNet, config: Recipe, reader: Reader | None = None):
         self.model, self.config, self.samples = model, config, 0
@@ -72,7 +72,7 @@ class Training:
         self.namer, self.reader = Namer(self.worker.unet), reader or Reader(model.config.text.width)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         for part in (self.worker.encoder, self.worker.unet, self.namer, self.reader):
-            part.to(dtype, memory_format=torch.channels_last)
+            nn.utils.convert_conv2d_weight_memory_format(part.to(dtype), torch.channels_last)
         parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
         copies = {n: p for n, p in self.worker.named_parameters() if not n.startswith("vae.")}
         copies |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
@@ -82,10 +82,10 @@ class Training:
         self.weights = [parameters[n].requires_grad_(True) for n in self.names]
         self.copies = [copies[n].requires_grad_(True) for n in self.names]
         self.averaged = [w.detach().clone() for w in self.weights]
-        self.optimizers = optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
+        self.optimizers = make_optimizers(zip(self.names, self.weights), config.lr, config.adam_share, config.decay)
 
     def step(self, batch: Batch, lr: float, noise: Noise | None = None) -> tuple[float, float, float]:
-        """The loss of the velocity, of the naming and of the reading, before the step."""
+        """The losses of velocity, naming and reading before the step, which it takes."""
         self.namer.features.clear()
         with torch.no_grad():
             copy_each_(self.copies, self.weights)
@@ -98,6 +98,7 @@ class Training:
             (loss + self.config.naming_weight * naming + self.config.reading_weight * reading).backward()
         self.namer.features.clear()
         for weight, copy in zip(self.weights, self.copies):
+            assert copy.grad is not None  # every weight takes part in the loss
             weight.grad = copy.grad.to(torch.float32, memory_format=torch.contiguous_format)
             copy.grad = None
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -160,15 +161,16 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:
     return load_file(file), samples
 
 
-def logged(file: Path) -> dict[int, dict]:
+def read_log(file: Path) -> dict[int, dict]:
     """The rows of a training log by the samples seen."""
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {row["samples"]: row for row in rows}
 
 
-def sheet(model: MiniUNet, file: Path) -> None:
+def save_sheet(model: MiniUNet, file: Path) -> None:
     """The fixed prompts, two seeds each, one above the other."""
-    drawn = np.stack([np.stack([np.asarray(p) for p in model.sample(SHOWN, seed=seed, steps=12)]) for seed in (0, 1)])
+    samples = [model.sample(SHOWN, seed=seed, steps=12) for seed in (0, 1)]
+    drawn = np.stack([np.stack([np.asarray(picture) for picture in pictures]) for pictures in samples])
     cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]
     contact_sheet(cells, len(SHOWN)).save(file)
 

@@ -1,4 +1,4 @@
-"""Scenes to learn from: drawn once, put through the VAE once, described anew each time they come up."""
+"""Scenes for training: drawn and encoded by the VAE once, described anew in each batch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,24 +33,24 @@ def unit(pixels: Tensor) -> Tensor:
 
 
 def caption(scene: Scene, seed: int) -> Caption:
-    """One of the many things that can be said of a scene, mostly in Chinese."""
+    """One of the many captions of a scene, mostly in Chinese."""
     return describe(scene, language_of(scene, seed), seed)
 
 
-def garbled(said: Caption, share: float, rng: np.random.Generator) -> str:
-    """The caption with a `share` of what stands between its parts (objects, colours, positions, contexts, …) left out or
-    replaced by characters at random: so that a form of sentence never seen does not hide what it says."""
-    if not share or "%" in said.template:  # in the latter the words between say of which of two objects the position is
-        return said.text
+def garble_caption(caption: Caption, share: float, rng: np.random.Generator) -> str:
+    """The caption with a `share` of the text between its parts (objects, colours, positions, contexts, …) left out or
+    replaced by random characters, so that a new form of sentence does not hide its content."""
+    if not share or "%" in caption.template:  # there the text between the parts decides whose position it is
+        return caption.text
     text, at = "", 0
-    for start, end in [*sorted((part.start, part.end) for part in said.parts), (len(said.text),) * 2]:
-        between = said.text[at:start]
+    for start, end in [*sorted((part.start, part.end) for part in caption.parts), (len(caption.text),) * 2]:
+        between = caption.text[at:start]
         if rng.random() < share:
             count = int(rng.integers(4))
             between = "".join(map(chr, rng.integers(0x4E00, 0x9FA6, size=count)))
-            if said.language == "en":
+            if caption.language == "en":
                 between = f" {''.join(map(chr, rng.integers(ord('a'), ord('z') + 1, size=2 * count)))} "
-        text, at = text + between + said.text[max(start, at) : end], max(at, end)
+        text, at = text + between + caption.text[max(start, at) : end], max(at, end)
     return text
 
 
@@ -73,7 +73,7 @@ class Pool:
         self.tables = torch.stack([colour_of_kind(scene) for scene in self.scenes])  # uint8 [n, kinds + 1]
 
     def batch(self, size: int, rng: np.random.Generator, dropped: float, garble: float = 0.0) -> "Batch":
-        """Scenes drawn at random with a fresh caption each, `dropped` of them empty, the others `garbled`."""
+        """Random scenes with a new caption each; a share `dropped` of them is empty, a share `garble` of the text is garbled."""
         chosen = rng.integers(len(self.scenes), size=size)
         captions = []
         for i in chosen:
@@ -81,7 +81,7 @@ class Pool:
                 captions.append("")
                 continue
             said = caption(self.scenes[i], int(rng.integers(2**31)))
-            captions.append(garbled(said, garble, rng))
+            captions.append(garble_caption(said, garble, rng))
         rows = torch.from_numpy(chosen)
         kinds = self.kinds[rows].long()
         colours = self.tables[rows].long().gather(1, kinds.flatten(1)).view_as(kinds)

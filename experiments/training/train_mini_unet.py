@@ -2,9 +2,9 @@
 
     python -m toushi.experiments.training.train_mini_unet --minutes 100
 
-Everything lies in `runs/train_mini_unet`: checkpoints every ten minutes, a sheet of samples beside each, a log.
-Started again it goes on from the last checkpoint; where there is none, `--begin shipped` goes on from the
-weights in the repository. The averaged fp16 weights are written where `load("mini-unet")` finds them by `--ship`.
+All files are in `runs/train_mini_unet`: a checkpoint every ten minutes, a sheet of samples beside each, a log. Started
+again, it continues from the last checkpoint. Without one, `--begin shipped` continues from the weights in the repository.
+`--ship` writes the averaged fp16 weights where `load("mini-unet")` finds them.
 """
 
 import json
@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, sheet
+from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, read_log, save_sheet
 from toushi.experiments.training.scene_batches import caption, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.experiments.training.train_vae import train_vae
@@ -29,19 +29,19 @@ from toushi.probe.text.bpe import Tokenizer
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """What is trained, on how much, for how long."""
+    """How mini-unet is trained, and for how long."""
 
     out: Path = Path("runs/train_mini_unet")
     minutes: float = 100.0
-    """Time for the denoiser in this run."""
+    """Time for the denoiser."""
     cooldown: float = 0.2
-    """Share of that time over which the learning rate falls, to a twentieth."""
+    """Share of that time in which the learning rate falls to a twentieth."""
     vae_minutes: float = 10.0
     encoder_samples: int = 100_000
-    """Captions from which the text encoder learns what lies where, before the U-Net learns anything."""
+    """Captions from which the text encoder learns what lies where, before the U-Net is trained."""
     vocab_size: int = 1200
     begin: str = "fresh"
-    """`fresh`, or `shipped` to go on from the weights in the repository when there is no checkpoint."""
+    """`fresh`, or `shipped` to continue from the weights in the repository if there is no checkpoint."""
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where load("mini-unet") finds them."""
 
@@ -51,7 +51,7 @@ def captions_for_tokenizer(count: int):
 
 
 def first_model(config: Config) -> MiniUNet:
-    """What training begins with: a fresh denoiser around a tokenizer and a VAE trained first, or the shipped model."""
+    """The model before training: a new denoiser with a trained tokenizer and VAE, or the shipped model."""
     folder = config.out / "base"
     if not (folder / "model.safetensors").exists():
         if config.begin == "shipped":
@@ -80,8 +80,8 @@ def train(config: Config) -> None:
     if begun:
         training.resume(config.out)
     elif config.begin == "shipped":
-        training.samples = max(logged(SHIPPED / "mini-unet" / LOG), default=0)
-    before = logged(SHIPPED / "mini-unet" / LOG) | logged(config.out / LOG)
+        training.samples = max(read_log(SHIPPED / "mini-unet" / LOG), default=0)
+    before = read_log(SHIPPED / "mini-unet" / LOG) | read_log(config.out / LOG)
     hours = max((row["hours"] for row in before.values()), default=0.0)
     with (config.out / "configs.jsonl").open("a") as file:
         print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
@@ -100,7 +100,7 @@ def train(config: Config) -> None:
             saved = spent
             training.save(config.out)
             averaged = training.averaged_model()
-            sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
+            save_sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
             row = dict(
                 samples=training.samples,
                 hours=round(hours + spent / 3600, 3),
@@ -119,11 +119,11 @@ def train(config: Config) -> None:
 
 
 def ship(config: Config) -> None:
-    """The averaged weights, and the log of how they came about, to where `load` finds them."""
+    """Writes the averaged weights and their log where `load` finds them."""
     training = Training(first_model(config), config)
     training.resume(config.out)
     training.averaged_model().save(SHIPPED / "mini-unet")
-    rows = {**logged(SHIPPED / "mini-unet" / LOG), **logged(config.out / LOG)}
+    rows = {**read_log(SHIPPED / "mini-unet" / LOG), **read_log(config.out / LOG)}
     (SHIPPED / "mini-unet" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
 
 

@@ -3,12 +3,12 @@
     python -m toushi.experiments.training.train_twins
 
 Both begin with the same weights. First each encoder learns what lies where from the same captions in the same order
-(`training/encoder.py`), then both see the same captions, pictures, noise and times: those of a step follow from its number.
-So each can be trained in a process of its own, one core each. They use mini-unet's tokenizer and VAE. Everything lies
-in `runs/twins`: for each a checkpoint after the encoder's lesson and then every ten minutes, and a log. Started again it
-goes on from there, to the bit as if it had not been stopped. Asked for fewer samples it ends earlier, with the decay of
-the learning rate done, as long as that has not begun. `--ship` writes the averaged fp16 weights where
-`load("twins/causal")` and `load("twins/bidirectional")` find them.
+(`training/train_encoder.py`). Then both see the same captions, pictures, noise and times, which follow from the number of
+the step. So each twin can be trained in its own process, on one core. They use mini-unet's tokenizer and VAE. All files
+are in `runs/twins`: for each twin a checkpoint after the training of its encoder and then every ten minutes, and a log.
+Started again, the training continues from there, to the bit as if it had not been stopped. With fewer samples it ends
+earlier, with the decay of the learning rate done, as long as that has not begun. `--ship` writes the averaged fp16
+weights where `load("twins/causal")` and `load("twins/bidirectional")` find them.
 """
 
 import json
@@ -21,10 +21,19 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from toushi.experiments.training.losses import Noise, Reader
-from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, logged, read_checkpoint, sheet
+from toushi.experiments.training.recipe import (
+    LOG,
+    Recipe,
+    Training,
+    held_out_loss,
+    read_checkpoint,
+    read_log,
+    save_sheet,
+)
 from toushi.experiments.training.scene_batches import Batch, Pool, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.probe.models.mini_unet import MiniUNet, weights_sha256
@@ -33,14 +42,14 @@ from toushi.probe.models.unet import UNetConfig
 from toushi.probe.pipelines.load import SHIPPED, load
 
 TWINS = ("bidirectional", "causal")
-CONFIGS = "configs.jsonl"  # what each start of a training was asked for
-TOLD = ("lr", "batch", "early", "naming_weight", "reading_weight")  # of the recipe, in the card
+CONFIGS = "configs.jsonl"  # the settings of each start of a training
+CARD_FIELDS = ("lr", "batch", "early", "naming_weight", "reading_weight")  # of the recipe, in the card
 HELD = 512  # scenes of the held-out loss
 
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """What the twins are, and how many samples each of them sees."""
+    """The design of the twins, and the number of samples that each sees."""
 
     out: Path = Path("runs/twins")
     samples: int = 300_000
@@ -56,18 +65,18 @@ class Config(Recipe):
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int | None = 1
     encoder_samples: int = 100_000
-    """Captions from which each encoder learns what lies where, before its U-Net learns anything."""
+    """Captions from which each encoder learns what lies where, before its U-Net is trained."""
     text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, heads=3))
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(64, 96, 96), text_width=96, time_width=128))
     ship: bool = False
     """Only write the averaged weights of the last checkpoint where `load` finds them."""
 
 
-def twin_model(name: str, config: Config, family: MiniUNet) -> MiniUNet:
-    """One of the two, fresh: alike to the bit but for the mask, with the tokenizer and VAE of `family`."""
+def make_twin(name: str, config: Config, family: MiniUNet) -> MiniUNet:
+    """A new twin, equal to the other to the bit except for the mask, with the tokenizer and VAE of `family`."""
     text = replace(config.text, vocab_size=family.tokenizer.vocab_size, causal=name == "causal")
     vae = {key: weight.half() for key, weight in family.state_dict().items() if key.startswith("vae.")}
-    shares = {"model": "mini-unet", "vae_sha256": weights_sha256(vae)}
+    shares = {"model": "mini-unet", "parts": {"vae": weights_sha256(vae)}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         shape = replace(family.config, text=text, unet=config.unet, heat_map=None, shares=shares)
@@ -76,9 +85,9 @@ def twin_model(name: str, config: Config, family: MiniUNet) -> MiniUNet:
     return model
 
 
-def beginning(name: str, config: Config, family: MiniUNet, pool: Pool | None = None) -> Training:
-    """The training of a twin before its first step. With a pool its encoder has had its lesson."""
-    model = twin_model(name, config, family)
+def first_training(name: str, config: Config, family: MiniUNet, pool: Pool | None = None) -> Training:
+    """The training of a twin before its first step. With a pool its encoder is trained already."""
+    model = make_twin(name, config, family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # both readers begin alike too
         reader = Reader(config.text.width)
@@ -87,57 +96,57 @@ def beginning(name: str, config: Config, family: MiniUNet, pool: Pool | None = N
         return Training(model, config, reader)
 
 
-def steps(config: Config) -> int:
+def count_steps(config: Config) -> int:
     return -(-config.samples // config.batch)
 
 
-def draws(config: Config, begun_at: int, pool: Pool) -> Iterator[tuple[Batch, Noise, float]]:
-    """Captions with their latents, noise and learning rate of every step that is left after `begun_at` samples. They
-    follow from the step's number, whichever twin takes it and wherever the run began."""
-    for step in range(begun_at // config.batch, steps(config)):
+def training_steps(config: Config, begun_at: int, pool: Pool) -> Iterator[tuple[Batch, Noise, float]]:
+    """Batch, noise and learning rate of every step after `begun_at` samples. They follow from the number of the step,
+    for both twins and wherever the training was continued."""
+    for step in range(begun_at // config.batch, count_steps(config)):
         rng = np.random.default_rng([config.seed, step])
         batch = pool.batch(config.batch, rng, config.dropped, config.garbled)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        yield batch, Noise.like(batch.latents, config.early, generator), rate(config, step)
+        yield batch, Noise.like(batch.latents, config.early, generator), learning_rate(config, step)
 
 
-def rate(config: Config, step: int) -> float:
+def learning_rate(config: Config, step: int) -> float:
     """The learning rate: a warm-up of 200 steps, and over the last fifth down to a tenth."""
-    return config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - step / steps(config))))
+    return config.lr * min(1, (step + 1) / 200) * min(1, max(0.1, 5 * (1 - step / count_steps(config))))
 
 
-def pools(config: Config, family: MiniUNet) -> tuple[Pool, Pool]:
-    """The scenes to learn from, and those of the held-out loss."""
+def make_pools(config: Config, family: MiniUNet) -> tuple[Pool, Pool]:
+    """The scenes for training, and those of the held-out loss."""
     name = f"latents_{config.pool_first}_{config.pool}.safetensors"
     pool = make_pool(family.vae, config.pool_first, config.pool, config.out / name)
     return pool, make_pool(family.vae, 10_000_000, HELD, config.out / "latents_held.safetensors")
 
 
 def train(config: Config) -> None:
-    """Both, each in a process of its own; if one fails the other is ended too."""
+    """Trains both, each in its own process. If one fails, the other is ended, too."""
     config.out.mkdir(parents=True, exist_ok=True)
-    pools(config, load("mini-unet", "cpu"))  # written once, here
-    torch.multiprocessing.spawn(train_one, (config,), nprocs=len(TWINS))
+    make_pools(config, load("mini-unet", "cpu"))  # written once, here
+    spawn(train_one, (config,), nprocs=len(TWINS))
 
 
 def train_one(number: int, config: Config) -> None:
-    """Twin `number`, from its last checkpoint on."""
+    """Trains twin `number` from its last checkpoint on."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     name = TWINS[number]
     folder = config.out / name
     folder.mkdir(exist_ok=True)
     family = load("mini-unet", "cpu")
-    pool, held = pools(config, family)
+    pool, held = make_pools(config, family)
     begun = (folder / "checkpoint.safetensors").exists()
-    training = beginning(name, config, family, None if begun else pool)
+    training = first_training(name, config, family, None if begun else pool)
     training.resume(folder) if begun else training.save(folder)
-    hours = max((row["hours"] for row in logged(folder / LOG).values()), default=0.0)
+    hours = max((row["hours"] for row in read_log(folder / LOG).values()), default=0.0)
     with (folder / CONFIGS).open("a") as file:
         print(json.dumps(asdict(config) | {"begun_at": training.samples}, default=str), file=file)
     start, saved, losses = time.monotonic(), 0.0, []
-    left, taken = draws(config, training.samples, pool), training.samples // config.batch
-    bar = tqdm(left, name, steps(config), initial=taken, position=number, unit="step", mininterval=5)
+    left, taken = training_steps(config, training.samples, pool), training.samples // config.batch
+    bar = tqdm(left, name, count_steps(config), initial=taken, position=number, unit="step", mininterval=5)
     for batch, noise, lr in bar:
         losses.append(training.step(batch, lr, noise))
         spent = time.monotonic() - start
@@ -153,7 +162,7 @@ def train_one(number: int, config: Config) -> None:
             training.save(folder)  # the row first: a checkpoint without one could not be shipped
             losses = []
             if finished:
-                sheet(model, folder / "samples.png")
+                save_sheet(model, folder / "samples.png")
 
 
 CARD = """# The twins: mini-unet with and without sight of what comes after
@@ -174,24 +183,24 @@ Made again by `python -m toushi.experiments.training.train_twins`, then `--ship`
 
 
 def ship(config: Config) -> None:
-    """The averaged weights of both, their logs and their card, to where `load` finds them."""
+    """Writes the averaged weights of both, their logs and their card where `load` finds them."""
     home, family = SHIPPED / "twins", load("mini-unet", "cpu")
     seen = {name: read_checkpoint(config.out / name)[1] for name in TWINS}
     if len(set(seen.values())) > 1:
-        raise SystemExit(f"Expected twins that saw equally much, got {seen} samples: go on with the younger one first.")
+        raise SystemExit(f"Expected twins that saw equally much, got {seen} samples: continue the younger one first.")
     last = {}
     for name in TWINS:
-        training = beginning(name, config, family)
+        training = first_training(name, config, family)
         training.resume(config.out / name)
         training.averaged_model().save(home / name)
-        rows = logged(config.out / name / LOG)
+        rows = read_log(config.out / name / LOG)
         (home / name / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
         last[name] = rows[training.samples]
     (home / "README.md").write_text(card(config, training, last))
 
 
 def card(config: Config, training: Training, last: dict[str, dict]) -> str:
-    """`training` is of either, `last` the last row of each one's log."""
+    """The model card. `training` is that of either twin, `last` the last row of each log."""
     asked = json.loads((config.out / TWINS[0] / CONFIGS).read_text().splitlines()[-1])
     own = [p for n, p in training.model.named_parameters() if not n.startswith("vae.")]
     lr = last["causal"]["lr"]
@@ -204,7 +213,7 @@ def card(config: Config, training: Training, last: dict[str, dict]) -> str:
         wanted=asked["samples"],
         pool=asked["pool"],
         hours=max(row["hours"] for row in last.values()),
-        recipe=", ".join(f"{name} {asked[name]}" for name in TOLD),
+        recipe=", ".join(f"{name} {asked[name]}" for name in CARD_FIELDS),
         decay="fell to a tenth over the last fifth" if fell else f"had not fallen yet: {lr:.1e} at the end",
         parameters=sum(p.numel() for p in own) / 1e6,
         text=f"{text.layers} layers, {text.width} wide, {text.heads} heads",

@@ -1,6 +1,6 @@
 """Trains the VAE of mini-unet on drawn scenes; called by `toushi.experiments.training.train_mini_unet`.
 
-The latents are fixed by the encoder: once a denoiser has been trained on them only the decoder may learn on
+The encoder determines the latents. After a denoiser was trained on them, only the decoder may be trained further
 (`decoder_only`).
 """
 
@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.muon import optimizers
+from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.scene_batches import pictures, unit
 from toushi.probe.models.vae import VAE
 
@@ -20,12 +20,12 @@ from toushi.probe.models.vae import VAE
 def train_vae(
     vae: VAE, minutes: float, log: Path, decoder_only: bool = False, batch: int = 32, lr: float = 1.5e-3
 ) -> None:
-    """Trains in place for so many minutes; then fixes the normalisation of the latents."""
+    """Trains the VAE in place for so many minutes, then sets the normalisation of the latents."""
     torch.manual_seed(0)
     held = unit(pictures([draw_scene(seed, split="test") for seed in range(256)]))
     pool = pictures([draw_scene(seed) for seed in range(20_000)])
     vae.encoder.requires_grad_(not decoder_only)
-    optims = optimizers(((n, p) for n, p in vae.named_parameters() if p.requires_grad), lr)
+    optims = make_optimizers(((n, p) for n, p in vae.named_parameters() if p.requires_grad), lr)
     start, step, bar = time.monotonic(), 0, tqdm(total=round(minutes * 60), unit="s", desc="VAE")
     while (spent := time.monotonic() - start) < minutes * 60:
         x = unit(pool[torch.randint(len(pool), (batch,))])

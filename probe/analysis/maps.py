@@ -26,7 +26,7 @@ ArrayOrScalar = np.ndarray | np.generic  # what numpy reduces arrays to: a scala
 PLAIN_MEAN = "mean over heads within a site, then over steps, then over sites, each equally"  # what `heat_map` does
 
 
-def resample(maps: Maps, size: tuple[int, int]) -> Maps:
+def resample(maps: Maps, size: Sequence[int]) -> Maps:
     """Maps [..., y, x] on the grid `size` (rows, columns). Constants stay, and so does each map's mean.
 
     Enlarging by a whole factor is bilinear interpolation between cell centres (`align_corners=False`, edges clamped, as

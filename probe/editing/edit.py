@@ -14,7 +14,6 @@ to itself and to the image stays. An edit of a whole head changes both.
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from types import TracebackType
 from typing import overload
 
 from torch import Tensor, nn
@@ -80,9 +79,7 @@ class Editing(Subscriber):
         self.subscription.enter_context(subscribe(self.model, self))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         unread = self.attention_hook.unread_modules().items()
         self.subscription.close()
         if kind is not None:

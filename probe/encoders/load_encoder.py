@@ -25,7 +25,7 @@ from toushi.probe.base.path_error import checked_path
 from toushi.probe.encoders.word_spans import tokens_from_offsets
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
-from toushi.probe.pipelines.load import SHIPPED, best_device, load, shipped_models
+from toushi.probe.pipelines.load import SHIPPED, best_device, load_own, shipped_models
 from toushi.probe.pipelines.lora import file_sha256
 from toushi.probe.pipelines.private_api import with_random_weights
 from toushi.probe.text.alignment import Token
@@ -80,7 +80,7 @@ def open_encoder(
         return wrap_mini_unet(encoder)
     folder = encoder_folder(encoder)
     if (folder / "config.json").is_file() and "unet" in _read_json(folder / "config.json"):
-        model = load(str(encoder) if str(encoder) in shipped_models() else str(folder), device, dtype)
+        model = load_own(str(encoder) if str(encoder) in shipped_models() else str(folder), device, dtype=dtype)
         if untrained is not None:
             with _seeded(untrained):
                 model.encoder = TextEncoder(model.config.text).to(model.device, model.dtype).eval()
@@ -183,7 +183,7 @@ def load_pretrained(
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
             model = with_random_weights(model).eval().requires_grad_(False)
-    encoder = wrap_encoder(model.to(device or best_device()), tokenizer, folder.resolve().name)
+    encoder = wrap_encoder(model.to(torch.device(device or best_device())), tokenizer, folder.resolve().name)
     return encoder if untrained is not None else replace(encoder, weights_sha256=lambda: _sha256(home))
 
 

@@ -8,9 +8,9 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.cpu_threads import with_own_threads
+from toushi.probe.models.low_rank import merge_updates
 from toushi.probe.models.prompt_batch import PromptBatch, concat_prompts, pad_ids
 from toushi.probe.models.samplers import Scheduler
 from toushi.probe.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -52,10 +53,24 @@ class HeatMapRule(TypedDict):
 
 
 class SharedParts(TypedDict):
-    """The shipped model whose tokenizer and VAE this one uses, so that its own folder holds neither."""
+    """The shipped model whose tokenizer this one uses, and the SHA-256 of the parts (`encoder`, `unet`, `vae`) that it
+    takes from there. Its own file holds the other parts whole, and updates of these (see `low_rank`)."""
 
     model: str
-    vae_sha256: str
+    parts: dict[str, str]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The options of `MiniUNet.sample`."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    size: int | tuple[int, int]
+    seed: int | Sequence[int]
+    latents: Tensor | None
+    first_step: int
+    callback: Callable[[int, Tensor], None] | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,10 @@ class MiniUNetConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     shift: float = 1.5
+    steps: int = 20
+    """How many steps `sample` takes if it is not told."""
+    guidance: float = 3.0
+    """The guidance of `sample` if it is not told; 1 is none."""
     heat_map: HeatMapRule | None = None
     """None is the mean of all sites."""
     shares: SharedParts | None = None
@@ -73,8 +92,9 @@ class MiniUNetConfig:
         """The config of a config.json that `MiniUNet.save` wrote."""
         values = json.loads(content)
         unet = UNetConfig(**{**values["unet"], "widths": tuple(values["unet"]["widths"])})
-        text, vae = TextEncoderConfig(**values["text"]), VAEConfig(**values["vae"])
-        return cls(text, unet, vae, values["shift"], values.get("heat_map"), values.get("shares"))
+        return cls(
+            **{**values, "text": TextEncoderConfig(**values["text"]), "unet": unet, "vae": VAEConfig(**values["vae"])}
+        )
 
 
 class MiniUNet(nn.Module):
@@ -99,6 +119,14 @@ class MiniUNet(nn.Module):
     @property
     def heat_map(self) -> HeatMapRule | None:
         return self.config.heat_map
+
+    @property
+    def default_steps(self) -> int:
+        return self.config.steps
+
+    @property
+    def default_guidance(self) -> float:
+        return self.config.guidance
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +172,14 @@ class MiniUNet(nn.Module):
 
     # --- pictures ---
 
+    @overload
+    def sample(self, prompt: str, negative: str = "", **options: Unpack[SamplingOptions]) -> Image.Image: ...
+
+    @overload
+    def sample(
+        self, prompt: Sequence[str], negative: str = "", **options: Unpack[SamplingOptions]
+    ) -> list[Image.Image]: ...
+
     @with_own_threads
     @torch.no_grad()
     def sample(
@@ -151,8 +187,8 @@ class MiniUNet(nn.Module):
         prompt: str | Sequence[str],
         negative: str = "",
         *,
-        steps: int = 20,
-        guidance: float = 3.0,
+        steps: int | None = None,
+        guidance: float | None = None,
         sampler: str = "euler",
         size: int | tuple[int, int] = 64,
         seed: int | Sequence[int] = 0,
@@ -164,12 +200,14 @@ class MiniUNet(nn.Module):
 
         `negative` is the negative prompt. `seed` is for every picture, or one for each prompt. `latents`, in place of
         noise, are where the run begins at `first_step`. `size` is in pixels, one number or (height, width), multiples
-        of 16. `guidance` of 1 is none: the negative prompt is not evaluated. `callback(index, latents)` is called after
+        of 16. Without `steps` and `guidance` the model's own are taken. `guidance` of 1 is none: the negative prompt is not evaluated. `callback(index, latents)` is called after
         each step. Raises ToushiError for sizes, numbers and steps that do not fit.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ToushiError("expected at least one prompt, but the list is empty")
+        steps = self.default_steps if steps is None else steps
+        guidance = self.default_guidance if guidance is None else guidance
         if not 0 <= first_step <= steps:
             raise ToushiError(f"first_step must lie in 0..{steps}, the number of steps, but {first_step} came")
         noise = self.noise(len(prompts), *checked_size(size), seed)
@@ -228,31 +266,38 @@ class MiniUNet(nn.Module):
         """Writes config.json, tokenizer.json and model.safetensors, the weights in `dtype`, without shared parts."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n")
-        weights = {k: v.to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
-        if self.config.shares is None:
+        weights = {name: weight.to("cpu", dtype).contiguous() for name, weight in self.state_dict().items()}
+        config = self.config
+        if config.shares is None:
             self.tokenizer.save(folder / "tokenizer.json")
-        else:
-            weights = {k: v for k, v in weights.items() if not k.startswith("vae.")}
+        else:  # a part that is another by now is written whole
+            stored = {name: weight.half() for name, weight in weights.items()}
+            parts = {k: sha for k, sha in config.shares["parts"].items() if weights_sha256(part_of(stored, k)) == sha}
+            config = replace(config, shares={"model": config.shares["model"], "parts": parts})
+            weights = {name: weight for name, weight in weights.items() if name.partition(".")[0] not in parts}
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
         save_file(weights, folder / "model.safetensors")
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "MiniUNet":
-        """The model of a folder that `save` wrote, in fp32 on the CPU. Raises ValueError for another VAE than it had."""
+        """The model of a folder that `save` wrote, in fp32 on the CPU. Raises ValueError where a shared part is another
+        than it was."""
         folder = Path(folder)
-        config = MiniUNetConfig.from_json((folder / "config.json").read_text())
+        config = MiniUNetConfig.from_json((folder / "config.json").read_text("utf-8"))
         source = folder if config.shares is None else SHIPPED / config.shares["model"]
         with torch.random.fork_rng(devices=[]):  # the meta device would need no numbers, but a second to import
             model = cls(config, Tokenizer.load(source / "tokenizer.json"))
         weights = load_file(folder / "model.safetensors")
         if config.shares is not None:
-            vae = {k: v for k, v in load_file(source / "model.safetensors").items() if k.startswith("vae.")}
-            if (sha256 := weights_sha256(vae)) != config.shares["vae_sha256"]:
-                raise ValueError(
-                    f"it was trained with another VAE than that of {config.shares['model']}: "
-                    f"{config.shares['vae_sha256'][:12]}, not {sha256[:12]}"
-                )
-            weights |= vae
+            lent, shared = load_file(source / "model.safetensors"), {}
+            for part, sha256 in config.shares["parts"].items():
+                shared |= part_of(lent, part)
+                if (came := weights_sha256(part_of(lent, part))) != sha256:
+                    raise ValueError(
+                        f"it was trained with another {part} than that of {config.shares['model']}: "
+                        f"{sha256[:12]}, not {came[:12]}"
+                    )
+            weights = merge_updates(shared, weights)
         model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         model.weights_sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model.revision = model.weights_sha256[:12]
@@ -280,6 +325,11 @@ class MiniUNet(nn.Module):
                 if not parameter.any():
                     nn.init.normal_(parameter, std=0.1)
         return model.eval().requires_grad_(False)
+
+
+def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of the encoder, the U-Net or the VAE."""
+    return {name: weight for name, weight in weights.items() if name.startswith(f"{part}.")}
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -20,6 +20,8 @@ from toushi.probe.models.text_encoder import FeedForward, SelfAttention
 @dataclass(frozen=True)
 class UNetConfig:
     latent_channels: int = 8
+    source_channels: int = 0
+    """Channels of a source picture's latents, which stand behind the noisy ones in an editing model."""
     widths: tuple[int, int, int] = (64, 128, 192)
     head_width: int = 32
     text_width: int = 128
@@ -120,7 +122,7 @@ class UNet(nn.Module):
             nn.Linear(config.time_width, config.time_width),
             nn.SiLU(),
         )
-        self.conv_in = nn.Conv2d(config.latent_channels, fine, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.latent_channels + config.source_channels, fine, 3, padding=1)
         self.positions = nn.ParameterList(
             torch.randn(1, width, config.grid >> level, config.grid >> level) * 0.02
             for level, width in enumerate(config.widths)
@@ -155,7 +157,7 @@ class UNet(nn.Module):
         return x + position
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], text: PromptBatch
+        self, latents: Float[Tensor, "b c_in h w"], time: Float[Tensor, " b"], text: PromptBatch
     ) -> Float[Tensor, "b c h w"]:
         """Velocity (noise minus picture, latent units) at each cell; `time` is 1 at noise, 0 at the picture."""
         keys_values = text.keys_values or self._keys_values(text)

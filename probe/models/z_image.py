@@ -78,6 +78,7 @@ def first_step(steps: int, strength: float) -> int:
 class ZImage(nn.Module):
     name = "z-image"
     unguided = 0.0  # `guidance` at which there is none
+    default_steps, default_guidance = 8, 0.0  # of Turbo
     name_or_path: str | None = None
 
     def __init__(
@@ -161,8 +162,8 @@ class ZImage(nn.Module):
         prompt: str | Sequence[str],
         negative: str = "",
         *,
-        steps: int = 8,
-        guidance: float = 0.0,
+        steps: int = default_steps,
+        guidance: float = default_guidance,
         normalisation: float = 0.0,
         truncation: float = 1.0,
         size: int | tuple[int, int] | None = None,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from toushi.probe.pipelines.diffusers_scheduler import DiffusersScheduler, call_step, step_index, timesteps
-from toushi.probe.pipelines.family import Arguments, Family
+from toushi.probe.pipelines.family import Arguments, Family, Images
 
 PICTURE_ONLY = "it reads a picture, not the prompt"
 SECOND_ENCODER = "a trace has the attention of one text encoder; of this encoder it has only the tokens"
@@ -78,7 +78,7 @@ def t5_encoder(component: str) -> EncoderPaths:
     }
 
 
-def pil_images(result: tuple | PipelineOutput) -> list[Image.Image] | None:
+def pil_images(result: tuple | PipelineOutput) -> Images:
     """The pictures in what a pipeline returned. None if it returned latents."""
     pictures = result[0] if isinstance(result, tuple) else result.images
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.shape[-1] == 3:

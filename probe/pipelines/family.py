@@ -34,6 +34,7 @@ class Pipeline(Protocol):
 Model = nn.Module | Pipeline
 M = TypeVar("M")
 Arguments = Mapping[str, Any]  # of a call, by parameter
+Images = list[Image.Image] | None  # None: no pictures, but latents or an error
 
 
 class UnknownFamily(ToushiError):
@@ -170,7 +171,7 @@ class Family:
     evaluation_step: Callable[[Any, Arguments], SchedulerStep] | None = None  # (result of `evaluate`, its arguments)
     unpack_latents: Callable[[Tensor, tuple[int, int]], Tensor] = lambda latents, grid: latents
     """(latents, grid) -> latents [row, channel, y, x]."""
-    images: Callable[[Any], list[Image.Image] | None]  # of what `sample` returned; None if it returned none
+    images: Callable[[Any], Images]  # the pictures in what `sample` returned
     metadata: Callable[[Any, Arguments], dict[str, object]]  # manifest fields: (model, arguments of `sample`)
     blank_latents: Callable[[Any, int | tuple[int, int]], Tensor] | None = None
     """(model, size in pixels) -> latents of one picture, for `forecast`."""

@@ -52,7 +52,9 @@ def generate(
 
 
 def default_steps(model: Model | type[Model]) -> int:
-    """The default number of steps of the model's sampling method; 20 if it has none."""
+    """The model's own number of steps, or the default of its sampling method; 20 if it has none."""
+    if isinstance(steps := getattr(model, "default_steps", None), int):
+        return steps
     parameter = _parameters(model).get("steps" if hasattr(model, "sample") else "num_inference_steps")
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else 20
 
@@ -70,7 +72,8 @@ def check_arguments(
         name = getattr(model, "name", kind)
         if sampler is not None and "sampler" not in parameters:
             raise ToushiError(f"{name} brings its own sampler: leave the sampler out ({sampler} came)")
-        strength = parameters["guidance"].default if guidance is None else guidance
+        default = getattr(model, "default_guidance", parameters["guidance"].default)
+        strength = default if guidance is None else guidance
         return _check_negative(negative, strength, strength == getattr(model, "unguided", None), name)
     family = family_of(model)
     check_size(model, size)
@@ -110,16 +113,7 @@ def _default_true_guidance(parameters: Mapping[str, inspect.Parameter]) -> float
     return parameters["true_cfg_scale"].default or 0 if "true_cfg_scale" in parameters else 0
 
 
-def _call_pipeline(
-    pipeline: Model,
-    prompt: str,
-    negative: str,
-    steps: int,
-    seed: int,
-    guidance: float | None,
-    size: tuple[int, int] | None,
-    callback: StepCallback | None,
-) -> Image.Image:
+def _call_pipeline(pipeline: Model, prompt, negative, steps, seed, guidance, size, callback) -> Image.Image:
     """The picture, by the call of a diffusers pipeline, with the arguments that its call has parameters for."""
     parameters = _parameters(pipeline)
     # A guidance-distilled pipeline has two kinds of guidance. `guidance_scale` is an input of the model;

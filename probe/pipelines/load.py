@@ -21,7 +21,7 @@ from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.family import Model, submodule
-from toushi.probe.pipelines.load_options import DTYPES, BadOption, Dtype, LoadOptions, remember_options
+from toushi.probe.pipelines.load_options import DTYPES, MODEL_ATTRIBUTE, BadOption, Dtype, LoadOptions
 from toushi.probe.pipelines.out_of_memory import explain_out_of_memory, is_out_of_memory
 from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from toushi.probe.models.z_image import ZImage
 
+Device = str | torch.device | None
 ShippedModel = Literal["mini-unet", "twins/bidirectional", "twins/causal"]
 
 
@@ -62,35 +63,20 @@ def model_files(name: str) -> list[Path]:
 
 @overload
 def load(
-    name: ShippedModel = "mini-unet",
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    engine: str = "own",
-    **options: object,
+    name: ShippedModel = "mini-unet", device: Device = None, dtype: str | torch.dtype | None = None, **options: object
 ) -> MiniUNet: ...
 @overload
+def load(name: str, device: Device = None, dtype: str | torch.dtype | None = None, **options: object) -> Model: ...
 def load(
-    name: str,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    engine: str = "own",
-    **options: object,
-) -> Model: ...
-def load(
-    name: str = "mini-unet",
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    engine: str = "own",
-    **options: object,
+    name: str = "mini-unet", device: Device = None, dtype: str | torch.dtype | None = None, **options: object
 ) -> Model:
     """The model, ready to sample and to be recorded.
 
     name     a shipped model, a folder that `save` wrote, or a diffusers pipeline: its folder, or `owner/name` on the hub
     device   by default the first of CUDA, MPS and CPU that is available
     dtype    "fp32", "bf16", "fp16" or torch's; by default bf16 for a pipeline on CUDA, else fp32
-    engine   "own" or "diffusers": which implementation of Z-Image
-    options  the other fields of `LoadOptions`, such as offload="group", lora="style.safetensors:0.8", quantize="4bit",
-             embedding_cache="runs/texts"
+    options  the other fields of `LoadOptions`, such as engine="diffusers", offload="group", quantize="4bit",
+             lora="style.safetensors:0.8", embedding_cache="runs/texts"
 
     A mini-unet computes with one CPU thread, or with `threads`; other code in the process keeps its own number. A
     pipeline is called by you, so its `threads` are set for the whole process, as torch.set_num_threads does.
@@ -102,7 +88,17 @@ def load(
         near = get_close_matches(unknown[0], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise BadOption(f"there is no option {unknown[0]!r} of loading; {hint}")
-    return load_model(name, replace(LoadOptions(), device=device, dtype=dtype, engine=engine, **options))
+    return load_model(name, replace(LoadOptions(), device=device, dtype=dtype, **options))
+
+
+def load_own(name: str, device: Device = None, dtype: str | torch.dtype | None = None, **options: object) -> MiniUNet:
+    """`load`, for what only our own models can do. Raises UnknownModel for a diffusers pipeline and our own Z-Image."""
+    model: Model = load(name, device, dtype, **options)
+    if not isinstance(model, MiniUNet):
+        raise UnknownModel(
+            f"expected one of our own models, {', '.join(shipped_models())}, but {name!r} is another kind"
+        )
+    return model
 
 
 def load_model(name: str, loading: LoadOptions) -> Model:
@@ -163,7 +159,7 @@ def load_user_model(folder: Path, loading: LoadOptions) -> Model | None:
             loading.refuse(family.name, dict.fromkeys(refused, "its family loads it with a device and a dtype alone"))
             if loading.threads is not None:
                 torch.set_num_threads(loading.threads)
-            remember_options(model, loading.resolve(device, dtype))
+            setattr(model, MODEL_ATTRIBUTE, loading.resolve(device, dtype))
             model.name_or_path = str(folder)  # the manifest names the weights by it
             return model
     return None
@@ -181,7 +177,7 @@ def load_mini_unet(folder: Path, loading: LoadOptions) -> MiniUNet:
     with cpu_threads(threads):
         model = read_mini_unet(folder).to(loading.device or best_device(), torch_dtype(loading.dtype or "fp32"))
     model.threads = threads
-    remember_options(model, replace(loading.resolve(model.device, model.dtype), threads=threads))
+    setattr(model, MODEL_ATTRIBUTE, replace(loading.resolve(model.device, model.dtype), threads=threads))
     if folder.is_relative_to(SHIPPED):
         model.name = folder.relative_to(SHIPPED).as_posix()
     return model
@@ -242,7 +238,7 @@ def load_pipeline(name: Path | str, loading: LoadOptions) -> "ZImage | Diffusion
 
             assert isinstance(pipeline, DiffusionPipeline), "our own Z-Image refuses LoRAs"
             load_loras(pipeline, loading.lora_files())
-    remember_options(pipeline, loading.resolve(device, dtype))
+    setattr(pipeline, MODEL_ATTRIBUTE, loading.resolve(device, dtype))
     if loading.vae_tiling:
         enable_vae_tiling(pipeline)
     if loading.compile:

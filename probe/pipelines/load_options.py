@@ -18,7 +18,7 @@ DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 MAX_THREADS = 1024
 OFFLOADS = ("none", "model", "sequential", "group")
 OFFLOAD_ALIASES = {"medvram": "model", "lowvram": "sequential"}  # the names in other programs
-MODEL_ATTRIBUTE = "load_options"  # of a loaded model
+MODEL_ATTRIBUTE = "load_options"  # of a loaded model: its LoadOptions
 INSTALL = {
     "accelerate": f"offload needs the accelerate library: {install_command('accelerate')}, or leave the offload out",
     "peft": f"a LoRA needs the peft library: {install_command('peft')}, or leave the LoRA out",
@@ -102,11 +102,6 @@ class LoadOptions:
         """The options as JSON, without the LoRAs: they can be turned off later, so a recording reads them from the model."""
         options = {name: value for name, value in asdict(self).items() if name != "lora"}
         return {**options, "embedding_cache": None if self.embedding_cache is None else str(self.embedding_cache)}
-
-
-def remember_options(model: object, options: LoadOptions) -> None:
-    """From now on `options_of(model)` returns these options."""
-    setattr(model, MODEL_ATTRIBUTE, options)
 
 
 def options_of(model: object) -> LoadOptions | None:

@@ -65,11 +65,6 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def unregister_family(name: str) -> None:
-    """Removes a registered family; does nothing if there is none of that name."""
-    _registered.pop(name, None)
-
-
 def families() -> tuple[Family, ...]:
     """Every known family, in the order in which they are tried."""
     return (*user_families(), *SHIPPED_FAMILIES)

@@ -5,16 +5,22 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
-from PIL import Image
 from torch import nn
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Arguments, EncodedPrompt, EncodePromptCall, Model, SchedulerStep, unwrap
+from toushi.probe.pipelines.family import (
+    Arguments,
+    EncodedPrompt,
+    EncodePromptCall,
+    Images,
+    Model,
+    SchedulerStep,
+    unwrap,
+)
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.encoder_capture import EncoderCapture
 from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
@@ -121,9 +127,7 @@ class Recording(Subscriber):
         self.subscription.enter_context(subscribe(self.model, self))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         try:
             self._close(error=error)
         finally:
@@ -186,21 +190,14 @@ class Recording(Subscriber):
         if (recorder := self._recorder_of(run)) is not None:
             recorder.finish_step(step, self.attention_hook.unread_modules())
 
-    def on_run_end(
-        self, run: Run, images: list[Image.Image] | None, result: object, error: BaseException | None
-    ) -> None:
+    def on_run_end(self, run: Run, images: Images, result: object, error: BaseException | None) -> None:
         if self._recorder_of(run) is not None:
             self._close(images, None if result is None else safety_verdicts(self.model, result), error)
 
     def _recorder_of(self, run: Run) -> RunRecorder | None:
         return self.recorder if self.recorder is not None and self.recorder.run is run else None
 
-    def _close(
-        self,
-        images: list[Image.Image] | None = None,
-        safety: list[str] | None = None,
-        error: BaseException | None = None,
-    ) -> None:
+    def _close(self, images: Images = None, safety: list[str] | None = None, error: BaseException | None = None):
         recorder, self.recorder = self.recorder, None
         if recorder is not None:
             recorder.end(images, safety) if error is None else recorder.abort(error)

@@ -3,17 +3,16 @@
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 
 from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import HookError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
-from toushi.probe.pipelines.family import DenoiserInputs, SchedulerStep
+from toushi.probe.pipelines.family import DenoiserInputs, Images, SchedulerStep
 from toushi.probe.pipelines.size_estimate import MapSize
 from toushi.probe.recording.forecast import (
     OverBudget,
@@ -327,7 +326,7 @@ class RunRecorder:
             if encoder:
                 writer.write_encoder(encoder)
 
-    def end(self, images: Iterable[Image.Image] | None, safety: Sequence[str] | None = None) -> None:
+    def end(self, images: Images, safety: Sequence[str] | None = None) -> None:
         """Closes the traces of a run that came to its end. `images` are its pictures if known, `safety` the verdicts."""
         for writer, verdict in zip(self.writers, safety or ()):
             writer.update(safety=verdict)

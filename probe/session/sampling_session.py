@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from toushi.hooks.attention import AttentionHook
@@ -27,6 +26,7 @@ from toushi.probe.pipelines.family import (
     EncodePromptCall,
     EncoderInputs,
     Family,
+    Images,
     Model,
     SchedulerStep,
     submodule,
@@ -327,9 +327,7 @@ class SamplingSession:
             run.denoiser_ran = False
             run.evaluations.clear()
 
-    def _end_run(
-        self, images: list[Image.Image] | None = None, result: object = None, error: BaseException | None = None
-    ) -> None:
+    def _end_run(self, images: Images = None, result: object = None, error: BaseException | None = None) -> None:
         """Informs every subscriber. Then raises the first error of a subscriber, unless the run ended by an error."""
         run, self.run, self.evaluation, self._matches = self.run, None, None, []
         if run is None:
@@ -353,11 +351,10 @@ class SamplingSession:
         # Outside of a run somebody calls the denoiser directly. That counts as a run of one step.
         run = self.run or Run(1, lambda picture: None, {}, single=True, nested=True)
         run.denoiser_ran = True
-        arguments = dict(zip(self.family.denoiser_inputs, values))
-        self.evaluation = Evaluation(run, lambda: self.family.read_inputs(self.model, arguments), self._match_rows)
+        self.evaluation = Evaluation(self, run, dict(zip(self.family.denoiser_inputs, values)))
         self._notify("on_evaluation", self.evaluation)
 
-    def _match_rows(self, inputs: DenoiserInputs, run: Run) -> list[PromptKey]:
+    def match_rows(self, inputs: DenoiserInputs, run: Run) -> list[PromptKey]:
         """Branch and picture of each row. Remembered, since comparing takes time and most texts return at every step."""
         version = (inputs.branches, frozenset(run.evaluations), *map(tensor_version, inputs.text_tensors))
         for tensors, known_version, rows in self._matches:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from PIL import Image
 from torch import Tensor, nn
 
 from toushi.hooks.attention import AttentionHook, Call
@@ -26,6 +25,7 @@ from toushi.probe.pipelines.family import (
     EncodedPrompt,
     EncodePromptCall,
     Family,
+    Images,
     Model,
     PromptTokens,
     SchedulerStep,
@@ -51,23 +51,18 @@ class Run:
 class Evaluation:
     """One evaluation of the denoiser, before it computes. Rows are matched to prompts when they are first read."""
 
-    def __init__(
-        self,
-        run: Run,
-        read_inputs: Callable[[], DenoiserInputs],
-        match_rows: Callable[[DenoiserInputs, Run], list[PromptKey]],
-    ):
-        self.run, self._read_inputs, self._match_rows = run, read_inputs, match_rows
+    def __init__(self, session: "Session", run: Run, arguments: Arguments):
+        self.session, self.run, self.arguments = session, run, arguments
 
     @cached_property
     def inputs(self) -> DenoiserInputs:
         """The denoiser's inputs, as the family reads them."""
-        return self._read_inputs()
+        return self.session.family.read_inputs(self.session.model, self.arguments)
 
     @cached_property
     def rows(self) -> list[PromptKey]:
         """Branch and picture of each row of the batch. Raises BranchMismatch if a row matches no prompt."""
-        rows = self._match_rows(self.inputs, self.run)
+        rows = self.session.match_rows(self.inputs, self.run)
         self.run.evaluations.update(rows)
         return rows
 
@@ -98,6 +93,10 @@ class Session(Protocol):
     arguments: Arguments | None  # of the sampling call that is running
     run: Run | None
     evaluation: Evaluation | None  # the latest one of the denoiser
+
+    def match_rows(self, inputs: DenoiserInputs, run: Run) -> list[PromptKey]:
+        """Branch and picture of each row."""
+        ...
 
     def describe(self) -> dict[str, object]:
         """Manifest fields of all subscribers."""
@@ -158,9 +157,7 @@ class Subscriber:
     def on_step(self, run: Run, step: SchedulerStep) -> None:
         """The scheduler has made the step `run.index`."""
 
-    def on_run_end(
-        self, run: Run, images: list[Image.Image] | None, result: object, error: BaseException | None
-    ) -> None:
+    def on_run_end(self, run: Run, images: Images, result: object, error: BaseException | None) -> None:
         """The run is over. `images` and `result` come from the sampling method; they are None if `error` ended it."""
 
     def describe(self) -> dict[str, object]:

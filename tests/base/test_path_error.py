@@ -10,7 +10,7 @@ import pytest
 
 from toushi import load, main, open_collection, open_trace, record
 from toushi.dashboards import trace_library as library
-from toushi.experiments.runner.run_folder import read_manifest
+from toushi.experiments.runner.result_folder import read_manifest
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import MAX_CHARACTERS, PathError, checked_path, short_path
 from toushi.probe.encoders.encode_layers import encode_layers

@@ -42,9 +42,9 @@ def test_what_is_read_is_the_plain_softmax():
 
 def test_a_small_process_is_small_whoever_measures_it():
     held = b"x" * 150_000_000
-    memory_of_little, ended = memory.peak(sys.executable, "-S", "-c", "raise SystemExit(3)")
+    memory_of_little, ended = memory.peak_memory(sys.executable, "-S", "-c", "raise SystemExit(3)")
     assert memory_of_little < 50 < len(held) / 2**20 and ended == 3
-    assert 100 < memory.peak(sys.executable, "-S", "-c", "x = b'x' * 100_000_000")[0] < 150
+    assert 100 < memory.peak_memory(sys.executable, "-S", "-c", "x = b'x' * 100_000_000")[0] < 150
 
 
 @pytest.mark.slow

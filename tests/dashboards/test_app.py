@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from toushi import dashboards
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
-from toushi.dashboards.heat_map import planes
+from toushi.dashboards.heat_map import word_maps
 from toushi.probe.encoders.load_encoder import open_encoder
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
@@ -213,7 +213,7 @@ def test_why_there_is_no_attention_of_the_encoder(app, tmp_path):
 def test_the_text_page_says_that_it_leaves_out_single_heads(app, tmp_path, monkeypatch, locale, said):
     small, large = (made_trace.write(tmp_path / name, steps=1) for name in ("small", "large"))
     assert not any(said in caption.value for caption in app(small, ENCODER, locale).caption)
-    monkeypatch.setattr(planes, "BUDGET", 10_000)
+    monkeypatch.setattr(word_maps, "BUDGET", 10_000)
     assert any(said in caption.value for caption in app(large, ENCODER, locale).caption)
 
 
@@ -245,7 +245,7 @@ def test_the_language_follows_the_browser_and_can_be_changed(app):
 
 
 def test_prompts_are_not_markup():
-    assert library.escaped("*a* <b> 猫 :smile: $x$") == r"\*a\* \<b\> 猫 \:smile\: \$x\$"
+    assert library.escape_markdown("*a* <b> 猫 :smile: $x$") == r"\*a\* \<b\> 猫 \:smile\: \$x\$"
 
 
 @pytest.mark.parametrize("locale, said", [

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from toushi.dashboards.heat_map import trace_pair as pairs
-from toushi.dashboards.heat_map.planes import planes
-from toushi.dashboards.run_metadata import differences, facts
+from toushi.dashboards.heat_map.word_maps import read_word_maps
+from toushi.dashboards.run_metadata import differences, run_facts
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace.open import open_trace
 
@@ -30,7 +30,7 @@ def first(made):
 
 
 def both(*traces):
-    return pairs.pair(*(planes(trace, "cond") for trace in traces))
+    return pairs.align_traces(*(read_word_maps(trace, "cond") for trace in traces))
 
 
 def unit(common, label):
@@ -50,7 +50,7 @@ def test_each_side_is_its_trace(first, made):
 
 def test_a_trace_differs_from_itself_nowhere(first):
     common = both(first, first)
-    assert len(common.units) == len(planes(first, "cond").units) and len(common.steps) == len(first.steps)
+    assert len(common.units) == len(read_word_maps(first, "cond").units) and len(common.steps) == len(first.steps)
     for layer in common.layers:
         assert np.array_equal(layer.maps[0], layer.maps[1])
 
@@ -74,21 +74,21 @@ def test_the_coarser_grid_is_brought_to_the_finer(first, made):
 
 
 def test_without_a_common_word_there_is_nothing_to_compare(first, made):
-    with pytest.raises(ToushiError, match="no word in common"):
+    with pytest.raises(ToushiError, match="no common word"):
         both(first, made("english", prompt="a red dog"))
 
 
 def test_only_what_differs_is_told(first, made):
     seed = made("seed", steps=9, edits=[{"kind": "zero", "word": "猫", "site": "unet.*"}])
     assert differences(first, first, "en") == ["", ""]
-    assert differences(first, seed, "en") == ["6 steps · no intervention", "9 steps · zero 猫 @ unet.*"]
+    assert differences(first, seed, "en") == ["6 steps · no edit", "9 steps · zero 猫 @ unet.*"]
 
 
 def test_the_facts_tell_what_else_went_into_the_picture(made):
     loras = [{"file": "ink.safetensors", "scale": 0.8, "on": True}, {"name": "wash", "scale": 1.0, "on": False}]
     trace = made("blocked", negative="模糊", loras=loras, safety="blocked")
-    told = facts(trace, "en")
+    told = run_facts(trace, "en")
     assert told["negative"] == "negative “模糊”" and told["safety"] == "blocked by the safety checker"
     assert told["loras"] == "LoRA ink.safetensors × 0.8, LoRA wash × 1.0 (off)"
-    assert "图像被安全检查器拦下" in facts(trace, "zh").values()
-    assert facts(made("other", safety="something else"), "en").keys().isdisjoint({"negative", "loras", "safety"})
+    assert "图像被安全检查器拦下" in run_facts(trace, "zh").values()
+    assert run_facts(made("other", safety="something else"), "en").keys().isdisjoint({"negative", "loras", "safety"})

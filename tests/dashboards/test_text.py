@@ -23,7 +23,7 @@ def test_both_languages_fill_in_the_same_names(key):
 def asked_in_python(source: str) -> set[str]:
     """Patterns of the keys in say("key"), say(language, "key"), say(f"key_{part}") and say("one" if … else "other")."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    said = (node for node in calls if getattr(node.func, "id", getattr(node.func, "attr", "")) in ("say", "cut"))
+    said = (node for node in calls if getattr(node.func, "id", getattr(node.func, "attr", "")) in ("say", "warn_cut"))
     return {key for call in said for argument in call.args[:2] for key in _patterns(argument)}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.encoders.tiny_encoders import eager_bert
 from tests.text.prompts import HARD
 from toushi import main
-from toushi.cli.layers import few, number_of
+from toushi.cli import layers
 from toushi.probe.analysis.layer_measures import cosine
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import encode_layers
@@ -114,7 +114,8 @@ def test_a_layer_that_is_not_there(readings, eager):
         layer_similarity_figure(readings, [13])
     with pytest.raises(ToushiError, match="at least one"):
         layer_similarity_figure(encode_layers(eager, []))
-    assert evenly_spaced([1, 2, 3], 4) == few([1, 2, 3], 4) == [1, 2, 3] and few(range(13), 4) == [0, 4, 8, 12]
+    spread = layers.spread
+    assert evenly_spaced([1, 2, 3], 4) == spread([1, 2, 3], 4) == [1, 2, 3] and spread(range(13), 4) == [0, 4, 8, 12]
 
 
 # --- the command ---
@@ -140,7 +141,7 @@ def test_the_command_tells_and_draws(tiny, readings, tmp_path, capsys):
     one, other = (reading.word_states(["银行"]).values[:, 0] for reading in readings)
     both = said.out.partition("the same word in sentences 1 and 2")[2]
     row = next(line for line in both.splitlines() if line.startswith("银行"))
-    assert row.split()[1:] == [number_of(cosine(one[k : k + 1], other[k : k + 1])[0, 0]) for k in (0, 3, 12)]
+    assert row.split()[1:] == [layers.format_cosine(cosine(one[k : k + 1], other[k : k + 1])[0, 0]) for k in (0, 3, 12)]
     # What a word reads: itself, other text and specials are told as means, and none is above 100 %.
     assert all(0 <= int(share) <= 100 for share in re.findall(r"(\d+) %", said.out))
     assert all(name in said.out for name in ("(itself)", "(other text)", "(special tokens)", "different words"))

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from toushi.experiments.studies import bilingual
-from toushi.experiments.studies.bilingual import Config, conclude, figures, gain, jobs, phrases, ruled, sentence
+from toushi.experiments.studies.bilingual import (
+    Config,
+    chosen_layer_gain,
+    conclude,
+    decide,
+    figures,
+    jobs,
+    phrases,
+    sentence,
+)
 from toushi.probe.figures.style import save
 from toushi.probe.models.mini_unet import MiniUNet
 
@@ -27,9 +36,9 @@ def planted(trained: list[float], floor: float = 0.3, sentences: int = 80, seed:
     [([0.3, 0.4, 0.8, 0.6], "supported"), ([0.8, 0.5, 0.4, 0.3], "refuted"), ([0.5, 0.5, 0.52, 0.51], "undecided")],
 )
 def test_the_verdict_follows_what_was_planted(curve, verdict):
-    one = pd.Series(gain(planted(curve), Config(resamples=300)) | {"data": "scenes"})
+    one = pd.Series(chosen_layer_gain(planted(curve), Config(resamples=300)) | {"data": "scenes"})
     layers = pd.DataFrame([{"weights": "trained", "data": "scenes", "layer": 0, "pairs": 320, "retrieval": curve[0]}])
-    assert ruled(one) == verdict and sentence(one, "made", layers).en.startswith("made")
+    assert decide(one) == verdict and sentence(one, "made", layers).en.startswith("made")
 
 
 @pytest.mark.parametrize(
@@ -50,21 +59,23 @@ def test_the_verdict_follows_what_was_planted(curve, verdict):
 )
 def test_the_rule_gives_one_verdict_at_each_of_its_borders(interval, lead_low, sentences, verdict):
     numbers = {"gain_low": interval[0], "gain_high": interval[1], "lead_low": lead_low}
-    assert ruled(pd.Series(numbers | {"sentences": sentences, "words": 50})) == verdict
-    assert ruled(pd.Series(numbers | {"sentences": 50, "words": sentences})) == verdict
+    assert decide(pd.Series(numbers | {"sentences": sentences, "words": 50})) == verdict
+    assert decide(pd.Series(numbers | {"sentences": 50, "words": sentences})) == verdict
 
 
 def test_a_word_that_is_lost_wherever_it_stands_widens_the_interval():
     table, config = planted([0.3, 0.4, 0.8, 0.6]), Config(resamples=300)
     lost = table.assign(right=table.right.where((table.name % 3 > 0) | (table.layer == 0), 0.0))
-    alone, together = gain(lost.assign(name=lost.pair), config), gain(lost, config)
+    alone, together = chosen_layer_gain(lost.assign(name=lost.pair), config), chosen_layer_gain(lost, config)
     assert together["gain"] == alone["gain"]
     width = [found["gain_high"] - found["gain_low"] for found in (alone, together)]
     assert width[1] > 1.2 * width[0]
 
 
 def test_the_best_of_many_equal_layers_gains_nothing():
-    gains = [gain(planted([0.5] * 13, seed=n).sample(frac=1), Config(resamples=50))["gain"] for n in range(8)]
+    gains = [
+        chosen_layer_gain(planted([0.5] * 13, seed=n).sample(frac=1), Config(resamples=50))["gain"] for n in range(8)
+    ]
     assert abs(np.mean(gains)) < 0.05
 
 

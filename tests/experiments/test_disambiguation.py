@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toushi.experiments.measures.encoder_states import bags_at, opened, states_at
-from toushi.experiments.measures.minimal_pairs import checked, sentences
+from toushi.experiments.measures.encoder_states import bags_at, load_cpu_encoder, states_at
+from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
 from toushi.experiments.studies import disambiguation as experiment
-from toushi.experiments.studies.disambiguation import Config, conclude, figures, jobs, judged, ruled
+from toushi.experiments.studies.disambiguation import Config, conclude, decide, figures, jobs, judge_senses
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.style import save
@@ -41,14 +41,14 @@ def planted(by_layer: list[float], words: int = 24) -> pd.DataFrame:
     ],
 )
 def test_the_verdict_follows_the_numbers(by_layer, verdict):
-    found, said = judged(planted(by_layer), Config(resamples=200), "made", "scenes")
+    found, said = judge_senses(planted(by_layer), Config(resamples=200), "made", "scenes")
     assert found == verdict and said.en.startswith("made")
 
 
 def test_few_words_decide_nothing():
     for words, verdict in ((5, "undecided"), (6, "refuted")):
         rows = planted([0.5] + [0.9] * 12, words)
-        assert judged(rows, Config(resamples=200), "made", "scenes")[0] == verdict
+        assert judge_senses(rows, Config(resamples=200), "made", "scenes")[0] == verdict
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_few_words_decide_nothing():
     ],
 )
 def test_the_rule_gives_one_verdict_at_each_of_its_borders(low, high, deeper, words, verdict):
-    assert ruled(words, low, high, deeper) == verdict
+    assert decide(words, low, high, deeper) == verdict
 
 
 @pytest.mark.parametrize("data", ["scenes", "polysemy"])
 def test_a_pair_is_the_same_on_the_side_that_does_not_decide(data):
-    table = checked(sentences(data))
+    table = check_sentences(sentences(data))
     assert table.word.nunique() == {"scenes": 12, "polysemy": 32}[data]
     number = table.groupby(["word", "sense", "place"]).cumcount()
     for (_, place, _), pair in table.groupby(["word", "place", number]):
@@ -90,13 +90,13 @@ def test_a_pair_is_the_same_on_the_side_that_does_not_decide(data):
 def test_bad_sentences_are_refused():
     table = sentences("scenes")
     with pytest.raises(ToushiError, match="'银行' is not at character 0"):
-        checked(table.assign(start=0)[table.start != 0])
+        check_sentences(table.assign(start=0)[table.start != 0])
     river = table[table.word == "银行"]
     with pytest.raises(ToushiError, match="one sense only"):
-        checked(river[river.sense == "bank"])
+        check_sentences(river[river.sense == "bank"])
     one = pd.concat([river[river.sense == "bank"], river[river.sense == "riverbank"].head(1)])
     with pytest.raises(ToushiError, match="sense riverbank of 银行 has 1 sentence;"):
-        checked(one)
+        check_sentences(one)
 
 
 def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
@@ -134,14 +134,16 @@ def test_a_side_is_set_against_itself_in_its_other_role_word_by_word():
     alone = {"word": "w9", "place": "after", "side": "shared", "layer": 1, "change": 5.0}  # nothing to set it against
     one_sided = [row for row in rows if (row["place"], row["side"]) not in (("after", "decides"), ("before", "shared"))]
     for some, moved in ((rows, "0.385 (1 - cosine)"), (one_sided, "0.535 (1 - cosine)")):
-        said = experiment._with_sides(Bilingual(en="", zh=""), pd.DataFrame([*some, alone]), Config(resamples=100))
+        said = experiment._add_context_effect(
+            Bilingual(en="", zh=""), pd.DataFrame([*some, alone]), Config(resamples=100)
+        )
         assert f"by {moved} where its side decides" in said.en and "0.100 [0.100, 0.100] apart" in said.en
 
 
 def test_a_bag_knows_the_words_around_and_not_their_order(tiny):
     texts = ["猫在左边，狗在右边", "猫在右边，狗在左边", "猫在左边，牛在右边"]
-    bags = bags_at(opened(tiny), texts, [(0, 1)] * 3)
-    own = states_at(opened(tiny), texts, [(0, 1)] * 3)
+    bags = bags_at(load_cpu_encoder(tiny), texts, [(0, 1)] * 3)
+    own = states_at(load_cpu_encoder(tiny), texts, [(0, 1)] * 3)
     assert bags.shape == (1, 3, own.shape[2])
     np.testing.assert_allclose(bags[0, 0], bags[0, 1], atol=1e-6)
     assert not np.allclose(bags[0, 0], bags[0, 2], atol=1e-3) and not np.allclose(bags[0, 0], own[0, 0], atol=1e-3)
@@ -149,8 +151,8 @@ def test_a_bag_knows_the_words_around_and_not_their_order(tiny):
 
 def test_at_the_embeddings_no_sense_is_told_and_no_word_changes_another(tiny):
     """The word is the same token at the same place in both sentences of a pair, so layer 0 knows nothing."""
-    table = experiment.told_apart(tiny, "trained", "scenes", 0, 1, shuffles=2, seed=0)
+    table = experiment.read_senses(tiny, "trained", "scenes", 0, 1, shuffles=2, seed=0)
     after = table[(table.layer == 0) & (table["where"] == "word") & (table.place == "after")]
     assert (after.accuracy == 0.5).all()
-    moved = experiment.left_out(tiny, "scenes", 0, 1, sentences_each=1, seed=0)
+    moved = experiment.ablate_context(tiny, "scenes", 0, 1, sentences_each=1, seed=0)
     assert (moved[moved.layer == 0].change == 0).all() and (moved[moved.layer > 0].change > 0).any()

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toushi.experiments.measures.encoder_states import opened, states_at, weight_files
+from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at, weight_files
 from toushi.experiments.measures.inside_words import inside_words
-from toushi.experiments.measures.scene_words import HANGING, POOLS, units
+from toushi.experiments.measures.scene_words import LAST_TOKEN, POOLS, units
 from toushi.experiments.runner.study import FEWEST
 from toushi.experiments.studies import layer_semantics as experiment
 from toushi.experiments.studies.layer_semantics import Config, conclude, figures, jobs, weights
@@ -117,7 +117,7 @@ def test_units_are_where_they_are_said_to_be(pool):
         counts = part.label.value_counts()
         assert counts.min() >= 3 and counts.max() <= 3.5 * counts.min(), task
         assert part.groupby("label").template.nunique().min() >= 3, task
-    words = table[table.start != HANGING]
+    words = table[table.start != LAST_TOKEN]
     assert all(row.text[row.start : row.end].strip() for row in words.itertuples())
     if pool == "words":
         assert all(row.text[row.start : row.end] == row.type for row in table.itertuples())
@@ -128,7 +128,7 @@ def test_units_are_where_they_are_said_to_be(pool):
 
 
 def test_a_place_is_read_once_and_where_it_was_asked_for(tiny):
-    known = opened(tiny)
+    known = load_cpu_encoder(tiny)
     texts, spans = ["猫在左边", "狗和猫", "猫在左边"], [(0, 1), None, (2, 4)]
     states = states_at(known, texts, spans)
     cat, dog = encode_layers(known, ["猫在左边", "狗和猫"])
@@ -138,7 +138,11 @@ def test_a_place_is_read_once_and_where_it_was_asked_for(tiny):
 
 
 def test_the_untrained_twin_is_of_the_same_design_and_seed(tiny):
-    trained, other, again = opened(tiny), opened(tiny, "random", 1), opened.__wrapped__(tiny, "random", 1)
+    trained, other, again = (
+        load_cpu_encoder(tiny),
+        load_cpu_encoder(tiny, "random", 1),
+        load_cpu_encoder.__wrapped__(tiny, "random", 1),
+    )
     a, b, c = (states_at(one, ["红色的猫"], [(3, 4)]) for one in (trained, other, again))
     assert a.shape == b.shape and not np.allclose(a, b)
     np.testing.assert_array_equal(b, c)
@@ -173,6 +177,6 @@ def test_characters_that_stand_alone_find_themselves(tiny):
 
 def test_a_folder_that_is_not_there_is_told():
     with pytest.raises(ToushiError, match="no encoder 'nowhere'"):
-        experiment.probed("nowhere", "trained", "words", 10, 1, 0)
+        experiment.probe_pool("nowhere", "trained", "words", 10, 1, 0)
     with pytest.raises(ToushiError, match="no encoder"):
         weights(Config(encoder="no/such/folder"))

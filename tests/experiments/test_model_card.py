@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from toushi.experiments.training.model_card import faults, heat_map_rule
+from toushi.experiments.training.model_card import heat_map_rule, list_faults
 
 
 def pointing(layer: float, mean: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -26,5 +26,5 @@ def test_one_layer_becomes_the_default_only_if_it_points_better_than_the_mean_of
 @pytest.mark.parametrize("right, said", [(0.4, "object: 0.400, the goal is 0.95"), (0.99, "")])
 def test_faults_name_what_falls_short(right, said):
     rows = [dict(what=what, language="all", right=right) for what in ("object", "position", "colour", "sense")]
-    found = faults(pd.DataFrame(rows))
+    found = list_faults(pd.DataFrame(rows))
     assert (said in found) and ("goal" in found) is bool(said)

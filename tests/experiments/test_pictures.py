@@ -12,12 +12,12 @@ from PIL import Image
 
 from tests.experiments.test_runner import Here
 from toushi.experiments.measures import pictures
-from toushi.experiments.measures.pictures import all_asked, asked, sense_prompts
+from toushi.experiments.measures.pictures import fully_described_scenes, list_answers, sense_prompts
 from toushi.experiments.measures.statistics import interval, shares
-from toushi.experiments.runner import run_experiment as runner
-from toushi.experiments.runner.run_folder import read_manifest, read_tables
+from toushi.experiments.runner import run_study as runner
+from toushi.experiments.runner.result_folder import read_manifest, read_tables
 from toushi.experiments.scene_world.captions import describe
-from toushi.experiments.scene_world.recogniser import Found, Seen, Verdict
+from toushi.experiments.scene_world.recogniser import Detection, Recognition, Verdict
 from toushi.experiments.scene_world.scenes import Object, Scene, draw_scene
 from toushi.experiments.studies import causal_vs_bidirectional as twins
 from toushi.experiments.studies import picture_by_layer as layers
@@ -40,7 +40,7 @@ def model() -> MiniUNet:
 @pytest.fixture
 def blind(monkeypatch):
     """A recogniser that costs nothing: it sees a bank on grass in every picture."""
-    seen = Seen("grass", "day", "flat", (Found("bank", None, 20, 32, 32, 1.0),))
+    seen = Recognition("grass", "day", "flat", (Detection("bank", None, 20, 32, 32, 1.0),))
     monkeypatch.setattr(pictures, "recognise", lambda picture: seen)
     judge = pictures.judge
     monkeypatch.setattr(pictures, "judge", lambda scene, picture, language: judge(scene, seen, language))
@@ -91,22 +91,22 @@ def test_a_thing_counts_where_it_is_asked_for():
     right = Verdict((True,), (True,), (None,), (None,), True, True, True, 0)
     cat = Object("cat", None, None, "medium", 32, 33, 38)
     plain = Scene((cat,), "plain", "day", "flat", "middle")
-    assert {thing for thing, answers in asked(plain, right).items() if answers} == {"object"}
+    assert {thing for thing, answers in list_answers(plain, right).items() if answers} == {"object"}
     beach = Scene((replace(cat, colour="red"),), "beach", "day", "flat", "left")
     verdict = replace(right, colours=(False,))
     found = {"object": [True], "colour": [False], "position": [True], "place": [True]}
-    assert asked(beach, verdict) == found | {"colour, drawn": [False], "position, drawn": [True]}
-    missing = asked(beach, replace(verdict, objects=(False,), positions=(False,)))
+    assert list_answers(beach, verdict) == found | {"colour, drawn": [False], "position, drawn": [True]}
+    missing = list_answers(beach, replace(verdict, objects=(False,), positions=(False,)))
     assert missing["position"] == [False] and missing["colour, drawn"] == missing["position, drawn"] == []
 
 
 def test_scenes_that_ask_all_ask_it_of_each_object():
-    numbers = all_asked("test", 20)
-    assert numbers == sorted(set(numbers)) and numbers[:5] == all_asked("test", 5)
+    numbers = fully_described_scenes("test", 20)
+    assert numbers == sorted(set(numbers)) and numbers[:5] == fully_described_scenes("test", 5)
     right = Verdict((True, True), (True, True), (True, True), (None, None), True, True, True, 0)
     for number in numbers:
         scene = draw_scene(number, "test")
-        answers = asked(scene, right)
+        answers = list_answers(scene, right)
         assert all(answers[thing] for thing in ORDER)
         parts = describe(scene, "zh", number).parts
         assert len({part.object for part in parts if part.role == "colour"}) == len(scene.objects)
@@ -126,8 +126,8 @@ def test_pairs_differ_in_the_context_alone_and_begin_with_one_noise(model, blind
             begun.setdefault(row.word + row.pair, set()).add(seed)
             yield np.zeros((64, 64, 3), np.uint8)
 
-    monkeypatch.setattr(pictures, "drawn", draw)
-    rows = pd.DataFrame(pictures.of_senses(model, 2, 3, 1, 3.0, 7)).set_index(["item", "thing"])
+    monkeypatch.setattr(pictures, "draw_pictures", draw)
+    rows = pd.DataFrame(pictures.score_senses(model, 2, 3, 1, 3.0, 7)).set_index(["item", "thing"])
     assert all(len(seeds) == 1 for seeds in begun.values())
     # A bank is in every picture: right for one of the two senses of 银行, and no sense at all of the other words.
     for place in ("before", "after"):
@@ -161,15 +161,15 @@ def test_a_picture_in_a_table_comes_back():
 def test_a_run_of_each_layer(model, blind, tmp_path):
     model.save(tmp_path / "tiny")
     config = layers.Config(model=str(tmp_path / "tiny"), scenes=3, contexts=1, words=2, steps=1, resamples=20)
-    done = runner.run(layers, config, tmp_path / "run", executor=Here(), quiet=True)
-    assert not done.failed and done.manifest["complete"]
+    done = runner.run_study(layers, config, tmp_path / "run", executor=Here(), quiet=True)
+    assert not done.failed and done.manifest.complete
     tables = read_tables(tmp_path / "run", read_manifest(tmp_path / "run"))
     curves = tables["curves"]
     assert set(curves.layer) == set(range(13))
     assert {"object", "sense, before", "sense, after"} <= set(curves.thing)
     assert (curves[curves.thing == "sense, after"].cases == 4).all()
     assert len(tables["pictures"]) == 13 * len(layers.SHOWN)
-    assert done.manifest["verdict"] == "undecided"  # nothing is ever right
+    assert done.manifest.verdict == "undecided"  # nothing is ever right
     check_figures(layers.figures(tables, "zh"), layers.figures(tables, "en"), {"curves", "pictures"})
 
 
@@ -183,8 +183,8 @@ def test_a_run_of_two_twins(model, blind, tmp_path):
         twin.save(tmp_path / name)
     both = {name: str(tmp_path / name) for name in twins.TWINS}
     config = twins.Config(**both, scenes=2, contexts=1, words=2, steps=1, shuffles=2, resamples=20)
-    done = runner.run(twins, config, tmp_path / "run", executor=Here(), quiet=True)
-    assert not done.failed and done.manifest["complete"] and len(done.manifest["weights"]) == 2
+    done = runner.run_study(twins, config, tmp_path / "run", executor=Here(), quiet=True)
+    assert not done.failed and done.manifest.complete and len(done.manifest.weights) == 2
     tables = read_tables(tmp_path / "run", read_manifest(tmp_path / "run"))
 
     read = tables["read_off"].set_index(["model", "where", "place"])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from toushi.experiments.measures.pointing import best_layers, rates, scored
+from toushi.experiments.measures.pointing import best_layers, rates, score_words
 from toushi.experiments.measures.score_mini_unet import answers
 from toushi.experiments.measures.score_mini_unet import rates as score_rates
 from toushi.experiments.measures.statistics import share
@@ -66,7 +66,7 @@ def two_objects(tmp_path_factory):
 
 def test_every_object_is_scored_at_every_layer(two_objects):
     trace, e = two_objects
-    table = pd.DataFrame(dict(kind="noised", scene=0, time=0.5) | row for row in scored(trace, e, list(e.masks)))
+    table = pd.DataFrame(dict(kind="noised", scene=0, time=0.5) | row for row in score_words(trace, e, list(e.masks)))
     layers = {*trace.sites, "plain mean"}
     assert set(table.layer) == layers and len(table) == 2 * len(layers)
     assert table.found.all() and table.chance.between(0, 1).all()
@@ -74,9 +74,9 @@ def test_every_object_is_scored_at_every_layer(two_objects):
 
 def test_a_mask_everywhere_is_hit_and_one_without_the_peak_is_not(two_objects):
     trace, e = two_objects
-    everywhere = pd.DataFrame(scored(trace, e, [np.ones((64, 64), bool)] * 2))
+    everywhere = pd.DataFrame(score_words(trace, e, [np.ones((64, 64), bool)] * 2))
     assert everywhere.hit.all() and everywhere.other.all() and (everywhere.chance == 1).all()
-    missing = pd.DataFrame(scored(trace, e, [None, None]))
+    missing = pd.DataFrame(score_words(trace, e, [None, None]))
     assert not missing.found.any() and "hit" not in missing
 
 

@@ -7,9 +7,9 @@ import torch
 from toushi.experiments.scene_world.objects import COLOURS, KINDS
 from toushi.experiments.scene_world.scenes import draw_scene
 from toushi.experiments.training.losses import read_captions, velocity_loss
-from toushi.experiments.training.muon import orthogonal
+from toushi.experiments.training.muon import orthogonalize
 from toushi.experiments.training.recipe import Training
-from toushi.experiments.training.scene_batches import Batch, Pool, caption, cell_kinds, colour_of_kind, garbled
+from toushi.experiments.training.scene_batches import Batch, Pool, caption, cell_kinds, colour_of_kind, garble_caption
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.experiments.training.train_mini_unet import Config
 from toushi.probe.models.mini_unet import MiniUNet
@@ -122,7 +122,7 @@ def test_the_colour_of_a_kind_is_the_one_it_was_asked_for_in():
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (1, 8, 40), (3, 40, 8)])
 def test_newton_schulz_flattens_the_singular_values(shape):
-    values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
     assert values.min() > 0.3 and values.max() < 1.3
 
 
@@ -141,8 +141,8 @@ def test_a_garbled_caption_says_what_it_said():
     rng, changed = np.random.default_rng(0), 0
     for number in range(60):
         said = caption(draw_scene(number), number)
-        assert garbled(said, 0.0, rng) == said.text
-        text, at = garbled(said, 0.5, rng), 0
+        assert garble_caption(said, 0.0, rng) == said.text
+        text, at = garble_caption(said, 0.5, rng), 0
         changed += text != said.text
         for part in sorted(said.parts, key=lambda part: part.start):
             at = text.index(said.text[part.start : part.end], at)  # whole, and in the same order

@@ -7,9 +7,16 @@ import pytest
 import torch
 
 from toushi.experiments.training import train_twins
-from toushi.experiments.training.recipe import Training, logged
+from toushi.experiments.training.recipe import Training, read_log
 from toushi.experiments.training.scene_batches import Pool, make_pool
-from toushi.experiments.training.train_twins import TWINS, Config, beginning, draws, rate, twin_model
+from toushi.experiments.training.train_twins import (
+    TWINS,
+    Config,
+    first_training,
+    learning_rate,
+    make_twin,
+    training_steps,
+)
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoderConfig
@@ -37,12 +44,12 @@ def pool(family, tmp_path_factory) -> Pool:
 
 
 def taken(training: Training, pool: Pool, count: int) -> list[tuple]:
-    left = draws(CONFIG, training.samples, pool)
+    left = training_steps(CONFIG, training.samples, pool)
     return [training.step(batch, lr, noise) for _, (batch, noise, lr) in zip(range(count), left)]
 
 
 def test_twins_begin_alike_and_differ_in_the_mask_alone(family):
-    one, other = (twin_model(name, CONFIG, family) for name in TWINS)
+    one, other = (make_twin(name, CONFIG, family) for name in TWINS)
     assert (one.config.text.causal, other.config.text.causal) == (False, True)
     first, second = one.state_dict(), other.state_dict()
     assert first.keys() == second.keys()
@@ -54,12 +61,12 @@ def test_twins_begin_alike_and_differ_in_the_mask_alone(family):
 def test_a_resumed_run_goes_on_to_the_bit(family, pool, tmp_path):
     losses = []
     for name in TWINS:
-        through = beginning(name, CONFIG, family)
+        through = first_training(name, CONFIG, family)
         taken(through, pool, 3)
         through.save(tmp_path)
         losses.append(taken(through, pool, 2))
 
-        resumed = beginning(name, CONFIG, family)
+        resumed = first_training(name, CONFIG, family)
         resumed.resume(tmp_path)
         assert resumed.samples == 12
         assert taken(resumed, pool, 2) == losses[-1]
@@ -68,7 +75,7 @@ def test_a_resumed_run_goes_on_to_the_bit(family, pool, tmp_path):
 
 
 def test_the_encoders_lesson_comes_first_and_is_the_same_whenever_it_is_given(family, pool):
-    fresh, taught, again = ({n: beginning(n, CONFIG, family, p) for n in TWINS} for p in (None, pool, pool))
+    fresh, taught, again = ({n: first_training(n, CONFIG, family, p) for n in TWINS} for p in (None, pool, pool))
     names = fresh["causal"].names
     encoder = [i for i, name in enumerate(names) if name.startswith(("encoder.layers", "reader."))]
     unet = [i for i, name in enumerate(names) if name.startswith("unet.")]
@@ -85,16 +92,16 @@ def test_the_encoders_lesson_comes_first_and_is_the_same_whenever_it_is_given(fa
 
 
 def test_a_step_sees_the_same_whenever_it_is_reached(pool):
-    whole = list(draws(CONFIG, 0, pool))
+    whole = list(training_steps(CONFIG, 0, pool))
     assert len(whole) == 6
-    for (batch, noise, lr), (again, same, rate_again) in zip(whole[4:], draws(CONFIG, 16, pool), strict=True):
+    for (batch, noise, lr), (again, same, rate_again) in zip(whole[4:], training_steps(CONFIG, 16, pool), strict=True):
         assert batch.captions == again.captions and lr == rate_again
         assert torch.equal(noise.noise, same.noise) and torch.equal(noise.time, same.time)
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth_over_the_last_fifth_of_the_samples():
     config = Config(samples=1000, batch=1, lr=1.0)
-    rates = [rate(config, step) for step in (0, 99, 200, 800, 900, 999)]
+    rates = [learning_rate(config, step) for step in (0, 99, 200, 800, 900, 999)]
     np.testing.assert_allclose(rates, [1 / 200, 0.5, 1, 1, 0.5, 0.1])
 
 
@@ -111,7 +118,7 @@ def test_a_training_goes_on_in_two_processes_and_ships_two_small_models(tmp_path
     for name in TWINS:
         folder = tmp_path / "weights/twins" / name
         assert sorted(file.name for file in folder.iterdir()) == ["config.json", "log.jsonl", "model.safetensors"]
-        rows = logged(folder / "log.jsonl")
+        rows = read_log(folder / "log.jsonl")
         assert list(rows) == [4, 8, 12] and f"{name} {rows[12]['held_out_loss']}" in card
         twin = load(str(folder), "cpu")
         assert twin.config.text.causal == (name == "causal") and twin.sample("猫", steps=1).size == (64, 64)
@@ -121,7 +128,7 @@ def test_a_training_goes_on_in_two_processes_and_ships_two_small_models(tmp_path
 def test_twins_of_different_age_are_not_shipped(family, tmp_path):
     for name, samples in zip(TWINS, (4, 8)):
         (tmp_path / name).mkdir()
-        training = beginning(name, CONFIG, family)
+        training = first_training(name, CONFIG, family)
         training.samples = samples
         training.save(tmp_path / name)
     with pytest.raises(SystemExit, match="saw equally much.*'bidirectional': 4, 'causal': 8"):
@@ -130,14 +137,14 @@ def test_twins_of_different_age_are_not_shipped(family, tmp_path):
 
 def test_the_shipped_pair_fits_its_room():
     family = load("mini-unet", "cpu")
-    models = [twin_model(name, Config(), family) for name in TWINS]
+    models = [make_twin(name, Config(), family) for name in TWINS]
     sizes = [sum(p.numel() for n, p in m.named_parameters() if not n.startswith("vae.")) * 2 for m in models]
     assert sum(sizes) < 14_900_000  # bytes of fp16; names and shapes take some more
 
 
 def test_a_causal_twins_attention_reads_nothing_of_what_comes_after(family):
     for name in TWINS:
-        model = twin_model(name, CONFIG, family)
+        model = make_twin(name, CONFIG, family)
         attention = encode_layers(model.eval().requires_grad_(False), ["左边是猫，右边是月亮"])[0].attention.values
         np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
         assert (np.triu(attention, 1) == 0).all() == (name == "causal")

@@ -10,7 +10,7 @@ import torch
 
 from tests.pipelines.tiny import MAKERS, draw, made
 from toushi import main
-from toushi.cli.doctor import Found
+from toushi.cli.doctor import ModelInfo
 from toushi.cli.language import language_of
 from toushi.probe.pipelines.checkpoint_info import needed_bytes, read_pipeline_info
 from toushi.probe.pipelines.registry import family_of
@@ -130,7 +130,7 @@ def test_a_hub_id_whose_configs_were_downloaded(saved, tmp_path, capsys, monkeyp
 
 
 def test_what_offload_needs(saved):
-    parts = Found.of_pipeline(saved("flux")).parts
+    parts = ModelInfo.of_pipeline(saved("flux")).parts
     need = {way: needed_bytes(parts, "transformer", way, "bf16") for way in ("none", "model", "group", "sequential")}
     assert need["none"] == sum(2 * part.parameters for part in parts.values())
     assert need["model"] == max(2 * part.parameters for part in parts.values())

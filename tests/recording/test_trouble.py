@@ -185,7 +185,7 @@ def test_a_text_that_was_not_encoded_inside_is_refused(model, tmp_path):
 @pytest.mark.parametrize("site", ["encoder.layers.5.attention", "encoder.layers.5"])
 def test_rows_of_the_text_encoder_that_are_no_texts_are_refused(model, tmp_path, site):
     repeat = model.get_submodule(site).register_forward_pre_hook(
-        lambda _, given: (given[0].repeat(2, 1, 1), *given[1:])
+        lambda _, inputs: tuple(torch.cat([x, x]) for x in inputs)  # states and mask
     )
     expected = "expected 1 rows, one for each text, but 2 came"
     with repeat, pytest.raises(Unrecordable, match=expected), record(model, tmp_path / "run"):

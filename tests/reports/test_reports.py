@@ -20,7 +20,7 @@ from tests.figures.tiny_traces import made_trace
 from tests.reports.ink import is_wide, signs
 from tests.write_file import write_file
 from toushi import main
-from toushi.experiments.runner import run_experiment as runner
+from toushi.experiments.runner import run_study as runner
 from toushi.experiments.runner.executor import Outcome
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import drawable
@@ -60,8 +60,8 @@ class Here:
 def house(tmp_path_factory):
     """A finished run, one with failures, and a trace."""
     house = tmp_path_factory.mktemp("house")
-    runner.run(coins, coins.Config(), house / "runs" / "coins", executor=Here(), quiet=True)
-    runner.run(coins, coins.Config(bad=(1,)), house / "runs" / "坏", executor=Here(), quiet=True)
+    runner.run_study(coins, coins.Config(), house / "runs" / "coins", executor=Here(), quiet=True)
+    runner.run_study(coins, coins.Config(bad=(1,)), house / "runs" / "坏", executor=Here(), quiet=True)
     left = np.zeros((64, 64), bool)
     left[20:44, 4:28] = True
     picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -239,8 +239,8 @@ def test_a_sign_without_ink_is_found(tmp_path):
 def test_what_the_report_itself_and_every_experiment_say_can_be_drawn():
     texts = [value for value in vars(words).values() if isinstance(value, Bilingual)]
     texts += [*words.FACTS.values(), *words.VERDICTS.values()]
-    for name in runner.names():
-        study = runner.experiment(name).STUDY
+    for name in runner.study_names():
+        study = runner.load_study(name).STUDY
         texts += [study.title, study.question, study.method]
     for text in (text for both in texts for text in (both.en, both.zh)):
         assert drawable(text) == text.replace("\n", " ").replace("\u3000", " "), text
@@ -304,15 +304,15 @@ def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
     bare = {"format": "toushi-run", "version": 1, "complete": True, "verdict": "refuted"}
     write_file(tmp_path / "broken" / "manifest.json", json.dumps(bare))
     for arguments, said in [
-        ([], "give the folder of a run"),
+        ([], "give the folder of a result or of a trace"),
         ([str(tmp_path / "nothing")], "there is no folder"),
-        ([str(tmp_path)], "is no run: it has no manifest.json"),
-        ([str(tmp_path / "broken")], "is not whole: KeyError"),
+        ([str(tmp_path)], "is no result of toushi run: it has no manifest.json"),
+        ([str(tmp_path / "broken")], "is not whole: experiment: Field required"),
         ([str(edited("odd", verdict="proved"))], "odd/manifest.json gives the verdict 'proved', but"),
         ([str(edited("none", verdict=None))], "gives the verdict None, but expected was supported or refuted or"),
-        ([str(edited("list", verdict=["refuted"]))], "gives the verdict ['refuted'], but expected was"),
+        ([str(edited("list", verdict=["refuted"]))], "is not whole: verdict: Input should be a valid string"),
         ([str(edited("cut", complete=False))], "but expected was None"),
-        ([str(edited("jobs", jobs=[]))], "is not whole: AttributeError"),
+        ([str(edited("jobs", jobs=[]))], "is not whole: jobs: Input should be a valid dictionary"),
         ([str(runs / "coins"), "--figures", "share"], "there is no figure 'share'; there are: shares"),
         ([str(runs / "坏"), "--figures", "shares"], "there are: none"),
         ([str(runs / "coins"), "--words", "猫"], "--words are of a trace"),

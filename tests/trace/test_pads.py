@@ -10,7 +10,7 @@ import pytest
 from tests.figures.test_figures import texts
 from tests.trace.runs import PROMPT, TOKENIZER, Run
 from toushi.cli.info import Info
-from toushi.cli.trace_summary import others
+from toushi.cli.trace_summary import summarize_others
 from toushi.dashboards.heat_map import planes
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import words_figure
@@ -84,7 +84,7 @@ def test_every_answer_is_that_of_all_columns(traces):
     assert float(two.sum()) + two.attrs["rest"] == pytest.approx(1, abs=1e-3)
     pads = stored_columns(whole.tokens())[1]
     assert float(two.sel(token=PADS)) == pytest.approx(float(one.sel(token=pads).sum()), abs=1e-3)
-    assert sorted(others(summed).split(", ")) == sorted(others(whole).split(", "))
+    assert sorted(summarize_others(summed).split(", ")) == sorted(summarize_others(whole).split(", "))
     one, two = planes.planes(whole, "cond"), planes.planes(summed, "cond")
     order = [two.units.index(unit) for unit in one.units]
     assert sorted(order) == list(range(len(two.units)))

@@ -1,4 +1,4 @@
-"""`toushi demo`: the first example, the same on every system."""
+"""`toushi demo`: records the first example."""
 
 import shlex
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ PROMPT, STEPS, SEED, MODEL = "左边是猫，右边是月亮，夜晚", 20, 0, "
 
 @dataclass(frozen=True)
 class Demo:
-    ABOUT = f"""Records the first example: a picture, and where each word of its prompt went.
+    ABOUT = f"""Records the first example: a picture, and the heat map of each word of its prompt.
 
   toushi demo
   toushi demo --out runs/first
 
-If you run it again, it replaces its own trace. It does the same as
+If you run it again, it replaces its own trace. It is the same as
 
   toushi trace "{PROMPT}" --steps {STEPS} --seed {SEED} --out runs/demo"""
 
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/demo")
-    """Where the trace goes."""
+    """Folder of the trace."""
     overwrite: bool = False
     """Replace another trace that is in the folder."""
 
@@ -35,15 +35,15 @@ If you run it again, it replaces its own trace. It does the same as
         overwrite = self.overwrite or is_demo(self.out)
         Trace(prompt=PROMPT, model=MODEL, steps=STEPS, seed=SEED, out=self.out, overwrite=overwrite).run()
         rows = [
-            ("Where each word went:", str(self.out / "words.png")),
+            ("Heat map of each word:", str(self.out / "words.png")),
             ("Explore it in the browser:", f"toushi view {shlex.quote(self.out.as_posix())}"),
-            ("Then a prompt of your own:", 'toushi trace "a red cat on the left, at night" --out runs/mine'),
+            ("A prompt of your own:", 'toushi trace "a red cat on the left, at night" --out runs/mine'),
         ]
         print(f"\n{table(rows)}")
 
 
 def is_demo(folder: Path) -> bool:
-    """Whether the folder holds the trace of an older run of this command."""
+    """Whether the folder holds a trace that this command recorded."""
     if format_of(folder) != FORMAT:
         return False
     from toushi.probe.trace.open import open_trace
@@ -52,5 +52,5 @@ def is_demo(folder: Path) -> bool:
         manifest = open_trace(folder).manifest
     except ToushiError:
         return False
-    made = manifest.prompt, manifest.steps.count, manifest.seed, manifest.name_of_model
-    return made == (PROMPT, STEPS, SEED, MODEL) and not manifest.edits
+    recorded = manifest.prompt, manifest.steps.count, manifest.seed, manifest.name_of_model
+    return recorded == (PROMPT, STEPS, SEED, MODEL) and not manifest.edits

@@ -1,11 +1,11 @@
-"""`toushi doctor`: what will run here, and what can be recorded, said before anything is loaded."""
+"""`toushi doctor`: what will run here and what can be recorded, before anything is loaded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -16,32 +16,41 @@ from toushi.cli.terminal import table
 from toushi.probe.base.bilingual_text import Language
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.load_options import Dtype, LoadOptions
 
-WAYS = ("none", "model", "group", "sequential")  # from the quickest to the one that needs least
-ROOM = 2 * 10**9  # bytes to leave for activations, for each million pixels: a rule of thumb, not a measurement
+if TYPE_CHECKING:
+    import torch
+
+    from toushi.probe.pipelines.checkpoint_info import ComponentInfo
+    from toushi.probe.pipelines.family import Family
+    from toushi.probe.pipelines.load_options import Dtype
+
+Translate = Callable[..., str]
+OFFLOADS = ("none", "model", "group", "sequential")  # from the fastest to the smallest
+ACTIVATION_BYTES = 2 * 10**9  # for each 2**20 pixels: a rule of thumb, not a measurement
 
 
 @dataclass(frozen=True)
 class Doctor(Loads):
-    ABOUT = """Says what will run here and what can be recorded; loads no weights.
+    ABOUT = """Shows what will run here and what can be recorded. Loads no weights.
 
   toushi doctor mini-unet
   toushi doctor models/z-image-turbo --dtype bf16
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
-A folder that has only configs and index files will do. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"): no weights are needed."""
+A folder with configs and index files is enough. For a hub id download them first
+(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"); no weights are needed."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
-    """Pixels; if not given the model's own size, and smaller ones."""
+    """Pixels; if not given, the model's default size, and a smaller one."""
     steps: int | None = None
-    """How many sampling steps are recorded; the model's own number if not given."""
+    """Number of recorded sampling steps; if not given, the model's default."""
     tokens: int = 32
-    """How long the prompt is, for models whose text is not filled up."""
+    """Length of the prompt, for models that do not pad it."""
     language: Language | None = None
-    """en or zh; as the machine is set if not given."""
+    """en or zh; if not given, the language of the locale."""
 
     def run(self) -> None:
         from toushi.probe.pipelines.load import cached_configs, model_folder
@@ -49,57 +58,55 @@ A folder that has only configs and index files will do. For a hub id download th
         for name, number in (("steps", self.steps), ("tokens", self.tokens)):
             if number is not None and number < 1:
                 raise ToushiError(f"--{name} must be 1 or more, but {number} came")
-        loading = self.chosen()
+        loading = self.checked_loading()
         home = model_folder(self.model) or cached_configs(self.model)
         if home is None:
             raise ToushiError(
                 f"there is no folder {self.model} here; if it is a hub id, download its configs and index files first: "
                 f'hf download {self.model} --include "*.json" --include "*.txt" --include "*.model"'
             )
-        found = Found.of_pipeline(home) if (home / "model_index.json").is_file() else Found.of_mini_unet(home)
+        info = ModelInfo.of_pipeline(home) if (home / "model_index.json").is_file() else ModelInfo.of_mini_unet(home)
         translate = partial(MESSAGES.translate, language_of(self.language))
-        print("\n\n".join(filter(None, report(found, self, loading, translate))))
+        print("\n\n".join(filter(None, report(info, self, loading, translate))))
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known of a model without its weights."""
+class ModelInfo:
+    """What is known about a model without its weights."""
 
     kind: str
-    family: Any  # None if there is none
+    family: "Family | None"
     model: Any  # without weights; None where it could not be built
-    parts: dict[str, Any]
+    parts: "dict[str, ComponentInfo]"
     unknown: dict[str, str]
     sizes: tuple[tuple[int, int], ...]
     steps: int
     own: bool = False
 
     @classmethod
-    def of_pipeline(cls, folder: Path) -> "Found":
+    def of_pipeline(cls, folder: Path) -> "ModelInfo":
         from toushi.probe.pipelines.checkpoint_info import read_pipeline_info
         from toushi.probe.pipelines.family import UnknownFamily
         from toushi.probe.pipelines.registry import family_of
         from toushi.probe.pipelines.size_estimate import default_argument
 
-        found = read_pipeline_info(folder)
+        info = read_pipeline_info(folder)
         family, sizes, steps = None, ((1024, 1024),), 28
-        if found.pipeline is not None:
+        if info.pipeline is not None:
             try:
-                family = family_of(found.pipeline)
+                family = family_of(info.pipeline)
             except UnknownFamily:
                 family = None
-            default = default_argument(found.pipeline, "num_inference_steps")
+            default = default_argument(info.pipeline, "num_inference_steps")
             steps = default if isinstance(default, int) else steps
         if family is not None:
-            own = own_size(family, found.pipeline)
+            own = default_size(family, info.pipeline)
             sizes = tuple(dict.fromkeys((n, n) for n in (max(own // 2, 16), own)))
-        parts = {part.name: part for part in found.components}
-        return cls(
-            found.kind, family, found.pipeline, parts, found.failures, sizes, steps, found.kind == "ZImagePipeline"
-        )
+        parts = {part.name: part for part in info.components}
+        return cls(info.kind, family, info.pipeline, parts, info.failures, sizes, steps, info.kind == "ZImagePipeline")
 
     @classmethod
-    def of_mini_unet(cls, folder: Path) -> "Found":
+    def of_mini_unet(cls, folder: Path) -> "ModelInfo":
         import torch
 
         from toushi.probe.pipelines.checkpoint_info import ComponentInfo, count_in_headers, count_in_module
@@ -114,18 +121,18 @@ class Found:
                 count, sizes = count_in_module(module)
                 parts[name] = ComponentInfo(name, type(module).__name__, count, None, ("config",), 0, **sizes)
         whole = sum(part.parameters for part in parts.values())
-        parts = {n: _stored(part, int(stored * part.parameters / whole)) for n, part in parts.items()}
+        parts = {n: _with_file_size(part, int(stored * part.parameters / whole)) for n, part in parts.items()}
         return cls("MiniUNet", family_of(model), model, parts, {}, ((64, 64), (96, 96)), 20)
 
 
-def _stored(part, size: int):
+def _with_file_size(part: "ComponentInfo", size: int) -> "ComponentInfo":
     from dataclasses import replace
 
     return replace(part, stored_bytes=size, sources=("headers", "config"))
 
 
-def own_size(family, pipeline) -> int:
-    """Pixels of the square that the pipeline draws if no size is given."""
+def default_size(family: "Family", pipeline: object) -> int:
+    """Side, in pixels, of the square picture that the pipeline draws by default."""
     denoiser = getattr(pipeline, family.denoiser)
     cells = getattr(pipeline, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None)
     scale = getattr(pipeline, "vae_scale_factor", 8)
@@ -135,40 +142,42 @@ def own_size(family, pipeline) -> int:
 # --- the report ---
 
 
-def report(found: Found, asked: Doctor, loading, translate: Callable[..., str]) -> list[str]:
-    """Paragraphs."""
+def report(info: ModelInfo, command: Doctor, loading: LoadOptions, translate: Translate) -> list[str]:
+    """The paragraphs of the output."""
     import torch
 
     from toushi.probe.pipelines.load import best_device
 
     device = torch.device(loading.device or best_device())
-    dtype = loading.dtype or ("bf16" if device.type == "cuda" and found.kind != "MiniUNet" else "fp32")
+    dtype: Dtype = loading.dtype or ("bf16" if device.type == "cuda" and info.kind != "MiniUNet" else "fp32")
     free = free_on(device)
-    sizes = found.sizes
-    if asked.size is not None:
+    sizes = info.sizes
+    if command.size is not None:
         from toushi.cli.trace import checked_size
 
-        size = checked_size(asked.size)
+        size = checked_size(command.size)
         sizes = (size,) if size else sizes
-    denoiser = found.family.denoiser if found.family else "transformer"
+    denoiser = info.family.denoiser if info.family else "transformer"
     lines = [
-        head(found, loading, device, dtype, free, translate),
-        parts_table(found, denoiser, loading.quantize or dtype, translate),
-        ways_table(found, denoiser, device, loading, dtype, free, sizes[-1], translate),
-        recording(found, sizes, asked.steps, asked.tokens, found.own and loading.engine == "own", translate),
+        head(info, loading, device, dtype, free, translate),
+        parts_table(info, denoiser, loading.quantize or dtype, translate),
+        offload_table(info, denoiser, device, dtype, free, sizes[-1], translate),
+        recording(info, sizes, command.steps, command.tokens, info.own and loading.engine == "own", translate),
     ]
-    lines += ["\n".join(translate("unknown", part=part, why=why) for part, why in found.unknown.items())]
+    lines += ["\n".join(translate("unknown", part=part, why=why) for part, why in info.unknown.items())]
     return lines
 
 
-def head(found: Found, loading, device, dtype: str, free: int | None, translate) -> str:
+def head(
+    info: ModelInfo, loading: LoadOptions, device: "torch.device", dtype: Dtype, free: int | None, translate: Translate
+) -> str:
     import torch
 
-    if found.family is None:
-        model = translate("no_family", kind=found.kind)
+    if info.family is None:
+        model = translate("no_family", kind=info.kind)
     else:
-        own = "own" if found.own and loading.engine == "own" else "family"
-        model = translate(own, kind=found.kind, family=found.family.name)
+        own = "own" if info.own and loading.engine == "own" else "family"
+        model = translate(own, kind=info.kind, family=info.family.name)
     left = format_bytes(free) if free is not None else "?"
     if device.type == "cuda":
         where = translate("on_gpu", name=str(device), card=torch.cuda.get_device_name(device), free=left)
@@ -180,99 +189,106 @@ def head(found: Found, loading, device, dtype: str, free: int | None, translate)
         (translate("dtype"), translate("asked_dtype" if loading.dtype else "default_dtype", dtype=dtype)),
         (
             translate("kernel"),
-            translate("kernels", plain=kernel(found, device, dtype), masked=kernel(found, device, dtype, True)),
+            translate("kernels", plain=kernel(info, device, dtype), masked=kernel(info, device, dtype, True)),
         ),
     ]
     names = ("accelerate", "peft", "bitsandbytes")
     here, absent = [n for n in names if find_spec(n)], [n for n in names if not find_spec(n)]
-    said = [translate("here", names=", ".join(here))] if here else []
-    said += [translate("absent", names=", ".join(absent))] if absent else []
-    return table([*rows, (translate("libraries"), "; ".join(said))])
+    libraries = [translate("here", names=", ".join(here))] if here else []
+    libraries += [translate("absent", names=", ".join(absent))] if absent else []
+    return table([*rows, (translate("libraries"), "; ".join(libraries))])
 
 
-def kernel(found: Found, device, dtype: str, masked: bool = False) -> str:
-    """What PyTorch would choose for the denoiser's attention."""
+def kernel(info: ModelInfo, device: "torch.device", dtype: Dtype, masked: bool = False) -> str:
+    """The kernel that PyTorch chooses for the attention of the denoiser."""
     import torch
 
-    from toushi.hooks.kernels import chosen
+    from toushi.hooks.kernels import choose_kernel
     from toushi.probe.pipelines.load import torch_dtype
     from toushi.probe.pipelines.size_estimate import head_count
 
     width, count = 64, 2
-    if found.family is not None and found.model is not None:
-        site = next((site.module for site in found.family.sites(found.model).values() if site.kind == "cross"), None)
+    if info.family is not None and info.model is not None:
+        site = next((site.module for site in info.family.sites(info.model).values() if site.kind == "cross"), None)
         if site is not None:
             count = head_count(site)
             inner = next((getattr(site, n) for n in ("to_q", "q") if hasattr(site, n)), None)
             width = (getattr(inner, "out_features", None) or width * count) // count
     query = torch.zeros(1, count, 64, width, dtype=torch_dtype(dtype), device=device)
     mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device) if masked else None
-    return chosen(query, query, query, mask, 0.0, False, None, False)
+    return choose_kernel(query, query, query, mask, 0.0, False, None, False)
 
 
-def parts_table(found: Found, denoiser: str, dtype: str, translate) -> str:
+def parts_table(info: ModelInfo, denoiser: str, dtype: str, translate: Translate) -> str:
     from toushi.probe.pipelines.checkpoint_info import weight_bytes
 
     rows = [tuple(translate(key, dtype=dtype) for key in ("part", "class", "parameters", "stored", "memory", "known"))]
-    for name, part in found.parts.items():
+    for name, part in info.parts.items():
         known = " + ".join(translate(key) for key in part.sources)
         known += f", {translate('missing', count=part.missing_files)}" if part.missing_files else ""
         held = format_bytes(weight_bytes(part, name, denoiser, dtype)) if part.parameters is not None else "?"
         stored = format_bytes(part.stored_bytes) if part.stored_bytes is not None else "–"
         rows.append((name, part.kind, number(part.parameters), stored, held, known))
-    parts = found.parts.values()
-    if all(part.parameters is not None for part in parts):
+    parts = info.parts.values()
+    counts = [part.parameters for part in parts if part.parameters is not None]
+    if len(counts) == len(parts):
         whole = sum(weight_bytes(part, part.name, denoiser, dtype) for part in parts)
-        rows.append(
-            (translate("whole"), "", number(sum(part.parameters for part in parts)), "", format_bytes(whole), "")
-        )
+        rows.append((translate("whole"), "", number(sum(counts)), "", format_bytes(whole), ""))
     return table(rows, right=(2, 3, 4))
 
 
-def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, size: tuple[int, int], translate) -> str:
-    """What each offload needs in each kind of numbers, and the first choice that fits."""
+def offload_table(
+    info: ModelInfo,
+    denoiser: str,
+    device: "torch.device",
+    dtype: Dtype,
+    free: int | None,
+    size: tuple[int, int],
+    translate: Translate,
+) -> str:
+    """The memory that each offload needs in each dtype, and the first choice that fits."""
     from toushi.probe.pipelines.checkpoint_info import needed_bytes
     from toushi.probe.recording.forecast import free_memory
 
-    small = found.kind == "MiniUNet"
-    room = 0 if small else int(ROOM * size[0] * size[1] / 2**20)
+    small = info.kind == "MiniUNet"
+    activations = 0 if small else int(ACTIVATION_BYTES * size[0] * size[1] / 2**20)
     dtypes = list(dict.fromkeys([dtype, "bf16", "fp32", *(() if small else ("4bit",))]))
-    ways = ("none",) if small else WAYS
+    ways = ("none",) if small else OFFLOADS
     rows, best, least = [(translate("offload"), *dtypes)], None, None
     for way in ways:
         row = []
         for kind in dtypes:
-            need = needed_bytes(found.parts, denoiser, way, kind)
+            need = needed_bytes(info.parts, denoiser, way, kind)
             if need is None:
-                row.append(translate("not_told"))
+                row.append(translate("size_unknown"))
                 continue
             # On a CPU all weights lie in main memory whatever the offload.
             four = kind == "4bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None)
             if four or (device.type == "cpu" and way != "none"):
                 row.append(format_bytes(need))
                 continue
-            fits = free is None or need + room <= free
+            fits = free is None or need + activations <= free
             if way != "none" and (main := free_memory()) is not None:
-                fits = fits and (needed_bytes(found.parts, denoiser, "none", kind) or 0) <= main
-            least = need + room if least is None else min(least, need + room)
+                fits = fits and (needed_bytes(info.parts, denoiser, "none", kind) or 0) <= main
+            least = need + activations if least is None else min(least, need + activations)
             if fits and best is None:
                 best = (way, kind)
             row.append(translate("fits" if fits else "not", size=format_bytes(need)))
         rows.append((way, *row))
     lines = [table(rows)]
-    if room:
+    if activations:
         at = "x".join(map(str, size))
-        lines.append(translate("weights_at_once", room=format_bytes(room), size=at))
+        lines.append(translate("weights_at_once", activations=format_bytes(activations), size=at))
     if device.type == "cpu" and not small:
         lines.append(translate("cpu_offload"))
-    missing = sum(part.missing_files for part in found.parts.values())
+    missing = sum(part.missing_files for part in info.parts.values())
     if best is not None:
         way, kind = best
-        chosen = [f"--device {device}"]
-        other = ["--engine diffusers"] if found.own else []
-        chosen += ["--quantize 4bit", *other] if kind == "4bit" else [f"--dtype {kind}"]
-        chosen += [f"--offload {way}"] if way != "none" else []
-        lines.append(translate("run", how=" ".join(chosen)))
+        options = [f"--device {device}"]
+        other = ["--engine diffusers"] if info.own else []
+        options += ["--quantize 4bit", *other] if kind == "4bit" else [f"--dtype {kind}"]
+        options += [f"--offload {way}"] if way != "none" else []
+        lines.append(translate("run", how=" ".join(options)))
     elif least is not None:
         lines.append(translate("nothing_fits", size=format_bytes(least)))
     if missing:
@@ -281,21 +297,26 @@ def ways_table(found: Found, denoiser: str, device, loading, dtype: str, free, s
 
 
 def recording(
-    found: Found, sizes: Sequence[tuple[int, int]], steps: int | None, tokens: int, own: bool, translate
+    info: ModelInfo,
+    sizes: Sequence[tuple[int, int]],
+    steps: int | None,
+    tokens: int,
+    own_engine: bool,
+    translate: Translate,
 ) -> str:
-    """What a trace takes, for each size and way to keep it. `own`: by our own Z-Image, as it draws by default."""
+    """The size of a trace, for each size of the picture and each choice of --keep. `own_engine`: our own Z-Image samples."""
     from toushi.probe.pipelines.size_estimate import default_branches, estimate_maps, kept_columns, site_shapes
     from toushi.probe.recording.forecast import fits_budget, forecast, forecast_from_maps
     from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy
 
-    if found.family is None or found.model is None:
+    if info.family is None or info.model is None:
         return ""
     keeps = ("heads", "mean", "sum")
     rows, refused = [(translate("size"), *(translate("keep", keep=keep) for keep in keeps))], False
-    small = found.family.evaluate is not None
-    texts = 2 if small else default_branches(found.model)
-    usual = found.steps
-    if own:
+    small = info.family.evaluate is not None
+    texts = 2 if small else default_branches(info.model)
+    usual = info.steps
+    if own_engine:
         from toushi.probe.models.z_image import ZImage
         from toushi.probe.pipelines.generate import default_steps
 
@@ -303,32 +324,34 @@ def recording(
     steps = steps or usual
     for size in sizes:
         if small:
-            ahead = forecast(found.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
+            estimate = forecast(info.model, "猫" * max(1, tokens // 2), steps=steps, size=size)
         else:
-            maps, grid = estimate_maps(found.family, found.model, size, tokens, texts)
-            ahead = forecast_from_maps(maps, Policy(), steps, grid)
+            maps, grid = estimate_maps(info.family, info.model, size, tokens, texts)
+            estimate = forecast_from_maps(maps, Policy(), steps, grid)
         row = []
         for keep in keeps:
-            key = "within" if fits_budget(ahead, keep, Policy(), 1) else "beyond"
+            key = "within" if fits_budget(estimate, keep, Policy(), 1) else "beyond"
             refused |= key == "beyond"
-            row.append(translate(key, disk=format_bytes(ahead.disk[keep]), memory=format_bytes(ahead.memory[keep])))
+            row.append(
+                translate(key, disk=format_bytes(estimate.disk[keep]), memory=format_bytes(estimate.memory[keep]))
+            )
         rows.append(("x".join(map(str, size)), *row))
-    sites = found.family.select_sites(found.model, None).values()
-    told = {
-        "sites": sum(site.kind == "cross" for site in sites) if small else len(site_shapes(found.family, found.model)),
-        "columns": found.model.tokenizer.length if small else kept_columns(found.family, found.model, tokens),
+    sites = info.family.select_sites(info.model, None).values()
+    counts = {
+        "sites": sum(site.kind == "cross" for site in sites) if small else len(site_shapes(info.family, info.model)),
+        "columns": info.model.tokenizer.length if small else kept_columns(info.family, info.model, tokens),
         "branches": texts,
     }
-    lines = [translate("recording", steps=steps, **told), table(rows)]
+    lines = [translate("recording", steps=steps, **counts), table(rows)]
     if refused:
         lines.append(translate("refused", budget=format_bytes(DEFAULT_BUDGET)))
     if layers := sum(site.kind == "encoder" for site in sites):
-        lines.append(translate("encoder", layers=layers, encoder=found.family.text_encoder))
+        lines.append(translate("encoder", layers=layers, encoder=info.family.text_encoder))
     return "\n".join(lines)
 
 
-def free_on(device) -> int | None:
-    """Bytes that the device can still give."""
+def free_on(device: "torch.device") -> int | None:
+    """Free bytes of the device."""
     import torch
 
     from toushi.probe.recording.forecast import free_memory
@@ -339,7 +362,7 @@ def free_on(device) -> int | None:
 
 
 def number(count: int | None) -> str:
-    """Parameters as people say them."""
+    """A number of parameters as text: 6.15 B."""
     if count is None:
         return "?"
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):

@@ -1,4 +1,4 @@
-"""What `toushi doctor` says, in English and Chinese."""
+"""The output of `toushi doctor`, in English and Chinese."""
 
 from toushi.probe.base.bilingual_text import Messages
 
@@ -7,7 +7,7 @@ MESSAGES = Messages(
     {
         "model": ("model", "模型"),
         "family": ("{kind}, family {family}", "{kind}，家族 {family}"),
-        "no_family": ("{kind}, of no family that can be recorded", "{kind}，不属于可记录的模型族"),
+        "no_family": ("{kind}, which belongs to no family that can be recorded", "{kind}，不属于可记录的模型族"),
         "own": (
             "{kind}, family {family}; our own engine (--engine diffusers for the other)",
             "{kind}，家族 {family}；自有引擎（另一个用 --engine diffusers）",
@@ -20,42 +20,42 @@ MESSAGES = Messages(
             "{dtype} (the default here; --dtype fp32|bf16|fp16)",
             "{dtype}（此处默认；--dtype fp32|bf16|fp16）",
         ),
-        "asked_dtype": ("{dtype}, as asked", "{dtype}（按要求）"),
+        "asked_dtype": ("{dtype}, as requested", "{dtype}（按要求）"),
         "kernel": ("attention", "注意力内核"),
         "kernels": ("SDPA picks {plain}; with a mask {masked}", "SDPA 选用 {plain}；有掩码时 {masked}"),
         "libraries": ("libraries", "可选库"),
-        "here": ("here: {names}", "已装：{names}"),
-        "absent": ("not here: {names}", "未装：{names}"),
+        "here": ("installed: {names}", "已装：{names}"),
+        "absent": ("not installed: {names}", "未装：{names}"),
         "part": ("part", "部件"),
         "class": ("class", "类"),
         "parameters": ("parameters", "参数量"),
         "stored": ("on disk", "磁盘"),
         "memory": ("memory in {dtype}", "{dtype} 内存"),
-        "known": ("known from", "来源"),
+        "known": ("source", "来源"),
         "headers": ("file headers", "文件头"),
         "index": ("index", "索引"),
         "config": ("config", "配置"),
-        "missing": ("{count} files not here", "缺 {count} 个文件"),
+        "missing": ("{count} files missing", "缺 {count} 个文件"),
         "whole": ("all", "合计"),
         "offload": ("--offload", "--offload"),
         "fits": ("{size}, fits", "{size}，可以"),
-        "not": ("{size}, too much", "{size}，放不下"),
-        "not_told": ("not known", "未知"),
+        "not": ("{size}, too large", "{size}，放不下"),
+        "size_unknown": ("unknown", "未知"),
         "weights_at_once": (
-            "weights that the device holds at once; {room} must stay free for the picture at {size} (a rule of thumb)",
-            "设备上同时存放的权重；{size} 的画面还须留出 {room}（经验估计）",
+            "bytes of weights that are on the device at the same time; {activations} more are needed for a picture of {size} (a rule of thumb)",
+            "设备上同时存放的权重；{size} 的画面还须留出 {activations}（经验估计）",
         ),
         "cpu_offload": (
-            "on the CPU offload gains nothing, so only the first row counts",
+            "offload has no effect on the CPU, so only the first row counts",
             "在 CPU 上卸载没有好处，只看第一行",
         ),
-        "run": ("It will run with: {how}", "可以这样运行：{how}"),
+        "run": ("Run it with: {how}", "可以这样运行：{how}"),
         "nothing_fits": (
-            "It will not run here: even the smallest choice needs {size}",
+            "It will not run here: the smallest choice needs {size}",
             "此处无法运行：最省的方案也要 {size}",
         ),
         "weights_absent": (
-            "Its weights are not here ({count} files): download them first",
+            "Its weights are missing ({count} files): download them first",
             "权重不在此处（{count} 个文件）：请先下载",
         ),
         "recording": (
@@ -68,10 +68,10 @@ MESSAGES = Messages(
         "beyond": ("{disk}, {memory}: refused", "{disk}，{memory}：拒绝"),
         "keep": ("--keep {keep}", "--keep {keep}"),
         "refused": (
-            "refused: over the budget of {budget} on disk, or a tenth of the free memory; fewer --sites or --words help",
+            "refused: exceeds the budget of {budget} on disk, or a tenth of the free memory. Record fewer --sites or --words",
             "拒绝：超出磁盘预算 {budget} 或空闲内存的十分之一；可减少 --sites 或 --words",
         ),
-        "encoder": ("recorded too: {layers} layers of {encoder}", "也会记录：{encoder} 的 {layers} 层"),
-        "unknown": ("{part}: nothing is known ({why})", "{part}：未知（{why}）"),
+        "encoder": ("also recorded: {layers} layers of {encoder}", "也会记录：{encoder} 的 {layers} 层"),
+        "unknown": ("{part}: unknown ({why})", "{part}：未知（{why}）"),
     }
 )

@@ -1,4 +1,4 @@
-"""`toushi export`: a trace's maps as one file for other programs."""
+"""`toushi export`: the maps of a trace in one file for other programs."""
 
 import sys
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from toushi.probe.base.byte_sizes import format_bytes
 
 @dataclass(frozen=True)
 class Export:
-    ABOUT = """Writes the maps of a trace for use elsewhere: npz, parquet or zarr.
+    ABOUT = """Exports the maps of a trace as npz, parquet or zarr.
 
   toushi export runs/cat --to npz                      (one array for each word and grid)
   toushi export runs/cat --to parquet --out cat.parquet --words 猫 月亮     (a row for each value)
-  toushi export runs/cat --to parquet --tokens         (specials and punctuation too)
+  toushi export runs/cat --to parquet --tokens         (special tokens and punctuation, too)
 
 Axes, in this order: step, branch, layer, head, word or token, y, x; values are probabilities.
-In an npz, `json.loads(str(data["about"]))` says for each array what lies along its axes."""
+In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
 
     folder: Folder
     """The trace."""
@@ -33,9 +33,9 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
     words: Words = ()
     """Only these words of the prompt."""
     tokens: bool = False
-    """Every token in place of words."""
+    """Export tokens instead of words."""
     overwrite: bool = False
-    """Replace a file that is already there."""
+    """Replace an existing file."""
 
     def run(self) -> None:
         from tqdm import tqdm
@@ -59,6 +59,6 @@ In an npz, `json.loads(str(data["about"]))` says for each array what lies along 
                 bar.close()
         if done.left_out:
             names, why = "、".join(done.left_out), next(iter(done.left_out.values()))
-            print(f"toushi: warning: not in the trace, so left out: {names}. {why}", file=sys.stderr)
+            print(f"toushi: warning: not exported, because it is not in the trace: {names}. {why}", file=sys.stderr)
         size = format_bytes(done.bytes)
         print(table([("export", f"{done.path}  ({done.what}, {size})")]))

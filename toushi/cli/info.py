@@ -1,4 +1,4 @@
-"""`toushi info`: what is in a trace, or in a folder of traces."""
+"""`toushi info`: describes a trace, or lists a folder of traces."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from toushi.cli.site_table import site_table
 from toushi.cli.terminal import limit_length, table
-from toushi.cli.trace_listing import Folder, find_traces, progress, texts_progress
+from toushi.cli.trace_listing import Folder, find_traces, step_progress, text_progress
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.errors import ToushiError
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Info:
-    ABOUT = """Tells what is in a trace, or in a folder of traces.
+    ABOUT = """Describes a trace, or lists the traces of a folder.
 
   toushi info runs/cat"""
 
     folder: Folder
-    """The trace."""
+    """The trace, or a folder of traces."""
 
     def run(self) -> None:
         from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
@@ -43,7 +43,7 @@ class Info:
             ("negative", manifest.negative_prompt),
             ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
             ("model", " ".join(filter(None, [manifest.name_of_model, manifest.model and manifest.model.revision]))),
-            ("steps", progress(trace)),
+            ("steps", step_progress(trace)),
             ("size", "x".join(map(str, manifest.size or [])) or None),
             *(
                 (name, getattr(manifest, name))
@@ -65,36 +65,36 @@ class Info:
 
 
 def folder_row(folder: Path) -> tuple[str, str, str]:
-    """A trace among others: folder, how far it came, prompt or texts."""
+    """A row for a list of traces: folder, finished steps or texts, prompt or texts."""
     from toushi.probe.trace.open import is_encoder_trace, open_encoder_trace, open_trace
 
     try:
         if is_encoder_trace(folder):
             texts = open_encoder_trace(folder)
-            return str(folder), texts_progress(texts), limit_length(" / ".join(texts.texts))
+            return str(folder), text_progress(texts), limit_length(" / ".join(texts.texts))
         trace = open_trace(folder)
     except ToushiError as error:
         return str(folder), "damaged", str(error)
-    return str(folder), progress(trace), limit_length(trace.prompt or "(not known)")
+    return str(folder), step_progress(trace), limit_length(trace.prompt or "(not known)")
 
 
 def describe_texts(trace: "EncoderTrace") -> str:
-    """What a trace of kind encoder holds."""
+    """The description of a trace of texts."""
     manifest = trace.manifest
     heads = f" of {manifest.heads} heads" if manifest.heads else ", attention not kept"
     size = sum(path.stat().st_size for path in trace.folder.iterdir() if path.is_file())
     facts = [
         ("encoder", manifest.name_of_model),
-        ("texts", texts_progress(trace)),
+        ("texts", text_progress(trace)),
         ("layers", f"{trace.layers}{heads}, {manifest.width} wide"),
         ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
         ("commit", manifest.git),
         ("on disk", format_bytes(size)),
     ]
     rows = [("text", "tokens", "")] + [(str(i), str(len(trace.tokens(i))), text) for i, text in enumerate(trace.texts)]
-    few = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
+    shown = rows if len(rows) <= 21 else [*rows[:20], ("…", "", f"{len(rows) - 20} more")]
     facts = table([(name, str(value)) for name, value in facts if value is not None])
-    return f"{facts}\n\n{table(few, right=(0, 1))}"
+    return f"{facts}\n\n{table(shown, right=(0, 1))}"
 
 
 def lora_line(lora: "Lora") -> str:

@@ -1,13 +1,13 @@
-"""Which language a command answers in: as it was asked, or as the machine is set."""
+"""The language of a command's output: the one asked for, or that of the locale."""
 
 import os
 
 from toushi.probe.base.bilingual_text import Language, language_of_locale
 
 
-def language_of(asked: Language | None) -> Language:
-    """zh where the locale is Chinese, as POSIX ranks its variables; else en."""
-    if asked is not None:
-        return asked
+def language_of(language: Language | None) -> Language:
+    """The language; if None zh where the locale is Chinese, by the order of POSIX's variables, else en."""
+    if language is not None:
+        return language
     names = ("LC_ALL", "LC_MESSAGES", "LANG")
     return language_of_locale(next((os.environ[name] for name in names if os.environ.get(name)), None))

@@ -1,4 +1,4 @@
-"""From the arguments to a command, and from whatever goes wrong to one line that says what to do."""
+"""Parses the arguments, runs the command, and prints every error as one line that says what to do."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ import warnings
 from difflib import get_close_matches
 from importlib import metadata
 from itertools import dropwhile, pairwise, takewhile
+from typing import Protocol
 
 import tyro
 
@@ -30,13 +31,13 @@ from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import PathError
 
 ABOUT = """Toushi 透视: look inside text-to-image models.
-A prompt goes in; a picture, and where each word of it went, comes out:
+Draw a prompt, and see which words each region of the picture attended to:
 
   toushi trace "左边是猫，右边是月亮，夜晚" --out runs/cat
   toushi view runs/cat"""
 
-HELP = """Each command teaches itself: toushi trace --help
-With --debug anywhere, an error also shows where it came from; toushi --version says which this is."""
+HELP = """Every command explains itself: toushi trace --help
+--debug, at any place, adds the traceback to an error. toushi --version prints the version."""
 
 COMMANDS = {
     "demo": Demo,
@@ -53,6 +54,11 @@ COMMANDS = {
     "report": Report,
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
+
+
+class Command(Protocol):
+    def run(self) -> int | None:
+        """Runs the command. The exit code; None for 0."""
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -75,28 +81,28 @@ def run(argv: list[str] | None = None) -> int:
     except ToushiError as error:
         return _fail(str(error), 2, debug)
     except KeyboardInterrupt:
-        return _fail("interrupted; the steps that were finished can be read", 130, debug)
+        return _fail("interrupted; finished steps can be read", 130, debug)
     except BrokenPipeError:  # `toushi words … | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.filename is None:
-            return _fault(error, debug)
+            return _fail_with_bug(error, debug)
         return _fail(str(PathError(os.fsdecode(error.filename), error)), 2, debug)
     except Exception as error:
-        return _fault(error, debug)
+        return _fail_with_bug(error, debug)
 
 
-def _fault(error: Exception, debug: bool) -> int:
-    text = f"{type(error).__name__}: {error} (a fault of Toushi; with --debug it shows where)"
+def _fail_with_bug(error: Exception, debug: bool) -> int:
+    text = f"{type(error).__name__}: {error} (a bug in Toushi; --debug shows where)"
     return _fail(text, 1, debug)
 
 
-def parse(arguments: list[str]):
-    """The command with its options. A mistake in them is a ToushiError; --help prints and exits."""
+def parse(arguments: list[str]) -> Command:
+    """The command with its options. Raises ToushiError for a mistake in them; --help prints and exits."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(front_page())
+        print(format_overview())
         raise SystemExit(0)
     if arguments[0] == "--version":
         print(f"toushi {metadata.version('toushi')}")
@@ -106,23 +112,23 @@ def parse(arguments: list[str]):
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ToushiError(f"there is no command {name!r}; {hint}there are: {', '.join(COMMANDS)}")
-    kind, said = COMMANDS[name], io.StringIO()
+    kind, message = COMMANDS[name], io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             return tyro.cli(kind, prog=f"toushi {name}", description=kind.ABOUT, args=options, config=CONFIG)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ToushiError(f"{_spoken(said.getvalue())} (see toushi {name} --help)") from None
+        raise ToushiError(f"{_summarize_usage_error(message.getvalue())} (see toushi {name} --help)") from None
 
 
-def front_page() -> str:
+def format_overview() -> str:
     lines = [f"  {name:8}{kind.ABOUT.splitlines()[0]}" for name, kind in COMMANDS.items()]
     return "\n".join([ABOUT, "", *lines, "", HELP])
 
 
-def _spoken(box: str) -> str:
-    """One line from tyro's framed message: what is wrong, and the nearest option."""
+def _summarize_usage_error(box: str) -> str:
+    """One line from the box that tyro draws: what is wrong, and the nearest option."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [re.sub(r"^[│╭╰╮╯\s]+|[│╭╰╮╯\s]+$", "", line) for line in plain.splitlines()]
     title, *rest = [line for line in lines if line] or ["wrong arguments"]

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def site_table(sites: "dict[str, Site]") -> str:
-    says = {"cross": "image to text", "self": "image to image", "encoder": "text to text"}
+    kinds = {"cross": "image to text", "self": "image to image", "encoder": "text to text"}
     rows = [("site", "attention", "grid", "heads")]
     for name, site in sites.items():
         grid = "x".join(map(str, site.grid or [])) or "–"
-        rows.append((name, says[site.kind], grid, str(site.heads or "–")))
+        rows.append((name, kinds[site.kind], grid, str(site.heads or "–")))
     return table(rows, right=(2, 3))

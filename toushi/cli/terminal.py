@@ -1,4 +1,4 @@
-"""Text for a terminal: one line of visible characters, and tables whose columns are flush for Chinese, too."""
+"""Text for a terminal: visible characters in one line, and tables whose columns line up for Chinese, too."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -7,23 +7,23 @@ from toushi.probe.base.text_width import pad, text_width
 
 
 def printable(text: str) -> str:
-    """The text in one line, with control characters and newlines as Python writes them.
+    """The text in one line, with control characters and newlines as Python escapes them.
 
-    Joiners inside a longer text are dropped, since terminals disagree about the width of what they join.
+    Joiners inside a longer text are dropped, because terminals disagree about the width of joined characters.
     """
     if len(text) > 1:
         text = text.replace("\u200d", "").replace("\ufe0f", "")
-    alone = len(text) == 1
-    return "".join(repr(c)[1:-1] if not c.isprintable() or (alone and not text_width(c)) else c for c in text)
+    single = len(text) == 1
+    return "".join(repr(c)[1:-1] if not c.isprintable() or (single and not text_width(c)) else c for c in text)
 
 
 def limit_length(text: str, most: int = 300) -> str:
-    """The text, or its first `most` characters and how many there are."""
+    """The text, or its first `most` characters and its length."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows under each other, columns two cells apart; the columns in `right` are flush right."""
+    """Rows as lines, columns two cells apart. The columns in `right` are flush right."""
     rows = [[printable(cell) for cell in row] for row in rows]
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""A prompt in three rows under each other: characters, tokens, words, each where the same text stands in the others."""
+"""A prompt in three aligned rows: characters, tokens, words."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ NAMES = ("characters", "tokens", "words")
 
 
 def format_alignment(prompt: str, tokens: Sequence, words: Sequence, width: int) -> str:
-    """Three lines for each stretch of the prompt that fits into `width` cells.
+    """Three lines for each part of the prompt that fits into `width` cells.
 
-    A box begins where a token or a word begins. A token that shares its characters with others (the four bytes of a
-    rare one) is written once, with ×4.
+    A box begins where a token or a word begins. Tokens that share their characters (the four bytes of a rare one) are
+    written once, with ×4.
     """
     boxes = {
         0: [(i, i + 1, c) for i, c in enumerate(prompt)],
@@ -47,7 +47,7 @@ def spans(tokens: Sequence) -> list[tuple[int, int, str]]:
 
 
 def column_widths(prompt: str, boxes: dict[int, list]) -> list[int]:
-    """Cells of each character's column: wide enough for it, and for every label that stands above or below."""
+    """Cells of each character's column: wide enough for the character, and for its labels in the other rows."""
     widths = [text_width(printable(c)) + 1 for c in prompt]
     for start, end, label in [*boxes[1], *boxes[2]]:
         lacking = text_width(printable(label)) + 2 - sum(widths[start:end])
@@ -56,7 +56,7 @@ def column_widths(prompt: str, boxes: dict[int, list]) -> list[int]:
 
 
 def break_lines(prompt: str, boxes: dict[int, list], widths: list[int], width: int) -> list[tuple[int, int]]:
-    """(start, end) of each line, broken only where no token and no word is cut."""
+    """(start, end) of each line. No token and no word is cut."""
     inside = {i for box in (*boxes[1], *boxes[2]) for i in range(box[0] + 1, box[1])}
     result, start, last = [], 0, 0
     for position in range(1, len(prompt) + 1):

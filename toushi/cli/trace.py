@@ -1,4 +1,4 @@
-"""`toushi trace`: a prompt in; a picture, and where each word went, out."""
+"""`toushi trace`: draws a prompt and records its attention."""
 
 import math
 import os
@@ -8,13 +8,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -27,79 +28,85 @@ from toushi.probe.pipelines.load_options import MAX_THREADS, LoadOptions
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from toushi.probe.editing.edit import Edit
+    from toushi.probe.pipelines.family import Model
+
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
 Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
 
 
 @dataclass(frozen=True)
 class Trace(Loads):
-    ABOUT = """Draws a prompt and records where every word of it went.
+    ABOUT = """Draws a prompt and records which words each region of the picture attended to.
 
   toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/cat
   toushi trace "a red cat" --negative "blue" --guidance 4 --sampler heun --size 64x96
   toushi trace --prompts prompts.txt --out runs/many     (one prompt a line, one trace each)
   toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
-  toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if 猫 were not looked at?)
-  toushi trace --resume runs/cat                          (goes on with a run that was cut off)
-  toushi trace "a cat" --model FOLDER --dtype bf16 --offload group    (a model that is larger than the GPU)
-  toushi trace "a cat" --model FOLDER --lora style.safetensors:0.8    (`toushi doctor FOLDER` says what fits)
+  toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if nothing attends to 猫?)
+  toushi trace --resume runs/cat                          (finishes an interrupted run)
+  toushi trace "a cat" --model FOLDER --dtype bf16 --offload group    (a model larger than the GPU)
+  toushi trace "a cat" --model FOLDER --lora style.safetensors:0.8    (`toushi doctor FOLDER` shows what fits)
 
-Into the folder go image.png, words.png (the picture, then one overlay for each word,
-all on one scale) and the trace. `toushi view FOLDER` opens it in the browser,
-open_trace(FOLDER) reads it in Python."""
+The folder gets the trace, image.png, and words.png: the picture, then a heat map for each
+word, all on one scale. `toushi view FOLDER` opens it in the browser, open_trace(FOLDER) reads
+it in Python."""
 
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
-    """What to draw, in Chinese or English. "" draws the unconditional picture."""
+    """The prompt, in Chinese or English. "" draws the unconditional picture."""
     model: str = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
     steps: int | None = None
-    """How many sampling steps; what the model was made for if not given, 20 for mini-unet."""
+    """Number of sampling steps; if not given, the model's default: 20 for mini-unet."""
     seed: int = 0
     """The same seed gives the same picture."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where the trace goes; runs/PROMPT-SEED if not given."""
+    """Folder of the trace; runs/PROMPT-SEED if not given."""
     negative: str = ""
-    """What to stay away from. Needs guidance."""
+    """Negative prompt. Used only when guidance is on."""
     guidance: float | None = None
-    """How strongly to follow the prompt. If not given what the model was made for: 3 for mini-unet, where 1
-    turns guidance off and is twice as fast; 0 for our own Z-Image, which 0 turns off."""
+    """Guidance scale; if not given, the model's default. mini-unet: 3, and 1 turns guidance off, which is twice as
+    fast. Our own Z-Image: 0, which is off."""
     sampler: Literal["euler", "heun"] | None = None
-    """euler if not given; heun takes two evaluations a step, and the first is recorded.
-    A pipeline has its own."""
+    """euler if not given. heun evaluates the model twice a step; the first evaluation is recorded.
+    Pipelines of diffusers have their own scheduler."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
-    """Pixels, multiples of 16: 64, or height x width such as 64x96. The model's own if not given."""
+    """Pixels, multiples of 16: 64, or height x width such as 64x96; if not given, the model's default."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A text file (UTF-8) with one prompt a line, instead of PROMPT; empty lines are skipped."""
+    """A text file (UTF-8) with one prompt a line, instead of PROMPT. Empty lines are skipped."""
     keep: Literal["heads", "mean", "sum"] | None = None
-    """heads: every head; mean: the mean over heads at each step; sum: one map set for the whole run.
-    If not given: heads where that fits the budget, else mean."""
+    """heads: every head; mean: the mean over heads at each step; sum: the sum over all steps.
+    If not given: heads if they fit the budget, else mean."""
     sites: Globs = ()
-    """Record only these sites (globs such as 'unet.up.*'). Image self-attention has to be named."""
+    """Record only these sites (globs such as 'unet.up.*'). Image self-attention is recorded only if it is named."""
     words: Words = ()
     """Record only these words."""
     pads: bool = False
-    """Keep every column of padding by itself, not only their sum."""
+    """Keep each padding column, not only their sum."""
     budget: str | None = None
-    """What the maps may take on disk, such as 20GB; a run that would take more is refused. 8GB if not given."""
+    """Limit of the maps' size on disk, such as 20GB; 8GB if not given. A run that would exceed it is refused."""
     edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Interventions: a JSON list such as
+    """Edits of attention and states: a JSON list such as
     [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
-    or the folder of a trace, whose edits are made again."""
+    or the folder of a trace, whose edits are applied again."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Finish the run that was recorded there; it ends as if it had never been cut off.
-    For mini-unet and its twins. Everything else comes from the trace."""
+    """Finish the interrupted run in this folder. The result is the same as without the interruption.
+    For mini-unet and its twins. All other options come from the trace."""
     overwrite: bool = False
-    """Replace a trace that is already in the folder."""
+    """Replace an existing trace in the folder."""
     no_record: bool = False
-    """Only draw; writes image.png."""
+    """Draw without recording; writes image.png only."""
 
     def run(self) -> None:
-        started = time.perf_counter()
+        start = time.perf_counter()
         if not self.no_record:
             require("matplotlib")  # for words.png, which is drawn last
         if self.resume is not None:
-            return self.go_on(self.resume, started)
-        prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.chosen()
+            return self.resume_run(self.resume, start)
+        prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.checked_loading()
         self.check_numbers()
         self.check_sampler()
         if self.budget is not None:
@@ -108,12 +115,12 @@ open_trace(FOLDER) reads it in Python."""
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
         self.check_words(prompts)
-        with ProcessPoolExecutor(1, get_context("spawn"), _ready_to_draw) as drawer:
+        with ProcessPoolExecutor(1, get_context("spawn"), _prepare_figures) as figures:
             if not self.no_record:
-                told_to = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
-                drawer.submit(int)  # the process starts with the first task
-                signal.signal(signal.SIGINT, told_to)
-            self.run_checked(prompts, size, loading, folder, drawer, started)
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+                figures.submit(int)  # the process starts with the first task
+                signal.signal(signal.SIGINT, handler)
+            self.run_checked(prompts, size, loading, folder, figures, start)
 
     def run_checked(
         self,
@@ -121,20 +128,23 @@ open_trace(FOLDER) reads it in Python."""
         size: tuple[int, int] | None,
         loading: LoadOptions,
         folder: Path,
-        drawer,
-        started: float,
+        figures: ProcessPoolExecutor,
+        start: float,
     ) -> None:
-        """`drawer` is another process: it imports what figures need while this one imports torch."""
+        """`figures` is another process: it imports what figures need while this one imports torch."""
         from toushi.probe.pipelines.generate import check_arguments
         from toushi.probe.pipelines.load import load_model
 
-        edits = edits_in(self.edits)
+        edits = read_edits(self.edits)
         if loading.compile and not self.no_record:
-            print("toushi: warning: --compile speeds up --no-record; recorded steps run uncompiled", file=sys.stderr)
+            print(
+                "toushi: warning: --compile has an effect only with --no-record; recorded steps run uncompiled",
+                file=sys.stderr,
+            )
         model = load_model(self.model, loading)
         loaded = time.perf_counter()
         check_arguments(model, self.negative, self.guidance, self.sampler, size)
-        with edited(model, edits):
+        with apply_edits(model, edits):
             if self.no_record:
                 files = self.draw(model, prompts, size, folder)
             else:
@@ -143,17 +153,17 @@ open_trace(FOLDER) reads it in Python."""
         if self.no_record:
             print("\n".join(f"picture   {file}" for file in files))
         else:
-            for report in drawer.map(summarize_trace, folders, [self.words or None] * len(folders)):
+            for report in figures.map(summarize_trace, folders, [self.words or None] * len(folders)):
                 print(report)
         ended = time.perf_counter()
-        print(f"time      sampling {sampled - loaded:.1f} s, in all {ended - started:.1f} s")
+        print(f"time      sampling {sampled - loaded:.1f} s, total {ended - start:.1f} s")
 
     # --- the run
 
-    def go_on(self, folder: Path, started: float) -> None:
-        """Finishes an older run."""
-        if given := self.beside_resume():
-            raise ToushiError(f"--resume takes all but --model from the trace: leave {', '.join(given)} away")
+    def resume_run(self, folder: Path, start: float) -> None:
+        """Finishes an interrupted run."""
+        if names := self.options_beside_resume():
+            raise ToushiError(f"--resume reads every option except --model from the trace; remove {', '.join(names)}")
         from toushi.probe.trace.open import open_trace
 
         trace = open_trace(folder)
@@ -165,7 +175,9 @@ open_trace(FOLDER) reads it in Python."""
 
         check_family(trace)
         threads = trace.manifest.threads
-        options = {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MAX_THREADS else {}
+        options: dict[str, Any] = (
+            {"threads": threads} if isinstance(threads, int) and 1 <= threads <= MAX_THREADS else {}
+        )
         device = checked_device(trace.manifest.device)
         model = load(self.model, device, getattr(torch, dtype, torch.float32), **options)
         check_resumable(model, trace)
@@ -174,20 +186,20 @@ open_trace(FOLDER) reads it in Python."""
         with progress(left, 0, 1) as tick:
             resume(model, folder, tick)
         print(summarize_trace(folder))
-        print(f"time      {left} of {count} steps, in all {time.perf_counter() - started:.1f} s")
+        print(f"time      {left} of {count} steps, total {time.perf_counter() - start:.1f} s")
 
-    def beside_resume(self) -> list[str]:
-        """The options that were given beside --resume and --model."""
-        usual = Trace()
+    def options_beside_resume(self) -> list[str]:
+        """The names of the options that were given, without --resume and --model."""
+        default = Trace()
         pairs = [
-            (name, self, usual) for name in self.__dataclass_fields__ if name not in ("loading", "resume", "model")
+            (name, self, default) for name in self.__dataclass_fields__ if name not in ("loading", "resume", "model")
         ]
-        pairs += [(name, self.loading, usual.loading) for name in LoadOptions.__dataclass_fields__]
-        given = [name for name, one, other in pairs if getattr(one, name) != getattr(other, name)]
-        return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given]
+        pairs += [(name, self.loading, default.loading) for name in LoadOptions.__dataclass_fields__]
+        names = [name for name, ours, theirs in pairs if getattr(ours, name) != getattr(theirs, name)]
+        return ["PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}" for name in names]
 
-    def draw(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
-        """The pictures alone."""
+    def draw(self, model: "Model", prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+        """The files of the pictures, which are drawn without recording."""
         from toushi.probe.pipelines.generate import default_steps
 
         prepare_output_dir(folder, self.overwrite)
@@ -201,8 +213,8 @@ open_trace(FOLDER) reads it in Python."""
             files.append(home / "image.png")
         return files
 
-    def record(self, model, prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
-        """The folders of the traces."""
+    def record(self, model: "Model", prompts: list[str], size: tuple[int, int] | None, folder: Path) -> list[Path]:
+        """The folders of the traces that it records."""
         from toushi.probe.pipelines.generate import default_steps
         from toushi.probe.recording.record import record
 
@@ -215,7 +227,7 @@ open_trace(FOLDER) reads it in Python."""
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
 
-    def sample(self, model, prompt: str, size: tuple[int, int] | None, tick):
+    def sample(self, model: "Model", prompt: str, size: tuple[int, int] | None, tick: Callable[..., object]) -> "Image":
         from toushi.probe.pipelines.generate import generate
 
         how = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler, "seed": self.seed}
@@ -228,11 +240,9 @@ open_trace(FOLDER) reads it in Python."""
 
         if self.prompts is None:
             if self.prompt is None:
-                raise ToushiError(
-                    'there is no prompt; write toushi trace "左边是猫，右边是月亮" (or use --prompts FILE)'
-                )
+                raise ToushiError('there is no prompt; use toushi trace "左边是猫，右边是月亮" (or use --prompts FILE)')
             if not self.prompt.strip():
-                print("toushi: the prompt is empty, so this is the unconditional picture", file=sys.stderr)
+                print("toushi: the prompt is empty, so the picture is unconditional", file=sys.stderr)
                 return [""]
             return [validate_prompt(self.prompt)]
         if self.prompt is not None:
@@ -247,19 +257,21 @@ open_trace(FOLDER) reads it in Python."""
             raise ToushiError(f"{self.prompts} is not UTF-8 (byte {error.start}); save it as UTF-8 text") from None
         found = [line.strip() for line in lines if line.strip()]
         if not found:
-            raise ToushiError(f"{self.prompts} holds no prompt; write one a line")
+            raise ToushiError(f"{self.prompts} holds no prompt; write one prompt a line")
         return found
 
     def check_numbers(self) -> None:
         if self.steps is not None and self.steps < 1:
-            raise ToushiError(f"--steps must be 1 or more, but {self.steps} came; 20 is a good number")
+            raise ToushiError(f"--steps must be 1 or more, but {self.steps} came; 20 is a good choice")
         if not 0 <= self.seed < 2**63:
             raise ToushiError(f"--seed must be a whole number from 0 to 2^63 - 1, but {self.seed} came")
         if self.guidance is not None and not math.isfinite(self.guidance):
-            raise ToushiError(f"--guidance must be a number, but {self.guidance} came; 3 is a good one for mini-unet")
+            raise ToushiError(
+                f"--guidance must be a number, but {self.guidance} came; 3 is a good choice for mini-unet"
+            )
 
     def check_sampler(self) -> None:
-        """Of a pipeline, which takes minutes to load, before that; else `toushi.probe.pipelines.generate.check_arguments` says it."""
+        """Refuses --sampler for a pipeline before it is loaded, which takes minutes."""
         if self.sampler is None:
             return
         from toushi.probe.pipelines.load import model_folder
@@ -267,15 +279,14 @@ open_trace(FOLDER) reads it in Python."""
         home = model_folder(self.model)
         if home is None or (home / "model_index.json").is_file():
             raise ToushiError(
-                f"--sampler is for mini-unet; {self.model} is a pipeline and brings its own: leave it out"
+                f"--sampler is for mini-unet; the pipeline {self.model} has its own scheduler: remove --sampler"
             )
 
     def check_no_record(self) -> None:
-        usual = Trace()
-        keeping = ("keep", "sites", "words", "pads", "budget")
-        asked = [f"--{name}" for name in keeping if getattr(self, name) != getattr(usual, name)]
-        if self.no_record and asked:
-            raise ToushiError(f"--no-record only draws, and keeps no map: leave {', '.join(asked)} away")
+        default, names = Trace(), ("keep", "sites", "words", "pads", "budget")
+        options = [f"--{name}" for name in names if getattr(self, name) != getattr(default, name)]
+        if self.no_record and options:
+            raise ToushiError(f"--no-record keeps no map; remove {', '.join(options)}")
 
     def check_words(self, prompts: list[str]) -> None:
         if not self.words:
@@ -288,8 +299,8 @@ open_trace(FOLDER) reads it in Python."""
                 find_word(prompt, words, word)
 
 
-def edits_in(source: Path | None) -> list:
-    """The edits of a JSON file, or of a trace."""
+def read_edits(source: Path | None) -> list:
+    """The edits in a JSON file, or of a trace."""
     if source is None:
         return []
     from toushi.probe.editing.edit import edits_of_manifest
@@ -310,8 +321,8 @@ def edits_in(source: Path | None) -> list:
     return edits
 
 
-def edited(model, edits: list):
-    """A context in which they hold."""
+def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[object]:
+    """A context in which the edits are active."""
     if not edits:
         return nullcontext()
     from toushi.probe.editing.edit import edit
@@ -319,19 +330,19 @@ def edited(model, edits: list):
     return edit(model, edits)
 
 
-def _ready_to_draw() -> None:
-    """In the drawing process: what the first figure would have to wait for."""
+def _prepare_figures() -> None:
+    """Imports, in the process that draws figures, what the first figure needs."""
     import toushi.probe.figures.words_figure
     import toushi.probe.trace.open  # noqa: F401
     from toushi.probe.figures.style import warm_up
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    Finalize(None, os._exit, (0,), exitpriority=0)  # nothing is open, and the libraries' farewell takes 0.2 s
+    Finalize(None, os._exit, (0,), exitpriority=0)  # no file is open, and a regular exit of the libraries takes 0.2 s
     warm_up()
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for work for ever."""
+    """Ends this process when its parent ends, or it would wait for work for ever."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -340,9 +351,9 @@ def _end_with_parent() -> None:
 
 def checked_bytes(text: str) -> int:
     """Bytes of "20GB", "500 MB" or "8e9"."""
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kMGT]?)B?", text.strip(), re.IGNORECASE)
     try:
-        size = float(found[1]) * 1000 ** ("kmgt".index(found[2].lower()) + 1 if found[2] else 0) if found else 0
+        size = float(match[1]) * 1000 ** ("kmgt".index(match[2].lower()) + 1 if match[2] else 0) if match else 0
     except ValueError:
         size = 0
     if not 1 <= size < math.inf:
@@ -351,7 +362,7 @@ def checked_bytes(text: str) -> int:
 
 
 def checked_size(size: str | None) -> tuple[int, int] | None:
-    """(height, width) of "64" or "64x96"; None of none."""
+    """(height, width) of "64" or "64x96"; None for None."""
     if size is None:
         return None
     parts = size.lower().replace("×", "x").split("x")
@@ -373,7 +384,7 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Says before the model is loaded whether the folder will do; changes nothing that is in it."""
+    """Raises ToushiError, before the model is loaded, if the trace cannot be written there. Changes no file in it."""
     check_output_dir(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -384,8 +395,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def progress(steps: int, index: int, count: int):
-    """A bar over the steps; yields the callback that moves it."""
+def progress(steps: int, index: int, count: int) -> Iterator[Callable[..., object]]:
+    """A bar over the steps. Yields the callback that moves it."""
     from tqdm import tqdm
 
     name = "step" if count == 1 else f"{index + 1}/{count}"

@@ -1,4 +1,4 @@
-"""The traces that a command is given: which there are in a folder, and how far each came."""
+"""The traces in a folder, and how many steps or texts of each are finished."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,9 @@ Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
 
 
 def find_traces(folder: Path) -> list[Path]:
-    """The folder itself if it is a trace or holds none; otherwise the traces of a collection, or all traces in the folder.
+    """The folder itself if it is a trace or holds none; else the traces of the collection, or all traces in the folder.
 
-    A trace whose manifest cannot be read is among them.
+    They include traces whose manifest cannot be read.
     """
     from toushi.probe.trace.open import open_collection
     from toushi.probe.trace.trace_format import FORMAT, MANIFEST, MEMBERS, format_of
@@ -31,11 +31,11 @@ def find_traces(folder: Path) -> list[Path]:
     return below or [folder]
 
 
-def progress(trace: "Trace") -> str:
+def step_progress(trace: "Trace") -> str:
     steps = trace.manifest.steps
     wanted = steps.count if steps.recorded is None else len(steps.recorded)
     return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
 
 
-def texts_progress(trace: "EncoderTrace") -> str:
+def text_progress(trace: "EncoderTrace") -> str:
     return f"{len(trace)} of {trace.manifest.count}" + ("" if trace.complete else ", the run did not finish")

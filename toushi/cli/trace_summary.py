@@ -1,35 +1,42 @@
-"""What a trace says, in words: where each word of the prompt went."""
+"""The summary of a trace as text: each word's share of the attention, and its place in the picture."""
 
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toushi.cli.terminal import limit_length, printable, table
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.trace.output_dir import reason
 from toushi.probe.trace.trace_errors import WriteFailed
 
+if TYPE_CHECKING:
+    from xarray import DataArray
+
+    from toushi.probe.text.alignment import Word
+    from toushi.probe.trace.picture_trace import Trace
+
 
 def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
-    """Draws words.png into the folder, and the report of the trace as text."""
+    """The summary of the trace as text. Draws words.png into the folder."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import words_figure, words_to_draw
     from toushi.probe.trace.open import open_trace
 
     trace = open_trace(folder)
     manifest = trace.manifest
-    looked = any(site.kind == "cross" for site in trace.sites.values())
-    asked = words_to_draw(trace, words, "cond") if looked else []
+    has_maps = any(site.kind == "cross" for site in trace.sites.values())
+    asked = words_to_draw(trace, words, "cond") if has_maps else []
     maps = [trace.heat_map(word) for word in asked]
     figure = folder / "words.png"
     try:
-        if looked:
+        if has_maps:
             save(words_figure(trace, asked, maps=maps), figure)
     except OSError as error:
         figure.unlink(missing_ok=True)
         why = f"{reason(error)}. The trace is finished and can be read (toushi info {shlex.quote(str(folder))})"
-        raise WriteFailed(f"Cannot draw {figure}: {why}; free some space before the next run.") from None
+        raise WriteFailed(f"Cannot draw {figure}: {why}; free some disk space before the next run.") from None
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     run = ", ".join(
         f"{name} {value}" if name else str(value)
@@ -47,44 +54,42 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     blocked = manifest.safety == "blocked"
     picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
     files = [("picture", picture)]
-    files.append(("words", str(figure) if looked else "none: no attention of the picture to the text was recorded"))
-    files.append(
-        ("trace", f"{folder}  ({format_bytes(size)}; look at it with: toushi view {shlex.quote(str(folder))})")
-    )
-    files.append(("kept", kept(trace)))
+    files.append(("words", str(figure) if has_maps else "none: no attention of the picture to the text was recorded"))
+    files.append(("trace", f"{folder}  ({format_bytes(size)}; open it with: toushi view {shlex.quote(str(folder))})"))
+    files.append(("kept", describe_keep(trace)))
     edits = len(manifest.edits or [])
     if edits:
-        run += f", {edits} edit{'s' * (edits > 1)} (a map shows where was looked before its own edit)"
-    if not looked:
+        run += f", {edits} edit{'s' * (edits > 1)} (each map is the attention before the edit at its site)"
+    if not has_maps:
         return f"{limit_length(printable(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
     return "\n".join(
         [
             limit_length(printable("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
             run,
             "",
-            where_words_went(trace, asked, maps),
+            summarize_words(trace, asked, maps),
             "",
-            others(trace),
+            summarize_others(trace),
             "",
             table(files),
         ]
     )
 
 
-def kept(trace) -> str:
-    """What the trace holds of the heads, in a few words."""
-    what = {
+def describe_keep(trace: "Trace") -> str:
+    """What the trace keeps of the heads, as text."""
+    names = {
         "heads": "every head at every step",
         "mean": "the mean over heads at every step",
         "sum": "the sum over steps",
     }
-    asked = trace.manifest.kept
-    automatic = asked is not None and asked.keep_reason is not None
-    return what[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
+    kept = trace.manifest.kept
+    automatic = kept is not None and kept.keep_reason is not None
+    return names[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
 
 
-def where_words_went(trace, words, maps) -> str:
-    """A row for each word: its share of the attention, and where in the picture it stands out.
+def summarize_words(trace: "Trace", words: Sequence["Word"], maps: Sequence["DataArray"]) -> str:
+    """A row for each word: its share of the attention, and the place of its map in the picture.
 
     The centre is that of the part above the map's mean; (0, 0) is the top left corner, (1, 1) the bottom right one.
     """
@@ -92,16 +97,16 @@ def where_words_went(trace, words, maps) -> str:
     from toushi.probe.figures.style import percent
     from toushi.probe.text.alignment import word_labels
 
-    rows = [("word", "share", "looked at", "centre y, x", "peak y, x")]
-    for heat, name in zip((one.values for one in maps), word_labels(words, trace.words())):
+    rows = [("word", "share", "place", "centre y, x", "peak y, x")]
+    for heat, name in zip((heat_map.values for heat_map in maps), word_labels(words, trace.words())):
         (y, x), top = centre_of_mass(above_mean(heat)), peak(heat)
-        place = in_words(float(y), float(x), float(entropy(heat)))
+        place = name_place(float(y), float(x), float(entropy(heat)))
         rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))
     return table(rows, right=(1,)) if words else "no word of the prompt was recorded"
 
 
-def others(trace) -> str:
-    """What the attention did besides: special tokens, the text between the words, and no text at all."""
+def summarize_others(trace: "Trace") -> str:
+    """The shares of attention that belong to no word: special tokens, punctuation, pads, and no text at all."""
     from toushi.probe.figures.style import percent
 
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
@@ -121,9 +126,9 @@ def others(trace) -> str:
     return "besides   " + (", ".join(parts) or "nothing that was recorded")
 
 
-def in_words(y: float, x: float, evenness: float) -> str:
-    """A place for people: left, right, top, bottom, middle, or everywhere when the map is nearly flat."""
-    if math.isnan(y) or math.isnan(x) or evenness > 0.995:
+def name_place(y: float, x: float, entropy: float) -> str:
+    """left, right, top, bottom, middle or their combination; everywhere if the map is nearly flat."""
+    if math.isnan(y) or math.isnan(x) or entropy > 0.995:
         return "everywhere"
     vertical = "top" if y < 0.42 else "bottom" if y > 0.58 else ""
     horizontal = "left" if x < 0.42 else "right" if x > 0.58 else ""

@@ -1,4 +1,4 @@
-"""`toushi view`: the explorer in the browser."""
+"""`toushi view`: opens the explorer in the browser."""
 
 import os
 import subprocess
@@ -19,19 +19,19 @@ class View:
     ABOUT = """Opens the explorer in the browser.
 
   toushi view runs/cat
-  toushi view runs/bank                          (what toushi layers --save kept: the page Layers)
+  toushi view runs/bank                          (saved by toushi layers --save: the page Layers)
   toushi view                                    (all traces below runs/)
-  toushi view traces/class-3                     (all traces below another folder; new ones go there)
+  toushi view traces/class-3                     (all traces below another folder; new ones are written there)
   toushi view runs/cat --port 8600 --headless    (on a machine without a browser)
 
-Ends with Ctrl-C."""
+Stop it with Ctrl-C."""
 
     folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FOLDER")] = None
-    """The trace, or the collection of traces, to open first; or a folder whose traces the gallery shows."""
+    """The trace or collection to open; or a folder whose traces the gallery lists."""
     port: int | None = None
-    """Where the explorer answers; 8501 or the next that is free, if not given."""
+    """Port of the explorer; if not given, 8501 or the next free one."""
     headless: bool = False
-    """Only serve; do not open a browser."""
+    """Do not open a browser."""
 
     def run(self) -> int:
         require("streamlit", "matplotlib")
@@ -46,17 +46,17 @@ Ends with Ctrl-C."""
         if os.name != "posix":
             return subprocess.call(command, env=environment)
         sys.stdout.flush()
-        os.execve(command[0], command, environment)  # this very process, so that whoever ends it ends the explorer
+        os.execve(command[0], command, environment)  # in this process, so that ending it ends the explorer
 
     def command(self) -> list[str]:
         if self.port is not None and not 1 <= self.port <= 65535:
-            raise ToushiError(f"--port must lie in 1 to 65535, but {self.port} came")
+            raise ToushiError(f"--port must be from 1 to 65535, but {self.port} came")
         app = Path(install_root()) / "toushi" / "dashboards" / "app.py"
         options = [] if self.port is None else ["--server.port", str(self.port)]
         options += ["--browser.gatherUsageStats", "false"]
         options += ["--server.headless", "true"] if self.headless else []
-        opened = ["--", str(self.folder)] if self.folder else []
-        return [sys.executable, "-m", "streamlit", "run", str(app), *options, *opened]
+        folder = ["--", str(self.folder)] if self.folder else []
+        return [sys.executable, "-m", "streamlit", "run", str(app), *options, *folder]
 
 
 def install_root() -> str:
@@ -65,5 +65,5 @@ def install_root() -> str:
 
 
 def python_path() -> str:
-    """Streamlit puts only the app's own folder on the path."""
+    """PYTHONPATH with the package on it, because Streamlit adds only the app's own folder."""
     return os.pathsep.join(filter(None, [install_root(), os.environ.get("PYTHONPATH")]))

@@ -1,16 +1,19 @@
-"""`toushi words`: a prompt as characters, tokens and words."""
+"""`toushi words`: shows a prompt as characters, tokens and words."""
 
 import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from toushi.cli.terminal import table, terminal_width
 from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
+
+if TYPE_CHECKING:
+    from toushi.probe.text.bpe import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,12 @@ class Words:
 
   toushi words "河边的银行在左边，树在右边"
 
-Tokens are what the model reads; words are what heat maps can be asked for. ×4 marks a character made of four tokens."""
+The model reads tokens; heat maps exist for words. ×4 marks a character that is made of four tokens."""
 
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
     """The prompt."""
     model: str = "mini-unet"
-    """Whose tokenizer."""
+    """The model whose tokenizer is used."""
 
     def run(self) -> None:
         from toushi.probe.text.alignment import join_words, segment
@@ -35,9 +38,9 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
         print(format_alignment(self.prompt, encoding.tokens, words, terminal_width()))
         rows = [("position", "id", "token", "characters", "word")]
         for token in encoding.tokens:
-            of = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
+            inside = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
             span = f"{token.span[0]}–{token.span[1]}" if token.span else ""
-            rows.append((str(token.position), str(token.id), token.text, span, " + ".join(of)))
+            rows.append((str(token.position), str(token.id), token.text, span, " + ".join(inside)))
         print(f"\n{table(rows, right=(0, 1))}\n")
         counts = (f"{len(self.prompt)} characters", f"{len(encoding.ids)} tokens of at most {tokenizer.length}")
         print(", ".join([*counts, f"{len(words)} words"]))
@@ -46,8 +49,8 @@ Tokens are what the model reads; words are what heat maps can be asked for. ×4 
             print(f"toushi: warning: the prompt is too long; the model does not read: {lost}", file=sys.stderr)
 
 
-def tokenizer_of(model: str):
-    """The tokenizer of a model, without loading the model or torch where it lies in a folder as `save` writes it."""
+def tokenizer_of(model: str) -> "Tokenizer":
+    """The tokenizer of one of our models. Needs no torch where the folder has a tokenizer.json."""
     from toushi.probe.text.bpe import Tokenizer
 
     models = importlib.util.find_spec("toushi.probe.models")
@@ -62,7 +65,7 @@ def tokenizer_of(model: str):
     tokenizer = getattr(load(model), "tokenizer", None) if ours else None
     if not isinstance(tokenizer, Tokenizer):
         raise ToushiError(
-            f"expected one of our own models, whose tokenizer can be shown by itself, but {model} came; the tokens of "
-            f"another encoder are shown by: toushi layers PROMPT --encoder {model}"
+            f"expected one of our own models, because only their tokenizer works alone, but {model} came; for the tokens "
+            f"of another encoder use: toushi layers PROMPT --encoder {model}"
         )
     return tokenizer

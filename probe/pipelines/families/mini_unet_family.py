@@ -74,6 +74,13 @@ def _evaluation_step(velocity: Tensor, arguments: Arguments) -> SchedulerStep:
     return SchedulerStep(velocity, latents, latents - time * velocity.to(latents))
 
 
+def _metadata(model, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {name: arguments.get(name) for name in ("guidance", "sampler", "seed")}
+    if settings["guidance"] is None and "seed" in arguments:  # `denoise` has neither
+        settings["guidance"] = model.default_guidance
+    return settings
+
+
 MINI_UNET = Family(
     name="mini-unet",
     matches=lambda model: isinstance(model, MiniUNet),  # whatever its weights are called
@@ -97,5 +104,5 @@ MINI_UNET = Family(
     cell_pixels=lambda model: model.vae.factor,
     blank_latents=lambda model, size: torch.zeros_like(model.noise(1, *checked_size(size), seed=0)),
     images=lambda result: result if isinstance(result, list) else [result],
-    metadata=lambda model, arguments: {name: arguments.get(name) for name in ("guidance", "sampler", "seed")},
+    metadata=_metadata,
 )

@@ -140,7 +140,7 @@ OWN_Z_IMAGE = replace(
     timesteps=lambda scheduler: scheduler.times.tolist(),
     evaluation_step=lambda velocity, arguments: SchedulerStep(velocity, arguments["latents"], None),
     cell_pixels=lambda model: model.factor * PATCH,
-    blank_latents=lambda model, size: torch.zeros_like(model.beginning(1, size, seed=0, image=None, time=1.0)),
+    blank_latents=lambda model, size: torch.zeros_like(model.initial_latents(1, size, seed=0, image=None, time=1.0)),
     images=lambda result: result if isinstance(result, list) else [result],
     metadata=lambda model, arguments: {
         **{name: arguments.get(name) for name in ("guidance", "seed")},

@@ -7,19 +7,19 @@ import pytest
 
 from toushi.experiments.scene_world.draw import render
 from toushi.experiments.scene_world.matching import PAD, Canvas, Fit
-from toushi.experiments.scene_world.recogniser import found_masks, judge, recognise
+from toushi.experiments.scene_world.recogniser import detected_masks, judge, recognise
 from toushi.experiments.scene_world.scenes import Object, Scene, draw_scene
 from toushi.experiments.scene_world.templates import SOFT, Background, variants
 from toushi.experiments.scene_world.validation import (
     accuracy,
-    blurred,
-    drawn,
-    failed,
+    blur,
+    draw_pictures,
+    has_error,
     noise,
-    scaled,
+    scale_objects,
     scores,
     through_vae,
-    wobbled,
+    wobble,
 )
 
 
@@ -42,7 +42,7 @@ def alone(kind: str, **more) -> Object:
 def test_real_scenes_are_seen_as_they_are():
     scenes = [draw_scene(seed, "test") for seed in range(12)]
     seen = [recognise(render(each)[0]) for each in scenes]
-    assert not [each for each, one in zip(scenes, seen) if failed(each, one)]
+    assert not [each for each, one in zip(scenes, seen) if has_error(each, one)]
     for each, one in zip(scenes, seen):
         places = {(found.kind, found.x, found.y, found.pixels) for found in one.objects}
         assert places == {(o.kind, o.x, o.y, o.pixels) for o in each.objects}
@@ -52,13 +52,13 @@ def test_real_scenes_are_seen_as_they_are():
 def test_every_style_and_the_dark_are_seen():
     for place, time, style in (("forest", "day", "ink"), ("city", "night", "blueprint"), ("space", "day", "sepia")):
         wanted = scene(alone("owl"), place=place, time=time, style=style)
-        assert not failed(wanted, recognise(render(wanted)[0])), wanted
+        assert not has_error(wanted, recognise(render(wanted)[0])), wanted
 
 
 def test_softer_bent_and_larger_pictures_are_still_seen():
     scenes = [draw_scene(seed, "test") for seed in range(4)]
-    shown = drawn(scenes)
-    for changed in (blurred(shown, 1.0), wobbled(shown, 1.0), drawn([scaled(each, 1.1) for each in scenes])):
+    shown = draw_pictures(scenes)
+    for changed in (blur(shown, 1.0), wobble(shown, 1.0), draw_pictures([scale_objects(each, 1.1) for each in scenes])):
         assert all(all(judge(each, one).objects) for each, one in zip(scenes, changed))
 
 
@@ -120,7 +120,7 @@ def test_what_is_missing_is_missed_and_what_is_too_much_is_counted():
     wanted = scene(thing("cat", 17), thing("dog", 47))
     verdict = judge(wanted, picture(thing("cat", 17), thing("cat", 47)))
     assert verdict.objects == (True, False) and verdict.positions == (True, False) and verdict.extra == 1
-    assert found_masks(wanted, picture(thing("cat", 17)))[1] is None
+    assert detected_masks(wanted, picture(thing("cat", 17)))[1] is None
 
 
 def test_the_background_is_judged():
@@ -141,7 +141,7 @@ def test_a_small_square_inside_a_large_one_is_unlikely():
     canvas = Canvas(shown.astype(np.float32), Background("plain", "day", "flat"))
     square = variants("flat", False).index(("square", "black"))
     inside, whole = (
-        canvas.refined(Fit(square, side, PAD - SOFT + 32 - side // 2, PAD - SOFT + 33 - side // 2)) for side in (20, 38)
+        canvas.refine(Fit(square, side, PAD - SOFT + 32 - side // 2, PAD - SOFT + 33 - side // 2)) for side in (20, 38)
     )
     assert inside.share > 0.5 and canvas.likeness(inside) < 0.2
     assert canvas.likeness(whole) > 0.95 and len(recognise(shown).objects) == 1
@@ -151,7 +151,7 @@ def test_masks_are_those_of_the_scene():
     for seed in range(6):
         wanted = draw_scene(seed, "test")
         shown, masks = render(wanted)
-        for found, mask in zip(found_masks(wanted, shown), masks):
+        for found, mask in zip(detected_masks(wanted, shown), masks):
             assert found[mask].all() and found.sum() < 1.2 * mask.sum() + 12  # it may hide a part of its neighbour
 
 
@@ -170,6 +170,6 @@ def test_other_pictures_are_refused():
 @pytest.mark.slow
 def test_scenes_through_the_vae_are_seen_in_98_of_100_cases():
     scenes = [draw_scene(seed, "test") for seed in range(10_000, 10_300)]
-    decoded = through_vae("mini-unet")(drawn(scenes))
+    decoded = through_vae("mini-unet")(draw_pictures(scenes))
     table = accuracy(scenes, [recognise(each) for each in decoded]).set_index("what")
     assert (table.right[["object", "position", "colour", "sense"]] >= 0.98).all(), table

@@ -1,10 +1,10 @@
-"""What becomes of a picture when nobody looks at one of its words?
+"""What becomes of a picture if no cell attends to one of its words?
 
-    python -m toushi.experiments.measures.without_a_word "左边是猫，右边是月亮，夜晚" --out runs/without.png
+    python -m toushi.experiments.measures.zero_attention "左边是猫，右边是月亮，夜晚" --out runs/without.png
 
-A column for each word, a row for each seed: all cross-attention to the word is put to zero, at every step, layer and
-head, and what it had goes to the other tokens. A word whose column looks like the first one was looked at without
-being needed there: other words may say the same, or its meaning may have gone into their states in the text encoder.
+A column for each word, a row for each seed. All cross-attention to the word is set to zero, at every step, layer and head,
+and its share goes to the other tokens. If a word's column looks like the first one, the attention to it was not needed:
+other words may say the same, or the text encoder may have moved its meaning into their states.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.probe.editing.edit import Edit, edit
-from toushi.probe.pipelines.load import load
+from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import segment
 
 
@@ -30,8 +31,8 @@ class Config:
     out: Path = Path("runs/without.png")
 
 
-def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
-    """The column as it is, then one for each word: pictures one below the other, and what they are."""
+def pictures(model: MiniUNet, config: Config) -> list[tuple[list[np.ndarray], str]]:
+    """The unchanged column, then one for each word: its pictures below each other, and its title."""
 
     def column() -> list[np.ndarray]:
         drawn = model.sample([config.prompt] * config.seeds, steps=config.steps, seed=range(config.seeds))
@@ -39,13 +40,14 @@ def pictures(model, config: Config) -> list[tuple[list[np.ndarray], str]]:
 
     columns = [(column(), "as it is")]
     for word in config.words or segment(config.prompt):
-        with edit(model, Edit("unet.*cross_attention", "zero", word=word, renormalise=True)):
-            columns.append((column(), f"without {word if isinstance(word, str) else word.text}"))
+        text, span = (word, word) if isinstance(word, str) else (word.text, word.span)
+        with edit(model, Edit("unet.*cross_attention", "zero", word=span, renormalise=True)):
+            columns.append((column(), f"without {text}"))
     return columns
 
 
 def main(config: Config) -> None:
-    found = pictures(load("mini-unet", "cpu"), config)
+    found = pictures(load_own_model("mini-unet", "cpu"), config)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(found, len(found)).save(config.out)
     print(config.out)

@@ -1,7 +1,7 @@
-"""From a trace to what the picture component draws: every map of every word, in one bounded block of numbers.
+"""The maps of all words of a trace, as the picture component draws them, within a budget of bytes.
 
-A *unit* is a row of the shares: a word, or what is no word (the rest of the text, <bos>, <eos>, padding).
-The maps of all units add up to what the text got in each cell. Slot 0 of step and head means "all": the mean.
+A *unit* is a row of the shares: a word, or other tokens (punctuation, <bos>, <eos>, padding). In each cell the maps of
+all units add up to the attention to the text. Index 0 of step and head is the mean over all.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ import numpy as np
 from toushi.probe.analysis.maps import finest_grid, mean_of_sites, nan_mean
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Token, Word, token_shares
+from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_errors import NotRecorded
 
-BUDGET = 48 * 2**20  # bytes sent to the browser; beyond it single heads go first, then steps are thinned out
+BUDGET = 48 * 2**20  # bytes sent to the browser; above it, first single heads are omitted, then steps
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ class Unit:
     label: str
     kind: str  # word | token | text | template | special | pad
     span: tuple[int, int] | None = None
-    occurrence: int = 0  # 1 and 2 for the first and second 猫; 0 when the word stands only once
+    occurrence: int = 0  # 1 and 2 for the first and second 猫; 0 if the word occurs once
 
 
 @dataclass(frozen=True)
 class Layer:
     name: str  # of the site; "" for the trace's own heat map, "*" for the plain mean of all sites
     label: str
-    maps: np.ndarray  # float16 [1 + step, 1 + head, unit, y, x]; without the single heads where there are none
+    maps: np.ndarray  # float16 [1 + step, 1 + head, unit, y, x]; without single heads if they are omitted
     shares: np.ndarray  # float32 [1 + step, 1 + head, unit]: the means of the maps over the cells
 
     @property
@@ -42,19 +43,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Planes:
+class WordMaps:
     units: tuple[Unit, ...]
-    lost: tuple[Word, ...]  # words of the prompt that no map tells about: cut, or not kept
-    steps: tuple[int, ...]  # the steps that can be looked at one by one
-    layers: tuple[Layer, ...]  # the first is what `trace.heat_map` gives
+    lost: tuple[Word, ...]  # words of the prompt without a map: cut, or not kept
+    steps: tuple[int, ...]  # the steps that can be shown one by one
+    layers: tuple[Layer, ...]  # the first is `trace.heat_map`
     heads_left_out: bool
     steps_left_out: bool
 
 
 def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> tuple[list[Unit], np.ndarray]:
-    """The units in reading order, and float32 [unit, token]: the part of each token that belongs to each.
+    """The units in reading order, and float32 [unit, token]: the share of each token that belongs to each unit.
 
-    `by_token` is for a run without a known prompt: each text token is then a unit of its own.
+    `by_token` is for a run whose prompt is unknown: each text token is then a unit.
     """
     units, weights = [], []
     for word in words:
@@ -74,8 +75,8 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
     return [units[i] for i in kept], np.array([weights[i] for i in kept], np.float32).reshape(-1, len(tokens))
 
 
-def planes(trace, branch: str) -> Planes:
-    """The image-to-text attention of one branch, read step by step so that memory stays bounded."""
+def read_word_maps(trace: Trace, branch: str) -> WordMaps:
+    """The image-to-text attention of one branch. Steps are read one by one, which bounds the memory."""
     firsts = _firsts(trace, branch)
     tokens = trace.places(branch)
     words = trace.words(branch)
@@ -91,43 +92,45 @@ def planes(trace, branch: str) -> Planes:
         name: _block(trace, branch, name, weights, steps or [None], shown, (1 + heads[name], len(units), *grid))
         for name, grid in grids.items()
     }
-    # A branch is absent once guidance stops: such steps have nothing to show.
-    there = [i for i in range(len(shown)) if not all(np.isnan(block[1 + i]).all() for block in blocks.values())]
-    blocks = {name: block[[0, *(1 + i for i in there)]] for name, block in blocks.items()}
+    # A branch is absent after guidance stops: such steps have no map.
+    present = [i for i in range(len(shown)) if not all(np.isnan(block[1 + i]).all() for block in blocks.values())]
+    blocks = {name: block[[0, *(1 + i for i in present)]] for name, block in blocks.items()}
     lost = tuple(word for word in words if word.span not in {unit.span for unit in units})
     layers = tuple(_layers(blocks, means))
-    return Planes(tuple(units), lost, tuple(shown[i] for i in there), layers, heads_left_out, steps_left_out)
+    return WordMaps(tuple(units), lost, tuple(shown[i] for i in present), layers, heads_left_out, steps_left_out)
 
 
-def _firsts(trace, branch: str) -> dict:
-    """For each site that was kept its attention at the first step that has it: DataArray [1, head?, token, y, x]."""
+def _firsts(trace: Trace, branch: str) -> dict:
+    """For each recorded site its attention at the first step that has it: DataArray [1, head?, token, y, x]."""
     firsts = {}
     for name in (name for name, site in trace.sites.items() if site.kind == "cross"):
         for step in [None] if trace.keep == "sum" else trace.steps:
             try:
                 firsts[name] = _read(trace, branch, name, step)
                 break
-            except NotRecorded:  # guidance had not begun, or the site was kept at other steps only
+            except NotRecorded:  # guidance is off at this step, or the site was not kept
                 continue
     if not firsts:
         raise NotRecorded(
-            f"There is no attention of the picture to the text in this trace (branch {branch}, finished steps: "
+            f"This trace has no image-to-text attention (branch {branch}, finished steps: "
             f"{len(trace.steps)}). Record it again with the image-to-text sites."
         )
     return firsts
 
 
-def _read(trace, branch: str, site: str, step: int | None):
+def _read(trace: Trace, branch: str, site: str, step: int | None):
     """DataArray [step = 1, head?, token, y, x] on the site's own grid."""
     return trace.attention(branch=branch, sites=[site], steps=None if step is None else [step], grid="native")[site]
 
 
-def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """float32 [1 + step, 1 + head, unit, y, x] of one site; `steps` all go into the mean, `shown` have slots."""
-    block = np.full((1 + len(shown), *shape), np.nan, np.float32)
+def _block(
+    trace: Trace, branch: str, site: str, weights, steps, single_steps: list[int], shape: tuple[int, ...]
+) -> np.ndarray:
+    """float32 [1 + step, 1 + head, unit, y, x] of one site. The mean is over all `steps`."""
+    block = np.full((1 + len(single_steps), *shape), np.nan, np.float32)
 
     def read_steps() -> Iterator[np.ndarray]:
-        """[1 + head, unit, y, x] of each step that has the site; those to be shown go into their slots."""
+        """[1 + head, unit, y, x] of each step that has the site. Writes `single_steps` into the block."""
         for step in steps:
             try:
                 maps = _read(trace, branch, site, step)
@@ -136,16 +139,16 @@ def _block(trace, branch: str, site: str, weights, steps, shown: list[int], shap
             by_unit = np.einsum("ut,...tyx->...uyx", weights, maps.values[0].astype(np.float32))
             by_unit = by_unit if "head" in maps.dims else by_unit[None]
             by_head = np.concatenate([nan_mean(by_unit)[None], by_unit])[: shape[0]]
-            if step in shown:
-                block[1 + shown.index(step)] = by_head
+            if step in single_steps:
+                block[1 + single_steps.index(step)] = by_head
             yield by_head
 
     block[0] = nan_mean(read_steps())
     return block
 
 
-def _means(trace, sites: list[str]) -> dict[str, list[str]]:
-    """Which sites are averaged to the trace's own heat map, and to the plain mean where the card has another rule."""
+def _means(trace: Trace, sites: list[str]) -> dict[str, list[str]]:
+    """The sites of the trace's own heat map, and those of the plain mean if the card has another rule."""
     chosen = [name for name in trace.heat_map_rule()[0] if name in sites] or sites
     return {"": chosen} if len(chosen) == len(sites) else {"": chosen, "*": sites}
 
@@ -169,7 +172,7 @@ def _together(blocks: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
 
 
 def _fit(grids: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:
-    """Heads and steps cut down until the maps of all layers keep to the budget; all of them where they do."""
+    """The heads of each site and the steps that fit the budget, and whether heads are omitted."""
 
     def size(heads: dict[str, int]) -> int:
         return sum(2 * units * (1 + heads[name]) * grid[0] * grid[1] for name, grid in grids.items())
@@ -189,7 +192,7 @@ def _fit(grids: dict, heads: dict[str, int], steps: list[int], units: int) -> tu
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Site names without the parts that all of them share: unet.down.1.cross_attention -> down.1."""
+    """Site names without their common parts: unet.down.1.cross_attention -> down.1."""
     parts = [name.split(".") for name in names]
     first, last = 0, 0
     shortest = min(map(len, parts), default=0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from toushi.experiments.measures.without_a_word import Config, pictures
+from toushi.experiments.measures.zero_attention import Config, pictures
 from toushi.probe.models.mini_unet import MiniUNet
 
 

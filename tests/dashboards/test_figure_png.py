@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from toushi.dashboards import figure_png as drawn
+from toushi.dashboards import figure_png
 
 
 def png(url: str) -> Image.Image:
@@ -17,11 +17,11 @@ def png(url: str) -> Image.Image:
 
 
 def test_a_figure_is_twice_as_fine_as_it_is_shown():
-    url, width = drawn.drawn(Figure(figsize=(2, 1)))
-    assert width == 2 * drawn.INCH and png(url).size == (4 * drawn.INCH, 2 * drawn.INCH)
+    url, width = figure_png.png_data_url(Figure(figsize=(2, 1)))
+    assert width == 2 * figure_png.INCH and png(url).size == (4 * figure_png.INCH, 2 * figure_png.INCH)
 
 
 def test_a_large_figure_has_no_more_pixels_than_a_browser_takes(monkeypatch):
-    monkeypatch.setattr(drawn, "MOST", 20_000)
-    url, width = drawn.drawn(Figure(figsize=(8, 4)))
-    assert width == 8 * drawn.INCH and png(url).size == pytest.approx((200, 100), abs=1)
+    monkeypatch.setattr(figure_png, "MAX_PIXELS", 20_000)
+    url, width = figure_png.png_data_url(Figure(figsize=(8, 4)))
+    assert width == 8 * figure_png.INCH and png(url).size == pytest.approx((200, 100), abs=1)

@@ -6,8 +6,8 @@ import made_trace
 import numpy as np
 import pytest
 
-from toushi.dashboards.heat_map import payload, planes
-from toushi.dashboards.heat_map.matrices import matrices
+from toushi.dashboards.heat_map import payload, word_maps
+from toushi.dashboards.heat_map.matrices import read_matrices
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace.open import open_trace
 
@@ -35,7 +35,7 @@ def unpack(block: bytes):
 
 
 def test_the_first_map_is_the_heat_map(trace):
-    shown = planes.planes(trace, "cond")
+    shown = word_maps.read_word_maps(trace, "cond")
     for word in ("猫", "月亮", "是#2"):
         label, _, number = word.partition("#")
         unit = next(i for i, u in enumerate(shown.units) if u.label == label and str(u.occurrence or "") == number)
@@ -45,7 +45,7 @@ def test_the_first_map_is_the_heat_map(trace):
 
 
 def test_single_layers_and_heads_are_the_trace_s(trace):
-    shown = planes.planes(trace, "cond")
+    shown = word_maps.read_word_maps(trace, "cond")
     unit = unit_of(shown, "猫")
     for layer in shown.layers[1:]:
         kept = trace.attention("猫", sites=layer.name, grid="native")[layer.name]
@@ -56,7 +56,7 @@ def test_single_layers_and_heads_are_the_trace_s(trace):
 
 @pytest.mark.parametrize("branch", ["cond", "uncond"])
 def test_the_units_share_out_everything(trace, branch):
-    for layer in planes.planes(trace, branch).layers:
+    for layer in word_maps.read_word_maps(trace, branch).layers:
         np.testing.assert_allclose(layer.maps.astype(np.float32).sum(2), 1, atol=5e-3)
         np.testing.assert_allclose(layer.shares.sum(-1), 1, atol=2e-3)
 
@@ -64,7 +64,7 @@ def test_the_units_share_out_everything(trace, branch):
 @pytest.mark.parametrize("keep", ["mean", "sum"])
 def test_less_can_have_been_kept(tmp_path, keep):
     trace = open_trace(made_trace.write(tmp_path / "run", keep=keep))
-    shown = planes.planes(trace, "cond")
+    shown = word_maps.read_word_maps(trace, "cond")
     assert all(layer.heads == 0 for layer in shown.layers)
     assert len(shown.steps) == (0 if keep == "sum" else 6)
     np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit_of(shown, "猫")], trace.heat_map("猫"), **HALF)
@@ -73,22 +73,22 @@ def test_less_can_have_been_kept(tmp_path, keep):
 def test_a_rule_of_the_model_s_card_comes_first(tmp_path):
     rule = {"sites": ["unet.up.*"], "rule": "mean of the sites on the way up"}
     trace = open_trace(made_trace.write(tmp_path / "run", heat_map=rule))
-    shown = planes.planes(trace, "cond")
+    shown = word_maps.read_word_maps(trace, "cond")
     assert [layer.name for layer in shown.layers[:2]] == ["", "*"]
     unit = unit_of(shown, "猫")
     np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit], trace.heat_map("猫"), **HALF)
     plain = trace.heat_map("猫", sites="unet.*")
     np.testing.assert_allclose(shown.layers[1].maps[0, 0, unit], plain, **HALF)
-    header, _ = unpack(payload.picture(trace, shown, "cond", "en"))
+    header, _ = unpack(payload.picture_block(trace, shown, "cond", "en"))
     assert [layer["label"] for layer in header["layers"][:2]] == ["default", "all"]
 
 
 def test_a_rule_that_names_sites_which_were_not_kept_is_not_the_trace_s(tmp_path):
     rule = {"sites": ["unet.up.*", "unet.deep.*"], "rule": "mean of the sites on the way up"}
     trace = open_trace(made_trace.write(tmp_path / "run", heat_map=rule))
-    shown = planes.planes(trace, "cond")
+    shown = word_maps.read_word_maps(trace, "cond")
     np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit_of(shown, "猫")], trace.heat_map("猫"), **HALF)
-    header, _ = unpack(payload.picture(trace, shown, "cond", "en"))
+    header, _ = unpack(payload.picture_block(trace, shown, "cond", "en"))
     assert [layer["label"] for layer in header["layers"][:2]] == ["all", "down.0"]
 
 
@@ -97,30 +97,30 @@ def test_a_rule_that_names_sites_which_were_not_kept_is_not_the_trace_s(tmp_path
 def test_the_means_of_layers_count_in_the_budget(tmp_path, monkeypatch, heat_map, sites):
     kept = {name: made_trace.SITES[name] for name in sites}
     trace = open_trace(made_trace.write(tmp_path / "run", keep="mean", sites=kept, heat_map=heat_map))
-    whole = sum(layer.maps.nbytes for layer in planes.planes(trace, "cond").layers)
-    monkeypatch.setattr(planes, "BUDGET", whole)
-    assert not planes.planes(trace, "cond").steps_left_out
-    monkeypatch.setattr(planes, "BUDGET", whole - 1)
-    shown = planes.planes(trace, "cond")
+    whole = sum(layer.maps.nbytes for layer in word_maps.read_word_maps(trace, "cond").layers)
+    monkeypatch.setattr(word_maps, "BUDGET", whole)
+    assert not word_maps.read_word_maps(trace, "cond").steps_left_out
+    monkeypatch.setattr(word_maps, "BUDGET", whole - 1)
+    shown = word_maps.read_word_maps(trace, "cond")
     assert shown.steps_left_out and not shown.heads_left_out, "no single head was kept"
     assert sum(layer.maps.nbytes for layer in shown.layers) < whole
 
 
 def test_a_large_trace_keeps_to_the_budget(trace, monkeypatch):
-    whole = planes.planes(trace, "cond")
-    monkeypatch.setattr(planes, "BUDGET", 80_000)
-    shown = planes.planes(trace, "cond")
+    whole = word_maps.read_word_maps(trace, "cond")
+    monkeypatch.setattr(word_maps, "BUDGET", 80_000)
+    shown = word_maps.read_word_maps(trace, "cond")
     assert shown.heads_left_out and shown.steps_left_out
     assert set(shown.steps) < set(whole.steps) and shown.steps[0] == 0 and shown.steps[-1] == whole.steps[-1]
     assert sum(layer.maps.nbytes for layer in shown.layers) <= 80_000
-    monkeypatch.setattr(planes, "BUDGET", 10)
+    monkeypatch.setattr(word_maps, "BUDGET", 10)
     with pytest.raises(ToushiError, match="Record fewer words or sites"):
-        planes.planes(trace, "cond")
+        word_maps.read_word_maps(trace, "cond")
 
 
 def test_the_mean_is_over_all_steps_even_if_some_are_not_shown(trace, monkeypatch):
-    monkeypatch.setattr(planes, "BUDGET", 80_000)
-    shown = planes.planes(trace, "cond")
+    monkeypatch.setattr(word_maps, "BUDGET", 80_000)
+    shown = word_maps.read_word_maps(trace, "cond")
     np.testing.assert_allclose(shown.layers[0].maps[0, 0, unit_of(shown, "猫")], trace.heat_map("猫"), **HALF)
 
 
@@ -128,22 +128,22 @@ def test_words_that_were_not_kept_are_named(tmp_path):
     tokens = made_trace.TOKENIZER.encode(made_trace.PROMPT).tokens
     cat = [token.column for token in tokens if token.text == "猫"]
     trace = open_trace(made_trace.write(tmp_path / "run", only=cat))
-    shown = planes.planes(trace, "cond")
+    shown = word_maps.read_word_maps(trace, "cond")
     assert [unit.label for unit in shown.units] == ["猫"]
     assert "月亮" in [word.text for word in shown.lost]
 
 
 def test_an_incomplete_trace_shows_its_finished_steps(tmp_path):
     trace = open_trace(made_trace.write(tmp_path / "run", stop_after=4))
-    assert planes.planes(trace, "cond").steps == (0, 1, 2, 3)
+    assert word_maps.read_word_maps(trace, "cond").steps == (0, 1, 2, 3)
     made_trace.write(tmp_path / "none", stop_after=0)
     with pytest.raises(ToushiError, match="finished steps: 0"):
-        planes.planes(open_trace(tmp_path / "none"), "cond")
+        word_maps.read_word_maps(open_trace(tmp_path / "none"), "cond")
 
 
 def test_the_block_holds_what_it_says(trace):
-    shown = planes.planes(trace, "cond")
-    header, arrays = unpack(payload.picture(trace, shown, "cond", "zh"))
+    shown = word_maps.read_word_maps(trace, "cond")
+    header, arrays = unpack(payload.picture_block(trace, shown, "cond", "zh"))
     assert header["prompt"] == made_trace.PROMPT and header["size"] == [64, 64]
     for i, layer in enumerate(shown.layers):
         np.testing.assert_array_equal(arrays[f"maps{i}"], layer.maps.ravel())
@@ -154,7 +154,7 @@ def test_the_block_holds_what_it_says(trace):
 
 
 def test_the_text_block_has_the_encoder_s_attention(trace):
-    header, arrays = unpack(payload.encoder(trace, matrices(trace, "cond"), "cond", "en"))
+    header, arrays = unpack(payload.encoder_block(trace, read_matrices(trace, "cond"), "cond", "en"))
     n = len(header["tokens"])
     assert len(header["layers"]) == 12 and "".join(word["text"] for word in header["words"]) == "左边是猫右边是月亮夜晚"
     kept = trace.encoder_attention(3)
@@ -166,29 +166,29 @@ def test_the_text_block_has_the_encoder_s_attention(trace):
 
 
 def test_of_a_large_encoder_only_the_means_travel(trace, monkeypatch):
-    whole = matrices(trace, "cond")
+    whole = read_matrices(trace, "cond")
     n = len(whole.tokens)
     assert not whole.heads_left_out
-    monkeypatch.setattr(planes, "BUDGET", sum(one.nbytes for one in whole.layers.values()) - 1)
-    few = matrices(trace, "cond")
+    monkeypatch.setattr(word_maps, "BUDGET", sum(one.nbytes for one in whole.layers.values()) - 1)
+    few = read_matrices(trace, "cond")
     assert few.heads_left_out and {one.shape for one in few.layers.values()} == {(1, n, n)}
     for number, mean in few.layers.items():
         np.testing.assert_array_equal(mean[0], whole.layers[number][0])
-    assert all(layer["heads"] == 0 for layer in unpack(payload.encoder(trace, few, "cond", "en"))[0]["layers"])
+    assert all(layer["heads"] == 0 for layer in unpack(payload.encoder_block(trace, few, "cond", "en"))[0]["layers"])
 
 
 def test_single_layers_of_the_encoder_keep_their_numbers(tmp_path):
     sites = {f"encoder.layers.{i}.attention": {"kind": "encoder", "grid": None, "heads": 4} for i in (5, 11)}
     trace = open_trace(made_trace.write(tmp_path / "run", steps=1, sites=made_trace.CROSS | sites))
-    shown = matrices(trace, "cond")
-    header, arrays = unpack(payload.encoder(trace, shown, "cond", "en"))
+    shown = read_matrices(trace, "cond")
+    header, arrays = unpack(payload.encoder_block(trace, shown, "cond", "en"))
     assert [(layer["label"], layer["title"]) for layer in header["layers"]] == [("6", "layer 6"), ("12", "layer 12")]
     kept = trace.encoder_attention(11)
     np.testing.assert_allclose(arrays["attention1"].reshape(-1, *kept.shape[1:])[1:], kept, **HALF)
 
 
 def test_short_names():
-    assert planes.short_names(["unet.down.0.cross", "unet.middle.cross"]) == {
+    assert word_maps.short_names(["unet.down.0.cross", "unet.middle.cross"]) == {
         "unet.down.0.cross": "down.0", "unet.middle.cross": "middle",
     }  # fmt: skip
-    assert planes.short_names(["a.b"]) == {"a.b": "b"} and planes.short_names([]) == {}
+    assert word_maps.short_names(["a.b"]) == {"a.b": "b"} and word_maps.short_names([]) == {}

@@ -1,0 +1,158 @@
+"""Fine-tuning of parts of a model by low-rank updates: a step, checkpoints, the log, and the loop over minutes."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from toushi.experiments.training.recipe import LOG, logged, read_checkpoint, write_checkpoint
+from toushi.hooks.torch_private import lerp_each_
+from toushi.probe.models.low_rank import add_low_rank_updates, updates_of
+from toushi.probe.models.mini_unet import MiniUNet, SharedParts, part_of, weights_sha256
+from toushi.probe.pipelines.load import load
+
+
+@dataclass(frozen=True)
+class FineTuningConfig:
+    """What every fine-tuning is told."""
+
+    minutes: float = 100.0
+    """Time for this run, from the last checkpoint on."""
+    planned: int = 200_000
+    """Samples in all, over every run: the learning rate falls to nothing over them."""
+    rank: int = 32
+    batch: int = 32
+    lr: float = 1e-3
+    average: float = 0.999
+    threads: int = 1
+    seed: int = 0
+    checkpoint_minutes: float = 1.0
+
+
+class FineTuning:
+    """The updates of some parts of a model, their running average, the optimizer: everything that a checkpoint holds."""
+
+    def __init__(self, model: MiniUNet, parts: Sequence[str], config: FineTuningConfig, whole: Collection[str] = ()):
+        self.model, self.parts, self.config, self.samples = model, tuple(parts), config, 0
+        model.requires_grad_(False)
+        torch.manual_seed(config.seed)
+        for part in parts:
+            module = model.get_submodule(part).requires_grad_(True)
+            add_low_rank_updates(module, config.rank, whole)
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names, self.weights = [name for name, _ in named], [p for _, p in named]
+        self.averaged = [p.detach().clone() for p in self.weights]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def lr(self) -> float:
+        """A warm-up of 100 steps, then linear to a fiftieth at the end of what is planned."""
+        config = self.config
+        return (
+            config.lr * min(1, (self.samples / config.batch + 1) / 100) * max(0.02, 1 - self.samples / config.planned)
+        )
+
+    def step(self, loss: Tensor, count: int) -> float:
+        """One step down this loss of `count` samples; its value."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.param_groups[0]["lr"] = self.lr()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.samples += count
+        n = self.samples / count  # a young average forgets its beginning quickly
+        weights = [weight.detach() for weight in self.weights]
+        lerp_each_(self.averaged, weights, 1 - min(self.config.average, (1 + n) / (10 + n)))
+        return loss.item()
+
+    @contextmanager
+    def average_in_place(self):
+        """The model has the averaged weights inside."""
+        kept = [weight.detach().clone() for weight in self.weights]
+        try:
+            self._put(self.averaged)
+            yield self.model
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self.weights, values):
+            weight.copy_(value)
+
+    def ship(self, folder: Path, **changes) -> None:
+        """Writes the averaged updates, in fp16, and the config with these changes to where `load` finds them. Every part
+        is mini-unet's, but for the updates."""
+        base = load("mini-unet", "cpu").state_dict()
+        stored = {name: weight.half() for name, weight in base.items()}
+        parts = {part: weights_sha256(part_of(stored, part)) for part in ("encoder", "unet", "vae")}
+        shares: SharedParts = {"model": "mini-unet", "parts": parts}
+        config = replace(self.model.config, shares=shares, heat_map=None, **changes)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_file({name: t.half().contiguous() for name, t in self.state().items()}, folder / "model.safetensors")
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged updates by the names of the plain model, see `updates_of`."""
+        with self.average_in_place() as model:
+            return {
+                name: tensor.clone()
+                for part in self.parts
+                for name, tensor in updates_of(model.get_submodule(part), part).items()
+            }
+
+    def save(self, folder: Path) -> None:
+        """The optimizer's moments are kept in bf16: half of the file, and a step later nobody can tell."""
+        tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
+        tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"optimizer.{number}.{key}"] = value if key == "step" else value.to(torch.bfloat16)
+        write_checkpoint(folder, tensors, self.samples)
+
+    def resume(self, folder: Path) -> None:
+        tensors, self.samples = read_checkpoint(folder)
+        self._put([tensors[f"weights.{name}"] for name in self.names])
+        self.averaged = [tensors[f"averaged.{name}"] for name in self.names]
+        state: dict[int, dict] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".", 2)
+                state.setdefault(int(number), {})[name] = value.float()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def run(
+    training: FineTuning, out: Path, loss_of: Callable[[np.random.Generator], Tensor], evaluate: Callable[[], dict]
+):
+    """Trains for the configured minutes, from the last checkpoint in `out` on. `loss_of` draws a batch and gives its
+    loss; `evaluate` gives what the log says of the averaged weights beside the mean loss."""
+    if (out / "checkpoint.safetensors").exists():
+        training.resume(out)
+    config, losses, saved = training.config, [], 0.0
+    hours = max((row["hours"] for row in logged(out / LOG).values()), default=0.0)
+    start, total = time.monotonic(), training.config.minutes * 60
+    bar = tqdm(total=round(total), unit="s", desc=out.name, mininterval=5)
+    while True:
+        spent = time.monotonic() - start
+        losses.append(training.step(loss_of(np.random.default_rng([config.seed, training.samples])), config.batch))
+        bar.update(round(spent) - bar.n)
+        finished = spent >= total or training.samples >= config.planned
+        if finished or spent - saved >= config.checkpoint_minutes * 60:
+            saved = spent
+            row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), lr=training.lr())
+            row |= dict(loss=round(float(np.mean(losses)), 6)) | evaluate()
+            with (out / LOG).open("a") as file:
+                print(json.dumps(row), file=file, flush=True)
+            training.save(out)  # the row first: a checkpoint without one could not be shipped
+            bar.set_postfix(samples=training.samples, loss=row["loss"])
+            losses = []
+        if finished:
+            return
