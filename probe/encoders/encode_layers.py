@@ -107,10 +107,10 @@ def _encode(
         words, lost = _split_words(text, text_tokens)
         indices = np.arange(len(text_tokens))
         coords = {"token": indices, "text": ("token", [token.text for token in text_tokens])}
-        seen = None
+        recorded = None
         if maps is not None:
             map_coords = {"layer": numbers[1:], "query": indices, **coords}
-            seen = xr.DataArray(maps[row], dims=("layer", "head", "query", "token"), coords=map_coords)
+            recorded = xr.DataArray(maps[row], dims=("layer", "head", "query", "token"), coords=map_coords)
         encodings.append(
             TextEncoding(
                 text=text,
@@ -123,7 +123,7 @@ def _encode(
                 ),
                 final=xr.DataArray(final[row], dims=("token", "feature"), coords=coords),
                 blind=dict(sorted(blind.items())),
-                seen=seen,
+                recorded_attention=recorded,
             )
         )
     return encodings

@@ -40,7 +40,7 @@ def record_texts(
 
 def encoder_manifest(encoder: Encoder, count: int, first: TextEncoding | None) -> dict[str, object]:
     """The manifest before the first text is written."""
-    heads = None if first is None or first.seen is None else first.seen.sizes["head"]
+    heads = None if first is None or first.recorded_attention is None else first.recorded_attention.sizes["head"]
     return {
         "model": {"name": encoder.name, "revision": None, "weights_sha256": encoder.weights_sha256()},
         "count": count,

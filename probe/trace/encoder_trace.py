@@ -67,9 +67,9 @@ class EncoderTraceWriter:
             for layer, state in enumerate(encoding.states.values):
                 tensors[text_state_key(number, layer)] = np.ascontiguousarray(state, np.float32)
             tensors[text_final_key(number)] = np.ascontiguousarray(encoding.final.values, np.float32)
-            if encoding.seen is not None:
-                for layer, seen in enumerate(encoding.seen.values, 1):
-                    tensors[text_attention_key(number, layer)] = np.ascontiguousarray(seen, np.float32)
+            if encoding.recorded_attention is not None:
+                for layer, maps in enumerate(encoding.recorded_attention.values, 1):
+                    tensors[text_attention_key(number, layer)] = np.ascontiguousarray(maps, np.float32)
             blind = {str(layer): why for layer, why in encoding.blind.items()}
             about.append({"text": encoding.text, "blind": blind} | {part: getattr(encoding, part) for part in PARTS})
         try:
@@ -155,11 +155,11 @@ class EncoderTrace:
         places = {"token": np.arange(len(tokens)), "text": ("token", [token.text for token in tokens])}
         layers = np.arange(self.layers + 1)
         states = np.stack([self.read_state(text, layer) for layer in range(len(layers))])
-        seen = None
+        attention = None
         if not entry.blind:
             read = np.stack([self.read_attention(text, layer) for layer in range(1, len(layers))])
             coords = {"layer": layers[1:], "query": np.arange(len(tokens)), **places}
-            seen = xr.DataArray(read, dims=("layer", "head", "query", "token"), coords=coords)
+            attention = xr.DataArray(read, dims=("layer", "head", "query", "token"), coords=coords)
         words = {part: tuple(word.word() for word in getattr(entry, part)) for part in PARTS[1:]}
         return TextEncoding(
             text=entry.text,
@@ -168,7 +168,7 @@ class EncoderTrace:
             states=xr.DataArray(states, dims=("layer", "token", "feature"), coords={"layer": layers, **places}),
             final=xr.DataArray(self.read_final(text), dims=("token", "feature"), coords=places),
             blind=self.blind(text),
-            seen=seen,
+            recorded_attention=attention,
         )
 
     def blind(self, text: int) -> dict[int, str]:
@@ -273,7 +273,10 @@ def _problems(trace: EncoderTrace) -> Iterator[str]:
                 encoding = trace.encoding(number)
                 if not np.isfinite(encoding.states).all():
                     yield f"Text {number}: a state holds values that are not finite."
-                if encoding.seen is not None and not np.abs(encoding.seen.sum("token") - 1).max() <= 1e-3:
+                if (
+                    encoding.recorded_attention is not None
+                    and not np.abs(encoding.recorded_attention.sum("token") - 1).max() <= 1e-3
+                ):
                     yield f"Text {number}: the attention of a query does not sum to 1."
         except (DamagedTrace, OSError) as error:
             yield str(error)

@@ -216,15 +216,15 @@ class MapReader:
             return None
         by_head = len(self.files.shape(file, key)) == 4
         columns = columns or self.column_range
-        maps = file.read(key) if columns == slice(None) else file.read(key, (slice(None),) * by_head + (columns,))
+        values = file.read(key) if columns == slice(None) else file.read(key, (slice(None),) * by_head + (columns,))
         if self.weights is not None:
             weights = self.weights[columns]
             if len(weights) == 1:
-                maps = maps[..., 0, :, :]
-                maps = maps if weights[0] == 1 else maps * weights[0]
+                values = values[..., 0, :, :]
+                values = values if weights[0] == 1 else values * weights[0]
             else:
-                maps = np.einsum("t,...tyx->...yx", weights, maps.astype(np.float32))
-        return maps / np.float32(self.count(file, key)) if self.manifest.keep == "sum" else maps
+                values = np.einsum("t,...tyx->...yx", weights, values.astype(np.float32))
+        return values / np.float32(self.count(file, key)) if self.manifest.keep == "sum" else values
 
     def rest(self, site: str, step: int) -> np.ndarray | None:
         """float32 [head?, y, x]: attention to no text column, zero where the file leaves it out; None if not there."""
@@ -235,8 +235,8 @@ class MapReader:
             shape = self.files.shape(file, key)
             return np.zeros(shape[:-3] + shape[-2:], np.float32)
         self.files.shape(file, rest)
-        maps = file.read(rest).astype(np.float32)
-        return maps / self.count(file, key) if self.manifest.keep == "sum" else maps
+        values = file.read(rest).astype(np.float32)
+        return values / self.count(file, key) if self.manifest.keep == "sum" else values
 
     def count(self, file: SafetensorsFile, key: str) -> int:
         """How many steps a sum is of."""
@@ -272,16 +272,16 @@ class AttentionQuery(MapReader):
         chosen = select_steps(files, steps)
         if self.manifest.keep == "sum" and chosen:
             if set(chosen) != set(files.steps):
-                raise NotRecorded("This trace keeps only the sum over its steps; single steps cannot be told apart.")
+                raise NotRecorded("This trace keeps only the sum over its steps, so single steps cannot be selected.")
             chosen = files.steps[-1:]
         keys = [map_key(site, self.branch) for site in self.sites]
-        found = [step for step in chosen if any(key in files.step(step).keys for key in keys)]
+        present = [step for step in chosen if any(key in files.step(step).keys for key in keys)]
         explicit = steps is not None and not isinstance(steps, slice)
-        if not found or (explicit and len(found) < len(chosen)):
-            missing = sorted(set(chosen) - set(found))
+        if not present or (explicit and len(present) < len(chosen)):
+            missing = sorted(set(chosen) - set(present))
             have = (
                 f" at step {missing[0]}"
-                if found
+                if present
                 else " at any of these steps"
                 if files.steps
                 else ": no step is finished"
@@ -290,9 +290,9 @@ class AttentionQuery(MapReader):
                 f"There is no {self.branch} attention of {self.sites[0]}{' …' * (len(self.sites) > 1)}{have}."
             )
         for site, key in zip(list(self.sites), keys):
-            if not any(key in files.step(step).keys for step in found):
+            if not any(key in files.step(step).keys for step in present):
                 self.sites = [name for name in self.sites if name != site]
-        return found, files.steps if self.manifest.keep == "sum" else found
+        return present, files.steps if self.manifest.keep == "sum" else present
 
     # --- all steps
 
@@ -317,8 +317,8 @@ class AttentionQuery(MapReader):
             into = {site: np.empty((len(self.steps), *self.shape(site)), np.float32) for site in sites}
         for index, step in enumerate(self.steps):
             for site in sites:
-                found = self.step(site, step)
-                into[site][index] = np.nan if found is None else found
+                values = self.step(site, step)
+                into[site][index] = np.nan if values is None else values
         return into
 
     # --- labels

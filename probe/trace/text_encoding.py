@@ -32,15 +32,15 @@ class TextEncoding:
     states: xr.DataArray  # fp32 [layer, token, feature]
     final: xr.DataArray  # fp32 [token, feature]
     blind: dict[int, str] = field(repr=False)  # layers whose attention could not be read, with the reason
-    seen: xr.DataArray | None = field(repr=False)  # attention, None if a layer is blind
+    recorded_attention: xr.DataArray | None = field(repr=False)  # None if a layer is blind
 
     @property
     def attention(self) -> xr.DataArray:
         """Probabilities, fp32 [layer, head, query, token]; layers from 1. Each query's sum to 1."""
-        if self.seen is None:
+        if self.recorded_attention is None:
             layer, why = next(iter(self.blind.items()))
             raise NotReadable(f"the attention of layer {layer} cannot be read: it {why}")
-        return self.seen
+        return self.recorded_attention
 
     def word_states(self, words: Sequence | None = None) -> xr.DataArray:
         """fp32 [layer, word, feature]: the mean of a word's tokens.

@@ -75,7 +75,7 @@ def _evaluation_step(velocity: Tensor, arguments: Arguments) -> SchedulerStep:
 
 
 def _metadata(model: MiniUNet, arguments: Arguments) -> dict[str, object]:
-    settings = {name: arguments.get(name) for name in ("guidance", "sampler", "seed")}
+    settings: dict[str, object] = {name: arguments.get(name) for name in ("guidance", "sampler", "seed")}
     if settings["guidance"] is None and "seed" in arguments:  # `denoise` has neither
         settings["guidance"] = model.default_guidance
     return settings

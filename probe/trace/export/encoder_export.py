@@ -53,10 +53,10 @@ def _arrays(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, tick) -
     for done, (number, words) in enumerate(asked.items(), 1):
         encoding = trace.encoding(number)
         states = encoding.states if tokens else encoding.word_states(words)
-        found = {"states": states}
+        by_name = {"states": states}
         if not encoding.blind:
-            found["attention"] = encoding.attention if tokens else encoding.word_attention(words)
-        for name, array in found.items():
+            by_name["attention"] = encoding.attention if tokens else encoding.word_attention(words)
+        for name, array in by_name.items():
             along = {str(dim): array[dim].values.tolist() for dim in array.dims if dim in array.coords}
             if tokens:
                 along["characters"] = [token.text for token in encoding.tokens]

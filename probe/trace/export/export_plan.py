@@ -59,8 +59,8 @@ class ArrayPlan:
         """float32 [layer, head?, token?, y, x]."""
         result = np.full(self.shape[1:], np.nan, np.float32)
         for site, place in zip(self.sites, result):
-            if (found := self.query.step(site, step)) is not None:
-                place[tuple(map(slice, found.shape))] = found
+            if (maps := self.query.step(site, step)) is not None:
+                place[tuple(map(slice, maps.shape))] = maps
         return result
 
 
