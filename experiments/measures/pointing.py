@@ -117,9 +117,7 @@ def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):
                 pictures = model.sample(
-                    [e.caption.text for e in examples],
-                    steps=config.steps,
-                    seed=[config.seed + seed for seed in some],
+                    [e.caption.text for e in examples], steps=config.steps, seed=[config.seed + seed for seed in some]
                 )
             for seed, e, picture, trace in zip(some, examples, pictures, open_collection(Path(folder) / "runs")):
                 masks = detected_masks(e.scene, np.asarray(picture))

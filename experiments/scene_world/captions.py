@@ -116,13 +116,7 @@ class _Sentence:
     """A caption while it is written: the choices for the whole sentence, and the writer."""
 
     def __init__(self, pick: Pick, scene: Scene, language: str, template: str, order: list[int]):
-        self.pick, self.scene, self.language, self.template, self.order = (
-            pick,
-            scene,
-            language,
-            template,
-            order,
-        )
+        self.pick, self.scene, self.language, self.template, self.order = (pick, scene, language, template, order)
         self.grammar = _GRAMMAR[language]
         self.out = _Writer()
         self.senses = [sense_of(thing, language) for thing in scene.objects]
@@ -172,10 +166,7 @@ class _Sentence:
             article = "an " if bare.startswith("an ") else "a " if bare.startswith("a ") else ""
             article = article or next((m for m in ("一幅", "一张") if bare.startswith(m)), "")
             # "an ink wash painting of" needs a noun to follow it
-            starts_with_noun = _pieces(self.template)[0][0] == "" and _pieces(self.template)[0][1:3] == (
-                "",
-                "A",
-            )
+            starts_with_noun = _pieces(self.template)[0][0] == "" and _pieces(self.template)[0][1:3] == ("", "A")
             if lead.endswith(" of ") and (time_first or place_first or not starts_with_noun):
                 lead = bare + ": "
             out.say(article)

@@ -164,23 +164,13 @@ def _beach(mark, time):
 
 
 def _desert(mark, time):
-    _fill(
-        mark,
-        0,
-        64,
-        (252, 236, 196) if time == "day" else (255, 216, 180) if time == "dusk" else (110, 110, 150),
-    )
+    _fill(mark, 0, 64, (252, 236, 196) if time == "day" else (255, 216, 180) if time == "dusk" else (110, 110, 150))
     mark("polygon", [(0, 46), (20, 30), (42, 44), (64, 34), (64, 64), (0, 64)], (232, 176, 98))
     mark("polygon", [(0, 56), (30, 46), (64, 54), (64, 64), (0, 64)], (216, 150, 76))
 
 
 def _snow(mark, time):
-    _fill(
-        mark,
-        0,
-        64,
-        (188, 208, 226) if time == "day" else (250, 206, 190) if time == "dusk" else (96, 108, 150),
-    )
+    _fill(mark, 0, 64, (188, 208, 226) if time == "day" else (250, 206, 190) if time == "dusk" else (96, 108, 150))
     mark("polygon", [(4, 40), (16, 16), (28, 40)], (150, 172, 198))
     mark("polygon", [(34, 40), (50, 10), (66, 40)], (150, 172, 198))
     _fill(mark, 38, 64, (248, 251, 255))
@@ -218,12 +208,7 @@ def _sea(mark, time):
 
 
 def _forest(mark, time):
-    _fill(
-        mark,
-        0,
-        64,
-        (206, 232, 190) if time == "day" else (250, 206, 150) if time == "dusk" else (110, 124, 140),
-    )
+    _fill(mark, 0, 64, (206, 232, 190) if time == "day" else (250, 206, 150) if time == "dusk" else (110, 124, 140))
     for x, top in ((2, 12), (13, 4), (24, 14), (35, 6), (46, 13), (57, 3)):
         mark("polygon", [(x - 8, 46), (x + 3, top), (x + 14, 46)], (62, 124, 80))
     _fill(mark, 46, 64, (110, 128, 62))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.experiments.scene_world.captions import Caption, Part, describe
+from toushi.experiments.scene_world.captions import Caption, describe
 from toushi.experiments.scene_world.draw import render
 from toushi.experiments.scene_world.scenes import Pick, Scene, draw_scene
 from toushi.experiments.scene_world.senses import SENSES
@@ -18,15 +18,6 @@ class Example:
     caption: Caption
     picture: np.ndarray
     masks: np.ndarray
-
-    def word_mask(self, part: Part) -> np.ndarray | None:
-        """bool [64, 64]: the object of an object, colour, size or context word; everything that is no object for a place.
-        None for position, time and style, which have no place."""
-        if part.role == "place":
-            return np.logical_not(self.masks.any(axis=0))
-        if part.role in ("object", "colour", "size", "context"):
-            return self.masks[part.object]
-        return None
 
 
 def example(seed: int, split: str = "train", language: str | None = None) -> Example:

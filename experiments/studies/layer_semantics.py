@@ -277,7 +277,7 @@ def sentence(onsets: pd.DataFrame, tasks: pd.DataFrame, config: Config, encoder:
     if never := of_words.loc[~of_words.read].task.tolist():
         zh.append(f"在词处无一层确能比未训练者读出更多的：{'、'.join(display_name(task, 'zh') for task in never)}")
         en.append(
-            f"at a word no layer surely tells more than an untrained row: {', '.join(display_name(t, 'en') for t in never)}"
+            f"at a word no layer surely tells more than an untrained one: {', '.join(display_name(t, 'en') for t in never)}"
         )
     return Bilingual(en=f"{encoder}: " + "; ".join(en) + ".", zh=f"{encoder}：" + "；".join(zh) + "。")
 

@@ -29,7 +29,7 @@ If you run it again, it replaces its own trace. It is the same as
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/demo")
     """Folder of the trace."""
     overwrite: bool = False
-    """Replace another trace that is in the folder."""
+    """Replace another trace in the folder."""
 
     def run(self) -> None:
         overwrite = self.overwrite or is_demo(self.out)

@@ -78,7 +78,7 @@ it in Python."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A text file (UTF-8) with one prompt a line, instead of PROMPT. Empty lines are skipped."""
     keep: Literal["heads", "mean", "sum"] | None = None
-    """heads: every head; mean: the mean over heads at each step; sum: the sum over all steps.
+    """heads: every head; mean: the mean over heads at each step; sum: that mean, summed over all steps.
     If not given: heads if they fit the budget, else mean."""
     sites: Globs = ()
     """Record only these sites (globs such as 'unet.up.*'). Image self-attention is recorded only if it is named."""
