@@ -106,7 +106,9 @@ def choose_kernel(
     """The name of the kernel that PyTorch would choose for this call now: a key of KERNELS, "math" or "other"."""
     choice = torch_private.fused_attention_choice(query, key, value, mask, dropout, causal, scale, enable_gqa)
     name = NAMES.get(choice, "other")
-    return "flash-cpu" if name == "flash" and query.device.type == "cpu" else name
+    if name == "flash" and query.device.type == "cpu":
+        return "flash-cpu" if query.ndim == 4 else "math"  # torch 2.15 answers flash for three axes, too
+    return name
 
 
 def attend(
@@ -132,6 +134,7 @@ def attend(
         kernel = choose_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
         plain = plain and not (query.dtype == torch.float32 and reduced_precision(query))  # its lse would be, too
+        plain = plain and query.ndim == key.ndim == value.ndim == 4  # all that a kernel takes, whatever torch answers
         # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
         takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
         if plain and takes_mask and kernel in KERNELS and key.shape[-2] > recompute_max_keys:

@@ -39,7 +39,8 @@ def resume(model: Model, folder: str | Path, callback: StepCallback | None = Non
     trace = open_trace(folder)
     manifest = trace.manifest
     model = check_resumable(model, trace)
-    assert manifest.size is not None and manifest.edits is not None and manifest.kept is not None  # checked before
+    prompt, negative = manifest.prompt, manifest.negative_prompt or ""
+    assert prompt is not None and manifest.edits is not None and manifest.kept is not None  # checked before
     done = trace.steps
     arguments: dict[str, Any] = {
         "steps": manifest.steps.count,
@@ -58,7 +59,7 @@ def resume(model: Model, folder: str | Path, callback: StepCallback | None = Non
     editing = edit(model, edits) if edits else nullcontext()
     if done and not _missing_steps(trace):  # the steps that are left, if any, are not recorded
         with editing:
-            picture = _sample(model, manifest.prompt, manifest.negative_prompt, arguments)
+            picture = model.sample(prompt, negative, **arguments)
         with TraceWriter(folder, manifest, resume=trace.files) as writer:
             writer.write_image(picture)
         return picture
@@ -73,14 +74,7 @@ def resume(model: Model, folder: str | Path, callback: StepCallback | None = Non
         bool(kept.pads),
     )
     with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), editing:
-        return _sample(model, manifest.prompt, manifest.negative_prompt, arguments)
-
-
-def _sample(model: MiniUNet, prompt: str | None, negative: str | None, arguments: dict[str, Any]) -> Image.Image:
-    assert prompt is not None  # checked before
-    picture = model.sample(prompt, negative or "", **arguments)
-    assert isinstance(picture, Image.Image), "one prompt gives one picture"
-    return picture
+        return model.sample(prompt, negative, **arguments)
 
 
 def _missing_steps(trace: Trace) -> list[int]:

@@ -23,7 +23,7 @@ from toushi.experiments.scene_world.scenes import (
     colour_is_held_out,
     draw_scene,
     held_out,
-    is_lost,
+    is_invisible,
     pair_is_held_out,
 )
 
@@ -107,7 +107,7 @@ def draw_instruction(seed: int, split: str = "train") -> Instruction:
     """The instruction of this seed. In `held_out` at least one rule keeps it out of training; in `train` and `test`
     none does."""
     pick = Pick(seed, 40 + ("train", "test", "held_out").index(split))
-    action, language = pick.one(ACTIONS), "zh" if pick.chance(0.72) else "en"
+    action, language = pick.choose(ACTIONS), "zh" if pick.chance(0.72) else "en"
     wish = None if split != "held_out" else "pair" if action == "replace" and pick.chance(0.5) else "colour" if (
         action == "colour" and pick.chance(0.5)) else "form"  # fmt: skip
     for attempt in range(10_000):
@@ -127,28 +127,28 @@ def _change(pick: Pick, before: Scene, action: str, language: str, held_out_form
     thing, rules, words = before.objects[index], [], {}
     after = before
     if action == "replace":
-        kind = pick.one(PLAIN)
+        kind = pick.choose(PLAIN)
         if kind in kinds:
             return None
         after = _with(before, index, replace(thing, kind=kind, sense=None, colour=None))
         words["b"] = _name(pick, kind, language, article=True)
         rules += ["pair"] * pair_is_held_out(thing.kind, kind)
     elif action == "colour":
-        colour = pick.one(tuple(COLOURS))
+        colour = pick.choose(tuple(COLOURS))
         usable = thing.kind in COLOURABLE and before.style == "flat" and colour != thing.colour
-        if not usable or is_lost(colour, before.place, before.time):
+        if not usable or is_invisible(colour, before.place, before.time):
             return None
         after = _with(before, index, replace(thing, colour=colour))
         words["c"] = f"{grammar_zh.COLOURS[colour][0]}" if language == "zh" else colour
         rules += ["colour"] * colour_is_held_out(colour, thing.kind)
     elif action == "move":
-        side = pick.one(("left", "right", "top", "bottom", "middle"))
+        side = pick.choose(("left", "right", "top", "bottom", "middle"))
         if len(kinds) > 1 or side == before.layout:
             return None
         x, y = CENTRES[side][0]
         moved = replace(thing, x=x, y=y)
         after = replace(_with(before, index, moved), layout=side)
-        words["@"] = pick.one(POSITION_NAMES[language][side])
+        words["@"] = pick.choose(POSITION_NAMES[language][side])
     elif action == "swap":
         if len(kinds) != 2:
             return None
@@ -164,15 +164,15 @@ def _change(pick: Pick, before: Scene, action: str, language: str, held_out_form
         names, options = {"time": (TIME_NAMES, TIMES), "place": (PLACE_NAMES, PLACES), "style": (STYLE_NAMES, STYLES)}[
             action
         ]
-        value = pick.one(options)
+        value = pick.choose(options)
         after = replace(before, **{action: value})
         if value == getattr(before, action) or not _is_drawable(before) or not _is_drawable(after):
             return None
         name = names[language][value]
-        words[action[0]] = name if isinstance(name, str) else pick.one(name)
+        words[action[0]] = name if isinstance(name, str) else pick.choose(name)
         index = None
     forms = FORMS[language][action]
-    form = forms[-1] if held_out_form else pick.one(forms[:-1])
+    form = forms[-1] if held_out_form else pick.choose(forms[:-1])
     rules += ["form"] * (form == forms[-1])
     if held_out(after.objects) and "pair" not in rules and "colour" not in rules:
         rules.append("colour" if "colour" in held_out(after.objects) else "pair")
@@ -188,7 +188,7 @@ def _with(scene: Scene, index: int, thing: Object) -> Scene:
 
 def _name(pick: Pick, kind: str, language: str, article: bool = False) -> str:
     names = KINDS[kind].zh if language == "zh" else KINDS[kind].en
-    name = names[0] if pick.chance(0.85) else pick.one(names)
+    name = names[0] if pick.chance(0.85) else pick.choose(names)
     if language == "zh" or not article:
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
@@ -202,4 +202,4 @@ def _is_drawable(scene: Scene) -> bool:
         return False
     if (coloured or shapes) and scene.style != "flat":
         return False
-    return not any(thing.colour and is_lost(thing.colour, scene.place, scene.time) for thing in scene.objects)
+    return not any(thing.colour and is_invisible(thing.colour, scene.place, scene.time) for thing in scene.objects)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from toushi.experiments.training.recipe import LOG, logged, read_checkpoint, write_checkpoint
+from toushi.experiments.training.recipe import LOG, read_checkpoint, read_log, write_checkpoint
 from toushi.hooks.torch_private import lerp_each_
 from toushi.probe.models.low_rank import add_low_rank_updates, updates_of
 from toushi.probe.models.mini_unet import MiniUNet, SharedParts, part_of, weights_sha256
@@ -137,7 +137,7 @@ def run(
     if (out / "checkpoint.safetensors").exists():
         training.resume(out)
     config, losses, saved = training.config, [], 0.0
-    hours = max((row["hours"] for row in logged(out / LOG).values()), default=0.0)
+    hours = max((row["hours"] for row in read_log(out / LOG).values()), default=0.0)
     start, total = time.monotonic(), training.config.minutes * 60
     bar = tqdm(total=round(total), unit="s", desc=out.name, mininterval=5)
     while True:

@@ -169,6 +169,7 @@ def load_pretrained(
     has_tokenizer = any(home.glob("*token*")) or any(home.glob("vocab*"))
     tokenizer_home = home if has_tokenizer else home.parent / home.name.replace("text_encoder", "tokenizer")
     transformers = _transformers()
+    model: Any  # as transformers types `to`, it cannot be called
     with _quiet(transformers):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_home, **LOCAL_ONLY)
@@ -183,7 +184,7 @@ def load_pretrained(
     if untrained is not None:
         with _seeded(untrained), _quiet(transformers):
             model = with_random_weights(model).eval().requires_grad_(False)
-    encoder = wrap_encoder(model.to(torch.device(device or best_device())), tokenizer, folder.resolve().name)
+    encoder = wrap_encoder(model.to(device or best_device()), tokenizer, folder.resolve().name)
     return encoder if untrained is not None else replace(encoder, weights_sha256=lambda: _sha256(home))
 
 

@@ -18,12 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.load import UnknownModel, quiet_library_logs, read_model_index, shard_names
+from toushi.probe.pipelines.load import quiet_library_logs
+from toushi.probe.pipelines.model_index import UnknownModel, read_model_index, weight_files
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -123,18 +122,6 @@ def component_info(folder: Path, name: str, kind: str, component: object) -> Com
     elif parameters is None and stored_bytes is not None:
         parameters = stored_bytes // bytes_per_weight(folder)
     return ComponentInfo(name, kind, parameters, stored_bytes, tuple(sources), len(names) - len(files), **sizes)
-
-
-def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The weight files that are in the folder, and the names of all that should be."""
-    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
-    if index is not None:
-        names = shard_names(index)
-    else:
-        present = sorted(path.name for path in folder.glob(WEIGHTS))
-        usual = [name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors") if name in present]
-        names = usual[:1] or present[:1] or ["model.safetensors"]  # other files are variants of the same weights
-    return [folder / name for name in names if (folder / name).is_file()], names
 
 
 def count_in_headers(files: list[Path]) -> tuple[int, int]:

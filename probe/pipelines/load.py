@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
 from toushi.probe.pipelines.family import Model, submodule
 from toushi.probe.pipelines.load_options import DTYPES, MODEL_ATTRIBUTE, BadOption, Dtype, LoadOptions
+from toushi.probe.pipelines.model_index import UnknownModel, check_weight_files, read_model_index
 from toushi.probe.pipelines.out_of_memory import explain_out_of_memory, is_out_of_memory
 from toushi.probe.pipelines.private_api import has_repeated_blocks, parts_without_offload
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 Device = str | torch.device | None
 ShippedModel = Literal["mini-unet", "twins/bidirectional", "twins/causal"]
-
-
-class UnknownModel(ToushiError):
-    """No model has this name, or its folder cannot be read."""
 
 
 class NoGain(UserWarning):
@@ -298,52 +295,6 @@ def dtype_argument(version: str) -> str:
     """What `from_pretrained` of this release of diffusers calls the dtype; the older name warns since 0.40."""
     major, minor = version.split(".")[:2]
     return "dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype"
-
-
-class ModelIndex(NamedTuple):
-    """What model_index.json says of a pipeline."""
-
-    kind: str  # its class
-    components: dict[str, tuple[str | None, str | None]]  # library and class of each
-
-
-def read_model_index(folder: Path) -> ModelIndex:
-    """The index of a pipeline's folder. Raises UnknownModel if it cannot be read or names no pipeline class."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnknownModel(f"{folder} has no model_index.json that can be read ({error}): download it again") from None
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise UnknownModel(
-            f"{folder} has no diffusers pipeline: its model_index.json names no pipeline class (_class_name). Expected "
-            "a folder that save_pretrained wrote, or a downloaded repository: download it again"
-        )
-    pairs = {name: pair for name, pair in index.items() if isinstance(pair, list) and len(pair) == 2}
-    components = {name: (pair[0], pair[1]) for name, pair in pairs.items() if Path(name).name == name}
-    return ModelIndex(index["_class_name"], components)
-
-
-def check_weight_files(folder: Path) -> None:
-    """Raises UnknownModel if weight files are missing that the folder's index files name."""
-    for part in read_model_index(folder).components:
-        for index in sorted((folder / part).glob("*.safetensors.index.json")):
-            names = shard_names(index)
-            if missing := [name for name in names if not (folder / part / name).is_file()]:
-                raise UnknownModel(
-                    f"{folder / part} lacks {len(missing)} of its {len(names)} weight files, among them {missing[0]}: "
-                    "download them again (the folder has only part of the model)"
-                )
-
-
-def shard_names(index: Path) -> list[str]:
-    """Names of the weight files that an index lists. Raises UnknownModel if they are not beside it."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UnknownModel(f"{index} cannot be read ({error}): download it again") from None
-    if outside := [name for name in names if Path(name).name != name]:
-        raise UnknownModel(f"{index} names {outside[0]!r}, which is not beside it: do not trust this folder")
-    return names
 
 
 def bnb_4bit_config(folder: Path, dtype: torch.dtype) -> "PipelineQuantizationConfig":

@@ -5,7 +5,7 @@ They may change in any release: `tests/pipelines/test_private_api.py` says what 
 
 from collections.abc import Iterable
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from transformers import PreTrainedModel
+
+Encoder = TypeVar("Encoder", bound="PreTrainedModel")
 
 # --- diffusers ---
 
@@ -87,6 +89,6 @@ def attention_implementation(attention: nn.Module, encoder: nn.Module) -> str:
     return getattr(config, "_attn_implementation", "sdpa")
 
 
-def with_random_weights(model: "PreTrainedModel") -> "PreTrainedModel":
+def with_random_weights(model: Encoder) -> Encoder:
     """A model of the same class and configuration, with weights as they are before training."""
     return type(model)._from_config(model.config)

@@ -122,9 +122,10 @@ def align_tokens(
     on the left comes last. Raises SpellingError if these are not the ids of that prompt.
     """
     errors = []
-    for lower, spaces in itertools.product((False, True), repeat=2):  # a pipeline may have lowered the prompt's case
+    # A pipeline may have lowered the prompt's case, a tokenizer in plain Python may have dropped control characters.
+    for controls, lower, spaces in itertools.product((True, False), (False, True), (False, True)):
         try:
-            return _align(vocabulary, ids, mask, prompt, columns, encoders, template, lower, spaces)
+            return _align(vocabulary, ids, mask, prompt, columns, encoders, template, lower, spaces, controls)
         except SpellingError as error:
             errors.append(error)
     raise errors[0]
@@ -140,9 +141,12 @@ def _align(
     template: tuple[str, str],
     lower: bool,
     spaces: bool,
+    controls: bool,
 ) -> tuple[list[Token], int | None]:
     before, after = (vocabulary.text_bytes(text, False, spaces) for text in template)
     own = vocabulary.text_bytes(prompt, lower, spaces)
+    if not controls:
+        own = [(byte, span) for byte, span in own if not _is_control(prompt[slice(*span)])]
     stream = bytes(byte for byte, _ in (*before, *own, *after))
     first, last = len(before), len(before) + len(own)
     pads = _padding(vocabulary, ids, mask)
@@ -240,6 +244,10 @@ def _padding(vocabulary: Vocabulary, ids: Sequence[int], mask: Sequence[int] | N
     if vocabulary.pad == vocabulary.eos:
         tail += 1
     return [index >= tail for index in range(len(ids))]
+
+
+def _is_control(characters: str) -> bool:
+    return all(unicodedata.category(character) in ("Cc", "Cf") for character in characters)
 
 
 def _word_breaks(prompt: str, own: TextBytes, first: int) -> set[int]:

@@ -273,7 +273,10 @@ def _problems(trace: EncoderTrace) -> Iterator[str]:
                 encoding = trace.encoding(number)
                 if not np.isfinite(encoding.states).all():
                     yield f"Text {number}: a state holds values that are not finite."
-                if encoding.recorded_attention is not None and not np.abs(encoding.recorded_attention.sum("token") - 1).max() <= 1e-3:
+                if (
+                    encoding.recorded_attention is not None
+                    and not np.abs(encoding.recorded_attention.sum("token") - 1).max() <= 1e-3
+                ):
                     yield f"Text {number}: the attention of a query does not sum to 1."
         except (DamagedTrace, OSError) as error:
             yield str(error)

@@ -1,6 +1,7 @@
 """One way to ask any model for a picture: what one of them does not know, or would not look at, is refused."""
 
 import inspect
+from typing import get_args
 
 import pytest
 
@@ -9,7 +10,7 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.generate import _call_pipeline, default_steps, generate
-from toushi.probe.pipelines.load import load, shipped_models
+from toushi.probe.pipelines.load import ShippedModel, load, shipped_models
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
@@ -19,6 +20,10 @@ class OurZImage:
     """What `generate` checks first."""
 
     name, unguided, sample = ZImage.name, ZImage.unguided, ZImage.sample
+
+
+def test_the_type_of_load_names_every_shipped_model():
+    assert sorted(get_args(ShippedModel)) == shipped_models()
 
 
 @pytest.mark.parametrize("name", shipped_models())

@@ -12,7 +12,8 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut, weights_sha256
 from toushi.probe.models.prompt_batch import concat_prompts
 from toushi.probe.models.text_encoder import apply_rope
-from toushi.probe.pipelines.load import UnknownModel, load, model_files
+from toushi.probe.pipelines.load import load, model_files
+from toushi.probe.pipelines.model_index import UnknownModel
 
 SHORT, LONG = "猫", "左边是一只𰻝𰻝面色的猫头鹰🦉，右边是 a red circle，夜晚"
 

@@ -14,7 +14,8 @@ from toushi.cli.sites import sites_from_configs
 from toushi.dashboards import trace_library as library
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.generate import generate
-from toushi.probe.pipelines.load import UnknownModel, load
+from toushi.probe.pipelines.load import load
+from toushi.probe.pipelines.model_index import UnknownModel
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
 

@@ -74,8 +74,8 @@ def _evaluation_step(velocity: Tensor, arguments: Arguments) -> SchedulerStep:
     return SchedulerStep(velocity, latents, latents - time * velocity.to(latents))
 
 
-def _metadata(model, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {name: arguments.get(name) for name in ("guidance", "sampler", "seed")}
+def _metadata(model: MiniUNet, arguments: Arguments) -> dict[str, object]:
+    settings: dict[str, object] = {name: arguments.get(name) for name in ("guidance", "sampler", "seed")}
     if settings["guidance"] is None and "seed" in arguments:  # `denoise` has neither
         settings["guidance"] = model.default_guidance
     return settings
