@@ -11,7 +11,7 @@ from tests.figures.test_figures import texts
 from tests.trace.runs import PROMPT, TOKENIZER, Run
 from toushi.cli.info import Info
 from toushi.cli.trace_summary import summarize_others
-from toushi.dashboards.heat_map import planes
+from toushi.dashboards.heat_map.word_maps import read_word_maps
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import words_figure
 from toushi.probe.text.alignment import Token
@@ -85,7 +85,7 @@ def test_every_answer_is_that_of_all_columns(traces):
     pads = stored_columns(whole.tokens())[1]
     assert float(two.sel(token=PADS)) == pytest.approx(float(one.sel(token=pads).sum()), abs=1e-3)
     assert sorted(summarize_others(summed).split(", ")) == sorted(summarize_others(whole).split(", "))
-    one, two = planes.planes(whole, "cond"), planes.planes(summed, "cond")
+    one, two = read_word_maps(whole, "cond"), read_word_maps(summed, "cond")
     order = [two.units.index(unit) for unit in one.units]
     assert sorted(order) == list(range(len(two.units)))
     for first, second in zip(one.layers, two.layers):
