@@ -106,7 +106,7 @@ def test_the_explorer_goes_on(home, name):
     (home / "good" / "manifest.json").write_text('{"kind": "picture", "prompt": "猫"}')
     with without_privileges():
         entry = library.entry(Path(name))
-        assert entry.damaged and library.thumbnail(entry) is None and set(library.stamp(name)) == {0}
+        assert entry.damaged and library.thumbnail(entry) is None and set(library.trace_version(name)) == {0}
         assert not library._same(Path(name), home)
         assert list(library._manifests(Path(name), 3)) == []
         assert [found.prompt for found in library.entries(home) if not found.damaged] == ["猫"]

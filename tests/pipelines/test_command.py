@@ -42,7 +42,7 @@ def test_toushi_trace(name, tmp_path, capsys):
     # The explorer opens it.
     (entry,) = library.entries(tmp_path)
     assert entry.prompt == PROMPT and not entry.damaged and library.thumbnail(entry)
-    run, version = str(entry.folder), library.stamp(str(entry.folder))
+    run, version = str(entry.folder), library.trace_version(str(entry.folder))
     assert len(library.picture(run, version, "cond", "zh")) > 1000
     assert library.has_encoder(trace, "cond") == (name not in HIDDEN)
     assert not library.has_encoder(trace, "cond") or len(library.encoder(run, version, "cond", "zh")) > 1000
