@@ -283,13 +283,13 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["trace", "猫", "--prompts", "p.txt"], "either"),
         (["trace", "--prompts", "nowhere.txt"], "nowhere.txt"),
         (["trace", "--resume", "/nowhere"], "/nowhere"),
-        (["trace", "猫", "--resume", "runs/cat"], "leave PROMPT away"),
-        (["trace", "--resume", "runs/cat", "--steps", "50", "--dtype", "bf16"], "leave --steps, --dtype away"),
+        (["trace", "猫", "--resume", "runs/cat"], "remove PROMPT"),
+        (["trace", "--resume", "runs/cat", "--steps", "50", "--dtype", "bf16"], "remove --steps, --dtype"),
         (["trace", "猫", "--edits", "nowhere.json"], "nowhere.json"),
         (["trace", "猫", "--size", "99999"], "the nearest is 8192x8192"),
         (["doctor", "mini-unet", "--steps", "0"], "--steps must be 1 or more, but 0 came"),
-        (["trace", "猫", "--no-record", "--keep", "sum"], "--no-record only draws"),
-        (["trace", "猫", "--no-record", "--sites", "unet.up.*", "--words", "猫"], "leave --sites, --words away"),
+        (["trace", "猫", "--no-record", "--keep", "sum"], "--no-record keeps no map; remove --keep"),
+        (["trace", "猫", "--no-record", "--sites", "unet.up.*", "--words", "猫"], "remove --sites, --words"),
         (["trace", "half a character \ud83d"], "surrogate"),
         (["tracee", "猫"], "'trace'"),
         (["words"], "PROMPT"),
@@ -367,7 +367,7 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     monkeypatch.setattr("toushi.cli.words.Words.run", broken)
     assert main(["words", "猫"]) == 1
     assert capsys.readouterr().err == (
-        "toushi: ZeroDivisionError: deep inside (a fault of Toushi; with --debug it shows where)\n"
+        "toushi: ZeroDivisionError: deep inside (a bug in Toushi; --debug shows where)\n"
     )
     assert main(["words", "--debug", "猫"]) == 1 and "Traceback" in capsys.readouterr().err
 

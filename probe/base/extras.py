@@ -11,6 +11,7 @@ EXTRAS = {
     "accelerate": "pipelines",
     "captum": "explain",
     "diffusers": "pipelines",
+    "filelock": "experiments",
     "fontTools": "reports",
     "jinja2": "reports",
     "matplotlib": "figures",
