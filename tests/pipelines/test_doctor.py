@@ -82,8 +82,8 @@ def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
 def test_the_command_on_a_saved_pipeline(name, saved, capsys):
     assert main(["doctor", str(saved(name)), "--size", "32", "--language", "en"]) == 0
     said = capsys.readouterr().out
-    assert f"family {name}" in said and "SDPA picks" in said and "It will run with: --device" in said
-    assert "file headers + config" in said and "--keep mean" in said and "not here:" in said
+    assert f"family {name}" in said and "SDPA picks" in said and "Run it with: --device" in said
+    assert "file headers + config" in said and "--keep mean" in said and "not installed:" in said
 
 
 @pytest.mark.parametrize(("engine", "says"), [("own", "8 steps, 64 text columns, 1 "), ("diffusers", "50 steps")])
@@ -139,7 +139,7 @@ def test_what_offload_needs(saved):
     assert needed_bytes(parts, "transformer", "none", "4bit") < need["none"]
 
 
-@pytest.mark.parametrize(("free", "says"), [(10**6, "It will not run here"), (10**13, "It will run with")])
+@pytest.mark.parametrize(("free", "says"), [(10**6, "It will not run here"), (10**13, "Run it with")])
 def test_what_fits(free, says, saved, capsys, monkeypatch):
     monkeypatch.setattr("toushi.cli.doctor.free_on", lambda device: free)
     assert main(["doctor", str(saved("flux")), "--language", "en", "--size", "64"]) == 0
@@ -155,7 +155,7 @@ def test_folders_that_are_not_whole(saved, tmp_path, capsys):
     (folder / "model_index.json").write_text(json.dumps({**index, "extra": ["somebodys_code", "Model"]}))
     assert main(["doctor", str(folder), "--language", "en"]) == 0
     said = capsys.readouterr().out
-    assert "1 files not here" in said and "vae: nothing is known" in said and "whose code is not run here" in said
+    assert "1 files missing" in said and "vae: unknown" in said and "whose code is not run here" in said
     (tmp_path / "model_index.json").write_text("[]")
     assert main(["doctor", str(tmp_path)]) == 2 and "download it again" in capsys.readouterr().err
     assert main(["doctor", "nobody/nothing"]) == 2 and "--include" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_words_may_be_given_alone_or_by_span(model, tmp_path):
 def test_what_would_keep_nothing_is_refused(model, tmp_path):
     with pytest.raises(ToushiError, match=r"words: no text column stands for '夜晚', since it was cut"), pytest.warns():
         recorded(model, tmp_path / "cut", prompt=LONG + "夜晚", keeping={"words": "夜晚"})
-    with pytest.raises(ToushiError, match=r"steps: slice\(10, 20, None\) holds none of the 3 steps"):
+    with pytest.raises(ToushiError, match=r"steps: slice\(10, 20, None\) has none of the 3 steps"):
         recorded(model, tmp_path / "late", keeping={"steps": slice(10, 20)})
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.recording.tiny_runs import PROMPT, draw, explicit, recorded, same
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.recording.provenance import value_of_picture
+from toushi.probe.recording.provenance import entry_of_picture
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.trace_errors import NoTrace, WriteFailed
@@ -40,8 +40,8 @@ def test_each_picture_has_its_own_seed_whatever_holds_them(model, tmp_path):
         with record(model, tmp_path / str(number)) as recording:
             model.sample(["猫", "狗"], seed=seed, steps=1)
         assert [open_trace(folder).manifest.seed for folder in recording.traces] == [4, 5]
-    assert [value_of_picture(["a", "b"], item, 4) for item in range(4)] == ["a", "a", "b", "b"]
-    assert value_of_picture("猫", 1, 2) == "猫" and value_of_picture([], 1, 2) == [] and value_of_picture(7, 1, 2) == 7
+    assert [entry_of_picture(["a", "b"], item, 4) for item in range(4)] == ["a", "a", "b", "b"]
+    assert entry_of_picture("猫", 1, 2) == "猫" and entry_of_picture([], 1, 2) == [] and entry_of_picture(7, 1, 2) == 7
 
 
 def test_several_runs_in_one_recording(model, tmp_path):

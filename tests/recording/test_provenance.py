@@ -54,7 +54,7 @@ def test_a_model_is_told_by_its_folder_or_hub_id_never_by_a_path_of_this_machine
     def told(source: str) -> tuple[str | None, str | None]:
         model = Pipeline()
         model.name_or_path = source
-        found = provenance._identity(model)
+        found = provenance._model_identity(model)
         return found["name"], found["revision"]
 
     (tmp_path / "models" / "flux").mkdir(parents=True)
