@@ -85,7 +85,7 @@ def test_every_answer_is_that_of_all_columns(traces):
     pads = stored_columns(whole.tokens())[1]
     assert float(two.sel(token=PADS)) == pytest.approx(float(one.sel(token=pads).sum()), abs=1e-3)
     assert sorted(summarize_others(summed).split(", ")) == sorted(summarize_others(whole).split(", "))
-    one, two = word_maps.read_word_maps(whole, "cond"), planes.planes(summed, "cond")
+    one, two = word_maps.read_word_maps(whole, "cond"), word_maps.read_word_maps(summed, "cond")
     order = [two.units.index(unit) for unit in one.units]
     assert sorted(order) == list(range(len(two.units)))
     for first, second in zip(one.layers, two.layers):
