@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from toushi.experiments.runner.result_manifest import FORMAT, VERSION, ResultManifest
@@ -91,6 +90,8 @@ def _advice(column: pd.Series) -> str:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Refuses a second `toushi run` in the same folder. The lock ends with the process, however it ends."""
+    from filelock import FileLock, Timeout  # here: `toushi report` reads results without it
+
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

@@ -130,7 +130,10 @@ def test_a_pipeline_keeps_the_threads_of_torch_unless_others_are_asked_for(saved
 
 
 def test_the_names_of_the_article():
-    assert Trace(medvram=True).checked_loading().offload == "model" and Trace(lowvram=True).checked_loading().offload == "sequential"
+    assert (
+        Trace(medvram=True).checked_loading().offload == "model"
+        and Trace(lowvram=True).checked_loading().offload == "sequential"
+    )
     assert LoadOptions(offload="medvram").offload == "model" and LoadOptions(offload="lowvram").offload == "sequential"  # pyright: ignore[reportArgumentType]
 
 
