@@ -399,7 +399,7 @@ def test_the_layers_page_opens_kept_texts(app, tmp_path):
 
 
 @pytest.mark.parametrize("values, said", [
-    (("", ""), "Type a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "cut"),
+    (("", ""), "Enter a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "Cut"),
 ])  # fmt: skip
 def test_the_layers_page_says_what_it_cannot_show(app, monkeypatch, values, said):
     assert said in layers_page(app, monkeypatch, *values).warning[0].value
