@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -57,7 +58,8 @@ def test_an_encoded_prompt_from_the_cache_is_recorded_all_the_same(model, tmp_pa
         assert model.embedding_cache[key] is text
 
 
-def test_a_compiled_model_is_covered(tmp_path):
+def test_a_compiled_model_is_covered(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot trace its checks
     model = MiniUNet.tiny()
     plain = draw(model)
     model.unet = torch.compile(model.unet, backend="eager")
