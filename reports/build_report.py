@@ -87,11 +87,11 @@ def open_sources(folder: Path) -> list[Path | Trace]:
     return [folder]
 
 
-def unique_key(folder: Path, taken: Collection[str]) -> str:
-    """The folder's name as an anchor and a file name, with a number if it is taken."""
+def unique_key(folder: Path, used: Collection[str]) -> str:
+    """The folder's name as an anchor and a file name, with a number if it is used."""
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
     key, number = name, 1
-    while key in taken or key in LANGUAGES:
+    while key in used or key in LANGUAGES:
         number += 1
         key = f"{name}-{number}"
     return key

@@ -139,13 +139,13 @@ def trace_facts(manifest: Manifest) -> list[tuple[Bilingual, Bilingual]]:
         "heat_map": manifest.heat_map and manifest.heat_map.rule,
         "keep": manifest.keep,
         "edits": json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None,
-        "segmenter": _joined(manifest.segmenter),
-        "versions": _joined(manifest.versions),
+        "segmenter": _join(manifest.segmenter),
+        "versions": _join(manifest.versions),
         "git": manifest.git,
         "argv": shlex.join(["toushi", *manifest.argv[1:]]) if manifest.argv else None,
     }
     return [(FACTS[name], Bilingual.same(value)) for name, value in values.items() if value not in (None, "")]
 
 
-def _joined(values: Mapping[str, object] | None) -> str:
+def _join(values: Mapping[str, object] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (values or {}).items())

@@ -17,6 +17,10 @@ WORDS = """
 # (file, name) -> why it is a name all the same.
 ALLOWED = {
     ("experiments/scene_world/draw.py", "_room"): "the place of a scene",
+    **{
+        (f"probe/trace/export/{file}_export.py", "about"): "the array that an npz file has of this name"
+        for file in ("encoder", "npz", "parquet")
+    },
     ("probe/trace/manifest.py", "Kept"): "the object of the manifest's field `kept`",
 }
 

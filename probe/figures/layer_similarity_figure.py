@@ -200,19 +200,23 @@ def _page(encodings: TextEncodings, blocks: Sequence[Block], note: str) -> Style
     return figure
 
 
-def _matrix(axes: Axes, one: Map, low: float, top: float) -> None:
-    if one.coloured.size:
-        axes.imshow(one.coloured, cmap=SEQUENTIAL, vmin=low, vmax=top, interpolation="nearest", aspect="auto")
-    for row, column in np.ndindex(len(one.rows), one.percent_columns):
-        place = len(one.columns) - one.percent_columns + column
-        axes.text(place, row, f"{100 * one.values[row, place]:.0f}", size=7, ha="center", va="center")
-    axes.set(xlim=(-0.5, max(1, len(one.columns)) - 0.5), ylim=(max(1, len(one.rows)) - 0.5, -0.5))
+def _matrix(axes: Axes, entry: Map, low: float, top: float) -> None:
+    if entry.coloured.size:
+        axes.imshow(entry.coloured, cmap=SEQUENTIAL, vmin=low, vmax=top, interpolation="nearest", aspect="auto")
+    for row, column in np.ndindex(len(entry.rows), entry.percent_columns):
+        place = len(entry.columns) - entry.percent_columns + column
+        axes.text(place, row, f"{100 * entry.values[row, place]:.0f}", size=7, ha="center", va="center")
+    axes.set(xlim=(-0.5, max(1, len(entry.columns)) - 0.5), ylim=(max(1, len(entry.rows)) - 0.5, -0.5))
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(one.columns)), ["\n".join(n) if is_upright(n) else n for n in one.columns], linespacing=1)
-    for label, name in zip(axes.get_xticklabels(), one.columns):
+    axes.set_xticks(
+        range(len(entry.columns)), ["\n".join(n) if is_upright(n) else n for n in entry.columns], linespacing=1
+    )
+    for label, name in zip(axes.get_xticklabels(), entry.columns):
         label.set_rotation(0 if is_upright(name) or name.isdigit() else 90)
-    axes.set_yticks(range(len(one.rows)), one.rows)
+    axes.set_yticks(range(len(entry.rows)), entry.rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    if one.title:
-        axes.text(0, 1 + (one.above - 0.22) / one.size[1], one.title, transform=axes.transAxes, size=8, va="bottom")
+    if entry.title:
+        axes.text(
+            0, 1 + (entry.above - 0.22) / entry.size[1], entry.title, transform=axes.transAxes, size=8, va="bottom"
+        )

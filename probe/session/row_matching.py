@@ -73,9 +73,9 @@ def _assign_equal(
     return sorted(prompts, key=lambda key: (rank.get(key[0], len(rank)), key[1]))
 
 
-def states_equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two prompts have the same states, in the first one's dtype."""
-    return one.shape == other.shape and torch.equal(one, other.to(one))
+def states_equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two prompts have the same states, compared in the dtype of the first."""
+    return first.shape == second.shape and torch.equal(first, second.to(first))
 
 
 def restore_prompts(

@@ -250,19 +250,19 @@ def _is_control(characters: str) -> bool:
     return all(unicodedata.category(character) in ("Cc", "Cf") for character in characters)
 
 
-def _word_breaks(prompt: str, own: TextBytes, first: int) -> set[int]:
+def _word_breaks(prompt: str, text_bytes: TextBytes, first: int) -> set[int]:
     """Places in the stream before which the prompt has white space."""
     return {
         first + index
-        for index in range(1, len(own))
-        if any(character.isspace() for character in prompt[own[index - 1][1][1] : own[index][1][0]])
+        for index in range(1, len(text_bytes))
+        if any(character.isspace() for character in prompt[text_bytes[index - 1][1][1] : text_bytes[index][1][0]])
     }
 
 
-def _gap(prompt: str, own: TextBytes, place: int) -> Span | None:
+def _gap(prompt: str, text_bytes: TextBytes, place: int) -> Span | None:
     """The characters, white space, before this place of the prompt's own bytes."""
-    start = own[place - 1][1][1] if 0 < place <= len(own) else 0
-    end = own[place][1][0] if place < len(own) else len(prompt)
+    start = text_bytes[place - 1][1][1] if 0 < place <= len(text_bytes) else 0
+    end = text_bytes[place][1][0] if place < len(text_bytes) else len(prompt)
     return (start, end) if start < end else None
 
 

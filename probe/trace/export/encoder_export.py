@@ -27,8 +27,8 @@ from toushi.probe.trace.trace_errors import NotRecorded
 
 def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpec] | None, tokens: bool):
     """A function that writes the file, its description, and the texts that lack the words, with the reason."""
-    asked, left_out = choose_text_words(trace, words)
-    if not asked:
+    selected, left_out = choose_text_words(trace, words)
+    if not selected:
         raise NotRecorded(f"There is nothing to export: {next(iter(left_out.values()), 'the trace has no texts')}")
     about: dict[str, object] = {
         "format": "toushi-export",
@@ -37,20 +37,20 @@ def prepare_encoder_export(trace: EncoderTrace, to: str, words: Sequence[WordSpe
         "model": trace.manifest.as_dict().get("model"),
         "layers": trace.layers,
         "complete": trace.complete,
-        "texts": {str(number): trace.texts[number] for number in asked},
+        "texts": {str(number): trace.texts[number] for number in selected},
         "left_out": left_out,
     }
     if to == "zarr":
-        datasets = encoder_datasets(trace, None if tokens else asked)
+        datasets = encoder_datasets(trace, None if tokens else selected)
         return partial(write_zarr, datasets, encoder_attributes(trace)), about, left_out
     write = {"npz": _write_npz, "parquet": _write_parquet}[to]
-    return partial(write, trace, asked, tokens, about), about, left_out
+    return partial(write, trace, selected, tokens, about), about, left_out
 
 
-def _arrays(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, tick) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(trace: EncoderTrace, selected: dict, tokens: bool, about: dict, tick) -> Iterator[tuple[str, np.ndarray]]:
     """Each array with its name; its description goes to `about`."""
     about["arrays"] = {}
-    for done, (number, words) in enumerate(asked.items(), 1):
+    for done, (number, words) in enumerate(selected.items(), 1):
         encoding = trace.encoding(number)
         states = encoding.states if tokens else encoding.word_states(words)
         by_name = {"states": states}
@@ -62,12 +62,12 @@ def _arrays(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, tick) -
                 along["characters"] = [token.text for token in encoding.tokens]
             about["arrays"][f"text/{number}/{name}"] = {"axes": list(map(str, array.dims)), **along}
             yield f"text/{number}/{name}", array.values
-        tick(done, len(asked))
+        tick(done, len(selected))
 
 
-def _write_npz(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path: Path, tick) -> str:
+def _write_npz(trace: EncoderTrace, selected: dict, tokens: bool, about: dict, path: Path, tick) -> str:
     with zipfile.ZipFile(path, "w", allowZip64=True) as file:
-        for name, array in _arrays(trace, asked, tokens, about, tick):
+        for name, array in _arrays(trace, selected, tokens, about, tick):
             with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
         with file.open("about.npy", "w") as entry:
@@ -75,7 +75,7 @@ def _write_npz(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path
     return f"{len(about['arrays'])} arrays"
 
 
-def _write_parquet(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, path: Path, tick) -> str:
+def _write_parquet(trace: EncoderTrace, selected: dict, tokens: bool, about: dict, path: Path, tick) -> str:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -85,7 +85,7 @@ def _write_parquet(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, 
     schema = schema.with_metadata({"toushi": json.dumps(about, ensure_ascii=False)})
     count = 0
     with parquet.ParquetWriter(path, schema) as file:
-        for done, (number, words) in enumerate(asked.items(), 1):
+        for done, (number, words) in enumerate(selected.items(), 1):
             encoding = trace.encoding(number)
             states, names = _rows(encoding, words, tokens)
             layers, places, _ = states.shape
@@ -98,7 +98,7 @@ def _write_parquet(trace: EncoderTrace, asked: dict, tokens: bool, about: dict, 
             }
             file.write_table(pa.table(columns, schema=schema))
             count += layers * places
-            tick(done, len(asked))
+            tick(done, len(selected))
     return f"{count} rows"
 
 
