@@ -47,7 +47,7 @@ def component(test) -> bytes:
 
 def test_an_empty_gallery_says_how_to_begin(app):
     test = app()
-    assert any("no traces below runs" in caption.value for caption in test.caption)
+    assert any("no traces in runs" in caption.value for caption in test.caption)
     assert test.text_area[0].value == made_trace.PROMPT
 
 
@@ -71,7 +71,7 @@ def test_the_folder_of_the_command_line_may_hold_traces(app, tmp_path, monkeypat
     shown = [markdown.value for markdown in test.markdown]
     assert "**猫头鹰在右边**" in shown and f"**{made_trace.PROMPT}**" not in shown
     test.switch_page(PICTURE).run()
-    assert "make one there" in test.info[0].value, "a folder of traces is none of them"
+    assert "record one there" in test.info[0].value, "a folder of traces is none of them"
     assert library.gallery() == tmp_path / "study"
 
 
@@ -85,7 +85,7 @@ def test_the_folder_of_the_command_line_may_be_a_trace(app, tmp_path, monkeypatc
 
 def test_nothing_open(app):
     for page in (PICTURE, COMPARE, ENCODER):
-        assert "make one there" in app(page=page).info[0].value
+        assert "record one there" in app(page=page).info[0].value
 
 
 @pytest.mark.parametrize("page", [PICTURE, COMPARE, ENCODER])
@@ -179,7 +179,7 @@ def test_damaged_traces_are_explained(app, tmp_path):
 def test_a_trace_of_texts_is_no_picture(app, tmp_path, page):
     record_texts(open_encoder(MiniUNet.tiny()), ["a red cat"], tmp_path / "texts")
     shown = app(tmp_path / "texts", page)
-    assert not shown.exception and "that of a text encoder" in shown.info[0].value
+    assert not shown.exception and "is of a text encoder" in shown.info[0].value
 
 
 def test_no_step_finished(app, tmp_path):
@@ -199,7 +199,7 @@ def test_the_empty_prompt(app, tmp_path):
 
 def test_without_a_recorded_encoder_the_text_is_still_aligned(app, tmp_path):
     test = app(made_trace.write(tmp_path / "run", steps=2, sites=made_trace.CROSS), ENCODER)
-    assert component(test) and test.info[0].value == "This trace holds no attention of the text encoder."
+    assert component(test) and test.info[0].value == "This trace has no attention of the text encoder."
 
 
 def test_why_there_is_no_attention_of_the_encoder(app, tmp_path):
@@ -209,7 +209,7 @@ def test_why_there_is_no_attention_of_the_encoder(app, tmp_path):
     assert "no attention of the text encoder" in said and "it attends in eager" in said and "linear" not in said
 
 
-@pytest.mark.parametrize("locale, said", [("en-GB", "single heads are left out"), ("zh-CN", "不显示单个头")])
+@pytest.mark.parametrize("locale, said", [("en-GB", "this page has no single heads"), ("zh-CN", "不显示单个头")])
 def test_the_text_page_says_that_it_leaves_out_single_heads(app, tmp_path, monkeypatch, locale, said):
     small, large = (made_trace.write(tmp_path / name, steps=1) for name in ("small", "large"))
     assert not any(said in caption.value for caption in app(small, ENCODER, locale).caption)
@@ -282,7 +282,7 @@ def test_a_picture_drawn_under_edits_says_so(app, tmp_path):
     edits = [{"site": "unet.*", "kind": "zero", "word": "猫"}]
     made_trace.write(tmp_path / "edited", edits=edits)
     (note,) = app(tmp_path / "edited", PICTURE).info
-    assert "猫" in note.value and "interventions" in note.value
+    assert "猫" in note.value and "Drawn with edits" in note.value
     made_trace.write(tmp_path / "free", edits=[])
     assert not app(tmp_path / "free", PICTURE).info
 
@@ -308,7 +308,7 @@ def test_comparing_needs_another_trace_and_a_common_word(app, tmp_path):
     assert "no other trace" in app(folder, COMPARE).info[0].value
     made_trace.write(tmp_path / "runs" / "dog", prompt="a red dog", steps=2)
     test = app(folder, COMPARE)
-    assert "nothing to compare" in test.info[0].value and not test.error
+    assert "cannot be compared" in test.info[0].value and not test.error
 
 
 def test_the_other_trace_may_lack_the_branch(app, tmp_path):
@@ -399,7 +399,7 @@ def test_the_layers_page_opens_kept_texts(app, tmp_path):
 
 
 @pytest.mark.parametrize("values, said", [
-    (("", ""), "Type a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "cut"),
+    (("", ""), "Enter a sentence"), (("猫" * 201, ""), "200 characters"), (("x" * 150, ""), "cut"),
 ])  # fmt: skip
 def test_the_layers_page_says_what_it_cannot_show(app, monkeypatch, values, said):
     assert said in layers_page(app, monkeypatch, *values).warning[0].value

@@ -82,7 +82,7 @@ def test_two_at_once_are_made_one_after_the_other(tmp_path):
 
 def test_what_waits_can_be_stopped_and_many_are_refused(tmp_path):
     first, *others = (worker.start(worker.Order("猫", steps=2000), tmp_path) for _ in range(1 + worker.MAX_WAITING))
-    with pytest.raises(worker.Busy, match="wait already"):
+    with pytest.raises(worker.Busy, match="waiting already"):
         worker.start(worker.Order("狗"), tmp_path)
     for job in (*others, first):
         job.cancel()
