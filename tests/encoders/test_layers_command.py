@@ -158,8 +158,8 @@ def test_unknown_words_and_unreadable_attention_are_warned_of(capsys, monkeypatc
     monkeypatch.setattr("toushi.probe.encoders.load_encoder.open_encoder", lambda *_: eager)
     assert main(["layers", "红色的龘"]) == 0
     said = capsys.readouterr()
-    assert "does not know: 龘" in said.err and "no attention is shown: layer 1" in said.err
-    assert "reads most" not in said.out and "different words" in said.out
+    assert "has no token for: 龘" in said.err and "attention is not shown: layer 1" in said.err
+    assert "attends to most" not in said.out and "different words" in said.out
 
 
 def test_mistakes_are_one_line(fails, tiny, tmp_path):

@@ -83,7 +83,7 @@ def test_a_pipeline_brings_its_own_sampler(tmp_path, capsys):
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
     arguments = ["trace", "cat", "--model", str(tmp_path / "model"), "--steps", "1", "--out", str(tmp_path / "run")]
     assert main([*arguments, "--sampler", "heun"]) == 2
-    assert "is a pipeline and brings its own: leave it out" in capsys.readouterr().err
+    assert "has its own scheduler: remove --sampler" in capsys.readouterr().err
     with pytest.raises(ToushiError, match="DDIMScheduler"):
         generate(made("stable-diffusion"), "cat", sampler="heun")
 

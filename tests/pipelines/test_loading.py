@@ -130,13 +130,13 @@ def test_a_pipeline_keeps_the_threads_of_torch_unless_others_are_asked_for(saved
 
 
 def test_the_names_of_the_article():
-    assert Trace(medvram=True).chosen().offload == "model" and Trace(lowvram=True).chosen().offload == "sequential"
+    assert Trace(medvram=True).checked_loading().offload == "model" and Trace(lowvram=True).checked_loading().offload == "sequential"
     assert LoadOptions(offload="medvram").offload == "model" and LoadOptions(offload="lowvram").offload == "sequential"  # pyright: ignore[reportArgumentType]
 
 
 def test_names_that_contradict_each_other(fails):
-    assert "take one" in fails("trace", "cat", "--medvram", "--offload", "group")
-    assert "take one" in fails("trace", "cat", "--medvram", "--lowvram")
+    assert "use one" in fails("trace", "cat", "--medvram", "--offload", "group")
+    assert "use one" in fails("trace", "cat", "--medvram", "--lowvram")
 
 
 def test_sites_takes_the_same_options(saved, capsys):

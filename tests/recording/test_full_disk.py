@@ -67,7 +67,7 @@ def limited(tiny, tmp_path):
         said = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
         lines = [line for line in said if not line.startswith("step:")]
         assert len(lines) == 1 and lines[0].startswith("toushi: "), done.stderr
-        assert "Traceback" not in done.stderr and "fault of Toushi" not in done.stderr
+        assert "Traceback" not in done.stderr and "bug in Toushi" not in done.stderr
         return folder, lines[0], done.returncode
 
     return run
