@@ -367,7 +367,7 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys):
     monkeypatch.setattr("toushi.cli.words.Words.run", broken)
     assert main(["words", "猫"]) == 1
     assert capsys.readouterr().err == (
-        "toushi: ZeroDivisionError: deep inside (a fault of Toushi; with --debug it shows where)\n"
+        "toushi: ZeroDivisionError: deep inside (a bug in Toushi; --debug shows where)\n"
     )
     assert main(["words", "--debug", "猫"]) == 1 and "Traceback" in capsys.readouterr().err
 
