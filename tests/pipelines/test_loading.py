@@ -139,7 +139,7 @@ def test_the_names_of_the_article():
 
 def test_names_that_contradict_each_other(fails):
     assert "use one" in fails("trace", "cat", "--medvram", "--offload", "group")
-    assert "take one" in fails("trace", "cat", "--medvram", "--lowvram")
+    assert "use one" in fails("trace", "cat", "--medvram", "--lowvram")
 
 
 def test_sites_takes_the_same_options(saved, capsys):
