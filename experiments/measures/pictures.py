@@ -12,14 +12,15 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
+import torch
 
 from toushi.experiments.measures.minimal_pairs import check_sentences, sentences
 from toushi.experiments.measures.statistics import groups
-from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.captions import describe
 from toushi.experiments.scene_world.recogniser import Verdict, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
 from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.load import load_own
 
 BATCH = 25
 
@@ -27,7 +28,7 @@ BATCH = 25
 @lru_cache(maxsize=2)
 def load_cpu_model(model: str) -> MiniUNet:
     """The model on the CPU, where every job of a study gets the same bits, with the threads of the job's process."""
-    return load_own_model(model, "cpu")
+    return load_own(model, "cpu", threads=torch.get_num_threads())
 
 
 def draw_pictures(

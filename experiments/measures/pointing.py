@@ -29,12 +29,12 @@ from tqdm import tqdm
 from xarray import DataArray
 
 from toushi.experiments.measures.statistics import groups, share
-from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.load import load_own
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_collection
 from toushi.probe.trace.picture_trace import Trace
@@ -152,7 +152,7 @@ def best_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(config: Config) -> None:
-    model = load_own_model(config.model)
+    model = load_own(config.model, threads=torch.get_num_threads())  # large batches gain from all threads
     table = pd.DataFrame([*score_noised_scenes(model, config), *score_drawn_pictures(model, config)])
     config.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(config.out / "words.csv", index=False)

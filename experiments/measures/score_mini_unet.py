@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from toushi.experiments.measures.statistics import share
-from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import Verdict, judge
+from toushi.probe.pipelines.load import load_own
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Config:
 
 def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
     """A row for each thing that a prompt asked for (scene, language, what, right), and the pictures."""
-    model = load_own_model(config.model)
+    model = load_own(config.model, threads=torch.get_num_threads())  # large batches gain from all threads
     rows, pictures = [], []
     starts = range(0, config.count, config.batch)
     for start in tqdm(starts, desc="pictures", unit="batch"):

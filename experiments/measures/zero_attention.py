@@ -14,10 +14,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from toushi.experiments.own_model import load_own_model
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.probe.editing.edit import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.pipelines.load import load_own
 from toushi.probe.text.alignment import segment
 
 
@@ -47,7 +47,7 @@ def pictures(model: MiniUNet, config: Config) -> list[tuple[list[np.ndarray], st
 
 
 def main(config: Config) -> None:
-    found = pictures(load_own_model("mini-unet", "cpu"), config)
+    found = pictures(load_own("mini-unet", "cpu"), config)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(found, len(found)).save(config.out)
     print(config.out)

@@ -108,14 +108,16 @@ def draw_instruction(seed: int, split: str = "train") -> Instruction:
     none does."""
     pick = Pick(seed, 40 + ("train", "test", "held_out").index(split))
     action, language = pick.choose(ACTIONS), "zh" if pick.chance(0.72) else "en"
-    wish = None if split != "held_out" else "pair" if action == "replace" and pick.chance(0.5) else "colour" if (
-        action == "colour" and pick.chance(0.5)) else "form"  # fmt: skip
+    rule = None
+    if split == "held_out":
+        rules = {"replace": ("pair", "form"), "colour": ("colour", "form")}.get(action, ("form",))
+        rule = pick.choose(rules)
     for attempt in range(10_000):
         scene = draw_scene(seed * 10_000 + attempt, "test" if split == "held_out" else split)
-        made = _change(pick, scene, action, language, wish == "form")
-        if made is not None and (wish in made.held_out if wish else not made.held_out):
-            return made
-    raise RuntimeError(f"no instruction of seed {seed} in {split}")  # every scene can be put elsewhere: never seen
+        instruction = _change(pick, scene, action, language, rule == "form")
+        if instruction is not None and (rule in instruction.held_out if rule else not instruction.held_out):
+            return instruction
+    raise RuntimeError(f"no scene for seed {seed} of {split}")  # about one scene in twenty fits the rarest action
 
 
 def _change(pick: Pick, before: Scene, action: str, language: str, held_out_form: bool) -> Instruction | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import tyro
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import binomtest
@@ -71,11 +72,10 @@ def noise(count: int, pixels: float, seed: int = 0) -> Pictures:
 
 def through_vae(name: str) -> Callable[..., Pictures]:
     """A function (pictures, deviation) that encodes, adds noise of this deviation to the latents, and decodes."""
-    import torch
 
-    from toushi.experiments.own_model import load_own_model
+    from toushi.probe.pipelines.load import load_own
 
-    vae = load_own_model(name).vae.eval()
+    vae = load_own(name).vae.eval()
     device = next(vae.parameters()).device
     generator = torch.Generator().manual_seed(0)
 

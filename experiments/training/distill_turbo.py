@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, run
+from toushi.experiments.training.checkpoint import LOG
+from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, train_for_minutes
 from toushi.experiments.training.losses import read_captions
-from toushi.experiments.training.recipe import LOG
 from toushi.experiments.training.scene_batches import caption
 from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.mini_unet import MiniUNet
@@ -141,7 +141,9 @@ def train(config: Config) -> None:
         chosen = rng.integers(HELD, len(trajectories), size=config.batch)
         return training.loss(trajectories[chosen].float(), [prompts[i] for i in chosen], rng)
 
-    run(training, config.out, loss_of, lambda: {"held_out_error": training.held_out_error(held, held_prompts)})
+    train_for_minutes(
+        training, config.out, loss_of, lambda: {"held_out_error": training.held_out_error(held, held_prompts)}
+    )
 
 
 def ship(config: Config) -> None:

@@ -13,22 +13,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from toushi.experiments.training.recipe import LOG, read_checkpoint, read_log, write_checkpoint
-from toushi.hooks.torch_private import lerp_each_
-from toushi.probe.models.low_rank import add_low_rank_updates, updates_of
+from toushi.experiments.training.checkpoint import (
+    LOG,
+    optimizer_tensors,
+    read_checkpoint,
+    read_log,
+    restore_optimizer,
+    update_average,
+    write_checkpoint,
+)
+from toushi.experiments.training.low_rank_updates import add_low_rank_updates, updates_of
 from toushi.probe.models.mini_unet import MiniUNet, SharedParts, part_of, weights_sha256
 from toushi.probe.pipelines.load import load
 
 
 @dataclass(frozen=True)
 class FineTuningConfig:
-    """What every fine-tuning is told."""
+    """The settings of every fine-tuning."""
 
     minutes: float = 100.0
-    """Time for this run, from the last checkpoint on."""
+    """Time for this call, from the last checkpoint on."""
     planned: int = 200_000
-    """Samples in all, over every run: the learning rate falls to nothing over them."""
-    rank: int = 32
+    """Samples over all calls together. The learning rate falls almost to zero over them."""
+    rank: int = 24
+    """Rank of each update. A checkpoint must stay under 15 MB."""
     batch: int = 32
     lr: float = 1e-3
     average: float = 0.999
@@ -60,21 +68,19 @@ class FineTuning:
         )
 
     def step(self, loss: Tensor, count: int) -> float:
-        """One step down this loss of `count` samples; its value."""
+        """Takes one step down this loss, which is of `count` samples. Returns its value."""
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.param_groups[0]["lr"] = self.lr()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.samples += count
-        n = self.samples / count  # a young average forgets its beginning quickly
-        weights = [weight.detach() for weight in self.weights]
-        lerp_each_(self.averaged, weights, 1 - min(self.config.average, (1 + n) / (10 + n)))
+        update_average(self.averaged, self.weights, self.config.average, self.samples / count)
         return loss.item()
 
     @contextmanager
     def average_in_place(self):
-        """The model has the averaged weights inside."""
+        """Inside, the model has the averaged weights."""
         kept = [weight.detach().clone() for weight in self.weights]
         try:
             self._put(self.averaged)
@@ -88,8 +94,8 @@ class FineTuning:
             weight.copy_(value)
 
     def ship(self, folder: Path, **changes) -> None:
-        """Writes the averaged updates, in fp16, and the config with these changes to where `load` finds them. Every part
-        is mini-unet's, but for the updates."""
+        """Writes the averaged updates, in fp16, and the config with these changes. The result is a model that shares
+        every part with mini-unet, except for the updates."""
         base = load("mini-unet", "cpu").state_dict()
         stored = {name: weight.half() for name, weight in base.items()}
         parts = {part: weights_sha256(part_of(stored, part)) for part in ("encoder", "unet", "vae")}
@@ -109,31 +115,28 @@ class FineTuning:
             }
 
     def save(self, folder: Path) -> None:
-        """The optimizer's moments are kept in bf16: half of the file, and a step later nobody can tell."""
+        """Writes the checkpoint. The optimizer's moments are stored in bf16, which halves their size."""
         tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
         tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{number}.{key}"] = value if key == "step" else value.to(torch.bfloat16)
+        moments = optimizer_tensors(self.optimizer, "optimizer")
+        tensors |= {name: t if name.endswith(".step") else t.to(torch.bfloat16) for name, t in moments.items()}
         write_checkpoint(folder, tensors, self.samples)
 
     def resume(self, folder: Path) -> None:
         tensors, self.samples = read_checkpoint(folder)
         self._put([tensors[f"weights.{name}"] for name in self.names])
         self.averaged = [tensors[f"averaged.{name}"] for name in self.names]
-        state: dict[int, dict] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".", 2)
-                state.setdefault(int(number), {})[name] = value.float()
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        restore_optimizer(self.optimizer, {name: tensor.float() for name, tensor in tensors.items()}, "optimizer")
 
 
-def run(
+def train_for_minutes(
     training: FineTuning, out: Path, loss_of: Callable[[np.random.Generator], Tensor], evaluate: Callable[[], dict]
-):
-    """Trains for the configured minutes, from the last checkpoint in `out` on. `loss_of` draws a batch and gives its
-    loss; `evaluate` gives what the log says of the averaged weights beside the mean loss."""
+) -> None:
+    """Trains for the configured minutes, from the last checkpoint in `out` on.
+
+    `loss_of` draws a batch of `config.batch` samples and returns its loss. `evaluate` returns the values that the log
+    has beside the mean loss, such as the held-out loss of the averaged weights.
+    """
     if (out / "checkpoint.safetensors").exists():
         training.resume(out)
     config, losses, saved = training.config, [], 0.0
@@ -151,7 +154,7 @@ def run(
             row |= dict(loss=round(float(np.mean(losses)), 6)) | evaluate()
             with (out / LOG).open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
-            training.save(out)  # the row first: a checkpoint without one could not be shipped
+            training.save(out)  # after the row, so that every checkpoint has one
             bar.set_postfix(samples=training.samples, loss=row["loss"])
             losses = []
         if finished:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from toushi.experiments.own_model import load_own_model
-from toushi.probe.pipelines.load import SHIPPED
+from toushi.probe.pipelines.load import SHIPPED, load_own
 
 GOALS = {"object": 0.95, "position": 0.95, "colour": 0.90, "sense": 0.90}
 PREVIEW = 0.85  # below this, on objects or positions, the weights are a preview
@@ -123,7 +122,7 @@ def main(config: Config) -> None:
     folder = SHIPPED / config.model
     pointing, best = (pd.read_csv(config.pointing / name) for name in ("rates.csv", "best_layers.csv"))
     rule = heat_map_rule(pointing, best)
-    model = load_own_model(config.model, "cpu")
+    model = load_own(config.model, "cpu")
     adopted = asdict(replace(model.config, heat_map=rule))
     (folder / "config.json").write_text(json.dumps(adopted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -1,6 +1,5 @@
-"""One training of text encoder and U-Net together: its recipe, a step, its checkpoints and its log."""
+"""One training of text encoder and U-Net together: its recipe, a step, and the held-out loss."""
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,24 +7,26 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
+from toushi.experiments.training.checkpoint import (
+    optimizer_tensors,
+    read_checkpoint,
+    restore_optimizer,
+    update_average,
+    write_checkpoint,
+)
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
 from toushi.experiments.training.muon import make_optimizers
 from toushi.experiments.training.scene_batches import Batch, Pool
-from toushi.hooks.torch_private import copy_each_, lerp_each_
-from toushi.probe.base.atomic_io import atomic_path
+from toushi.hooks.torch_private import copy_each_
 from toushi.probe.models.mini_unet import MiniUNet
 
 SHOWN = (
     "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",
     "一只河马", "一匹斑马在草地上", "猫头鹰在左边，狗在右边", "水墨画，一只熊猫", "沙滩上有一把绿色的伞", "a yellow car on the left and a tree on the right",
 )  # fmt: skip
-
-LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ class Training:
             optimizer.step()
             optimizer.zero_grad()
         self.samples += len(batch.captions)
-        # A young average forgets its random beginning quickly.
-        n = self.samples / len(batch.captions)
-        lerp_each_(self.averaged, [w.detach() for w in self.weights], 1 - min(self.config.average, (1 + n) / (10 + n)))
+        update_average(self.averaged, self.weights, self.config.average, self.samples / len(batch.captions))
         return loss.item(), naming.item(), reading.item()
 
     def averaged_model(self) -> MiniUNet:
@@ -123,9 +122,8 @@ class Training:
         """Everything that changes, by name."""
         tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
         tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
-        for i, optimizer in enumerate(self.optimizers):
-            for j, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in state.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            tensors |= optimizer_tensors(optimizer, f"optimizer.{number}")
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], samples: int) -> None:
@@ -134,37 +132,14 @@ class Training:
             for name, weight, average in zip(self.names, self.weights, self.averaged):
                 weight.copy_(tensors[f"weights.{name}"])
                 average.copy_(tensors[f"averaged.{name}"])
-        for i, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimizer.{i}."):
-                    _, _, index, name = key.split(".", 3)
-                    state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        for number, optimizer in enumerate(self.optimizers):
+            restore_optimizer(optimizer, tensors, f"optimizer.{number}")
 
     def save(self, folder: Path) -> None:
         write_checkpoint(folder, self.tensors(), self.samples)
 
     def resume(self, folder: Path) -> None:
         self.restore(*read_checkpoint(folder))
-
-
-def write_checkpoint(folder: Path, tensors: dict[str, Tensor], samples: int) -> None:
-    with atomic_path(folder / "checkpoint.safetensors") as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"samples": str(samples)})
-
-
-def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], int]:
-    file = folder / "checkpoint.safetensors"
-    with safe_open(file, "pt") as f:
-        samples = int(f.metadata()["samples"])
-    return load_file(file), samples
-
-
-def read_log(file: Path) -> dict[int, dict]:
-    """The rows of a training log by the samples seen."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {row["samples"]: row for row in rows}
 
 
 def save_sheet(model: MiniUNet, file: Path) -> None:

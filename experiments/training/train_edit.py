@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.instructions import draw_instruction
-from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, run
+from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, train_for_minutes
 from toushi.experiments.training.losses import Noise, read_captions
 from toushi.experiments.training.scene_batches import unit
 from toushi.probe.base.atomic_io import atomic_path
@@ -39,7 +39,7 @@ class Config(FineTuningConfig):
 
     out: Path = Path("runs/train_edit")
     pairs: int = 30_000
-    rank: int = 24
+    rank: int = 16
     changed_weight: float = 3.0
     """How much more the loss counts cells that the instruction changes."""
     dropped: tuple[float, float, float] = (0.05, 0.05, 0.05)
@@ -60,7 +60,7 @@ def make_pairs(model: MiniUNet, seeds: range, split: str, cache: Path) -> Pairs:
     drawn = (draw_instruction(seed, split) for seed in tqdm(seeds, f"pairs of {split}"))
     if cache.exists():
         kept = load_file(cache)
-        return Pairs(kept["before"], kept["after"], kept["changed"], [one.text for one in drawn])
+        return Pairs(kept["before"], kept["after"], kept["changed"], [instruction.text for instruction in drawn])
     texts, before, after, changed = [], [], [], []
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -72,9 +72,9 @@ def make_pairs(model: MiniUNet, seeds: range, split: str, cache: Path) -> Pairs:
         changed.append(F.avg_pool2d(differs, model.vae.factor).half())
         waiting.clear()
 
-    for one in drawn:
-        texts.append(one.text)
-        waiting.append(one.pictures())
+    for instruction in drawn:
+        texts.append(instruction.text)
+        waiting.append(instruction.pictures())
         if len(waiting) == 200:
             encode()
     if waiting:
@@ -139,7 +139,7 @@ def train(config: Config) -> None:
             ]
         return {"held_out_loss": round(float(np.mean(losses)), 5)}
 
-    run(training, config.out, loss_of, evaluate)
+    train_for_minutes(training, config.out, loss_of, evaluate)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import tyro
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.recipe import LOG, Recipe, Training, held_out_loss, read_log, save_sheet
+from toushi.experiments.training.checkpoint import LOG, read_log
+from toushi.experiments.training.recipe import Recipe, Training, held_out_loss, save_sheet
 from toushi.experiments.training.scene_batches import caption, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.experiments.training.train_vae import train_vae

@@ -24,16 +24,9 @@ import tyro
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
+from toushi.experiments.training.checkpoint import LOG, read_checkpoint, read_log
 from toushi.experiments.training.losses import Noise, Reader
-from toushi.experiments.training.recipe import (
-    LOG,
-    Recipe,
-    Training,
-    held_out_loss,
-    read_checkpoint,
-    read_log,
-    save_sheet,
-)
+from toushi.experiments.training.recipe import Recipe, Training, held_out_loss, save_sheet
 from toushi.experiments.training.scene_batches import Batch, Pool, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.probe.models.mini_unet import MiniUNet, weights_sha256

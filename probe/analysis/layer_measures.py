@@ -5,6 +5,7 @@ layer. Similarities are cosines, -1..1; attention is probability. Arrays of wron
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -345,3 +346,9 @@ def _as_attention(attention: ArrayLike) -> Float[np.ndarray, "layer head query q
             f"expected attention [layer, head, query, token], but an array of shape {attention.shape} came"
         )
     return attention
+
+
+def evenly_spaced(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly from the first to the last."""
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
+    return [numbers[place] for place in places]

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from toushi.probe.analysis.layer_measures import cosine, mean_pairwise_cosine
+from toushi.probe.analysis.layer_measures import cosine, evenly_spaced, mean_pairwise_cosine
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
@@ -145,12 +145,6 @@ def cosine_with_embedding(states: np.ndarray) -> np.ndarray:
     """[word + 1, layer]: cosine of each word with its embedding, and in the last row the mean of different words."""
     own = np.array([cosine(word[:1], word)[0] for word in np.swapaxes(states, 0, 1)]).reshape(-1, len(states))
     return np.concatenate([own, mean_pairwise_cosine(states)[None]])
-
-
-def evenly_spaced(numbers: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the numbers, evenly from the first to the last."""
-    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
-    return [numbers[place] for place in places]
 
 
 def check_layer(number: int, every: Sequence[int]) -> int:

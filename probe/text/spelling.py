@@ -10,7 +10,7 @@ import itertools
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -76,18 +76,31 @@ class Vocabulary:
             piece = piece[2:]
         return _strip_spaces(_strip_joints(piece, spaces).encode())
 
-    def text_bytes(self, text: str, lower: bool = False, spaces: bool = False) -> "TextBytes":
+    def text_bytes(self, text: str, cleaning: "Cleaning") -> "TextBytes":
         """The bytes of the text as the tokenizer normalises it, each with the characters that it comes from."""
         result = []
         for start, end in _clusters(text):
-            cluster = text[start:end].lower() if lower else text[start:end]
+            cluster = text[start:end].lower() if cleaning.lowers else text[start:end]
+            if cleaning.drops_controls and all(
+                unicodedata.category(character) in ("Cc", "Cf") for character in cluster
+            ):
+                continue
             cluster = self.normalise(cluster)
             if not self.byte_level:
-                cluster = _strip_joints(cluster, spaces)
+                cluster = _strip_joints(cluster, cleaning.keeps_spaces)
             result += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
         return result
 
 
+class Cleaning(NamedTuple):
+    """What was done to a prompt before the tokenizer's own normalisation."""
+
+    drops_controls: bool = False  # tokenizers in plain Python do
+    lowers: bool = False  # some pipelines do
+    keeps_spaces: bool = False  # white space that is not ASCII
+
+
+CLEANINGS = tuple(itertools.starmap(Cleaning, itertools.product((False, True), repeat=3)))
 TextBytes = list[tuple[int, Span]]
 _backends: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
 
@@ -122,10 +135,9 @@ def align_tokens(
     on the left comes last. Raises SpellingError if these are not the ids of that prompt.
     """
     errors = []
-    # A pipeline may have lowered the prompt's case, a tokenizer in plain Python may have dropped control characters.
-    for controls, lower, spaces in itertools.product((True, False), (False, True), (False, True)):
+    for cleaning in CLEANINGS:
         try:
-            return _align(vocabulary, ids, mask, prompt, columns, encoders, template, lower, spaces, controls)
+            return _align(vocabulary, ids, mask, prompt, columns, encoders, template, cleaning)
         except SpellingError as error:
             errors.append(error)
     raise errors[0]
@@ -139,14 +151,11 @@ def _align(
     columns: Sequence[int | None],
     encoders: tuple[str, ...],
     template: tuple[str, str],
-    lower: bool,
-    spaces: bool,
-    controls: bool,
+    cleaning: Cleaning,
 ) -> tuple[list[Token], int | None]:
-    before, after = (vocabulary.text_bytes(text, False, spaces) for text in template)
-    own = vocabulary.text_bytes(prompt, lower, spaces)
-    if not controls:
-        own = [(byte, span) for byte, span in own if not _is_control(prompt[slice(*span)])]
+    spaces = cleaning.keeps_spaces
+    before, after = (vocabulary.text_bytes(text, Cleaning(keeps_spaces=spaces)) for text in template)
+    own = vocabulary.text_bytes(prompt, cleaning)
     stream = bytes(byte for byte, _ in (*before, *own, *after))
     first, last = len(before), len(before) + len(own)
     pads = _padding(vocabulary, ids, mask)
@@ -244,10 +253,6 @@ def _padding(vocabulary: Vocabulary, ids: Sequence[int], mask: Sequence[int] | N
     if vocabulary.pad == vocabulary.eos:
         tail += 1
     return [index >= tail for index in range(len(ids))]
-
-
-def _is_control(characters: str) -> bool:
-    return all(unicodedata.category(character) in ("Cc", "Cf") for character in characters)
 
 
 def _word_breaks(prompt: str, text_bytes: TextBytes, first: int) -> set[int]:

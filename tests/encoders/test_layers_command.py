@@ -11,11 +11,11 @@ from tests.encoders.tiny_encoders import eager_bert
 from tests.text.prompts import HARD
 from toushi import main
 from toushi.cli import layers
-from toushi.probe.analysis.layer_measures import cosine
+from toushi.probe.analysis.layer_measures import cosine, evenly_spaced
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import wrap_encoder
-from toushi.probe.figures.layer_similarity_figure import evenly_spaced, layer_similarity_figure
+from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
 from toushi.probe.figures.style import save
 from toushi.probe.models.mini_unet import MiniUNet
 
@@ -114,8 +114,7 @@ def test_a_layer_that_is_not_there(readings, eager):
         layer_similarity_figure(readings, [13])
     with pytest.raises(ToushiError, match="at least one"):
         layer_similarity_figure(encode_layers(eager, []))
-    spread = layers.spread
-    assert evenly_spaced([1, 2, 3], 4) == spread([1, 2, 3], 4) == [1, 2, 3] and spread(range(13), 4) == [0, 4, 8, 12]
+    assert evenly_spaced([1, 2, 3], 4) == [1, 2, 3] and evenly_spaced(range(13), 4) == [0, 4, 8, 12]
 
 
 # --- the command ---

@@ -10,10 +10,11 @@ from PIL import ImageChops
 from toushi.experiments.scene_world.instructions import ACTIONS, draw_instruction
 from toushi.experiments.training.distill_turbo import Config as TurboConfig
 from toushi.experiments.training.distill_turbo import Distillation, draw_trajectories
-from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, run
+from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, train_for_minutes
+from toushi.experiments.training.low_rank_updates import add_low_rank_updates, updates_of
 from toushi.experiments.training.train_edit import Config as EditConfig
 from toushi.experiments.training.train_edit import EditTraining, first_model, make_pairs
-from toushi.probe.models.low_rank import add_low_rank_updates, merge_updates, updates_of
+from toushi.probe.models.low_rank import merge_updates
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 
@@ -78,10 +79,12 @@ def test_the_loop_writes_a_row_a_checkpoint_and_ends_at_the_plan(tmp_path):
     config = FineTuningConfig(planned=12, batch=4, minutes=5)
     training = FineTuning(MiniUNet.tiny(), ["unet"], config)
     weight = training.model.unet.conv_out.bias
-    run(training, tmp_path, lambda rng: (weight - float(rng.normal())).square().sum(), lambda: {"held": 1})
+    train_for_minutes(
+        training, tmp_path, lambda rng: (weight - float(rng.normal())).square().sum(), lambda: {"held": 1}
+    )
     assert training.samples == 12 and (tmp_path / "log.jsonl").read_text().count("\n") >= 1
     begun = FineTuning(MiniUNet.tiny(), ["unet"], replace(config, planned=16))
-    run(begun, tmp_path, lambda rng: begun.model.unet.conv_out.bias.square().sum(), lambda: {"held": 1})
+    train_for_minutes(begun, tmp_path, lambda rng: begun.model.unet.conv_out.bias.square().sum(), lambda: {"held": 1})
     assert begun.samples == 16
 
 

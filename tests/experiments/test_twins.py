@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from toushi.experiments.training import train_twins
-from toushi.experiments.training.recipe import Training, read_log
+from toushi.experiments.training.checkpoint import read_log
+from toushi.experiments.training.recipe import Training
 from toushi.experiments.training.scene_batches import Pool, make_pool
 from toushi.experiments.training.train_twins import (
     TWINS,

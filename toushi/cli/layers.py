@@ -77,9 +77,13 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
             if reading.unknown:
                 names = "、".join(word.text for word in reading.unknown)
                 print(f"toushi: warning: {readings.encoder} has no token for: {names}; it reads <unk>", file=sys.stderr)
+        from toushi.probe.analysis.layer_measures import evenly_spaced
+
         columns = max(4, (terminal_width() - 24) // 6)
         for section in sections(
-            readings, list(self.layers) or spread(every, columns), list(self.layers) or spread(every[1:], 4)
+            readings,
+            list(self.layers) or evenly_spaced(every, columns),
+            list(self.layers) or evenly_spaced(every[1:], 4),
         ):
             print(f"\n{section}")
         if readings[0].blind:
@@ -175,12 +179,6 @@ def sections(readings: "TextEncodings", layers: Sequence[int], fewer: Sequence[i
 
 def titled(title: str, rows: Sequence[Sequence[str]]) -> str:
     return f"{title}\n{table([[printable(cell) for cell in row] for row in rows], right=range(1, len(rows[0])))}"
-
-
-def spread(numbers: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the numbers, evenly spread, the first and the last among them."""
-    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
-    return [numbers[place] for place in places]
 
 
 def format_cosine(value: float) -> str:

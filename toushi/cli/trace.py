@@ -1,24 +1,20 @@
 """`toushi trace`: draws a prompt and records its attention."""
 
 import math
-import os
 import re
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from toushi.cli.figure_process import figure_process
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import summarize_trace
 from toushi.probe.base.errors import ToushiError
@@ -115,11 +111,7 @@ it in Python."""
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
         self.check_words(prompts)
-        with ProcessPoolExecutor(1, get_context("spawn"), _prepare_figures) as figures:
-            if not self.no_record:
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
-                figures.submit(int)  # the process starts with the first task
-                signal.signal(signal.SIGINT, handler)
+        with nullcontext() if self.no_record else figure_process() as figures:
             self.run_checked(prompts, size, loading, folder, figures, start)
 
     def run_checked(
@@ -128,10 +120,10 @@ it in Python."""
         size: tuple[int, int] | None,
         loading: LoadOptions,
         folder: Path,
-        figures: ProcessPoolExecutor,
+        figures: Executor | None,
         start: float,
     ) -> None:
-        """`figures` is another process: it imports what figures need while this one imports torch."""
+        """`figures` draws words.png; without it nothing is recorded."""
         from toushi.probe.pipelines.generate import check_arguments
         from toushi.probe.pipelines.load import load_model
 
@@ -145,15 +137,12 @@ it in Python."""
         loaded = time.perf_counter()
         check_arguments(model, self.negative, self.guidance, self.sampler, size)
         with apply_edits(model, edits):
-            if self.no_record:
-                files = self.draw(model, prompts, size, folder)
-            else:
-                folders = self.record(model, prompts, size, folder)
+            paths = (self.draw if figures is None else self.record)(model, prompts, size, folder)
         sampled = time.perf_counter()
-        if self.no_record:
-            print("\n".join(f"picture   {file}" for file in files))
+        if figures is None:
+            print("\n".join(f"picture   {file}" for file in paths))
         else:
-            for report in figures.map(summarize_trace, folders, [self.words or None] * len(folders)):
+            for report in figures.map(summarize_trace, paths, [self.words or None] * len(paths)):
                 print(report)
         ended = time.perf_counter()
         print(f"time      sampling {sampled - loaded:.1f} s, total {ended - start:.1f} s")
@@ -328,25 +317,6 @@ def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[o
     from toushi.probe.editing.edit import edit
 
     return edit(model, edits)
-
-
-def _prepare_figures() -> None:
-    """Imports, in the process that draws figures, what the first figure needs."""
-    import toushi.probe.figures.words_figure
-    import toushi.probe.trace.open  # noqa: F401
-    from toushi.probe.figures.style import warm_up
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    Finalize(None, os._exit, (0,), exitpriority=0)  # no file is open, and a regular exit of the libraries takes 0.2 s
-    warm_up()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent ends, or it would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def checked_bytes(text: str) -> int:
