@@ -304,8 +304,8 @@ class MiniUNet(nn.Module):
         return model.eval().requires_grad_(False)
 
     @classmethod
-    def tiny(cls, seed: int = 0) -> "MiniUNet":
-        """The same design, narrow and untrained, for tests."""
+    def tiny(cls, seed: int = 0, layers: int = 12) -> "MiniUNet":
+        """The same design, narrow and untrained, for tests; layers counts the encoder's."""
         texts = [
             "左边是猫，右边是月亮，夜晚",
             "河边的银行在左边，树在右边",
@@ -313,7 +313,7 @@ class MiniUNet(nn.Module):
             "一只猫头鹰",
         ]
         config = MiniUNetConfig(
-            text=TextEncoderConfig(vocab_size=300, width=32, layers=12, heads=2),
+            text=TextEncoderConfig(vocab_size=300, width=32, layers=layers, heads=2),
             unet=UNetConfig(widths=(32, 32, 64), head_width=16, text_width=32, time_width=32),
             vae=VAEConfig(encoder_width=16, width=16, fine_width=8),
         )

@@ -30,6 +30,7 @@ def test_no_round_begins_when_the_time_is_up_but_three_are_done():
     assert rows[0]["rounds"] == 3
 
 
+@pytest.mark.slow
 def test_what_is_read_is_the_plain_softmax():
     rows = exactness.measure(MiniUNet.tiny(), rounds=1, quick=True)
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"} and len({row["model"] for row in rows}) == 4

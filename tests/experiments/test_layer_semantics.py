@@ -21,7 +21,7 @@ TASKS = {"words": ["object"], "phrases": ["colour", "noun"], "prompts": ["place"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
-    MiniUNet.tiny().save(folder)
+    MiniUNet.tiny(layers=2).save(folder)
     return str(folder)
 
 

@@ -30,11 +30,12 @@ from toushi.probe.models.mini_unet import MiniUNet
 from toushi.reports.chapter import format_cell
 
 PROMPTS = ["左边是猫，右边是月亮", "河边的银行"]
+LAYERS = 4
 
 
 @pytest.fixture(scope="module")
 def model() -> MiniUNet:
-    return MiniUNet.tiny()
+    return MiniUNet.tiny(layers=LAYERS)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def blind(monkeypatch):
 
 def test_the_last_layer_gives_the_usual_picture_to_the_bit(model):
     usual = model.sample(PROMPTS, steps=2)
-    with exit_at_layer(model, 12):
+    with exit_at_layer(model, LAYERS):
         last = model.sample(PROMPTS, steps=2)
     assert all(np.array_equal(a, b) for a, b in zip(usual, last))
 
@@ -63,7 +64,7 @@ def test_an_earlier_layer_is_handed_on_with_the_final_norm(model):
         states.append(encoder.embed(ids))
         for layer in encoder.layers:
             states.append(layer(states[-1], mask[:, None, None]))
-        for number in (0, 5, 11):
+        for number in range(LAYERS):
             with exit_at_layer(model, number):
                 found = encoder(ids, mask)
             assert torch.equal(found, encoder.norm(states[number]))
@@ -78,9 +79,9 @@ def test_pictures_of_an_earlier_layer_differ_and_are_not_remembered(model):
     assert np.array_equal(usual[0], model.sample(PROMPTS, steps=2)[0])
 
 
-@pytest.mark.parametrize("layer", [-1, 13])
+@pytest.mark.parametrize("layer", [-1, LAYERS + 1])
 def test_a_layer_that_is_not_there_is_refused(model, layer):
-    with pytest.raises(ToushiError, match=r"a layer in 0\.\.12"), exit_at_layer(model, layer):
+    with pytest.raises(ToushiError, match=rf"a layer in 0\.\.{LAYERS}"), exit_at_layer(model, layer):
         pass
 
 
@@ -165,10 +166,10 @@ def test_a_run_of_each_layer(model, blind, tmp_path):
     assert not done.failed and done.manifest.complete
     tables = read_tables(tmp_path / "run", read_manifest(tmp_path / "run"))
     curves = tables["curves"]
-    assert set(curves.layer) == set(range(13))
+    assert set(curves.layer) == set(range(LAYERS + 1))
     assert {"object", "sense, before", "sense, after"} <= set(curves.thing)
     assert (curves[curves.thing == "sense, after"].cases == 4).all()
-    assert len(tables["pictures"]) == 13 * len(layers.SHOWN)
+    assert len(tables["pictures"]) == (LAYERS + 1) * len(layers.SHOWN)
     assert done.manifest.verdict == "undecided"  # nothing is ever right
     check_figures(layers.figures(tables, "zh"), layers.figures(tables, "en"), {"curves", "pictures"})
 
@@ -191,15 +192,15 @@ def test_a_run_of_two_twins(model, blind, tmp_path):
     assert (read.loc[("causal", "word", "after")].accuracy == 0.5).all()  # what it cannot have seen
     assert (read.loc[("bidirectional", "word", "after")].accuracy.iloc[1:] != 0.5).any()
     for where, place in product(("word", "last token"), ("before", "after")):
-        assert read.loc[("causal", where, place)].layer.tolist() == list(range(13))
+        assert read.loc[("causal", where, place)].layer.tolist() == list(range(LAYERS + 1))
     best = tables["best"].set_index(["model", "where", "place"])
     assert best.loc[("causal", "word", "after"), "accuracy"] == 0.5
     assert (tables["differences"].difference.dropna() == 0).all()  # one bank in every picture of both
     check_figures(twins.figures(tables, "zh"), twins.figures(tables, "en"), NAMES)
     alike = tables["likeness"].set_index(["one", "other", "layer", "other_layer"]).cka
-    assert all(alike["causal", "causal", layer, layer] == 1 for layer in range(13))
-    assert alike["bidirectional", "causal", 0, 0] == 1 and alike["bidirectional", "causal", 12, 12] < 1
-    assert len(tables["heads"]) == 2 * 12 * 2
+    assert all(alike["causal", "causal", layer, layer] == 1 for layer in range(LAYERS + 1))
+    assert alike["bidirectional", "causal", 0, 0] == 1 and alike["bidirectional", "causal", LAYERS, LAYERS] < 1
+    assert len(tables["heads"]) == 2 * LAYERS * 2
 
 
 def test_twins_that_are_not_trained_are_asked_for():

@@ -47,7 +47,7 @@ def test_resuming_changes_nothing(tmp_path):
 
 
 def test_a_few_steps_lower_both_losses():
-    training = Training(MiniUNet.tiny(), Config(naming_weight=3.0))
+    training = Training(MiniUNet.tiny(layers=2), Config(naming_weight=3.0))
     before = steps(training, 0, 1)[0]
     steps(training, 1, 60)
     after = steps(training, 0, 1)[0]
@@ -56,7 +56,7 @@ def test_a_few_steps_lower_both_losses():
 
 
 def test_an_encoder_learns_what_lies_where_from_captions_alone():
-    model = MiniUNet.tiny()
+    model = MiniUNet.tiny(layers=2)
     scenes = [draw_scene(seed) for seed in range(4)]
     kinds = torch.zeros(4, 16, 16, dtype=torch.uint8)
     for i in range(4):
@@ -129,7 +129,7 @@ def test_newton_schulz_flattens_the_singular_values(shape):
 def test_bf16_learns_what_fp32_does_and_keeps_its_weights_in_fp32():
     losses = {}
     for precision in ("fp32", "bf16"):
-        training = Training(MiniUNet.tiny(), Config(precision=precision))
+        training = Training(MiniUNet.tiny(layers=2), Config(precision=precision))
         steps(training, 1, 20)
         losses[precision] = steps(training, 0, 1)[0]
         assert {w.dtype for w in training.weights} == {torch.float32}

@@ -106,6 +106,7 @@ def test_the_rate_warms_up_and_falls_to_a_tenth_over_the_last_fifth_of_the_sampl
     np.testing.assert_allclose(rates, [1 / 200, 0.5, 1, 1, 0.5, 0.1])
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_two_processes_and_ships_two_small_models(tmp_path, monkeypatch):
     monkeypatch.setattr(train_twins, "SHIPPED", tmp_path / "weights")
     small = dict(pool=12, encoder_samples=0, samples=4, checkpoint_minutes=0.0, threads=None)

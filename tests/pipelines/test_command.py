@@ -43,9 +43,9 @@ def test_toushi_trace(name, tmp_path, capsys):
     (entry,) = library.entries(tmp_path)
     assert entry.prompt == PROMPT and not entry.damaged and library.thumbnail(entry)
     run, version = str(entry.folder), library.trace_version(str(entry.folder))
-    assert len(library.picture(run, version, "cond", "zh")) > 1000
+    assert len(library.picture_block(run, version, "cond", "zh")) > 1000
     assert library.has_encoder(trace, "cond") == (name not in HIDDEN)
-    assert not library.has_encoder(trace, "cond") or len(library.encoder(run, version, "cond", "zh")) > 1000
+    assert not library.has_encoder(trace, "cond") or len(library.encoder_block(run, version, "cond", "zh")) > 1000
 
 
 def test_toushi_trace_in_a_process_of_its_own(tmp_path):

@@ -90,7 +90,7 @@ class Here:
 
 
 def test_what_was_chosen_is_in_the_manifest(saved, lora, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("toushi.cli.trace.ProcessPoolExecutor", Here)
+    monkeypatch.setattr("toushi.cli.figure_process.ProcessPoolExecutor", Here)
     file = lora("stable-diffusion")
     options = ["--dtype", "bf16", "--device", "cpu", "--vae-tiling", "--medvram", "--lora", f"{file}:0.5"]
     options += ["--steps", "1", "--size", "32", "--out", str(tmp_path / "run")]
@@ -154,7 +154,7 @@ def test_many_prompts_from_a_file(saved, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     file.write_text("a red cat\n\nthe moon and 月亮\n", encoding="utf-8")
     options = ["--model", saved("stable-diffusion"), "--steps", "1", "--size", "32x48", "--out", tmp_path / "run"]
-    monkeypatch.setattr("toushi.cli.trace.ProcessPoolExecutor", Here)
+    monkeypatch.setattr("toushi.cli.figure_process.ProcessPoolExecutor", Here)
     assert main(["trace", "--prompts", str(file), *map(str, options)]) == 0
     traces = open_collection(tmp_path / "run")
     assert [trace.prompt for trace in traces] == ["a red cat", "the moon and 月亮"]

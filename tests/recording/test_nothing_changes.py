@@ -60,7 +60,7 @@ def test_an_encoded_prompt_from_the_cache_is_recorded_all_the_same(model, tmp_pa
 
 def test_a_compiled_model_is_covered(tmp_path, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot trace its checks
-    model = MiniUNet.tiny()
+    model = MiniUNet.tiny(layers=2)
     plain = draw(model)
     model.unet = torch.compile(model.unet, backend="eager")
     model.encoder = torch.compile(model.encoder, backend="eager")
