@@ -140,11 +140,13 @@ def output(command, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_installed_package_is_that_of_the_wheel(bin_folder, user):
     where = output([bin_folder / "python", "-c", "import toushi; print(toushi.__file__)"], user).strip()
     assert Path(where).is_relative_to(bin_folder.parent) and output([bin_folder / "toushi", "--version"], user)
 
 
+@pytest.mark.slow
 def test_the_first_example_of_the_readme(bin_folder, user):
     example = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert example is not None
@@ -159,16 +161,19 @@ def trace(bin_folder, user) -> Path:
     return user / "traced"
 
 
+@pytest.mark.slow
 def test_trace(trace):
     assert {"manifest.json", "image.png", "words.png"} <= {file.name for file in trace.iterdir()}
 
 
+@pytest.mark.slow
 def test_xarray_opens_it(bin_folder, trace):
     code = "import xarray; print(*xarray.open_datatree('traced', engine='toushi').children)"
     nodes = output([bin_folder / "python", "-c", code], trace.parent).split()
     assert {"unet.middle.cross_attention", "encoder"} <= set(nodes)
 
 
+@pytest.mark.slow
 def test_view(bin_folder, user, trace):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -214,6 +219,7 @@ def wait_for(address: str, server: subprocess.Popen) -> bytes:
     raise AssertionError(f"no answer from {address}")
 
 
+@pytest.mark.slow
 def test_run_with_two_processes(bin_folder, user):
     quick = ["scenes=6", "shuffles=2", "resamples=10"]
     said = output([bin_folder / "toushi", "run", "bilingual", "--jobs", "2", "--set", *quick, "--out", "study"], user)

@@ -22,12 +22,17 @@ from toushi.probe.trace.open import open_trace
 PROMPT = "a red cat and 月亮"
 
 
+COMMON = {"stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux", "z-image", "qwen-image"}
+
+
 def options(name, folder):
     size = "x".join(map(str, scaled(made(name), (32, 48))))
     return ["--model", str(folder), "--steps", "2", "--size", size, "--guidance", "3"]
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name", [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
+)
 def test_toushi_trace(name, tmp_path, capsys):
     folder = tmp_path / "model"
     made(name).save_pretrained(folder)
