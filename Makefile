@@ -54,7 +54,7 @@ coverage: setup browser
 # own. What depends on them is tested: hooks, models, pipelines, recording, text encoders, traces and figures.
 VERSIONED := $(addprefix tests/,analysis encoders figures hooks models pipelines recording text trace test_cli.py)
 EXTRAS := pipelines,figures,app,reports,experiments,export
-TOOLS := pytest pytest-xdist hypothesis beartype
+TOOLS := pytest pytest-xdist hypothesis beartype pypdfium2
 
 test-oldest: requirements-oldest.txt
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
