@@ -27,6 +27,7 @@ from toushi.hooks.kernels import (
     Value,
     attend,
     autocast_inputs,
+    index_of,
     probabilities,
 )
 from toushi.hooks.torch_private import tensor_version
@@ -86,7 +87,7 @@ class Call:
             with torch.autocast(device, enabled=False):
                 return self.probabilities(columns, rows, queries, mean, dtype)
         rows, queries = slice(None) if rows is None else rows, slice(None) if queries is None else queries
-        lse = None if self.lse is None else self.lse[rows][:, :, queries]
+        lse = None if self.lse is None else self.lse[index_of(rows, self.lse.device)][:, :, queries]
         return probabilities(self.inputs.select(rows, queries), lse, columns, mean, dtype)
 
 

@@ -16,17 +16,18 @@ Axes: `row` of the batch, `head`, `query`, `key`, `column` for the keys that are
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toushi.hooks import torch_private
 
-BLOCK_SCORES = 1 << 22  # scores in memory at once: 16 MB in fp32
+BLOCK_SCORES = 1 << 26  # scores in memory at once: 256 MB in fp32. A GPU pays for each block with several launches
 CPU_BLOCK_SCORES = 1 << 18  # on a CPU, whose cache they must fit
 RECOMPUTE_MAX_KEYS = 512  # up to here the model's own call is left alone, and reading computes the softmax again
 
@@ -76,7 +77,7 @@ def cudnn(
     query: Query, key: Key, value: Value, bias: Bias | None, causal: bool, scale: float | None
 ) -> tuple[Output, LogSumExp]:
     output, lse = torch_private.cudnn_attention(query, key, value, bias, causal, scale)
-    return output, lse[..., 0]
+    return output, lse[..., 0].masked_fill(lse[..., 0] == -torch.inf, 0.0)
 
 
 KERNELS: dict[str, Callable[..., tuple[Output, LogSumExp]]] = {
@@ -135,21 +136,56 @@ def attend(
         plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
         plain = plain and not (query.dtype == torch.float32 and reduced_precision(query))  # its lse would be, too
         plain = plain and query.ndim == key.ndim == value.ndim == 4  # all that a kernel takes, whatever torch answers
-        # CUDA's flash kernel takes no mask, and for cuDNN PyTorch turns masks into numbers in a way of its own.
-        takes_mask = attn_mask is None or kernel in ("flash-cpu", "efficient")
-        if plain and takes_mask and kernel in KERNELS and key.shape[-2] > recompute_max_keys:
-            bias = additive_mask(attn_mask, query.dtype)
+        if plain and kernel in KERNELS and key.shape[-2] > recompute_max_keys and takes_mask(kernel, query, attn_mask):
+            bias = additive_mask(attn_mask, query.dtype, masked_value(kernel, query))
             output, lse = KERNELS[kernel](query, key, value, bias, is_causal, scale)
             return AttentionOutput(output, lse, kernel)
     output = original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return AttentionOutput(output, None, kernel)
 
 
-def additive_mask(mask: Mask | None, dtype: torch.dtype) -> Bias | None:
-    """A boolean mask (True = look) as numbers to add to the scores. Other masks are returned as they are."""
+def takes_mask(kernel: str, query: Query, mask: Mask | None) -> bool:
+    """Whether the kernel, called directly, does with this mask what PyTorch does. CUDA's flash kernel takes none."""
+    if mask is None or kernel in ("flash-cpu", "efficient"):
+        return True
+    return kernel == "cudnn" and (mask.dtype != torch.bool or masked_value(kernel, query) is not None)
+
+
+def masked_value(kernel: str, query: Query) -> float | None:
+    """The number that PyTorch puts for False into a boolean mask before it calls the kernel; None if that is unknown."""
+    return cudnn_masked_value(query.device, query.dtype) if kernel == "cudnn" else -torch.inf
+
+
+@lru_cache
+def cudnn_masked_value(device: torch.device, dtype: torch.dtype) -> float | None:
+    """For cuDNN: -65504 before torch 2.12, then -inf. Found by trying, because a fix may come to any release.
+
+    A query that may look nowhere tells the two apart. A generator of its own leaves the model's random numbers alone.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    query, key, value = torch.randn(3, 1, 1, 64, 64, generator=generator, device=device, dtype=dtype).unbind()
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device)
+    mask[..., 0, :] = False
+    try:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            expected = torch_private.builtin_attention(query, key, value, mask)
+        for number in (-torch.inf, -65504.0):
+            if torch.equal(cudnn(query, key, value, additive_mask(mask, dtype, number), False, None)[0], expected):
+                return number
+    except RuntimeError:  # no cuDNN kernel for this device or dtype
+        pass
+    return None
+
+
+def additive_mask(mask: Mask | None, dtype: torch.dtype, masked: float | None = -torch.inf) -> Bias | None:
+    """A boolean mask (True = look) as numbers to add to the scores, `masked` where it is False.
+
+    Other masks are returned as they are.
+    """
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.where(mask, 0.0, -torch.inf).to(dtype)
+    assert masked is not None, "takes_mask was asked first"
+    return torch.where(mask, 0.0, masked).to(dtype)
 
 
 def autocast_inputs(query: Query, key: Key, value: Value, mask: Mask | None) -> tuple[Query, Key, Value, Mask | None]:
@@ -172,6 +208,26 @@ def autocast_inputs(query: Query, key: Key, value: Value, mask: Mask | None) -> 
 
 Rows = slice | list[int]
 Columns = slice | Sequence[int] | Int[Tensor, " column"]
+Index = slice | Int[Tensor, " index"]
+
+
+def index_of(numbers: slice | Sequence[int] | Tensor, device: torch.device) -> Index:
+    """The numbers as a slice where they are evenly spaced, else as a tensor on the device.
+
+    Indexing with a list would copy it to a GPU each time, and wait for that.
+    """
+    if isinstance(numbers, slice | Tensor):
+        return numbers
+    first, step = (numbers[0], numbers[1] - numbers[0]) if len(numbers) > 1 else ((*numbers, 0)[0], 1)
+    if step > 0 and first >= 0 and list(numbers) == list(range(first, first + step * len(numbers), step)):
+        return slice(first, first + step * (len(numbers) - 1) + 1 if numbers else first, step)
+    return _index_tensor(tuple(numbers), device)
+
+
+@lru_cache(64)
+def _index_tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device)
 
 
 class AttentionInputs(NamedTuple):
@@ -185,6 +241,7 @@ class AttentionInputs(NamedTuple):
 
     def select(self, rows: Rows, queries: slice) -> "AttentionInputs":
         """The inputs of these rows of the batch, and of these queries in each."""
+        rows = index_of(rows, self.query.device)
         key = self.key if self.key.shape[0] == 1 else self.key[rows]
         mask, first = self.mask, self.first
         if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
@@ -209,14 +266,23 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def scores(
-    inputs: AttentionInputs, columns: Columns, dtype: torch.dtype, buffer: Float[Tensor, " scores"] | None = None
-) -> Float[Tensor, "row head column query"]:
-    """q k^T * scale + mask at these columns, in the memory of `buffer` if that is given."""
-    query = inputs.query.to(dtype)
+def scaled_keys(
+    inputs: AttentionInputs, columns: Index, dtype: torch.dtype
+) -> Float[Tensor, "key_row head column d"]:
+    """The keys of these columns times the scale, one for each head of the query."""
     key = inputs.key[:, :, columns].to(dtype) * inputs.scale
-    if key.shape[1] != query.shape[1]:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    heads = inputs.query.shape[1]
+    return key if key.shape[1] == heads else key.repeat_interleave(heads // key.shape[1], dim=1)
+
+
+def scores(
+    inputs: AttentionInputs,
+    key: Float[Tensor, "key_row head column d"],
+    columns: Index,
+    buffer: Float[Tensor, " scores"] | None = None,
+) -> Float[Tensor, "row head column query"]:
+    """q k^T * scale + mask at these columns, in the memory of `buffer` if that is given. `key`: their `scaled_keys`."""
+    query = inputs.query.to(key.dtype)
     rows, heads, length, _ = query.shape
     shape = (rows, heads, key.shape[2], length)
     result = query.new_empty(shape) if buffer is None else buffer[: math.prod(shape)].view(shape)
@@ -253,8 +319,10 @@ def log_sum_exp(inputs: AttentionInputs) -> LogSumExp:
     """log of the sum over keys of exp(score). 0 for a query that may look nowhere, as in the kernels."""
     dtype = working_dtype(inputs.query)
     lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=dtype)
+    key = scaled_keys(inputs, slice(None), dtype)
     for rows, queries in blocks(inputs, inputs.key.shape[2]):
-        lse[rows, :, queries] = scores(inputs.select(rows, queries), slice(None), dtype).logsumexp(dim=2)
+        keys = key if len(key) == 1 else key[rows]
+        lse[rows, :, queries] = scores(inputs.select(rows, queries), keys, slice(None)).logsumexp(dim=2)
     return lse.masked_fill_(lse == -torch.inf, 0.0)
 
 
@@ -288,10 +356,13 @@ def probabilities(
     shape = (rows, count, queries) if mean else (rows, heads, count, queries)
     working = working_dtype(inputs.query)
     result = inputs.query.new_empty(shape, dtype=dtype or working)
+    columns = index_of(columns, inputs.query.device)
+    taken = slice(None) if recompute else columns
+    key = scaled_keys(inputs, taken, working)
     buffer = None  # used again for each block: new memory costs as much as the arithmetic
     for row_block, query_block in blocks(inputs, keys if recompute else count):
         part = inputs.select(row_block, query_block)
-        block = scores(part, slice(None) if recompute else columns, working, buffer)
+        block = scores(part, key if len(key) == 1 else key[row_block], taken, buffer)
         buffer = block.view(-1) if buffer is None else buffer
         if lse is None:
             block = softmax_(block)[:, :, columns]

@@ -10,7 +10,9 @@ longest caption of a batch is masked. So a row of the joint sequence is [image |
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from math import log
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -259,23 +261,18 @@ class DiT(nn.Module):
         (final_layer,) = self.all_final_layer.values()
         time = self.t_embedder(time * self.config.t_scale)
 
+        layout = sequence_layout(rows, columns, tuple(lengths), self.config, latents.device)
         image = self.embed_image(latents)
-        image_cos_sin = rope_cos_sin(image_positions(rows, columns, lengths), self.config).to(image.device)
         for block in self.noise_refiner:
-            image = block(image, image_cos_sin, None, time)
+            image = block(image, layout.image_cos_sin, None, time)
 
         text = self.embed_text(texts)
-        text_cos_sin = rope_cos_sin(text_positions(max(lengths)), self.config).to(text.device)
-        mask = text_mask(lengths, text.device)
         for block in self.context_refiner:
-            text = block(text, text_cos_sin, mask)
+            text = block(text, layout.text_cos_sin, layout.text_mask)
 
         x = torch.cat([image, text], dim=1)
-        cos_sin = torch.cat([image_cos_sin, text_cos_sin.expand(-1, len(texts), -1, -1, -1)], dim=3)
-        if mask is not None:
-            mask = F.pad(mask, (image.shape[1], 0), value=True)
         for block in self.layers:
-            x = block(x, cos_sin, mask, time)
+            x = block(x, layout.cos_sin, layout.mask, time)
         patches = final_layer(x[:, : rows * columns], time)
         return rearrange(patches, "b (y x) (dy dx c) -> b c (y dy) (x dx)", y=rows, dy=PATCH, dx=PATCH)
 
@@ -305,3 +302,30 @@ def text_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "b 1
     if len(set(lengths)) == 1:
         return None
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None, None].to(device)
+
+
+class SequenceLayout(NamedTuple):
+    """Rotations and masks of image tokens, text tokens, and both."""
+
+    image_cos_sin: Float[Tensor, "2 b 1 n d"]
+    text_cos_sin: Float[Tensor, "2 1 1 n d"]
+    text_mask: Bool[Tensor, "b 1 1 n"] | None
+    cos_sin: Float[Tensor, "2 b 1 n d"]
+    mask: Bool[Tensor, "b 1 1 n"] | None
+
+
+@lru_cache(4)
+def sequence_layout(
+    rows: int, columns: int, lengths: tuple[int, ...], config: DiTConfig, device: torch.device
+) -> SequenceLayout:
+    """Remembered, because all evaluations of a run have the same, and a GPU waits for each copy of it.
+
+    `rows` and `columns` of image tokens; `lengths` of each caption with its pads.
+    """
+    with torch.inference_mode(False):  # training may come next, with the same layout
+        image = rope_cos_sin(image_positions(rows, columns, lengths), config).to(device)
+        text = rope_cos_sin(text_positions(max(lengths)), config).to(device)
+        both = torch.cat([image, text.expand(-1, len(lengths), -1, -1, -1)], dim=3)
+        part = text_mask(lengths, device)
+        whole = None if part is None else F.pad(part, (image.shape[3], 0), value=True)
+        return SequenceLayout(image, text, part, both, whole)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 MAX_SIDE = 128  # pixels; larger pictures get smaller previews
 RIDGE = 1e-2
-_convolutions: WeakKeyDictionary["VAE", dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_convolutions: WeakKeyDictionary["VAE", dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 @runtime_checkable
@@ -39,9 +39,11 @@ def preview(vae: VAE, factor: int, latents: Float[Tensor, "b c h w"]) -> UInt8[T
     divisors = (n for n in range(factor, 1, -1) if factor % n == 0 and n * max(height, width) <= MAX_SIDE)
     pixels = next(divisors, 1)
     convolutions = _convolutions.setdefault(vae, {})
-    if pixels not in convolutions:
-        convolutions[pixels] = fit_convolution(vae, factor, pixels)
-    weight, bias = (w.to(latents) for w in convolutions[pixels])
+    key = (pixels, latents.device, latents.dtype)
+    if key not in convolutions:
+        weight, bias = fit_convolution(vae, factor, pixels)
+        convolutions[key] = weight.to(latents), bias.to(latents)
+    weight, bias = convolutions[key]
     levels = F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), weight, bias)
     return F.pixel_shuffle(levels.clamp_(0, 255).round_().byte(), pixels).permute(0, 2, 3, 1).contiguous()
 

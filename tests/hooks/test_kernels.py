@@ -332,3 +332,51 @@ def test_one_text_for_all_rows():
         probabilities(one, attended.lse, slice(None)).double(), explicit(q, k[:1]), atol=2e-6, rtol=0
     )
     assert one.select([1], slice(None)).key.shape[0] == 1
+
+
+# --- what a GPU would wait for ---
+
+
+@pytest.mark.parametrize("numbers", [[], [0], [5], [1, 2, 3], [0, 3, 6], [2, 1, 0], [1, 1], [0, 1, 3], [-1, 0]])
+def test_an_index_is_a_slice_where_it_can_be(numbers):
+    index, values = kernels.index_of(numbers, torch.device("cpu")), torch.arange(9)
+    assert torch.equal(values[index], values[torch.tensor(numbers, dtype=torch.long)])
+    assert isinstance(index, slice) == (numbers in ([], [0], [5], [1, 2, 3], [0, 3, 6]))
+    assert index is kernels.index_of(numbers, torch.device("cpu")) or isinstance(index, slice)  # copied once
+
+
+def test_keys_are_converted_once_however_many_blocks(monkeypatch):
+    monkeypatch.setattr(kernels, "CPU_BLOCK_SCORES", 64)
+    calls, real = [], kernels.scaled_keys
+    monkeypatch.setattr(kernels, "scaled_keys", lambda *a: calls.append(a) or real(*a))
+    q, k, _ = inputs(keys=600)
+    found = probabilities(AttentionInputs(q, k, 0.2), None, [0, 7, 8])
+    assert len(calls) == 2  # once for the log-sum-exp, once for the columns
+    torch.testing.assert_close(found, explicit(q, k, scale=0.2)[:, :, [0, 7, 8]].float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("number", [-math.inf, -65504.0, -1.0])
+def test_cudnn_gets_the_mask_that_pytorch_would_give_it(monkeypatch, number):
+    """A softmax stands in for cuDNN, and for PyTorch one that puts this number for False."""
+
+    def cudnn(query, key, value, bias, causal, scale):
+        scores = query @ key.mT * query.shape[-1] ** -0.5 + bias
+        return scores.softmax(-1).nan_to_num(0.0) @ value, scores.logsumexp(-1)[..., None]
+
+    def builtin(query, key, value, mask, *_, **__):
+        return cudnn(query, key, value, additive_mask(mask, query.dtype, number), False, None)[0]
+
+    monkeypatch.setattr(kernels.torch_private, "cudnn_attention", cudnn)
+    monkeypatch.setattr(kernels.torch_private, "builtin_attention", builtin)
+    monkeypatch.setattr(kernels, "choose_kernel", lambda *a: "cudnn")
+    kernels.cudnn_masked_value.cache_clear()
+    try:
+        (q, k, v), mask = inputs(), masks(2, 3, 33, 21)["boolean"]
+        attended = attend(builtin, q, k, v, mask)
+        assert torch.equal(attended.output, builtin(q, k, v, mask))  # whatever number it is
+        assert (attended.lse is None) == (number == -1.0)  # a number that is not known: the call is left alone
+        wanted = explicit(q, k, mask).float()
+        found = probabilities(AttentionInputs(q, k, 32**-0.5, mask), attended.lse, slice(None))
+        torch.testing.assert_close(found, wanted, atol=2e-6, rtol=0)
+    finally:
+        kernels.cudnn_masked_value.cache_clear()

@@ -14,15 +14,21 @@ from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import diffusers_family, t5_encoder
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
+from toushi.probe.pipelines.tensor_values import read_once
+
+
+@read_once
+def grid_of_ids(ids: Tensor) -> tuple[int, int]:
+    """The ids [..., 3 or 4] of image cells are (time, y, x, …). Cells of reference pictures have later times."""
+    ids = ids.reshape(-1, ids.shape[-1])
+    rows, columns = (ids[ids[:, 0] == 0, 1:3].amax(0).long() + 1).tolist()
+    return rows, columns
 
 
 def read_inputs(pipeline: object, inputs: Arguments) -> DenoiserInputs:
-    """The grid is in the ids of the image cells: (time, y, x, …). Cells of reference pictures have later times."""
-    text, ids = inputs["encoder_hidden_states"], inputs["img_ids"]
-    ids = ids.reshape(-1, ids.shape[-1])
-    rows, columns = (ids[ids[:, 0] == 0, 1:3].amax(0).long() + 1).tolist()
+    text = inputs["encoder_hidden_states"]
     layout = JointSequence(image=text.shape[1], text=0, columns=text.shape[1])
-    return DenoiserInputs((rows, columns), (text,), lambda: list(text.unbind()), (layout,) * len(text))
+    return DenoiserInputs(grid_of_ids(inputs["img_ids"]), (text,), lambda: list(text.unbind()), (layout,) * len(text))
 
 
 def unpack_latents(latents: Tensor, grid: tuple[int, int]) -> Tensor:
