@@ -266,9 +266,7 @@ def working_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def scaled_keys(
-    inputs: AttentionInputs, columns: Index, dtype: torch.dtype
-) -> Float[Tensor, "key_row head column d"]:
+def scaled_keys(inputs: AttentionInputs, columns: Index, dtype: torch.dtype) -> Float[Tensor, "key_row head column d"]:
     """The keys of these columns times the scale, one for each head of the query."""
     key = inputs.key[:, :, columns].to(dtype) * inputs.scale
     heads = inputs.query.shape[1]

@@ -31,7 +31,11 @@ def step_index(scheduler: DiffusersScheduler, arguments: Arguments, expected: in
     times, time = scheduler.timesteps, arguments["timestep"]
     # A pipeline goes through `timesteps`, which gives views: their place in memory tells the step, and on a GPU a
     # comparison would wait for all work.
-    if isinstance(time, Tensor) and time.dim() == 0 and time.data_ptr() == times[expected : expected + 1].data_ptr() != 0:
+    if (
+        isinstance(time, Tensor)
+        and time.dim() == 0
+        and time.data_ptr() == times[expected : expected + 1].data_ptr() != 0
+    ):
         return expected
     if expected < len(times) and bool(times[expected] == time):
         return expected

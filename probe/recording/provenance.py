@@ -84,6 +84,18 @@ def _model_identity(model: Model) -> dict[str, str | None]:
     }
 
 
+@lru_cache
+def gpu_facts(device: torch.device) -> dict[str, str]:
+    """The card, its driver if known, and the versions of CUDA and cuDNN: a picture's last digits depend on them."""
+    facts = {"name": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    facts["cudnn"] = str(torch.backends.cudnn.version())
+    with suppress(OSError):  # Linux only
+        driver = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        if version := re.search(r"Kernel Module\D*?(\d+\.[\d.]+)", driver):
+            facts["driver"] = version[1]
+    return facts
+
+
 def environment(model: Model) -> dict[str, object]:
     """Fields of the manifest that do not depend on the prompt."""
     parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
@@ -95,6 +107,7 @@ def environment(model: Model) -> dict[str, object]:
         "loading": None if loading is None else loading.manifest_entry(),
         "loras": describe_loras(model),
         "device": str(device).replace("cpu:0", "cpu"),  # accelerate numbers the CPU, too
+        "gpu": gpu_facts(torch.device(device)) if str(device).startswith("cuda") else None,
         "dtype": str(getattr(model, "dtype", parameter.dtype)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "segmenter": segmenter(),

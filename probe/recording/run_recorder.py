@@ -5,11 +5,12 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import HookError
+from toushi.hooks.kernels import index_of
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, Images, SchedulerStep
@@ -21,6 +22,7 @@ from toushi.probe.recording.forecast import (
     forecast_from_maps,
     reason_not_heads,
 )
+from toushi.probe.recording.host_copy import copy_to_host
 from toushi.probe.recording.picture_manifest import RunFacts, SiteEntry, picture_manifest
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.recording_plan import RecordingPlan
@@ -268,37 +270,39 @@ class RunRecorder:
                 self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
+            tensors = self._map_tensors()
             # A copy, because the sampler or its caller may change the latents while they wait for the disk.
-            latents = self.family.unpack_latents(step.latents.detach(), self.grid)
-            latents = latents.to("cpu", torch.float32, copy=True)
+            latents = self.family.unpack_latents(step.latents.detach(), self.grid).to(torch.float32, copy=True)
             vae, previews = getattr(self.plan.model, "vae", None), None
             if step.denoised is not None and vae is not None:
-                previews = preview(vae, self.family.cell_pixels(self.plan.model), step.denoised.float()).cpu()
-            arrays = self._arrays()
-            for picture, writer in enumerate(self.writers):
-                tensors = arrays[picture]
-                tensors["latent"] = latents[picture].numpy()
+                previews = preview(vae, self.family.cell_pixels(self.plan.model), step.denoised.float())
+            for picture in range(len(self.writers)):
+                tensors[picture, "latent"] = latents[picture]
                 if previews is not None:
-                    tensors["preview"] = previews[picture].numpy()
+                    tensors[picture, "preview"] = previews[picture]
+            arrays: list[dict] = [{} for _ in self.writers]
+            for (picture, key), array in zip(tensors, copy_to_host(list(tensors.values()))):
+                arrays[picture][key] = array
+            for picture, writer in enumerate(self.writers):
                 times = self.run.times(picture)
-                writer.write_step(self.run.index, tensors, time=times[self.run.index] if times else None, **info)
+                time_of_step = times[self.run.index] if times else None
+                writer.write_step(self.run.index, arrays[picture], time=time_of_step, **info)
         self._begin_step()
 
-    def _arrays(self) -> list[dict[str, np.ndarray]]:
-        """The maps of this step by name, for each picture."""
-        arrays: list[dict[str, np.ndarray]] = [{} for _ in self.writers]
+    def _map_tensors(self) -> dict[tuple[int, str], Tensor]:
+        """The maps of this step by picture and name."""
+        tensors: dict[tuple[int, str], Tensor] = {}
         for maps in self.maps:
             grid = self.site_entries[maps.site]["grid"]
             assert grid is not None, "only sites of the encoder have no grid"
-            values = maps.values.cpu().numpy()
-            values = values.reshape(*values.shape[:-1], *grid)
+            values = maps.values.unflatten(-1, grid)
             for number, (_, (branch, picture)) in enumerate(maps.rows):
                 columns = slice(None) if maps.columns is None else maps.columns[number].single
-                arrays[picture][layout.map_key(maps.site, branch)] = values[number][..., columns, :, :]
+                columns = index_of(columns, values.device)
+                tensors[picture, layout.map_key(maps.site, branch)] = values[number][..., columns, :, :]
                 if maps.rest is not None:
-                    rest = maps.rest[number].cpu().numpy()
-                    arrays[picture][layout.rest_key(maps.site, branch)] = rest.reshape(*rest.shape[:-1], *grid)
-        return arrays
+                    tensors[picture, layout.rest_key(maps.site, branch)] = maps.rest[number].unflatten(-1, grid)
+        return tensors
 
     def _open_writers(self) -> None:
         count = 1 + max((picture for _, picture in self.rows), default=0)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from toushi.hooks.kernels import index_of
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.session.row_matching import PromptKey
 
@@ -13,8 +14,8 @@ from toushi.probe.session.row_matching import PromptKey
 class RowColumns(NamedTuple):
     """The kept columns of one row, counted in a range of columns that several rows share."""
 
-    single: list[int] | slice
-    pads: list[int] | slice | None
+    single: list[int]
+    pads: list[int] | None
 
 
 def column_range(columns: Sequence[KeptColumns]) -> tuple[slice, list[RowColumns]]:
@@ -22,10 +23,8 @@ def column_range(columns: Sequence[KeptColumns]) -> tuple[slice, list[RowColumns
     needed = [column for kept in columns for column in (*kept.single, *kept.pads)]
     first, last = (min(needed), max(needed) + 1) if needed else (0, 0)
 
-    def in_range(columns: list[int]) -> list[int] | slice:
-        indices = [column - first for column in columns]
-        is_contiguous = bool(indices) and indices == list(range(indices[0], indices[-1] + 1))
-        return slice(indices[0], indices[-1] + 1) if is_contiguous else indices
+    def in_range(columns: list[int]) -> list[int]:
+        return [column - first for column in columns]
 
     rows = [RowColumns(in_range(kept.single), in_range(kept.pads) if kept.pads else None) for kept in columns]
     return slice(first, last), rows
@@ -47,9 +46,10 @@ class Maps(NamedTuple):
             return [self]
         split = []
         for number, (row, columns) in enumerate(zip(self.rows, self.columns)):
-            parts = [self.values[number][..., columns.single, :]]
+            values = self.values[number]
+            parts = [values[..., index_of(columns.single, values.device), :]]
             if columns.pads is not None:
-                parts.append(self.values[number][..., columns.pads, :].sum(-2, keepdim=True))
+                parts.append(values[..., index_of(columns.pads, values.device), :].sum(-2, keepdim=True))
             rest = None if self.rest is None else self.rest[number : number + 1]
             split.append(Maps(self.site, [row], None, torch.cat(parts, -2).to(dtype)[None], rest))
         return split

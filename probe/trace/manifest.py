@@ -219,6 +219,7 @@ class TraceManifest(StrictModel):
     model: ModelIdentity | None = None
     segmenter: dict[str, object] | None = Field(None, description="What cut the text into words: name, version, …")
     device: str | None = None
+    gpu: NamedTexts | None = Field(None, description="The card, its driver, and the versions of CUDA and cuDNN.")
     dtype: str | None = Field(None, description="Of the model's numbers.")
     threads: int | None = None
     versions: NamedTexts | None = Field(None, description="Of Python and the packages.")

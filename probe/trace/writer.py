@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -70,6 +70,21 @@ SAME_RUN = (
 )
 
 
+class StepArray(Protocol):
+    """What is written of an array. Asking for its values (`numpy.asarray`) may wait for them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __array__(self, dtype: np.dtype | None = None, /, *, copy: bool | None = None) -> np.ndarray: ...
+
+
 class TraceWriter:
     """Writes one trace. The arrays that it is given belong to the writer: do not change them afterwards.
 
@@ -121,8 +136,11 @@ class TraceWriter:
         self._thread = threading.Thread(target=self._work, name=f"trace {self.folder.name}", daemon=True)
         self._thread.start()
 
-    def write_step(self, index: int, tensors: Mapping[str, np.ndarray], **info: object) -> None:
-        """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl."""
+    def write_step(self, index: int, tensors: "Mapping[str, StepArray]", **info: object) -> None:
+        """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl.
+
+        `tensors` may still be on their way from a GPU: only the writing thread asks for their values.
+        """
         index = int(index)
         if not self._last < index < self.manifest.steps.count:
             raise BadRecord(
@@ -229,7 +247,7 @@ class TraceWriter:
         except OSError as error:
             raise WriteFailed(f"Cannot resume {self.folder}: {reason(error)}.") from None
 
-    def _fitting(self, key: str, array: np.ndarray) -> np.ndarray:
+    def _fitting(self, key: str, array: "StepArray") -> "StepArray":
         if key not in self._shapes:
             self._shapes[key] = self.manifest.step_shapes(key)
         allowed = self._shapes[key]
@@ -238,7 +256,6 @@ class TraceWriter:
                 f'"{key}" names nothing that can be recorded: expected latent, preview, or '
                 f'"site/branch" of a site and a branch in the manifest, with "/rest" after it or not.'
             )
-        array = np.asarray(array)
         if not fits(array.shape, allowed):
             expected = " or ".join(map(str, allowed)).replace("-1", "any")
             raise BadRecord(f'"{key}" must have the shape {expected}; {array.shape} came.')
@@ -246,7 +263,7 @@ class TraceWriter:
         if array.dtype not in kinds:
             names = " or ".join(np.dtype(kind).name for kind in kinds)
             raise BadRecord(f'"{key}" must be {names}; {array.dtype} came.')
-        return np.ascontiguousarray(array)  # safetensors would store the buffer of a strided view
+        return array
 
     def _put(self, what: str, job: Callable[[], None], size: int = 0) -> None:
         if self._closed:
@@ -302,7 +319,9 @@ class TraceWriter:
                 self._list()  # the steps before it are whole
             self._failure = WriteFailed(self._failure_message(what, error))
 
-    def _step(self, index: int, arrays: dict[str, np.ndarray], info: Mapping[str, Json]) -> None:
+    def _step(self, index: int, tensors: "dict[str, StepArray]", info: Mapping[str, Json]) -> None:
+        # safetensors would store the buffer of a strided view
+        arrays = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
         name = step_file(index, self.manifest.keep)
         metadata = None
         if self.manifest.keep == "sum":
@@ -385,5 +404,5 @@ def _checked(manifest: dict) -> "Manifest":
     return checked
 
 
-def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
+def _bytes(arrays: "Mapping[str, StepArray]") -> int:
     return sum(array.nbytes for array in arrays.values())
