@@ -91,7 +91,7 @@ def gpu_facts(device: torch.device) -> dict[str, str]:
     facts["cudnn"] = str(torch.backends.cudnn.version())
     with suppress(OSError):  # Linux only
         driver = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-        if version := re.search(r"Kernel Module\D*?(\d+\.[\d.]+)", driver):
+        if version := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", driver):
             facts["driver"] = version[1]
     return facts
 
