@@ -1,17 +1,35 @@
 """Whether a pipeline's attention can be read: it must call PyTorch's own scaled_dot_product_attention."""
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import Site
-from toushi.probe.pipelines.private_api import attention_backend, is_context_parallel
+from toushi.probe.pipelines.private_api import (
+    attention_backend,
+    is_context_parallel,
+    native_backend,
+    native_processor,
+)
 
 
 class UnreadableAttention(ToushiError):
     """An attention of the pipeline is computed where it cannot be read. The message says how to choose another one."""
 
 
+class AttentionSwitched(UserWarning):
+    """Attention is computed by PyTorch's own kernels while it is recorded, because the chosen ones cannot be read."""
+
+
+# What computes the same, and what computes it by scaled_dot_product_attention.
+NATIVE = {
+    "XFormersAttnProcessor": "AttnProcessor2_0",
+    "SlicedAttnProcessor": "AttnProcessor2_0",
+    "AttnProcessor": "AttnProcessor2_0",
+    "XFormersJointAttnProcessor": "JointAttnProcessor2_0",
+}
 OTHER_KERNELS = re.compile("XFormers|Sliced|Sage|Linear|Flash|Flex|IPAdapter|NPU|XLA")
 
 
@@ -36,12 +54,14 @@ def require_sdpa_processors(*processors: str) -> Callable[[object, Mapping[str, 
                     f"{name} has the attention processor {kind}, which cannot be read: expected {expected}. Restore the "
                     "processor that the pipeline is loaded with (disable_xformers_memory_efficient_attention, "
                     f"disable_attention_slicing, unload_ip_adapter, or pipeline.{component}.{reset}), then record."
+                    + (" Or use record(…, native_attention=True)." if kind in NATIVE else "")
                 )
             backend = attention_backend(processor)
             if not backend.removeprefix("_").startswith("native") or backend in ("_native_npu", "_native_xla"):
                 raise UnreadableAttention(
                     f"{name} has the attention backend {backend!r}, which does not give its probabilities: call "
-                    'pipeline.transformer.set_attention_backend("native") (and unset DIFFUSERS_ATTN_BACKEND) first'
+                    'pipeline.transformer.set_attention_backend("native") (and unset DIFFUSERS_ATTN_BACKEND) first, or use '
+                    "record(…, native_attention=True)"
                 )
             if is_context_parallel(processor):
                 raise UnreadableAttention(
@@ -49,3 +69,35 @@ def require_sdpa_processors(*processors: str) -> Callable[[object, Mapping[str, 
                 )
 
     return check
+
+
+@contextmanager
+def native_attention(sites: Mapping[str, Site]) -> Iterator[dict[str, str]]:
+    """Inside the `with` these sites compute by PyTorch's own kernels; afterwards they are as before.
+
+    Gives the sites that were switched, each with the processor or backend that it had. xformers, sage, flash and their
+    like, and sliced attention, compute the same up to rounding. What computes something else, such as an IP-Adapter, is
+    left alone.
+    """
+    switched: dict[str, str] = {}
+    with ExitStack() as restored:
+        for name, site in sites.items():
+            processor = getattr(site.module, "processor", None)
+            kind = type(processor).__name__
+            if site.kind == "encoder" or processor is None:
+                continue
+            if kind in NATIVE:
+                restored.callback(setattr, site.module, "processor", processor)
+                site.module.processor = native_processor(NATIVE[kind])  # pyright: ignore[reportAttributeAccessIssue]
+                switched[name] = kind
+            elif not (backend := attention_backend(processor)).startswith("native"):
+                restored.enter_context(native_backend(processor))
+                switched[name] = backend
+        if switched:
+            before = ", ".join(sorted(set(switched.values())))
+            message = (
+                f"{len(switched)} attention modules compute by PyTorch's own attention in place of {before} while this is "
+                "recorded; the picture may differ by rounding from one without recording"
+            )
+            warnings.warn(AttentionSwitched(message), stacklevel=4)
+        yield switched

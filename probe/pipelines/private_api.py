@@ -3,8 +3,9 @@
 They may change in any release: `tests/pipelines/test_private_api.py` says what stops working then.
 """
 
-from collections.abc import Iterable
-from importlib import metadata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -48,6 +49,24 @@ def attention_backend(processor: object) -> str:
 
         backend = _AttentionBackendRegistry.get_active_backend()[0]
     return "native" if backend is None else str(getattr(backend, "value", backend))
+
+
+@contextmanager
+def native_backend(processor: object) -> Iterator[None]:
+    """Inside the `with` this processor computes by PyTorch's own attention."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    before = processor._attention_backend  # pyright: ignore[reportAttributeAccessIssue]
+    processor._attention_backend = AttentionBackendName.NATIVE  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        processor._attention_backend = before  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def native_processor(name: str) -> object:
+    """A new attention processor of diffusers by the name of its class."""
+    return getattr(import_module("diffusers.models.attention_processor"), name)()
 
 
 def is_context_parallel(processor: object) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.attention_processors import native_attention
 from toushi.probe.pipelines.family import (
     Arguments,
     EncodedPrompt,
@@ -54,6 +55,7 @@ def record(
     dtype: str = "float16",
     budget: int = DEFAULT_BUDGET,
     pads: bool = False,
+    native_attention: bool = False,
 ) -> "Recording":
     """A context manager. What `model` samples inside is recorded in `folder`.
 
@@ -70,6 +72,8 @@ def record(
     dtype     of the stored maps, float16 or float32 (sums are always float32)
     budget    bytes on disk; a run that would need more is refused before anything is written
     pads      whether every column of padding is kept by itself; by default only their sum is, as one column
+    native_attention  whether sites that compute by xformers, sage, flash or in slices, which cannot be read, are
+              switched to PyTorch's own attention inside the `with`; the picture may then differ by rounding
 
     The pictures are bit-identical to those that are sampled without it. Raises UnknownFamily; UnknownSite for a glob
     that matches nothing; UnreadableAttention or Unrecordable for attention that cannot be read; OverBudget; WriteFailed
@@ -78,7 +82,7 @@ def record(
     steps = steps if steps is None or isinstance(steps, int | slice) else tuple(steps)
     branches = (branches,) if isinstance(branches, str) else branches if branches is None else tuple(branches)
     policy = Policy(keep, _word_queries(words), steps, branches, dtype, budget, pads)
-    return Recording(model, Path(folder), policy, sites, overwrite)
+    return Recording(model, Path(folder), policy, sites, overwrite, switch_attention=native_attention)
 
 
 class Recording(Subscriber):
@@ -92,11 +96,14 @@ class Recording(Subscriber):
         sites: str | Iterable[str] | None,
         overwrite: bool = False,
         resumed: StepStore | None = None,
+        switch_attention: bool = False,
     ):
         model = unwrap(model)
         family = family_of(model)
         policy.check_branches(family)
         self.model, self.family, self.overwrite = model, family, overwrite
+        self.switch_attention = switch_attention
+        self.switched: dict[str, str] = {}  # site -> what computed its attention before
         selected = family.select_sites(model, sites)
         self.plan = RecordingPlan(model, family, policy, selected, TraceFolders(folder), resumed)
         self.recorder: RunRecorder | None = None
@@ -118,14 +125,21 @@ class Recording(Subscriber):
                 f"this model is being recorded in {others[0].plan.folders.root} already: "
                 "end that recording first, or record once and read the trace twice"
             )
+        with ExitStack() as subscription:
+            if self.switch_attention:
+                self.switched = subscription.enter_context(native_attention(self.plan.sites))
+            self._subscribe(subscription)
+            self.subscription = subscription.pop_all()
+        return self
+
+    def _subscribe(self, subscription: ExitStack) -> None:
         self.family.check(self.model, self.plan.sites)
         if self.encoder_layers and (reason := self.family.hidden_attention(self.model)) is not None:
-            warnings.warn(HiddenStatesOnly(reason), stacklevel=2)
+            warnings.warn(HiddenStatesOnly(reason), stacklevel=3)
         if self.plan.resumed is None:
             prepare_output_dir(self.plan.folders.root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
-        self.subscription.enter_context(subscribe(self.model, self))
-        return self
+        subscription.enter_context(subscribe(self.model, self))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         try:
@@ -138,6 +152,9 @@ class Recording(Subscriber):
             raise ToushiError(f"nothing was sampled inside the recording, so {self.plan.folders.root} has no trace")
 
     # --- events of the session
+
+    def describe(self) -> dict[str, object]:
+        return {"attention_switched": self.switched} if self.switched else {}
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
         return {name: self.plan.sites[name].module for name in self.plan.site_names("cross", "self")}

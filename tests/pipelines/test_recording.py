@@ -19,7 +19,7 @@ from tests.pipelines.tiny import HIDDEN, MAKERS, NEGATIVE, PROMPT, draw, made, s
 from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
-from toushi.probe.pipelines.attention_processors import UnreadableAttention
+from toushi.probe.pipelines.attention_processors import AttentionSwitched, UnreadableAttention
 from toushi.probe.pipelines.family import UnknownFamily, named_modules
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import HiddenStatesOnly, record
@@ -528,6 +528,47 @@ def test_attention_that_cannot_be_read_is_refused_before_anything_is_written(nam
         with pytest.raises(UnreadableAttention, match=rf"'{backend}'.*set_attention_backend\(\"native\"\)"):
             record(pipeline, tmp_path / "run").__enter__()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [SlicedAttnProcessor, AttnProcessor, XFormersAttnProcessor])
+def test_attention_that_cannot_be_read_is_switched_on_request(kind, tmp_path):
+    pipeline = made("stable-diffusion")
+    plain = draw(pipeline, size=(32, 48))
+    modules = [
+        site.module for site in family_of(pipeline).select_sites(pipeline, None).values() if site.kind == "cross"
+    ]
+    processors = [kind(2) if kind is SlicedAttnProcessor else kind() for _ in modules]
+    for module, processor in zip(modules, processors):
+        module.processor = processor
+    with pytest.warns(AttentionSwitched, match=f"4 attention modules.*in place of {kind.__name__}"):
+        recording = record(pipeline, tmp_path / "run", native_attention=True)
+        with recording:
+            picture = draw(pipeline, size=(32, 48))
+    assert np.array_equal(picture, plain)  # that of PyTorch's attention, with which it was loaded
+    assert all(module.processor is processor for module, processor in zip(modules, processors))
+    trace = open_trace(tmp_path / "run")
+    assert set(trace.manifest.as_dict()["attention_switched"]) == set(cross(trace))
+
+
+def test_a_backend_is_switched_on_request_and_comes_back(tmp_path):
+    pipeline = made("z-image")
+    modules = [
+        site.module for site in family_of(pipeline).select_sites(pipeline, None).values() if site.kind == "cross"
+    ]
+    plain = draw(pipeline)
+    for module in modules:
+        module.processor._attention_backend = "sage"
+    with pytest.warns(AttentionSwitched, match="in place of sage"), pytest.raises(RuntimeError, match="on purpose"):
+        with record(pipeline, tmp_path / "run", native_attention=True):
+            assert np.array_equal(draw(pipeline), plain)
+            raise RuntimeError("on purpose")
+    assert all(module.processor._attention_backend == "sage" for module in modules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for module in modules:
+            module.processor._attention_backend = None
+        with record(pipeline, tmp_path / "again", native_attention=True):  # nothing to switch, nothing to say
+            draw(pipeline)
 
 
 def test_a_pipeline_of_no_known_family_is_refused(tmp_path):
