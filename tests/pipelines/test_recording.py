@@ -558,10 +558,13 @@ def test_a_backend_is_switched_on_request_and_comes_back(tmp_path):
     plain = draw(pipeline)
     for module in modules:
         module.processor._attention_backend = "sage"
-    with pytest.warns(AttentionSwitched, match="in place of sage"), pytest.raises(RuntimeError, match="on purpose"):
-        with record(pipeline, tmp_path / "run", native_attention=True):
-            assert np.array_equal(draw(pipeline), plain)
-            raise RuntimeError("on purpose")
+    with (
+        pytest.warns(AttentionSwitched, match="in place of sage"),
+        pytest.raises(RuntimeError, match="on purpose"),
+        record(pipeline, tmp_path / "run", native_attention=True),
+    ):
+        assert np.array_equal(draw(pipeline), plain)
+        raise RuntimeError("on purpose")
     assert all(module.processor._attention_backend == "sage" for module in modules)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
