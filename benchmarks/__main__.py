@@ -3,6 +3,7 @@
     python -m benchmarks            # everything, about twelve minutes on two idle cores
     python -m benchmarks overhead   # one of: overhead, memory, exactness, reading, command
     python -m benchmarks --quick    # only whether it runs: the numbers say nothing
+    python -m benchmarks gpu        # on a GPU, the released architectures at full size; see its --help
 
 Times are ratios within one process: the arms take turns, each round gives one ratio to the bare run beside it, and
 the median is told with the whole range. `bare again` is the noise floor. The tables go to the screen, the numbers to
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 import tyro
 
-from benchmarks import command, exactness, memory, overhead, peer, reading
+from benchmarks import command, exactness, gpu, memory, overhead, peer, reading
 from toushi.probe.pipelines.load import load
 
 PARTS = {
@@ -66,4 +67,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    if sys.argv[1:2] == ["gpu"]:
+        gpu.main(tyro.cli(gpu.GPUConfig, prog="benchmarks gpu", description=gpu.__doc__, args=sys.argv[2:]))
+    else:
+        main(tyro.cli(Config, description=__doc__))

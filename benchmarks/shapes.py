@@ -20,14 +20,14 @@ class Shape(NamedTuple):
     """Draws one picture, without its VAE."""
 
 
-def _make(name: str, **arguments):
+def make_component(name: str, **arguments):
     """A component or pipeline of diffusers by the name of its class. Their annotations exclude None, which they take."""
     return getattr(import_module("diffusers"), name)(**arguments)
 
 
 def small_vae(channels: int, levels: int):
     """A VAE of which only the factor matters."""
-    return _make(
+    return make_component(
         "AutoencoderKL",
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
@@ -43,7 +43,7 @@ def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512
     """A Stable Diffusion 1.5 of 96 to 384 channels: 512 px, 77 tokens, 16 cross-attentions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = _make(
+        unet = make_component(
             "UNet2DConditionModel",
             sample_size=64,
             block_out_channels=channels,
@@ -52,13 +52,13 @@ def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512
         )
         vae = small_vae(4, 4)
         positive, negative = torch.randn(2, 1, 77, 768)
-    pipeline = _make(
+    pipeline = make_component(
         "StableDiffusionPipeline",
         vae=vae,
         text_encoder=None,
         tokenizer=None,
         unet=unet.eval(),
-        scheduler=_make("DDIMScheduler", steps_offset=1, clip_sample=False),
+        scheduler=make_component("DDIMScheduler", steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -84,7 +84,7 @@ def z_image(steps: int, layers: int = 8, heads: int = 6, pixels: int = 512, toke
     """A Z-Image of 8 joint layers, 768 wide, 6 heads of 128: 512 px, 64 tokens in either prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformer = _make(
+        transformer = make_component(
             "ZImageTransformer2DModel",
             dim=128 * heads,
             n_layers=layers,
@@ -95,9 +95,9 @@ def z_image(steps: int, layers: int = 8, heads: int = 6, pixels: int = 512, toke
         )
         vae = small_vae(16, 4)
         positive, negative = (torch.randn(count, 768) for count in tokens)
-    pipeline = _make(
+    pipeline = make_component(
         "ZImagePipeline",
-        scheduler=_make("FlowMatchEulerDiscreteScheduler", shift=3.0),
+        scheduler=make_component("FlowMatchEulerDiscreteScheduler", shift=3.0),
         vae=vae,
         text_encoder=None,
         tokenizer=None,

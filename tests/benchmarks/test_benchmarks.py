@@ -5,8 +5,9 @@ import sys
 import time
 
 import pytest
+import torch
 
-from benchmarks import command, exactness, memory, peer
+from benchmarks import command, exactness, gpu, memory, peer
 from benchmarks.__main__ import PARTS, Config, main
 from benchmarks.interleaved import ratios
 from benchmarks.shapes import SMALL
@@ -46,6 +47,29 @@ def test_a_small_process_is_small_whoever_measures_it():
     memory_of_little, ended = memory.peak_memory(sys.executable, "-S", "-c", "raise SystemExit(3)")
     assert memory_of_little < 50 < len(held) / 2**20 and ended == 3
     assert 100 < memory.peak_memory(sys.executable, "-S", "-c", "x = b'x' * 100_000_000")[0] < 150
+
+
+@pytest.mark.parametrize("only", ["kernels", "sdxl", "flux", "z-image"])
+def test_the_check_for_a_gpu_runs_at_toy_sizes(only, tmp_path):
+    rows = gpu.main(gpu.GPUConfig(only=only, small=True, steps=2, rounds=1, device="cpu", out=tmp_path / "rows.jsonl"))
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    measured = rows[1:]
+    assert measured and not [row for row in measured if "broken" in row or "refused" in row]
+    if only == "kernels":
+        assert all(row["identical"] for row in measured) and {row["kernel"] for row in measured} == {
+            "flash-cpu",
+            "math",
+        }
+        assert all(row["difference"] <= row["goal"] for row in measured)
+    else:
+        assert [row["arm"] for row in measured] == ["bare", "bare again", "mean"]
+        assert all(row["ms_a_step"] > 0 and row["ratio"] > 0 for row in measured)
+
+
+def test_a_gpu_is_asked_for():
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="there is no GPU here.*--small"):
+            gpu.main(gpu.GPUConfig())
 
 
 @pytest.mark.slow
