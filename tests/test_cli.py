@@ -289,6 +289,11 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["trace", "猫", "--size", "99999"], "the nearest is 8192x8192"),
         (["doctor", "mini-unet", "--steps", "0"], "--steps must be 1 or more, but 0 came"),
         (["trace", "猫", "--no-record", "--keep", "sum"], "--no-record keeps no map; remove --keep"),
+        (
+            ["trace", "猫", "--no-record", "--record-steps", "1:2", "--branches", "cond"],
+            "remove --record-steps, --branches",
+        ),
+        (["trace", "猫", "--record-steps", "x"], "--record-steps must be a step or a slice, 7 or 5:11, but 'x' came"),
         (["trace", "猫", "--no-record", "--sites", "unet.up.*", "--words", "猫"], "remove --sites, --words"),
         (["trace", "half a character \ud83d"], "surrogate"),
         (["tracee", "猫"], "'trace'"),
@@ -413,7 +418,7 @@ def test_info_tells_what_is_there(recorded, capsys):
     assert (facts["steps"], facts["size"], facts["sampler"], facts["seed"]) == ("3 of 3", "32x64", "euler", "0")
     assert not {"LoRA", "safety checker", "edits"} & set(facts)
     assert re.search(r"^unet\.down\.0\.cross_attention +image to text +8x16 ", sites, re.MULTILINE)
-    assert main(["verify", str(recorded[0])]) == 0 and "in order" in capsys.readouterr().out
+    assert main(["verify", str(recorded[0])]) == 0 and "no problem found" in capsys.readouterr().out
 
 
 def test_info_tells_what_was_put_in_what_was_blocked_and_what_is_not_recorded(recorded, tmp_path, capsys):
@@ -561,7 +566,7 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
     missing = tmp_path.name + "/flux"
     for command in (["trace", "猫", "--out", str(tmp_path / "run"), "--model"], ["doctor"], ["words", "猫", "--model"]):
         with contextlib.chdir(tmp_path.parent):
-            assert f"no such folder: '{missing}'" in fails(*command, missing)
+            assert f"there is no folder '{missing}'" in fails(*command, missing)
     said = fails("words", "猫", "--model", "nobody-is-here/flux")  # a hub id: refused before anything is loaded
     assert "expected one of our own models" in said
     advice = fails("doctor", "nobody-is-here/flux")
@@ -602,11 +607,11 @@ def test_traces_that_lie_in_one_folder_are_told_and_checked_together(tiny, tmp_p
     assert main(["info", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "猫 a" in said and "猫 b" in said and "河边的银行" in said
-    assert main(["verify", str(tmp_path)]) == 0 and capsys.readouterr().out.count("in order") == 3
+    assert main(["verify", str(tmp_path)]) == 0 and capsys.readouterr().out.count("no problem found") == 3
     (tmp_path / "a" / "manifest.json").write_text((tmp_path / "a" / "manifest.json").read_text()[:-9])
     assert main(["verify", str(tmp_path)]) == 1  # the damaged one is named, the others are looked at all the same
     said = capsys.readouterr().out
-    assert said.count("in order") == 2 and f"{tmp_path / 'a'}: " in said
+    assert said.count("no problem found") == 2 and f"{tmp_path / 'a'}: " in said
     assert main(["info", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "damaged" in said and "猫 b" in said

@@ -110,8 +110,8 @@ class Editing(Subscriber):
         for edit in () if run.single else self.edits:
             if not any(edit.holds_at(step, run.count) for step in range(run.count)):
                 raise BadEdit(
-                    f"edit of {edit.site}: steps {edit.steps!r} are none of this run's {run.count} (0 to {run.count - 1}), "
-                    "so it would change nothing"
+                    f"edit of {edit.site}: steps {edit.steps!r} select none of the {run.count} steps of this run (0 to {run.count - 1}), "
+                    "so the edit would change nothing"
                 )
 
     def on_start_index(self, run: Run, index: int) -> None:

@@ -177,7 +177,7 @@ def find_word(prompt: str, words: Sequence[Word], word: WordSpec) -> Span:
     if not 0 <= start < end <= len(prompt):
         raise UnknownWord(
             f"The span ({start}, {end}) does not lie in the prompt, which has {len(prompt)} characters; "
-            "expected 0 <= start < end <= that."
+            f"expected 0 <= start < end <= {len(prompt)}."
         )
     return start, end
 
@@ -200,7 +200,9 @@ def _find_text(prompt: str, words: Sequence[Word], text: str) -> Span:
         if 1 <= number <= len(spans):
             return spans[number - 1]
         if spans:
-            raise UnknownWord(f"{plain!r} occurs {len(spans)} times in the prompt, so there is no {text!r}.")
+            raise UnknownWord(
+                f"{plain!r} occurs {len(spans)} times in the prompt, so there is no {text!r}; expected {plain}#1 to {plain}#{len(spans)}."
+            )
         text = plain
     raise UnknownWord(_why_unknown(prompt, words, text))
 

@@ -1,5 +1,6 @@
 """manifest.json, typed: `Manifest` of a picture, `EncoderManifest` of texts. docs/trace-format.md describes the folder."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
@@ -355,9 +356,10 @@ def _check_head(raw: Json, where: str) -> None:
     if not isinstance(raw, dict):
         raise DamagedTrace(f"{where}: the manifest must be a JSON object; {short(raw)} is there.")
     if (came := raw.get("format")) != FORMAT:
+        folder = shlex.quote(where.removesuffix("/manifest.json"))
+        study = f" It is the result of a study: toushi report {folder} shows it." if came == "toushi-run" else ""
         raise DamagedTrace(
-            f'{where}: format must be "{FORMAT}"; {short(came)} is there, so this is no Toushi trace. '
-            "(toushi report shows the run of a study.)"
+            f'{where} is not the manifest of a trace: format must be "{FORMAT}", not {short(came)}.{study}'
         )
     check_version(raw, where)
     if (came := raw.get("kind")) not in ("picture", "encoder"):

@@ -188,7 +188,9 @@ class Trace:
         file = self.encoder_file()
         keys = self._numbered(file, "attention", branch)
         if layer not in keys:
-            raise NotRecorded(f"There is no attention of encoder layer {layer}; kept are {list(keys)}.")
+            raise NotRecorded(
+                f"There is no attention of encoder layer {layer}. The trace has layers {list(keys)}, counted from 0."
+            )
         maps = file.read(keys[layer])
         if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
             raise DamagedTrace(f'{file.path}: "{keys[layer]}" must be [head, query, token]; it is {maps.shape}.')

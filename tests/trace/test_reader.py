@@ -154,7 +154,7 @@ def test_sites_by_glob(trace):
     assert trace.attention("猫", sites="unet.*.cross_attention").layer.size == 2
     assert trace.attention("猫", sites=[COARSE]).shape[-2:] == (4, 2)
     assert trace.attention("猫", sites=[COARSE, FINE]).layer.values.tolist() == [FINE, COARSE]
-    with pytest.raises(NotRecorded, match=r"Near: unet\.middle"):
+    with pytest.raises(NotRecorded, match=r"Nearest: unet\.middle"):
         trace.attention("猫", sites="unet.midle.cross_attention")
     with pytest.raises(ToushiError, match="encoder"):
         trace.attention(sites="encoder.*")
@@ -322,7 +322,7 @@ def test_a_run_from_ready_made_embeddings_has_maps_by_index(tmp_path):
             writer.write_step(step, run.tensors(step))
     trace = open_trace(tmp_path / "run")
     assert trace.attention().sizes["token"] == 2 and trace.verify() == []
-    with pytest.raises(NotRecorded, match="ready-made"):
+    with pytest.raises(NotRecorded, match="embeddings instead of text"):
         trace.heat_map("猫")
 
 
