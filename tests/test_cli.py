@@ -194,13 +194,16 @@ def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
 def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     options = ["--steps", "2", "--sampler", "heun", "--guidance", "1", "--seed", "7", "--dtype", "bf16"]
     options += ["--sites", "unet.middle.*", "--words", "猫", "--out", str(tmp_path / "run")]
+    options += ["--record-steps", "1:", "--branches", "cond"]
     assert main(["trace", PROMPT, "--model", tiny, "--size", "16", *options]) == 0
     trace = open_trace(tmp_path / "run")
     assert all(name.startswith("unet.middle.") for name in trace.sites)
     assert (trace.manifest.seed, trace.manifest.sampler, trace.manifest.size) == (7, "heun", (16, 16))
-    assert trace.branches == ["cond"] and trace.steps == [0, 1]
+    assert trace.branches == ["cond"] and trace.steps == [1]
     assert trace.manifest.dtype == "bfloat16" and trace.manifest.kept.words == ["猫"]
     assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert "steps     1 of 2 (recorded: 1)" in capsys.readouterr().out
 
 
 def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):

@@ -550,6 +550,7 @@ def test_every_experiment_can_be_told_and_imported(capsys):
     for name in runner.study_names():
         module = runner.load_study(name)
         assert name in said and module.STUDY.question.zh in said
+        assert f"--set: {', '.join(field.name for field in fields(module.Config))}" in said
         assert runner.study_config(module) == module.Config()
         for variant in runner.config_files(module):
             runner.study_config(module, variant)

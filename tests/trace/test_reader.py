@@ -145,7 +145,8 @@ def test_steps_by_index_list_and_slice(trace):
         assert array.step.values.tolist() == expected
         whole = trace.attention("猫")
         np.testing.assert_array_equal(array.values, whole.sel(step=expected).values)
-    for steps in (3, [0, 9], [], "all", 0.5, slice(9, 12)):
+    np.testing.assert_array_equal(trace.attention("猫", steps="1:"), trace.attention("猫", steps=slice(1, None)))
+    for steps in (3, [0, 9], [], "all", "::0", 0.5, slice(9, 12)):
         with pytest.raises(ToushiError):
             trace.attention("猫", steps=steps)
 
@@ -294,6 +295,8 @@ def test_the_negative_prompt_has_its_own_words(tmp_path):
     assert trace.span("夜晚", "uncond") == (0, 2)
     with pytest.raises(UnknownWord):
         trace.heat_map("夜晚")
+    with pytest.raises(UnknownWord, match="The prompt of the branch 'uncond' is '夜晚'"):
+        trace.heat_map("猫", branch="uncond")
 
 
 def test_lost_and_unkept_words_say_why(tmp_path):

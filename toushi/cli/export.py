@@ -22,6 +22,7 @@ class Export:
   toushi export runs/cat --to parquet --tokens         (special tokens and punctuation, too)
 
 Axes, in this order: step, branch, layer, head, word or token, y, x; values are probabilities.
+In parquet, `y` and `x` count the cells of the layer's own grid, which the column `grid` names: 16x16.
 In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
 
     folder: Folder

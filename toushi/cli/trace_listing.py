@@ -36,7 +36,7 @@ def step_progress(trace: "Trace") -> str:
     count, wanted = trace.manifest.steps.count, trace.manifest.steps.recorded
     text = f"{len(trace.steps)} of {count}"
     if wanted is not None and len(wanted) < count:
-        is_range = wanted and list(wanted) == list(range(wanted[0], wanted[-1] + 1))
+        is_range = len(wanted) > 1 and list(wanted) == list(range(wanted[0], wanted[-1] + 1))
         chosen = (
             f"{wanted[0]} to {wanted[-1]}" if is_range else ", ".join(map(str, wanted[:8])) + " …" * (len(wanted) > 8)
         )
