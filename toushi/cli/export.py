@@ -30,7 +30,7 @@ In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
     to: Literal["npz", "parquet", "zarr"]
     """npz for numpy; parquet for pandas, R, DuckDB; zarr, which is a folder, for xarray and dask."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The file (zarr: folder); beside the trace if not given, runs/cat.npz."""
+    """The file, or for zarr the folder. If not given, it is beside the trace: runs/cat.npz."""
     words: Words = ()
     """Only these words of the prompt."""
     tokens: bool = False

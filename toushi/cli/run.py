@@ -25,7 +25,7 @@ class Run:
   toushi run layer_semantics --set encoder=FOLDER_OR_HUB_ID seed=1 --out runs/mine
   toushi run layer_semantics --config e5          (a published configuration, or a FILE.yaml)
 
-Killed and started again, it continues with the missing jobs. Jobs that failed are tried again.
+If it was killed, the same command continues with the missing jobs, and tries failed ones again.
 `toushi report runs/layer_semantics -o report` makes pages of the result."""
 
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None

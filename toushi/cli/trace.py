@@ -37,7 +37,7 @@ Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
 
 @dataclass(frozen=True)
 class Trace(Loads):
-    ABOUT = """Draws a prompt and records which words each region of the picture attended to.
+    ABOUT = """Generates a picture and records which words each region of the picture attended to.
 
   toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/cat
   toushi trace "a red cat" --negative "blue" --guidance 4 --sampler heun --size 64x96
@@ -51,10 +51,14 @@ class Trace(Loads):
 
 The folder gets the trace, image.png, and words.png: the picture, then a heat map for each
 word, all on one scale. `toushi view FOLDER` opens it in the browser, open_trace(FOLDER) reads
-it in Python."""
+it in Python.
+
+In the table, share is the part of all attention that a word gets. Positions are fractions of the picture's
+sides; 0, 0 is the top left corner. toushi trace makes pictures from text. For image-to-image, record the
+pipeline in Python: with record(pipeline, FOLDER)."""
 
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
-    """The prompt, in Chinese or English. "" draws the unconditional picture."""
+    """The prompt, in Chinese or English. "" gives the unconditional picture."""
     model: str = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
     steps: int | None = None
@@ -90,7 +94,7 @@ it in Python."""
     pads: bool = False
     """Keep each padding column, not only their sum."""
     budget: str | None = None
-    """Limit of the maps' size on disk, such as 20GB; 8GB if not given. A run that would exceed it is refused."""
+    """The largest size of the maps on disk, such as 20GB. If not given: 8GB. A larger run is refused."""
     edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Edits of attention and states: a JSON list such as
     [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
@@ -101,7 +105,7 @@ it in Python."""
     overwrite: bool = False
     """Replace an existing trace in the folder."""
     no_record: bool = False
-    """Draw without recording; writes image.png only."""
+    """Generate the picture without recording; writes image.png only."""
 
     def run(self) -> None:
         start = time.perf_counter()
