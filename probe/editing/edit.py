@@ -36,10 +36,10 @@ def edit(model: Model, first: Edit | Iterable[Edit], *more: Edit) -> "Editing": 
 @overload
 def edit(model: Model, first: str, function: Callable[[Tensor], Tensor], /) -> "Editing": ...
 def edit(model: Model, first: Edit | Iterable[Edit] | str, *more: Edit | Callable[[Tensor], Tensor]) -> "Editing":
-    """A context manager. Inside it the edits hold.
+    """A context manager. Inside it, the edits change the model.
 
     Call it as `edit(model, Edit(...), Edit(...))`, with a list of edits, or as `edit(model, site, function)`. Give all
-    edits of a model to one `edit`: scales multiply, and if one of them renormalises, their joint result is renormalised.
+    edits of a model to one `edit`: scales multiply. If one edit renormalises, the result of all of them is renormalised.
 
     A function gets attention probabilities [row, head, text column, cell] or an encoder state [row, position, feature],
     and returns those that replace them.

@@ -165,7 +165,7 @@ class Edit:
 
 
 def edits_of_manifest(entries: Iterable[object]) -> list[Edit]:
-    """The edits of `as_json`, to be made again. Raises BadEdit for what is no edit, and for functions."""
+    """The edits that a manifest lists, for `edit`. Raises BadEdit for an entry that is not an edit, and for functions."""
     known, edits = {f.name for f in fields(Edit)}, []
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("site"), str) or set(entry) - known:

@@ -111,7 +111,7 @@ SiteKind = Literal["cross", "self", "encoder"]
 
 
 class Site(NamedTuple):
-    """A module that attends. `cross`: image cells to text; `self`: image cells to image cells; `encoder`: text to text."""
+    """An attention module. `cross`: image cells to text; `self`: image cells to image cells; `encoder`: text to text."""
 
     module: nn.Module
     kind: SiteKind

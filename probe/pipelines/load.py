@@ -77,8 +77,8 @@ def load(
     options  the other fields of `LoadOptions`, such as engine="diffusers", offload="group", quantize="4bit",
              lora="style.safetensors:0.8", embedding_cache="runs/texts"
 
-    A mini-unet computes with one CPU thread, or with `threads`; other code in the process keeps its own number. A
-    pipeline is called by you, so its `threads` are set for the whole process, as torch.set_num_threads does.
+    A mini-unet computes with `threads` CPU threads, by default one; other code in the process is not affected. For a
+    pipeline, `threads` are set for the whole process, as torch.set_num_threads does.
 
     Raises UnknownModel, BadOption, BadLora or OutOfMemory.
     """
