@@ -110,7 +110,7 @@ class Editing(Subscriber):
         for edit in () if run.single else self.edits:
             if not any(edit.holds_at(step, run.count) for step in range(run.count)):
                 raise BadEdit(
-                    f"edit of {edit.site}: steps {edit.steps!r} select none of the {run.count} steps of this run (0 to {run.count - 1}), "
+                    f"edit of {edit.site}: steps={edit.steps!r} selects none of the {run.count} steps of this run (0 to {run.count - 1}), "
                     "so the edit would change nothing"
                 )
 

@@ -358,9 +358,7 @@ def _check_head(raw: Json, where: str) -> None:
     if (came := raw.get("format")) != FORMAT:
         folder = shlex.quote(where.removesuffix("/manifest.json"))
         study = f" It is the result of a study: toushi report {folder} shows it." if came == "toushi-run" else ""
-        raise DamagedTrace(
-            f'{where} is not the manifest of a trace: format must be "{FORMAT}", not {short(came)}.{study}'
-        )
+        raise DamagedTrace(f'{where}: format must be "{FORMAT}"; {short(came)} is there, so this is no trace.{study}')
     check_version(raw, where)
     if (came := raw.get("kind")) not in ("picture", "encoder"):
         raise DamagedTrace(f'{where}: kind must be "picture" or "encoder"; {short(came)} is there.')

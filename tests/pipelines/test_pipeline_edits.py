@@ -228,7 +228,7 @@ def test_what_cannot_be_edited_says_why():
     with pytest.raises(UnknownSite, match="decodes the latents"):
         edit(pipeline, Edit("vae.decoder", "zero"))
     with (
-        pytest.raises(BadEdit, match="steps 7 are none"),
+        pytest.raises(BadEdit, match="steps=7 selects none"),
         edit(pipeline, Edit(all_cross(pipeline), word="cat", steps=7)),
     ):
         draw(pipeline)
