@@ -1,8 +1,8 @@
 """Reading attention at named modules, wherever they call `scaled_dot_product_attention`.
 
 While any `AttentionHook` is open, `torch.nn.functional.scaled_dot_product_attention` is replaced, once for the process
-and reference-counted. Hooks on the modules say, for each thread, which of them is running; a call from anywhere else
-passes unchanged. The module needs to know nothing, neither one of our models nor of anybody else's.
+and reference-counted. Hooks on the modules record, for each thread, which of them is running. A call from anywhere else
+passes unchanged. The modules need no change, whether they are ours or of another library.
 """
 
 import math
@@ -99,7 +99,7 @@ def probabilities_of(
 ) -> list[Probabilities]:
     """`call.probabilities(columns, rows, None, mean, dtype)` of each call.
 
-    Small calls of equal shape are computed together: their number costs time, not their size.
+    Small calls of equal shape are computed together, because each computation has a fixed cost.
     """
     batches: dict[tuple, list[Call]] = {}
     for call in calls:
@@ -141,7 +141,7 @@ def _concatenate(calls: Sequence[Call]) -> Call:
 class AttentionHook:
     """`with AttentionHook({name: module}, on_call):` calls `on_call(Call)` after each attention call in these modules.
 
-    The innermost of the modules gives the call its name. Several hooks may share modules. What `on_call` raises stops
+    The innermost of the modules gives the call its name. Several hooks may share modules. An exception in `on_call` stops
     the model. `edit(call, value, output)` returns the output that replaces the call's. `run_counts` and `call_counts`
     have the number of runs of each module and of the attention calls in it.
     """

@@ -14,11 +14,11 @@ from toushi.hooks.watched_modules import mark_input_reader
 def state_hooks(
     modules: Mapping[str, nn.Module], on_state: Callable[[str, Tensor], Tensor | None], *, prepend: bool = False
 ) -> Iterator[None]:
-    """`with state_hooks({name: module}, on_state):` calls `on_state(name, state)` with what each module returns.
+    """`with state_hooks({name: module}, on_state):` calls `on_state(name, state)` with the output of each module.
 
     The state of a module that returns several values is the first one. A tensor that `on_state` returns replaces the
-    state. Hooks run in the order in which they were opened, each on the state of the one before; with `prepend` this
-    one runs first. The state is the model's own tensor: copy it to keep it after the call. Raises HookError for a
+    state. Hooks run in the order in which they were opened. Each gets the state that the previous one returned. With
+    `prepend`, this one runs first. The state is the model's own tensor: copy it to keep it after the call. Raises HookError for a
     module that returns no tensor.
     """
 
@@ -90,7 +90,7 @@ def argument_hooks(
 def forward_parameters(module: nn.Module) -> list[str]:
     """Names of the parameters of the module's `forward`, without `self`.
 
-    An offload may replace `forward` on the instance by a function of any arguments; the names are then the class's.
+    Offloading may replace the instance's `forward` by a function of any arguments. Then the names are those of the class.
     """
     parameters = inspect.signature(module.forward).parameters
     if "forward" in vars(module) and any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):

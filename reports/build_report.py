@@ -33,13 +33,13 @@ def report(
 ) -> list[Path]:
     """The files of the report, which it writes into `out`.
 
-    With `figures`, only the files of these figures are written, and no page. `words` are those of a trace whose layers
-    are drawn. Raises ToushiError for a folder that is neither a run nor a trace, and for figures and words that are not
-    there.
+    With `figures`, only the files of these figures are written, and no page. `words` are the words of
+    traces that figures show; by default all. Raises ToushiError for a folder that is neither a result nor a trace, and
+    for figures and words that are not there.
     """
     sources = [source for folder in folders for source in open_sources(folder)]
     if words and not any(isinstance(source, Trace) for source in sources):
-        raise ToushiError("--words are of a trace, but none of the folders is a trace")
+        raise ToushiError("--words selects words of a trace, but none of the folders is a trace; remove --words")
     chapters: list[Chapter] = []
     for source in sources:
         folder = source.folder if isinstance(source, Trace) else source

@@ -31,7 +31,7 @@ def chapter_of_trace(
 ) -> Chapter:
     """The chapter. Its figures, all of them or those that `wanted` names, go to `out/figures/KEY`.
 
-    The layers of these `words` are drawn; without any, those of the word with the most concentrated map.
+    The figures show these `words`. Without any they show all words, and the layers of the most concentrated one.
     """
     count = trace.manifest.steps.count
     notices = [] if trace.complete else [messages.TRACE_UNFINISHED.format(all=count, done=len(trace.steps))]
@@ -68,16 +68,17 @@ def chapter_of_trace(
 def figures_by_name(trace: Trace, recorded: Sequence[Word], words: Sequence[str]) -> dict[str, tuple[Bilingual, Draw]]:
     """By name: the caption, and what draws the figure in a language. `recorded` are the words that have maps."""
     figures: dict[str, tuple[Bilingual, Draw]] = {}
-    maps = cache(lambda: [trace.heat_map(word) for word in recorded])
+    shown = words_to_draw(trace, words, "cond") if words and recorded else recorded
+    maps = cache(lambda: [trace.heat_map(word) for word in shown])
     summed = trace.keep == "sum"
     if recorded:
         figures["words"] = (
             messages.WORDS,
-            lambda language: words_figure(trace, recorded, maps=maps(), columns=4, language=language),
+            lambda language: words_figure(trace, shown, maps=maps(), columns=4, language=language),
         )
         caption = messages.LAYERS_OF_SUM if summed else messages.LAYERS
         if words:
-            asked, why = words_to_draw(trace, words, "cond"), Bilingual(en="", zh="")
+            asked, why = shown, Bilingual(en="", zh="")
         else:
             evenness = [float(entropy(heat.values)) for heat in maps()]
             asked, why = [recorded[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))]], messages.NARROWEST
@@ -91,7 +92,7 @@ def figures_by_name(trace: Trace, recorded: Sequence[Word], words: Sequence[str]
         if not summed:
             figures["timeline"] = (
                 messages.TIMELINE,
-                lambda language: timeline_figure(trace, recorded, language=language),
+                lambda language: timeline_figure(trace, shown, language=language),
             )
     if "cond" in trace.branches:
         figures["tokens"] = (messages.TOKENS, lambda language: tokens_figure(trace, language=language))

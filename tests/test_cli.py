@@ -194,13 +194,16 @@ def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
 def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     options = ["--steps", "2", "--sampler", "heun", "--guidance", "1", "--seed", "7", "--dtype", "bf16"]
     options += ["--sites", "unet.middle.*", "--words", "猫", "--out", str(tmp_path / "run")]
+    options += ["--record-steps", "1:", "--branches", "cond"]
     assert main(["trace", PROMPT, "--model", tiny, "--size", "16", *options]) == 0
     trace = open_trace(tmp_path / "run")
     assert all(name.startswith("unet.middle.") for name in trace.sites)
     assert (trace.manifest.seed, trace.manifest.sampler, trace.manifest.size) == (7, "heun", (16, 16))
-    assert trace.branches == ["cond"] and trace.steps == [0, 1]
+    assert trace.branches == ["cond"] and trace.steps == [1]
     assert trace.manifest.dtype == "bfloat16" and trace.manifest.kept.words == ["猫"]
     assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert "steps     1 of 2 (recorded: 1)" in capsys.readouterr().out
 
 
 def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
@@ -289,6 +292,11 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["trace", "猫", "--size", "99999"], "the nearest is 8192x8192"),
         (["doctor", "mini-unet", "--steps", "0"], "--steps must be 1 or more, but 0 came"),
         (["trace", "猫", "--no-record", "--keep", "sum"], "--no-record keeps no map; remove --keep"),
+        (
+            ["trace", "猫", "--no-record", "--record-steps", "1:2", "--branches", "cond"],
+            "remove --record-steps, --branches",
+        ),
+        (["trace", "猫", "--record-steps", "x"], "--record-steps must be a step or a slice, 7 or 5:11, but 'x' came"),
         (["trace", "猫", "--no-record", "--sites", "unet.up.*", "--words", "猫"], "remove --sites, --words"),
         (["trace", "half a character \ud83d"], "surrogate"),
         (["tracee", "猫"], "'trace'"),
@@ -413,7 +421,7 @@ def test_info_tells_what_is_there(recorded, capsys):
     assert (facts["steps"], facts["size"], facts["sampler"], facts["seed"]) == ("3 of 3", "32x64", "euler", "0")
     assert not {"LoRA", "safety checker", "edits"} & set(facts)
     assert re.search(r"^unet\.down\.0\.cross_attention +image to text +8x16 ", sites, re.MULTILINE)
-    assert main(["verify", str(recorded[0])]) == 0 and "in order" in capsys.readouterr().out
+    assert main(["verify", str(recorded[0])]) == 0 and "no problem found" in capsys.readouterr().out
 
 
 def test_info_tells_what_was_put_in_what_was_blocked_and_what_is_not_recorded(recorded, tmp_path, capsys):
@@ -561,7 +569,7 @@ def test_a_folder_that_is_not_there_is_no_hub_id(fails, tmp_path):
     missing = tmp_path.name + "/flux"
     for command in (["trace", "猫", "--out", str(tmp_path / "run"), "--model"], ["doctor"], ["words", "猫", "--model"]):
         with contextlib.chdir(tmp_path.parent):
-            assert f"no such folder: '{missing}'" in fails(*command, missing)
+            assert f"there is no folder '{missing}'" in fails(*command, missing)
     said = fails("words", "猫", "--model", "nobody-is-here/flux")  # a hub id: refused before anything is loaded
     assert "expected one of our own models" in said
     advice = fails("doctor", "nobody-is-here/flux")
@@ -602,11 +610,11 @@ def test_traces_that_lie_in_one_folder_are_told_and_checked_together(tiny, tmp_p
     assert main(["info", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "猫 a" in said and "猫 b" in said and "河边的银行" in said
-    assert main(["verify", str(tmp_path)]) == 0 and capsys.readouterr().out.count("in order") == 3
+    assert main(["verify", str(tmp_path)]) == 0 and capsys.readouterr().out.count("no problem found") == 3
     (tmp_path / "a" / "manifest.json").write_text((tmp_path / "a" / "manifest.json").read_text()[:-9])
     assert main(["verify", str(tmp_path)]) == 1  # the damaged one is named, the others are looked at all the same
     said = capsys.readouterr().out
-    assert said.count("in order") == 2 and f"{tmp_path / 'a'}: " in said
+    assert said.count("no problem found") == 2 and f"{tmp_path / 'a'}: " in said
     assert main(["info", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "damaged" in said and "猫 b" in said

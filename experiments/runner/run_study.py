@@ -93,15 +93,20 @@ def load_study(name: str) -> ModuleType:
             raise ToushiError(f"there is no study {name!r}; {hint}there are: {', '.join(names) or 'none'}")
         name = f"{STUDIES}.{name}"
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ToushiError(f"{name!r} is no name of a module: expected one with dots, my.study, not a path")
+        raise ToushiError(f"{name!r} is not the name of a module: expected a dotted name such as my.study, not a path")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and name.startswith(error.name):
-            raise ToushiError(f"there is no module {name!r} on Python's path") from None
+            raise ToushiError(
+                f"Python cannot import {name!r}; run `PYTHONPATH=. toushi run {name}` in the folder that holds "
+                f"{name.split('.')[0]}/"
+            ) from None
         raise
     if lacking := [attribute for attribute in NEEDED if not hasattr(module, attribute)]:
-        raise ToushiError(f"{name} is no study: it has no {', '.join(lacking)} (see experiments/runner/study.py)")
+        raise ToushiError(
+            f"{name} is not a study: it lacks {', '.join(lacking)} (experiments/runner/study.py describes them)"
+        )
     return module
 
 

@@ -91,8 +91,8 @@ def peak(maps: Maps) -> tuple[Maps, Maps]:
 def above_mean(maps: Maps) -> Maps:
     """Maps [..., y, x] of what exceeds each map's own mean, 0 elsewhere, in the unit of the maps.
 
-    A little attention lies on the whole picture and moves every centre of mass to the middle. The centre of this is
-    where the word stands out.
+    Every cell has a little attention, which moves every centre of mass to the middle. The centre of mass of the
+    result is where the word has more than its mean.
     """
     array: Any = maps
     if _is_labelled(array):
@@ -118,7 +118,7 @@ def spread(maps: Maps) -> Maps:
 def entropy(maps: Maps) -> Maps:
     """Shannon entropy of the map as a distribution over its cells, divided by log(cells): [...] in 0..1.
 
-    0 is one cell, 1 is all cells equally; NaN where a map is 0. Shannon, "A Mathematical Theory of Communication", 1948.
+    0 is means one cell, 1 means all cells equally; NaN where a map is 0. Shannon, "A Mathematical Theory of Communication", 1948.
     """
 
     def measure(m: np.ndarray) -> ArrayOrScalar:
@@ -145,8 +145,7 @@ def pointing_game(maps: Maps, mask: ArrayLike) -> Maps:
 
     `mask` [Y, X] is boolean (or 0..1) at the picture's size, in pixels. The peak is the centre of the map's largest
     cell. It is a hit when the mask, interpolated bilinearly at that point, is at least one half. When several cells
-    have the largest value, all of them have to hit. So a constant map hits only where the mask covers every cell, and
-    luck is never counted. NaN in a map raises ToushiError. Zhang et al., "Top-down Neural Attention by Excitation
+    have the largest value, all of them have to hit. So a constant map hits only if the mask covers every cell. NaN in a map raises ToushiError. Zhang et al., "Top-down Neural Attention by Excitation
     Backprop", 2016, without their tolerance of 15 pixels.
     """
     mask = _as_mask(mask)

@@ -36,10 +36,10 @@ def edit(model: Model, first: Edit | Iterable[Edit], *more: Edit) -> "Editing": 
 @overload
 def edit(model: Model, first: str, function: Callable[[Tensor], Tensor], /) -> "Editing": ...
 def edit(model: Model, first: Edit | Iterable[Edit] | str, *more: Edit | Callable[[Tensor], Tensor]) -> "Editing":
-    """A context manager. Inside it the edits hold.
+    """A context manager. Inside it, the edits change the model.
 
     Call it as `edit(model, Edit(...), Edit(...))`, with a list of edits, or as `edit(model, site, function)`. Give all
-    edits of a model to one `edit`: scales multiply, and if one of them renormalises, their joint result is renormalised.
+    edits of a model to one `edit`: scales multiply. If one edit renormalises, the result of all of them is renormalised.
 
     A function gets attention probabilities [row, head, text column, cell] or an encoder state [row, position, feature],
     and returns those that replace them.
@@ -110,8 +110,8 @@ class Editing(Subscriber):
         for edit in () if run.single else self.edits:
             if not any(edit.holds_at(step, run.count) for step in range(run.count)):
                 raise BadEdit(
-                    f"edit of {edit.site}: steps {edit.steps!r} are none of this run's {run.count} (0 to {run.count - 1}), "
-                    "so it would change nothing"
+                    f"edit of {edit.site}: steps={edit.steps!r} selects none of the {run.count} steps of this run (0 to {run.count - 1}), "
+                    "so the edit would change nothing"
                 )
 
     def on_start_index(self, run: Run, index: int) -> None:

@@ -50,17 +50,21 @@ class EditPlan:
                     raise UnknownSite(f"{edit.site!r} cannot be edited: {reason}")
             if not known:
                 raise UnknownSite(f"the layers of the text encoder of {self.family.name} are not known")
-            near = get_close_matches(edit.site, known, n=3, cutoff=0.3) or known[:3]
-            raise UnknownSite(f"nothing to {edit.kind} matches {edit.site!r}; near it: {', '.join(near)}")
+            near = get_close_matches(edit.site, known, n=3, cutoff=0.6) or known[:3]
+            kinds = "state" if edit.kind == "patch" else "site or state"
+            raise UnknownSite(
+                f"no {kinds} of {self.family.name} matches {edit.site!r}; expected a glob of names such as "
+                f"{', '.join(near)} (`toushi sites` lists all sites)"
+            )
         encoder = states or [name for name in sites if self.sites[name].kind == "encoder"]
         if encoder and edit.steps is not None:
             raise BadEdit(f"{encoder[0]} is in the text encoder, which computes before the first step: remove steps")
         if states and (edit.head is not None or edit.renormalise):
-            raise BadEdit(f"{states[0]} is a state, which has neither heads nor a sum: remove head and renormalise")
+            raise BadEdit(f"{states[0]} is a state, which has no heads and no sum of 1: remove head and renormalise")
         wrong = [name for name in sites if self.sites[name].kind == "self" or (edit.kind == "replace" and encoder)]
         if wrong and (edit.has_columns or edit.function is not None):
             raise BadEdit(
-                f"{wrong[0]} is no attention of the image to the text, so it cannot {edit.kind} a word: choose other sites"
+                f"{wrong[0]} is not an image-to-text site, so {edit.kind} cannot change its attention to a word: choose other sites"
             )
         if unknown := [name for name in edit.branches if name not in self.family.branches]:
             raise BadEdit(

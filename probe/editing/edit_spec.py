@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.step_slice import format_slice, parse_slice
 from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
 from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 
@@ -60,8 +61,7 @@ class Edit:
             if isinstance(value, Word):
                 object.__setattr__(self, name, value.span)
         if isinstance(self.steps, slice):
-            parts = (self.steps.start, self.steps.stop, self.steps.step)
-            object.__setattr__(self, "steps", ":".join("" if part is None else str(part) for part in parts))
+            object.__setattr__(self, "steps", format_slice(self.steps))
         if isinstance(self.source, Path):
             object.__setattr__(self, "source", str(self.source))
         for name in ("head", "steps", "token"):
@@ -83,15 +83,15 @@ class Edit:
         need(math.isfinite(self.factor), f"factor must be a number; {self.factor} came")
         need(self.kind == "scale" or self.factor == 0, "only scale has a factor")
         need(self.kind != "patch" or self.head is None, "a state has no heads")
-        need((self.kind == "function") == (self.function is not None), "a function goes to edit(model, site, function)")
+        need((self.kind == "function") == (self.function is not None), "pass a function as edit(model, site, function)")
         need(
             self.function is None or (not self.has_columns and self.head is None and self.branch is None),
-            "a function gets all rows, heads and columns, and chooses among them itself: leave word, token, head "
-            "and branch out",
+            "a function gets all rows, heads and columns: remove word, token, head and branch, and select inside the "
+            "function",
         )
         need(
             not self.renormalise or self.has_columns or self.function is not None,
-            "renormalise is for words: an edit of whole heads has no others to give to",
+            "renormalise is for edits of a word or token; remove it from an edit of whole heads",
         )
         self.holds_at(0, 1)  # a wrong slice is a mistake now, not at the first step
 
@@ -122,11 +122,8 @@ class Edit:
             return True
         if isinstance(self.steps, str):
             try:
-                if ":" not in self.steps:  # slice("3") would be the first three
-                    raise ValueError
-                parts = [int(part) if part.strip() else None for part in self.steps.split(":")]
-                return step in range(*slice(*parts).indices(count))
-            except (ValueError, TypeError):
+                return step in range(*parse_slice(self.steps).indices(count))
+            except ValueError:
                 raise BadEdit(f'steps must be like 3, [0, 1] or "5:"; {self.steps!r} came') from None
         assert not isinstance(self.steps, slice), "__post_init__ makes it a text"
         asked = [self.steps] if isinstance(self.steps, int) else self.steps
@@ -136,7 +133,9 @@ class Edit:
         """The heads that are edited at a site with `count` heads. Raises BadEdit if it does not have them."""
         asked = range(count) if self.head is None else [self.head] if isinstance(self.head, int) else self.head
         if outside := [head for head in asked if not 0 <= head < count]:
-            raise BadEdit(f"edit of {self.site}: there is no head {outside[0]}; it has {count} (0 to {count - 1})")
+            raise BadEdit(
+                f"edit of {self.site}: there is no head {outside[0]}; the site has {count} heads (0 to {count - 1})"
+            )
         return list(dict.fromkeys(asked))
 
     def shares(self, prompt: EncodedPrompt | PromptTokens) -> np.ndarray:
@@ -166,7 +165,7 @@ class Edit:
 
 
 def edits_of_manifest(entries: Iterable[object]) -> list[Edit]:
-    """The edits of `as_json`, to be made again. Raises BadEdit for what is no edit, and for functions."""
+    """The edits that a manifest lists, for `edit`. Raises BadEdit for an entry that is not an edit, and for functions."""
     known, edits = {f.name for f in fields(Edit)}, []
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("site"), str) or set(entry) - known:

@@ -24,9 +24,9 @@ def record_texts(
 ) -> TextEncodings:
     """The encodings of all texts, which were written to `folder` as one trace. Each is read from disk when it is used.
 
-    `open_encoder_trace` opens the trace, of kind `encoder`. `BATCH` texts at a time are written and listed, and listed
-    texts can be read, whatever ends the process. Raises WriteFailed where the folder holds something else, or a trace
-    and `overwrite` is not set.
+    `open_encoder_trace` opens the trace, of kind `encoder`. `BATCH` texts at a time are written and listed. Listed texts
+    can be read even if the process is killed. Raises WriteFailed if the folder holds other files, or a trace
+    that `overwrite` does not allow to replace.
     """
     check_texts(texts)
     encoder = open_encoder(encoder)

@@ -1,5 +1,6 @@
 """The overview: the picture, then a heat map for each word, all on one scale."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import Sites, Steps, WordSpec
 
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
+LEAST = 0.5  # inches of the smallest tile
 
 
 @styled
@@ -37,6 +39,8 @@ def words_figure(
     sites: Sites = None,
     maps: Sequence[xr.DataArray] | None = None,
     columns: int = 6,
+    width: float | None = None,
+    picture: bool = True,
     language: str = "en",
 ) -> StyledFigure:
     """The picture of the trace, and the picture with a heat map over it for each word.
@@ -45,21 +49,31 @@ def words_figure(
     those that were cut from it or not recorded. All maps share one scale, from 0 to the largest value, in attention
     probability for each cell, so they can be compared. The share beside a word is the mean of its map: its part of all
     the attention of the image's cells. `maps` are the heat maps of these words, if they are known already.
-    `language` of the labels: zh or en.
+    `width` is that of the figure in inches: 3.3 fits one column of a paper. By default it follows from the number of
+    tiles. `picture=False` leaves the first tile out, the picture by itself. `language` of the labels: zh or en.
     """
     asked = words_to_draw(trace, words, branch)
     if maps is None:
         maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]
-    picture = background_picture(trace)
-    height, width = picture.shape[:2]
+    background = background_picture(trace)
     top = max((float(heat.max()) for heat in maps), default=0.0)
 
-    rows = -(-(1 + len(maps)) // columns)
-    columns = -(-(1 + len(maps)) // rows)  # rows of nearly equal length
-    tall = SIDE * height / width
-    caption = caption_lines(trace, columns, language)
+    picture = picture or not maps
+    tiles = picture + len(maps)
+    rows = -(-tiles // columns)
+    columns = -(-tiles // rows)  # rows of nearly equal length
+    side = SIDE if width is None else (width - GAP - (BAR if maps else 0)) / columns - GAP
+    if side < LEAST:
+        least = columns * (LEAST + GAP) + GAP + (BAR if maps else 0)
+        raise ToushiError(f"width must be at least {least:.1f} inches for {columns} columns; {width} came")
+    tall = side * background.shape[0] / background.shape[1]
+    wide = columns * (side + GAP) + GAP + (BAR if maps else 0)
+    caption = caption_lines(trace, branch, int(columns * (side + GAP) * 13.7), language)
+    how = maps[0].attrs["rule"] if maps else translate(language, en="no words", zh="没有词")
+    how = translate(language, en=how, zh="先平均一处的各头，再平均各步，再平均各处") if how == PLAIN_MEAN else how
+    foot = fold(footnote(trace, branch, how), int((wide - 2 * GAP) * 21))
     head = 0.2 * len(caption) + 0.12
-    size = (columns * (SIDE + GAP) + GAP + (BAR if maps else 0), head + rows * (tall + TITLE) + 0.3)
+    size = (wide, head + rows * (tall + TITLE) + 0.18 + 0.12 * len(foot))
     figure = StyledFigure(figsize=size)
     # One axes for the whole page, in inches from its top left corner: axes of its own for each picture take half of
     # the time that the figure takes.
@@ -73,24 +87,22 @@ def words_figure(
         if trace.complete
         else translate(language, en="picture so far", zh="目前的图像")
     )
-    panels = [(picture, name, "")]
+    panels = [(background, name, "")] * picture
     for heat, name in zip(maps, word_labels(asked, trace.words(branch))):
-        panels.append((overlay(picture, heat.values, top), truncate(name, 11), percent(float(mass(heat)))))
+        label = truncate(name, max(3, int(11 * side / SIDE)))
+        panels.append((overlay(background, heat.values, top), label, percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
-        left, under = GAP + column * (SIDE + GAP), head + row * (tall + TITLE) + TITLE + tall
-        page.imshow(image, interpolation="nearest", extent=(left, left + SIDE, under, under - tall), aspect="auto")
-        page.text(left, under - tall - 0.06, drawable(name), size=11 if i else 9, va="bottom")
-        page.text(left + SIDE, under - tall - 0.06, note, ha="right", va="bottom", size=8, color=FAINT)
+        left, under = GAP + column * (side + GAP), head + row * (tall + TITLE) + TITLE + tall
+        page.imshow(image, interpolation="nearest", extent=(left, left + side, under, under - tall), aspect="auto")
+        page.text(left, under - tall - 0.06, drawable(name), size=11 if note else 9, va="bottom")
+        page.text(left + side, under - tall - 0.06, note, ha="right", va="bottom", size=8, color=FAINT)
     page.set(xlim=(0, size[0]), ylim=(size[1], 0))  # imshow set them to its own picture
     if maps:
-        left = columns * (SIDE + GAP) + GAP
+        left = columns * (side + GAP) + GAP
         place = (left / size[0], 1 - (head + TITLE + tall) / size[1], 0.11 / size[0], tall / size[1])
         colour_bar(figure, place, top, PROBABILITY.translate(language), overlay_colours())
-    how = maps[0].attrs["rule"] if maps else translate(language, en="no words", zh="没有词")
-    how = translate(language, en=how, zh="先平均一处的各头，再平均各步，再平均各处") if how == PLAIN_MEAN else how
-    note = footnote(trace, branch, how)
-    page.text(GAP, size[1] - 0.08, note, size=7, color=FAINT, va="bottom")
+    page.text(GAP, size[1] - 0.08, "\n".join(foot), size=7, color=FAINT, va="bottom")
     return figure
 
 
@@ -115,19 +127,29 @@ def background_picture(trace: Trace) -> np.ndarray:
     return np.full((64, 64, 3), 200, np.uint8) if picture is None else np.asarray(picture)
 
 
-def caption_lines(trace: Trace, columns: int, language: str) -> list[str]:
-    """The prompt in at most three lines that fit; a wide character counts twice."""
-    lines, width = [""], int(columns * 19.5)
+def caption_lines(trace: Trace, branch: str, width: int, language: str) -> list[str]:
+    """The prompt of the branch in at most three lines of `width` cells; a wide character takes two."""
+    lines, prompt = [""], trace.manifest.prompt_of(branch)
     none = (
         Bilingual(en="(prompt not known)", zh="（提示词未知）")
-        if trace.prompt is None
+        if prompt is None
         else Bilingual(en="(empty prompt)", zh="（空提示词）")
     )
-    for character in drawable(trace.prompt or "") or none.translate(language):
+    for character in drawable(prompt or "") or none.translate(language):
         if text_width(lines[-1]) >= width:
             lines.append("")
         lines[-1] += character
     return lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2][:-1] + "…"]
+
+
+def fold(text: str, width: int) -> list[str]:
+    """The text in lines of about `width` cells, broken at spaces and after Chinese punctuation."""
+    lines = [""]
+    for part in re.findall(r"[^ ，。]*[ ，。]*", text):
+        if lines[-1] and text_width(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def footnote(trace: Trace, *notes: str) -> str:

@@ -111,7 +111,7 @@ SiteKind = Literal["cross", "self", "encoder"]
 
 
 class Site(NamedTuple):
-    """A module that attends. `cross`: image cells to text; `self`: image cells to image cells; `encoder`: text to text."""
+    """An attention module. `cross`: image cells to text; `self`: image cells to image cells; `encoder`: text to text."""
 
     module: nn.Module
     kind: SiteKind
@@ -251,8 +251,11 @@ class Family:
             matching = {name for name in sites if fnmatch.fnmatchcase(name, glob)}
             if not matching:
                 self._refuse_unrecorded(model, glob)
-                near = get_close_matches(glob, sites, n=3, cutoff=0.3) or list(sites)[:3]
-                raise UnknownSite(f"no site of {self.name} matches {glob!r}; near it: {', '.join(near)}")
+                near = get_close_matches(glob, sites, n=3, cutoff=0.6) or list(sites)[:3]
+                raise UnknownSite(
+                    f"no site of {self.name} matches {glob!r}; expected a glob of sites such as {', '.join(near)} "
+                    "(`toushi sites` lists all)"
+                )
             names |= matching
         if not names:
             raise UnknownSite(

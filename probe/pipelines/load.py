@@ -49,7 +49,9 @@ def model_files(name: str) -> list[Path]:
     """The weight files of one of our own models, by its name or folder. A file shared with another model comes last."""
     folder = model_folder(name)
     if folder is None or not (folder / "config.json").is_file():
-        raise UnknownModel(f"{name!r} is no model of our own; there are: {', '.join(shipped_models())}, or a folder")
+        raise UnknownModel(
+            f"{name!r} is not a model of Toushi; expected {', '.join(shipped_models())}, or a folder with one"
+        )
     try:
         shares = json.loads((folder / "config.json").read_text()).get("shares")
     except (OSError, ValueError, AttributeError) as error:
@@ -75,8 +77,8 @@ def load(
     options  the other fields of `LoadOptions`, such as engine="diffusers", offload="group", quantize="4bit",
              lora="style.safetensors:0.8", embedding_cache="runs/texts"
 
-    A mini-unet computes with one CPU thread, or with `threads`; other code in the process keeps its own number. A
-    pipeline is called by you, so its `threads` are set for the whole process, as torch.set_num_threads does.
+    A mini-unet computes with `threads` CPU threads, by default one; other code in the process is not affected. For a
+    pipeline, `threads` are set for the whole process, as torch.set_num_threads does.
 
     Raises UnknownModel, BadOption, BadLora or OutOfMemory.
     """
@@ -124,12 +126,12 @@ def model_folder(name: str) -> Path | None:
     hint = (
         f"did you mean {near[0]!r}?"
         if near
-        else f"there are: {', '.join(known)}; or a folder with config.json or model_index.json, or a hub id"
+        else f"expected {', '.join(known)}, a folder with config.json or model_index.json, or a hub id (OWNER/NAME)"
     )
-    problem = (
-        "the folder holds no model" if folder.is_dir() else "no such folder" if folder.parent != Path() else "no model"
-    )
-    raise UnknownModel(f"{problem}: {name!r}; {hint}")
+    problem = f"there is no {'folder' if folder.parent != Path() else 'model'} {name!r}"
+    if folder.is_dir():
+        problem = f"the folder {name!r} holds no model"
+    raise UnknownModel(f"{problem}; {hint}")
 
 
 def cached_configs(hub_id: str) -> Path | None:

@@ -41,7 +41,7 @@ class LoadOptions:
     """CPU threads to compute with. If not given: 1 for mini-unet and its twins, which are too small to gain from
     more; for a pipeline as many as torch takes."""
     dtype: Dtype | None = None
-    """The numbers that the model computes with. If not given: bf16 for a pipeline on CUDA, else fp32."""
+    """Precision of the computation. If not given: bf16 for a pipeline on CUDA, else fp32."""
     offload: Literal["none", "model", "sequential", "group"] = "none"
     """Weights wait in main memory and are moved to the GPU one component of the pipeline at a time (model), one block
     (group) or one layer (sequential: least memory, slowest). The picture and its maps stay the same."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 from torch import nn
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.pipelines.family import Model
+from toushi.probe.pipelines.family import Arguments, Model
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -79,8 +79,16 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def describe_loras(model: Model) -> list[LoraEntry]:
-    """Every LoRA of the model as it is now. File and sha256 are known if `load` loaded it."""
+def lora_scale(arguments: Arguments) -> float:
+    """The factor by which a call of a pipeline scales every LoRA, `cross_attention_kwargs={"scale": 0.5}`, or 1."""
+    names = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+    options = next((arguments[name] for name in names if arguments.get(name)), {})
+    scale = options.get("scale", 1.0) if isinstance(options, dict) else 1.0
+    return float(scale) if isinstance(scale, int | float) else 1.0
+
+
+def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
+    """Every LoRA of the model as it is now, its scale times `factor`. File and sha256 are known if `load` loaded it."""
     if "peft.tuners.lora" not in sys.modules:  # its import takes seconds; a model with a LoRA has done it
         return []
     from peft.tuners.lora import LoraLayer
@@ -96,7 +104,7 @@ def describe_loras(model: Model) -> list[LoraEntry]:
                 continue
             for adapter, scaling in layer.scaling.items():
                 rank = layer.r[adapter] ** (0.5 if layer.use_rslora.get(adapter, False) else 1)
-                scales.setdefault(adapter, set()).add(round(scaling * rank / layer.lora_alpha[adapter], 6))
+                scales.setdefault(adapter, set()).add(round(factor * scaling * rank / layer.lora_alpha[adapter], 6))
                 if name and name not in parts.setdefault(adapter, []):
                     parts[adapter].append(name)
                 is_active = adapter in layer.active_adapters and not layer.disable_adapters

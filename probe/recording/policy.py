@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.step_slice import format_slice
 from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 from toushi.probe.trace.trace_format import KEEPS, stored_columns
@@ -48,7 +49,9 @@ class Policy:
         if isinstance(self.steps, slice):
             steps = list(range(*self.steps.indices(count)))
             if not steps:
-                raise ToushiError(f"steps: {self.steps} has none of the {count} steps of this run (0 to {count - 1})")
+                raise ToushiError(
+                    f"steps: {format_slice(self.steps)!r} selects none of the {count} steps of this run (0 to {count - 1})"
+                )
             return steps
         asked: Sequence[int] = [self.steps] if isinstance(self.steps, int) else self.steps
         if outside := [step for step in asked if not -count <= step < count]:

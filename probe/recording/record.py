@@ -1,5 +1,6 @@
 """`with record(model, folder):` writes a trace of every picture that the model samples inside."""
 
+import operator
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,9 @@ from torch import nn
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
+from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.step_slice import parse_slice
 from toushi.probe.pipelines.attention_processors import native_attention
 from toushi.probe.pipelines.family import (
     Arguments,
@@ -48,12 +51,12 @@ def record(
     keep: str | None = None,
     words: WordQuery | Iterable[WordQuery] | None = None,
     sites: str | Iterable[str] | None = None,
-    steps: int | slice | Iterable[int] | None = None,
+    steps: int | slice | str | Iterable[int] | None = None,
     branches: str | Iterable[str] | None = None,
     overwrite: bool = False,
     *,
     dtype: str = "float16",
-    budget: int = DEFAULT_BUDGET,
+    budget: int | str = DEFAULT_BUDGET,
     pads: bool = False,
     native_attention: bool = False,
 ) -> "Recording":
@@ -66,11 +69,11 @@ def record(
     words     words of the prompt ("猫", "猫#2", a Word, a span): only the columns of their tokens are kept in `cond`
     sites     globs of attention modules; by default all of the text encoder and all image-to-text ones. Image
               self-attention, which is large, is kept only if a glob matches it
-    steps     index, indices or slice of the steps to keep; by default all
+    steps     index, indices or slice of the steps to keep, also as text ("5:11"); by default all
     branches  "cond", "uncond", or what the model's family declares; by default all
     overwrite whether a trace in the folder is replaced
     dtype     of the stored maps, float16 or float32 (sums are always float32)
-    budget    bytes on disk; a run that would need more is refused before anything is written
+    budget    bytes on disk, or a text such as "500MB"; a run that would need more is refused before anything is written
     pads      whether every column of padding is kept by itself; by default only their sum is, as one column
     native_attention  whether sites that compute by xformers, sage, flash or in slices, which cannot be read, are
               switched to PyTorch's own attention inside the `with`; the picture may then differ by rounding
@@ -79,9 +82,9 @@ def record(
     that matches nothing; UnreadableAttention or Unrecordable for attention that cannot be read; OverBudget; WriteFailed
     for a folder with other files.
     """
-    steps = steps if steps is None or isinstance(steps, int | slice) else tuple(steps)
     branches = (branches,) if isinstance(branches, str) else branches if branches is None else tuple(branches)
-    policy = Policy(keep, _word_queries(words), steps, branches, dtype, budget, pads)
+    budget = parse_bytes(budget) if isinstance(budget, str) else budget
+    policy = Policy(keep, _word_queries(words), _step_query(steps), branches, dtype, budget, pads)
     return Recording(model, Path(folder), policy, sites, overwrite, switch_attention=native_attention)
 
 
@@ -218,6 +221,18 @@ class Recording(Subscriber):
         recorder, self.recorder = self.recorder, None
         if recorder is not None:
             recorder.end(images, safety) if error is None else recorder.abort(error)
+
+
+def _step_query(steps: int | slice | str | Iterable[int] | None) -> int | slice | tuple[int, ...] | None:
+    try:
+        if isinstance(steps, str):
+            return parse_slice(steps)
+        if steps is None or isinstance(steps, int | slice):
+            return steps
+        return tuple(map(operator.index, steps))
+    except (TypeError, ValueError):
+        expected = 'an index, a list of indices, or a slice such as "5:11"'
+        raise ToushiError(f"steps must be {expected}; {steps!r:.80} came") from None
 
 
 def _word_queries(words: WordQuery | Iterable[WordQuery] | None) -> tuple[WordQuery, ...] | None:

@@ -44,7 +44,7 @@ _sessions: dict[int, "SamplingSession"] = {}  # by the id of the model
 
 @contextmanager
 def subscribe(model: Model, subscriber: Subscriber) -> Iterator["SamplingSession"]:
-    """Gives the session of the model, and informs the subscriber of its events until the end of the `with`."""
+    """A context manager that yields the session of the model. Inside, the subscriber gets the session's events."""
     model = unwrap(model)
     session = _sessions.get(id(model)) or SamplingSession(model)
     with session, session.attach(subscriber):

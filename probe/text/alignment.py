@@ -40,6 +40,8 @@ class AmbiguousWord(ToushiError):
 
 @dataclass(frozen=True)
 class Token:
+    """A piece of text as a tokenizer cuts it, and its places in the text encoder and among the denoiser's text keys."""
+
     id: int | None  # in the encoder's vocabulary; None where it is not known
     text: str  # for readers: the characters of the span, never the bytes
     span: Span | None  # characters of the raw prompt; None for what the prompt does not contain
@@ -51,6 +53,8 @@ class Token:
 
 @dataclass(frozen=True)
 class Word:
+    """A word of a prompt: `text` is `prompt[start:end]`."""
+
     text: str
     start: int
     end: int
@@ -118,10 +122,10 @@ _UNDIVIDED = re.compile(r"[LDEHP](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|(?:[LDM]|(?<=
 
 
 def segment(prompt: str) -> list[Word]:
-    """The words of a prompt in order. Punctuation and spaces are no words; an emoji is one.
+    """The words of a prompt in order. Punctuation and spaces belong to no word. An emoji is a word.
 
     Only words of rjieba's dictionary are joined. Its hidden Markov model would invent others, and then a plain 鹅 would
-    be no word. `cat's` is two words, `cat` and `'s`. Raises UnreadablePrompt.
+    be no word. `cat's` has two words, `cat` and `'s`. Raises UnreadablePrompt.
     """
     import rjieba
 
@@ -177,7 +181,7 @@ def find_word(prompt: str, words: Sequence[Word], word: WordSpec) -> Span:
     if not 0 <= start < end <= len(prompt):
         raise UnknownWord(
             f"The span ({start}, {end}) does not lie in the prompt, which has {len(prompt)} characters; "
-            "expected 0 <= start < end <= that."
+            f"expected 0 <= start < end <= {len(prompt)}."
         )
     return start, end
 
@@ -200,7 +204,9 @@ def _find_text(prompt: str, words: Sequence[Word], text: str) -> Span:
         if 1 <= number <= len(spans):
             return spans[number - 1]
         if spans:
-            raise UnknownWord(f"{plain!r} occurs {len(spans)} times in the prompt, so there is no {text!r}.")
+            raise UnknownWord(
+                f"{plain!r} occurs {len(spans)} times in the prompt, so there is no {text!r}; expected {plain}#1 to {plain}#{len(spans)}."
+            )
         text = plain
     raise UnknownWord(_why_unknown(prompt, words, text))
 

@@ -1,5 +1,6 @@
 """manifest.json, typed: `Manifest` of a picture, `EncoderManifest` of texts. docs/trace-format.md describes the folder."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
@@ -356,10 +357,9 @@ def _check_head(raw: Json, where: str) -> None:
     if not isinstance(raw, dict):
         raise DamagedTrace(f"{where}: the manifest must be a JSON object; {short(raw)} is there.")
     if (came := raw.get("format")) != FORMAT:
-        raise DamagedTrace(
-            f'{where}: format must be "{FORMAT}"; {short(came)} is there, so this is no Toushi trace. '
-            "(toushi report shows the run of a study.)"
-        )
+        folder = shlex.quote(where.removesuffix("/manifest.json"))
+        study = f" It is the result of a study: toushi report {folder} shows it." if came == "toushi-run" else ""
+        raise DamagedTrace(f'{where}: format must be "{FORMAT}"; {short(came)} is there, so this is no trace.{study}')
     check_version(raw, where)
     if (came := raw.get("kind")) not in ("picture", "encoder"):
         raise DamagedTrace(f'{where}: kind must be "picture" or "encoder"; {short(came)} is there.')

@@ -76,7 +76,8 @@ def open_collection(folder: str | Path) -> list[Trace]:
 def _read_manifest(folder: Path) -> Json:
     checked_path(folder)
     if not folder.is_dir():
-        raise NoTrace(f"No trace at {folder}: there is no such folder.")
+        what = "it is a file, but a trace is a folder" if folder.is_file() else "there is no such folder"
+        raise NoTrace(f"No trace at {folder}: {what}.")
     if not (folder / MANIFEST).exists():
         if (folder / MEMBERS).exists():
             members = _members(folder)

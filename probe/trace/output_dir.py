@@ -22,7 +22,9 @@ def check_output_dir(folder: Path, overwrite: bool = False) -> None:
                 "Choose another folder, or move that file elsewhere."
             )
         if not overwrite and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
-            raise WriteFailed(f"{folder} is not empty. Choose another folder, or replace what is in it (--overwrite).")
+            raise WriteFailed(
+                f"{folder} is not empty. Choose another folder, {_resume_hint(folder)}or replace what is in it (--overwrite)."
+            )
     except NotADirectoryError:
         raise WriteFailed(f"{short_path(folder)} cannot be a folder: a file of that name is in the way.") from None
     except OSError as error:
@@ -58,6 +60,12 @@ def unknown_files(folder: Path) -> Iterator[Path]:
 def _is_trace(folder: Path) -> bool:
     paths = [folder / MANIFEST, folder / MEMBERS]
     return any(b'"toushi-' in path.read_bytes()[:4096] for path in paths if path.is_file())
+
+
+def _resume_hint(folder: Path) -> str:
+    manifest = folder / MANIFEST
+    unfinished = manifest.is_file() and re.search(rb'"complete": *false', manifest.read_bytes()) is not None
+    return "finish the interrupted run in it (--resume, for mini-unet and its twins), " if unfinished else ""
 
 
 def _is_leftover(path: Path) -> bool:

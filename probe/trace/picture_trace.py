@@ -63,10 +63,11 @@ class Trace:
         return list(self.manifest.branches)
 
     def tokens(self, branch: str = "cond") -> list[Token]:
-        """Every token that was encoded, also special and template tokens and those that the denoiser never gets."""
+        """Every token that was encoded, including special and template tokens, and tokens that the denoiser does not get."""
         return self.manifest.tokens_of(check_branch(self.manifest, branch))
 
     def words(self, branch: str = "cond") -> list[Word]:
+        """The words of the branch's prompt, in order. `uncond` has those of the negative prompt."""
         return self.manifest.words_of(check_branch(self.manifest, branch))
 
     def places(self, branch: str = "cond") -> list[Token]:
@@ -129,7 +130,7 @@ class Trace:
     def mass(self, branch: str = "cond", *, sites: Sites = None, steps: Steps = None) -> xr.DataArray:
         """Share of the attention that each text column gets: float64 [token], mean over heads, cells, steps, sites.
 
-        Together with `attrs["rest"]`, the share of all that is no text, it sums to 1 (unless only some words were kept).
+        Together with `attrs["rest"]`, the share of everything that is not text, it sums to 1 (unless only some words were kept).
         """
         return selection.mass(AttentionQuery(self.files, None, branch, select_sites(self.manifest, sites), steps))
 
@@ -140,7 +141,7 @@ class Trace:
         return read_image(self.folder) if IMAGE in self.manifest.files else None
 
     def preview(self, step: int) -> np.ndarray | None:
-        """A small picture of what the model predicts at this step for the end: uint8 [y, x, 3]; None if not kept."""
+        """uint8 [y, x, 3]: a small picture of the final latents that the model predicts at this step. None if not kept."""
         return self._extra(step, "preview")
 
     def latent(self, step: int) -> xr.DataArray | None:
@@ -188,7 +189,9 @@ class Trace:
         file = self.encoder_file()
         keys = self._numbered(file, "attention", branch)
         if layer not in keys:
-            raise NotRecorded(f"There is no attention of encoder layer {layer}; kept are {list(keys)}.")
+            raise NotRecorded(
+                f"There is no attention of encoder layer {layer}. The trace has layers {list(keys)}, counted from 0."
+            )
         maps = file.read(keys[layer])
         if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
             raise DamagedTrace(f'{file.path}: "{keys[layer]}" must be [head, query, token]; it is {maps.shape}.')

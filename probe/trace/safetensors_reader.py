@@ -36,7 +36,10 @@ class SafetensorsFile:
         try:
             about = self.path.lstat()
         except OSError as error:
-            raise DamagedTrace(f"{self.path} is listed but cannot be read: {error.strerror}.") from None
+            raise DamagedTrace(
+                f"{self.path} is listed in steps.jsonl, but cannot be read: {error.strerror}. Record the run again, or leave "
+                "the step out."
+            ) from None
         if not stat.S_ISREG(about.st_mode):
             raise DamagedTrace(f"{self.path} must be a regular file; something else has that name.")
         if size is not None and about.st_size != size:

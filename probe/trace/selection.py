@@ -10,7 +10,8 @@ import xarray as xr
 
 from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, WordSpec, find_word, token_shares
+from toushi.probe.base.step_slice import parse_slice
+from toushi.probe.text.alignment import Span, UnknownWord, WordSpec, find_word, token_shares
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
@@ -18,7 +19,7 @@ from toushi.probe.trace.trace_format import map_key, rest_key
 from toushi.probe.trace.trace_json import parse
 
 Sites = str | Sequence[str] | None
-Steps = int | slice | Iterable[int] | None
+Steps = int | slice | str | Iterable[int] | None  # a text is a slice: "5:11"
 
 MAX_BYTES = 2**31  # of the values that are read at once
 
@@ -40,20 +41,22 @@ def select_sites(manifest: Manifest, sites: Sites = None) -> list[str]:
     if sites is None:
         chosen = {name for name, site in known.items() if site.kind == "cross"}
         if not chosen:
-            raise NotRecorded("The trace has no image-to-text site. Name the sites that you want.")
+            raise NotRecorded("The trace has no image-to-text site. Choose others with sites=; trace.sites lists all.")
     else:
         chosen = set()
         for pattern in map(str, [sites] if isinstance(sites, str) else list(sites)):
             matches = {pattern} & set(known) or {name for name in known if fnmatch.fnmatchcase(name, pattern)}
             if not matches:
-                near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
-                listed = ", ".join(near or list(known)[:5])
-                raise NotRecorded(f"No site of this trace is called {pattern!r}. Near: {listed or 'none at all'}.")
+                near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
+                listed = f"{'Nearest:' if near else 'It has'} {', '.join(near or [*known][:5])}"
+                raise NotRecorded(f"No site of this trace matches {pattern!r}. {listed}.")
             chosen |= matches
         if not chosen:
-            raise ToushiError("At least one site is needed; the list of sites is empty.")
+            raise ToushiError("The list of sites is empty; expected at least one, or None for all image-to-text sites.")
     if encoder := [name for name in chosen if known[name].kind == "encoder"]:
-        raise ToushiError(f"{encoder[0]} lies in the text encoder, which has no map: use encoder_attention.")
+        raise ToushiError(
+            f"{encoder[0]} is in the text encoder, so it has no map of the picture: use trace.encoder_attention."
+        )
     return [name for name in known if name in chosen]
 
 
@@ -63,18 +66,21 @@ def select_steps(files: StepStore, steps: Steps = None) -> list[int]:
         return files.steps
     count = files.manifest.steps.count
     try:
+        steps = parse_slice(steps) if isinstance(steps, str) else steps
         if isinstance(steps, slice):
             return [step for step in range(*steps.indices(count)) if step in files.lines]
         asked = [int(n.__index__()) for n in ([steps] if isinstance(steps, int | np.integer) else steps)]
     except (TypeError, AttributeError, ValueError):
-        raise ToushiError(f"steps must be an index, a list of indices or a slice; {steps!r:.80} came.") from None
+        raise ToushiError(
+            f'steps must be an index, a list of indices, or a slice such as "5:11"; {steps!r:.80} came.'
+        ) from None
     chosen = [step + count if step < 0 else step for step in asked]
     for step, name in zip(chosen, asked):
         if step not in files.lines:
             have = f"{files.steps[0]} to {files.steps[-1]}" if files.lines else "none"
-            raise NotRecorded(f"Step {name} is not in this trace; {len(files.lines)} steps are ({have}).")
+            raise NotRecorded(f"Step {name} is not in this trace, which has {len(files.lines)} steps ({have}).")
     if not chosen:
-        raise ToushiError("At least one step is needed; the list of steps is empty.")
+        raise ToushiError("The list of steps is empty; expected at least one, or None for all.")
     return chosen
 
 
@@ -83,11 +89,15 @@ def find_span(manifest: Manifest, word: WordSpec, branch: str = "cond") -> Span:
     prompt = manifest.prompt_of(check_branch(manifest, branch))
     if prompt is None:
         raise NotRecorded(
-            f"The {branch} prompt is not known by its tokens (the run was given ready-made embeddings, or the "
-            "family of the pipeline is not known), so there are no words. "
-            "Leave the word out: the maps are then by token index."
+            f"The text of the {branch} prompt is not known, so it has no words: the run got embeddings instead of text, "
+            "or Toushi does not know the pipeline's family. Leave the word out: the maps are then by token index."
         )
-    return find_word(prompt, manifest.words_of(branch), word)
+    try:
+        return find_word(prompt, manifest.words_of(branch), word)
+    except UnknownWord as error:
+        if branch == "cond":
+            raise
+        raise UnknownWord(f"{error} The prompt of the branch {branch!r} is {prompt!r:.80}.") from None
 
 
 def cell_coordinates(manifest: Manifest, grid: Sequence[int]) -> dict[str, xr.Variable]:

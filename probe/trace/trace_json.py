@@ -23,7 +23,7 @@ def parse(data: bytes, where: str) -> Json:
         value = json.loads(data.decode("utf-8"), parse_constant=refuse)
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise DamagedTrace(f"{where} is not valid JSON ({short(str(error))}).") from None
+        raise DamagedTrace(f"{where} is not valid JSON: {error!s:.100}.") from None
     return value
 
 

@@ -72,7 +72,7 @@ class ToushiBackend(BackendEntrypoint):
             from toushi.probe.trace.trace_errors import NotRecorded
 
             near = difflib.get_close_matches(name, groups, n=3, cutoff=0.3) or list(groups)[1:4]
-            raise NotRecorded(f"No node of this trace is called {name!r}. Near: {', '.join(near) or 'none at all'}.")
+            raise NotRecorded(f"This trace has no node {name!r}. Nearest: {', '.join(near) or 'none'}.")
         return groups[name]
 
 

@@ -520,9 +520,9 @@ def test_the_command_says_what_is_wrong_in_one_line(capsys):
         (["run"], "give the name of a study"),
         (["run", "layer_semantic"], "there is no study 'layer_semantic'"),
         (["run", "no.such.module"], "there is no module 'no.such.module'"),
-        (["run", "../coins.py"], "'../coins.py' is no name of a module"),
-        (["run", ".coins"], "'.coins' is no name of a module"),
-        (["run", "tests.experiments.test_polysemy"], "is no study: it has no STUDY"),
+        (["run", "../coins.py"], "'../coins.py' is not the name of a module"),
+        (["run", ".coins"], "'.coins' is not the name of a module"),
+        (["run", "tests.experiments.test_polysemy"], "is not a study: it lacks STUDY"),
         (["run", NAME, "--set", "trows=5"], "did you mean throws"),
         (["run", NAME, "--config", "large"], "there is no configuration 'large'"),
         (["run", NAME, "--jobs", "0"], "--jobs must be 1 or more"),
@@ -550,6 +550,7 @@ def test_every_experiment_can_be_told_and_imported(capsys):
     for name in runner.study_names():
         module = runner.load_study(name)
         assert name in said and module.STUDY.question.zh in said
+        assert f"--set: {', '.join(field.name for field in fields(module.Config))}" in said
         assert runner.study_config(module) == module.Config()
         for variant in runner.config_files(module):
             runner.study_config(module, variant)

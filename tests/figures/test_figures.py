@@ -71,6 +71,25 @@ def test_words_can_be_chosen(trace):
         words_figure(trace, "猫")
 
 
+def test_the_figure_has_the_width_that_is_asked_for_and_no_text_outside(trace):
+    for options in (dict(width=3.3), dict(width=3.3, picture=False), dict(columns=1), dict(language="zh")):
+        figure = words_figure(trace, ["月亮"], **options)
+        assert len(figure.axes[0].images) == 1 + options.get("picture", True)
+        assert figure.get_figwidth() == pytest.approx(options.get("width", figure.get_figwidth()))
+        figure.draw_without_rendering()
+        for text in figure.findobj(matplotlib.text.Text):
+            assert text.get_window_extent().x1 <= figure.bbox.x1, (options, text.get_text())
+    with pytest.raises(ToushiError, match="width must be at least 1.6 inches for 1 columns; 1.2 came"):
+        words_figure(trace, ["月亮"], width=1.2, picture=False)
+
+
+def test_the_title_is_the_prompt_of_the_branch(traced):
+    trace = traced("一只猫")
+    trace.manifest.negative_prompt = "模糊"
+    trace.manifest.branches["uncond"] = trace.manifest.branches["cond"]
+    assert "一只猫" in texts(words_figure(trace)) and "模糊" in texts(words_figure(trace, [], branch="uncond"))
+
+
 def test_words_that_were_cut_or_not_kept_are_left_out(traced):
     trace = traced("一只猫，月亮")
     branch = trace.manifest.branches["cond"]

@@ -308,6 +308,17 @@ def test_a_lora_file_is_in_the_manifest_with_its_hash_and_scale(saved, lora, tmp
     ]
 
 
+def test_the_scale_of_a_call_is_part_of_the_scale_in_the_manifest(saved, lora, tmp_path):
+    pipeline = load(str(saved("stable-diffusion")), "cpu", lora=[f"{lora('stable-diffusion')}:0.5"])
+    with record(pipeline, tmp_path / "run", keep="mean"):
+        draw(pipeline, steps=1, cross_attention_kwargs={"scale": 0.25})
+        pipeline.set_adapters(["0_stable_diffusion"], [0.125])
+        draw(pipeline, steps=1)
+    one, two = open_collection(tmp_path / "run")
+    assert one.manifest.loras[0].scale == two.manifest.loras[0].scale == 0.125
+    np.testing.assert_array_equal(one.image(), two.image())
+
+
 def test_switching_a_lora_is_noticed(saved, lora, tmp_path):
     pipeline = load(str(saved("stable-diffusion")), "cpu", lora=[f"{lora('stable-diffusion')}:0.5"])
     pipeline.set_adapters(["0_stable_diffusion"], [0.25])

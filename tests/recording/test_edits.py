@@ -245,14 +245,14 @@ def test_steps(steps, expected):
         (dict(kind="patch", word="猫"), "source"),
         (dict(kind="zero", word="猫", factor=2.0), "only scale"),
         (dict(word="猫", factor=float("nan")), "factor"),
-        (dict(head=0, renormalise=True), "others"),
+        (dict(head=0, renormalise=True), "remove it from an edit of whole heads"),
         (dict(head=0, steps="a:b"), "steps"),
         (dict(head=0, steps="3"), "steps must be like 3"),
         (dict(head=0, steps=2.5), "steps must be an index"),
         (dict(head="0"), "head must be an index"),
         (dict(token="3"), "token must be a whole number"),
-        (dict(kind="function", function=torch.zeros_like, branch="cond"), "chooses among them itself"),
-        (dict(kind="function", function=torch.zeros_like, word="猫"), "chooses among them itself"),
+        (dict(kind="function", function=torch.zeros_like, branch="cond"), "select inside the function"),
+        (dict(kind="function", function=torch.zeros_like, word="猫"), "select inside the function"),
     ],
 )
 def test_contradictions_are_refused_when_made(wrong, said):
@@ -265,7 +265,7 @@ def test_mistakes_about_the_model(model, tmp_path):
         edit(model, Edit("unet.midle.cross_attention", "zero", word="猫"))
     with pytest.raises(BadEdit, match="before the first step"):
         edit(model, Edit("encoder.layers.3", "zero", word="猫", steps="2:"))
-    with pytest.raises(BadEdit, match="no attention of the image to the text"):
+    with pytest.raises(BadEdit, match="not an image-to-text site"):
         edit(model, Edit("unet.middle.self_attention", "zero", word="猫"))
     with pytest.raises(BadEdit, match="cond or uncond"):
         edit(model, Edit(MIDDLE, "zero", word="猫", branch="both"))
@@ -303,7 +303,7 @@ def test_rows_that_are_no_texts_of_the_batch_are_refused(model, site):
 def test_an_edit_that_would_do_nothing_says_so(model):
     end = (len(LONG) - 3, len(LONG) - 1)
     for steps in (9, "3:", (-4, 3)):
-        with pytest.raises(BadEdit, match="none of this run's 3"), edit(model, Edit(CROSS, word="猫", steps=steps)):
+        with pytest.raises(BadEdit, match="none of the 3 steps"), edit(model, Edit(CROSS, word="猫", steps=steps)):
             draw(model)
     for site in (CROSS, "encoder.layers.3"):
         with (

@@ -5,6 +5,8 @@ import pytest
 
 from tests.recording.tiny_runs import LONG, recorded, same
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.recording.forecast import OverBudget
+from toushi.probe.recording.record import record
 
 
 def test_the_policies_agree(model, tmp_path):
@@ -20,7 +22,7 @@ def test_the_policies_agree(model, tmp_path):
 
 @pytest.mark.parametrize(
     "steps, expected",
-    [(0, [0]), (-1, [4]), ([1, 3], [1, 3]), (slice(None, None, 2), [0, 2, 4]), (range(1, 3), [1, 2])],
+    [(0, [0]), (-1, [4]), ([1, 3], [1, 3]), (slice(None, None, 2), [0, 2, 4]), (range(1, 3), [1, 2]), ("1:3", [1, 2])],
 )
 def test_some_steps(model, tmp_path, steps, expected):
     _, whole = recorded(model, tmp_path / "whole", steps=5)
@@ -49,8 +51,22 @@ def test_words_may_be_given_alone_or_by_span(model, tmp_path):
 def test_what_would_keep_nothing_is_refused(model, tmp_path):
     with pytest.raises(ToushiError, match=r"words: no text column stands for '夜晚', since it was cut"), pytest.warns():
         recorded(model, tmp_path / "cut", prompt=LONG + "夜晚", keeping={"words": "夜晚"})
-    with pytest.raises(ToushiError, match=r"steps: slice\(10, 20, None\) has none of the 3 steps"):
+    with pytest.raises(ToushiError, match="steps: '10:20' selects none of the 3 steps"):
         recorded(model, tmp_path / "late", keeping={"steps": slice(10, 20)})
+
+
+@pytest.mark.parametrize("steps", ["5", "1:2:3:4", "::0", "a:b", 1.5, ["a"]])
+def test_steps_that_are_no_indices_are_refused_before_a_folder_is_made(model, tmp_path, steps):
+    with pytest.raises(ToushiError, match='steps must be an index, a list of indices, or a slice such as "5:11"'):
+        record(model, tmp_path / "run", steps=steps)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_budget_may_be_text(model, tmp_path):
+    with pytest.raises(OverBudget), record(model, tmp_path / "run", keep="heads", budget="1kB"):
+        model.sample("猫", steps=1, size=16)
+    with pytest.raises(ToushiError, match="budget must be a size on disk such as 20GB or 500MB, but much came"):
+        record(model, tmp_path / "run", budget="much")
 
 
 @pytest.mark.parametrize("branch", ["cond", "uncond"])

@@ -292,6 +292,17 @@ def test_the_layers_of_the_words_that_are_asked_for(house, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2 * 3
 
 
+def test_every_figure_by_word_has_only_the_words_that_are_asked_for(house):
+    from toushi.reports.trace_chapter import figures_by_name, words_to_draw
+
+    trace = open_trace(house / "runs" / "cat")
+    figures = figures_by_name(trace, words_to_draw(trace, None, "cond"), ("月亮",))
+    assert {"words", "layers", "timeline"} <= set(figures)
+    for name in ("words", "timeline"):
+        texts = [text.get_text() for text in figures[name][1](language="en").findobj(Text)]
+        assert "月亮" in texts and "猫" not in texts
+
+
 def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
     runs = house / "runs"
 
@@ -315,7 +326,7 @@ def test_mistakes_are_told_in_one_line(house, tmp_path, capsys):
         ([str(edited("jobs", jobs=[]))], "is not whole: jobs: Input should be a valid dictionary"),
         ([str(runs / "coins"), "--figures", "share"], "there is no figure 'share'; there are: shares"),
         ([str(runs / "坏"), "--figures", "shares"], "there are: none"),
-        ([str(runs / "coins"), "--words", "猫"], "--words are of a trace"),
+        ([str(runs / "coins"), "--words", "猫"], "--words selects words of a trace"),
         ([str(runs / "cat"), "--words", "狗"], "'狗' is not in the prompt"),
         ([str(runs / "coins"), "-o", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     ]:

@@ -145,7 +145,8 @@ def test_steps_by_index_list_and_slice(trace):
         assert array.step.values.tolist() == expected
         whole = trace.attention("猫")
         np.testing.assert_array_equal(array.values, whole.sel(step=expected).values)
-    for steps in (3, [0, 9], [], "all", 0.5, slice(9, 12)):
+    np.testing.assert_array_equal(trace.attention("猫", steps="1:"), trace.attention("猫", steps=slice(1, None)))
+    for steps in (3, [0, 9], [], "all", "::0", 0.5, slice(9, 12)):
         with pytest.raises(ToushiError):
             trace.attention("猫", steps=steps)
 
@@ -154,7 +155,7 @@ def test_sites_by_glob(trace):
     assert trace.attention("猫", sites="unet.*.cross_attention").layer.size == 2
     assert trace.attention("猫", sites=[COARSE]).shape[-2:] == (4, 2)
     assert trace.attention("猫", sites=[COARSE, FINE]).layer.values.tolist() == [FINE, COARSE]
-    with pytest.raises(NotRecorded, match=r"Near: unet\.middle"):
+    with pytest.raises(NotRecorded, match=r"Nearest: unet\.middle"):
         trace.attention("猫", sites="unet.midle.cross_attention")
     with pytest.raises(ToushiError, match="encoder"):
         trace.attention(sites="encoder.*")
@@ -294,6 +295,8 @@ def test_the_negative_prompt_has_its_own_words(tmp_path):
     assert trace.span("夜晚", "uncond") == (0, 2)
     with pytest.raises(UnknownWord):
         trace.heat_map("夜晚")
+    with pytest.raises(UnknownWord, match="The prompt of the branch 'uncond' is '夜晚'"):
+        trace.heat_map("猫", branch="uncond")
 
 
 def test_lost_and_unkept_words_say_why(tmp_path):
@@ -322,7 +325,7 @@ def test_a_run_from_ready_made_embeddings_has_maps_by_index(tmp_path):
             writer.write_step(step, run.tensors(step))
     trace = open_trace(tmp_path / "run")
     assert trace.attention().sizes["token"] == 2 and trace.verify() == []
-    with pytest.raises(NotRecorded, match="ready-made"):
+    with pytest.raises(NotRecorded, match="embeddings instead of text"):
         trace.heat_map("猫")
 
 

@@ -304,7 +304,7 @@ def test_what_is_not_there(tmp_path):
         tree["unet.up.9"]
     with pytest.raises(KeyError):
         tree[FINE].attention.sel(step=7)
-    with pytest.raises(NotRecorded, match=rf"'unet.down.1'. Near: {FINE}"):
+    with pytest.raises(NotRecorded, match=rf"'unet.down.1'. Nearest: {FINE}"):
         xr.open_dataset(folder, engine=ToushiBackend, group="unet.down.1")
     xr.testing.assert_identical(
         xr.open_dataset(folder, engine=ToushiBackend, group=FINE).load(), tree[FINE].to_dataset().load()

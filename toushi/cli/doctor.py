@@ -44,11 +44,11 @@ A folder with configs and index files is enough. For a hub id download them firs
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
-    """Pixels; if not given, the model's default size, and a smaller one."""
+    """Size of the picture in pixels. If not given, the model's default size and a smaller one are forecast."""
     steps: int | None = None
     """Number of recorded sampling steps; if not given, the model's default."""
     tokens: int = 32
-    """Length of the prompt, for models that do not pad it."""
+    """Length of the prompt in tokens, for models that do not pad it."""
     language: Language | None = None
     """en or zh; if not given, the language of the locale."""
 

@@ -22,6 +22,7 @@ class Export:
   toushi export runs/cat --to parquet --tokens         (special tokens and punctuation, too)
 
 Axes, in this order: step, branch, layer, head, word or token, y, x; values are probabilities.
+In parquet, `y` and `x` count the cells of the layer's own grid, which the column `grid` names: 16x16.
 In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
 
     folder: Folder
@@ -29,7 +30,7 @@ In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
     to: Literal["npz", "parquet", "zarr"]
     """npz for numpy; parquet for pandas, R, DuckDB; zarr, which is a folder, for xarray and dask."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The file (zarr: folder); beside the trace if not given, runs/cat.npz."""
+    """The file, or for zarr the folder. If not given, it is beside the trace: runs/cat.npz."""
     words: Words = ()
     """Only these words of the prompt."""
     tokens: bool = False

@@ -56,6 +56,7 @@ class Info:
             ("LoRA", ", ".join(lora_line(lora) for lora in manifest.loras or []) or None),
             ("safety checker", manifest.safety),
             ("edits", json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None),
+            ("", "(maps at an edited site show the attention before the edit)" if manifest.edits else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),
             ("commit", manifest.git),
             ("on disk", format_bytes(size)),

@@ -31,13 +31,13 @@ from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import PathError
 
 ABOUT = """Toushi 透视: look inside text-to-image models.
-Draw a prompt, and see which words each region of the picture attended to:
+Generate a picture, and see which words each region of the picture attended to:
 
   toushi trace "左边是猫，右边是月亮，夜晚" --out runs/cat
   toushi view runs/cat"""
 
 HELP = """Every command explains itself: toushi trace --help
---debug, at any place, adds the traceback to an error. toushi --version prints the version."""
+--debug, anywhere in the command, adds the traceback to an error. toushi --version prints the version."""
 
 COMMANDS = {
     "demo": Demo,

@@ -15,7 +15,8 @@ class Report:
     ABOUT = """Makes a report of results and traces: one HTML page, a PDF in each language, figures for a paper.
 
   toushi report runs/layer_semantics runs/disambiguation -o report
-  toushi report runs/cat --words 猫 月亮                    (a trace: draw its layers for these words)
+  toushi report runs/cat --words 猫 月亮                    (a trace: only these words)
+  toushi report runs/cat --words 月亮 --figures words       (only the heat map of 月亮, as SVG, PDF and PNG)
   toushi report runs/layer_semantics --figures accuracy     (only the files of this figure, no page)
 
 The page opens without a network. The same folders give the same bytes again."""
@@ -25,9 +26,10 @@ The page opens without a network. The same folders give the same bytes again."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = Path("report")
     """Folder of the report."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Write only the files of these figures."""
+    """Write only the files of these figures. Those of a trace: words, layers, timeline, tokens."""
     words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")] = ()
-    """Of a trace: draw its layers for these words; if not given, for the word with the most concentrated map."""
+    """Of a trace: the words in its figures. If not given, all words; the figure `layers` shows one word, that with the
+    most concentrated map."""
 
     def run(self) -> None:
         if not self.folders:

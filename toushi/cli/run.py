@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,17 +25,17 @@ class Run:
   toushi run layer_semantics --set encoder=FOLDER_OR_HUB_ID seed=1 --out runs/mine
   toushi run layer_semantics --config e5          (a published configuration, or a FILE.yaml)
 
-Killed and started again, it continues with the missing jobs. Jobs that failed are tried again.
+If it was killed, the same command continues with the missing jobs, and tries failed ones again.
 `toushi report runs/layer_semantics -o report` makes pages of the result."""
 
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
     """Name of the study; with dots, a module of your own that is made like those in experiments/studies."""
     list: bool = False
-    """List all studies with their questions."""
+    """List all studies with their questions, and the keys for --set."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE.yaml|NAME")] = None
     """Values that replace the defaults."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
-    """Single values, which replace those of --config."""
+    """Single values, which replace those of --config. --list names the keys."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of the result; if not given runs/NAME, with --config runs/NAME-CONFIG."""
     jobs: int | None = None
@@ -77,9 +77,10 @@ Killed and started again, it continues with the missing jobs. Jobs that failed a
 def list_studies() -> str:
     from toushi.experiments.runner.run_study import load_study, study_names
 
-    studies = {name: load_study(name).STUDY for name in study_names()}
+    studies = {name: load_study(name) for name in study_names()}
     return "\n\n".join(
-        f"{name}    {study.title.zh}  {study.title.en}\n  {study.question.zh}\n  {study.question.en}"
+        f"{name}    {study.STUDY.title.zh}  {study.STUDY.title.en}\n  {study.STUDY.question.zh}\n"
+        f"  {study.STUDY.question.en}\n  --set: {', '.join(field.name for field in fields(study.Config))}"
         for name, study in studies.items()
     )
 

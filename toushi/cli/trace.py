@@ -1,7 +1,6 @@
 """`toushi trace`: draws a prompt and records its attention."""
 
 import math
-import re
 import sys
 import tempfile
 import time
@@ -17,9 +16,11 @@ import tyro
 from toushi.cli.figure_process import figure_process
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.trace_summary import summarize_trace
+from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
 from toushi.probe.base.safe_read import read_regular_file
+from toushi.probe.base.step_slice import parse_slice
 from toushi.probe.pipelines.load_options import MAX_THREADS, LoadOptions
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
@@ -36,12 +37,13 @@ Globs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB ...")]
 
 @dataclass(frozen=True)
 class Trace(Loads):
-    ABOUT = """Draws a prompt and records which words each region of the picture attended to.
+    ABOUT = """Generates a picture and records which words each region of the picture attended to.
 
   toushi trace "左边是猫，右边是月亮，夜晚" --steps 20 --seed 0 --out runs/cat
   toushi trace "a red cat" --negative "blue" --guidance 4 --sampler heun --size 64x96
   toushi trace --prompts prompts.txt --out runs/many     (one prompt a line, one trace each)
   toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
+  toushi trace "河边的银行" --words 银行 --record-steps 5:11 --branches cond    (and of six steps)
   toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if nothing attends to 猫?)
   toushi trace --resume runs/cat                          (finishes an interrupted run)
   toushi trace "a cat" --model FOLDER --dtype bf16 --offload group    (a model larger than the GPU)
@@ -49,10 +51,14 @@ class Trace(Loads):
 
 The folder gets the trace, image.png, and words.png: the picture, then a heat map for each
 word, all on one scale. `toushi view FOLDER` opens it in the browser, open_trace(FOLDER) reads
-it in Python."""
+it in Python.
+
+In the table, share is the part of all attention that a word gets. Positions are fractions of the picture's
+sides; 0, 0 is the top left corner. toushi trace makes pictures from text. For image-to-image, record the
+pipeline in Python: with record(pipeline, FOLDER)."""
 
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
-    """The prompt, in Chinese or English. "" draws the unconditional picture."""
+    """The prompt, in Chinese or English. "" gives the unconditional picture."""
     model: str = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""
     steps: int | None = None
@@ -77,13 +83,18 @@ it in Python."""
     """heads: every head; mean: the mean over heads at each step; sum: that mean, summed over all steps.
     If not given: heads if they fit the budget, else mean."""
     sites: Globs = ()
-    """Record only these sites (globs such as 'unet.up.*'). Image self-attention is recorded only if it is named."""
+    """Record only these sites (globs such as 'unet.*.cross_attention'). Image self-attention is large, and is
+    recorded only if a glob matches it: 'unet.*' does."""
     words: Words = ()
     """Record only these words."""
+    record_steps: Annotated[str | None, tyro.conf.arg(metavar="N|FROM:TO")] = None
+    """Record only this step, or the steps of this slice: 5:11 means 5 to 10. Steps count from 0."""
+    branches: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Record only these branches: cond (the prompt), uncond (the negative prompt). If not given, all."""
     pads: bool = False
     """Keep each padding column, not only their sum."""
     budget: str | None = None
-    """Limit of the maps' size on disk, such as 20GB; 8GB if not given. A run that would exceed it is refused."""
+    """The largest size of the maps on disk, such as 20GB. If not given: 8GB. A larger run is refused."""
     edits: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Edits of attention and states: a JSON list such as
     [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
@@ -94,7 +105,7 @@ it in Python."""
     overwrite: bool = False
     """Replace an existing trace in the folder."""
     no_record: bool = False
-    """Draw without recording; writes image.png only."""
+    """Generate the picture without recording; writes image.png only."""
 
     def run(self) -> None:
         start = time.perf_counter()
@@ -105,8 +116,9 @@ it in Python."""
         prompts, size, loading = self.checked_prompts(), checked_size(self.size), self.checked_loading()
         self.check_numbers()
         self.check_sampler()
+        checked_steps(self.record_steps)
         if self.budget is not None:
-            checked_bytes(self.budget)
+            parse_bytes(self.budget, "--budget")
         self.check_no_record()
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
@@ -208,8 +220,8 @@ it in Python."""
         from toushi.probe.recording.record import record
 
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
-        choice["pads"] = self.pads
-        choice |= {} if self.budget is None else {"budget": checked_bytes(self.budget)}
+        choice |= {"steps": checked_steps(self.record_steps), "branches": self.branches or None, "pads": self.pads}
+        choice |= {} if self.budget is None else {"budget": parse_bytes(self.budget, "--budget")}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
                 with progress(self.steps or default_steps(model), index, len(prompts)) as tick:
@@ -272,8 +284,8 @@ it in Python."""
             )
 
     def check_no_record(self) -> None:
-        default, names = Trace(), ("keep", "sites", "words", "pads", "budget")
-        options = [f"--{name}" for name in names if getattr(self, name) != getattr(default, name)]
+        default, names = Trace(), ("keep", "sites", "words", "record_steps", "branches", "pads", "budget")
+        options = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != getattr(default, name)]
         if self.no_record and options:
             raise ToushiError(f"--no-record keeps no map; remove {', '.join(options)}")
 
@@ -319,16 +331,14 @@ def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[o
     return edit(model, edits)
 
 
-def checked_bytes(text: str) -> int:
-    """Bytes of "20GB", "500 MB" or "8e9"."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kMGT]?)B?", text.strip(), re.IGNORECASE)
+def checked_steps(text: str | None) -> int | slice | None:
+    """The step or slice of "7" or "5:11"; None for None."""
+    if text is None:
+        return None
     try:
-        size = float(match[1]) * 1000 ** ("kmgt".index(match[2].lower()) + 1 if match[2] else 0) if match else 0
+        return parse_slice(text) if ":" in text else int(text)
     except ValueError:
-        size = 0
-    if not 1 <= size < math.inf:
-        raise ToushiError(f"--budget must be a size on disk such as 20GB or 500MB, but {text} came")
-    return int(size)
+        raise ToushiError(f"--record-steps must be a step or a slice, 7 or 5:11, but {text!r} came") from None
 
 
 def checked_size(size: str | None) -> tuple[int, int] | None:

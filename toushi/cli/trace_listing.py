@@ -32,9 +32,16 @@ def find_traces(folder: Path) -> list[Path]:
 
 
 def step_progress(trace: "Trace") -> str:
-    steps = trace.manifest.steps
-    wanted = steps.count if steps.recorded is None else len(steps.recorded)
-    return f"{len(trace.steps)} of {wanted}" + ("" if trace.complete else ", the run did not finish")
+    """The recorded steps as text: "20 of 20"; "6 of 20 (recorded: 5 to 10)" if not all are to be recorded."""
+    count, wanted = trace.manifest.steps.count, trace.manifest.steps.recorded
+    text = f"{len(trace.steps)} of {count}"
+    if wanted is not None and len(wanted) < count:
+        is_range = len(wanted) > 1 and list(wanted) == list(range(wanted[0], wanted[-1] + 1))
+        chosen = (
+            f"{wanted[0]} to {wanted[-1]}" if is_range else ", ".join(map(str, wanted[:8])) + " …" * (len(wanted) > 8)
+        )
+        text += f" ({'recorded' if trace.complete else 'to record'}: {chosen or 'none'})"
+    return text + ("" if trace.complete else ", the run did not finish")
 
 
 def text_progress(trace: "EncoderTrace") -> str:

@@ -29,7 +29,7 @@ The exit code is 1 if there is a problem."""
                     raise
                 problems, done = [str(error)], ""  # the others are checked, too
             failures += bool(problems)
-            for problem in problems or [f"in order, {done}"]:
+            for problem in problems or [f"no problem found ({done})"]:
                 print(f"{folder}: {problem}")
         return 1 if failures else 0
 

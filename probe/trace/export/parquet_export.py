@@ -18,9 +18,9 @@ def write_parquet(branches: list[BranchPlan], about: dict[str, object], path: Pa
 
     text = pa.dictionary(pa.int32(), pa.string())
     kinds = dict.fromkeys(("step", "head", "token", "y", "x"), pa.int32())
-    kinds |= {**dict.fromkeys(("branch", "layer", "word", "text"), text), "value": pa.float32()}
+    kinds |= {**dict.fromkeys(("branch", "layer", "grid", "word", "text"), text), "value": pa.float32()}
     what = ["token", "text"] if branches[0].by_token else ["word"]
-    order = ["step", "branch", "layer", "head", *what, "y", "x", "value"]
+    order = ["step", "branch", "layer", "grid", "head", *what, "y", "x", "value"]
     metadata = {"toushi": json.dumps(about, ensure_ascii=False)}
     schema = pa.schema([(name, kinds[name]) for name in order], metadata=metadata)
     names = _names(branches)
@@ -59,7 +59,14 @@ def _names(branches: list[BranchPlan]) -> dict[str, list[str]]:
     """Column -> the texts that a row refers to by number."""
     texts = list(dict.fromkeys(label for branch in branches for label in branch.labels))
     sites = list(branches[0].queries[0].manifest.sites)
-    return {"branch": [branch.name for branch in branches], "layer": sites, "word": texts, "text": texts}
+    shapes = [branch.queries[0].shape(site) for branch in branches for site in branch.queries[0].sites]
+    grids = list(dict.fromkeys(_grid(shape) for shape in shapes))
+    return {"branch": [branch.name for branch in branches], "layer": sites, "grid": grids, "word": texts, "text": texts}
+
+
+def _grid(shape: tuple[int, ...]) -> str:
+    """Rows and columns of cells, as in "16x16"."""
+    return "x".join(map(str, shape[-2:]))
 
 
 def _rows(
@@ -76,6 +83,7 @@ def _rows(
                     continue
                 shape = values.shape if values.ndim == 4 else (1, *values.shape)
                 same = {"step": step, "branch": number, "layer": names["layer"].index(site)}
+                same["grid"] = names["grid"].index(_grid(values.shape))
                 flat = values.reshape(-1)
                 for first in range(0, flat.size, ROWS):
                     part = flat[first : first + ROWS]
