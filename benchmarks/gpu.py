@@ -147,9 +147,9 @@ def sdxl(device: torch.device, small: bool, steps: int) -> Shape:
     names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     scheduler = make_component("EulerDiscreteScheduler")
     parts = dict.fromkeys(names) | {"vae": small_vae(4, 4), "unet": unet.eval(), "scheduler": scheduler}
-    given = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "guidance_scale": 5.0}
-    given |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
-    return shape(make_component("StableDiffusionXLPipeline", **parts), device, pixels, steps, given)
+    inputs = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "guidance_scale": 5.0}
+    inputs |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
+    return shape(make_component("StableDiffusionXLPipeline", **parts), device, pixels, steps, inputs)
 
 
 def flux(device: torch.device, small: bool, steps: int) -> Shape:
@@ -162,9 +162,9 @@ def flux(device: torch.device, small: bool, steps: int) -> Shape:
     parts = dict.fromkeys(names) | {
         "vae": small_vae(16, 4), "transformer": transformer.eval(), "scheduler": scheduler
     }  # fmt: skip
-    given = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "guidance_scale": 3.5}
+    inputs = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "guidance_scale": 3.5}
     pixels = 128 if small else 1024
-    return shape(make_component("FluxPipeline", **parts), device, pixels, steps, given)
+    return shape(make_component("FluxPipeline", **parts), device, pixels, steps, inputs)
 
 
 def z_image(device: torch.device, small: bool, steps: int) -> Shape:
@@ -176,15 +176,15 @@ def z_image(device: torch.device, small: bool, steps: int) -> Shape:
     scheduler = make_component("FlowMatchEulerDiscreteScheduler", shift=3.0)
     parts = {"text_encoder": None, "tokenizer": None, "vae": small_vae(16, 4)}
     pipeline = make_component("ZImagePipeline", transformer=transformer.eval(), scheduler=scheduler, **parts)
-    given = {"prompt_embeds": texts[:1], "negative_prompt_embeds": texts[1:], "guidance_scale": 4.0}
-    return shape(pipeline, device, 128 if small else 1024, steps, given)
+    inputs = {"prompt_embeds": texts[:1], "negative_prompt_embeds": texts[1:], "guidance_scale": 4.0}
+    return shape(pipeline, device, 128 if small else 1024, steps, inputs)
 
 
-def shape(pipeline, device: torch.device, pixels: int, steps: int, given: dict) -> Shape:
+def shape(pipeline, device: torch.device, pixels: int, steps: int, inputs: dict) -> Shape:
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     size = {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "latent"}
-    return Shape(pipeline, lambda: pipeline(**given, **size, generator=torch.Generator().manual_seed(0)).images)
+    return Shape(pipeline, lambda: pipeline(**inputs, **size, generator=torch.Generator().manual_seed(0)).images)
 
 
 SHAPES: dict[str, Callable[[torch.device, bool, int], Shape]] = {"sdxl": sdxl, "flux": flux, "z-image": z_image}
@@ -193,7 +193,8 @@ SHAPES: dict[str, Callable[[torch.device, bool, int], Shape]] = {"sdxl": sdxl, "
 def sampling_rows(name: str, config: GPUConfig, device: torch.device) -> Iterator[dict]:
     """Seconds and peak memory of `mean` and two named words of `heads`, over those of the bare run beside them."""
     pipeline, draw = SHAPES[name](device, config.small, config.steps)
-    pixels = draw()  # kernels are chosen and memory is reserved
+    expected = draw()  # kernels are chosen and memory is reserved
+    assert isinstance(expected, torch.Tensor)
     arms: dict[str, dict | None] = {"bare": None, "bare again": None, "mean": {"keep": "mean"}}
     found: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
     for turn in range(config.rounds):
@@ -215,7 +216,12 @@ def sampling_rows(name: str, config: GPUConfig, device: torch.device) -> Iterato
                 found[arm].append((seconds, peak))
                 if options is not None:
                     trace = open_trace(f"{home}/run")
-                    clean = trace.complete and not trace.verify() and torch.equal(picture, pixels)
+                    clean = (
+                        trace.complete
+                        and not trace.verify()
+                        and isinstance(picture, torch.Tensor)
+                        and torch.equal(picture, expected)
+                    )
                     if not clean:
                         yield {"part": name, "arm": arm, "broken": "picture, trace or checksum differs"}
                 shutil.rmtree(home, ignore_errors=True)

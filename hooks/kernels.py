@@ -241,16 +241,16 @@ class AttentionInputs(NamedTuple):
 
     def select(self, rows: Rows, queries: slice) -> "AttentionInputs":
         """The inputs of these rows of the batch, and of these queries in each."""
-        rows = index_of(rows, self.query.device)
-        key = self.key if self.key.shape[0] == 1 else self.key[rows]
+        index = index_of(rows, self.query.device)
+        key = self.key if self.key.shape[0] == 1 else self.key[index]
         mask, first = self.mask, self.first
         if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
-            mask = mask[rows]
+            mask = mask[index]
         if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
             mask = mask[..., queries, :]
         if first is not None:
             first += queries.start or 0
-        return AttentionInputs(self.query[rows][:, :, queries], key, self.scale, mask, first)
+        return AttentionInputs(self.query[index][:, :, queries], key, self.scale, mask, first)
 
 
 def reduced_precision(query: Tensor) -> bool:

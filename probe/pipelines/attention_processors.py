@@ -11,7 +11,7 @@ from toushi.probe.pipelines.private_api import (
     attention_backend,
     is_context_parallel,
     native_backend,
-    native_processor,
+    set_native_processor,
 )
 
 
@@ -88,7 +88,7 @@ def native_attention(sites: Mapping[str, Site]) -> Iterator[dict[str, str]]:
                 continue
             if kind in NATIVE:
                 restored.callback(setattr, site.module, "processor", processor)
-                site.module.processor = native_processor(NATIVE[kind])  # pyright: ignore[reportAttributeAccessIssue]
+                set_native_processor(site.module, NATIVE[kind])
                 switched[name] = kind
             elif not (backend := attention_backend(processor)).startswith("native"):
                 restored.enter_context(native_backend(processor))

@@ -64,9 +64,9 @@ def native_backend(processor: object) -> Iterator[None]:
         processor._attention_backend = before  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def native_processor(name: str) -> object:
-    """A new attention processor of diffusers by the name of its class."""
-    return getattr(import_module("diffusers.models.attention_processor"), name)()
+def set_native_processor(module: nn.Module, name: str) -> None:
+    """Gives the attention module a new processor of diffusers, by the name of its class."""
+    module.processor = getattr(import_module("diffusers.models.attention_processor"), name)()
 
 
 def is_context_parallel(processor: object) -> bool:

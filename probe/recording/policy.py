@@ -1,13 +1,15 @@
 """What to keep of a run."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.step_slice import format_slice
+from toushi.probe.base.step_slice import format_slice, parse_slice
 from toushi.probe.pipelines.family import EncodedPrompt, Family
 from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
 from toushi.probe.trace.trace_format import KEEPS, stored_columns
@@ -41,6 +43,22 @@ class Policy:
     dtype: str = "float16"  # of the stored maps; sums are float32
     budget: int = DEFAULT_BUDGET  # bytes on disk for one run
     pads: bool = False  # whether every pad column is kept by itself, not their sum
+
+    @classmethod
+    def from_arguments(
+        cls,
+        keep: str | None,
+        words: WordQuery | Iterable[WordQuery] | None,
+        steps: int | slice | str | Iterable[int] | None,
+        branches: str | Iterable[str] | None,
+        dtype: str,
+        budget: int | str,
+        pads: bool,
+    ) -> "Policy":
+        """The policy of the arguments of `record`, which may be texts or single values. Raises ToushiError."""
+        branches = (branches,) if isinstance(branches, str) else branches if branches is None else tuple(branches)
+        budget = parse_bytes(budget) if isinstance(budget, str) else budget
+        return cls(keep, _word_queries(words), _step_query(steps), branches, dtype, budget, pads)
 
     def recorded_steps(self, count: int) -> list[int]:
         """The steps of a run of `count` steps that are kept. Raises ToushiError if the run does not have them."""
@@ -88,3 +106,24 @@ class Policy:
         for name in ("words", "steps", "branches"):
             if getattr(self, name) == ():
                 raise ToushiError(f"{name} is empty, so nothing would be kept; leave it out to keep all of them")
+
+
+def _step_query(steps: int | slice | str | Iterable[int] | None) -> int | slice | tuple[int, ...] | None:
+    try:
+        if isinstance(steps, str):
+            return parse_slice(steps)
+        if steps is None or isinstance(steps, int | slice):
+            return steps
+        return tuple(map(operator.index, steps))
+    except (TypeError, ValueError):
+        expected = 'an index, a list of indices, or a slice such as "5:11"'
+        raise ToushiError(f"steps must be {expected}; {steps!r:.80} came") from None
+
+
+def _word_queries(words: WordQuery | Iterable[WordQuery] | None) -> tuple[WordQuery, ...] | None:
+    if words is None:
+        return None
+    is_span = isinstance(words, tuple) and bool(words) and all(isinstance(index, int) for index in words)
+    if isinstance(words, str | Word) or is_span:
+        return (cast(WordQuery, words),)
+    return tuple(cast(Iterable[WordQuery], words))  # a span is a tuple, too, so its type does not tell them apart

@@ -1,20 +1,16 @@
 """`with record(model, folder):` writes a trace of every picture that the model samples inside."""
 
-import operator
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import cast
 
 from torch import nn
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
-from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.step_slice import parse_slice
 from toushi.probe.pipelines.attention_processors import native_attention
 from toushi.probe.pipelines.family import (
     Arguments,
@@ -36,7 +32,6 @@ from toushi.probe.recording.trace_folders import TraceFolders
 from toushi.probe.recording.unrecordable import Unrecordable, unread_message
 from toushi.probe.session.sampling_session import session_of, subscribe
 from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
-from toushi.probe.text.alignment import Word
 from toushi.probe.trace.output_dir import prepare_output_dir
 from toushi.probe.trace.safetensors_reader import StepStore
 
@@ -82,9 +77,7 @@ def record(
     that matches nothing; UnreadableAttention or Unrecordable for attention that cannot be read; OverBudget; WriteFailed
     for a folder with other files.
     """
-    branches = (branches,) if isinstance(branches, str) else branches if branches is None else tuple(branches)
-    budget = parse_bytes(budget) if isinstance(budget, str) else budget
-    policy = Policy(keep, _word_queries(words), _step_query(steps), branches, dtype, budget, pads)
+    policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
     return Recording(model, Path(folder), policy, sites, overwrite, switch_attention=native_attention)
 
 
@@ -221,24 +214,3 @@ class Recording(Subscriber):
         recorder, self.recorder = self.recorder, None
         if recorder is not None:
             recorder.end(images, safety) if error is None else recorder.abort(error)
-
-
-def _step_query(steps: int | slice | str | Iterable[int] | None) -> int | slice | tuple[int, ...] | None:
-    try:
-        if isinstance(steps, str):
-            return parse_slice(steps)
-        if steps is None or isinstance(steps, int | slice):
-            return steps
-        return tuple(map(operator.index, steps))
-    except (TypeError, ValueError):
-        expected = 'an index, a list of indices, or a slice such as "5:11"'
-        raise ToushiError(f"steps must be {expected}; {steps!r:.80} came") from None
-
-
-def _word_queries(words: WordQuery | Iterable[WordQuery] | None) -> tuple[WordQuery, ...] | None:
-    if words is None:
-        return None
-    is_span = isinstance(words, tuple) and bool(words) and all(isinstance(index, int) for index in words)
-    if isinstance(words, str | Word) or is_span:
-        return (cast(WordQuery, words),)
-    return tuple(cast(Iterable[WordQuery], words))  # a span is a tuple, too, so its type does not tell them apart

@@ -70,8 +70,8 @@ SAME_RUN = (
 )
 
 
-class StepArray(Protocol):
-    """What is written of an array. Asking for its values (`numpy.asarray`) may wait for them."""
+class ArrivingArray(Protocol):
+    """An array that is still on its way from a GPU. Asking for its values (`numpy.asarray`) waits for them."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -82,7 +82,10 @@ class StepArray(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def __array__(self, dtype: np.dtype | None = None, /, *, copy: bool | None = None) -> np.ndarray: ...
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray: ...
+
+
+StepArray = np.ndarray | ArrivingArray
 
 
 class TraceWriter:
@@ -136,7 +139,7 @@ class TraceWriter:
         self._thread = threading.Thread(target=self._work, name=f"trace {self.folder.name}", daemon=True)
         self._thread.start()
 
-    def write_step(self, index: int, tensors: "Mapping[str, StepArray]", **info: object) -> None:
+    def write_step(self, index: int, tensors: Mapping[str, StepArray], **info: object) -> None:
         """Queues one step; `info` (time, seconds, evaluations, …) goes to its line in steps.jsonl.
 
         `tensors` may still be on their way from a GPU: only the writing thread asks for their values.
@@ -247,7 +250,7 @@ class TraceWriter:
         except OSError as error:
             raise WriteFailed(f"Cannot resume {self.folder}: {reason(error)}.") from None
 
-    def _fitting(self, key: str, array: "StepArray") -> "StepArray":
+    def _fitting(self, key: str, array: StepArray) -> StepArray:
         if key not in self._shapes:
             self._shapes[key] = self.manifest.step_shapes(key)
         allowed = self._shapes[key]
@@ -319,7 +322,7 @@ class TraceWriter:
                 self._list()  # the steps before it are whole
             self._failure = WriteFailed(self._failure_message(what, error))
 
-    def _step(self, index: int, tensors: "dict[str, StepArray]", info: Mapping[str, Json]) -> None:
+    def _step(self, index: int, tensors: dict[str, StepArray], info: Mapping[str, Json]) -> None:
         # safetensors would store the buffer of a strided view
         arrays = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
         name = step_file(index, self.manifest.keep)
@@ -404,5 +407,5 @@ def _checked(manifest: dict) -> "Manifest":
     return checked
 
 
-def _bytes(arrays: "Mapping[str, StepArray]") -> int:
+def _bytes(arrays: Mapping[str, StepArray]) -> int:
     return sum(array.nbytes for array in arrays.values())
