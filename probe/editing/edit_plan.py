@@ -50,7 +50,7 @@ class EditPlan:
                     raise UnknownSite(f"{edit.site!r} cannot be edited: {reason}")
             if not known:
                 raise UnknownSite(f"the layers of the text encoder of {self.family.name} are not known")
-            near = get_close_matches(edit.site, known, n=3, cutoff=0.6) or known[:3]
+            near = get_close_matches(edit.site, known, n=3, cutoff=0.3) or known[:3]
             kinds = "state" if edit.kind == "patch" else "site or state"
             raise UnknownSite(
                 f"no {kinds} of {self.family.name} matches {edit.site!r}; expected a glob of names such as "

@@ -172,7 +172,7 @@ def test_damaged_traces_are_explained(app, tmp_path):
     assert "must have" in app(folder, PICTURE).error[0].value
     folder = made_trace.write(tmp_path / "nonsense")
     (folder / "manifest.json").write_text('{"format": "something else"}')
-    assert "no Toushi trace" in app(folder, PICTURE).error[0].value
+    assert "so this is no trace" in app(folder, PICTURE).error[0].value
 
 
 @pytest.mark.parametrize("page", [PICTURE, ENCODER, COMPARE])

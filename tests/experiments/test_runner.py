@@ -519,7 +519,7 @@ def test_the_command_says_what_is_wrong_in_one_line(capsys):
     for arguments, said in [
         (["run"], "give the name of a study"),
         (["run", "layer_semantic"], "there is no study 'layer_semantic'"),
-        (["run", "no.such.module"], "there is no module 'no.such.module'"),
+        (["run", "no.such.module"], "Python cannot import 'no.such.module'"),
         (["run", "../coins.py"], "'../coins.py' is not the name of a module"),
         (["run", ".coins"], "'.coins' is not the name of a module"),
         (["run", "tests.experiments.test_polysemy"], "is not a study: it lacks STUDY"),

@@ -61,7 +61,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     truth = (call.inputs.query.double() @ call.inputs.key.double().mT * call.inputs.scale).softmax(-1)[-1]
     found = trace.files.step(0).read(f"{call.site}/cond")
     assert np.abs(found.reshape(*found.shape[:2], -1) - truth.mT.numpy()).max() < 1e-5
-    with pytest.raises(ToushiError, match="family of the pipeline is not known"):
+    with pytest.raises(ToushiError, match="does not know the pipeline's family"):
         trace.heat_map("cat")
 
 
