@@ -304,6 +304,8 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["words", "猫", "--model", "nothing"], "nothing"),
         (["info", "/nowhere"], "/nowhere"),
         (["verify", "/nowhere"], "/nowhere"),
+        (["compare", "/nowhere", "/nowhere"], "/nowhere"),
+        (["compare", "/nowhere", "/nowhere", "--out", "both.jpg"], "--out must end in .png, .pdf, .svg"),
         (["view", "/nowhere"], "/nowhere"),
         (["view", "--port", "0"], "65535"),
         (["export", "/nowhere", "--to", "npz"], "/nowhere"),
@@ -439,6 +441,23 @@ def test_info_tells_what_was_put_in_what_was_blocked_and_what_is_not_recorded(re
     unseen = r"not recorded +controlnet\.\*: a control network attends by itself"
     for row in ("LoRA +style.safetensors x 0.8", "safety checker +blocked", "real guidance +2.5", unseen):
         assert re.search(f"^{row}$", said, re.MULTILINE), row
+
+
+def test_compare_prints_pictures_settings_and_words_and_draws(recorded, tiny, fails, tmp_path, capsys):
+    folder, other, figure = recorded[0], tmp_path / "other", tmp_path / "both.png"
+    assert (
+        main(["trace", PROMPT, "--model", tiny, "--steps", "2", "--size", "32x64", "--seed", "9", "--out", str(other)])
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["compare", str(folder), str(other), "--words", "月亮", "猫", "--out", str(figure)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"mean difference +\d+\.\d of 255", said) and re.search(r"^seed +\d+ +9$", said, re.MULTILINE)
+    assert [line.split()[0] for line in said.splitlines() if line.startswith(("月亮", "猫", "左边"))] == ["月亮", "猫"]
+    assert said.endswith(f"figure  {figure}\n") and figure.read_bytes()[:4] == b"\x89PNG"
+    assert main(["compare", str(folder), str(folder)]) == 0
+    assert "no setting differs" in capsys.readouterr().out
+    assert "狗" in fails("compare", folder, other, "--words", "狗")
 
 
 def test_export_writes_one_file_and_keeps_what_is_there(recorded, fails, tmp_path, capsys):

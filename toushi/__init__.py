@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.encoders.record_texts import record_texts
+    from toushi.probe.figures.comparison_figure import comparison_figure
     from toushi.probe.figures.encoder_figure import encoder_figure
     from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
     from toushi.probe.figures.layers_figure import layers_figure
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from toushi.probe.session.sampling_session import subscribe
     from toushi.probe.session.subscriber import Subscriber
     from toushi.probe.text.alignment import Token, segment
+    from toushi.probe.trace.comparison import compare
     from toushi.probe.trace.encoder_trace import EncoderTrace
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
     from toushi.probe.trace.picture_trace import Trace
@@ -57,6 +59,8 @@ __all__ = [
     "Token",
     "ToushiError",
     "Trace",
+    "compare",
+    "comparison_figure",
     "edit",
     "edits_of_manifest",
     "encode_layers",
@@ -85,6 +89,7 @@ _NAMES = {
     "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
     "probe.encoders.record_texts": ["record_texts"],
+    "probe.figures.comparison_figure": ["comparison_figure"],
     "probe.figures.encoder_figure": ["encoder_figure"],
     "probe.figures.layer_similarity_figure": ["layer_similarity_figure"],
     "probe.figures.layers_figure": ["layers_figure"],
@@ -107,6 +112,7 @@ _NAMES = {
     "probe.session.sampling_session": ["subscribe"],
     "probe.session.subscriber": ["Subscriber"],
     "probe.text.alignment": ["segment", "Token"],
+    "probe.trace.comparison": ["compare"],
     "probe.trace.encoder_trace": ["EncoderTrace"],
     "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
     "probe.trace.picture_trace": ["Trace"],

@@ -11,9 +11,10 @@ import numpy as np
 from toushi.dashboards import messages as text
 from toushi.dashboards.heat_map.matrices import Matrices
 from toushi.dashboards.heat_map.trace_pair import Pair
-from toushi.dashboards.heat_map.word_maps import Layer, Unit, WordMaps
+from toushi.dashboards.heat_map.word_maps import Layer, WordMaps
 from toushi.dashboards.run_metadata import differences
 from toushi.probe.analysis.maps import PLAIN_MEAN
+from toushi.probe.text.prompt_units import Unit
 from toushi.probe.trace.picture_trace import Trace
 
 # Ten hues that are visible on light and dark ground, for words in reading order; greys for other units.

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.dashboards.heat_map.word_maps import Layer, Unit, WordMaps
+from toushi.dashboards.heat_map.word_maps import Layer, WordMaps
 from toushi.probe.analysis.maps import finest_grid, resample
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.text.prompt_units import Unit
 
 
 class NothingInCommon(ToushiError):

@@ -1,7 +1,6 @@
 """The maps of all words of a trace, as the picture component draws them, within a budget of bytes.
 
-A *unit* is a row of the shares: a word, or other tokens (punctuation, <bos>, <eos>, padding). In each cell the maps of
-all units add up to the attention to the text. Index 0 of step and head is the mean over all.
+A unit (`toushi.probe.text.prompt_units`) is a row of the shares. Index 0 of step and head is the mean over all.
 """
 
 from collections.abc import Iterator
@@ -11,19 +10,12 @@ import numpy as np
 
 from toushi.probe.analysis.maps import finest_grid, mean_of_sites, nan_mean
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Token, Word, token_shares
+from toushi.probe.text.alignment import Word
+from toushi.probe.text.prompt_units import Unit, units_of
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_errors import NotRecorded
 
 BUDGET = 48 * 2**20  # bytes sent to the browser; above it, first single heads are omitted, then steps
-
-
-@dataclass(frozen=True)
-class Unit:
-    label: str
-    kind: str  # word | token | text | template | special | pad
-    span: tuple[int, int] | None = None
-    occurrence: int = 0  # 1 and 2 for the first and second 猫; 0 if the word occurs once
 
 
 @dataclass(frozen=True)
@@ -50,29 +42,6 @@ class WordMaps:
     layers: tuple[Layer, ...]  # the first is `trace.heat_map`
     heads_left_out: bool
     steps_left_out: bool
-
-
-def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> tuple[list[Unit], np.ndarray]:
-    """The units in reading order, and float32 [unit, token]: the share of each token that belongs to each unit.
-
-    `by_token` is for a run whose prompt is unknown: each text token is then a unit.
-    """
-    units, weights = [], []
-    for word in words:
-        same = [other for other in words if other.text == word.text]
-        units.append(Unit(word.text, "word", word.span, same.index(word) + 1 if len(same) > 1 else 0))
-        weights.append(token_shares(tokens, word.span))
-    left = 1 - np.sum(weights, axis=0, initial=0.0) if weights else np.ones(len(tokens))
-    others: dict[Unit, np.ndarray] = {}
-    for index, token in enumerate(tokens):
-        unit = Unit(token.text if token.kind == "special" else "", token.kind)
-        if by_token and token.kind == "text":
-            unit = Unit(f"{token.text}[{index}]", "token")
-        others.setdefault(unit, np.zeros(len(tokens)))[index] = left[index]
-    units += others
-    weights += others.values()
-    kept = [i for i, weight in enumerate(weights) if np.max(weight, initial=0) > 1e-6]
-    return [units[i] for i in kept], np.array([weights[i] for i in kept], np.float32).reshape(-1, len(tokens))
 
 
 def read_word_maps(trace: Trace, branch: str) -> WordMaps:

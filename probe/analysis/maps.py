@@ -184,6 +184,24 @@ def auc(maps: Maps, mask: ArrayLike) -> Maps:
     return _measure(measure, maps)
 
 
+def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson's correlation over the cells of two arrays of maps [..., y, x] of one shape: [...] in -1..1.
+
+    NaN where a map is constant.
+    """
+    a, b = (m - m.mean((-2, -1), keepdims=True) for m in _same_shape(first, second))
+    return _ratio((a * b).sum((-2, -1)), np.sqrt((a * a).sum((-2, -1)) * (b * b).sum((-2, -1))))
+
+
+def total_variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Total-variation distance of two arrays of maps [..., y, x] of one shape, as distributions over cells: [...] in 0..1.
+
+    Each map is divided by its sum: 0 means equal maps, 1 maps that do not overlap. NaN where a map is 0.
+    """
+    p, q = (_ratio(m, m.sum((-2, -1), keepdims=True)) for m in _same_shape(first, second))
+    return np.asarray(np.abs(p - q).sum((-2, -1)) / 2)
+
+
 # --- the heat map: heads, then steps, then sites --------------------------------------------------------
 
 
@@ -265,6 +283,16 @@ def _as_maps(maps: ArrayLike) -> Float[np.ndarray, "*axes"]:
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
         raise ToushiError(f"expected maps [..., y, x] with at least one cell, but an array of shape {maps.shape} came")
     return maps if maps.dtype == np.float64 else maps.astype(np.float32)
+
+
+def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64."""
+    a, b = _as_maps(first).astype(np.float64), _as_maps(second).astype(np.float64)
+    if a.shape != b.shape:
+        raise ToushiError(
+            f"expected maps on one grid, but arrays of shape {a.shape} and {b.shape} came; resample one first"
+        )
+    return a, b
 
 
 def _as_mask(mask: ArrayLike) -> Float[np.ndarray, "Y X"]:

@@ -31,6 +31,7 @@ Target = str | os.PathLike[str] | IO
 INK, FAINT = "#222222", "#767676"
 COLUMN, PAGE = 3.35, 6.9  # inches: widths of figures for a paper, one column and the whole page
 SEQUENTIAL = "inferno"  # perceptually uniform, and safe for colour-blind readers
+DIVERGING = "RdBu_r"  # of signed differences: blue is negative, red is positive
 # Okabe and Ito, "Color Universal Design", 2008; their yellow is too light for a line on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
@@ -163,11 +164,16 @@ def _blend(levels: np.ndarray, grey: np.ndarray) -> np.ndarray:
 
 
 def colour_bar(
-    figure: Figure, place: tuple[float, float, float, float], top: float, label: str, colours: Colormap
+    figure: Figure,
+    place: tuple[float, float, float, float],
+    top: float,
+    label: str,
+    colours: Colormap,
+    lowest: float = 0.0,
 ) -> Axes:
-    """A bar from 0 to `top` in absolute units, at `place` (left, bottom, width, height in shares of the figure)."""
+    """A bar from `lowest` to `top` in absolute units, at `place` (left, bottom, width, height in shares of the figure)."""
     axes = figure.add_axes(place)
-    mappable = ScalarMappable(Normalize(0, top or 1), colours)
+    mappable = ScalarMappable(Normalize(lowest, top or 1), colours)
     bar = figure.colorbar(mappable, cax=axes)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_label(drawable(label))

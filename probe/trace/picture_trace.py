@@ -4,12 +4,14 @@ import fnmatch
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from toushi.probe.analysis.maps import PLAIN_MEAN
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import Span, Token, Word
 from toushi.probe.trace import integrity, selection
+from toushi.probe.trace.box_words import box_words
 from toushi.probe.trace.image_file import read_image
 from toushi.probe.trace.manifest import Site
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
@@ -116,8 +118,24 @@ class Trace:
         The mean over heads within a site, then over steps, then over sites, each equally. If the model's card names a
         better rule (manifest `heat_map`), its sites are the default. `attrs["rule"]` says which rule was used.
         """
-        chosen, rule = self.heat_map_rule() if sites is None else (select_sites(self.manifest, sites), PLAIN_MEAN)
+        chosen, rule = self._sites_and_rule(sites)
         return selection.heat_map(AttentionQuery(self.files, word, branch, chosen, steps), rule)
+
+    def box(
+        self, y0: int, x0: int, y1: int, x1: int, *, branch: str = "cond", sites: Sites = None, steps: Steps = None
+    ) -> pd.Series:
+        """The words that the rectangle [y0:y1, x0:x1] of the picture attended to, the largest first.
+
+        Series: word -> float64 probability, the mean of `heat_map(word)` over the cells of the box. Rows and columns
+        count cells of the finest grid, from the top left corner; y1 and x1 are outside of the box. Equal words are
+        numbered: "猫#2". Special tokens such as "<bos>", "(punctuation)", "(template)", "(pads)" and "(no text)", the
+        attention to no text, have entries, too. All entries sum to 1 (unless only some words were kept). If the prompt
+        is not known, each text token has an entry.
+
+        Raises ToushiError for a box that is empty or outside the picture.
+        """
+        chosen, rule = self._sites_and_rule(sites)
+        return box_words(AttentionQuery(self.files, None, branch, chosen, steps), (y0, x0, y1, x1), rule)
 
     def heat_map_rule(self) -> tuple[list[str], str]:
         """The sites that `heat_map` averages by default, and the rule in words: that of the model's card if the trace
@@ -204,6 +222,10 @@ class Trace:
         return integrity.verify(self.files)
 
     # --- inside
+
+    def _sites_and_rule(self, sites: Sites) -> tuple[list[str], str]:
+        """The sites that are averaged, and the rule in words."""
+        return self.heat_map_rule() if sites is None else (select_sites(self.manifest, sites), PLAIN_MEAN)
 
     def _extra(self, step: int, key: str) -> np.ndarray | None:
         (step,) = selection.select_steps(self.files, [step])

@@ -5,9 +5,11 @@ import matplotlib
 import numpy as np
 import pytest
 
+from tests.figures.tiny_traces import made_trace
 from tests.text.prompts import HARD
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
+from toushi.probe.figures.comparison_figure import comparison_figure
 from toushi.probe.figures.encoder_figure import encoder_figure
 from toushi.probe.figures.layers_figure import layers_figure
 from toushi.probe.figures.style import overlay, overlay_colours, percent, save
@@ -15,6 +17,7 @@ from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import words_figure, words_to_draw
 from toushi.probe.text.alignment import Word, word_labels
+from toushi.probe.trace.comparison import compare
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NotRecorded
 
@@ -24,6 +27,7 @@ ALL = {
     "layers": lambda trace: layers_figure(trace, "猫"),
     "encoder": lambda trace: encoder_figure(trace, 0),
     "tokens": tokens_figure,
+    "comparison": lambda trace: comparison_figure(compare(trace, trace)),
 }
 
 
@@ -60,6 +64,25 @@ def test_one_picture_and_one_overlay_for_each_word_on_one_scale(trace):
     bar = figure.axes[-1]
     assert bar.get_ylim() == pytest.approx((0, top)) and bar.get_ylabel() == "attention probability"
     assert trace.heat_map("猫").attrs["rule"] in "".join(texts(figure))
+
+
+def test_both_maps_of_a_word_are_on_one_scale_and_their_difference_is_signed(trace, traced, tmp_path):
+    other = traced("一只猫", picture=255 - trace.image())
+    comparison = compare(trace, other)
+    figure = comparison_figure(comparison)
+    assert {"A", "B", "B − A", "picture", "猫"} <= set(texts(figure))
+    images = [image.get_array() for image in figure.axes[0].images]
+    np.testing.assert_array_equal(images[2], np.abs(trace.image().astype(int) - other.image()))
+    first, second = (heat.values for heat in comparison.maps["猫"])
+    top = max(first.max(), second.max())
+    np.testing.assert_array_equal(images[3], overlay(trace.image(), first, top))
+    np.testing.assert_array_equal(images[4], overlay(other.image(), second, top))
+    below, above = figure.axes[-1].get_ylim()
+    assert above == -below == pytest.approx(np.abs(second - first).max())
+    none = comparison_figure(
+        compare(trace, made_trace(tmp_path / "dog", "狗", trace.image()[:32], {}, steps=1)), language="zh"
+    )
+    assert len(none.axes) == 1 and len(none.axes[0].images) == 2
 
 
 def test_words_can_be_chosen(trace):

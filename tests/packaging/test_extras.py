@@ -32,6 +32,7 @@ CORE_COMMANDS = [
     ["sites"],
     ["info", "run"],
     ["verify", "run"],
+    ["compare", "run", "edited"],
     ["layers", "河边的银行", "他去银行"],
     ["doctor"],
     ["export", "run", "--to", "npz"],
@@ -46,6 +47,7 @@ EXTRA_COMMANDS = [
     (["view", "run"], "app"),
     (["run", "bilingual"], "experiments"),
     (["report", "run"], "figures"),
+    (["compare", "run", "run", "--out", "both.png"], "figures"),
     (["export", "run", "--to", "parquet"], "export"),
 ]
 

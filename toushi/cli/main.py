@@ -14,6 +14,7 @@ from typing import Protocol
 
 import tyro
 
+from toushi.cli.compare import Compare
 from toushi.cli.demo import Demo
 from toushi.cli.doctor import Doctor
 from toushi.cli.export import Export
@@ -47,6 +48,7 @@ COMMANDS = {
     "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
+    "compare": Compare,
     "info": Info,
     "verify": Verify,
     "export": Export,

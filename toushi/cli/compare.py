@@ -1,0 +1,90 @@
+"""`toushi compare`: how two traces differ, in pictures, maps and settings."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from toushi.cli.language import language_of
+from toushi.cli.terminal import limit_length, table
+from toushi.cli.trace import Words
+from toushi.probe.base.bilingual_text import Language
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.extras import require
+
+if TYPE_CHECKING:
+    from toushi.probe.trace.comparison import Comparison
+
+ENDINGS = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Compare:
+    ABOUT = """Compares two traces: their pictures, the heat maps of their common words, their settings.
+
+  toushi compare runs/cat runs/edited
+  toushi compare runs/cat runs/edited --words 月亮 --out difference.png
+
+correlation: of the two maps over cells, -1 to 1. total variation: 0 for maps of equal shape, 1 for maps that do not
+overlap. A pixel has changed if one of its channels differs by more than 16 of 255."""
+
+    a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
+    """The first trace."""
+    b: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="B")]
+    """The second trace."""
+    words: Words = ()
+    """Only these words. If not given, all common words."""
+    branch: str = "cond"
+    """The branch whose maps are compared."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also draw a figure: a .png, .pdf or .svg."""
+    language: Language | None = None
+    """Language of the figure. If not given, that of the system."""
+
+    def run(self) -> None:
+        if self.out is not None:
+            if self.out.suffix.lower() not in ENDINGS:
+                raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {self.out} came")
+            require("matplotlib")
+        from toushi.probe.trace.comparison import compare
+
+        comparison = compare(self.a, self.b, words=self.words or None, branch=self.branch)
+        print(describe_comparison(comparison))
+        if self.out is not None:
+            from toushi.probe.figures.comparison_figure import comparison_figure
+            from toushi.probe.figures.style import save
+
+            try:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                save(comparison_figure(comparison, language_of(self.language)), self.out)
+            except OSError as error:
+                raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
+            print(f"\n{table([('figure', str(self.out))])}")
+
+
+def describe_comparison(comparison: "Comparison") -> str:
+    """The comparison as text: pictures, notes, facts that differ, a row for each word."""
+    rows = [("A", str(comparison.a.folder)), ("B", str(comparison.b.folder))]
+    if comparison.mean_difference is not None and comparison.changed_pixels is not None:
+        rows.append(("mean difference", f"{comparison.mean_difference:.1f} of 255"))
+        rows.append(("changed pixels", f"{100 * comparison.changed_pixels:.1f} %"))
+    parts = [table([*rows, *(("note", note) for note in comparison.notes)])]
+    facts = [(str(name), *map(describe_fact, row)) for name, *row in comparison.facts.itertuples()]
+    parts.append(table([("differs", "A", "B"), *facts]) if facts else "no setting differs")
+    if len(comparison.words):
+        heads = ("word", "share A", "share B", "correlation", "total variation")
+        words = [
+            (str(word), f"{100 * a:.2f} %", f"{100 * b:.2f} %", f"{correlation:.3f}", f"{distance:.3f}")
+            for word, a, b, correlation, distance in comparison.words.itertuples()
+        ]
+        parts.append(table([heads, *words], right=(1, 2, 3, 4)))
+    return "\n\n".join(parts)
+
+
+def describe_fact(value: object) -> str:
+    """The value as it stands in the manifest; – if it is not there."""
+    if value is None:
+        return "–"
+    return limit_length(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 60)
