@@ -80,4 +80,4 @@ bench: setup
 
 # The published schema of a trace's manifest, after a change of probe/trace/manifest.py.
 schema: setup
-	$(BIN)/python -m toushi.probe.trace.manifest_schema > docs/trace-manifest.schema.json
+	$(BIN)/python -m toushi.probe.trace.print_manifest_schema > docs/trace-manifest.schema.json

@@ -11,8 +11,8 @@ from packaging.version import Version
 
 from tests.trace.runs import Run
 from toushi.probe.trace.manifest import EncoderManifest, Manifest, check_encoder_manifest, check_manifest
-from toushi.probe.trace.manifest_schema import manifest_schema
 from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.print_manifest_schema import manifest_schema
 from toushi.probe.trace.trace_errors import DamagedTrace
 from toushi.probe.trace.trace_json import as_json
 

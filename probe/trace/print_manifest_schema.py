@@ -1,4 +1,4 @@
-"""The JSON schema of manifest.json: `python -m toushi.probe.trace.manifest_schema > docs/trace-manifest.schema.json`."""
+"""Prints the JSON schema of manifest.json, whose fields are declared in manifest.py. `make schema` calls it."""
 
 import json
 from typing import Annotated
