@@ -3,6 +3,7 @@
 Nothing here imports diffusers: a family knows its pipelines by the names of their classes.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -89,7 +90,7 @@ def pil_images(result: tuple | PipelineOutput) -> Images:
 
 
 def metadata(pipeline: DiffusersPipeline, arguments: Arguments) -> dict[str, object]:
-    """Manifest fields: guidance, sampler, seed; true_guidance and strength if they were given."""
+    """Manifest fields: guidance, sampler, seed; true_guidance, strength and source_image_sha256 if they were given."""
     generator = arguments.get("generator")
     fields: dict[str, object] = {
         "guidance": arguments.get("guidance_scale"),
@@ -100,7 +101,30 @@ def metadata(pipeline: DiffusersPipeline, arguments: Arguments) -> dict[str, obj
         fields["true_guidance"] = arguments["true_cfg_scale"]
     if arguments.get("strength") is not None:
         fields["strength"] = arguments["strength"]
+    if (digest := source_image_sha256(arguments.get("image"))) is not None:
+        fields["source_image_sha256"] = digest
     return fields
+
+
+def source_image_sha256(image: object) -> str | list[str] | None:
+    """The sha256 of the pixels of `image=`, as they are in memory; None if it is no image.
+
+    A list, or a batch [row, ...] of several rows, gives a list. A PIL image and its array have the same one.
+    """
+    if isinstance(image, Image.Image):
+        return hashlib.sha256(image.tobytes()).hexdigest()
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().contiguous()
+        # numpy has no bfloat16, so the bytes are taken.
+        image = image.view(torch.uint8).numpy() if image.dtype == torch.bfloat16 else image.numpy()
+    if isinstance(image, np.ndarray) and image.ndim < 4:
+        return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+    if not isinstance(image, np.ndarray | list | tuple) or not len(image):
+        return None
+    digests = [digest for row in image if isinstance(digest := source_image_sha256(row), str)]
+    if len(digests) < len(image):
+        return None
+    return digests if len(digests) > 1 else digests[0]
 
 
 def _seed(generator: torch.Generator | None) -> int | None:

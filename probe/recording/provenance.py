@@ -4,7 +4,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from toushi.probe.pipelines.family import Model
+from toushi.probe.pipelines.family import Arguments, Model
 from toushi.probe.pipelines.load_options import options_of
 from toushi.probe.pipelines.lora import describe_loras
 from toushi.probe.pipelines.private_api import execution_device
@@ -115,6 +115,23 @@ def environment(model: Model) -> dict[str, object]:
         "git": git_commit(),
         "argv": sys.argv,
     }
+
+
+def not_reproducible_reason(arguments: Arguments, metadata: Mapping[str, object]) -> str | None:
+    """Why the picture of a pipeline's call cannot be made again from its trace, and what to do. None if it can.
+
+    `arguments` are those of the call, `metadata` the family's fields of the manifest. Our own models, whose calls have no
+    `generator`, give None.
+    """
+    if "generator" not in arguments:
+        return None
+    if arguments.get("latents") is not None:
+        return "it begins from latents= that the trace does not have; keep them, or pass a generator without latents"
+    if arguments["generator"] is None:
+        return "its seed is not known; pass generator=torch.Generator().manual_seed(0)"
+    if arguments.get("image") is not None:
+        return "the trace has the checksum of image=, but not the image; keep it beside the trace"
+    return None
 
 
 def entry_of_picture(value: object, picture: int, count: int) -> object:

@@ -24,7 +24,7 @@ from toushi.probe.pipelines.family import (
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.encoder_capture import EncoderCapture
 from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
-from toushi.probe.recording.provenance import git_commit
+from toushi.probe.recording.provenance import git_commit, not_reproducible_reason
 from toushi.probe.recording.recording_plan import RecordingPlan
 from toushi.probe.recording.run_recorder import RunRecorder
 from toushi.probe.recording.safety_checker import safety_verdicts
@@ -34,6 +34,10 @@ from toushi.probe.session.sampling_session import session_of, subscribe
 from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
 from toushi.probe.trace.output_dir import prepare_output_dir
 from toushi.probe.trace.safetensors_reader import StepStore
+
+
+class NotReproducible(UserWarning):
+    """The picture cannot be made again from its trace alone."""
 
 
 class HiddenStatesOnly(UserWarning):
@@ -105,6 +109,7 @@ class Recording(Subscriber):
         self.recorder: RunRecorder | None = None
         self.capture: EncoderCapture | None = None  # while prompts are encoded
         self.subscription = ExitStack()
+        self.has_warned = False  # that a picture cannot be made again
         names = [name.removeprefix(f"{family.layers}.") for name in self.plan.site_names("encoder")]
         self.encoder_layers = [int(name.split(".")[0]) for name in names]
 
@@ -183,6 +188,9 @@ class Recording(Subscriber):
         metadata = self.family.metadata(self.model, run.arguments)
         if run.arguments.get("latents") is not None and self.plan.resumed is None:
             metadata["seed"] = None  # the run begins from these latents, not from those of the seed
+        if not self.has_warned and (reason := not_reproducible_reason(run.arguments, metadata)) is not None:
+            self.has_warned = True
+            warnings.warn(NotReproducible(f"this picture cannot be made again from its trace: {reason}"), stacklevel=2)
         self.attention_hook.reset_counts()
         self.recorder = RunRecorder(self.plan, self.session, run, metadata)
 

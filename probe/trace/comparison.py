@@ -27,6 +27,7 @@ FACTS = (
     "guidance",
     "true_guidance",
     "strength",
+    "source_image_sha256",
     "sampler",
     "size",
     "batch",

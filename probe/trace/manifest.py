@@ -255,6 +255,7 @@ class Manifest(TraceManifest):
     guidance: Number | None = None
     true_guidance: Number | None = Field(None, description="Guidance by a negative prompt, if a model has two kinds.")
     strength: Number | None = Field(None, description="Of image-to-image.")
+    source_image_sha256: str | None = Field(None, description="Of the pixels of the source image, if there was one.")
     sampler: str | None = None
     seed: int | None = None
     size: Pair | None = Field(None, description="Height and width in pixels.")
