@@ -158,7 +158,7 @@ def masked_value(kernel: str, query: Query) -> float | None:
 
 @lru_cache
 def cudnn_masked_value(device: torch.device, dtype: torch.dtype) -> float | None:
-    """For cuDNN: -65504 before torch 2.12, then -inf. Found by trying, because a fix may come to any release.
+    """For cuDNN: -65504 in torch 2.10, -inf after a fix of March 2026. Found by trying, whatever release has the fix.
 
     A query that may look nowhere tells the two apart. A generator of its own leaves the model's random numbers alone.
     """

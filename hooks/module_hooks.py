@@ -18,8 +18,8 @@ def state_hooks(
 
     The state of a module that returns several values is the first one. A tensor that `on_state` returns replaces the
     state. Hooks run in the order in which they were opened. Each gets the state that the previous one returned. With
-    `prepend`, this one runs first. The state is the model's own tensor: copy it to keep it after the call. Raises HookError for a
-    module that returns no tensor.
+    `prepend`, this one runs first. The state is the model's own tensor: copy it to keep it after the call. Raises
+    HookError for a module that returns no tensor.
     """
 
     def after(name: str, output: object) -> object:

@@ -278,6 +278,7 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["trace", "猫", "--seed", "-1"], "--seed"),
         (["trace", "猫", "--guidance", "nan"], "--guidance"),
         (["trace", "猫", "--guidance", "1", "--negative", "狗"], "a negative prompt needs guidance"),
+        (["trace", "猫", "--steps", "5:11"], "--steps must be a whole number, but 5:11 came"),
         (["trace", "猫", "--sampler", "eulr"], "euler"),
         (["trace", "猫", "--words", "狗"], "Its words: 猫"),
         (["trace", "猫头鹰", "--words", "猫"], "part of 猫头鹰"),

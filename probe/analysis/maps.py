@@ -118,7 +118,8 @@ def spread(maps: Maps) -> Maps:
 def entropy(maps: Maps) -> Maps:
     """Shannon entropy of the map as a distribution over its cells, divided by log(cells): [...] in 0..1.
 
-    0 is means one cell, 1 means all cells equally; NaN where a map is 0. Shannon, "A Mathematical Theory of Communication", 1948.
+    0: all in one cell; 1: equal in all cells; NaN: the map is 0 everywhere. Shannon, "A Mathematical Theory of
+    Communication", 1948.
     """
 
     def measure(m: np.ndarray) -> ArrayOrScalar:
@@ -145,8 +146,9 @@ def pointing_game(maps: Maps, mask: ArrayLike) -> Maps:
 
     `mask` [Y, X] is boolean (or 0..1) at the picture's size, in pixels. The peak is the centre of the map's largest
     cell. It is a hit when the mask, interpolated bilinearly at that point, is at least one half. When several cells
-    have the largest value, all of them have to hit. So a constant map hits only if the mask covers every cell. NaN in a map raises ToushiError. Zhang et al., "Top-down Neural Attention by Excitation
-    Backprop", 2016, without their tolerance of 15 pixels.
+    have the largest value, all of them have to hit. So a constant map hits only if the mask covers every cell. NaN in a
+    map raises ToushiError. Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016, without their
+    tolerance of 15 pixels.
     """
     mask = _as_mask(mask)
 

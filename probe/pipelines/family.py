@@ -251,7 +251,7 @@ class Family:
             matching = {name for name in sites if fnmatch.fnmatchcase(name, glob)}
             if not matching:
                 self._refuse_unrecorded(model, glob)
-                near = get_close_matches(glob, sites, n=3, cutoff=0.6) or list(sites)[:3]
+                near = get_close_matches(glob, sites, n=3, cutoff=0.3) or list(sites)[:3]
                 raise UnknownSite(
                     f"no site of {self.name} matches {glob!r}; expected a glob of sites such as {', '.join(near)} "
                     "(`toushi sites` lists all)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from toushi.probe.pipelines.family import SiteKind
-from toushi.probe.pipelines.lora import describe_loras, lora_scale
+from toushi.probe.pipelines.lora import lora_scale
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.provenance import entry_of_picture, environment
 from toushi.probe.recording.recording_plan import RecordingPlan
@@ -50,8 +50,7 @@ def picture_manifest(
     pixels = family.cell_pixels(model)
     described = {"edits": [], **session.describe()}
     fields = {
-        **environment(model),
-        "loras": describe_loras(model, lora_scale(run.arguments)),
+        **environment(model, lora_scale(run.arguments)),
         "threads": facts.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),

@@ -96,8 +96,8 @@ def gpu_facts(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def environment(model: Model) -> dict[str, object]:
-    """Fields of the manifest that do not depend on the prompt."""
+def environment(model: Model, lora_factor: float = 1.0) -> dict[str, object]:
+    """Fields of the manifest that do not depend on the prompt. `lora_factor`: see `lora_scale`."""
     parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
     loading = options_of(model)
     # With offload `device` is where the weights wait, not where the pipeline computes.
@@ -105,7 +105,7 @@ def environment(model: Model) -> dict[str, object]:
     return {
         "model": _model_identity(model),
         "loading": None if loading is None else loading.manifest_entry(),
-        "loras": describe_loras(model),
+        "loras": describe_loras(model, lora_factor),
         "device": str(device).replace("cpu:0", "cpu"),  # accelerate numbers the CPU, too
         "gpu": gpu_facts(torch.device(device)) if str(device).startswith("cuda") else None,
         "dtype": str(getattr(model, "dtype", parameter.dtype)).removeprefix("torch."),

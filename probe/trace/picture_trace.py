@@ -148,7 +148,8 @@ class Trace:
     def mass(self, branch: str = "cond", *, sites: Sites = None, steps: Steps = None) -> xr.DataArray:
         """Share of the attention that each text column gets: float64 [token], mean over heads, cells, steps, sites.
 
-        Together with `attrs["rest"]`, the share of everything that is not text, it sums to 1 (unless only some words were kept).
+        Together with `attrs["rest"]`, the share of everything that is not text, it sums to 1, unless only some words were
+        kept.
         """
         return selection.mass(AttentionQuery(self.files, None, branch, select_sites(self.manifest, sites), steps))
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from toushi.probe.base.atomic_io import (
 from toushi.probe.trace.image_file import picture_bytes
 from toushi.probe.trace.output_dir import prepare_output_dir, reason
 from toushi.probe.trace.safetensors_reader import StepStore
+from toushi.probe.trace.step_array import StepArray
 from toushi.probe.trace.trace_errors import BadRecord, WriteFailed
 from toushi.probe.trace.trace_format import (
     COLLECTION,
@@ -68,24 +69,6 @@ SAME_RUN = (
     "size",
     "edits",
 )
-
-
-class ArrivingArray(Protocol):
-    """An array that is still on its way from a GPU. Asking for its values (`numpy.asarray`) waits for them."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray: ...
-
-
-StepArray = np.ndarray | ArrivingArray
 
 
 class TraceWriter:

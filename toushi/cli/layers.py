@@ -32,8 +32,9 @@ class Layers:
   toushi layers "他去银行存钱了" --encoder FOLDER_OR_HUB_ID --layers 1 6 12
   toushi layers "我在河边的银行钓鱼" --save runs/bank     (as a trace, for toushi view and open_encoder_trace)
 
-Layer 0 is the embeddings, layer k the output of the k-th block, which toushi sites names layers.(k-1). The tables have, for each layer, the cosine similarity of a word
-to its own embedding and to the words of the other sentences, and its attention (mean over heads).
+Layer 0 is the embeddings, layer k the output of the k-th block, which toushi sites names layers.(k-1). The tables
+have, for each layer, the cosine similarity of a word to its own embedding and to the words of the other sentences, and
+its attention (mean over heads).
 In many encoders all words are similar, so compare every cosine with the row "different words". In Python:
 encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for measures over many sentences."""
 

@@ -140,7 +140,9 @@ def _summarize_usage_error(box: str) -> str:
 
     body = list(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, rest)))
     near = next((after for line, after in pairwise(rest) if line.startswith("Perhaps you meant")), "")
-    return " ".join(body[:2]) + (f"; did you mean {near}?" if near else "") if body else title
+    number = r"Error parsing (--[\w-]+): no type matching \{None\}\|INT could be instantiated from \['(.*?)'\]\.?"
+    summary = re.sub(number, r"\1 must be a whole number, but \2 came", " ".join(body[:2]))
+    return summary + (f"; did you mean {near}?" if near else "") if body else title
 
 
 def _fail(text: str, code: int, debug: bool) -> int:
