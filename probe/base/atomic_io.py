@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
-ONE_WRITE_BYTES = 1 << 20  # a file of at most this size is written by one system call
+ONE_WRITE_BYTES = 1 << 20  # a file of at most this size is written by one system call, and hashed before
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
 
 
@@ -61,18 +62,34 @@ def write_with_digest(path: Path, parts: Sequence[bytes | memoryview], sync: boo
 
     The caller fsyncs the folder (`fsync_folder`), and without `sync` the file (`fsync_file`), before it lists the file.
     """
-    size, digest = sum(len(part) for part in parts), hashlib.sha256()
+    size = sum(len(part) for part in parts)
     if size <= ONE_WRITE_BYTES:
         parts = [b"".join(parts)]  # at each system call another thread, the sampler's, may take Python's lock
+        digest = _sha256(parts)
+        _write(path, parts, sync)
+    else:  # hashing takes about as long as writing: both at once
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(_sha256, parts)
+            _write(path, parts, sync)
+            digest = hashing.result()
+    return FileDigest(bytes=size, sha256=digest)
+
+
+def _sha256(parts: Sequence[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _write(path: Path, parts: Sequence[bytes | memoryview], sync: bool) -> None:
     with atomic_path(path, sync=False) as temporary, open(temporary, "wb", buffering=0) as file:
         for part in parts:
-            digest.update(part)
             rest = memoryview(part)
             while len(rest):
                 rest = rest[file.write(rest) :]
         if sync:
             os.fsync(file.fileno())
-    return FileDigest(bytes=size, sha256=digest.hexdigest())
 
 
 def safetensors_parts(

@@ -2,7 +2,8 @@
 
 A step goes to a temporary name, is renamed, fsynced and only then listed, so whatever ends the process or the power,
 each listed step can be read. When the disk is slower than the sampler, the sampler waits; memory does not grow. Small
-steps are listed together, ten times a second, because each listing waits for the disk.
+steps are listed together, ten times a second, because each listing waits for the disk. Sums are written, and their
+steps listed, every two seconds, since each time all sums are written anew.
 """
 
 import json
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 SMALL = 4 << 20  # bytes of steps that may wait, however many they are, and that may be listed together
 TOGETHER = 8  # steps that may be listed together
 PAUSE = 0.1  # seconds that a step may wait for others to be listed with
+SUMS_PAUSE = 2.0  # the same, for steps of which only the sum is kept
 
 # What must be equal for a run to continue the trace of another.
 SAME_RUN = (
@@ -101,7 +103,8 @@ class TraceWriter:
         self._shapes: dict[str, list[tuple[int, ...]] | None] = {}
         self._manifest_lock = threading.Lock()
         self._unsaved = True  # whether the manifest on disk is not this one, or may not be there after a power cut
-        self._unlisted: list[tuple[int, bytes]] = []  # steps that are stored, and their lines
+        self._unlisted: dict[int, dict[str, object]] = {}  # steps that are stored or summed, and their lines
+        self._is_sum = self.manifest.keep == "sum"
         self._due: float | None = None  # when what is stored and not listed has to be
         self._unlisted_bytes = 0
         if resume:
@@ -216,15 +219,14 @@ class TraceWriter:
         self.manifest = old.manifest.model_copy(update={"complete": False})
         self._finished = old.steps
         self._last = self._finished[-1] if self._finished else -1
-        summed = self.manifest.keep == "sum"
-        if summed and self._finished:
+        if self._is_sum and self._finished:
             file = old.step(self._last)
             self._sums = {key: file.read(key).copy() for key in file.keys}
             self._counts = json.loads(file.metadata["counts"])
         lines = "".join(json.dumps(line.as_dict(), ensure_ascii=False) + "\n" for line in old.lines.values())
         files = [line.file for line in old.lines.values()]
         # Of sums the last one is the trace; a kill may have come before the one before it was removed.
-        listed = {*(files[-1:] if summed else files), *self.manifest.files}
+        listed = {*(files[-1:] if self._is_sum else files), *self.manifest.files}
         try:
             write_atomic(self.folder / STEPS, lines)
             for path in self.folder.iterdir():
@@ -285,7 +287,7 @@ class TraceWriter:
                 return
             if self._failure is None:  # after a failure jobs are dropped, so that a waiting sampler wakes up
                 self._do(what, job)
-                self._due = self._due or time.monotonic() + PAUSE
+                self._due = self._due or time.monotonic() + (SUMS_PAUSE if self._is_sum and self._finished else PAUSE)
             with self._turn:
                 self._jobs.popleft()
                 self._turn.notify_all()
@@ -294,7 +296,7 @@ class TraceWriter:
         """Seconds that stored steps may still wait for others to be listed with; None if no step waits."""
         if self._failure is not None or self._due is None:
             return None
-        together = len(self._unlisted) < TOGETHER and self._unlisted_bytes < self._small
+        together = self._is_sum or (len(self._unlisted) < TOGETHER and self._unlisted_bytes < self._small)
         return self._due - time.monotonic() if together else 0.0
 
     def _do(self, what: str, job: Callable[[], None]) -> None:
@@ -305,17 +307,17 @@ class TraceWriter:
                 self._list()  # the steps before it are whole
             self._failure = WriteFailed(self._failure_message(what, error))
 
-    def _step(self, index: int, tensors: dict[str, StepArray], info: Mapping[str, Json]) -> None:
+    def _step(self, index: int, tensors: dict[str, StepArray], info: dict[str, Json]) -> None:
         # safetensors would store the buffer of a strided view
         arrays = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-        name = step_file(index, self.manifest.keep)
-        metadata = None
-        if self.manifest.keep == "sum":
-            arrays, metadata = self._summed(arrays), {"counts": json.dumps(self._counts)}
-        about = write_with_digest(self.folder / name, safetensors_parts(arrays, metadata), sync=False)
-        line = {**info, "step": index, "file": name, **about}
-        self._unlisted.append((index, json.dumps(line, ensure_ascii=False).encode() + b"\n"))
-        self._unlisted_bytes += about["bytes"]
+        line = {**info, "step": index, "file": step_file(index, self.manifest.keep)}
+        if self._is_sum:
+            self._add(arrays)  # written when the step is listed
+        else:
+            about = write_with_digest(self.folder / line["file"], safetensors_parts(arrays), sync=False)
+            self._unlisted_bytes += about["bytes"]
+            line |= about
+        self._unlisted[index] = line
 
     def _list(self) -> None:
         """Lists the stored steps, after an fsync has made them safe."""
@@ -324,21 +326,27 @@ class TraceWriter:
             self._save_manifest()
         if not self._unlisted:
             return
-        steps, lines = zip(*self._unlisted)
-        for step in steps[-1:] if self.manifest.keep == "sum" else steps:
+        steps = list(self._unlisted)
+        if self._is_sum:
+            counts = {"counts": json.dumps(self._counts)}
+            path = self.folder / step_file(steps[-1], "sum")
+            about = write_with_digest(path, safetensors_parts(self._sums, counts), sync=False)
+            self._unlisted = {step: {**line, **about} for step, line in self._unlisted.items()}
+        for step in steps[-1:] if self._is_sum else steps:
             fsync_file(self.folder / step_file(step, self.manifest.keep))
         fsync_folder(self.folder)
-        self._unlisted, self._unlisted_bytes = [], 0
-        self._lines.write(b"".join(lines))
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._unlisted.values())
+        self._unlisted, self._unlisted_bytes = {}, 0
+        self._lines.write(lines.encode())
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        if self.manifest.keep == "sum":
+        if self._is_sum and self._finished:
             # Only now: until its successor is listed, the older sum is the one to read.
-            for older in [*self._finished[-1:], *steps[:-1]]:
-                (self.folder / step_file(older, "sum")).unlink(missing_ok=True)
+            (self.folder / step_file(self._finished[-1], "sum")).unlink(missing_ok=True)
         self._finished += steps
 
-    def _summed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds a step to the sums."""
         for key, array in arrays.items():
             if key in ("latent", "preview"):
                 self._sums[key] = array
@@ -347,7 +355,6 @@ class TraceWriter:
             else:
                 self._sums[key] = array.astype(np.float32)
             self._counts[key] = self._counts.get(key, 0) + 1
-        return self._sums
 
     def _listed(self, name: "FileName", parts: Sequence[bytes | memoryview]) -> None:
         about = write_with_digest(self.folder / name, parts)
