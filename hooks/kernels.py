@@ -29,6 +29,7 @@ from toushi.hooks import torch_private
 
 BLOCK_SCORES = 1 << 26  # scores in memory at once: 256 MB in fp32. A GPU pays for each block with several launches
 CPU_BLOCK_SCORES = 1 << 18  # on a CPU, whose cache they must fit
+ROW_BY_ROW = {"cpu"}  # devices on which a copy of the queries costs more than a call for each row of the batch
 RECOMPUTE_MAX_KEYS = 512  # up to here the model's own call is left alone, and reading computes the softmax again
 
 Query = Float[Tensor, "row head query d"]
@@ -284,10 +285,13 @@ def scores(
     rows, heads, length, _ = query.shape
     shape = (rows, heads, key.shape[2], length)
     result = query.new_empty(shape) if buffer is None else buffer[: math.prod(shape)].view(shape)
-    # Row by row, because the heads of one row can be multiplied without a copy; those of all rows together cannot.
-    keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
-    for row_key, row_query, row_scores in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
-        torch.bmm(row_key, row_query, out=row_scores)
+    if query.device.type in ROW_BY_ROW:
+        # The heads of one row can be multiplied without a copy; those of all rows together cannot.
+        keys = key.unbind() if key.shape[0] == rows else key.unbind() * rows
+        for row_key, row_query, row_scores in zip(keys, query.transpose(2, 3).unbind(), result.unbind()):
+            torch.bmm(row_key, row_query, out=row_scores)
+    else:
+        torch.matmul(key, query.transpose(2, 3), out=result)
     if inputs.mask is not None:
         mask = inputs.mask if inputs.mask.dim() > 1 else inputs.mask[None]
         mask = mask if mask.shape[-1] > 1 else mask.expand(*mask.shape[:-1], inputs.key.shape[2])

@@ -1,33 +1,73 @@
 """The way of a step's tensors from the GPU to the CPU: one copy for all of them, while the GPU goes on.
 
-A copy of its own for each map would stop the GPU sixty to a hundred times a step. So the tensors are packed on the GPU
-into one, which a stream of its own copies to pinned memory. Only the thread that writes the arrays waits for it.
+A copy of its own for each map would stop the GPU sixty to a hundred times a step. So the tensors, each of a whole batch,
+are packed on the GPU into one, which a stream of its own copies to pinned memory. Only the thread that writes the
+arrays waits for it.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from toushi.probe.trace.step_array import StepArray
+
 DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.uint8: np.uint8}
 
 
-class HostArray:
-    """An array that may still be on its way. `numpy.asarray` waits for it."""
+class Batch(Protocol):
+    """An array [row, …] of a batch."""
+
+    def row(self, number: int, places: list[int] | None = None) -> StepArray:
+        """One row of it, and of a row [head?, place, y, x] only these places."""
+        ...
+
+
+class CpuBatch:
+    """A batch that is there."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def row(self, number: int, places: list[int] | None = None) -> np.ndarray:
+        row = self.array[number]
+        if places is None or places == list(range(row.shape[-3])):
+            return row
+        return row[..., places, :, :]
+
+
+class GpuBatch:
+    """A batch that may still be on its way: its place in a copy."""
 
     def __init__(self, copy: "PackedCopy", start: int, shape: tuple[int, ...], dtype: torch.dtype):
         self.copy, self.start, self.shape, self.dtype = copy, start, shape, np.dtype(DTYPES[dtype])
+
+    def row(self, number: int, places: list[int] | None = None) -> "ArrivingRow":
+        return ArrivingRow(self, number, places)
+
+    def wait(self) -> CpuBatch:
+        size = prod(self.shape) * self.dtype.itemsize
+        return CpuBatch(self.copy.wait()[self.start : self.start + size].view(self.dtype).reshape(self.shape))
+
+
+class ArrivingRow:
+    """A row of a batch that may still be on its way. `numpy.asarray` waits for it."""
+
+    def __init__(self, batch: GpuBatch, number: int, places: list[int] | None):
+        self.batch, self.number, self.places, self.dtype = batch, number, places, batch.dtype
+        shape = batch.shape[1:]
+        self.shape = shape if places is None else (*shape[:-3], len(places), *shape[-2:])
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        data = self.copy.wait()[self.start : self.start + self.nbytes]
-        return np.array(data.view(self.dtype).reshape(self.shape), dtype=dtype, copy=copy)
+        return np.array(self.batch.wait().row(self.number, self.places), dtype=dtype, copy=copy)
 
 
 class PackedCopy:
@@ -62,10 +102,10 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     return torch.cat([tensors[index].contiguous().view(-1).view(torch.uint8) for index in order]), starts
 
 
-def copy_to_host(tensors: Sequence[Tensor]) -> list[HostArray] | list[np.ndarray]:
+def copy_to_host(tensors: Sequence[Tensor]) -> Sequence[Batch]:
     """The tensors as arrays: fp16, fp32 or uint8. Those of a CPU share its memory; of others all are on one device."""
     if not tensors or tensors[0].device.type != "cuda":
-        return [tensor.cpu().numpy() for tensor in tensors]
+        return [CpuBatch(tensor.cpu().numpy()) for tensor in tensors]
     packed, starts = pack(tensors)
     copy = PackedCopy(packed)
-    return [HostArray(copy, start, tuple(tensor.shape), tensor.dtype) for tensor, start in zip(tensors, starts)]
+    return [GpuBatch(copy, start, tuple(tensor.shape), tensor.dtype) for tensor, start in zip(tensors, starts)]

@@ -31,6 +31,11 @@ class KeptColumns(NamedTuple):
         """Length of the token axis."""
         return len(self.single) + bool(self.pads)
 
+    @property
+    def end(self) -> int:
+        """One more than the last of them."""
+        return 1 + max((*self.single[-1:], *self.pads[-1:]), default=-1)
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -3,14 +3,15 @@
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import HookError
-from toushi.hooks.kernels import index_of
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, Images, SchedulerStep
@@ -26,11 +27,12 @@ from toushi.probe.recording.host_copy import copy_to_host
 from toushi.probe.recording.picture_manifest import RunFacts, SiteEntry, picture_manifest
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.recording_plan import RecordingPlan
-from toushi.probe.recording.step_maps import Maps, RowColumns, column_range
+from toushi.probe.recording.step_maps import ColumnPlan, Maps
 from toushi.probe.recording.unrecordable import Unrecordable, unread_message
 from toushi.probe.session.row_matching import PromptKey, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run, Session
 from toushi.probe.trace import trace_format as layout
+from toushi.probe.trace.step_array import StepArray
 from toushi.probe.trace.writer import TraceWriter
 
 # Small calls are read together at the end of an evaluation, which is twice as fast as one by one while the model
@@ -51,6 +53,17 @@ def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
     raise Unrecordable(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
 
 
+class StepTensor(NamedTuple):
+    """One tensor of a step, of all rows of the batch."""
+
+    key: Callable[[str], str]  # branch -> its name in the trace
+    rows: list[PromptKey]
+    places: (
+        list[list[int]] | None
+    )  # of each row, the token places that are its own; None: all, or there is no such axis
+    values: Tensor  # [row, …]
+
+
 class RunRecorder:
     """Called by the recording: `begin_evaluation`, then `add_call` at each attention call, and `finish_step` at the end."""
 
@@ -69,9 +82,7 @@ class RunRecorder:
         self.inputs: DenoiserInputs | None = None  # of the current evaluation
         self.rows: list[PromptKey] = []
         self.kept_rows: list[tuple[int, PromptKey]] = []  # those whose maps are kept of this evaluation
-        self.column_range = slice(0, 0)  # that the kept rows need together
-        self.row_columns: list[RowColumns] = []  # of each kept row, counted in that range
-        self.ranged_rows: list[tuple[int, PromptKey]] = []  # the rows that these two belong to
+        self.column_plans: dict[tuple[PromptKey, ...], ColumnPlan] = {}  # of rows with these prompts
         self.called_sites: set[str] = set()  # in this evaluation
         self.refusal: OverBudget | None = None
         self.is_size_checked = True  # since the last site was added
@@ -129,9 +140,12 @@ class RunRecorder:
             # Of several evaluations in one step the first is kept (Heun's second one has other latents).
             if self.run.evaluations[key] == 1 and (selected is None or branch in selected):
                 self.kept_rows.append((row, key))
-        if self.kept_rows != self.ranged_rows:
-            self.ranged_rows = self.kept_rows
-            self.column_range, self.row_columns = column_range([self.columns[key] for _, key in self.kept_rows])
+
+    def _column_plan(self, keys: Sequence[PromptKey]) -> ColumnPlan:
+        rows = tuple(keys)
+        if rows not in self.column_plans:
+            self.column_plans[rows] = ColumnPlan.of([self.columns[key] for key in rows])
+        return self.column_plans[rows]
 
     def add_call(self, call: Call) -> None:
         """Keeps the maps of one attention call, if this is the first evaluation of a recorded step."""
@@ -161,7 +175,7 @@ class RunRecorder:
             raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
         if kind != "cross":
             return cells
-        columns = self.column_range.stop
+        columns = max(self.columns[key].end for _, key in self.kept_rows)
         if joint is not None:
             image = self.grid[0] * self.grid[1]
             last = max(sequence.image for sequence in joint) + image
@@ -189,17 +203,18 @@ class RunRecorder:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
             self.kernels.add(call.kernel)
-        # Pads are added up before they are rounded.
-        precise = torch.float32 if any(columns.pads is not None for columns in self.row_columns) else stored
         text_only = [call for call in calls if joint is None and kinds[call.site] == "cross"]  # all their keys are text
+        kept = [key for _, key in self.kept_rows]
+        plan = self._column_plan(kept)
+        precise = torch.float32 if plan.has_pads else stored  # pads are added up before they are rounded
         rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
-        for call, values in zip(text_only, probabilities_of(text_only, self.column_range, rows, mean, precise)):
-            self.maps += Maps(call.site, self.kept_rows, self.row_columns, values, None).sum_pads(stored)
+        for call, values in zip(text_only, probabilities_of(text_only, plan.computed, rows, mean, precise)):
+            self.maps.append(Maps(call.site, kept, plan.places, plan.keep(values, stored), None))
         keys = dict(self.kept_rows)
         for call in (call for call in calls if call not in text_only):
             is_self = kinds[call.site] == "self"
             for sequence, group in group_rows_by_layout(keys, None if is_self else joint).items():
-                kept = [(row, keys[row]) for row in group]
+                kept = [keys[row] for row in group]
                 rows = None if len(group) == len(self.rows) else group
                 if sequence is None:
                     values = call.probabilities(slice(None), rows, None, mean, stored)
@@ -211,9 +226,9 @@ class RunRecorder:
                 # By the kernel's own log-sum-exp. A sum over the image's keys, as in the tests, would cost as much as the
                 # attention itself.
                 rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
-                columns_of_rows = [self.row_columns[self.kept_rows.index(row)] for row in kept]
-                values = text[..., self.column_range, :].to(precise)
-                self.maps += Maps(call.site, kept, columns_of_rows, values, rest).sum_pads(stored)
+                plan = self._column_plan(kept)
+                values = plan.keep(text[..., plan.computed, :], stored)
+                self.maps.append(Maps(call.site, kept, plan.places, values, rest))
 
     # --- size
 
@@ -270,39 +285,37 @@ class RunRecorder:
                 self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
-            tensors = self._map_tensors()
-            # A copy, because the sampler or its caller may change the latents while they wait for the disk.
-            latents = self.family.unpack_latents(step.latents.detach(), self.grid).to(torch.float32, copy=True)
-            vae, previews = getattr(self.plan.model, "vae", None), None
-            if step.denoised is not None and vae is not None:
-                previews = preview(vae, self.family.cell_pixels(self.plan.model), step.denoised.float())
-            for picture in range(len(self.writers)):
-                tensors[picture, "latent"] = latents[picture]
-                if previews is not None:
-                    tensors[picture, "preview"] = previews[picture]
-            arrays: list[dict] = [{} for _ in self.writers]
-            for (picture, key), array in zip(tensors, copy_to_host(list(tensors.values()))):
-                arrays[picture][key] = array
+            arrays = self._step_arrays(step)
             for picture, writer in enumerate(self.writers):
                 times = self.run.times(picture)
                 time_of_step = times[self.run.index] if times else None
                 writer.write_step(self.run.index, arrays[picture], time=time_of_step, **info)
         self._begin_step()
 
-    def _map_tensors(self) -> dict[tuple[int, str], Tensor]:
-        """The maps of this step by picture and name."""
-        tensors: dict[tuple[int, str], Tensor] = {}
+    def _step_arrays(self, step: SchedulerStep) -> list[dict[str, StepArray]]:
+        """What is written of this step, for each picture."""
+        pictures = [("cond", picture) for picture in range(len(self.writers))]
+        # A copy, because the sampler or its caller may change the latents while they wait for the disk.
+        latents = self.family.unpack_latents(step.latents.detach(), self.grid).to(torch.float32, copy=True)
+        parts = [StepTensor(lambda branch: "latent", pictures, None, latents)]
+        vae = getattr(self.plan.model, "vae", None)
+        if step.denoised is not None and vae is not None:
+            previews = preview(vae, self.family.cell_pixels(self.plan.model), step.denoised.float())
+            parts.append(StepTensor(lambda branch: "preview", pictures, None, previews))
         for maps in self.maps:
             grid = self.site_entries[maps.site]["grid"]
             assert grid is not None, "only sites of the encoder have no grid"
-            values = maps.values.unflatten(-1, grid)
-            for number, (_, (branch, picture)) in enumerate(maps.rows):
-                columns = slice(None) if maps.columns is None else maps.columns[number].single
-                columns = index_of(columns, values.device)
-                tensors[picture, layout.map_key(maps.site, branch)] = values[number][..., columns, :, :]
-                if maps.rest is not None:
-                    tensors[picture, layout.rest_key(maps.site, branch)] = maps.rest[number].unflatten(-1, grid)
-        return tensors
+            key = partial(layout.map_key, maps.site)
+            parts.append(StepTensor(key, maps.rows, maps.places, maps.values.unflatten(-1, grid)))
+            if maps.rest is not None:
+                key = partial(layout.rest_key, maps.site)
+                parts.append(StepTensor(key, maps.rows, None, maps.rest.unflatten(-1, grid)))
+        arrays: list[dict[str, StepArray]] = [{} for _ in self.writers]
+        for part, batch in zip(parts, copy_to_host([part.values for part in parts])):
+            for number, (branch, picture) in enumerate(part.rows):
+                places = None if part.places is None else part.places[number]
+                arrays[picture][part.key(branch)] = batch.row(number, places)
+        return arrays
 
     def _open_writers(self) -> None:
         count = 1 + max((picture for _, picture in self.rows), default=0)

@@ -1,6 +1,10 @@
-"""The maps of one step: one entry for each site and group of rows."""
+"""The maps of one step: one entry for each site, of all rows of the batch together.
+
+Nothing here loops over rows, so that a GPU starts as much work for sixty-four pictures as for one.
+"""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,48 +15,57 @@ from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.session.row_matching import PromptKey
 
 
-class RowColumns(NamedTuple):
-    """The kept columns of one row, counted in a range of columns that several rows share."""
+class ColumnPlan(NamedTuple):
+    """Which text columns are computed for several rows together, and which of these each row keeps."""
 
-    single: list[int]
-    pads: list[int] | None
+    computed: slice
+    single: list[int]  # those that some row keeps one by one, counted from the first computed one
+    pads: list[tuple[int, ...]]  # of each row, those that it keeps as their sum, counted likewise
+    places: list[list[int]]  # of each row, its own places among `single` and, behind them, the sum over its pads
+
+    @classmethod
+    def of(cls, rows: Sequence[KeptColumns]) -> "ColumnPlan":
+        """The plan for rows that keep these columns."""
+        needed = [column for kept in rows for column in (*kept.single, *kept.pads)]
+        first, end = (min(needed), max(needed) + 1) if needed else (0, 0)
+        single = sorted({column for kept in rows for column in kept.single})
+        place = {column: number for number, column in enumerate(single)}
+        places = [[place[column] for column in kept.single] + [len(single)] * bool(kept.pads) for kept in rows]
+        pads = [tuple(column - first for column in kept.pads) for kept in rows]
+        return cls(slice(first, end), [column - first for column in single], pads, places)
+
+    @property
+    def has_pads(self) -> bool:
+        return any(self.pads)
+
+    def keep(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """[row, head?, place, cell] in this dtype, of the computed columns [row, head?, column, cell]."""
+        kept = values[..., index_of(self.single, values.device), :]
+        if self.has_pads:
+            mask = _pad_mask(tuple(self.pads), values.shape[-2], values.device, values.dtype)
+            mask = mask.unflatten(0, (-1, *[1] * (values.dim() - 3)))
+            kept = torch.cat([kept, (values * mask).sum(-2, keepdim=True)], -2)
+        return kept.to(dtype)
 
 
-def column_range(columns: Sequence[KeptColumns]) -> tuple[slice, list[RowColumns]]:
-    """The range of columns that all rows need together, and each row's own columns in it."""
-    needed = [column for kept in columns for column in (*kept.single, *kept.pads)]
-    first, last = (min(needed), max(needed) + 1) if needed else (0, 0)
-
-    def in_range(columns: list[int]) -> list[int]:
-        return [column - first for column in columns]
-
-    rows = [RowColumns(in_range(kept.single), in_range(kept.pads) if kept.pads else None) for kept in columns]
-    return slice(first, last), rows
+@lru_cache(16)
+def _pad_mask(pads: tuple[tuple[int, ...], ...], columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[row, column, 1]: 1 at the pads of each row, 0 elsewhere."""
+    with torch.inference_mode(False):
+        mask = torch.zeros(len(pads), columns, 1, dtype=dtype)
+        for row, of_row in enumerate(pads):
+            mask[row, list(of_row)] = 1
+        return mask.to(device)
 
 
 class Maps(NamedTuple):
     """The maps of one site in one evaluation."""
 
     site: str
-    rows: list[tuple[int, PromptKey]]  # row of the batch, and its prompt
-    columns: list[RowColumns] | None  # of each row, in those of `values`; None: all
-    values: Tensor  # [row, head?, column, cell]
+    rows: list[PromptKey]  # the prompt of each
+    places: list[list[int]] | None  # of each row, those of `values` that are its own; None: all
+    values: Tensor  # [row, head?, place, cell]
     rest: Tensor | None  # [row, head?, cell]: in joint attention the mass that goes to no text column
-
-    def sum_pads(self, dtype: torch.dtype) -> "list[Maps]":
-        """The same maps. If rows have pads, each row by itself and in this dtype: its single columns, then the sum over
-        its pads."""
-        if self.columns is None or all(columns.pads is None for columns in self.columns):
-            return [self]
-        split = []
-        for number, (row, columns) in enumerate(zip(self.rows, self.columns)):
-            values = self.values[number]
-            parts = [values[..., index_of(columns.single, values.device), :]]
-            if columns.pads is not None:
-                parts.append(values[..., index_of(columns.pads, values.device), :].sum(-2, keepdim=True))
-            rest = None if self.rest is None else self.rest[number : number + 1]
-            split.append(Maps(self.site, [row], None, torch.cat(parts, -2).to(dtype)[None], rest))
-        return split
 
     def convert(self, dtype: torch.dtype, mean: bool) -> "Maps":
         """The same maps in another dtype. With `mean` averaged over the heads, which must be there."""

@@ -126,6 +126,19 @@ def test_the_mean_over_heads_is_that_of_the_whole(mask, chunk, monkeypatch):
     assert torch.equal(probabilities(what, attended.lse, [2, 5, 6], True, torch.float16), averaged.half())
 
 
+@pytest.mark.parametrize("mask", masks(2, 3, 33, 21))
+def test_all_rows_in_one_product_are_the_same(mask, monkeypatch):
+    """As GPUs multiply them."""
+    q, k, _ = inputs()
+    what = AttentionInputs(q, k, 32**-0.5, masks(2, 3, 33, 21)[mask])
+    row_by_row = probabilities(what, None, slice(None))
+    monkeypatch.setattr(kernels, "ROW_BY_ROW", set())
+    torch.testing.assert_close(probabilities(what, None, slice(None)), row_by_row, atol=2e-7, rtol=0)
+    one_text = what._replace(key=k[:1], mask=None)
+    truth = explicit(q, k[:1].expand_as(k)).float()
+    torch.testing.assert_close(probabilities(one_text, None, slice(None)), truth, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("chunk", [1, 100, 10_000])
 def test_chunks_do_not_change_the_log_sum_exp(chunk, monkeypatch):
     q, k, _ = inputs()

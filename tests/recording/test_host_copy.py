@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pipelines.tiny import PROMPT, draw, made
+from toushi.hooks import kernels
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording import run_recorder
-from toushi.probe.recording.host_copy import HostArray, copy_to_host, pack
+from toushi.probe.recording.host_copy import GpuBatch, copy_to_host, pack
 from toushi.probe.recording.provenance import gpu_facts
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
@@ -43,26 +45,41 @@ def test_what_is_packed_comes_out_the_same():
     packed, starts = pack(tensors())
     copy = Arrived(packed)
     for tensor, start in zip(tensors(), starts):
-        array = HostArray(copy, start, tuple(tensor.shape), tensor.dtype)
-        assert array.nbytes == tensor.numel() * tensor.element_size() and start % tensor.element_size() == 0
-        assert copy.threads == [] or array.dtype == tensor.numpy().dtype  # neither needs the values
-        np.testing.assert_array_equal(np.asarray(array), tensor.numpy())
-        assert np.asarray(array).dtype == array.dtype
-    assert len(copy.threads) == 2 * len(starts)
+        batch = GpuBatch(copy, start, tuple(tensor.shape), tensor.dtype)
+        assert start % tensor.element_size() == 0
+        for number, expected in enumerate(tensor.numpy()):
+            row, waited = batch.row(number), len(copy.threads)
+            assert (row.shape, row.dtype, row.nbytes) == (expected.shape, expected.dtype, expected.nbytes)
+            assert len(copy.threads) == waited  # none of them needs the values
+            np.testing.assert_array_equal(np.asarray(row), expected)
+            assert np.asarray(row).dtype == expected.dtype
+    assert copy.threads
+
+
+def test_a_row_has_its_own_places():
+    maps = torch.rand(2, 5, 4, 3, 3)
+    packed, (start,) = pack([maps])
+    batch = GpuBatch(Arrived(packed), start, tuple(maps.shape), maps.dtype)
+    for places in ([0, 1, 2, 3], [1], [0, 3], [0, 1, 3]):
+        expected, row = maps[1][:, places].numpy(), batch.row(1, places)
+        assert (row.shape, row.nbytes) == (expected.shape, expected.nbytes)
+        np.testing.assert_array_equal(np.asarray(row), expected)
+        np.testing.assert_array_equal(copy_to_host([maps])[0].row(1, places), expected)
 
 
 def test_a_cpu_shares_its_memory():
-    tensor = torch.zeros(3)
-    (array,) = copy_to_host([tensor])
+    tensor = torch.zeros(1, 3)
+    (batch,) = copy_to_host([tensor])
     tensor += 1
-    assert array.tolist() == [1, 1, 1] and copy_to_host([]) == []
+    assert batch.row(0).tolist() == [1, 1, 1] and copy_to_host([]) == []
 
 
 @cuda
 def test_a_gpu_copies_all_at_once():
     there = [tensor.cuda() for tensor in tensors()]
-    for array, tensor in zip(copy_to_host(there), tensors()):
-        np.testing.assert_array_equal(np.asarray(array), tensor.numpy())
+    for batch, tensor in zip(copy_to_host(there), tensors()):
+        for number, expected in enumerate(tensor.numpy()):
+            np.testing.assert_array_equal(np.asarray(batch.row(number)), expected)
 
 
 def test_only_the_writing_thread_waits(tmp_path, monkeypatch):
@@ -71,7 +88,7 @@ def test_only_the_writing_thread_waits(tmp_path, monkeypatch):
     def packed_copy(tensors):
         packed, starts = pack(tensors)
         copies.append(Arrived(packed))
-        return [HostArray(copies[-1], start, tuple(one.shape), one.dtype) for one, start in zip(tensors, starts)]
+        return [GpuBatch(copies[-1], start, tuple(one.shape), one.dtype) for one, start in zip(tensors, starts)]
 
     model = MiniUNet.tiny(layers=2)
     with record(model, tmp_path / "plain"):
@@ -119,6 +136,36 @@ def test_no_step_after_the_first_reads_a_number_from_a_tensor(name, tmp_path, mo
     assert len(steps) == 4 and open_trace(tmp_path / "run").complete
     assert steps[-1] == steps[0], waits[steps[0] :]
     assert steps[0] > 0  # before the first step there is something to read, so that the count counts
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a device would be asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep", ["heads", "mean"])
+def test_many_pictures_ask_for_no_more_operations_than_one(tmp_path, monkeypatch, keep):
+    monkeypatch.setattr(kernels, "ROW_BY_ROW", set())
+    monkeypatch.setattr(kernels, "CPU_BLOCK_SCORES", kernels.BLOCK_SCORES)
+    model = MiniUNet.tiny(layers=2)
+
+    def operations_of_a_step(prompts):
+        counts = []
+        for number, steps in enumerate((1, 1, 2)):  # the first one makes what is kept for all runs
+            with record(model, tmp_path / f"{len(prompts)} {number}", keep=keep), Operations() as operations:
+                model.sample(prompts, steps=steps, seed=0)
+            counts.append(operations.count)
+        return counts[2] - counts[1]
+
+    prompts = ["猫", "a red cat", "左边是猫，右边是月亮", "a dog", "夜晚"]
+    assert operations_of_a_step(prompts) == operations_of_a_step(prompts[:2]) > 100
 
 
 @cuda
