@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     return home
 
 
-def drawn(folder, engine, out, guidance):
+def drawn(folder, engine, out, guidance, *more):
     arguments = [
         "trace",
         PROMPT,
@@ -39,7 +39,7 @@ def drawn(folder, engine, out, guidance):
         "the",
     ]
     arguments = arguments if float(guidance) else arguments[:-2]
-    assert main([*arguments, "--steps", "2", "--size", "32x48", "--out", str(out)]) == 0
+    assert main([*arguments, *more, "--steps", "2", "--size", "32x48", "--out", str(out)]) == 0
     return open_trace(out)
 
 
@@ -126,3 +126,12 @@ def test_both_engines_are_edited_alike(folder, tmp_path):
     with record(model, tmp_path / "plain"):
         model.sample(prompts, "the", steps=2, guidance=3.0, size=SIZE, seed=[0, 1])
     assert np.abs(open_trace(tmp_path / "plain" / "000").latent(1).values - noise[0][0]).max() > 1e-3
+
+
+@same_schedule
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
+def test_how_far_apart_the_engines_are(folder, tmp_path, dtype, tolerance):
+    """The latents after two steps. docs/performance says both numbers."""
+    own, theirs = (drawn(folder, e, tmp_path / e, "3", "--dtype", dtype) for e in ("own", "diffusers"))
+    difference = np.abs(own.latent(1) - theirs.latent(1)).max()
+    assert difference < tolerance
