@@ -18,10 +18,12 @@ from toushi.probe.models.unet import UNet
 
 @contextmanager
 def attention_in_fp32():
-    """Inside it attention computes in fp32: in bf16 its backward pass takes ten times as long on a CPU (torch 2.13)."""
+    """Inside it CPUs compute attention in fp32: in bf16 its backward pass takes ten times as long there (torch 2.13)."""
     original = F.scaled_dot_product_attention
 
     def attention(query, key, value, attn_mask=None, scale=None):
+        if query.device.type != "cpu":
+            return original(query, key, value, attn_mask, scale=scale)
         return original(query.float(), key.float(), value.float(), attn_mask, scale=scale).to(query.dtype)
 
     F.scaled_dot_product_attention = attention
@@ -35,11 +37,11 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Prom
     """The states of the captions. They are encoded in groups of similar length, or half of the work would be pads."""
     encodings = [model.tokenizer.encode(caption) for caption in captions]
     ids, mask = pad_ids(encodings, model.tokenizer.pad)
-    lengths = mask.sum(1)
-    order = lengths.argsort()
+    order = mask.sum(1).argsort()
+    longest_of_group = [int(mask[rows[-1]].sum()) for rows in order.split(group)]  # before they go to the device
+    ids, mask, order = (tensor.to(model.device) for tensor in (ids, mask, order))
     parts = []
-    for rows in order.split(group):
-        longest = int(lengths[rows[-1]])
+    for rows, longest in zip(order.split(group), longest_of_group):
         states = model.encoder(ids[rows, :longest], mask[rows, :longest])
         parts.append(F.pad(states, (0, 0, 0, ids.shape[1] - longest)))
     return PromptBatch(torch.cat(parts)[order.argsort()], mask, tuple(encodings))
@@ -127,12 +129,13 @@ class Noise(NamedTuple):
     @classmethod
     def like(cls, latents: Tensor, early: float = 0.0, generator: torch.Generator | None = None) -> "Noise":
         """Logit-normal times of mean 0.5 (Esser et al. 2024, section 3.1), and for the share `early` of the pictures
-        times from 0.85 to 1, which decide what goes where."""
+        times from 0.85 to 1, which decide what goes where. Made on the CPU: a seed gives the same on every device."""
         time = torch.sigmoid(torch.randn(len(latents), generator=generator) + 0.5)
         if early:
             near = 1 - 0.15 * torch.rand(len(time), generator=generator)
             time = torch.where(torch.rand(len(time), generator=generator) < early, near, time)
-        return cls(time, torch.randn(latents.shape, generator=generator))
+        noise = torch.randn(latents.shape, generator=generator)
+        return cls(time.to(latents.device), noise.to(latents.device))
 
 
 def velocity_loss(

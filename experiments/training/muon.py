@@ -13,8 +13,8 @@ from torch import Tensor
 from toushi.hooks.torch_private import has_bf16_matrix_units
 
 
-def iteration_dtype() -> torch.dtype:
-    return torch.bfloat16 if has_bf16_matrix_units() else torch.float32
+def iteration_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type != "cpu" or has_bf16_matrix_units() else torch.float32
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -22,7 +22,7 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     transposed = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if transposed else matrices
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(iteration_dtype())
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(iteration_dtype(x.device))
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -110,7 +110,8 @@ class Training:
             optimizer.zero_grad()
         self.samples += len(batch.captions)
         update_average(self.averaged, self.weights, self.config.average, self.samples / len(batch.captions))
-        return loss.item(), naming.item(), reading.item()
+        loss, naming, reading = torch.stack([loss, naming, reading]).tolist()  # waits for a GPU once
+        return loss, naming, reading
 
     def averaged_model(self) -> MiniUNet:
         model = MiniUNet(self.model.config, self.model.tokenizer)
