@@ -43,6 +43,10 @@ def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
     return b"".join(chunks)
 
 
+def unpack_header(block: bytes) -> dict:
+    return json.loads(block[4 : 4 + int.from_bytes(block[:4], "little")])
+
+
 def colours(name: str = "inferno") -> np.ndarray:
     """uint8 [256, 3], the colour map of the heat maps, or another."""
     from matplotlib import colormaps
