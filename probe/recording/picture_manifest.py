@@ -13,6 +13,7 @@ from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.session.row_matching import PromptKey
 from toushi.probe.session.subscriber import Run, Session
 from toushi.probe.text.alignment import segment
+from toushi.probe.trace.trace_format import CONCEPTS
 
 
 class SiteEntry(TypedDict):
@@ -54,6 +55,7 @@ def picture_manifest(
         "threads": facts.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),
+        "concepts": plan.concepts and plan.concepts.prompt.prompt,
         "branches": _branches(plan, session, facts, picture),
         "sites": {**encoder, **facts.sites},
         "family": family.name,
@@ -89,9 +91,12 @@ def picture_manifest(
 def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: int) -> dict[str, dict[str, object]]:
     """Tokens, words and kept columns of each branch, in the family's order."""
     selected = plan.policy.branches
-    branches = {}
+    branches, concepts = {}, {}
     for branch, number in facts.columns:
-        if number == picture and (selected is None or branch in selected):
+        if branch == CONCEPTS:
+            assert plan.concepts is not None
+            concepts[branch] = {"tokens": plan.concepts.prompt.tokens, "words": plan.concepts.words, "columns": None}
+        elif number == picture and (selected is None or branch in selected):
             prompt, columns = session.prompts[branch][picture], facts.columns[branch, number]
             branches[branch] = {
                 "tokens": prompt.tokens,
@@ -104,4 +109,4 @@ def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: i
         raise Unrecordable(
             f"expected a branch {' or '.join(selected or ())}, but this run has {present} (is guidance off?)"
         )
-    return {branch: branches[branch] for branch in plan.family.branches if branch in branches}
+    return {branch: branches[branch] for branch in plan.family.branches if branch in branches} | concepts

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from toushi.probe.pipelines.family import (
     unwrap,
 )
 from toushi.probe.pipelines.registry import family_of
+from toushi.probe.recording.concepts import read_concepts
 from toushi.probe.recording.encoder_capture import EncoderCapture
 from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
 from toushi.probe.recording.provenance import git_commit, not_reproducible_reason
@@ -58,6 +59,7 @@ def record(
     budget: int | str = DEFAULT_BUDGET,
     pads: bool = False,
     native_attention: bool = False,
+    concepts: str | Iterable[str] = (),
 ) -> "Recording":
     """A context manager. What `model` samples inside is recorded in `folder`.
 
@@ -76,13 +78,16 @@ def record(
     pads      whether every column of padding is kept by itself; by default only their sum is, as one column
     native_attention  whether sites that compute by xformers, sage, flash or in slices, which cannot be read, are
               switched to PyTorch's own attention inside the `with`; the picture may then differ by rounding
+    concepts  texts outside the prompt ("dog"), or a word in another text ("银行@河边的银行"), which the image is asked
+              about, too. Their maps are the branch "concepts" of the trace. Cross-attention only
 
     The pictures are bit-identical to those that are sampled without it. Raises UnknownFamily; UnknownSite for a glob
     that matches nothing; UnreadableAttention or Unrecordable for attention that cannot be read; OverBudget; WriteFailed
     for a folder with other files.
     """
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
-    return Recording(model, Path(folder), policy, sites, overwrite, switch_attention=native_attention)
+    concepts = [concepts] if isinstance(concepts, str) else list(concepts)
+    return Recording(model, Path(folder), policy, sites, overwrite, None, native_attention, concepts)
 
 
 class Recording(Subscriber):
@@ -97,12 +102,13 @@ class Recording(Subscriber):
         overwrite: bool = False,
         resumed: StepStore | None = None,
         switch_attention: bool = False,
+        concepts: Sequence[str] = (),
     ):
         model = unwrap(model)
         family = family_of(model)
         policy.check_branches(family)
         self.model, self.family, self.overwrite = model, family, overwrite
-        self.switch_attention = switch_attention
+        self.switch_attention, self.concepts = switch_attention, concepts
         self.switched: dict[str, str] = {}  # site -> what computed its attention before
         selected = family.select_sites(model, sites)
         self.plan = RecordingPlan(model, family, policy, selected, TraceFolders(folder), resumed)
@@ -129,6 +135,9 @@ class Recording(Subscriber):
         with ExitStack() as subscription:
             if self.switch_attention:
                 self.switched = subscription.enter_context(native_attention(self.plan.sites))
+            if self.concepts:
+                modules = {name: self.plan.sites[name].module for name in self.plan.site_names("cross")}
+                self.plan.concepts = read_concepts(self.model, modules, self.concepts)
             self._subscribe(subscription)
             self.subscription = subscription.pop_all()
         return self

@@ -137,6 +137,9 @@ class RunRecorder:
             branch, picture = key
             if key not in self.columns:
                 self.columns[key] = self.policy.columns(self.session.prompts[branch][picture], branch)
+                if branch == "cond" and self.plan.concepts is not None:
+                    concepts = list(range(len(self.plan.concepts.prompt.tokens)))
+                    self.columns[layout.CONCEPTS, picture] = KeptColumns(concepts, [])
             # Of several evaluations in one step the first is kept (Heun's second one has other latents).
             if self.run.evaluations[key] == 1 and (selected is None or branch in selected):
                 self.kept_rows.append((row, key))
@@ -210,6 +213,13 @@ class RunRecorder:
         rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
         for call, values in zip(text_only, probabilities_of(text_only, plan.computed, rows, mean, precise)):
             self.maps.append(Maps(call.site, kept, plan.places, plan.keep(values, stored), None))
+        if self.plan.concepts is not None and (
+            asked := [row for row, (branch, _) in self.kept_rows if branch == "cond"]
+        ):
+            pictures = [(layout.CONCEPTS, self.rows[row][1]) for row in asked]
+            for call in text_only:
+                values = self.plan.concepts.maps(call, asked, mean, stored)
+                self.maps.append(Maps(call.site, pictures, None, values, None))
         keys = dict(self.kept_rows)
         for call in (call for call in calls if call not in text_only):
             is_self = kinds[call.site] == "self"
@@ -240,6 +250,9 @@ class RunRecorder:
                 is_self = self.plan.sites[name].kind == "self"
                 columns = keys if is_self else self.columns[branch, picture].count + joint  # one more for `rest`
                 self.sizes[layout.map_key(name, branch)] = MapSize(heads, columns, cells)
+                if self.plan.concepts is not None and not is_self:
+                    count = len(self.plan.concepts.prompt.tokens)
+                    self.sizes[layout.map_key(name, layout.CONCEPTS)] = MapSize(heads, count, cells)
         self.is_size_checked = False
 
     def _check_size(self) -> None:

@@ -24,7 +24,7 @@ from toushi.probe.trace.strict_model import (
     validate,
 )
 from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
-from toushi.probe.trace.trace_format import FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
+from toushi.probe.trace.trace_format import CONCEPTS, FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
 from toushi.probe.trace.trace_json import Json, short
 
 Column = Annotated[int, Field(ge=0, le=10**7)]
@@ -238,6 +238,7 @@ class Manifest(TraceManifest):
     kind: Literal["picture"]
     prompt: str | None = Field(description="null: the run was given ready-made embeddings.")
     negative_prompt: str | None = None
+    concepts: str | None = Field(None, description="Texts outside the prompt, one a line: the branch `concepts`.")
     asked: object = Field(None, description="The prompt given to a pipeline whose tokens are not known.")
     branches: Annotated[dict[BranchName, Branch], limit(16)]
     sites: Annotated[dict[SiteName, Site], limit(10_000)]
@@ -289,6 +290,8 @@ class Manifest(TraceManifest):
 
     def prompt_of(self, branch: str) -> str | None:
         """The text whose characters the spans of a branch count."""
+        if branch == CONCEPTS:
+            return self.concepts
         return self.negative_prompt if branch == "uncond" else self.prompt
 
     def tokens_of(self, branch: str) -> list[alignment.Token]:
