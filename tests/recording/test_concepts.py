@@ -124,4 +124,5 @@ def test_an_interrupted_run_goes_on_with_them(tmp_path):
     resume(model, tmp_path / "run")
     whole, resumed = (open_trace(tmp_path / name) for name in ("whole", "run"))
     assert resumed.complete and resumed.branches == whole.branches
-    assert np.array_equal(*(trace.attention("dog", branch="concepts", steps=2).values for trace in (whole, resumed)))
+    first, second = (trace.attention("dog", branch="concepts", steps=2).values for trace in (whole, resumed))
+    assert np.array_equal(first, second, equal_nan=True)  # NaN: some sites have fewer heads
