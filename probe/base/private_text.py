@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 HIDDEN = "(secret)"
-SECRET_NAME = re.compile(r"(?i)(^|[_-])(token|auth|api_?key|access_?key|password|passwd|secret|credentials?)$")
+SECRET_NAME = re.compile(r"(?i)(^|[_-])(token|auth|api[_-]?key|access[_-]?key|password|passwd|secret|credentials?)$")
 SECRETS = (
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # user:password in a URL
     re.compile(r"(?i)(?<=[?&#])((?:[\w-]*(?:token|key|password|secret|signature))=)[^&#\s]+"),  # in its query

@@ -93,7 +93,9 @@ def record(
     for a folder with other files.
     """
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
-    return Recording(model, Path(folder), policy, sites, overwrite, switch_attention=native_attention, hash_weights=hash_weights)
+    return Recording(
+        model, Path(folder), policy, sites, overwrite, switch_attention=native_attention, hash_weights=hash_weights
+    )
 
 
 class Recording(Subscriber):

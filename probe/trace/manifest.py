@@ -202,7 +202,8 @@ class Component(StrictModel):
         None, description="Attributes of the modules inside that are on: a value, or a list of the different values."
     )
     weights_sample_sha256: str | None = Field(
-        None, description="Of some numbers of each weight; null: they were not in memory. LoRAs count once they are fused."
+        None,
+        description="Of some numbers of each weight; null: they were not in memory. LoRAs count once they are fused.",
     )
     weights_sha256: str | None = Field(None, description="Of all weights, if it was asked for.")
 
