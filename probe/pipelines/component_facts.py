@@ -81,8 +81,7 @@ def _describe_module(part: nn.Module, hash_weights: bool) -> ComponentFacts:
         update_with_weights(digest, module)
         whole = digest.hexdigest()
     weight = next(module.parameters(), None)
-    return ComponentFacts(
-        **_describe(module),
+    return _describe(module) | ComponentFacts(
         dtype=None if weight is None else str(weight.dtype).removeprefix("torch."),
         compiled=is_compiled(part),
         settings=_settings(module),

@@ -104,10 +104,13 @@ def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
     parts: dict[str, list[str]] = {}
     turned_on: set[str] = set()
     fused: set[str] = set()
-    weights: dict[str, dict[str, Tensor]] = {}
+    weights: dict[str, Tensor] = {}
     components = {"": model} if isinstance(model, nn.Module) else model.components
     for name, component in components.items():
-        for path, layer in component.named_modules() if isinstance(component, nn.Module) else ():
+        if not isinstance(component, nn.Module):
+            continue
+        weights |= {f"{name}.{path}.": weight for path, weight in component.named_parameters() if ".lora_" in path}
+        for layer in component.modules():
             if not isinstance(layer, LoraLayer):
                 continue
             for adapter, scaling in layer.scaling.items():
@@ -120,8 +123,6 @@ def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
                     parts[adapter].append(name)
                 if adapter in layer.active_adapters and not layer.disable_adapters:
                     turned_on.add(adapter)
-                own = (entry for entry in layer.named_parameters() if f".{adapter}." in f".{entry[0]}.")
-                weights.setdefault(adapter, {}).update((f"{name}.{path}.{rest}", weight) for rest, weight in own)
     return [
         LoraEntry(
             name=adapter,
@@ -130,7 +131,7 @@ def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
             scale=sorted(each) if len(each) > 1 else min(each),
             on=adapter in turned_on | fused,
             fused=adapter in fused,
-            weights_sample_sha256=sample_digest(weights[adapter].items()),
+            weights_sample_sha256=sample_digest(entry for entry in weights.items() if f".{adapter}." in entry[0]),
             parts=parts.get(adapter, []),
         )
         for adapter, each in scales.items()
