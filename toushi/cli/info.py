@@ -120,7 +120,9 @@ def argument_line(arguments: Mapping[str, object]) -> str:
 def brief_value(value: object) -> str:
     """A value of the manifest as text. Of a tensor or a picture the type and the first characters of the checksum."""
     if isinstance(value, dict) and "type" in value:
-        return " ".join(filter(None, [value["type"], value.get("name"), str(value.get("sha256", ""))[:12]]))
+        return " ".join(
+            str(value[key])[: 40 if key != "sha256" else 12] for key in ("type", "name", "sha256") if key in value
+        )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
