@@ -155,9 +155,8 @@ class Recording(Subscriber):
         if compiled := [name for name, module in modules_of(self.model).items() if is_compiled(module)]:
             warnings.warn(
                 NotCompiled(
-                    f"{', '.join(compiled)} is compiled, but runs uncompiled while it is recorded or edited: the picture may "
-                    "differ from the compiled one by rounding, about 2e-5 in the latents of fp32. Without torch.compile "
-                    "both are bit-identical"
+                    f"{', '.join(compiled)} is compiled, but runs uncompiled while it is recorded: the picture may differ "
+                    "from the compiled one by rounding (by 2e-5 in the latents of a tiny pipeline in fp32)"
                 ),
                 stacklevel=3,
             )
