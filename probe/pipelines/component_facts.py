@@ -100,12 +100,12 @@ def _settings(module: nn.Module) -> dict[str, object]:
     for part in module.modules():
         is_layer = type(part).__module__.startswith("torch.nn.")  # its numbers are the shapes of its weights
         for name, value in vars(part).items():
-            if name.startswith("_") or name == "name_or_path" or (is_layer and _is_integers(value)):
+            if name[0] == "_" or name == "name_or_path" or not (_is_plain(value) or name == "processor"):
                 continue
-            if _is_plain(value) or name == "processor":
-                entry = json_value(value)
-                values.setdefault(name, {})[repr(entry)] = entry
-    settings = {name: [entries[key] for key in sorted(entries)] for name, entries in sorted(values.items())}
+            key = repr(value) if _is_plain(value) else type(value).__name__
+            if not (is_layer and _is_integers(value)) and key not in values.setdefault(name, {}):
+                values[name][key] = json_value(value)
+    settings = {name: [entries[key] for key in sorted(entries)] for name, entries in sorted(values.items()) if entries}
     return {
         name: entries[0] if len(entries) == 1 else entries
         for name, entries in settings.items()

@@ -67,20 +67,19 @@ def weight_sample_digest(modules: Mapping[str, nn.Module]) -> str | None:
 
 def sample_digest(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     """SHA-256 of names, shapes and some numbers of these weights. None if one of them is not in memory."""
-    digest, samples = hashlib.sha256(), {}
-    for name, weight in weights:
+    names, samples = [], {}
+    for name, weight in sorted(weights, key=lambda entry: entry[0]):
         if weight.device.type == "meta":
             return None
-        digest_name = f"{name} {tuple(weight.shape)} "
+        names.append((f"{name} {tuple(weight.shape)}", weight.device))
         flat = weight.detach().reshape(-1)
-        samples.setdefault(weight.device, {})[digest_name] = flat[:: max(1, flat.numel() // SAMPLES)].float()
-    numbers: dict[str, Tensor] = {}
-    for same_device in samples.values():  # copied together, because each copy from a GPU waits for it
-        copied = torch.cat(list(same_device.values())).cpu()
-        numbers |= zip(same_device, copied.split([len(sample) for sample in same_device.values()]))
-    for name in sorted(numbers):
-        digest.update(name.encode())
-        digest.update(tensor_bytes(numbers[name]))
+        samples.setdefault(weight.device, []).append(flat[:: max(1, flat.numel() // SAMPLES)].float())
+    # Copied together, because each copy from a GPU waits for it.
+    numbers = {device: torch.cat(of).cpu().split([len(sample) for sample in of]) for device, of in samples.items()}
+    in_order = {device: iter(of) for device, of in numbers.items()}
+    digest = hashlib.sha256(" ".join(name for name, _ in names).encode())
+    if names:
+        digest.update(tensor_bytes(torch.cat([next(in_order[device]) for _, device in names])))
     return digest.hexdigest()
 
 
