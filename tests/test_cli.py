@@ -203,7 +203,7 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     assert trace.manifest.dtype == "bfloat16" and trace.manifest.kept.words == ["猫"]
     assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
     assert main(["info", str(tmp_path / "run")]) == 0
-    assert "steps     1 of 2 (recorded: 1)" in capsys.readouterr().out
+    assert re.search(r"^steps +1 of 2 \(recorded: 1\)$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
