@@ -90,16 +90,16 @@ def pil_images(result: tuple | PipelineOutput) -> Images:
 
 
 def metadata(pipeline: DiffusersPipeline, arguments: Arguments) -> dict[str, object]:
-    """Manifest fields: guidance, sampler, seed; true_guidance, strength and source_image_sha256 if they were given."""
-    generator = arguments.get("generator")
+    """Manifest fields: guidance, sampler; true_guidance, strength and source_image_sha256 if they were used."""
     fields: dict[str, object] = {
         "guidance": arguments.get("guidance_scale"),
         "sampler": type(pipeline.scheduler).__name__,
-        "seed": [_seed(each) for each in generator] if isinstance(generator, list) else _seed(generator),
     }
     if arguments.get("true_cfg_scale") is not None:
         fields["true_guidance"] = arguments["true_cfg_scale"]
-    if arguments.get("strength") is not None:
+    start = arguments.get("denoising_start")
+    begins_at_start = isinstance(start, float) and 0 < start < 1  # then SDXL ignores the strength
+    if arguments.get("image") is not None and arguments.get("strength") is not None and not begins_at_start:
         fields["strength"] = arguments["strength"]
     if (digest := source_image_sha256(arguments.get("image"))) is not None:
         fields["source_image_sha256"] = digest
@@ -125,7 +125,3 @@ def source_image_sha256(image: object) -> str | list[str] | None:
     if len(digests) < len(image):
         return None
     return digests if len(digests) > 1 else digests[0]
-
-
-def _seed(generator: torch.Generator | None) -> int | None:
-    return None if generator is None else generator.initial_seed()

@@ -72,6 +72,7 @@ def picture_manifest(
         "kernel": ", ".join(sorted(facts.kernels)) or None,
         "heat_map": getattr(model, "heat_map", None),
         "batch": count,
+        "batch_index": picture,
         "safety": None if getattr(model, "safety_checker", None) is None else "not run",
         "kept": {
             "keep": policy.keep,

@@ -10,8 +10,10 @@ from torch import nn
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
+from toushi.hooks.torch_private import is_compiled
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import native_attention
+from toushi.probe.pipelines.component_facts import describe_components, modules_of
 from toushi.probe.pipelines.family import (
     Arguments,
     EncodedPrompt,
@@ -22,6 +24,7 @@ from toushi.probe.pipelines.family import (
     unwrap,
 )
 from toushi.probe.pipelines.registry import family_of
+from toushi.probe.recording.call_facts import describe_call
 from toushi.probe.recording.concepts import read_concepts
 from toushi.probe.recording.encoder_capture import EncoderCapture
 from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
@@ -39,6 +42,10 @@ from toushi.probe.trace.safetensors_reader import StepStore
 
 class NotReproducible(UserWarning):
     """The picture cannot be made again from its trace alone."""
+
+
+class NotCompiled(UserWarning):
+    """Modules that torch.compile compiled run uncompiled while they are recorded."""
 
 
 class HiddenStatesOnly(UserWarning):
@@ -60,6 +67,7 @@ def record(
     pads: bool = False,
     native_attention: bool = False,
     concepts: str | Iterable[str] = (),
+    hash_weights: bool = False,
 ) -> "Recording":
     """A context manager. What `model` samples inside is recorded in `folder`.
 
@@ -80,14 +88,27 @@ def record(
               switched to PyTorch's own attention inside the `with`; the picture may then differ by rounding
     concepts  texts outside the prompt ("dog"), or a word in another text ("银行@河边的银行"), which the image is asked
               about, too. Their maps are the branch "concepts" of the trace. Cross-attention only
+    hash_weights  whether the manifest has the sha256 of all weights in memory; by default it has that of a sample of
+              them, which a change of a few numbers may miss
 
-    The pictures are bit-identical to those that are sampled without it. Raises UnknownFamily; UnknownSite for a glob
-    that matches nothing; UnreadableAttention or Unrecordable for attention that cannot be read; OverBudget; WriteFailed
-    for a folder with other files.
+    The pictures are bit-identical to those that are sampled without it. Modules that torch.compile compiled run
+    uncompiled inside the `with`, which rounds differently: a warning (NotCompiled) says so.
+
+    Raises UnknownFamily; UnknownSite for a glob that matches nothing; UnreadableAttention or Unrecordable for attention
+    that cannot be read; OverBudget; WriteFailed for a folder with other files.
     """
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
-    return Recording(model, Path(folder), policy, sites, overwrite, None, native_attention, concepts)
+    return Recording(
+        model,
+        Path(folder),
+        policy,
+        sites,
+        overwrite,
+        switch_attention=native_attention,
+        concepts=concepts,
+        hash_weights=hash_weights,
+    )
 
 
 class Recording(Subscriber):
@@ -103,18 +124,20 @@ class Recording(Subscriber):
         resumed: StepStore | None = None,
         switch_attention: bool = False,
         concepts: Sequence[str] = (),
+        hash_weights: bool = False,
     ):
         model = unwrap(model)
         family = family_of(model)
         policy.check_branches(family)
         self.model, self.family, self.overwrite = model, family, overwrite
-        self.switch_attention, self.concepts = switch_attention, concepts
+        self.switch_attention, self.hash_weights, self.concepts = switch_attention, hash_weights, concepts
         self.switched: dict[str, str] = {}  # site -> what computed its attention before
         selected = family.select_sites(model, sites)
         self.plan = RecordingPlan(model, family, policy, selected, TraceFolders(folder), resumed)
         self.recorder: RunRecorder | None = None
         self.capture: EncoderCapture | None = None  # while prompts are encoded
         self.subscription = ExitStack()
+        self.call: dict[str, object] = {}  # manifest fields of the latest sampling call
         self.has_warned = False  # that a picture cannot be made again
         names = [name.removeprefix(f"{family.layers}.") for name in self.plan.site_names("encoder")]
         self.encoder_layers = [int(name.split(".")[0]) for name in names]
@@ -146,6 +169,14 @@ class Recording(Subscriber):
         self.family.check(self.model, self.plan.sites)
         if self.encoder_layers and (reason := self.family.hidden_attention(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(reason), stacklevel=3)
+        if compiled := [name for name, module in modules_of(self.model).items() if is_compiled(module)]:
+            warnings.warn(
+                NotCompiled(
+                    f"{', '.join(compiled)} is compiled, but runs uncompiled while it is recorded: the picture may differ "
+                    "from the compiled one by rounding (by 2e-5 in the latents of a tiny pipeline in fp32)"
+                ),
+                stacklevel=3,
+            )
         if self.plan.resumed is None:
             prepare_output_dir(self.plan.folders.root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
@@ -176,6 +207,7 @@ class Recording(Subscriber):
 
     def on_sample(self, arguments: Arguments) -> None:
         self.plan.encoder_arrays = {}
+        self.call = describe_call(getattr(self.model, self.family.sample), arguments)
 
     def on_prompts(self, prompts: Mapping[str, list[EncodedPrompt]], call: EncodePromptCall) -> None:
         capture, self.capture = self.capture, None  # it holds the states of every layer
@@ -194,7 +226,8 @@ class Recording(Subscriber):
     def on_run_begin(self, run: Run) -> None:
         if run.nested:
             return
-        metadata = self.family.metadata(self.model, run.arguments)
+        metadata = self.family.metadata(self.model, run.arguments) | (self.call if run.arguments else {})
+        metadata |= {"components": describe_components(self.model, self.family, self.hash_weights)}
         if run.arguments.get("latents") is not None and self.plan.resumed is None:
             metadata["seed"] = None  # the run begins from these latents, not from those of the seed
         if not self.has_warned and (reason := not_reproducible_reason(run.arguments, metadata)) is not None:

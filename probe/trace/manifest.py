@@ -186,7 +186,26 @@ class Lora(StrictModel):
     sha256: str | None = None
     scale: object = Field(None, description="A number, or a list where layers have different scales.")
     on: bool | None = None
+    fused: bool | None = Field(None, description="Into the weights. A fused one ignores the scale of the call.")
+    weights_sample_sha256: str | None = Field(None, description="Of some numbers of each of its weights.")
     parts: Texts | None = Field(None, description="The parts of the pipeline that it changes.")
+
+
+class Component(StrictModel):
+    """A part of the model as it was in memory: a module, the scheduler, an image processor, or the pipeline itself."""
+
+    type: str = Field(description="The name of its class.")
+    config: dict[str, object] | None = None
+    dtype: str | None = Field(None, description="Of its first weight.")
+    compiled: bool | None = Field(None, description="By torch.compile. Recorded steps run uncompiled.")
+    settings: dict[str, object] | None = Field(
+        None, description="Attributes of the modules inside that are on: a value, or a list of the different values."
+    )
+    weights_sample_sha256: str | None = Field(
+        None,
+        description="Of some numbers of each weight; null: they were not in memory. LoRAs count once they are fused.",
+    )
+    weights_sha256: str | None = Field(None, description="Of all weights, if it was asked for.")
 
 
 class HeatMapRule(StrictModel):
@@ -222,10 +241,12 @@ class TraceManifest(StrictModel):
     device: str | None = None
     gpu: NamedTexts | None = Field(None, description="The card, its driver, and the versions of CUDA and cuDNN.")
     dtype: str | None = Field(None, description="Of the model's numbers.")
+    autocast: str | None = Field(None, description="The dtype of torch.autocast; null: it was off.")
+    torch_settings: dict[str, object] | None = Field(None, description="Settings of torch that change rounding.")
     threads: int | None = None
     versions: NamedTexts | None = Field(None, description="Of Python and the packages.")
     git: str | None = Field(None, description="The commit, with + if files were changed since.")
-    argv: Texts | None = Field(None, description="The command.")
+    argv: Texts | None = Field(None, description="The command, if it was toushi's; without secrets.")
 
     @property
     def name_of_model(self) -> str | None:
@@ -249,18 +270,28 @@ class Manifest(TraceManifest):
     kept: Kept | None = None
     family: str | None = Field(None, description="The family of pipelines that it was recorded as.")
     loading: dict[str, object] | None = Field(None, description="How the pipeline was loaded: dtype, offload, ….")
+    arguments: dict[str, object] | None = Field(
+        None,
+        description="Of the sampling call, without those that have their default. Tensors, images and other large "
+        "values: their type, shape and SHA-256.",
+    )
+    components: dict[str, Component] | None = Field(None, description="The parts of the model as they were in memory.")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
     evaluations: int | None = Field(None, description="Evaluations of the denoiser in one step.")
     kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
     guidance: Number | None = None
     true_guidance: Number | None = Field(None, description="Guidance by a negative prompt, if a model has two kinds.")
-    strength: Number | None = Field(None, description="Of image-to-image.")
+    strength: Number | None = Field(None, description="Of image-to-image, if it was used.")
     source_image_sha256: str | None = Field(None, description="Of the pixels of the source image, if there was one.")
     sampler: str | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, description="null: not known, or not enough, for the generator was used before.")
+    generator_state: str | None = Field(
+        None, description="If the generator was used before: generator.get_state() before the call, in base64."
+    )
     size: Pair | None = Field(None, description="Height and width in pixels.")
     batch: int | None = Field(None, description="How many pictures were sampled together, with this one.")
+    batch_index: int | None = Field(None, description="The place in the batch, from 0.")
     edits: Annotated[list[dict[str, object]], Field(fail_fast=True)] | None = None
     safety: str | None = Field(None, description="passed, blocked or not run. null: there is no checker.")
     heat_map: HeatMapRule | None = None

@@ -143,11 +143,6 @@ pipeline in Python: with record(pipeline, FOLDER)."""
         from toushi.probe.pipelines.load import load_model
 
         edits = read_edits(self.edits)
-        if loading.compile and not self.no_record:
-            print(
-                "toushi: warning: --compile has an effect only with --no-record; recorded steps run uncompiled",
-                file=sys.stderr,
-            )
         model = load_model(self.model, loading)
         loaded = time.perf_counter()
         check_arguments(model, self.negative, self.guidance, self.sampler, size)
