@@ -62,7 +62,8 @@ class MapComparison:
 
     def __init__(self, model: Model, family: Family, traces: Sequence[Trace], texts: Sequence[tuple[Tensor, RowKey]]):
         self.model, self.family, self.traces, self.texts = model, family, traces, texts
-        self.step, self.done = 0, set()
+        self.steps = iter(traces[0].steps)  # of image-to-image the first ones are left out
+        self.step, self.done = next(self.steps), set()
         self.inputs: DenoiserInputs | None = None
         self.rows: list[tuple[int, RowKey]] = []
         self.worst, self.where, self.compared = 0.0, "", 0
@@ -83,17 +84,17 @@ class MapComparison:
         return sum(1 for trace in self.traces for _ in maps_of(trace))
 
     def _on_step(self) -> None:
-        self.step, self.done = self.step + 1, set()
+        self.step, self.done = next(self.steps, self.step), set()
 
     def _on_evaluation(self, arguments: dict[str, Any]) -> None:
         """Of several evaluations of a prompt in one step the first is recorded."""
         self.inputs = read_inputs(self.model, self.family, arguments)
-        keys = [self._key_of(text) for text in self.inputs.texts()]
-        self.rows = [(row, key) for row, key in enumerate(keys) if key is not None and key not in self.done]
-        self.done |= {key for _, key in self.rows}
-
-    def _key_of(self, text: Tensor) -> RowKey | None:
-        return next((key for known, key in self.texts if same_text(known, text)), None)
+        self.rows = []
+        for row, text in enumerate(self.inputs.texts()):
+            keys = (key for known, key in self.texts if key not in self.done and same_text(known, text))
+            if (key := next(keys, None)) is not None:
+                self.rows.append((row, key))
+                self.done.add(key)
 
     def _on_call(self, call: AttentionCall) -> None:
         assert self.inputs is not None
