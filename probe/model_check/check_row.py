@@ -26,6 +26,7 @@ def check_row(model: Model, checked: CheckedModel) -> dict[str, object]:
         "version": 1,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "holds": not checked.breaches,
+        "difference": checked.difference,
         "model": {**identity, "class": type(model).__name__, "weights_digest": digest},
         **{name: manifest.get(name) for name in MANIFEST_FIELDS},
         "image_sha256": checked.traces[0].manifest.files["image.png"].sha256,
