@@ -1,6 +1,6 @@
 """Writes the table of checked models into docs/families.md and its Chinese twin, from the rows of docs/verified/.
 
-    python -m toushi.probe.model_check.verified_tables docs
+python -m toushi.probe.model_check.verified_tables docs
 """
 
 import sys
