@@ -82,10 +82,10 @@ def vae(channels: int = 4, levels: int = 2, **more):
 FLOW = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 
 
-def unet(text: int, **more):
+def unet(text: int, channels: int = 4, **more):
     return diffusers.UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
@@ -98,13 +98,13 @@ def unet(text: int, **more):
     )
 
 
-def stable_diffusion():
+def stable_diffusion(**more):
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
         vae=vae(),
         text_encoder=clip(tokenizer),
         tokenizer=tokenizer,
-        unet=unet(16),
+        unet=unet(16, **more),
         scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
