@@ -146,19 +146,16 @@ def changed_prompts(
 
 
 def same_lengths(first: FirstStep, second: FirstStep) -> bool:
-    """Whether the ids of both drawings are equally long without what is repeated at their ends, padding."""
+    """Whether the texts of both drawings are equally long: without what the mask excludes, and without what is repeated
+    at the end, since some encoders get padding and no mask."""
 
-    def content(step: FirstStep) -> list[tuple[int, int]]:
-        return [
-            (next((i for i, x in enumerate(ids) if x != ids[0]), 0), repeated_end(ids))
-            for rows in step.ids.values()
-            for ids, _ in rows
-        ]
+    def lengths(step: FirstStep) -> list[tuple[int, int]]:
+        return [(row.real, text_end(row.ids)) for rows in step.ids.values() for row in rows]
 
-    return content(first) == content(second)
+    return lengths(first) == lengths(second)
 
 
-def repeated_end(ids: list[int]) -> int:
+def text_end(ids: list[int]) -> int:
     """Index behind the last id that differs from the end's."""
     return next((i for i in range(len(ids), 0, -1) if ids[i - 1] != ids[-1]), 0)
 
@@ -199,9 +196,9 @@ def changed_word_law(
         for encoder, rows in base.ids.items():
             others = changed["cond", index].ids.get(encoder, [])
             differing = [
-                (padding, {i for i, pair in enumerate(zip(ids, other)) if pair[0] != pair[1]})
-                for (ids, padding), (other, _) in zip(rows, others)
-                if ids != other
+                {i - row.padding for i, pair in enumerate(zip(row.ids, other.ids)) if pair[0] != pair[1]}
+                for row, other in zip(rows, others)
+                if row.ids != other.ids
             ]
             labelled = {
                 token.position
@@ -209,12 +206,11 @@ def changed_word_law(
                 if encoder in token.encoders and token.column is not None and token.span is not None
                 if token.span[0] < start + len(WORD) and start < token.span[1]
             }
-            for padding, positions in differing:
+            for positions in differing:
                 seen += 1
-                if {position - padding for position in positions} != labelled:
-                    found = sorted(position - padding for position in positions)
-                    detail = f"{encoder}: ids changed at {found}, the columns of {WORD!r} have {sorted(labelled)}"
-                    return Law(name, False, detail)
+                if positions != labelled:
+                    found = f"ids changed at {sorted(positions)}, the columns of {WORD!r} have {sorted(labelled)}"
+                    return Law(name, False, f"{encoder}: {found}")
     return Law(name, seen > 0, f"{WORD!r} at {seen} encoder inputs")
 
 

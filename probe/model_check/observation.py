@@ -139,13 +139,19 @@ def draw_until_stop(model: Model, draw: Draw) -> None:
             release()
 
 
+class IdRow(NamedTuple):
+    """One row that a text encoder got."""
+
+    ids: list[int]
+    padding: int  # positions on the left that its mask excludes
+    real: int  # positions that its mask does not exclude
+
+
 @dataclass
 class FirstStep:
     """What the text encoders and the denoiser got until the end of the first step."""
 
-    ids: dict[str, list[tuple[list[int], int]]] = field(
-        default_factory=dict
-    )  # encoder -> rows: ids, padding on the left
+    ids: dict[str, list[IdRow]] = field(default_factory=dict)  # by encoder
     texts: list[list[Tensor]] = field(default_factory=list)  # of each evaluation: of each row [column, feature]
 
 
@@ -158,7 +164,8 @@ def observe_first_step(model: Model, family: Family, draw: Draw) -> FirstStep:
         if isinstance(ids, Tensor):
             mask = arguments.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
-            rows = [(row, int(real.long().argmax())) for row, real in zip(ids.tolist(), mask)]
+            real = mask.long()
+            rows = map(IdRow, ids.tolist(), real.argmax(1).tolist(), real.sum(1).tolist())
             found.ids.setdefault(encoder, []).extend(rows)
 
     def on_evaluation(arguments: dict[str, Any]) -> None:

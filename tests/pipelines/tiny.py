@@ -297,8 +297,8 @@ def pixart():
     )
 
 
-def qwen_image():
-    tokenizer = qwen_tokenizer()
+def qwen_vl(tokenizer):
+    """Qwen2.5-VL, which reads the prompts of Qwen-Image and LongCat-Image."""
     text = dict(
         hidden_size=16,
         intermediate_size=16,
@@ -311,6 +311,11 @@ def qwen_image():
     )
     vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=16)
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen_image():
+    tokenizer = qwen_tokenizer()
     made = diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=diffusers.AutoencoderKLQwenImage(
@@ -322,7 +327,7 @@ def qwen_image():
             latents_mean=[0.0] * 4,
             latents_std=[1.0] * 4,
         ),
-        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        text_encoder=qwen_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=diffusers.QwenImageTransformer2DModel(
             patch_size=2,
@@ -498,6 +503,90 @@ def flux_2():
     )
 
 
+def packed_transformer(kind: type, channels: int, **more):
+    """A denoiser of FLUX.1's design."""
+    return kind(
+        patch_size=1,
+        in_channels=channels,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4),
+        **more,
+    )
+
+
+def longcat_image():
+    need("LongCatImagePipeline")
+    tokenizer = qwen_tokenizer()
+    made = diffusers.LongCatImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(16, **FLOW),
+        text_encoder=qwen_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=None,
+        transformer=packed_transformer(diffusers.LongCatImageTransformer2DModel, 64, pooled_projection_dim=16),
+    )
+    made.tokenizer_max_length = 48
+    return made
+
+
+def ovis_image():
+    tokenizer = qwen_tokenizer()
+    config = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, head_dim=8)
+    text_encoder = transformers.Qwen3Model(
+        transformers.Qwen3Config(**config, num_key_value_heads=1, vocab_size=len(tokenizer))
+    )
+    made = diffusers.OvisImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(4, **FLOW),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=packed_transformer(diffusers.OvisImageTransformer2DModel, 16, out_channels=16),
+    )
+    made.user_prompt_begin_id = len(tokenizer(f"<|im_start|>user\n{made.system_prompt}").input_ids)
+    return made
+
+
+def ernie_image():
+    need("ErnieImagePipeline")
+    tokenizer = mistral_tokenizer()
+    text = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+    )
+    vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28)
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}
+    )
+    transformer = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=24,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=16,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=16,
+        rope_axes_dim=(4, 4, 4),
+    )
+    for layer in (transformer.adaLN_modulation[-1], transformer.final_linear):
+        torch.nn.init.normal_(layer.weight, std=0.1)  # they begin with zeros, and then nothing reads the text
+    return diffusers.ErnieImagePipeline(
+        transformer=transformer,
+        vae=flux_2_components()["vae"],
+        text_encoder=transformers.Mistral3Model(config),
+        tokenizer=tokenizer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 MAKERS: dict[str, Callable] = {
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-xl": stable_diffusion_xl,
@@ -512,6 +601,9 @@ MAKERS: dict[str, Callable] = {
     "flux-2": flux_2,
     "flux-2-klein": flux_2_klein,
     "qwen-image": qwen_image,
+    "longcat-image": longcat_image,
+    "ovis-image": ovis_image,
+    "ernie-image": ernie_image,
 }
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
 PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
@@ -534,7 +626,7 @@ def made(name: str, **how):
     return pipeline
 
 
-LENGTHS = {"ZImage": 96, "Flux2Klein": 96, "Flux2Pipeline": 352, "Lumina2": 288}
+LENGTHS = {"ZImage": 96, "Ovis": 96, "Flux2Klein": 96, "Flux2Pipeline": 352, "Lumina2": 288}
 
 
 def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=True, negative=None, **named):
@@ -549,7 +641,12 @@ def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=Tr
             named |= {"negative_prompt": negative}
     if isinstance(prompt, list) and isinstance(named.get("negative_prompt"), str):
         named["negative_prompt"] = [named["negative_prompt"]] * len(prompt)
-    for name, value in (("use_resolution_binning", False), ("clean_caption", False), ("max_sequence_length", 48)):
+    for name, value in (
+        ("use_resolution_binning", False),
+        ("clean_caption", False),
+        ("max_sequence_length", 48),
+        ("enable_prompt_rewrite", False),
+    ):
         if name in parameters:
             named.setdefault(name, value)
     for name, length in LENGTHS.items():
