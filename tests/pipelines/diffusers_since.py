@@ -9,7 +9,6 @@ SINCE = {  # the classes that the oldest supported release lacks
     "Flux2KleinPipeline": "0.37",
     "Flux2KleinInpaintPipeline": "0.38",
     "LongCatImagePipeline": "0.37",
-    "OvisImagePipeline": "0.36",
     "ErnieImagePipeline": "0.38",
     "ZImageControlNetPipeline": "0.37",
     "ZImageControlNetInpaintPipeline": "0.37",

@@ -7,6 +7,7 @@ import diffusers
 import torch
 import transformers
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+from tokenizers.processors import TemplateProcessing
 
 from tests.pipelines.diffusers_since import need
 from tests.pipelines.vocabularies import (
@@ -553,6 +554,8 @@ def ovis_image():
 def ernie_image():
     need("ErnieImagePipeline")
     tokenizer = mistral_tokenizer()
+    tokenizer.model_max_length = 512
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     text = dict(
         hidden_size=16,
         intermediate_size=16,
