@@ -155,6 +155,12 @@ class FirstStep:
     texts: list[list[Tensor]] = field(default_factory=list)  # of each evaluation: of each row [column, feature]
 
 
+def left_padding(ids: list[int]) -> int:
+    """How often the first id is repeated at the beginning: padding of encoders that get no mask. 0 if it stands alone."""
+    count = next((index for index, id in enumerate(ids) if id != ids[0]), 0)
+    return count if count > 1 else 0
+
+
 def observe_first_step(model: Model, family: Family, draw: Draw) -> FirstStep:
     """Draws the first step."""
     found = FirstStep()
@@ -163,7 +169,8 @@ def observe_first_step(model: Model, family: Family, draw: Draw) -> FirstStep:
         ids = arguments.get(parameter)
         if isinstance(ids, Tensor):
             mask = arguments.get("attention_mask")
-            mask = mask if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
+            if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+                mask = torch.tensor([[0] * (n := left_padding(row)) + [1] * (len(row) - n) for row in ids.tolist()])
             real = mask.long()
             rows = map(IdRow, ids.tolist(), real.argmax(1).tolist(), real.sum(1).tolist())
             found.ids.setdefault(encoder, []).extend(rows)

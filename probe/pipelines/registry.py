@@ -10,6 +10,9 @@ from functools import cache
 from importlib import metadata
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.families.auraflow import AURAFLOW
+from toushi.probe.pipelines.families.chroma import CHROMA
+from toushi.probe.pipelines.families.cogview_4 import COGVIEW_4
 from toushi.probe.pipelines.families.ernie_image import ERNIE_IMAGE
 from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
@@ -49,6 +52,9 @@ SHIPPED_FAMILIES = (
     LONGCAT_IMAGE,
     OVIS_IMAGE,
     ERNIE_IMAGE,
+    COGVIEW_4,
+    CHROMA,
+    AURAFLOW,
 )
 ENTRY_POINTS = "toushi.families"
 

@@ -30,9 +30,12 @@ def sharpen(pipeline, draw) -> float:
 
 
 def query_modules(module) -> list[torch.nn.Module]:
-    """The norms of the queries if they have weights, else their projections."""
+    """The norms of the queries, each with weights, or if there is no norm, the projections of the queries."""
     named = list(module.named_modules())
-    norms = [m for name, m in named if NORMS.search(name) and list(m.parameters(recurse=False))]
+    norms = [m for name, m in named if NORMS.search(name)]
+    for norm in norms:
+        if getattr(norm, "weight", None) is None and hasattr(norm, "normalized_shape"):
+            norm.weight = torch.nn.Parameter(torch.ones(norm.normalized_shape), requires_grad=False)
     return norms or [m for name, m in named if PROJECTIONS.search(name)]
 
 

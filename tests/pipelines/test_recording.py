@@ -43,9 +43,24 @@ SITES = {  # of the image looking at the text, of it looking at itself, and of t
     "longcat-image": (3, 0, 2),
     "ovis-image": (3, 0, 3),
     "ernie-image": (2, 0, 3),
+    "cogview-4": (2, 0, 3),
+    "chroma": (3, 0, 2),
+    "auraflow": (3, 0, 2),
 }
-LEFT = ("kolors", "flux-2")  # padding comes before the text
-TEXT_FIRST = ("lumina-2", "flux", "flux-2", "flux-2-klein", "qwen-image", "longcat-image", "ovis-image")
+LEFT = ("kolors", "flux-2", "cogview-4")  # padding comes before the text
+TEXT_FIRST = (
+    "lumina-2",
+    "flux",
+    "flux-2",
+    "flux-2-klein",
+    "qwen-image",
+    "longcat-image",
+    "ovis-image",
+    "cogview-4",
+    "chroma",
+    "auraflow",
+)
+REGISTERS = {"auraflow": 8}  # learned tokens before the text
 FINE = ("stable-diffusion", "stable-diffusion-xl", "kolors", "sana")  # a cell of the grid is one of the latent
 TEMPLATES = ("z-image", "qwen-image", "flux-2", "flux-2-klein", "sana", "lumina-2", "longcat-image", "ovis-image")
 NEGATIVES = dict.fromkeys(MAKERS, NEGATIVE) | {"flux-2-klein": ""}  # Klein's is always the empty one
@@ -114,9 +129,10 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
             scores = scores.masked_fill(~call.inputs.mask, -torch.inf) if masked else scores + call.inputs.mask
         whole = scores.softmax(-1)[0]
         first = call.shape[2] > cells and name in TEXT_FIRST
-        queries = whole[:, columns : columns + cells] if first else whole[:, :cells]
+        start = REGISTERS.get(name, 0)
+        queries = whole[:, start + columns : start + columns + cells] if first else whole[:, :cells]
         last = call.shape[2] > cells and not first
-        text = queries[:, :, keys - columns :] if last else queries[:, :, :columns]
+        text = queries[:, :, keys - columns :] if last else queries[:, :, start : start + columns]
         others = queries.sum(-1) - text.sum(-1)
         assert np.abs(maps.reshape(heads, columns, cells) - text.mT.numpy()).max() < 1e-5
         rest = f"{call.site}/cond/rest"
@@ -275,7 +291,7 @@ def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, 
     trace = open_trace(tmp_path / "run")
     site = cross(trace)[0]
     family = family_of(pipeline)
-    start = 0
+    start = REGISTERS.get(name, 0)
     if family.name in ("stable-diffusion-3", "z-image", "ernie-image"):  # the image, 8 x 8, comes first
         start = 64
     before = first_keys(pipeline, site)
@@ -364,10 +380,10 @@ def test_the_text_encoder_is_recorded(pipeline, name, tmp_path):
             continue
         attention = trace.encoder_attention(layers - 1, branch)
         assert attention.shape[1] == attention.shape[2] == states.shape[1]
-        masked = name != "flux"  # whose T5 looks at the padding, too, which is not kept
+        masked = name not in ("flux", "cogview-4")  # whose encoders look at the padding, too, which is not kept
         assert (np.abs(attention.sum("token") - 1).max() < 1e-5) == masked and attention.sum("token").max() < 1 + 1e-5
         causal = np.abs(np.triu(attention.values[0], 1)).max() == 0
-        assert causal == (name not in ("pixart", "hunyuan-dit", "flux"))
+        assert causal == (name not in ("pixart", "hunyuan-dit", "flux", "chroma", "auraflow"))
 
 
 # --- coverage ---

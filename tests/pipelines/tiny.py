@@ -23,7 +23,7 @@ from tests.pipelines.vocabularies import (
 # Families whose text encoder attends elsewhere, so that only its states are recorded, with the class of the encoder.
 HIDDEN = {"sana": "Gemma2Model", "lumina-2": "Gemma2Model"}
 if int(transformers.__version__.partition(".")[0]) < 5:
-    HIDDEN = {"pixart": "T5EncoderModel", "flux": "T5EncoderModel"}
+    HIDDEN = dict.fromkeys(("pixart", "flux", "chroma"), "T5EncoderModel") | {"auraflow": "UMT5EncoderModel"}
 PROMPT = "一只 red cat on the left, 月亮，moon"
 NEGATIVE = "blue 猫"
 
@@ -551,11 +551,16 @@ def ovis_image():
     return made
 
 
-def ernie_image():
-    need("ErnieImagePipeline")
-    tokenizer = mistral_tokenizer()
+def with_bos(tokenizer):
+    """The tokenizer of a language model that reads prompts without a template."""
     tokenizer.model_max_length = 512
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def ernie_image():
+    need("ErnieImagePipeline")
+    tokenizer = with_bos(mistral_tokenizer())
     text = dict(
         hidden_size=16,
         intermediate_size=16,
@@ -590,6 +595,83 @@ def ernie_image():
     )
 
 
+def cogview_4(channels: int = 4):
+    tokenizer = with_bos(mistral_tokenizer())
+    config = transformers.GlmConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return diffusers.CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.GlmModel(config),
+        vae=vae(4, **FLOW),
+        transformer=diffusers.CogView4Transformer2DModel(
+            patch_size=2,
+            in_channels=channels,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=8,
+            condition_dim=4,
+            pos_embed_max_size=16,
+            sample_size=16,
+            rope_axes_dim=(16, 16),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def chroma():
+    tokenizer = t5_tokenizer()
+    return diffusers.ChromaPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(4, **FLOW),
+        text_encoder=t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=packed_transformer(
+            diffusers.ChromaTransformer2DModel,
+            16,
+            approximator_num_channels=8,
+            approximator_hidden_dim=8,
+            approximator_layers=1,
+        ),
+    )
+
+
+def auraflow():
+    tokenizer = t5_tokenizer()
+    config = transformers.UMT5Config(
+        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2, vocab_size=len(tokenizer), pad_token_id=0
+    )
+    return diffusers.AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.UMT5EncoderModel(config),
+        vae=vae(),
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            out_channels=4,
+            pos_embed_max_size=256,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 MAKERS: dict[str, Callable] = {
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-xl": stable_diffusion_xl,
@@ -607,6 +689,9 @@ MAKERS: dict[str, Callable] = {
     "longcat-image": longcat_image,
     "ovis-image": ovis_image,
     "ernie-image": ernie_image,
+    "cogview-4": cogview_4,
+    "chroma": chroma,
+    "auraflow": auraflow,
 }
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
 PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
