@@ -131,7 +131,7 @@ def changed_prompts(
     """Branch and picture of each prompt, and the first step with this prompt alone changed."""
     for index in range(len(prompts)):
         for other in OTHERS:
-            texts = [*prompts[:index], prompts[index].replace(WORD, other), *prompts[index + 1 :]]
+            texts = [*prompts[:index], prompts[index].replace(WORD, other, 1), *prompts[index + 1 :]]
             step = observe_first_step(model, family, lambda texts=texts: draw("changed", texts, negatives))
             if same_lengths(base, step):
                 break

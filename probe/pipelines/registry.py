@@ -17,6 +17,7 @@ from toushi.probe.pipelines.families.ernie_image import ERNIE_IMAGE
 from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
 from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
+from toushi.probe.pipelines.families.hunyuan_image import HUNYUAN_IMAGE
 from toushi.probe.pipelines.families.kolors import KOLORS
 from toushi.probe.pipelines.families.longcat_image import LONGCAT_IMAGE
 from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
@@ -52,6 +53,7 @@ SHIPPED_FAMILIES = (
     LONGCAT_IMAGE,
     OVIS_IMAGE,
     ERNIE_IMAGE,
+    HUNYUAN_IMAGE,
     COGVIEW_4,
     CHROMA,
     AURAFLOW,

@@ -43,6 +43,7 @@ SITES = {  # of the image looking at the text, of it looking at itself, and of t
     "longcat-image": (3, 0, 2),
     "ovis-image": (3, 0, 3),
     "ernie-image": (2, 0, 3),
+    "hunyuan-image": (3, 0, 4),
     "cogview-4": (2, 0, 3),
     "chroma": (3, 0, 2),
     "auraflow": (3, 0, 2),
@@ -61,8 +62,24 @@ TEXT_FIRST = (
     "auraflow",
 )
 REGISTERS = {"auraflow": 8}  # learned tokens before the text
-FINE = ("stable-diffusion", "stable-diffusion-xl", "kolors", "sana")  # a cell of the grid is one of the latent
-TEMPLATES = ("z-image", "qwen-image", "flux-2", "flux-2-klein", "sana", "lumina-2", "longcat-image", "ovis-image")
+FINE = (
+    "stable-diffusion",
+    "stable-diffusion-xl",
+    "kolors",
+    "sana",
+    "hunyuan-image",
+)  # a cell of the grid is one of the latent
+TEMPLATES = (
+    "z-image",
+    "qwen-image",
+    "flux-2",
+    "flux-2-klein",
+    "sana",
+    "lumina-2",
+    "longcat-image",
+    "ovis-image",
+    "hunyuan-image",
+)
 NEGATIVES = dict.fromkeys(MAKERS, NEGATIVE) | {"flux-2-klein": ""}  # Klein's is always the empty one
 del NEGATIVES["flux-2"]  # has none: guidance is a number that the model was taught
 every = pytest.mark.parametrize("name", MAKERS)
@@ -122,7 +139,7 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
     for call in calls:
         maps = file.read(f"{call.site}/cond")
         heads, columns, *grid = maps.shape
-        cells, keys = grid[0] * grid[1], call.shape[3]
+        cells = grid[0] * grid[1]
         scores = call.inputs.query.double() @ call.inputs.key.double().mT * call.inputs.scale
         if call.inputs.mask is not None:
             masked = call.inputs.mask.dtype == torch.bool
@@ -132,7 +149,7 @@ def test_rest_is_what_the_keys_that_are_no_text_got(pipeline, name, tmp_path):
         start = REGISTERS.get(name, 0)
         queries = whole[:, start + columns : start + columns + cells] if first else whole[:, :cells]
         last = call.shape[2] > cells and not first
-        text = queries[:, :, keys - columns :] if last else queries[:, :, start : start + columns]
+        text = queries[:, :, cells : cells + columns] if last else queries[:, :, start : start + columns]
         others = queries.sum(-1) - text.sum(-1)
         assert np.abs(maps.reshape(heads, columns, cells) - text.mT.numpy()).max() < 1e-5
         rest = f"{call.site}/cond/rest"
@@ -285,7 +302,7 @@ ENCODERS = [(name, "text_encoder_2" if name == "flux" else "text_encoder") for n
 )
 def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, tmp_path):
     # These mix the caption among itself before their first layer; without that each key is one token's.
-    pipeline = made(name, **({"refiners": 0} if name in ("z-image", "lumina-2") else {}))
+    pipeline = made(name, **({"refiners": 0} if name in ("z-image", "lumina-2", "hunyuan-image") else {}))
     with record(pipeline, tmp_path / "run", steps=0):
         draw(pipeline, guidance=False, steps=1)
     trace = open_trace(tmp_path / "run")
@@ -294,6 +311,8 @@ def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, 
     start = REGISTERS.get(name, 0)
     if family.name in ("stable-diffusion-3", "z-image", "ernie-image"):  # the image, 8 x 8, comes first
         start = 64
+    if family.name == "hunyuan-image":  # 16 x 16
+        start = 256
     before = first_keys(pipeline, site)
     words = [t for t in trace.tokens() if t.kind in ("text", "special") and t.column is not None]
     words = [token for token in words if encoder in token.encoders]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import diffusers
 import torch
 import transformers
+from diffusers.guiders import AdaptiveProjectedMixGuidance
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from tokenizers.processors import TemplateProcessing
 
@@ -298,12 +299,12 @@ def pixart():
     )
 
 
-def qwen_vl(tokenizer):
+def qwen_vl(tokenizer, layers: int = 2):
     """Qwen2.5-VL, which reads the prompts of Qwen-Image and LongCat-Image."""
     text = dict(
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),
@@ -672,6 +673,44 @@ def auraflow():
     )
 
 
+def hunyuan_image(refiners: int = 1):
+    tokenizer = qwen_tokenizer()
+    glyphs = transformers.ByT5Tokenizer()
+    made = diffusers.HunyuanImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=2,
+            sample_size=32,
+            scaling_factor=0.5,
+        ),
+        text_encoder=qwen_vl(tokenizer, layers=4),  # the states of the last but two go on
+        tokenizer=tokenizer,
+        text_encoder_2=t5(glyphs),
+        tokenizer_2=glyphs,
+        transformer=diffusers.HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=2,
+            num_refiner_layers=refiners,
+            text_embed_dim=16,
+            text_embed_2_dim=16,
+            rope_axes_dim=(4, 4),
+        ),
+        guider=AdaptiveProjectedMixGuidance(),
+    )
+    made.tokenizer_max_length, made.tokenizer_2_max_length = 96, 32
+    made.prompt_template_encode_start_idx = _template_length(tokenizer, made.prompt_template_encode)
+    return made
+
+
 MAKERS: dict[str, Callable] = {
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-xl": stable_diffusion_xl,
@@ -689,6 +728,7 @@ MAKERS: dict[str, Callable] = {
     "longcat-image": longcat_image,
     "ovis-image": ovis_image,
     "ernie-image": ernie_image,
+    "hunyuan-image": hunyuan_image,
     "cogview-4": cogview_4,
     "chroma": chroma,
     "auraflow": auraflow,
@@ -721,7 +761,10 @@ def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=Tr
     """Pictures in few steps, with what this pipeline calls guidance on or off."""
     height, width = scaled(pipeline, size)
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    if "true_cfg_scale" in parameters:
+    if getattr(pipeline, "guider", None) is not None:  # guidance is no argument of the call
+        pipeline.guider._enabled = guidance
+        named |= {"negative_prompt": negative}
+    elif "true_cfg_scale" in parameters:
         named |= {"true_cfg_scale": 3.0, "negative_prompt": negative or " "} if guidance else {"true_cfg_scale": 1.0}
     else:
         named |= {"guidance_scale": 3.0 if guidance else 0.0}
