@@ -528,7 +528,7 @@ def longcat_image():
         vae=vae(16, **FLOW),
         text_encoder=qwen_vl(tokenizer),
         tokenizer=tokenizer,
-        text_processor=None,
+        text_processor=tokenizer,  # of which only its tokenizer is needed here
         transformer=packed_transformer(diffusers.LongCatImageTransformer2DModel, 64, pooled_projection_dim=16),
     )
     made.tokenizer_max_length = 48
