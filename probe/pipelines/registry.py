@@ -10,12 +10,19 @@ from functools import cache
 from importlib import metadata
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.families.auraflow import AURAFLOW
+from toushi.probe.pipelines.families.chroma import CHROMA
+from toushi.probe.pipelines.families.cogview_4 import COGVIEW_4
+from toushi.probe.pipelines.families.ernie_image import ERNIE_IMAGE
 from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
 from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
+from toushi.probe.pipelines.families.hunyuan_image import HUNYUAN_IMAGE
 from toushi.probe.pipelines.families.kolors import KOLORS
+from toushi.probe.pipelines.families.longcat_image import LONGCAT_IMAGE
 from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
 from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
+from toushi.probe.pipelines.families.ovis_image import OVIS_IMAGE
 from toushi.probe.pipelines.families.pixart import PIXART
 from toushi.probe.pipelines.families.qwen_image import QWEN_IMAGE
 from toushi.probe.pipelines.families.sana import SANA
@@ -43,6 +50,13 @@ SHIPPED_FAMILIES = (
     FLUX_2,
     FLUX_2_KLEIN,
     QWEN_IMAGE,
+    LONGCAT_IMAGE,
+    OVIS_IMAGE,
+    ERNIE_IMAGE,
+    HUNYUAN_IMAGE,
+    COGVIEW_4,
+    CHROMA,
+    AURAFLOW,
 )
 ENTRY_POINTS = "toushi.families"
 
