@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,7 +78,7 @@ def test_quoted_text_has_glyphs_before_the_words(tmp_path):
 
 def shift_columns(tensors):
     """Each map stands at the next column."""
-    return {key: maps.roll(1, -3) if "attn" in key[1] and maps.dim() == 4 else maps for key, maps in tensors.items()}
+    return {key: np.roll(maps, 1, -3) if "attn" in key[1] and maps.ndim == 4 else maps for key, maps in tensors.items()}
 
 
 def swap_branches(tensors):
@@ -94,7 +95,7 @@ def swap_rows(tensors):
 
 def average_heads(tensors):
     return {
-        key: maps.mean(0, keepdim=True).expand_as(maps).clone() if "attn" in key[1] else maps
+        key: np.broadcast_to(maps.mean(0, keepdims=True), maps.shape).copy() if "attn" in key[1] else maps
         for key, maps in tensors.items()
     }
 
@@ -110,8 +111,14 @@ FAULTS = [
 
 @pytest.mark.parametrize(("name", "count", "fault"), FAULTS)
 def test_a_planted_fault_is_found(name, count, fault, tmp_path, monkeypatch):
-    pipeline, maps_of_step = sharpened(name), RunRecorder._map_tensors
-    monkeypatch.setattr(RunRecorder, "_map_tensors", lambda run: fault(maps_of_step(run)))
+    pipeline, arrays_of_step = sharpened(name), RunRecorder._step_arrays
+
+    def faulty(run, step):
+        arrays = arrays_of_step(run, step)
+        changed = fault({(i, key): np.asarray(maps) for i, of_one in enumerate(arrays) for key, maps in of_one.items()})
+        return [{key: maps for (i, key), maps in changed.items() if i == number} for number in range(len(arrays))]
+
+    monkeypatch.setattr(RunRecorder, "_step_arrays", faulty)
     names = {law.name for law in check(pipeline, tmp_path, count, ALIKE).breaches}
     assert "maps equal an explicit softmax" in names
 
