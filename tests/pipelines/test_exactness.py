@@ -62,6 +62,7 @@ def test_every_law_holds_from_images(name, tmp_path):
     assert not check(pipeline, tmp_path, 1, **options).breaches
 
 
+@pytest.mark.slow
 def test_quoted_text_has_glyphs_before_the_words(tmp_path):
     """HunyuanImage reads what stands in quotation marks once more, byte by byte."""
     texts = (['a moon, "猫 red"', "a moon"], ['"cat"', "red"])
