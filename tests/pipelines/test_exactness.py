@@ -43,7 +43,7 @@ def whole(name, batches=(1, 2)):
     ]
 
 
-@pytest.mark.parametrize(("name", "count"), [case for name in MAKERS for case in whole(name)])
+@pytest.mark.parametrize(("name", "count"), [row for name in MAKERS for row in whole(name)])
 def test_every_law_holds(name, count, tmp_path):
     checked = check(sharpened(name), tmp_path, count, size=(32, 48))
     assert not checked.breaches
