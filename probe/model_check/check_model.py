@@ -166,7 +166,9 @@ def text_end(ids: list[int]) -> int:
 def picture_law(plain: list[np.ndarray], again: list[np.ndarray], recorded: list[np.ndarray]) -> Law:
     name = "the recorded picture is the bare one, bit for bit"
     if not all(map(np.array_equal, plain, again)):
-        return Law(name, False, "two bare pictures differ already: the model's kernels are not deterministic here")
+        return Law(
+            name, False, "two bare pictures differ already: a kernel or the pipeline itself is not deterministic"
+        )
     differing = [i for i, pair in enumerate(zip(again, recorded)) if not np.array_equal(*pair)]
     return Law(name, not differing, f"picture {differing[0]} differs" if differing else f"{len(plain)} compared")
 

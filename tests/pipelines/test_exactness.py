@@ -44,7 +44,7 @@ def whole(name, batches=(1, 2)):
     ]
 
 
-@pytest.mark.parametrize(("name", "count"), [case for name in MAKERS for case in whole(name)])
+@pytest.mark.parametrize(("name", "count"), [row for name in MAKERS for row in whole(name)])
 def test_every_law_holds(name, count, tmp_path):
     checked = check(sharpened(name), tmp_path, count, size=(32, 48))
     assert not checked.breaches
@@ -63,6 +63,7 @@ def test_every_law_holds_from_images(name, tmp_path):
     assert not check(pipeline, tmp_path, 1, **options).breaches
 
 
+@pytest.mark.slow
 def test_quoted_text_has_glyphs_before_the_words(tmp_path):
     """HunyuanImage reads what stands in quotation marks once more, byte by byte."""
     texts = (['a moon, "猫 red"', "a moon"], ['"cat"', "red"])

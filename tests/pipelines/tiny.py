@@ -596,7 +596,7 @@ def ernie_image():
     )
 
 
-def cogview_4(channels: int = 4):
+def cogview_4():
     tokenizer = with_bos(mistral_tokenizer())
     config = transformers.GlmConfig(
         hidden_size=16,
@@ -614,7 +614,7 @@ def cogview_4(channels: int = 4):
         vae=vae(4, **FLOW),
         transformer=diffusers.CogView4Transformer2DModel(
             patch_size=2,
-            in_channels=channels,
+            in_channels=4,
             out_channels=4,
             num_layers=2,
             attention_head_dim=8,

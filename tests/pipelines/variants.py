@@ -163,6 +163,7 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "QwenImageInpaintPipeline": ("qwen-image", INTO, None),
     "QwenImageControlNetPipeline": ("qwen-image", ALONG, qwen_control),
     "PixArtAlphaPipeline": ("pixart", ALONE, None),
+    "ChromaImg2ImgPipeline": ("chroma", FROM, None),
 }
 
 

@@ -22,7 +22,6 @@ CHROMA = diffusers_family(
     "chroma",
     "ChromaPipeline",
     "ChromaImg2ImgPipeline",
-    "ChromaInpaintPipeline",
     **prompts_in_one_call([PromptPart()], states_of),
     **t5_encoder("text_encoder"),
     check=require_sdpa_processors("FluxAttnProcessor"),

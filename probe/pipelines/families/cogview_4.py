@@ -59,7 +59,6 @@ def read_inputs(pipeline: PatchPipeline, inputs: Arguments) -> DenoiserInputs:
 COGVIEW_4 = diffusers_family(
     "cogview-4",
     "CogView4Pipeline",
-    "CogView4ControlPipeline",
     encoded_prompts=encoded_prompts,
     tokens_of_encoder_call=tokens_of_encoder_call,
     branch_order=("cond", "uncond"),
