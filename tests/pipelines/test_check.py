@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,12 +37,13 @@ def test_a_saved_model_keeps_every_law(name, tmp_path, capsys, monkeypatch):
 
 
 def test_a_shifted_column_is_a_breach(tmp_path, capsys, monkeypatch):
-    maps_of_step = RunRecorder._map_tensors
+    arrays_of_step = RunRecorder._step_arrays
 
-    def shift(run):
-        return {key: maps.roll(1, -3) if maps.dim() == 4 else maps for key, maps in maps_of_step(run).items()}
+    def shift(run, step):
+        arrays = [{key: np.asarray(array) for key, array in of_one.items()} for of_one in arrays_of_step(run, step)]
+        return [{key: np.roll(a, 1, -3) if a.ndim == 4 else a for key, a in of_one.items()} for of_one in arrays]
 
-    monkeypatch.setattr(RunRecorder, "_map_tensors", shift)
+    monkeypatch.setattr(RunRecorder, "_step_arrays", shift)
     assert main(["check", "mini-unet", "--size", "32", "--out", str(tmp_path / "row.json")]) == 1
     table = capsys.readouterr().out
     (broken,) = [line for line in table.splitlines() if "BROKEN" in line]
