@@ -45,7 +45,7 @@ class Token:
     id: int | None  # in the encoder's vocabulary; None where it is not known
     text: str  # for readers: the characters of the span, never the bytes
     span: Span | None  # characters of the raw prompt; None for what the prompt does not contain
-    kind: str  # text | template | special | pad
+    kind: str  # text | unknown (the vocabulary lacks it; several words may share it) | template | special | pad
     encoders: tuple[str, ...]
     position: int  # in the encoder's sequence
     column: int | None  # in the denoiser's text keys; None when the pipeline drops the token
@@ -273,3 +273,11 @@ def token_shares(tokens: Sequence[Token], span: Span) -> Float[np.ndarray, " tok
             first, last = token.span
             result[index] = max(0, min(end, last) - max(start, first)) / (last - first)
     return result
+
+
+def unknown_words(words: Sequence[Word], tokens: Sequence[Token]) -> list[Word]:
+    """The words that have tokens, all of the kind `unknown`: the encoder reads <unk> in their place."""
+    kinds = {
+        word: {token.kind for token, share in zip(tokens, token_shares(tokens, word.span)) if share} for word in words
+    }
+    return [word for word in words if kinds[word] == {"unknown"}]

@@ -210,11 +210,23 @@ class MapReader:
             if any(by_column.values()):
                 why = "only other words were kept in this trace; record it again with this word"
             elif not by_token.any():
-                why = "no token stands for it: it was cut from the prompt, which is too long for the text encoder"
+                why = f"no token stands for it: {self._why_no_token(span)}"
             else:
                 why = "the model drops its tokens before the denoiser"
             raise NotRecorded(f"There is no attention to {text!r}: {why}.")
         return weights
+
+    def _why_no_token(self, span: Span) -> str:
+        branch = self.manifest.branches[self.branch]
+        if "cut" not in branch.model_fields_set:
+            return (
+                "it was cut from the prompt, or changed before the text encoder read it (an older trace does not say)"
+            )
+        if branch.cut is not None and branch.cut < span[1]:
+            return "it was cut from the prompt, which is too long for the text encoder"
+        if not any(token.span for token in branch.tokens):
+            return "the text encoder read another text than the prompt, so its tokens are not followed to words"
+        return "it was replaced or removed before the text encoder read it, or the tokenizer leaves it out"
 
     def step(self, site: str, step: int, columns: slice | None = None) -> np.ndarray | None:
         """float [head?, token?, y, x], of the stored type where nothing had to be computed; None if not there.
