@@ -277,7 +277,16 @@ def token_shares(tokens: Sequence[Token], span: Span) -> Float[np.ndarray, " tok
 
 def unknown_words(words: Sequence[Word], tokens: Sequence[Token]) -> list[Word]:
     """The words that have tokens, all of the kind `unknown`: the encoder reads <unk> in their place."""
-    kinds = {
-        word: {token.kind for token, share in zip(tokens, token_shares(tokens, word.span)) if share} for word in words
-    }
-    return [word for word in words if kinds[word] == {"unknown"}]
+    return [word for word in words if _unknown_tokens(tokens, word.span)]
+
+
+def same_unknown(words: Sequence[Word], tokens: Sequence[Token], span: Span) -> list[Word]:
+    """The words that share unknown tokens with these characters, whose tokens are all unknown. They have one map."""
+    own = _unknown_tokens(tokens, span)
+    return [word for word in words if own & _unknown_tokens(tokens, word.span)]
+
+
+def _unknown_tokens(tokens: Sequence[Token], span: Span) -> set[int]:
+    """The places among `tokens` of those that have a share in the span, if all of them are unknown."""
+    own = [index for index, share in enumerate(token_shares(tokens, span)) if share]
+    return set(own) if all(tokens[index].kind == "unknown" for index in own) else set()

@@ -93,7 +93,7 @@ def test_a_row_of_the_table_is_a_value_of_the_map(tmp_path, monkeypatch, keep, r
     trace = traced(tmp_path, keep=keep, steps=2, sites=sites)
     done = export(trace, "parquet", words=["猫", "月亮"])
     found = table(done.path)
-    assert list(found) == ["step", "branch", "layer", "grid", "head", "word", "y", "x", "value"]
+    assert list(found) == ["step", "branch", "layer", "grid", "head", "word", "unknown", "y", "x", "value"]
     for (layer, grid), one in found.groupby(["layer", "grid"], observed=True):
         assert grid == f"{one.y.max() + 1}x{one.x.max() + 1}", layer
     assert f"{len(found):,}" in done.what
@@ -119,7 +119,7 @@ def test_a_row_of_the_table_is_a_value_of_the_map(tmp_path, monkeypatch, keep, r
 def test_the_table_of_tokens(tmp_path):
     trace = traced(tmp_path, steps=1)
     found = table(export(trace, "parquet", tokens=True).path)
-    assert list(found) == ["step", "branch", "layer", "grid", "head", "token", "text", "y", "x", "value"]
+    assert list(found) == ["step", "branch", "layer", "grid", "head", "token", "text", "unknown", "y", "x", "value"]
     sums = found.groupby(["step", "branch", "layer", "head", "y", "x"], observed=True)["value"].sum()
     assert np.allclose(sums, 1, atol=1e-3) and len(sums) == 2 * (2 * 32 + 4 * 8)
     texts = found[found["branch"] == "cond"].drop_duplicates("token").set_index("token")["text"]
