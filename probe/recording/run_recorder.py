@@ -38,6 +38,10 @@ from toushi.probe.trace.writer import TraceWriter
 PENDING_MAX_BYTES = 1 << 20
 
 
+class StepsNotComputed(UserWarning):
+    """The model did not compute some attention in some steps, so the trace has no maps of it there."""
+
+
 class KeptMean(UserWarning):
     """All heads would not fit the budget, so only their mean is kept."""
 
@@ -73,6 +77,7 @@ class RunRecorder:
         self.row_columns: list[RowColumns] = []  # of each kept row, counted in that range
         self.ranged_rows: list[tuple[int, PromptKey]] = []  # the rows that these two belong to
         self.called_sites: set[str] = set()  # in this evaluation
+        self.skipped_sites: dict[int, int] = {}  # step -> how many sites its evaluations did not call
         self.refusal: OverBudget | None = None
         self.is_size_checked = True  # since the last site was added
         self._begin_step()
@@ -271,6 +276,8 @@ class RunRecorder:
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
             tensors = self._map_tensors()
+            if self.kept_rows and (skipped := len(self.site_entries) - len(self.called_sites)):
+                self.skipped_sites[self.run.index] = skipped
             # A copy, because the sampler or its caller may change the latents while they wait for the disk.
             latents = self.family.unpack_latents(step.latents.detach(), self.grid).to(torch.float32, copy=True)
             vae, previews = getattr(self.plan.model, "vae", None), None
@@ -337,6 +344,14 @@ class RunRecorder:
         if self.writers and images is not None:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
+        if self.skipped_sites:
+            most = max(self.skipped_sites.values())
+            message = (
+                f"at {len(self.skipped_sites)} of {len(self.recorded_steps)} recorded steps the model did not compute the "
+                f"attention of up to {most} of {len(self.site_entries)} sites (a cache reuses earlier results). The trace "
+                "has no maps there, and means over steps are over the other steps"
+            )
+            warnings.warn(StepsNotComputed(message), stacklevel=2)
         self._close_writers(complete=self.run.index >= self.run.count)
 
     def abort(self, error: BaseException) -> None:

@@ -127,11 +127,11 @@ def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, object]:
     }
 
 
-def _summed(trace: Trace, branch: BranchPlan) -> int:
-    """The number of steps over which a branch was summed."""
+def _summed(trace: Trace, branch: BranchPlan) -> dict[str, int]:
+    """Site -> the number of steps over which it was summed. Where a cache skipped it, there are fewer."""
     file = trace.files.step(trace.steps[-1])
     query = branch.queries[0]
-    return max(query.count(file, map_key(site, branch.name)) for site in query.sites)
+    return {site: query.count(file, map_key(site, branch.name)) for site in query.sites}
 
 
 def plan_arrays(branches: list[BranchPlan]) -> list[ArrayPlan]:

@@ -11,8 +11,8 @@
               one <unk> have one map. `about` is in the schema's metadata, under `toushi`
 
 There is no `head` axis (in parquet: null) where only the mean over heads was kept. A trace that keeps the sum has one
-step, the last one. Its values are the mean over as many steps as `summed` has for each branch, because guidance may have
-ended before the run. In joint attention, the share that goes to no text is 1 minus the sum over all tokens.
+step, the last one. Its values are the mean over as many steps as `summed` has for each branch and site: guidance may have
+ended before the run, and a cache may have skipped a site. In joint attention, the share that goes to no text is 1 minus the sum over all tokens.
 """
 
 import os
