@@ -132,13 +132,13 @@ def _encode(
 
 def _check_lengths(encoder: Encoder, ids: Tensor, states: Mapping[int, np.ndarray], final: np.ndarray) -> None:
     """Raises UnknownEncoder unless every layer has one state for each token."""
-    for number in range(len(encoder.layers) + 1):
-        state = states.get(number)
-        if state is None or state.shape[:2] != ids.shape or final.shape[:2] != ids.shape:
-            came = "none" if state is None else list(state.shape if state.shape[:2] != ids.shape else final.shape)
+    outputs = {f"layer {number}": states.get(number) for number in range(len(encoder.layers) + 1)}
+    for part, state in (outputs | {"the output": final}).items():
+        if state is None or state.shape[:2] != ids.shape:
             raise UnknownEncoder(
-                f"layer {number} of {encoder.name} must give a state for each token, {list(ids.shape)} and the features, "
-                f"but {came} came: an encoder that changes the length of the sequence cannot be read by layers"
+                f"{part} of {encoder.name} must be a state for each token, {list(ids.shape)} and the features, but "
+                f"{'none' if state is None else list(state.shape)} came: an encoder that changes the length of the "
+                "sequence cannot be read by layers"
             )
 
 

@@ -57,5 +57,5 @@ def test_a_last_layer_that_drops_tokens_is_refused():
     tokenizer = word_pieces()
     model = transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **WIDTHS)).eval()
     model.encoder.layer[-1].register_forward_hook(lambda module, inputs, output: output[:, ::2])
-    with pytest.raises(UnknownEncoder, match="layer 3 of BertModel must give a state for each token"):
+    with pytest.raises(UnknownEncoder, match="of BertModel must be a state for each token"):
         encode_layers(wrap_encoder(model, tokenizer), ["a red cat"])
