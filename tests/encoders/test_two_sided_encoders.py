@@ -48,7 +48,9 @@ def test_images_without_a_text_side_are_refused():
 def test_a_sequence_that_becomes_shorter_is_refused():
     tokenizer = byte_pieces()
     sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16, "vocab_size": len(tokenizer)}
-    model = transformers.FunnelModel(transformers.FunnelConfig(block_sizes=[1, 1], num_decoder_layers=1, **sizes)).eval()
+    model = transformers.FunnelModel(
+        transformers.FunnelConfig(block_sizes=[1, 1], num_decoder_layers=1, **sizes)
+    ).eval()
     with pytest.raises(UnknownEncoder, match="list of|each token"):
         encode_layers(wrap_encoder(model, tokenizer), ["a red cat"])
 

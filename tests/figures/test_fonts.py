@@ -37,7 +37,9 @@ def test_every_character_of_gb2312_can_be_drawn():
 
 def test_common_traditional_characters_can_be_drawn():
     """Level 1 of Big5: what is common in Taiwan and Hong Kong."""
-    codes = [bytes([first, second]) for first in range(0xA4, 0xC7) for second in (*range(0x40, 0x7F), *range(0xA1, 0xFF))]
+    codes = [
+        bytes([first, second]) for first in range(0xA4, 0xC7) for second in (*range(0x40, 0x7F), *range(0xA1, 0xFF))
+    ]
     characters = "".join(code.decode("big5", errors="ignore") for code in codes)
     assert len(characters) > 5400 and fonts.drawable(characters) == characters
 

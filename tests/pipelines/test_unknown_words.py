@@ -22,7 +22,10 @@ ONE_MAP = ["月亮", "和", "鱼", "在", "山上"]  # one <unk> of the T5 of FL
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory):
     folder, pipeline = tmp_path_factory.mktemp("unknown") / "run", made("flux")
-    with pytest.warns(UnknownToEncoder, match="lacks 月亮、和、鱼、在、山上"), record(pipeline, folder, dtype="float32"):
+    with (
+        pytest.warns(UnknownToEncoder, match="lacks 月亮、和、鱼、在、山上"),
+        record(pipeline, folder, dtype="float32"),
+    ):
         draw(pipeline, "月亮和鱼在山上，cat", guidance=False)
     return open_trace(folder)
 

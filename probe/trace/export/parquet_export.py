@@ -18,7 +18,11 @@ def write_parquet(branches: list[BranchPlan], about: dict[str, object], path: Pa
 
     text = pa.dictionary(pa.int32(), pa.string())
     kinds = dict.fromkeys(("step", "head", "token", "y", "x"), pa.int32())
-    kinds |= {**dict.fromkeys(("branch", "layer", "grid", "word", "text"), text), "unknown": pa.bool_(), "value": pa.float32()}
+    kinds |= {
+        **dict.fromkeys(("branch", "layer", "grid", "word", "text"), text),
+        "unknown": pa.bool_(),
+        "value": pa.float32(),
+    }
     what = ["token", "text"] if branches[0].by_token else ["word"]
     order = ["step", "branch", "layer", "grid", "head", *what, "unknown", "y", "x", "value"]
     metadata = {"toushi": json.dumps(about, ensure_ascii=False)}
