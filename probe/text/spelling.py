@@ -60,8 +60,8 @@ class Vocabulary:
         def encode(text: str) -> tuple[list[int], list[Span]]:
             encoding = fast.encode(text, add_special_tokens=False)  # cut and padded as in the latest call
             parts = [encoding, *encoding.overflowing]
-            found = [row for part in parts for row in zip(part.ids, part.offsets, part.attention_mask) if row[2]]
-            return [id for id, _, _ in found], [span for _, span, _ in found]
+            rows = [row for part in parts for row in zip(part.ids, part.offsets, part.attention_mask) if row[2]]
+            return [id for id, _, _ in rows], [span for _, span, _ in rows]
 
         piece = lambda id: fast.id_to_token(id) or ""  # noqa: E731
         return cls(piece, normalise, byte_level, added, special, unknown, *ends, encode)
@@ -297,8 +297,8 @@ def _places(
             pieces[index] = Piece(b"")
         else:
             pieces[index] = Piece(vocabulary.token_bytes(id, spaces), special)
-    found, cost = align_bytes(list(pieces.values()), text.stream)
-    places = dict(zip(pieces, found))
+    aligned, cost = align_bytes(list(pieces.values()), text.stream)
+    places = dict(zip(pieces, aligned))
     return cost, [places[owner] for owner in owners]
 
 
