@@ -279,9 +279,11 @@ def _places(
     vocabulary: Vocabulary, ids: Sequence[int], text: TemplatedText, spaces: bool
 ) -> tuple[int, list[Place | None]]:
     """What it costs to follow the tokens, and their places in the text."""
-    made, spans = ([], []) if vocabulary.encode is None else vocabulary.encode(text.encoded)
-    unknown = [place for id, span in zip(made, spans) if id == vocabulary.unknown for place in text.places_of(span)]
-    own = _own_tokens(vocabulary, ids, made)
+    known_ids, spans = ([], []) if vocabulary.encode is None else vocabulary.encode(text.encoded)
+    unknown = [
+        place for id, span in zip(known_ids, spans) if id == vocabulary.unknown for place in text.places_of(span)
+    ]
+    own = _own_tokens(vocabulary, ids, known_ids)
     owners = _owners(vocabulary, ids)
     pieces = {}
     for index in dict.fromkeys(owners):
@@ -302,15 +304,15 @@ def _places(
     return cost, [places[owner] for owner in owners]
 
 
-def _own_tokens(vocabulary: Vocabulary, ids: Sequence[int], made: Sequence[int]) -> range | None:
-    """Which of the ids the text has, if they are the first of `made`, those that the tokenizer makes of it; else None.
+def _own_tokens(vocabulary: Vocabulary, ids: Sequence[int], known_ids: Sequence[int]) -> range | None:
+    """Which of the ids the text has, if they are the first of `known_ids`, those that the tokenizer makes of it; else None.
 
     Those before and after are special tokens that the tokenizer put there.
     """
     best = None
     for lead in range(len(ids) + 1):
         rest = ids[lead:]
-        same = next((n for n, (a, b) in enumerate(zip(rest, made)) if a != b), min(len(rest), len(made)))
+        same = next((n for n, (a, b) in enumerate(zip(rest, known_ids)) if a != b), min(len(rest), len(known_ids)))
         if all(id in vocabulary.special for id in rest[same:]) and (best is None or same >= len(best)):
             best = range(lead, lead + same)
         if lead == len(ids) or ids[lead] not in vocabulary.special:
