@@ -13,12 +13,13 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from toushi.hooks.module_hooks import forward_parameters
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import checked_path
@@ -196,8 +197,10 @@ def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
             f"the tokenizer of {name}, {type(tokenizer).__name__}, gives no offsets, so the characters of a token are "
             "not known: save it as a fast one (tokenizer.json)"
         )
+    device = model.device
     if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is not model:
         model = model.get_encoder()
+    model = _text_side(model, name)
     limit = min(tokenizer.model_max_length, _position_count(model))
     unk_token_id = getattr(tokenizer, "unk_token_id", None)
 
@@ -214,7 +217,21 @@ def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
     def forward(ids: Ids) -> States:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
-    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, unk_token_id)
+    return Encoder(name, _layers(model, name), forward, tokenize, limit, device, unk_token_id)
+
+
+def _text_side(model: "PreTrainedModel", name: str) -> "PreTrainedModel":
+    """The text model of a model of texts and images, such as Chinese-CLIP; any other model itself. Raises UnknownEncoder."""
+    if model.config.get_text_config() is model.config:
+        return model
+    if isinstance(text_model := getattr(model, "text_model", None), nn.Module):
+        return cast("PreTrainedModel", text_model)
+    if "pixel_values" in forward_parameters(model) and not hasattr(model, "language_model"):
+        raise UnknownEncoder(
+            f"{name}, a {type(model).__name__}, reads images, too, and its text side is not found: expected it as "
+            "`text_model`. Load that part yourself and pass it to wrap_encoder."
+        )
+    return model
 
 
 def _sha256(home: Path) -> str:
@@ -258,6 +275,7 @@ def _layers(model: "PreTrainedModel", name: str) -> list[nn.Module]:
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module) == count
+        and not any(isinstance(layer, nn.ModuleList) for layer in module)
         and not {"visual", "vision"} & set(path.split("."))
     }
     if not lists:

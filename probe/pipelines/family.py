@@ -51,6 +51,7 @@ class PromptTokens(NamedTuple):
     prompt: str | None
     ids: tuple[int, ...]  # without padding
     tokens: tuple[Token, ...]  # positions count from the first token that is not padding
+    cut: int | None = None  # the first character of the prompt that no encoder reads, because it is too long
 
 
 class EncodedPrompt(NamedTuple):
@@ -60,6 +61,7 @@ class EncodedPrompt(NamedTuple):
     ids: tuple[int, ...]  # of the first text encoder, without padding
     tokens: tuple[Token, ...]
     states: Tensor
+    cut: int | None = None  # the first character of the prompt that no encoder reads, because it is too long
 
 
 class EncoderInputs(NamedTuple):

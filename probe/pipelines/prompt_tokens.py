@@ -14,14 +14,18 @@ from torch import Tensor
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, PromptTokens
-from toushi.probe.text.alignment import Token
+from toushi.probe.text.alignment import Token, join_words, segment, unknown_words
 from toushi.probe.text.spelling import SpellingError, Vocabulary, align_tokens
 
 PROMPT_MARK = "toushi7prompt"  # put into a chat template in place of the prompt
 
 
 class UnspelledPrompt(UserWarning):
-    """The encoded tokens do not spell the prompt, so their characters in it are not known."""
+    """Encoded tokens do not spell the prompt, so their characters in it are not known."""
+
+
+class UnknownToEncoder(UserWarning):
+    """The vocabulary of a text encoder lacks words of the prompt. The encoder cannot tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,12 @@ def label_prompts(
         return [EncodedPrompt(None, (), tuple(numbered_tokens(len(columns), block)), columns) for columns in states]
     prompts, pictures = [], len(states) // rows
     for row in range(rows):
-        prompt, ids, tokens = _read_row(call, parts, index or 0, row, rows, negative)
+        prompt, ids, tokens, cut = _read_row(call, parts, index or 0, row, rows, negative)
         for columns in states[row * pictures : (row + 1) * pictures]:
             kept = [t if (t.column or 0) < len(columns) else replace(t, column=None) for t in tokens]
             width = sum(token.column is not None for token in kept)
             padding = padding_tokens(width, round_up(max(width, len(columns)), block))
-            prompts.append(EncodedPrompt(prompt, ids, (*kept, *padding), columns))
+            prompts.append(EncodedPrompt(prompt, ids, (*kept, *padding), columns, cut))
     return prompts
 
 
@@ -145,6 +149,7 @@ def _read_row(
 ) -> PromptTokens:
     """The prompt of one row of `rows`, the ids of its first encoder, and the tokens of all its parts."""
     tokens: list[Token] = []
+    cuts: list[int | None] = []
     first_prompt, first_ids, width = None, None, 0
     for part in parts:
         encoder = next((name for name in part.encoders if len(call.encoder_calls.get(name, ())) > index), None)
@@ -164,14 +169,18 @@ def _read_row(
             columns[position] = column
         encoders = tuple(name for name in part.encoders if getattr(call.model, name, None) is not None)
         vocabulary = Vocabulary.from_tokenizer(getattr(call.model, encoder.replace("text_encoder", "tokenizer")))
-        spelled = _spell(vocabulary, ids, mask, prompt, columns, encoders, part.template(call, negative))
+        spelled, cut = _spell(vocabulary, ids, mask, prompt, columns, encoders, part.template(call, negative))
         if prompt != first_prompt:  # spans count in the first prompt
             spelled = [replace(token, span=None) for token in spelled]
+        else:
+            cuts.append(cut)
         tokens += [token for token in spelled if token.kind != "pad" or token.column is not None]
         if first_ids is None:
             first_ids = tuple(token.id for token in spelled if token.kind != "pad" and token.id is not None)
         width += sum(column is not None for column in columns)
-    return PromptTokens(first_prompt, first_ids or (), tuple(tokens))
+    read_by_all = [cut for cut in cuts if cut is not None]
+    cut = max(read_by_all) if cuts and len(read_by_all) == len(cuts) else None  # what no encoder reads
+    return PromptTokens(first_prompt, first_ids or (), tuple(tokens), cut)
 
 
 def _spell(
@@ -182,10 +191,13 @@ def _spell(
     columns: Sequence[int | None],
     encoders: tuple[str, ...],
     template: tuple[str, str],
-) -> list[Token]:
-    """The tokens of these ids, with their spans in the prompt. Warns if the prompt was cut, or if they spell another text."""
+) -> tuple[list[Token], int | None]:
+    """The tokens of these ids with their spans in the prompt, and the first character that was cut, or None.
+
+    Warns if the prompt was cut, if its text was changed, and of words that the vocabulary lacks.
+    """
     try:
-        tokens, cut = align_tokens(vocabulary, ids, mask, prompt, columns, encoders, template)
+        tokens, cut, changed = align_tokens(vocabulary, ids, mask, prompt, columns, encoders, template)
     except SpellingError as error:
         warnings.warn(
             UnspelledPrompt(
@@ -197,10 +209,26 @@ def _spell(
         return [
             Token(id, vocabulary.piece(id), None, kind, encoders, index, column)
             for index, (id, kind, column) in enumerate(zip(ids, vocabulary.kinds(ids, mask), columns))
-        ]
+        ], None
     if cut is not None:
         warnings.warn(PromptCut(f"the prompt is longer than {encoders[0]} reads; cut: {prompt[cut:]}"), stacklevel=2)
-    return tokens
+    if changed:
+        warnings.warn(
+            UnspelledPrompt(
+                f"no token of {encoders[0]} spells {changed!r:.60} of the prompt {prompt!r:.60}. These characters have no "
+                "map (a pipeline may have cleaned or replaced them)."
+            ),
+            stacklevel=2,
+        )
+    if unknown := unknown_words(segment(prompt), tokens):
+        warnings.warn(
+            UnknownToEncoder(
+                f"the vocabulary of {encoders[0]} lacks {join_words(unknown)}. It reads <unk> in their place, and words "
+                "in one <unk> have one map."
+            ),
+            stacklevel=2,
+        )
+    return tokens, cut
 
 
 def _prompt_of_row(argument: str | Sequence[str] | None, row: int, rows: int) -> str:

@@ -102,6 +102,7 @@ def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: i
             branches[branch] = {
                 "tokens": prompt.tokens,
                 "words": segment(prompt.prompt) if prompt.prompt is not None else [],
+                "cut": prompt.cut,
                 "columns": None if plan.policy.words is None else columns.single,
                 "pad_columns": columns.pads or None,
             }

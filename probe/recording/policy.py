@@ -91,7 +91,10 @@ class Policy:
                 if not any(
                     share and token.column is not None for token, share in zip(tokens, token_shares(tokens, span))
                 ):
-                    raise ToushiError(f"words: no text column stands for {word!r}, since it was cut; leave it out")
+                    why = (
+                        "it was cut" if prompt.cut is not None and prompt.cut < span[1] else "its tokens are not known"
+                    )
+                    raise ToushiError(f"words: no text column stands for {word!r}, since {why}; leave it out")
             mass = sum((token_shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         elif not self.pads:

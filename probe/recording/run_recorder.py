@@ -40,6 +40,10 @@ from toushi.probe.trace.writer import TraceWriter
 PENDING_MAX_BYTES = 1 << 20
 
 
+class StepsNotComputed(UserWarning):
+    """The model did not compute some attention in some steps, so the trace has no maps of it there."""
+
+
 class KeptMean(UserWarning):
     """All heads would not fit the budget, so only their mean is kept."""
 
@@ -84,6 +88,7 @@ class RunRecorder:
         self.kept_rows: list[tuple[int, PromptKey]] = []  # those whose maps are kept of this evaluation
         self.column_plans: dict[tuple[PromptKey, ...], ColumnPlan] = {}  # of rows with these prompts
         self.called_sites: set[str] = set()  # in this evaluation
+        self.skipped_sites: dict[int, int] = {}  # step -> how many sites its evaluations did not call
         self.refusal: OverBudget | None = None
         self.is_size_checked = True  # since the last site was added
         self._begin_step()
@@ -298,6 +303,8 @@ class RunRecorder:
                 self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
+            if self.kept_rows and (skipped := len(self.site_entries) - len(self.called_sites)):
+                self.skipped_sites[self.run.index] = skipped
             arrays = self._step_arrays(step)
             for picture, writer in enumerate(self.writers):
                 times = self.run.times(picture)
@@ -363,6 +370,14 @@ class RunRecorder:
         if self.writers and images is not None:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
+        if self.skipped_sites:
+            most = max(self.skipped_sites.values())
+            message = (
+                f"at {len(self.skipped_sites)} of {len(self.recorded_steps)} recorded steps the model did not compute the "
+                f"attention of up to {most} of {len(self.site_entries)} sites (a cache reuses earlier results). The trace "
+                "has no maps there, and means over steps are over the other steps"
+            )
+            warnings.warn(StepsNotComputed(message), stacklevel=2)
         self._close_writers(complete=self.run.index >= self.run.count)
 
     def abort(self, error: BaseException) -> None:

@@ -44,7 +44,9 @@ class TokenEntry(StrictModel):
     span: SpanPair | None = Field(
         None, description="Characters [start, end] of the prompt; null for what the prompt does not contain."
     )
-    kind: Literal["text", "template", "special", "pad"]
+    kind: Literal["text", "unknown", "template", "special", "pad"] = Field(
+        description="unknown: text that the vocabulary lacks. From version 2."
+    )
     encoders: Texts = Field(description="The text encoders that read this token.")
     position: Column = Field(description="In the sequence of its encoder.")
     column: Column | None = Field(
@@ -87,6 +89,9 @@ class Branch(StrictModel):
         description="Every token that was encoded, also those that the denoiser never gets.", fail_fast=True
     )
     words: list[WordEntry] = Field(fail_fast=True)
+    cut: Offset | None = Field(
+        None, description="The first character that no encoder read, because the prompt is too long. null: none."
+    )
     columns: Columns | None = Field(
         None,
         description="The text columns that the maps have, in this order. null: every column that a token has, except "
@@ -306,6 +311,8 @@ class Manifest(TraceManifest):
             if self.version < 2 and branch.pad_columns is not None:
                 wanted = "null in version 1 of the format"
                 raise mismatch(f"branches.{name}.pad_columns", wanted, branch.pad_columns)
+            if self.version < 2 and any(token.kind == "unknown" for token in branch.tokens):
+                raise mismatch(f"branches.{name}.tokens", "no kind unknown in version 1 of the format", "unknown")
             prompt = self.prompt_of(name) or ""
             check_spans(branch.tokens, len(prompt), f"branches.{name}.tokens")
             check_words(branch.words, prompt, f"branches.{name}.words")
@@ -317,7 +324,9 @@ class Manifest(TraceManifest):
 
     def oldest_version(self) -> int:
         """The oldest format version whose readers understand these maps."""
-        return VERSION if any(branch.pad_columns for branch in self.branches.values()) else FIRST_VERSION
+        branches = self.branches.values()
+        unknown = any(token.kind == "unknown" for branch in branches for token in branch.tokens)
+        return VERSION if unknown or any(branch.pad_columns for branch in branches) else FIRST_VERSION
 
     def prompt_of(self, branch: str) -> str | None:
         """The text whose characters the spans of a branch count."""

@@ -12,7 +12,7 @@ from toushi.probe.text.alignment import Token
 
 FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
 VERSION = 2  # the newest that can be read
-FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no branch has `pad_columns`
+FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no `pad_columns`, no unknown token
 MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
 ENCODER: Final = "encoder.safetensors"
 IMAGE: Final = "image.png"

@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -53,6 +54,8 @@ def test_every_letter_and_digit_belongs_to_a_word(prompt):
         ("T恤 café cafe\u0301 Привет 한국", ["T恤", "café", "cafe\u0301", "Привет", "한국"]),
         ("a cat's hot-dog. 3.5米", ["a", "cat", "'s", "hot-dog", "3.5", "米"]),
         ("ＡＢＣ１２", ["ＡＢＣ１２"]),
+        ("1,000元 at 12:30, 1/2 or 1,2", ["1,000", "元", "at", "12:30", "1/2", "or", "1", "2"]),
+        ("well\u2011known black-and-white", ["well\u2011known", "black-and-white"]),
     ],
 )
 def test_segment(prompt, expected):
@@ -134,8 +137,9 @@ def test_nonsense_is_refused_with_our_own_error(asked):
 def test_every_word_can_be_asked_for(prompt):
     words, seen = segment(prompt), {}
     for word in words:
-        seen[word.text] = seen.get(word.text, 0) + 1
-        asked = f"{word.text}#{seen[word.text]}"
+        text = unicodedata.normalize("NFC", word.text)
+        seen[text] = seen.get(text, 0) + 1
+        asked = f"{word.text}#{seen[text]}"
         assert find_word(prompt, words, asked) == word.span
         assert find_word(prompt, words, word) == find_word(prompt, words, word.span) == word.span
 
@@ -146,7 +150,17 @@ def test_find_gives_a_span_of_that_text_or_our_own_error(prompt, asked):
         start, end = look(prompt, asked)
     except ToushiError:
         return
-    assert prompt[start:end] == asked or asked.startswith(prompt[start:end] + "#")
+    found, asked = (unicodedata.normalize("NFC", text) for text in (prompt[start:end], asked))
+    assert found == asked or asked.startswith(found + "#")
+
+
+@pytest.mark.parametrize("word", ["cafe\u0301", "한국", "\U0002f800"])
+def test_canonically_equal_text_is_found(word):
+    forms = {word, *(unicodedata.normalize(form, word) for form in ("NFC", "NFD"))}
+    assert len(forms) > 1
+    for written in forms:
+        for asked in forms:
+            assert look(f"{written} left", asked) == (0, len(written))
 
 
 # --- shares ---------------------------------------------------------------------------------------------

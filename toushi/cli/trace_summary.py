@@ -100,14 +100,21 @@ def summarize_words(trace: "Trace", words: Sequence["Word"], maps: Sequence["Dat
     """
     from toushi.probe.analysis.maps import above_mean, centre_of_mass, entropy, mass, peak
     from toushi.probe.figures.style import percent
+    from toushi.probe.figures.words_figure import UNKNOWN_MARK, UNKNOWN_WORDS
     from toushi.probe.text.alignment import word_labels
 
+    unknown = set(trace.unknown_words(branch))
     rows = [("concept" if branch == CONCEPTS else "word", "share", "place", "centre y, x", "peak y, x")]
-    for heat, name in zip((heat_map.values for heat_map in maps), word_labels(words, trace.words(branch))):
+    for word, heat_map, name in zip(words, maps, word_labels(words, trace.words(branch))):
+        heat = heat_map.values
         (y, x), top = centre_of_mass(above_mean(heat)), peak(heat)
         place = name_place(float(y), float(x), float(entropy(heat)))
+        name += UNKNOWN_MARK * (word in unknown)
         rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))
-    return table(rows, right=(1,)) if words else "no word of the prompt was recorded"
+    if not words:
+        return "no word of the prompt was recorded"
+    note = f"\n{UNKNOWN_MARK} {UNKNOWN_WORDS.en}" if unknown & set(words) else ""
+    return table(rows, right=(1,)) + note
 
 
 def summarize_others(trace: "Trace") -> str:
@@ -117,9 +124,10 @@ def summarize_others(trace: "Trace") -> str:
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
     words, besides = trace.words(), {}
     for token, share in zip(trace.places(), shares.values.tolist()):
-        if token.kind == "text" and token.span is None:
+        is_text = token.kind in ("text", "unknown")
+        if is_text and token.span is None:
             name = "text of unknown place"
-        elif token.span is not None and token.kind == "text":
+        elif token.span is not None and is_text:
             start, end = token.span
             name = None if any(word.start < end and start < word.end for word in words) else "punctuation"
         else:
