@@ -277,8 +277,13 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern:
 
 
 def unwrap(module: M) -> M:
-    """The module that torch.compile wrapped, or the module itself."""
-    return uncompiled(module)
+    """The module that torch.compile, DataParallel or peft's `get_peft_model` wrapped, or the module itself."""
+    inner = uncompiled(module)
+    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = inner.module
+    elif isinstance(inner, nn.Module) and hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()  # pyright: ignore[reportCallIssue]
+    return inner if inner is module else unwrap(inner)
 
 
 def submodule(model: Model, path: str) -> nn.Module:

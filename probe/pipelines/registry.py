@@ -5,11 +5,11 @@ entry point of the group `toushi.families`; then the commands know it, too.
 """
 
 import warnings
-from dataclasses import replace
 from functools import cache
 from importlib import metadata
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.encoder_paths import with_encoder_paths
 from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
 from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
@@ -25,7 +25,6 @@ from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
 from toushi.probe.pipelines.family import Family, Model, UnknownFamily
 from toushi.probe.pipelines.generic import generic_family
-from toushi.probe.pipelines.private_api import module_path
 
 SHIPPED_FAMILIES = (
     MINI_UNET,
@@ -79,7 +78,7 @@ def family_of(model: Model) -> Family:
     """The family of a model or pipeline. Raises UnknownFamily, with the reason and the known families."""
     for family in families():
         if family.matches(model):
-            return _with_installed_paths(family, model)
+            return with_encoder_paths(family, model)
     if (family := generic_family(model)) is not None:
         return family
     known = ", ".join(family.name for family in families())
@@ -88,15 +87,6 @@ def family_of(model: Model) -> Family:
         "Of diffusers these are text-to-image pipelines, whole, not their transformer alone. "
         "For a pipeline of your own write a Family and register it (docs/families.md)."
     )
-
-
-def _with_installed_paths(family: Family, model: Model) -> Family:
-    """The family with the paths of its text encoder as the installed transformers has them."""
-    embeddings = module_path(model, family.embeddings)
-    layers = None if family.layers is None else module_path(model, family.layers)
-    if (embeddings, layers) == (family.embeddings, family.layers):
-        return family
-    return replace(family, embeddings=embeddings, layers=layers)
 
 
 def _check_family(family: object) -> None:
