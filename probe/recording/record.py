@@ -213,12 +213,15 @@ class Recording(Subscriber):
 
     def on_run_end(self, run: Run, images: Images, result: object, error: BaseException | None) -> None:
         if self._recorder_of(run) is not None:
-            self._close(images, None if result is None else safety_verdicts(self.model, result), error)
+            self._close(images, result, error)
 
     def _recorder_of(self, run: Run) -> RunRecorder | None:
         return self.recorder if self.recorder is not None and self.recorder.run is run else None
 
-    def _close(self, images: Images = None, safety: list[str] | None = None, error: BaseException | None = None):
+    def _close(self, images: Images = None, result: object = None, error: BaseException | None = None) -> None:
         recorder, self.recorder = self.recorder, None
-        if recorder is not None:
-            recorder.end(images, safety) if error is None else recorder.abort(error)
+        if recorder is not None and error is not None:
+            recorder.abort(error)
+        elif recorder is not None:
+            safety = None if result is None else safety_verdicts(self.model, result)
+            recorder.end(images, safety, returned=result is not None)

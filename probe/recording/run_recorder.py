@@ -95,7 +95,14 @@ class RunRecorder:
         return (0, 0) if self.inputs is None else self.inputs.grid
 
     def start_at(self, index: int) -> None:
-        """The current step is this one, not the expected one. Raises Unrecordable if the wrong steps were kept."""
+        """The current step is this one, not the expected one. Raises Unrecordable if it is an earlier one, or if the
+        wrong steps were kept."""
+        if index < self.run.index:
+            raise Unrecordable(
+                f"the scheduler makes step {index} again, after another evaluation of the denoiser (a pipeline that draws "
+                "several views, or that goes back). A trace has one evaluation of each prompt and one latent at each "
+                "step: draw one view, or without going back"
+            )
         if self.run.denoiser_ran and self.policy.steps is not None:
             raise Unrecordable(
                 f"this run is at step {index}, not at step {self.run.index} as expected (image-to-image), so `steps=` would "
@@ -330,14 +337,32 @@ class RunRecorder:
             if encoder:
                 writer.write_encoder(encoder)
 
-    def end(self, images: Images, safety: Sequence[str] | None = None) -> None:
-        """Closes the traces of a run that came to its end. `images` are its pictures if known, `safety` the verdicts."""
+    def end(self, images: Images, safety: Sequence[str] | None = None, returned: bool = False) -> None:
+        """Closes the traces of a run. `images` are its pictures if known, `safety` the verdicts.
+
+        If the sampling method `returned`, the run had as many steps as it was asked for, even if the scheduler has more.
+        """
+        complete = self.run.index >= self.run.count
+        if returned and not complete and not getattr(self.plan.model, "interrupt", False):
+            complete = True
+            self._end_early()
         for writer, verdict in zip(self.writers, safety or ()):
             writer.update(safety=verdict)
         if self.writers and images is not None:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
-        self._close_writers(complete=self.run.index >= self.run.count)
+        self._close_writers(complete)
+
+    def _end_early(self) -> None:
+        """Corrects the number of steps. Raises ToushiError if none of those came that were asked for."""
+        count = self.run.count = self.run.index
+        kept = [step for step in self.recorded_steps if step < count]
+        if self.policy.steps is not None and not kept:
+            raise ToushiError(f"steps: this run ended after {count} steps, before all steps that were asked for")
+        for picture, writer in enumerate(self.writers):
+            times = self.run.times(picture)
+            recorded = None if len(kept) == count else kept
+            writer.update(steps={"count": count, "times": times and times[: count + 1], "recorded": recorded})
 
     def abort(self, error: BaseException) -> None:
         """Closes the traces of a run that an error ended. Finished steps stay readable; the manifest says "not complete"."""
