@@ -86,6 +86,14 @@ def uncompiled(model: Model) -> Model:
     return getattr(model, "_orig_mod", model)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module, or one inside it, was compiled by `torch.compile` or by its own `compile`."""
+    return any(
+        hasattr(each, "_orig_mod") or getattr(each, "_compiled_call_impl", None) is not None
+        for each in module.modules()
+    )
+
+
 # --- training ---
 
 

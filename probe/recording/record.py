@@ -10,6 +10,7 @@ from torch import nn
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
+from toushi.hooks.torch_private import is_compiled
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import native_attention
 from toushi.probe.pipelines.family import (
@@ -38,6 +39,10 @@ from toushi.probe.trace.safetensors_reader import StepStore
 
 class NotReproducible(UserWarning):
     """The picture cannot be made again from its trace alone."""
+
+
+class Uncompiled(UserWarning):
+    """Compiled parts of the model compute uncompiled while they are recorded."""
 
 
 class HiddenStatesOnly(UserWarning):
@@ -104,6 +109,9 @@ class Recording(Subscriber):
         self.model, self.family, self.overwrite = model, family, overwrite
         self.switch_attention = switch_attention
         self.switched: dict[str, str] = {}  # site -> what computed its attention before
+        components = {"": model} if isinstance(model, nn.Module) else model.components
+        parts = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        self.uncompiled = [name or type(model).__name__ for name, part in parts.items() if is_compiled(part)]
         selected = family.select_sites(model, sites)
         self.plan = RecordingPlan(model, family, policy, selected, TraceFolders(folder), resumed)
         self.recorder: RunRecorder | None = None
@@ -137,6 +145,9 @@ class Recording(Subscriber):
         self.family.check(self.model, self.plan.sites)
         if self.encoder_layers and (reason := self.family.hidden_attention(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(reason), stacklevel=3)
+        if self.uncompiled:
+            message = f"{', '.join(self.uncompiled)} of the model computes uncompiled while it is recorded; "
+            warnings.warn(Uncompiled(f"{message}the picture may differ by rounding from a compiled one"), stacklevel=3)
         if self.plan.resumed is None:
             prepare_output_dir(self.plan.folders.root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
@@ -155,7 +166,8 @@ class Recording(Subscriber):
     # --- events of the session
 
     def describe(self) -> dict[str, object]:
-        return {"attention_switched": self.switched} if self.switched else {}
+        facts = {"attention_switched": self.switched, "uncompiled": self.uncompiled}
+        return {name: fact for name, fact in facts.items() if fact}
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
         return {name: self.plan.sites[name].module for name in self.plan.site_names("cross", "self")}

@@ -172,7 +172,7 @@ class SamplingSession:
         family, model = self.family, self.model
         modules = {name: getattr(model, name, None) for name in family.text_encoders}
         encoders: dict[str, tuple[nn.Module, Sequence[str]]] = {
-            name: (unwrap(module), ENCODER_PARAMETERS) for name, module in modules.items() if module
+            name: (unwrap(module), ENCODER_PARAMETERS) for name, module in modules.items() if module is not None
         }
         edited = any(subscriber.edits_encoder for subscriber in self.subscribers)
         if edited and family.text_encoder not in encoders:
