@@ -10,7 +10,7 @@ from torch import nn
 
 from toushi.probe.pipelines.diffusers_family import EncoderPaths
 from toushi.probe.pipelines.family import Family, Model, unwrap
-from toushi.probe.pipelines.private_api import has_module, module_path
+from toushi.probe.pipelines.private_api import module_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,9 +28,7 @@ def with_encoder_paths(family: Family, model: Model) -> Family:
     if (paths := encoder_paths(component, encoder)) is not None:
         return replace(family, **paths)
     reason = f"a {type(encoder).__name__} has no list of layers that could be read"
-    return replace(
-        family, layers=None, unrecorded_attention={**family.unrecorded_attention, f"{component}.*": reason}
-    )
+    return replace(family, layers=None, unrecorded_attention={**family.unrecorded_attention, f"{component}.*": reason})
 
 
 def encoder_paths(component: str, encoder: nn.Module) -> EncoderPaths | None:

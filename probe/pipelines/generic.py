@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.diffusers_family import diffusers_family, metadata
+from toushi.probe.pipelines.diffusers_family import diffusers_family
 from toushi.probe.pipelines.family import (
     Arguments,
     DenoiserInputs,
@@ -66,7 +66,6 @@ def generic_family(pipeline: Model) -> Family | None:
         cell_pixels=lambda model: getattr(model, "vae_scale_factor", 8),
         encoded_prompts=_encoded_prompts,
         text_encoders=(),
-        metadata=lambda model, arguments: metadata(model, arguments) | {"asked": arguments.get("prompt")},
         check=_check(kind),
         unrecorded_attention={"*": "no family serves this pipeline: only attention to the text alone is recorded"},
     )

@@ -49,11 +49,13 @@ def picture_manifest(
     encoder = {name: SiteEntry(kind="encoder", grid=None, heads=number) for name, number in heads.items()}
     pixels = family.cell_pixels(model)
     described = {"edits": [], **session.describe()}
+    asked = entry_of_picture(run.arguments.get("prompt"), picture, count)
     fields = {
         **environment(model, lora_scale(run.arguments)),
         "threads": facts.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),
+        **({} if asked is None or asked == prompts.get("cond") else {"asked": asked}),
         "branches": _branches(plan, session, facts, picture),
         "sites": {**encoder, **facts.sites},
         "family": family.name,
