@@ -261,7 +261,12 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: LoadOptions) ->
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from toushi.probe.pipelines.registry import refuse_pipeline_class
+
     try:
+        index = DiffusionPipeline.load_config(name)  # of a hub id it loads that one file
+        if isinstance(own := getattr(diffusers, str(index.get("_class_name")), None), type):
+            refuse_pipeline_class(own)
         folder = Path(name if isinstance(name, Path) else DiffusionPipeline.download(name, use_safetensors=True))
         check_weight_files(folder)
         kind = read_model_index(folder).kind

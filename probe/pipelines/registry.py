@@ -24,7 +24,7 @@ from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
 from toushi.probe.pipelines.family import Family, Model, UnknownFamily
-from toushi.probe.pipelines.generic import generic_family
+from toushi.probe.pipelines.generic import generic_family, refuse_class
 
 SHIPPED_FAMILIES = (
     MINI_UNET,
@@ -87,6 +87,13 @@ def family_of(model: Model) -> Family:
         "Of diffusers these are text-to-image pipelines, whole, not their transformer alone. "
         "For a pipeline of your own write a Family and register it (docs/families.md)."
     )
+
+
+def refuse_pipeline_class(kind: type) -> None:
+    """Raises UnknownFamily if no family serves the class and none can be made for it, whatever its weights are."""
+    names = {name for family in families() for name in family.pipeline_classes}
+    if not names & {each.__name__ for each in kind.__mro__}:
+        refuse_class(kind)
 
 
 def _check_family(family: object) -> None:

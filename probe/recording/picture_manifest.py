@@ -36,6 +36,7 @@ class RunFacts:
     grid: tuple[int, int]  # the finest one; (0, 0) if no step was recorded
     kernels: set[str]
     threads: int
+    left_out: Mapping[str, str]  # site -> why it was not recorded
 
 
 def picture_manifest(
@@ -59,7 +60,7 @@ def picture_manifest(
         "branches": _branches(plan, session, facts, picture),
         "sites": {**encoder, **facts.sites},
         "family": family.name,
-        "not_recorded": family.not_recorded(model),
+        "not_recorded": family.not_recorded(model) | dict(facts.left_out),
         "keep": facts.keep or "heads",
         "steps": {
             "count": run.count,

@@ -38,6 +38,10 @@ from toushi.probe.trace.writer import TraceWriter
 PENDING_MAX_BYTES = 1 << 20
 
 
+class SiteLeftOut(UserWarning):
+    """An attention of a pipeline of no known family is not recorded, because it is not certain that it is to the text."""
+
+
 class KeptMean(UserWarning):
     """All heads would not fit the budget, so only their mean is kept."""
 
@@ -64,6 +68,7 @@ class RunRecorder:
         self.columns: dict[PromptKey, KeptColumns] = {}
         self.site_entries: dict[str, SiteEntry] = {}
         self.sizes: dict[str, MapSize] = {}  # tensor name -> size, of the first picture
+        self.left_out: dict[str, str] = {}  # site -> why it is not recorded, learned during the run
         self.kernels: set[str] = set()
         self.threads = torch.get_num_threads()  # that the denoiser computes with
         self.inputs: DenoiserInputs | None = None  # of the current evaluation
@@ -145,6 +150,8 @@ class RunRecorder:
         if not self.is_step_recorded or not self.kept_rows or self.inputs is None:
             return
         kind = self.plan.sites[call.site].kind
+        if kind == "cross" and self.inputs.text_sites is not None and not self._attends_to_text(call):
+            return
         cells = self._check_shape(call, kind)
         if call.site in self.called_sites:
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
@@ -158,6 +165,17 @@ class RunRecorder:
             self.pending_bytes += call.bytes
             if self.pending_bytes > PENDING_MAX_BYTES or call.inputs.query.is_inference():
                 self._read_pending()  # inference tensors do not count changes in place
+
+    def _attends_to_text(self, call: Call) -> bool:
+        """Whether image cells attend to the text at this call. If not, the site is left out, with a warning."""
+        assert self.inputs is not None and self.inputs.text_sites is not None
+        reason = None if call.site in self.inputs.text_sites else "its keys are not known to be the text's"
+        if reason is None and call.shape[2] == 1 and self.grid != (1, 1):
+            reason = "it has one query, which may be of the text"
+        if reason is not None and call.site not in self.left_out:
+            self.left_out[call.site] = reason
+            warnings.warn(SiteLeftOut(f"{call.site} is not recorded: {reason}"), stacklevel=2)
+        return reason is None
 
     def _check_shape(self, call: Call, kind: str) -> int:
         """Number of image cells of the call. Raises Unrecordable if rows, sequence or keys are not the expected ones."""
@@ -269,6 +287,9 @@ class RunRecorder:
             if unread:
                 raise Unrecordable(unread_message(unread))
             self._read_pending()
+            if self.left_out and not self.site_entries:
+                reasons = "; ".join(f"{site}: {reason}" for site, reason in self.left_out.items())
+                raise Unrecordable(f"no attention is certain to be to the text: {reasons}")
             if self.refusal is not None:
                 raise self.refusal
             if self.keep is None:
@@ -323,6 +344,7 @@ class RunRecorder:
             grid=self.grid,
             kernels=self.kernels,
             threads=self.threads,
+            left_out=self.left_out,
         )
         for picture, folder in enumerate(self.plan.folders.add(count)):
             manifest = picture_manifest(self.plan, self.session, self.run, facts, picture, count)
