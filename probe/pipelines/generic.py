@@ -54,12 +54,14 @@ def generic_family(pipeline: Model) -> Family | None:
         )
     parameters = list(inspect.signature(unwrap(getattr(pipeline, denoiser)).forward).parameters)
     cross, joint = _text_attention(pipeline, denoiser)
-    if joint or not cross or "encoder_hidden_states" not in parameters:
+    texts = [name for name in parameters if name.startswith("encoder_hidden_states") and "mask" not in name]
+    if joint or not cross or texts != ["encoder_hidden_states"]:
         where = f"no attention of its {denoiser} says that its keys are another sequence (is_cross_attention)"
         if joint:
             where = f"{joint[0]} attends to text and image at once"
         elif cross:
-            where = f"the forward of its {denoiser} has no parameter encoder_hidden_states"
+            came = ", ".join(texts) or "none"
+            where = f"the forward of its {denoiser} should have one text, encoder_hidden_states, but it has {came}"
         raise UnknownFamily(
             f"cannot record a {kind}: no family serves it, and {where}, so it is not known which keys are the text's; "
             f"{REGISTER}"
@@ -90,7 +92,7 @@ def refuse_class(kind: type) -> None:
     """Raises UnknownFamily, with the reason, for a pipeline class without a family that cannot be recorded whatever its
     weights are."""
     reason = None
-    parameters = inspect.signature(vars(kind).get("__call__", kind.__call__)).parameters
+    parameters = inspect.signature(kind.__call__).parameters
     if not hasattr(kind, "encode_prompt"):
         reason = "without one a pipeline needs a method encode_prompt"
     elif any("video" in name or "frames" in name for name in parameters):
@@ -139,7 +141,10 @@ def _read_inputs(latents: str, follower: TextFollower) -> Callable[[object, Argu
         follower.begin(text)
         grid, branches = (image.shape[-2], image.shape[-1]), None
         if is_perturbed(pipeline):
-            order = [*["uncond"] * bool(getattr(pipeline, "do_classifier_free_guidance", False)), "cond", "perturbed"]
+            guided = getattr(pipeline, "do_classifier_free_guidance", None)
+            if guided is None:  # both evaluations of a prompt get the same text
+                guided = bool(len(text) % 2) or not torch.equal(*text.chunk(2))
+            order = [*["uncond"] * guided, "cond", "perturbed"]
             branches = tuple(branch for branch in order for _ in range(len(text) // len(order)))
         return DenoiserInputs(
             grid,
