@@ -288,7 +288,7 @@ def unwrap(module: M) -> M:
         inner = inner.module
     elif isinstance(inner, nn.Module) and hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()  # pyright: ignore[reportCallIssue]
-    return inner if inner is module else unwrap(inner)
+    return inner if inner is module else unwrap(inner)  # pyright: ignore[reportReturnType]
 
 
 def submodule(model: Model, path: str) -> nn.Module:

@@ -167,7 +167,7 @@ class RunRecorder:
                 self._read_pending()  # inference tensors do not count changes in place
 
     def _attends_to_text(self, call: Call) -> bool:
-        """Whether image cells attend to the text at this call. If not, the site is left out, with a warning."""
+        """Whether image cells attend to the text. If not, the site is left out, with a warning."""
         assert self.inputs is not None and self.inputs.text_sites is not None
         reason = None if call.site in self.inputs.text_sites else "its keys are not known to be the text's"
         if reason is None and call.shape[2] == 1 and self.grid != (1, 1):
@@ -288,8 +288,7 @@ class RunRecorder:
                 raise Unrecordable(unread_message(unread))
             self._read_pending()
             if self.left_out and not self.site_entries:
-                reasons = "; ".join(f"{site}: {reason}" for site, reason in self.left_out.items())
-                raise Unrecordable(f"no attention is certain to be to the text: {reasons}")
+                raise Unrecordable(f"no attention is certain to be to the text: {self.left_out}")
             if self.refusal is not None:
                 raise self.refusal
             if self.keep is None:
@@ -364,16 +363,14 @@ class RunRecorder:
 
         If the sampling method `returned`, the run had as many steps as it was asked for, even if the scheduler has more.
         """
-        complete = self.run.index >= self.run.count
-        if returned and not complete and not getattr(self.plan.model, "interrupt", False):
-            complete = True
+        if returned and self.run.index < self.run.count and not getattr(self.plan.model, "interrupt", False):
             self._end_early()
         for writer, verdict in zip(self.writers, safety or ()):
             writer.update(safety=verdict)
         if self.writers and images is not None:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
-        self._close_writers(complete)
+        self._close_writers(complete=self.run.index >= self.run.count)
 
     def _end_early(self) -> None:
         """Corrects the number of steps. Raises ToushiError if none of those came that were asked for."""
@@ -382,8 +379,7 @@ class RunRecorder:
         if self.policy.steps is not None and not kept:
             raise ToushiError(f"steps: this run ended after {count} steps, before all steps that were asked for")
         for picture, writer in enumerate(self.writers):
-            times = self.run.times(picture)
-            recorded = None if len(kept) == count else kept
+            times, recorded = self.run.times(picture), None if len(kept) == count else kept
             writer.update(steps={"count": count, "times": times and times[: count + 1], "recorded": recorded})
 
     def abort(self, error: BaseException) -> None:
