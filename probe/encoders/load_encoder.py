@@ -26,6 +26,7 @@ from toushi.probe.base.path_error import checked_path
 from toushi.probe.encoders.word_spans import tokens_from_offsets
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
+from toushi.probe.pipelines.encoder_paths import layer_list_path
 from toushi.probe.pipelines.load import SHIPPED, best_device, load_own, shipped_models
 from toushi.probe.pipelines.lora import file_sha256
 from toushi.probe.pipelines.private_api import with_random_weights
@@ -266,21 +267,10 @@ def _is_encoder_half(config: "PretrainedConfig") -> bool:
 
 
 def _layers(model: "PreTrainedModel", name: str) -> list[nn.Module]:
-    config = model.config.get_text_config()
-    count = next(
-        (getattr(config, key) for key in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, key)), 0
-    )
-    lists = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == count
-        and not any(isinstance(layer, nn.ModuleList) for layer in module)
-        and not {"visual", "vision"} & set(path.split("."))
-    }
-    if not lists:
-        raise UnknownEncoder(f"{name}, a {type(model).__name__}, has no list of {count} layers that could be read")
-    return list(next(iter(lists.values())))
+    path = layer_list_path(model)
+    if path is None:
+        raise UnknownEncoder(f"{name}, a {type(model).__name__}, has no list of layers that could be read")
+    return list(model.get_submodule(path).children())
 
 
 def _position_count(model: "PreTrainedModel") -> int:

@@ -5,11 +5,11 @@ entry point of the group `toushi.families`; then the commands know it, too.
 """
 
 import warnings
-from dataclasses import replace
 from functools import cache
 from importlib import metadata
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.encoder_paths import with_encoder_paths
 from toushi.probe.pipelines.families.auraflow import AURAFLOW
 from toushi.probe.pipelines.families.chroma import CHROMA
 from toushi.probe.pipelines.families.cogview_4 import COGVIEW_4
@@ -31,8 +31,7 @@ from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
 from toushi.probe.pipelines.family import Family, Model, UnknownFamily
-from toushi.probe.pipelines.generic import generic_family
-from toushi.probe.pipelines.private_api import module_path
+from toushi.probe.pipelines.generic import generic_family, refuse_class
 
 SHIPPED_FAMILIES = (
     MINI_UNET,
@@ -93,7 +92,7 @@ def family_of(model: Model) -> Family:
     """The family of a model or pipeline. Raises UnknownFamily, with the reason and the known families."""
     for family in families():
         if family.matches(model):
-            return _with_installed_paths(family, model)
+            return with_encoder_paths(family, model)
     if (family := generic_family(model)) is not None:
         return family
     known = ", ".join(family.name for family in families())
@@ -104,13 +103,11 @@ def family_of(model: Model) -> Family:
     )
 
 
-def _with_installed_paths(family: Family, model: Model) -> Family:
-    """The family with the paths of its text encoder as the installed transformers has them."""
-    embeddings = module_path(model, family.embeddings)
-    layers = None if family.layers is None else module_path(model, family.layers)
-    if (embeddings, layers) == (family.embeddings, family.layers):
-        return family
-    return replace(family, embeddings=embeddings, layers=layers)
+def refuse_pipeline_class(kind: type) -> None:
+    """Raises UnknownFamily if no family serves the class and none can be made for it, whatever its weights are."""
+    names = {name for family in families() for name in family.pipeline_classes}
+    if not names & {each.__name__ for each in kind.__mro__}:
+        refuse_class(kind)
 
 
 def _check_family(family: object) -> None:

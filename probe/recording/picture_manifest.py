@@ -37,6 +37,7 @@ class RunFacts:
     grid: tuple[int, int]  # the finest one; (0, 0) if no step was recorded
     kernels: set[str]
     threads: int
+    left_out: Mapping[str, str]  # site -> why it was not recorded
 
 
 def picture_manifest(
@@ -50,16 +51,18 @@ def picture_manifest(
     encoder = {name: SiteEntry(kind="encoder", grid=None, heads=number) for name, number in heads.items()}
     pixels = family.cell_pixels(model)
     described = {"edits": [], **session.describe()}
+    asked = entry_of_picture(run.arguments.get("prompt"), picture, count)
     fields = {
         **environment(model, lora_scale(run.arguments)),
         "threads": facts.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),
         "concepts": plan.concepts and plan.concepts.prompt.prompt,
+        **({} if asked is None or asked == prompts.get("cond") else {"asked": asked}),
         "branches": _branches(plan, session, facts, picture),
         "sites": {**encoder, **facts.sites},
         "family": family.name,
-        "not_recorded": family.not_recorded(model),
+        "not_recorded": family.not_recorded(model) | dict(facts.left_out),
         "keep": facts.keep or "heads",
         "steps": {
             "count": run.count,

@@ -84,7 +84,12 @@ class Policy:
     def columns(self, prompt: EncodedPrompt, branch: str) -> KeptColumns:
         """The text columns that are kept. `words` are words of the prompt, so other branches than `cond` keep all."""
         tokens = prompt.tokens
-        if self.words is not None and branch == "cond" and prompt.prompt is not None:
+        if self.words is not None and branch == "cond":
+            if prompt.prompt is None:
+                raise ToushiError(
+                    "words: which tokens the text columns are is not known here (no family serves the pipeline, its prompt "
+                    "came as embeddings, or a warning says why), so no word can be selected; leave words out"
+                )
             words = segment(prompt.prompt)
             spans = [find_word(prompt.prompt, words, word) for word in self.words]
             for word, span in zip(self.words, spans):

@@ -13,7 +13,7 @@ from toushi.hooks.hook_error import HookError
 from toushi.hooks.torch_private import is_compiled
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import native_attention
-from toushi.probe.pipelines.component_facts import describe_components, modules_of
+from toushi.probe.pipelines.component_facts import describe_components
 from toushi.probe.pipelines.family import (
     Arguments,
     EncodedPrompt,
@@ -44,8 +44,8 @@ class NotReproducible(UserWarning):
     """The picture cannot be made again from its trace alone."""
 
 
-class NotCompiled(UserWarning):
-    """Modules that torch.compile compiled run uncompiled while they are recorded."""
+class Uncompiled(UserWarning):
+    """Compiled parts of the model compute uncompiled while they are recorded."""
 
 
 class HiddenStatesOnly(UserWarning):
@@ -92,7 +92,7 @@ def record(
               them, which a change of a few numbers may miss
 
     The pictures are bit-identical to those that are sampled without it. Modules that torch.compile compiled run
-    uncompiled inside the `with`, which rounds differently: a warning (NotCompiled) says so.
+    uncompiled inside the `with`, which rounds differently: a warning (Uncompiled) says so.
 
     Raises UnknownFamily; UnknownSite for a glob that matches nothing; UnreadableAttention or Unrecordable for attention
     that cannot be read; OverBudget; WriteFailed for a folder with other files.
@@ -132,6 +132,9 @@ class Recording(Subscriber):
         self.model, self.family, self.overwrite = model, family, overwrite
         self.switch_attention, self.hash_weights, self.concepts = switch_attention, hash_weights, concepts
         self.switched: dict[str, str] = {}  # site -> what computed its attention before
+        components = {"": model} if isinstance(model, nn.Module) else model.components
+        parts = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        self.uncompiled = [name or type(model).__name__ for name, part in parts.items() if is_compiled(part)]
         selected = family.select_sites(model, sites)
         self.plan = RecordingPlan(model, family, policy, selected, TraceFolders(folder), resumed)
         self.recorder: RunRecorder | None = None
@@ -169,14 +172,12 @@ class Recording(Subscriber):
         self.family.check(self.model, self.plan.sites)
         if self.encoder_layers and (reason := self.family.hidden_attention(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(reason), stacklevel=3)
-        if compiled := [name for name, module in modules_of(self.model).items() if is_compiled(module)]:
-            warnings.warn(
-                NotCompiled(
-                    f"{', '.join(compiled)} is compiled, but runs uncompiled while it is recorded: the picture may differ "
-                    "from the compiled one by rounding (by 2e-5 in the latents of a tiny pipeline in fp32)"
-                ),
-                stacklevel=3,
+        if self.uncompiled:
+            message = (
+                f"{', '.join(self.uncompiled)} of the model computes uncompiled while it is recorded; the picture may "
             )
+            message += "differ by rounding from a compiled one (by 2e-5 in the latents of a tiny pipeline in fp32)"
+            warnings.warn(Uncompiled(message), stacklevel=3)
         if self.plan.resumed is None:
             prepare_output_dir(self.plan.folders.root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
@@ -195,7 +196,8 @@ class Recording(Subscriber):
     # --- events of the session
 
     def describe(self) -> dict[str, object]:
-        return {"attention_switched": self.switched} if self.switched else {}
+        facts = {"attention_switched": self.switched, "uncompiled": self.uncompiled}
+        return {name: fact for name, fact in facts.items() if fact}
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
         return {name: self.plan.sites[name].module for name in self.plan.site_names("cross", "self")}
@@ -255,12 +257,15 @@ class Recording(Subscriber):
 
     def on_run_end(self, run: Run, images: Images, result: object, error: BaseException | None) -> None:
         if self._recorder_of(run) is not None:
-            self._close(images, None if result is None else safety_verdicts(self.model, result), error)
+            self._close(images, result, error)
 
     def _recorder_of(self, run: Run) -> RunRecorder | None:
         return self.recorder if self.recorder is not None and self.recorder.run is run else None
 
-    def _close(self, images: Images = None, safety: list[str] | None = None, error: BaseException | None = None):
+    def _close(self, images: Images = None, result: object = None, error: BaseException | None = None) -> None:
         recorder, self.recorder = self.recorder, None
-        if recorder is not None:
-            recorder.end(images, safety) if error is None else recorder.abort(error)
+        if recorder is not None and error is not None:
+            recorder.abort(error)
+        elif recorder is not None:
+            safety = None if result is None else safety_verdicts(self.model, result)
+            recorder.end(images, safety, returned=result is not None)

@@ -265,7 +265,11 @@ class Manifest(TraceManifest):
     prompt: str | None = Field(description="null: the run was given ready-made embeddings.")
     negative_prompt: str | None = None
     concepts: str | None = Field(None, description="Texts outside the prompt, one a line: the branch `concepts`.")
-    asked: object = Field(None, description="The prompt given to a pipeline whose tokens are not known.")
+    asked: object = Field(None, description="The argument `prompt`, if the text columns are not labelled by it.")
+    prompt_2: str | None = Field(None, description="The prompt for the second encoder, if it was given.")
+    prompt_3: str | None = Field(None, description="The prompt for the third encoder, if it was given.")
+    negative_prompt_2: str | None = None
+    negative_prompt_3: str | None = None
     branches: Annotated[dict[BranchName, Branch], limit(16)]
     sites: Annotated[dict[SiteName, Site], limit(10_000)]
     keep: Literal["heads", "mean", "sum"] = Field(
@@ -283,11 +287,14 @@ class Manifest(TraceManifest):
     components: dict[str, Component] | None = Field(None, description="The parts of the model as they were in memory.")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
+    uncompiled: Texts | None = Field(None, description="Compiled parts, which computed uncompiled for the recording.")
     evaluations: int | None = Field(None, description="Evaluations of the denoiser in one step.")
     kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
     guidance: Number | None = None
     true_guidance: Number | None = Field(None, description="Guidance by a negative prompt, if a model has two kinds.")
     strength: Number | None = Field(None, description="Of image-to-image, if it was used.")
+    denoising_start: Number | None = Field(None, description="Share of the schedule at which the run began, if given.")
+    denoising_end: Number | None = Field(None, description="Share of the schedule at which the run ended, if given.")
     source_image_sha256: str | None = Field(None, description="Of the pixels of the source image, if there was one.")
     sampler: str | None = None
     seed: int | None = Field(None, description="null: not known, or not enough, for the generator was used before.")

@@ -109,7 +109,7 @@ def test_keys_that_are_not_the_text_alone_are_refused(tmp_path):
 def test_a_processor_that_runs_elsewhere_is_refused(tmp_path):
     pipeline = perturbed()
     pipeline.enable_attention_slicing()
-    with pytest.raises(UnreadableAttention, match=r"SlicedAttnProcessor.*set_default_attn_processor"):
+    with pytest.raises(UnreadableAttention, match=r"SlicedAttnProcessor.*set_attn_processor\(AttnProcessor2_0"):
         record(pipeline, tmp_path / "run").__enter__()
 
 

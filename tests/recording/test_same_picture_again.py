@@ -12,7 +12,7 @@ from peft import LoraConfig
 from tests.pipelines.tiny import draw, made
 from tests.pipelines.variants import given, variant
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.recording.record import NotCompiled, record
+from toushi.probe.recording.record import Uncompiled, record
 from toushi.probe.trace.comparison import compare
 from toushi.probe.trace.open import open_collection, open_trace
 
@@ -212,7 +212,7 @@ def test_autocast(tmp_path):
 def test_a_compiled_module_warns_and_is_named(tmp_path):
     pipeline = made("stable-diffusion")
     pipeline.unet.compile(backend="eager")
-    with pytest.warns(NotCompiled, match="unet is compiled, but runs uncompiled"), record(pipeline, tmp_path / "run"):
+    with pytest.warns(Uncompiled, match="unet is compiled, but runs uncompiled"), record(pipeline, tmp_path / "run"):
         draw(pipeline, PROMPT, steps=1)
     components = open_trace(tmp_path / "run").manifest.components
     assert components["unet"].compiled and not components["vae"].compiled

@@ -70,7 +70,7 @@ FLUX = diffusers_family(
     "FluxControlNetInpaintPipeline",
     text_encoders=("text_encoder_2",),
     text_encoder="text_encoder_2",
-    **prompts_in_two_calls([PromptPart(("text_encoder_2",), ("prompt_2", "prompt"))], states_of),
+    **prompts_in_two_calls([PromptPart(("text_encoder_2",))], states_of),
     **t5_encoder("text_encoder_2"),
     check=require_sdpa_processors("FluxAttnProcessor"),
     unrecorded_attention={

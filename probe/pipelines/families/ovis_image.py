@@ -9,7 +9,8 @@ from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import diffusers_family
 from toushi.probe.pipelines.families.flux import PACKED
 from toushi.probe.pipelines.family import EncodePromptCall
-from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, qwen3_template, unmasked_states
+from toushi.probe.pipelines.prompt_templates import qwen3_template
+from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, unmasked_states
 
 PROMPT_COLUMNS = 256  # the default of max_sequence_length
 
