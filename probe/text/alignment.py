@@ -21,6 +21,8 @@ from toushi.probe.base.errors import ToushiError
 
 Span = tuple[int, int]
 
+FOLDER = Path(__file__).parent
+
 
 class UnreadablePrompt(ToushiError):
     """The prompt is not text that can be encoded."""
@@ -128,12 +130,13 @@ def segment(prompt: str) -> list[Word]:
     """The words of a prompt in order. Punctuation and spaces belong to no word. An emoji is a word.
 
     Only words of rjieba's dictionary are joined. Its hidden Markov model would invent others, and then a plain 鹅 would
-    be no word. `cat's` has two words, `cat` and `'s`. Raises UnreadablePrompt.
+    be no word. Traditional characters are looked up as their simplified forms, which that dictionary has. `cat's` has two
+    words, `cat` and `'s`. Raises UnreadablePrompt.
     """
     import rjieba
 
     prompt = validate_prompt(prompt)
-    starts = {start for _, start, _ in rjieba.tokenize(prompt, hmm=False)}
+    starts = {start for _, start, _ in rjieba.tokenize(prompt.translate(_simplified_forms()), hmm=False)}
     classes = "".join(map(_character_class, prompt))
     for match in _UNDIVIDED.finditer(classes):
         starts -= set(range(match.start() + 1, match.end()))
@@ -143,6 +146,13 @@ def segment(prompt: str) -> list[Word]:
         for start, end in itertools.pairwise(edges)
         if set(classes[start:end]) & set("HLDER")
     ]
+
+
+@lru_cache
+def _simplified_forms() -> dict[int, int]:
+    """Traditional character -> simplified one. None of them is in GB 2312, so a simplified prompt stays as it is."""
+    traditional, simplified = (FOLDER / "opencc/traditional_to_simplified.txt").read_text(encoding="utf-8").splitlines()
+    return str.maketrans(traditional, simplified)
 
 
 @lru_cache

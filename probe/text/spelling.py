@@ -35,6 +35,7 @@ class Vocabulary:
     pad: int | None
     eos: int | None
     encode: Callable[[str], tuple[list[int], list[Span]]] | None = None  # ids of a text, and the characters of each
+    has_joints: bool = True  # whether ▁ stands for white space, as in SentencePiece
 
     @classmethod
     def from_tokenizer(cls, tokenizer: object) -> "Vocabulary":
@@ -64,7 +65,8 @@ class Vocabulary:
             return [id for id, _, _ in rows], [span for _, span, _ in rows]
 
         piece = lambda id: fast.id_to_token(id) or ""  # noqa: E731
-        return cls(piece, normalise, byte_level, added, special, unknown, *ends, encode)
+        has_joints = not isinstance(fast.decoder, decoders.WordPiece)
+        return cls(piece, normalise, byte_level, added, special, unknown, *ends, encode, has_joints)
 
     def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
         """text, special or pad for each id, as far as ids alone say. `mask` is 0 at padding."""
@@ -75,7 +77,7 @@ class Vocabulary:
         """The bytes that the token stands for, without white space; with `spaces`, only without that of ASCII."""
         piece = self.piece(id)
         if id in self.added:
-            return _strip_spaces((piece if self.byte_level else _strip_joints(piece, spaces)).encode())
+            return _strip_spaces((piece if self.byte_level else self._strip_joints(piece, spaces)).encode())
         if self.byte_level:
             piece = piece.removesuffix("</w>")
             spelled = all(character in BYTES for character in piece)
@@ -84,7 +86,12 @@ class Vocabulary:
             return _strip_spaces(bytes.fromhex(piece[3:5]))
         if len(piece) > 2 and piece.startswith("##"):
             piece = piece[2:]
-        return _strip_spaces(_strip_joints(piece, spaces).encode())
+        return _strip_spaces(self._strip_joints(piece, spaces).encode())
+
+    def _strip_joints(self, text: str, spaces: bool) -> str:
+        """The text without joints, and without white space unless `spaces`."""
+        joint = "▁" if self.has_joints else ""
+        return "".join(character for character in text if character != joint and (spaces or not character.isspace()))
 
     def text_bytes(self, text: str, cleaning: "Cleaning") -> "TextBytes":
         """The bytes of the text as the tokenizer normalises it, each with the characters that it comes from."""
@@ -97,7 +104,7 @@ class Vocabulary:
                 continue
             cluster = self.normalise(cluster)
             if not self.byte_level:
-                cluster = _strip_joints(cluster, cleaning.keeps_spaces)
+                cluster = self._strip_joints(cluster, cleaning.keeps_spaces)
             result += [(byte, (start, end)) for byte in cluster.encode() if byte not in SPACES]
         return result
 
@@ -375,11 +382,6 @@ def _lowered(text: str) -> list[str]:
     ends = [0, *itertools.accumulate(lengths)]
     lowered = text.lower()
     return [lowered[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def _strip_joints(text: str, spaces: bool) -> str:
-    """The text without SentencePiece's ▁, and without white space unless `spaces`."""
-    return "".join(character for character in text if character != "▁" and (spaces or not character.isspace()))
 
 
 def _strip_spaces(spelling: bytes) -> bytes:

@@ -16,6 +16,7 @@ from toushi.probe.text.alignment import (
     UnknownWord,
     UnreadablePrompt,
     Word,
+    _simplified_forms,
     find_word,
     segment,
     segmenter,
@@ -198,3 +199,16 @@ def test_words_and_gaps_share_out_all_mass_of_a_real_prompt(prompt, tokenizer):
 def test_no_torch_and_no_segmenter_until_needed():
     code = "import sys, toushi.probe.text.alignment; assert not {'torch', 'rjieba', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_traditional_characters_are_words_as_the_simplified_are():
+    """Character for character, so that spans stay; a simplified prompt is never changed."""
+    for traditional, simplified in [
+        ("左邊是貓，右邊是月亮", "左边是猫，右边是月亮"),
+        ("河邊的銀行", "河边的银行"),
+        ("一隻紅色的貓頭鷹在夜裡飛", "一只红色的猫头鹰在夜里飞"),
+    ]:
+        found = segment(traditional)
+        assert [word.span for word in found] == [word.span for word in segment(simplified)]
+        assert all(word.text == traditional[word.start : word.end] for word in found)
+    assert not any(chr(character).encode("gb2312", "ignore") for character in _simplified_forms())
