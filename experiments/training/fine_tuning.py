@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from toushi.experiments.training.checkpoint import (
     LOG,
+    append_row,
+    hours_of,
     optimizer_tensors,
     read_checkpoint,
     read_log,
@@ -140,7 +142,7 @@ def train_for_minutes(
     if (out / "checkpoint.safetensors").exists():
         training.resume(out)
     config, losses, saved = training.config, [], 0.0
-    hours = max((row["hours"] for row in read_log(out / LOG).values()), default=0.0)
+    hours = hours_of(read_log(out / LOG))
     start, total = time.monotonic(), training.config.minutes * 60
     bar = tqdm(total=round(total), unit="s", desc=out.name, mininterval=5)
     while True:
@@ -152,8 +154,7 @@ def train_for_minutes(
             saved = spent
             row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), lr=training.lr())
             row |= dict(loss=round(float(np.mean(losses)), 6)) | evaluate()
-            with (out / LOG).open("a") as file:
-                print(json.dumps(row), file=file, flush=True)
+            append_row(out / LOG, row)
             training.save(out)  # after the row, so that every checkpoint has one
             bar.set_postfix(samples=training.samples, loss=row["loss"])
             losses = []
