@@ -67,6 +67,12 @@ class Verdict:
     style: bool
     extra: int
 
+    def answers(self) -> dict[str, list[bool]]:
+        """All answers to the same question, without those that are None."""
+        every = {"object": self.objects, "position": self.positions, "colour": self.colours, "sense": self.senses}
+        every |= {"place": (self.place,), "time": (self.time,), "style": (self.style,)}
+        return {what: [right for right in given if right is not None] for what, given in every.items()}
+
 
 def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Recognition:
     """The background and objects of a picture uint8 [64, 64, 3]: at most `count`, each with at least this score."""
