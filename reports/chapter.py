@@ -1,5 +1,6 @@
 """The content of a report about one run or one trace, for the HTML page and the PDF alike."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pandas as pd
 
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.embedded_picture import PREFIX
-from toushi.reports.report_messages import ROWS_LEFT_OUT
+from toushi.reports.report_messages import FACTS, ROWS_LEFT_OUT
 
 LANGUAGES = ("zh", "en")  # in the order of the page
 
@@ -61,6 +62,12 @@ class Chapter:
     sheets: list[Sheet] = field(default_factory=list)
     command: str = ""  # makes the run or the trace again
     facts: list[tuple[Bilingual, Bilingual]] = field(default_factory=list)  # provenance: name, value
+
+
+def known_facts(values: Mapping[str, object]) -> list[tuple[Bilingual, Bilingual]]:
+    """Names and values of a chapter's `facts`, by fields of manifests, without those that are not known."""
+    known = {name: value for name, value in values.items() if value not in (None, "")}
+    return [(FACTS[name], v if isinstance(v, Bilingual) else Bilingual.same(v)) for name, v in known.items()]
 
 
 def is_number(column: pd.Series) -> bool:

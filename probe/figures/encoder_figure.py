@@ -2,7 +2,7 @@
 
 import matplotlib
 
-from toushi.probe.base.bilingual_text import translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import drawable
@@ -37,12 +37,10 @@ def encoder_figure(
         raise ToushiError(f"there is no head {head}; the layer has {attention.sizes['head']}, counted from 0")
     values = (attention.mean("head") if head is None else attention.isel(head=head)).values
     names = [drawable(text).strip() or "␣" for text in attention["text"].values.tolist()]
-    which = (
-        translate(language, en="mean of heads", zh="各头平均")
-        if head is None
-        else translate(language, en=f"head {head}", zh=f"第 {head} 个头")
-    )
-    title = translate(language, en=f"encoder layer {layer}, {which}", zh=f"编码器第 {layer} 层，{which}")
+    which = Bilingual(en="mean of heads", zh="各头平均")
+    if head is not None:
+        which = Bilingual(en=f"head {head}", zh=f"第 {head} 个头")
+    title = translate(language, en=f"encoder layer {layer}, {which.en}", zh=f"编码器第 {layer} 层，{which.zh}")
     note = translate(
         language, en=f"row attends to column; the output is state {layer + 1}", zh=f"行关注列；输出为状态 {layer + 1}"
     )

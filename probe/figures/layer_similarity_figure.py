@@ -51,21 +51,13 @@ def layer_similarity_figure(
 
     blocks: list[Block] = []
     heads = [str(number) for number in every]
-    own = [
-        [
-            Map(
-                translate(language, en=f"sentence {index}", zh=f"句 {index}"),
-                [*name, OTHERS.translate(language)],
-                heads,
-                cosine_with_embedding(state.values),
-            )
-        ]
-        for index, (state, name) in enumerate(zip(states, names), 1)
-    ]
+    own = []
+    for index, (state, name) in enumerate(zip(states, names), 1):
+        title = translate(language, en=f"sentence {index}", zh=f"句 {index}")
+        own.append([Map(title, [*name, OTHERS.translate(language)], heads, cosine_with_embedding(state.values))])
     title = translate(language, en="each word beside its own embedding", zh="每个词与它自己的嵌入")
-    blocks.append(
-        (title, translate(language, en="cosine with layer 0", zh="与第 0 层的余弦"), own, (scale_start(own), 1.0))
-    )
+    unit = translate(language, en="cosine with layer 0", zh="与第 0 层的余弦")
+    blocks.append((title, unit, own, (scale_start(own), 1.0)))
     if len(encodings) > 1:
         pairs = []
         for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
