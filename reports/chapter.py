@@ -33,16 +33,16 @@ class Sheet:
     table: pd.DataFrame
     file: Path  # with every row and digit
 
-    def content(self, most: int, some: int) -> tuple[list[dict[str, Any]], list[list[str]], Bilingual | None]:
+    def content(self, most: int, first: int) -> tuple[list[dict[str, Any]], list[list[str]], Bilingual | None]:
         """Columns, each with its `name` and whether it is a `number`; rows of texts; and a note.
 
-        Of a table of more than `most` rows there are the first `some`, and the note says so.
+        Of a table of more than `most` rows there are only the `first` ones, and the note says so.
         """
         cut = len(self.table) > most
-        printed = self.table.head(some) if cut else self.table
+        printed = self.table.head(first) if cut else self.table
         columns = [{"name": name, "number": is_number(pd.Series(self.table[name]))} for name in self.table.columns]
         rows = [[format_cell(value) for value in row] for row in printed.itertuples(index=False)]
-        note = ROWS_LEFT_OUT.format(all=len(self.table), some=some, file=self.file.as_posix()) if cut else None
+        note = ROWS_LEFT_OUT.format(all=len(self.table), some=first, file=self.file.as_posix()) if cut else None
         return columns, rows, note
 
 
