@@ -1,10 +1,9 @@
 """Fine-tuning of parts of a model by low-rank updates: a step, checkpoints, the log, and the loop over minutes."""
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +103,7 @@ class FineTuning:
         shares: SharedParts = {"model": "mini-unet", "parts": parts}
         config = replace(self.model.config, shares=shares, heat_map=None, **changes)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        config.save(folder)
         save_file({name: t.half().contiguous() for name, t in self.state().items()}, folder / "model.safetensors")
 
     def state(self) -> dict[str, Tensor]:
