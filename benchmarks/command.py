@@ -18,19 +18,8 @@ def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
         def run(name: str, *options: str):
             def once() -> None:
                 out = str(Path(home) / name.replace(" ", "-"))
-                command = (
-                    "-m",
-                    "toushi",
-                    "trace",
-                    PROMPT,
-                    "--steps",
-                    "2" if quick else "20",
-                    "--out",
-                    out,
-                    "--overwrite",
-                    *options,
-                )
-                memory, code = peak_memory(sys.executable, *command)
+                options_of_all = ("--steps", "2" if quick else "20", "--out", out, "--overwrite")
+                memory, code = peak_memory(sys.executable, "-m", "toushi", "trace", PROMPT, *options_of_all, *options)
                 if code:
                     raise RuntimeError(f"toushi trace ended with exit code {code}")
                 peaks[name] = max(peaks.get(name, 0.0), memory)

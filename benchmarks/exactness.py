@@ -14,7 +14,9 @@ import torch
 from benchmarks import peer
 from benchmarks.shapes import SMALL
 from toushi.hooks.attention import AttentionHook, Call
-from toushi.probe.model_check.observation import AttentionCall, explicit_softmax
+from toushi.hooks.kernels import AttentionInputs
+from toushi.probe.model_check.observation import AttentionCall
+from toushi.probe.model_check.observation import explicit_softmax as softmax_of_row
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.family import Model
 from toushi.probe.pipelines.registry import family_of
@@ -25,12 +27,12 @@ PROMPT = "左边是猫，右边是月亮，夜晚"
 GOALS = {torch.float32: 2e-6, torch.bfloat16: 2e-4}
 
 
-def softmax_of(call: Call) -> torch.Tensor:
+def explicit_softmax(inputs: AttentionInputs) -> torch.Tensor:
     """softmax(q k^T * scale + mask) [row, head, column, query] in fp64, by the code of `toushi check`."""
-    what = call.inputs
-    captured = AttentionCall(call.site, what.query, what.key, what.mask, what.scale, what.first is not None)
-    rows, _, queries, _ = call.shape
-    return torch.stack([explicit_softmax(captured, row, range(queries)) for row in range(rows)]).mT
+    is_causal = inputs.first is not None
+    captured = AttentionCall("", inputs.query, inputs.key, inputs.mask, inputs.scale, is_causal)
+    rows, _, queries, _ = inputs.query.shape
+    return torch.stack([softmax_of_row(captured, row, range(queries)) for row in range(rows)]).mT
 
 
 def differences(model: Model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
@@ -40,7 +42,7 @@ def differences(model: Model, draw: Callable[[], object]) -> tuple[dict[str, flo
 
     def see(call: Call) -> None:
         read = call.probabilities()
-        worst[call.site] = max(worst.get(call.site, 0.0), (read - softmax_of(call)).abs().max().item())
+        worst[call.site] = max(worst.get(call.site, 0.0), (read - explicit_softmax(call.inputs)).abs().max().item())
         rounded[0] = max(rounded[0], (read.half() - read).abs().max().item())
 
     sites = {name: site.module for name, site in family_of(model).sites(model).items()}

@@ -9,7 +9,6 @@ had. Pictures are compared bit for bit, and each trace is verified.
 """
 
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -20,12 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.shapes import Shape, make_component, small_vae
+from benchmarks.exactness import explicit_softmax
+from benchmarks.shapes import Shape, make_component, make_shape, small_vae
 from toushi.hooks.kernels import AttentionInputs, attend, probabilities
 from toushi.probe.recording.provenance import gpu_facts
 from toushi.probe.recording.record import record
@@ -74,13 +75,7 @@ def kernel_rows(device: torch.device, small: bool) -> Iterator[dict]:
             for mask_name, mask in {"none": None, "padding": padding, "bias": padding.to(dtype)}.items():
                 for backend, value_of in backends.items():
                     context = nullcontext() if value_of is None else sdpa_kernel(value_of)
-                    about = {
-                        "part": "kernels",
-                        "backend": backend,
-                        "dtype": str(dtype),
-                        "keys": keys,
-                        "mask": mask_name,
-                    }
+                    about = dict(part="kernels", backend=backend, dtype=str(dtype), keys=keys, mask=mask_name)
                     try:
                         with context:
                             plain = F.scaled_dot_product_attention(query, key, value, mask)
@@ -91,22 +86,20 @@ def kernel_rows(device: torch.device, small: bool) -> Iterator[dict]:
                     inputs = AttentionInputs(query, key, width**-0.5, mask)
                     columns = torch.linspace(0, keys - 41, COLUMNS).long().tolist()
                     read = probabilities(inputs, attended.lse, columns)
-                    error = max_error(read, query, key, mask, columns)
+                    error = max_error(read, inputs, columns)
                     same = torch.equal(plain, attended.output)
                     numbers = {"identical": same, "difference": error, "goal": GOALS[dtype]}
                     yield {**about, "kernel": attended.kernel, "lse": attended.lse is not None, **numbers}
 
 
-def max_error(read, query, key, mask, columns) -> float:
+def max_error(read: torch.Tensor, inputs: AttentionInputs, columns: list[int]) -> float:
     """The largest difference from a softmax in fp64, head by head, which fits any memory."""
     worst = 0.0
-    for row in range(query.shape[0]):
-        for head in range(query.shape[1]):
-            scores = query[row, head].double() @ key[row, head].double().T * query.shape[-1] ** -0.5
-            if mask is not None:
-                part = mask[row, 0]
-                scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
-            worst = max(worst, (scores.softmax(-1)[:, columns].T - read[row, head]).abs().max().item())
+    for row, head in np.ndindex(inputs.query.shape[:2]):
+        query, key = (part[row, head][None, None] for part in (inputs.query, inputs.key))
+        mask = None if inputs.mask is None else inputs.mask[row : row + 1]
+        expected = explicit_softmax(AttentionInputs(query, key, inputs.scale, mask))[0, 0, columns]
+        worst = max(worst, (expected - read[row, head]).abs().max().item())
     return worst
 
 
@@ -149,7 +142,7 @@ def sdxl(device: torch.device, small: bool, steps: int) -> Shape:
     parts = dict.fromkeys(names) | {"vae": small_vae(4, 4), "unet": unet.eval(), "scheduler": scheduler}
     inputs = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "guidance_scale": 5.0}
     inputs |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
-    return shape(make_component("StableDiffusionXLPipeline", **parts), device, pixels, steps, inputs)
+    return make_shape(make_component("StableDiffusionXLPipeline", **parts).to(device), pixels, steps, **inputs)
 
 
 def flux(device: torch.device, small: bool, steps: int) -> Shape:
@@ -164,7 +157,7 @@ def flux(device: torch.device, small: bool, steps: int) -> Shape:
     }  # fmt: skip
     inputs = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "guidance_scale": 3.5}
     pixels = 128 if small else 1024
-    return shape(make_component("FluxPipeline", **parts), device, pixels, steps, inputs)
+    return make_shape(make_component("FluxPipeline", **parts).to(device), pixels, steps, **inputs)
 
 
 def z_image(device: torch.device, small: bool, steps: int) -> Shape:
@@ -177,14 +170,7 @@ def z_image(device: torch.device, small: bool, steps: int) -> Shape:
     parts = {"text_encoder": None, "tokenizer": None, "vae": small_vae(16, 4)}
     pipeline = make_component("ZImagePipeline", transformer=transformer.eval(), scheduler=scheduler, **parts)
     inputs = {"prompt_embeds": texts[:1], "negative_prompt_embeds": texts[1:], "guidance_scale": 4.0}
-    return shape(pipeline, device, 128 if small else 1024, steps, inputs)
-
-
-def shape(pipeline, device: torch.device, pixels: int, steps: int, inputs: dict) -> Shape:
-    pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    size = {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "latent"}
-    return Shape(pipeline, lambda: pipeline(**inputs, **size, generator=torch.Generator().manual_seed(0)).images)
+    return make_shape(pipeline.to(device), 128 if small else 1024, steps, **inputs)
 
 
 SHAPES: dict[str, Callable[[torch.device, bool, int], Shape]] = {"sdxl": sdxl, "flux": flux, "z-image": z_image}
@@ -216,15 +202,9 @@ def sampling_rows(name: str, config: GPUConfig, device: torch.device) -> Iterato
                 found[arm].append((seconds, peak))
                 if options is not None:
                     trace = open_trace(f"{home}/run")
-                    clean = (
-                        trace.complete
-                        and not trace.verify()
-                        and isinstance(picture, torch.Tensor)
-                        and torch.equal(picture, expected)
-                    )
-                    if not clean:
+                    same = isinstance(picture, torch.Tensor) and torch.equal(picture, expected)
+                    if not trace.complete or trace.verify() or not same:
                         yield {"part": name, "arm": arm, "broken": "picture, trace or checksum differs"}
-                shutil.rmtree(home, ignore_errors=True)
     for arm, rows in found.items():
         pairs = list(zip(rows, found["bare"]))
         numbers = {

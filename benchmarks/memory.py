@@ -10,33 +10,26 @@ from benchmarks import peer
 from toushi.probe.models.mini_unet import MiniUNet
 
 STEPS = (5, 20, 80)
-MINI = """
+RUN = """
 import sys, tempfile
-from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
-keep, steps = sys.argv[1], int(sys.argv[2])
-model = load("mini-unet", "cpu")
-model.sample("猫", steps=2)
-if keep == "bare":
-    model.sample("左边是猫，右边是月亮", steps=steps)
+name, keep, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if name == "mini-unet":
+    from toushi.probe.pipelines.load import load
+    pipeline = load("mini-unet", "cpu")
+    pipeline.sample("猫", steps=2)
+    draw = lambda: pipeline.sample("左边是猫，右边是月亮", steps=steps)
 else:
-    with tempfile.TemporaryDirectory() as folder, record(model, folder + "/run", keep=keep):
-        model.sample("左边是猫，右边是月亮", steps=steps)
-"""
-PIPELINE = """
-import sys, tempfile
-from benchmarks import peer
-from benchmarks.shapes import SMALL
-from toushi.probe.recording.record import record
-keep, steps = sys.argv[1], int(sys.argv[2])
-pipeline, draw = SMALL["stable-diffusion, small"](steps)
+    from benchmarks import peer
+    from benchmarks.shapes import SMALL
+    pipeline, draw = SMALL[name](steps)
 if keep == "bare":
     draw()
-elif keep == peer.NAME:
-    kept = peer.record_attention(pipeline, draw)
-else:
+elif keep in ("sum", "mean", "heads"):
     with tempfile.TemporaryDirectory() as folder, record(pipeline, folder + "/run", keep=keep):
         draw()
+else:
+    kept = peer.record_attention(pipeline, draw)
 """
 
 
@@ -58,14 +51,14 @@ def peak_memory(*command: str) -> tuple[float, int]:
 
 def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     keeps = ("bare", "sum", "mean", "heads")
-    arms = [("mini-unet", MINI, keep) for keep in keeps]
-    arms += [("stable-diffusion, small", PIPELINE, keep) for keep in (*keeps, *[peer.NAME] * peer.is_installed())]
+    arms = [("mini-unet", keep) for keep in keeps]
+    arms += [("stable-diffusion, small", keep) for keep in (*keeps, *[peer.NAME] * peer.is_installed())]
     steps = (2, 4) if quick else STEPS
     jobs = [(arm, count) for arm in (arms[1::3] if quick else arms) for count in steps]
 
     def run(job) -> float:
-        (name, code, keep), count = job
-        memory, ended = peak_memory(sys.executable, "-c", code, keep, str(count))
+        (name, keep), count = job
+        memory, ended = peak_memory(sys.executable, "-c", RUN, name, keep, str(count))
         if ended:
             raise RuntimeError(f"the {keep} run of {name} in {count} steps ended with exit code {ended}")
         return memory
@@ -75,6 +68,6 @@ def measure(model: MiniUNet, rounds: int, quick: bool = False) -> list[dict]:
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in jobs):
         mine = [peaks[arm, count] for count in steps]
-        row = {"model": arm[0], "arm": arm[2], **{f"{n} steps": round(mb, 1) for n, mb in zip(steps, mine)}}
+        row = {"model": arm[0], "arm": arm[1], **{f"{n} steps": round(mb, 1) for n, mb in zip(steps, mine)}}
         rows.append(row | {"growth": round(mine[-1] / mine[0], 3)})
     return rows

@@ -39,6 +39,13 @@ def small_vae(channels: int, levels: int):
     )
 
 
+def make_shape(pipeline, pixels: int, steps: int, **inputs) -> Shape:
+    """The pipeline with a `draw` that returns the latents of one seed."""
+    pipeline.set_progress_bar_config(disable=True)
+    inputs |= {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "latent"}
+    return Shape(pipeline, lambda: pipeline(**inputs, generator=torch.Generator().manual_seed(0)).images)
+
+
 def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512) -> Shape:
     """A Stable Diffusion 1.5 of 96 to 384 channels: 512 px, 77 tokens, 16 cross-attentions."""
     with torch.random.fork_rng(devices=[]):
@@ -63,21 +70,9 @@ def stable_diffusion(steps: int, channels=(96, 192, 384, 384), pixels: int = 512
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draw():
-        return pipeline(
-            prompt_embeds=positive,
-            negative_prompt_embeds=negative,
-            height=pixels,
-            width=pixels,
-            num_inference_steps=steps,
-            guidance_scale=5.0,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-        )
-
-    return Shape(pipeline, draw)
+    return make_shape(
+        pipeline, pixels, steps, prompt_embeds=positive, negative_prompt_embeds=negative, guidance_scale=5.0
+    )
 
 
 def z_image(steps: int, layers: int = 8, heads: int = 6, pixels: int = 512, tokens=(64, 64)) -> Shape:
@@ -103,21 +98,9 @@ def z_image(steps: int, layers: int = 8, heads: int = 6, pixels: int = 512, toke
         tokenizer=None,
         transformer=transformer.eval(),
     )
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draw():
-        return pipeline(
-            prompt_embeds=[positive],
-            negative_prompt_embeds=[negative],
-            height=pixels,
-            width=pixels,
-            num_inference_steps=steps,
-            guidance_scale=4.0,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-        )
-
-    return Shape(pipeline, draw)
+    return make_shape(
+        pipeline, pixels, steps, prompt_embeds=[positive], negative_prompt_embeds=[negative], guidance_scale=4.0
+    )
 
 
 SHAPES = {"stable-diffusion shape": stable_diffusion, "z-image shape": z_image}

@@ -1,12 +1,15 @@
 """The content of a report about one run or one trace, for the HTML page and the PDF alike."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.embedded_picture import PREFIX
+from toushi.reports.report_messages import FACTS, ROWS_LEFT_OUT
 
 LANGUAGES = ("zh", "en")  # in the order of the page
 
@@ -30,6 +33,18 @@ class Sheet:
     table: pd.DataFrame
     file: Path  # with every row and digit
 
+    def content(self, most: int, first: int) -> tuple[list[dict[str, Any]], list[list[str]], Bilingual | None]:
+        """Columns, each with its `name` and whether it is a `number`; rows of texts; and a note.
+
+        Of a table of more than `most` rows there are only the `first` ones, and the note says so.
+        """
+        cut = len(self.table) > most
+        printed = self.table.head(first) if cut else self.table
+        columns = [{"name": name, "number": is_number(pd.Series(self.table[name]))} for name in self.table.columns]
+        rows = [[format_cell(value) for value in row] for row in printed.itertuples(index=False)]
+        note = ROWS_LEFT_OUT.format(all=len(self.table), some=first, file=self.file.as_posix()) if cut else None
+        return columns, rows, note
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -47,6 +62,16 @@ class Chapter:
     sheets: list[Sheet] = field(default_factory=list)
     command: str = ""  # makes the run or the trace again
     facts: list[tuple[Bilingual, Bilingual]] = field(default_factory=list)  # provenance: name, value
+
+
+def known_facts(values: Mapping[str, object]) -> list[tuple[Bilingual, Bilingual]]:
+    """Names and values of a chapter's `facts`, by fields of manifests, without those that are not known."""
+    known = {name: value for name, value in values.items() if value not in (None, "")}
+    return [(FACTS[name], v if isinstance(v, Bilingual) else Bilingual.same(v)) for name, v in known.items()]
+
+
+def is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
 def format_cell(value: object) -> str:

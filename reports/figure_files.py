@@ -1,7 +1,8 @@
 """Figures as files for a paper: SVG, PDF and PNG, the same bytes when made again."""
 
+import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,12 +16,21 @@ ENDINGS = (".svg", ".pdf", ".png")
 
 
 def save_in_both_languages(
-    name: str, figures: Mapping[str, Figure], caption: Bilingual, out: Path, place: str, command: str
+    name: str,
+    figures: Mapping[str, Figure],
+    caption: Bilingual,
+    folder: Path,
+    key: str,
+    out: Path,
+    words: Sequence[str] = (),
 ) -> Picture:
-    """The figure of each language, written as `out/place/name.LANGUAGE.ENDING`."""
+    """The figure of each language, written as `out/figures/KEY/name.LANGUAGE.ENDING`. It shows the result in `folder`."""
+    command = ["toushi", "report", folder.as_posix(), "--figures", name]
+    command += [*(["--words", *words] if words else []), "-o", out.as_posix()]
+    place = f"figures/{key}"
     stem = Bilingual(**{language: _save(figures[language], f"{name}.{language}", out, place) for language in LANGUAGES})
     inches = Bilingual(**{language: _width(figures[language]) for language in LANGUAGES})
-    return Picture(name, caption, stem, inches, command)
+    return Picture(name, caption, stem, inches, shlex.join(command))
 
 
 def _save(figure: Figure, name: str, out: Path, place: str) -> str:

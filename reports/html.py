@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 
 from toushi.probe.figures.fonts import FILES, FOLDER, PLACEHOLDER, font_subset
 from toushi.reports import report_messages as messages
-from toushi.reports.chapter import LANGUAGES, Chapter, Picture, Sheet, format_cell
+from toushi.reports.chapter import LANGUAGES, Chapter, Picture, Sheet
 
 ROWS, DOWNLOAD = 500, 2_000_000  # rows of a table that are shown; bytes of the largest CSV that the page contains
 DOTS = 96  # CSS pixels per inch
@@ -45,16 +44,7 @@ def images(picture: Picture, out: Path) -> list[dict[str, str | int]]:
 
 def rows(sheet: Sheet) -> dict[str, object]:
     """The table as the template takes it: columns, rows, a note about rows left out, and the CSV in base64."""
-    table = sheet.table
-    note = None
-    if len(table) > ROWS:
-        note = messages.ROWS_LEFT_OUT.format(all=len(table), some=ROWS, file=sheet.file.as_posix())
+    columns, rows, note = sheet.content(ROWS, ROWS)
     data = sheet.file.read_bytes()
-    columns = [{"name": name, "number": is_number(pd.Series(table[name]))} for name in table.columns]
-    cells = [[format_cell(value) for value in row] for row in table.head(ROWS).itertuples(index=False)]
     csv = base64.b64encode(data).decode() if len(data) <= DOWNLOAD else ""
-    return {"columns": columns, "rows": cells, "note": note, "data": csv}
-
-
-def is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return {"columns": columns, "rows": rows, "note": note, "data": csv}

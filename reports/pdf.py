@@ -6,13 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import FOLDER, drawable
 from toushi.reports import report_messages as messages
-from toushi.reports.chapter import Chapter, format_cell
-from toushi.reports.html import is_number
+from toushi.reports.chapter import Chapter
 
 ROWS, SOME = 60, 15  # rows of the longest table that is printed whole; rows that are printed of a longer one
 
@@ -51,14 +48,10 @@ def contents(chapters: Sequence[Chapter], out: Path, root: Path, language: str) 
             pictures.append({**about, "caption": translated(picture.caption), "command": drawable(picture.command)})
         sheets = []
         for sheet in chapter.sheets:
-            note, printed = None, sheet.table
-            if len(sheet.table) > ROWS:
-                printed = sheet.table.head(SOME)
-                note = messages.ROWS_LEFT_OUT.format(all=len(sheet.table), some=SOME, file=sheet.file.as_posix())
-            names = sheet.table.columns
-            columns = [{"name": drawable(name), "number": is_number(pd.Series(sheet.table[name]))} for name in names]
-            cells = [[drawable(format_cell(value)) for value in row] for row in printed.itertuples(index=False)]
-            sheets.append({"name": drawable(sheet.name), "note": translated(note), "columns": columns, "rows": cells})
+            columns, rows, note = sheet.content(ROWS, SOME)
+            columns = [column | {"name": drawable(column["name"])} for column in columns]
+            rows = [[drawable(cell) for cell in row] for row in rows]
+            sheets.append({"name": drawable(sheet.name), "note": translated(note), "columns": columns, "rows": rows})
         page["chapters"].append(
             {
                 "title": translated(chapter.title),

@@ -14,9 +14,8 @@ from toushi.experiments.runner.run_study import load_study
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.reports import report_messages as messages
-from toushi.reports.chapter import LANGUAGES, Chapter, Sheet
-from toushi.reports.figure_files import Picture, save_in_both_languages
-from toushi.reports.report_messages import FACTS
+from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, known_facts
+from toushi.reports.figure_files import save_in_both_languages
 
 
 def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = ()) -> Chapter:
@@ -37,7 +36,8 @@ def chapter_of_run(folder: Path, key: str, out: Path, wanted: Collection[str] = 
             notices.append(messages.NO_MODULE.format(name=manifest.experiment))
         for name, pair in (figures or {}).items():
             if not wanted or name in wanted:
-                pictures.append(_save_picture(name, pair, folder, key, out))
+                captions = {of: str(pair[of].get_label()) or name.replace("_", " ") for of in LANGUAGES}
+                pictures.append(save_in_both_languages(name, pair, Bilingual(**captions), folder, key, out))
     return Chapter(
         key,
         manifest.study.title,
@@ -81,13 +81,6 @@ def _draw_figures(folder: Path, manifest: ResultManifest, tables: dict) -> dict[
         raise ToushiError(f"the figures of {folder} cannot be drawn: {type(error).__name__}: {error}") from error
 
 
-def _save_picture(name: str, pair: dict[str, Figure], folder: Path, key: str, out: Path) -> Picture:
-    """The figure with its caption, which is its label, or its name if it has no label."""
-    captions = {language: str(pair[language].get_label()) or name.replace("_", " ") for language in LANGUAGES}
-    command = ["toushi", "report", folder.as_posix(), "--figures", name, "-o", out.as_posix()]
-    return save_in_both_languages(name, pair, Bilingual(**captions), out, f"figures/{key}", shlex.join(command))
-
-
 def _facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
     """Where the result comes from: names and values, without those that are not known."""
     seconds = sum(record.seconds for record in manifest.jobs.values())
@@ -95,25 +88,23 @@ def _facts(manifest: ResultManifest) -> list[tuple[Bilingual, Bilingual]]:
     machine = ", ".join([hardware.processor, hardware.system, *hardware.gpus])
     cores = Bilingual(en=f"{machine}, {hardware.cores} cores", zh=f"{machine}，{hardware.cores} 核")
     values = {
-        "config": Bilingual.same(_format_values(manifest.config)),
-        "config_sha256": Bilingual.same(manifest.config_sha256),
-        "seeds": Bilingual.same(_format_values(manifest.seeds)),
-        "weights": Bilingual.same(
-            "; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.weights.items())
-        ),
-        "versions": Bilingual.same(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
-        "git": Bilingual.same(manifest.git or ""),
-        "code_sha256": Bilingual.same(manifest.code_sha256),
+        "config": _format_values(manifest.config),
+        "config_sha256": manifest.config_sha256,
+        "seeds": _format_values(manifest.seeds),
+        "weights": "; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.weights.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "git": manifest.git,
+        "code_sha256": manifest.code_sha256,
         "hardware": cores,
-        "threads": Bilingual.same(manifest.threads),
-        "argv": Bilingual.same(shlex.join(["toushi", *manifest.argv[1:]])),
-        "jobs": Bilingual.same(f"{len(manifest.jobs)} / {manifest.jobs_in_all}"),
+        "threads": manifest.threads,
+        "argv": shlex.join(["toushi", *manifest.argv[1:]]),
+        "jobs": f"{len(manifest.jobs)} / {manifest.jobs_in_all}",
         "time": Bilingual(en=f"{seconds:.0f} s", zh=f"{seconds:.0f} 秒"),
-        "concluded": Bilingual.same(manifest.concluded.finished if manifest.concluded else ""),
-        "tables": Bilingual.same("; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.tables.items())),
+        "concluded": manifest.concluded and manifest.concluded.finished,
+        "tables": "; ".join(f"{name} sha256 {about.sha256}" for name, about in manifest.tables.items()),
         "may_differ": manifest.may_differ,
     }
-    return [(FACTS[name], value) for name, value in values.items() if value.zh]
+    return known_facts(values)
 
 
 def _format_values(values: dict[str, JsonValue]) -> str:

@@ -19,9 +19,8 @@ from toushi.probe.text.alignment import Word
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.picture_trace import Trace
 from toushi.reports import report_messages as messages
-from toushi.reports.chapter import LANGUAGES, Chapter
+from toushi.reports.chapter import LANGUAGES, Chapter, known_facts
 from toushi.reports.figure_files import Picture, save_in_both_languages
-from toushi.reports.report_messages import FACTS
 
 Draw = Callable[[str], Figure]  # language -> figure
 
@@ -47,12 +46,8 @@ def chapter_of_trace(
     for name, (caption, draw) in figures.items():
         if wanted and name not in wanted:
             continue
-        command = ["toushi", "report", trace.folder.as_posix(), "--figures", name]
-        command += ["--words", *words] if words else []
-        command += ["-o", out.as_posix()]
         by_language = {language: draw(language) for language in LANGUAGES}
-        place = f"figures/{key}"
-        pictures.append(save_in_both_languages(name, by_language, caption, out, place, shlex.join(command)))
+        pictures.append(save_in_both_languages(name, by_language, caption, trace.folder, key, out, words))
     return Chapter(
         key,
         Bilingual.same(trace.prompt or trace.folder.name),
@@ -145,7 +140,7 @@ def trace_facts(manifest: Manifest) -> list[tuple[Bilingual, Bilingual]]:
         "git": manifest.git,
         "argv": shlex.join(["toushi", *manifest.argv[1:]]) if manifest.argv else None,
     }
-    return [(FACTS[name], Bilingual.same(value)) for name, value in values.items() if value not in (None, "")]
+    return known_facts(values)
 
 
 def _join(values: Mapping[str, object] | None) -> str:

@@ -16,9 +16,8 @@ of several scores is partly luck.
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from xarray import DataArray
 from toushi.experiments.measures.statistics import groups, share
 from toushi.experiments.scene_world.example import Example, example
 from toushi.experiments.scene_world.recogniser import detected_masks
-from toushi.experiments.training.scene_batches import unit
+from toushi.experiments.training.scene_batches import stack_pictures, unit
 from toushi.probe.analysis.maps import auc, mean_of_sites, pointing_game
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load_own
@@ -40,12 +39,6 @@ from toushi.probe.trace.open import open_collection
 from toushi.probe.trace.picture_trace import Trace
 
 SITES = "unet.*cross_attention"
-
-
-def batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
-    remaining = iter(items)
-    while some := list(islice(remaining, size)):
-        yield some
 
 
 @dataclass(frozen=True)
@@ -96,10 +89,11 @@ def layer_maps(trace: Trace, word: tuple[int, int] | None, column: int | None = 
 def score_noised_scenes(model: MiniUNet, config: Config) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(config.seed)
     seeds = range(config.noised_scenes)
-    for some in batched(tqdm(seeds, desc="noised scenes"), config.batch):
+    for start in tqdm(range(0, len(seeds), config.batch), desc="noised scenes", unit="batch"):
+        some = seeds[start : start + config.batch]
         examples = [example(seed, config.split) for seed in some]
-        pictures = torch.from_numpy(np.stack([e.picture for e in examples])).permute(0, 3, 1, 2)
-        latents = model.vae.encode(unit(pictures).to(model.device, model.dtype)).float()
+        pictures = unit(stack_pictures(e.picture for e in examples))
+        latents = model.vae.encode(pictures.to(model.device, model.dtype)).float()
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         for time in config.times:
             with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +106,9 @@ def score_noised_scenes(model: MiniUNet, config: Config) -> Iterator[dict]:
 
 def score_drawn_pictures(model: MiniUNet, config: Config) -> Iterator[dict]:
     # Other scenes than the noised ones.
-    for some in batched(tqdm(range(10_000, 10_000 + config.drawn_pictures), desc="drawn pictures"), config.batch):
+    seeds = range(10_000, 10_000 + config.drawn_pictures)
+    for start in tqdm(range(0, len(seeds), config.batch), desc="drawn pictures", unit="batch"):
+        some = seeds[start : start + config.batch]
         examples = [example(seed, config.split) for seed in some]
         with tempfile.TemporaryDirectory() as folder:
             with record(model, Path(folder) / "runs", keep="mean", sites=SITES, branches="cond"):

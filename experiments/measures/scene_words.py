@@ -33,7 +33,8 @@ def units(pool: str, count: int, seed: int) -> pd.DataFrame:
 
 
 def _words(count: int, random: np.random.Generator) -> Iterator[tuple]:
-    names = [(kind, language, name) for kind in NAMED for language in ("zh", "en") for name in _forms(kind, language)]
+    languages = ("zh", "en")
+    names = [(kind, language, name) for kind in NAMED for language in languages for name in KINDS[kind].names(language)]
     for index in range(count):
         kind, language, name = names[index % len(names)]
         others = [other for other in PLAIN if other not in NAMED]
@@ -101,10 +102,6 @@ POOLS = {"words": _words, "phrases": _phrases, "prompts": _prompts, "numbers": _
 
 def _choose(random: np.random.Generator, options):
     return options[int(random.integers(len(options)))]
-
-
-def _forms(kind: str, language: str) -> tuple[str, ...]:
-    return KINDS[kind].zh if language == "zh" else KINDS[kind].en
 
 
 def _scene(

@@ -65,17 +65,8 @@ def verdicts(config: Config) -> tuple[pd.DataFrame, list[Image.Image]]:
 
 def answers(seed: int, e: Example, verdict: Verdict) -> list[dict]:
     """The verdict on one picture, a row for each answer."""
-    asked = {
-        "object": verdict.objects,
-        "position": verdict.positions,
-        "colour": verdict.colours,
-        "sense": verdict.senses,
-        "place": (verdict.place,),
-        "time": (verdict.time,),
-        "style": (verdict.style,),
-    }
     usual = {"place": e.scene.place == "plain", "time": e.scene.time == "day", "style": e.scene.style == "flat"}
-    given = {what: [right for right in some if right is not None] for what, some in asked.items()}
+    given = verdict.answers()
     given["nothing more"] = [verdict.extra == 0]
     given["everything"] = [all(right for some in given.values() for right in some)]
     about = dict(scene=seed, prompt=e.caption.text, language=e.caption.language)
@@ -90,10 +81,8 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
     for what, part in table.groupby("what", sort=False):
         for language, some in [("all", part), *part.groupby("language")]:
             right, low, high = share(some.right, some.scene)
-            usual = some.usual.astype(float).mean()
-            rows.append(
-                dict(what=what, language=language, right=right, low=low, high=high, cases=len(some), usual=usual)
-            )
+            numbers = dict(right=right, low=low, high=high, cases=len(some), usual=some.usual.astype(float).mean())
+            rows.append(dict(what=what, language=language) | numbers)
     return pd.DataFrame(rows)
 
 

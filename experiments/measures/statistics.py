@@ -4,6 +4,7 @@ Such answers are no independent trials, so their source (an *item*) is resampled
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -55,12 +56,26 @@ def shares(right: np.ndarray, cases: np.ndarray, picks: np.ndarray) -> tuple[np.
         return right.sum(-1) / cases.sum(-1), sums[0] / sums[1]
 
 
-def by_item(rows: pd.DataFrame, keys: Mapping[str, Sequence], items: Sequence[str]) -> dict[str, np.ndarray]:
-    """right and cases as arrays [*keys, item] over the values of each key, 0 where an item has none."""
+def rates(
+    rows: pd.DataFrame, keys: Mapping[str, Sequence], resamples: int, seed: int
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """The share `right` of each combination of the keys' values, with its interval (`low`, `high`), its `cases`, and
+    the number of `items`; the same shares as an array [*keys], and those of every resample of items [resample, *keys].
+
+    `rows` have the keys, and an item's numbers `right` and `cases`. They are 0 where an item has none.
+    """
+    items = list(dict.fromkeys(rows.item))
     index = pd.MultiIndex.from_product([*keys.values(), items])
-    table = rows.set_index([*keys, "item"]).loc[:, ["right", "cases"]].reindex(index, fill_value=0)
+    counts = rows.set_index([*keys, "item"]).loc[:, ["right", "cases"]].reindex(index, fill_value=0)
     shape = [len(values) for values in keys.values()] + [len(items)]
-    return {name: table[name].to_numpy(float).reshape(shape) for name in ("right", "cases")}
+    answers, cases = (counts[name].to_numpy(float).reshape(shape) for name in ("right", "cases"))
+    right, draws = shares(answers, cases, resample_items(len(items), resamples, seed))
+    table = []
+    for at, values in zip(np.ndindex(right.shape), product(*keys.values())):
+        low, high = interval(draws[(slice(None), *at)], int((cases[at] > 0).sum()))
+        numbers = {"right": right[at], "low": low, "high": high, "cases": int(cases[at].sum()), "items": len(items)}
+        table.append(dict(zip(keys, values)) | numbers)
+    return pd.DataFrame(table), right, draws
 
 
 def groups(table: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:

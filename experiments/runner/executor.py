@@ -86,15 +86,14 @@ class LocalPool:
                 yield self._receive(pipe)
 
     def close(self) -> None:
-        processes = [process for process, _ in self._busy.values()] + [process for _, process in self._idle]
-        for process in processes:
+        every = [(pipe, process) for pipe, (process, _) in self._busy.items()] + self._idle
+        for _, process in every:
             process.terminate()
-        for process in processes:
+        for pipe, process in every:
             process.join(3)
             if process.is_alive():
                 process.kill()
                 process.join()
-        for pipe in [*self._busy, *(pipe for pipe, _ in self._idle)]:
             pipe.close()
         for held in (self._waiting, self._busy, self._idle):
             held.clear()

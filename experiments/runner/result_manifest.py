@@ -4,15 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from toushi.experiments.runner.study import Study
 from toushi.probe.base.bilingual_text import Bilingual
 
 FORMAT, VERSION = "toushi-run", 1
-
-
-class StudyTexts(BaseModel):
-    title: Bilingual
-    question: Bilingual
-    method: Bilingual
 
 
 class FileHash(BaseModel):
@@ -54,7 +49,7 @@ class ResultManifest(BaseModel):
     format: Literal["toushi-run"] = FORMAT
     version: int = VERSION
     experiment: str  # name of the study
-    study: StudyTexts
+    study: Study
     complete: bool = False
     verdict: str | None = None
     sentence: Bilingual | None = None

@@ -45,7 +45,7 @@ from toushi.experiments.runner.result_folder import (
     read_table,
     write_model,
 )
-from toushi.experiments.runner.result_manifest import Conclusion, JobRecord, ResultManifest, StudyTexts, TableHash
+from toushi.experiments.runner.result_manifest import Conclusion, JobRecord, ResultManifest, TableHash
 from toushi.experiments.runner.settings import config_values, config_words, load_config
 from toushi.experiments.runner.study import Finding, Job
 from toushi.probe.base.atomic_io import write_atomic
@@ -169,7 +169,7 @@ def run_study(
         raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
     with lock_folder(out):
         prepare_output_dir(out, manifest, overwrite)
-        missing = [job for job in jobs if not is_done(out, job)]
+        missing = [job for job in jobs if read_record(out, job) is None]
         if len(missing) < len(jobs):
             manifest = continue_manifest(read_manifest(out), manifest, len(missing))
         write_model(out / MANIFEST, manifest)
@@ -227,11 +227,6 @@ def hash_call(job: Job) -> str:
         return hash_json([job.function.__module__, job.function.__qualname__, dict(job.arguments)])
     except (TypeError, ValueError) as error:
         raise ToushiError(f"the arguments of job {job.name!r} must be JSON values: {error}") from None
-
-
-def is_done(out: Path, job: Job) -> bool:
-    """Whether its rows are there, and are of this very call."""
-    return read_record(out, job) is not None
 
 
 def read_record(out: Path, job: Job) -> JobRecord | None:
@@ -312,10 +307,9 @@ def new_manifest(module: ModuleType, config: "DataclassInstance", threads: int, 
 
     name, values, words = short_name(module), config_values(config), config_words(config)
     options = [*(["--set", *words] if words else []), *(["--threads", str(threads)] if threads != 1 else [])]
-    study = module.STUDY
     return ResultManifest(
         experiment=name,
-        study=StudyTexts(title=study.title, question=study.question, method=study.method),
+        study=module.STUDY,
         config=values,
         config_sha256=hash_json([name, values]),
         command=shlex.join(["toushi", "run", name, *options]),

@@ -69,13 +69,6 @@ def _templates(language: str, group: str, place: bool, time: bool, held_out: boo
                  if ("{P}" not in t or place) and ("{T}" not in t or time) and (t in grammar.HELD_OUT) == held_out)  # fmt: skip
 
 
-def templates(language: str) -> tuple[str, ...]:
-    """Every core sentence of a language, once."""
-    grammar = _GRAMMAR[language]
-    groups = ("MIDDLE", "ASIDE", "PAIR", "ROW", "COLUMN", "THREE")
-    return tuple(dict.fromkeys(t for group in groups for t in getattr(grammar, group)))
-
-
 def describe(scene: Scene, language: str = "zh", seed: int = 0) -> Caption:
     """A caption of the scene. The seed chooses one of the many that are true."""
     if language not in LANGUAGES:
@@ -96,12 +89,10 @@ def _choose_template(pick: Pick, scene: Scene, language: str) -> tuple[str, list
         group = "MIDDLE" if scene.layout == "middle" else "ASIDE"
     time = scene.time != "day"
     place = scene.place != "plain"
-    if "template" in scene.held_out and count < 3:
-        if group == "COLUMN":
-            group, fixed = "PAIR", False
-        options = _templates(language, group, place, time, True)
-    else:
-        options = _templates(language, group, place, time, False)
+    held_out = "template" in scene.held_out and count < 3
+    if held_out and group == "COLUMN":
+        group, fixed = "PAIR", False
+    options = _templates(language, group, place, time, held_out)
     order = list(range(count))
     if count == 2 and not fixed and pick.chance(0.4):
         order.reverse()
@@ -121,8 +112,7 @@ class _Sentence:
         self.out = _Writer()
         self.senses = [sense_of(thing, language) for thing in scene.objects]
         self.context = [self._contexts(i) for i in range(len(scene.objects))]
-        names = [KINDS[thing.kind] for thing in scene.objects]
-        self.nouns = [self._noun(i, names[i].zh if language == "zh" else names[i].en) for i in range(len(names))]
+        self.nouns = [self._noun(i, KINDS[thing.kind].names(language)) for i, thing in enumerate(scene.objects)]
         # A style paints in its own tones: nobody would call its circle blue.
         self.colours = [thing.colour if scene.style == "flat" else None for thing in scene.objects]
         self.words: dict[str, str] = {}  # a position keeps its word within a sentence
@@ -231,11 +221,8 @@ class _Sentence:
             out.say(literal[order.end() if order else 0 :])
             if not letter:
                 continue
-            if letter == "P":
-                self._place()
-                continue
-            if letter == "T":
-                self._time()
+            if letter in "PT":
+                self._place() if letter == "P" else self._time()
                 continue
             index = self.order["ABC".index(letter.upper())]
             if mark == "@" or mark == "%":

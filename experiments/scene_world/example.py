@@ -20,15 +20,15 @@ class Example:
     masks: np.ndarray
 
 
-def example(seed: int, split: str = "train", language: str | None = None) -> Example:
-    """The example of this seed. Without `language` seven in ten are Chinese, and a scene with a polysemous word is mostly
-    described in the language in which the word has two meanings."""
+def example(seed: int, split: str = "train") -> Example:
+    """The example of this seed."""
     scene = draw_scene(seed, split)
-    caption = describe(scene, language or language_of(scene, seed), seed)
-    return Example(scene, caption, *render(scene))
+    return Example(scene, describe(scene, language_of(scene, seed), seed), *render(scene))
 
 
 def language_of(scene: Scene, seed: int) -> str:
+    """Seven in ten captions are Chinese. A scene with a polysemous word is mostly described in the language in which the
+    word has two meanings."""
     senses = [SENSES[thing.sense].language for thing in scene.objects if thing.sense]
     chinese = 0.72 if not senses else 0.88 if senses[0] == "zh" else 0.12
     return "zh" if Pick(seed, 30).chance(chinese) else "en"

@@ -97,11 +97,6 @@ class Instruction:
         """Before and after, uint8 [64, 64, 3] each."""
         return render(self.before)[0], render(self.after)[0]
 
-    def changed(self) -> np.ndarray:
-        """bool [64, 64]: where the pictures before and after differ."""
-        before, after = self.pictures()
-        return (before != after).any(-1)
-
 
 def draw_instruction(seed: int, split: str = "train") -> Instruction:
     """The instruction of this seed. In `held_out` at least one rule keeps it out of training; in `train` and `test`
@@ -141,15 +136,14 @@ def _change(pick: Pick, before: Scene, action: str, language: str, held_out_form
         if not usable or is_invisible(colour, before.place, before.time):
             return None
         after = _with(before, index, replace(thing, colour=colour))
-        words["c"] = f"{grammar_zh.COLOURS[colour][0]}" if language == "zh" else colour
+        words["c"] = grammar_zh.COLOURS[colour][0] if language == "zh" else colour
         rules += ["colour"] * colour_is_held_out(colour, thing.kind)
     elif action == "move":
         side = pick.choose(("left", "right", "top", "bottom", "middle"))
         if len(kinds) > 1 or side == before.layout:
             return None
         x, y = CENTRES[side][0]
-        moved = replace(thing, x=x, y=y)
-        after = replace(_with(before, index, moved), layout=side)
+        after = replace(_with(before, index, replace(thing, x=x, y=y)), layout=side)
         words["@"] = pick.choose(POSITION_NAMES[language][side])
     elif action == "swap":
         if len(kinds) != 2:
@@ -163,10 +157,8 @@ def _change(pick: Pick, before: Scene, action: str, language: str, held_out_form
     elif action == "remove":
         after = replace(before, objects=before.objects[:index] + before.objects[index + 1 :])
     else:
-        names, options = {"time": (TIME_NAMES, TIMES), "place": (PLACE_NAMES, PLACES), "style": (STYLE_NAMES, STYLES)}[
-            action
-        ]
-        value = pick.choose(options)
+        names = {"time": TIME_NAMES, "place": PLACE_NAMES, "style": STYLE_NAMES}[action]
+        value = pick.choose({"time": TIMES, "place": PLACES, "style": STYLES}[action])
         after = replace(before, **{action: value})
         if value == getattr(before, action) or not _is_drawable(before) or not _is_drawable(after):
             return None
@@ -189,7 +181,7 @@ def _with(scene: Scene, index: int, thing: Object) -> Scene:
 
 
 def _name(pick: Pick, kind: str, language: str, article: bool = False) -> str:
-    names = KINDS[kind].zh if language == "zh" else KINDS[kind].en
+    names = KINDS[kind].names(language)
     name = names[0] if pick.chance(0.85) else pick.choose(names)
     if language == "zh" or not article:
         return name

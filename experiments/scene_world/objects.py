@@ -23,6 +23,9 @@ class Kind:
     colourable: bool = False
     alone: bool = True
 
+    def names(self, language: str) -> tuple[str, ...]:
+        return self.zh if language == "zh" else self.en
+
 
 def _kind(row: str) -> Kind:
     name, zh, en, measure, group, icon, *flags = row.split("|")

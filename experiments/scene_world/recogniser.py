@@ -67,19 +67,25 @@ class Verdict:
     style: bool
     extra: int
 
+    def answers(self) -> dict[str, list[bool]]:
+        """All answers to the same question, without those that are None."""
+        every = {"object": self.objects, "position": self.positions, "colour": self.colours, "sense": self.senses}
+        every |= {"place": (self.place,), "time": (self.time,), "style": (self.style,)}
+        return {what: [right for right in given if right is not None] for what, given in every.items()}
 
-def recognise(picture: np.ndarray, count: int | None = None, threshold: float = THRESHOLD) -> Recognition:
-    """The background and objects of a picture uint8 [64, 64, 3]: at most `count`, each with at least this score."""
+
+def recognise(picture: np.ndarray, threshold: float = THRESHOLD) -> Recognition:
+    """The background and objects of a picture uint8 [64, 64, 3], each object with at least this score."""
     if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
         raise ValueError(f"expected a picture uint8 [64, 64, 3], but {picture.dtype} {list(picture.shape)} came")
-    pixels, most = picture.astype(np.float32), _MOST if count is None else count
+    pixels = picture.astype(np.float32)
     ground = nearest_background(pixels, [])
-    detections = _objects(pixels, ground, most, threshold)
+    detections = _objects(pixels, ground, threshold)
     for _ in range(2):  # large objects may have hidden what tells two backgrounds apart
         again = nearest_background(pixels, detections)
         if again == ground:
             break
-        ground, detections = again, _objects(pixels, again, most, threshold)
+        ground, detections = again, _objects(pixels, again, threshold)
     return Recognition(*ground, tuple(detections))
 
 
@@ -99,9 +105,9 @@ def _thin(planes: np.ndarray) -> np.ndarray:
     return np.moveaxis(planes[..., ::2, ::2, :], -1, -3)
 
 
-def _objects(pixels: np.ndarray, ground: Background, count: int, threshold: float) -> list[Detection]:
+def _objects(pixels: np.ndarray, ground: Background, threshold: float) -> list[Detection]:
     canvas, fits = Canvas(pixels, ground), []
-    while len(fits) < count:
+    while len(fits) < _MOST:
         likely = [fit for fit in map(canvas.refine, shortlist(canvas)) if fit.share > _GLIMPSE]
         if not likely:
             break

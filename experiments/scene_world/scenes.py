@@ -6,7 +6,7 @@ stands in the middle, and two or three objects named without positions stand fro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from zlib import crc32
 
@@ -120,9 +120,9 @@ def draw_scene(seed: int, split: str = "train") -> Scene:
         scene = _sample(pick)
         rules = held_out(scene.objects)
         if wish == "template" and not rules and len(scene.objects) < 3:
-            return Scene(scene.objects, scene.place, scene.time, scene.style, scene.layout, ("template",))
+            return replace(scene, held_out=("template",))
         if (wish is None and not rules) or wish in rules:
-            return Scene(scene.objects, scene.place, scene.time, scene.style, scene.layout, rules)
+            return replace(scene, held_out=rules)
 
 
 def _sample(pick: Pick) -> Scene:

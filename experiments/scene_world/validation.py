@@ -5,7 +5,7 @@ rougher or less steady, as generated pictures are; and on pictures without objec
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,16 +98,10 @@ def accuracy(scenes: list[Scene], recognitions: list[Recognition]) -> pd.DataFra
     answers = {name: [] for name in ("object", "position", "colour", "sense", "place", "time", "style", "nothing more")}
     for scene, recognition in zip(scenes, recognitions):
         verdict = judge(scene, recognition)
-        answers["object"] += verdict.objects
-        answers["position"] += verdict.positions
-        answers["colour"] += verdict.colours
-        answers["sense"] += verdict.senses
-        for name in ("place", "time", "style"):
-            answers[name].append(getattr(verdict, name))
-        answers["nothing more"].append(verdict.extra == 0)
+        for name, given in (verdict.answers() | {"nothing more": [verdict.extra == 0]}).items():
+            answers[name] += given
     rows = []
     for name, given in answers.items():
-        given = [answer for answer in given if answer is not None]
         interval = binomtest(sum(given), len(given)).proportion_ci(method="wilson") if given else (0.0, 1.0)
         rows.append((name, np.mean(given) if given else np.nan, *interval, len(given)))
     return pd.DataFrame(rows, columns=["what", "right", "low", "high", "cases"])
@@ -115,14 +109,8 @@ def accuracy(scenes: list[Scene], recognitions: list[Recognition]) -> pd.DataFra
 
 def scores(scenes: list[Scene], recognitions: list[Recognition]) -> np.ndarray:
     """The scores of the objects that were recognised."""
-    return np.array(
-        [
-            detection.score
-            for scene, recognition in zip(scenes, recognitions)
-            for detection in match(scene, recognition)
-            if detection
-        ]
-    )
+    matches = (match(scene, recognition) for scene, recognition in zip(scenes, recognitions))
+    return np.array([detection.score for found in matches for detection in found if detection])
 
 
 def draw_pictures(scenes: list[Scene]) -> Pictures:
@@ -136,10 +124,8 @@ def redraw(recognition: Recognition) -> np.ndarray:
 
 
 def has_error(scene: Scene, recognition: Recognition) -> bool:
-    answers = asdict(judge(scene, recognition))
-    return answers.pop("extra") > 0 or any(
-        False in (answer if isinstance(answer, tuple) else (answer,)) for answer in answers.values()
-    )
+    verdict = judge(scene, recognition)
+    return verdict.extra > 0 or any(False in given for given in verdict.answers().values())
 
 
 def _summarize(recognition: Recognition) -> str:

@@ -45,7 +45,7 @@ from pydantic import Field
 
 from toushi.experiments.measures.encoder_states import load_cpu_encoder, states_at
 from toushi.experiments.measures.pictures import load_cpu_model, score_scenes, score_senses, sense_pairs, to_table
-from toushi.experiments.measures.statistics import bounds, by_item, groups, interval, means, resample_items, shares
+from toushi.experiments.measures.statistics import bounds, groups, means, rates, resample_items
 from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import describe
@@ -209,35 +209,25 @@ def captions(count: int) -> list[list[tuple[str, tuple[int, int]]]]:
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:
-    rates, differences = [], []
+    by_twin, differences = [], []
     for part in ("scenes", "senses"):
         some = rows.loc[rows.part == part]
-        items, things = (list(dict.fromkeys(some[name])) for name in ("item", "thing"))
-        counts = by_item(some, {"thing": things, "model": TWINS}, items)
-        right, draws = shares(
-            counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
-        )
+        things = list(dict.fromkeys(some.thing))
+        table, right, draws = rates(some, {"thing": things, "model": TWINS}, config.resamples, config.seed)
+        by_twin.append(table.loc[:, ["model", "thing", *table.columns[2:]]])
         for i, thing in enumerate(things):
-            for j, model in enumerate(TWINS):
-                cases = counts["cases"][i, j]
-                low, high = interval(draws[:, i, j], int((cases > 0).sum()))
-                about = {"model": model, "thing": thing, "right": right[i, j], "low": low, "high": high}
-                rates.append(about | {"cases": int(cases.sum()), "items": len(items)})
             low, high = bounds(draws[:, i, 0] - draws[:, i, 1])  # the same items in every draw: paired
             differences.append({"thing": thing, "difference": right[i, 0] - right[i, 1], "low": low, "high": high})
-    tables = {"rates": pd.DataFrame(rates).round(5), "differences": pd.DataFrame(differences).round(5)}
+    tables = {"rates": pd.concat(by_twin, ignore_index=True), "differences": pd.DataFrame(differences)}
+    tables = {name: table.round(5) for name, table in tables.items()}
     states = rows.loc[rows.part == "states"]
     keys, numbers = ["model", "where", "place", "layer"], ["accuracy", "accuracy_shuffled"]
     tables["read_off"] = means(states, keys, numbers, config.resamples, config.seed).astype({"layer": int})
     tables["best"] = best_layers(states, config)
     alike, heads = (rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("likeness", "heads"))
-    whole = {"layer": int, "other_layer": int}
-    tables["likeness"] = (
-        alike.loc[:, ["one", "other", "layer", "other_layer", "cka"]].astype(whole).reset_index(drop=True)
-    )
-    tables["heads"] = (
-        heads.loc[:, ["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int}).reset_index(drop=True)
-    )
+    alike = alike.loc[:, ["one", "other", "layer", "other_layer", "cka"]].astype({"layer": int, "other_layer": int})
+    heads = heads.loc[:, ["model", "layer", "head", *HEADS]].astype({"layer": int, "head": int})
+    tables |= {"likeness": alike.reset_index(drop=True), "heads": heads.reset_index(drop=True)}
     tables["pictures"] = rows.loc[rows.part == "shown", ["model", "prompt", "picture"]].reset_index(drop=True)
     verdict = decide(tables["rates"], tables["differences"])
     return Finding(verdict, sentence(tables), tables)
@@ -259,10 +249,10 @@ def best_layers(states: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(table).round(5)
 
 
-def decide(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
+def decide(by_twin: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
     better = differences.set_index("thing").loc["sense, after"]
-    choice = rates.loc[rates.thing == "choice, after"].set_index("model")
-    asked = rates.loc[rates.thing == "sense, after"].set_index("model")
+    choice = by_twin.loc[by_twin.thing == "choice, after"].set_index("model")
+    asked = by_twin.loc[by_twin.thing == "sense, after"].set_index("model")
     if (choice.cases < SEEN * asked.cases).any() or asked["items"].min() < FEWEST:
         return "undecided"
     if better.high < MATTERS or choice.low["causal"] > HALF:
@@ -271,10 +261,10 @@ def decide(rates: pd.DataFrame, differences: pd.DataFrame) -> Verdict:
 
 
 def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
-    rates, differences = tables["rates"], tables["differences"].set_index("thing")
+    by_twin, differences = tables["rates"], tables["differences"].set_index("thing")
     zh, en = [], []
     for thing in ("sense, after", "sense, before"):
-        pair = rates.loc[rates.thing == thing].set_index("model")
+        pair = by_twin.loc[by_twin.thing == thing].set_index("model")
         numbers = [f"{one.right:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in (pair.loc[twin] for twin in TWINS)]
         gap = differences.loc[thing]
         points = f"{100 * gap.difference:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"
@@ -282,7 +272,7 @@ def sentence(tables: dict[str, pd.DataFrame]) -> Bilingual:
         en.append(
             f"{NAMES[thing].en}: {numbers[0]} drawn right bidirectional, {numbers[1]} causal, {points} points apart"
         )
-    choice = rates.loc[(rates.thing == "choice, after") & (rates.model == "causal")].iloc[0]
+    choice = by_twin.loc[(by_twin.thing == "choice, after") & (by_twin.model == "causal")].iloc[0]
     numbers = f"{choice.right:.0%} [{choice.low:.0%}, {choice.high:.0%}]"
     zh.append(f"语境在后、因果模型画出二义之一的 {choice.cases} 张中画对 {numbers}")
     en.append(

@@ -83,6 +83,7 @@ STUDY = Study(
     ),
 )
 AT_A_TIME = 8  # words in a job
+NUMBERS = ["accuracy", "accuracy_shuffled", "separation"]  # of `sense_separation`
 EXAMPLES = {"scenes": "河边的银行在左边，树在右边", "polysemy": "我在河边的银行钓鱼"}
 
 
@@ -141,19 +142,11 @@ def read_senses(encoder: str, weights: str, data: str, first: int, last: int, sh
                 chosen = np.ones(len(part), bool) if place == "both" else (part.place == place).to_numpy()
                 if part[chosen].groupby("sense").pair.nunique().min() < 2:
                     continue
-                found = sense_separation(
-                    some[:, chosen],
-                    part.sense.to_numpy()[chosen],
-                    part.pair.to_numpy()[chosen],
-                    resamples=0,
-                    shuffles=shuffles,
-                    seed=seed,
-                )
+                senses, pairs = part.sense.to_numpy()[chosen], part.pair.to_numpy()[chosen]
+                found = sense_separation(some[:, chosen], senses, pairs, resamples=0, shuffles=shuffles, seed=seed)
                 about = {"part": "told", "weights": weights, "data": data, "word": word, "place": place, "where": where}
                 for layer in found.layer.values.tolist():
-                    numbers = {
-                        name: float(found[name][layer]) for name in ("accuracy", "accuracy_shuffled", "separation")
-                    }
+                    numbers = {name: float(found[name][layer]) for name in NUMBERS}
                     rows.append(about | {"layer": layer} | numbers)
     return pd.DataFrame(rows)
 
@@ -185,13 +178,10 @@ def example_matrices(encoder: str, data: str, seed: int) -> pd.DataFrame:
     matrices = {"left out": ablate_words(known, [EXAMPLES[data]])[0]}
     if not reading.blind:
         matrices["rollout"] = attention_rollout(reading)
+    about = {"part": "example", "data": data, "sentence": EXAMPLES[data]}
     for kind, matrix in matrices.items():
-        for layer in matrix.layer.values.tolist():
-            for query in matrix["query"].values.tolist():
-                for word in matrix["word"].values.tolist():
-                    value = float(matrix.sel(layer=layer, query=query, word=word))
-                    about = {"part": "example", "data": data, "sentence": EXAMPLES[data], "kind": kind, "layer": layer}
-                    rows.append(about | {"query": query, "read": word, "value": None if np.isnan(value) else value})
+        values = matrix.astype(float).to_dataframe("value").reset_index().rename(columns={"word": "read"})
+        rows += [about | {"kind": kind} | row for row in values.to_dict("records")]
     return pd.DataFrame(rows)
 
 
@@ -210,8 +200,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         rows.loc[rows.part == part].dropna(axis=1, how="all") for part in ("told", "left_out", "example")
     )
     keys = ["data", "weights", "where", "place", "layer"]
-    numbers = ["accuracy", "accuracy_shuffled", "separation"]
-    senses = means(told, keys, numbers, config.resamples, config.seed)
+    senses = means(told, keys, NUMBERS, config.resamples, config.seed)
     data = told.data.iloc[0]  # what was asked first
     verdict, said = judge_senses(told.loc[told.data == data], config, encoder_label(config.encoder), data)
     tables = {"senses": senses}
@@ -281,13 +270,11 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
 
     found = {}
     for data in tables["senses"].data.unique():
-        found[f"senses-{data}"] = senses_figure(tables["senses"].loc[tables["senses"].data == data], language)
-        if "left_out" in tables:
-            part = tables["left_out"]
-            found[f"left-out-{data}"] = changes_figure(part.loc[part.data == data], language)
-        if "example" in tables:
-            part = tables["example"]
-            found[f"example-{data}"] = matrix_figure(
-                part.loc[(part.data == data) & (part.kind == "left out")], language
-            )
+        of_data = {name: table.loc[table.data == data] for name, table in tables.items()}
+        found[f"senses-{data}"] = senses_figure(of_data["senses"], language)
+        if "left_out" in of_data:
+            found[f"left-out-{data}"] = changes_figure(of_data["left_out"], language)
+        if "example" in of_data:
+            example = of_data["example"]
+            found[f"example-{data}"] = matrix_figure(example.loc[example.kind == "left out"], language)
     return found

@@ -48,7 +48,7 @@ from toushi.experiments.measures.pictures import (
     score_senses,
     to_table,
 )
-from toushi.experiments.measures.statistics import bounds, by_item, interval, resample_items, shares
+from toushi.experiments.measures.statistics import bounds, rates
 from toushi.experiments.runner.settings import Count, Seed, Share
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.probe.analysis.probes import onset_layer
@@ -132,13 +132,10 @@ def score_layer(
 ) -> pd.DataFrame:
     known = load_cpu_model(model)
     with exit_at_layer(known, layer):
-        scenes = to_table(
-            score_scenes(known, split, fully_described_scenes(split, count), steps, guidance, seed),
-            part="scenes",
-            layer=layer,
-        )
-        senses = to_table(score_senses(known, contexts, words, steps, guidance, seed), part="senses", layer=layer)
-    return pd.concat([scenes, senses], ignore_index=True)
+        scenes = score_scenes(known, split, fully_described_scenes(split, count), steps, guidance, seed)
+        senses = score_senses(known, contexts, words, steps, guidance, seed)
+        tables = [to_table(scenes, part="scenes", layer=layer), to_table(senses, part="senses", layer=layer)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def draw_examples(model: str, steps: int, guidance: float, seed: int) -> pd.DataFrame:
@@ -160,19 +157,11 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
     curves, by_thing = [], {}
     for part in ("scenes", "senses"):
         some = rows.loc[rows.part == part]
-        items, layers, things = (list(dict.fromkeys(some[name])) for name in ("item", "layer", "thing"))
-        counts = by_item(some, {"thing": things, "layer": layers}, items)
-        right, draws = shares(
-            counts["right"], counts["cases"], resample_items(len(items), config.resamples, config.seed)
-        )
-        for i, thing in enumerate(things):
-            by_thing[thing] = (right[i], draws[:, i])
-            for j, layer in enumerate(layers):
-                cases = counts["cases"][i, j]
-                low, high = interval(draws[:, i, j], int((cases > 0).sum()))
-                about = {"thing": thing, "layer": int(layer), "right": right[i, j], "low": low, "high": high}
-                curves.append(about | {"cases": int(cases.sum())})
-    table = pd.DataFrame(curves)
+        keys = {name: list(dict.fromkeys(some[name])) for name in ("thing", "layer")}
+        table, right, draws = rates(some, keys, config.resamples, config.seed)
+        curves.append(table.drop(columns="items").astype({"layer": int}))
+        by_thing |= {thing: (right[i], draws[:, i]) for i, thing in enumerate(keys["thing"])}
+    table = pd.concat(curves, ignore_index=True)
     onsets = thing_onsets(by_thing, config)
     verdict, said = decide(onsets, by_thing, config, rows.loc[rows.part == "scenes"].item.nunique())
     pictures = rows.loc[rows.part == "shown", ["prompt", "layer", "picture"]].reset_index(drop=True)
@@ -192,13 +181,12 @@ def thing_onsets(by_thing: dict, config: Config) -> pd.DataFrame:
             continue
         low, high = bounds(onset(draws, config))
         most = np.nanmax(curve) if np.isfinite(curve).any() else 0.0
-        about = {
-            "thing": thing,
-            "onset": int(onset(curve, config)),
-            "low": int(np.floor(low)),
-            "high": int(np.ceil(high)),
-        }
-        table.append(about | {"most": round(float(most), 5), "last": round(float(np.nan_to_num(curve)[-1]), 5)})
+        first = {"onset": int(onset(curve, config)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
+        table.append(
+            {"thing": thing}
+            | first
+            | {"most": round(float(most), 5), "last": round(float(np.nan_to_num(curve)[-1]), 5)}
+        )
     return pd.DataFrame(table)
 
 
@@ -241,8 +229,8 @@ def figures(tables: dict[str, pd.DataFrame], language: str) -> dict:
     from toushi.probe.figures.picture_figures import by_layer_figure, pictures_figure
 
     curves = tables["curves"]
-    found = {
-        "curves": by_layer_figure(curves.loc[~curves.thing.str.startswith("choice, ")], tables["onsets"], language)
+    shown = curves.loc[~curves.thing.str.startswith("choice, ")]
+    return {
+        "curves": by_layer_figure(shown, tables["onsets"], language),
+        "pictures": pictures_figure(tables["pictures"], language),
     }
-    found["pictures"] = pictures_figure(tables["pictures"], language)
-    return found

@@ -33,6 +33,21 @@ def read_log(file: Path) -> dict[int, dict]:
     return {row["samples"]: row for row in rows}
 
 
+def append_row(file: Path, row: dict) -> None:
+    """Adds a line to a training log."""
+    with file.open("a") as log:
+        print(json.dumps(row, default=str), file=log)
+
+
+def write_log(file: Path, rows: dict[int, dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def hours_of(rows: dict[int, dict]) -> float:
+    """The hours of training that the rows of a log count."""
+    return max((row["hours"] for row in rows.values()), default=0.0)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """The state of each parameter, as `{prefix}.{number of the parameter}.{key}`."""
     states = optimizer.state_dict()["state"]

@@ -1,10 +1,9 @@
 """Fine-tuning of parts of a model by low-rank updates: a step, checkpoints, the log, and the loop over minutes."""
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from tqdm import tqdm
 
 from toushi.experiments.training.checkpoint import (
     LOG,
+    append_row,
+    hours_of,
     optimizer_tensors,
     read_checkpoint,
     read_log,
@@ -102,7 +103,7 @@ class FineTuning:
         shares: SharedParts = {"model": "mini-unet", "parts": parts}
         config = replace(self.model.config, shares=shares, heat_map=None, **changes)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        config.save(folder)
         save_file({name: t.half().contiguous() for name, t in self.state().items()}, folder / "model.safetensors")
 
     def state(self) -> dict[str, Tensor]:
@@ -140,7 +141,7 @@ def train_for_minutes(
     if (out / "checkpoint.safetensors").exists():
         training.resume(out)
     config, losses, saved = training.config, [], 0.0
-    hours = max((row["hours"] for row in read_log(out / LOG).values()), default=0.0)
+    hours = hours_of(read_log(out / LOG))
     start, total = time.monotonic(), training.config.minutes * 60
     bar = tqdm(total=round(total), unit="s", desc=out.name, mininterval=5)
     while True:
@@ -152,8 +153,7 @@ def train_for_minutes(
             saved = spent
             row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), lr=training.lr())
             row |= dict(loss=round(float(np.mean(losses)), 6)) | evaluate()
-            with (out / LOG).open("a") as file:
-                print(json.dumps(row), file=file, flush=True)
+            append_row(out / LOG, row)
             training.save(out)  # after the row, so that every checkpoint has one
             bar.set_postfix(samples=training.samples, loss=row["loss"])
             losses = []

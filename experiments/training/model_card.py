@@ -3,13 +3,13 @@
 python -m toushi.experiments.training.model_card
 """
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import tyro
 
+from toushi.experiments.training.checkpoint import LOG, read_log
 from toushi.probe.pipelines.load import SHIPPED, load_own
 
 GOALS = {"object": 0.95, "position": 0.95, "colour": 0.90, "sense": 0.90}
@@ -123,9 +123,8 @@ def main(config: Config) -> None:
     pointing, best = (pd.read_csv(config.pointing / name) for name in ("rates.csv", "best_layers.csv"))
     rule = heat_map_rule(pointing, best)
     model = load_own(config.model, "cpu")
-    adopted = asdict(replace(model.config, heat_map=rule))
-    (folder / "config.json").write_text(json.dumps(adopted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    replace(model.config, heat_map=rule).save(folder)
+    *_, last = read_log(folder / LOG).values()
     held_out = pd.read_csv(config.scores / "held_out_rates.csv")
     test = config.scores / "test_rates.csv"
     rates = held_out.loc[held_out.language == "all"].set_index("what").right
@@ -135,9 +134,9 @@ def main(config: Config) -> None:
     card = CARD.format(
         mark=" (preview)" if min(rates["object"], rates["position"]) < PREVIEW else "",
         sha=model.weights_sha256,
-        samples=log[-1]["samples"],
-        hours=log[-1]["hours"],
-        loss=log[-1]["held_out_loss"],
+        samples=last["samples"],
+        hours=last["hours"],
+        loss=last["held_out_loss"],
         held_out=markdown_table(held_out),
         test=markdown_table(pd.read_csv(test)) if test.exists() else "Not measured for these weights.",
         pointing=markdown_table(pointing),

@@ -72,3 +72,12 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["share"] = share
     return found
+
+
+def take_step(optimizers: Iterable[torch.optim.Optimizer], lr: float, factor: float = 1.0) -> None:
+    """Takes one step of each optimizer, with its share of the learning rate `lr`, times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["share"] * factor
+        optimizer.step()
+        optimizer.zero_grad()

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.checkpoint import (
@@ -18,7 +18,7 @@ from toushi.experiments.training.checkpoint import (
     write_checkpoint,
 )
 from toushi.experiments.training.losses import Namer, Noise, Reader, attention_in_fp32, read_captions, velocity_loss
-from toushi.experiments.training.muon import make_optimizers
+from toushi.experiments.training.muon import make_optimizers, take_step
 from toushi.experiments.training.scene_batches import Batch, Pool
 from toushi.hooks.torch_private import copy_each_
 from toushi.probe.models.mini_unet import MiniUNet
@@ -27,6 +27,7 @@ SHOWN = (
     "左边是猫，右边是月亮，夜晚", "河边的银行在左边，树在右边", "存钱的银行", "一个香甜的苹果", "新发布的苹果", "红色的圆和蓝色的方块",
     "一只河马", "一匹斑马在草地上", "猫头鹰在左边，狗在右边", "水墨画，一只熊猫", "沙滩上有一把绿色的伞", "a yellow car on the left and a tree on the right",
 )  # fmt: skip
+LOSSES = ("loss", "naming_loss", "reading_loss")  # of a step, in the log
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,7 @@ class Training:
             weight.grad = copy.grad.to(torch.float32, memory_format=torch.contiguous_format)
             copy.grad = None
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["share"]
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(self.optimizers, lr)
         self.samples += len(batch.captions)
         update_average(self.averaged, self.weights, self.config.average, self.samples / len(batch.captions))
         loss, naming, reading = torch.stack([loss, naming, reading]).tolist()  # waits for a GPU once
@@ -119,16 +116,15 @@ class Training:
         model.load_state_dict(self.model.state_dict() | averaged)
         return model.eval().requires_grad_(False)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, by name."""
+    def save(self, folder: Path) -> None:
         tensors = {f"weights.{n}": w.detach() for n, w in zip(self.names, self.weights)}
         tensors |= {f"averaged.{n}": w for n, w in zip(self.names, self.averaged)}
         for number, optimizer in enumerate(self.optimizers):
             tensors |= optimizer_tensors(optimizer, f"optimizer.{number}")
-        return tensors
+        write_checkpoint(folder, tensors, self.samples)
 
-    def restore(self, tensors: dict[str, Tensor], samples: int) -> None:
-        self.samples = samples
+    def resume(self, folder: Path) -> None:
+        tensors, self.samples = read_checkpoint(folder)
         with torch.no_grad():
             for name, weight, average in zip(self.names, self.weights, self.averaged):
                 weight.copy_(tensors[f"weights.{name}"])
@@ -136,18 +132,11 @@ class Training:
         for number, optimizer in enumerate(self.optimizers):
             restore_optimizer(optimizer, tensors, f"optimizer.{number}")
 
-    def save(self, folder: Path) -> None:
-        write_checkpoint(folder, self.tensors(), self.samples)
-
-    def resume(self, folder: Path) -> None:
-        self.restore(*read_checkpoint(folder))
-
 
 def save_sheet(model: MiniUNet, file: Path) -> None:
     """The fixed prompts, two seeds each, one above the other."""
     samples = [model.sample(SHOWN, seed=seed, steps=12) for seed in (0, 1)]
-    drawn = np.stack([np.stack([np.asarray(picture) for picture in pictures]) for pictures in samples])
-    cells = [([np.concatenate(pair)], prompt) for pair, prompt in zip(drawn.swapaxes(0, 1), SHOWN)]
+    cells = [([np.concatenate(pair)], prompt) for *pair, prompt in zip(*samples, SHOWN)]
     contact_sheet(cells, len(SHOWN)).save(file)
 
 

@@ -1,5 +1,6 @@
 """Scenes for training: drawn and encoded by the VAE once, described anew in each batch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +21,9 @@ from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.vae import VAE
 
 
-def pictures(scenes: list[Scene]) -> Tensor:
-    """uint8 [n, 3, 64, 64]"""
-    return torch.from_numpy(np.stack([render(scene)[0] for scene in tqdm(scenes, desc="drawing scenes")])).permute(
-        0, 3, 1, 2
-    )
+def stack_pictures(pictures: Iterable[np.ndarray]) -> Tensor:
+    """uint8 [n, 3, y, x] of pictures [y, x, 3]."""
+    return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2)
 
 
 def unit(pixels: Tensor) -> Tensor:
@@ -96,16 +95,14 @@ def make_pool(vae: VAE, first: int, count: int, cache: Path) -> Pool:
         latents, covered, kinds = [], [], []
         for start in tqdm(range(0, count, 500), desc="latents"):
             drawn = [render(scene) for scene in scenes[start : start + 500]]
-            pixels = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
-            latents.append(vae.encode(unit(pixels)).half().contiguous())
+            latents.append(vae.encode(unit(stack_pictures(picture for picture, _ in drawn))).half().contiguous())
             shares = [F.avg_pool2d(torch.from_numpy(masks).float(), vae.factor) for _, masks in drawn]
             covered.append(torch.stack([share.sum(0, keepdim=True) for share in shares]).half())
             kinds += [cell_kinds(scene, share) for scene, share in zip(scenes[start : start + 500], shares)]
         pool = {"latents": torch.cat(latents), "covered": torch.cat(covered), "kinds": torch.stack(kinds)}
         with atomic_path(cache) as temporary:
             save_file(pool, temporary)
-    kept = load_file(cache)
-    return Pool(scenes, kept["latents"], kept["covered"], kept["kinds"])
+    return Pool(scenes, **load_file(cache))
 
 
 def colour_of_kind(scene: Scene) -> Tensor:

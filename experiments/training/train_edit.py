@@ -25,7 +25,7 @@ from tqdm import tqdm
 from toushi.experiments.scene_world.instructions import draw_instruction
 from toushi.experiments.training.fine_tuning import FineTuning, FineTuningConfig, train_for_minutes
 from toushi.experiments.training.losses import Noise, read_captions
-from toushi.experiments.training.scene_batches import unit
+from toushi.experiments.training.scene_batches import stack_pictures, unit
 from toushi.probe.base.atomic_io import atomic_path
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
@@ -57,32 +57,19 @@ class Pairs:
 @torch.no_grad()
 def make_pairs(model: MiniUNet, seeds: range, split: str, cache: Path) -> Pairs:
     """The pairs of these seeds; latents are kept in the file `cache`."""
-    drawn = (draw_instruction(seed, split) for seed in tqdm(seeds, f"pairs of {split}"))
-    if cache.exists():
-        kept = load_file(cache)
-        return Pairs(kept["before"], kept["after"], kept["changed"], [instruction.text for instruction in drawn])
-    texts, before, after, changed = [], [], [], []
-    waiting: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def encode() -> None:
-        pixels = [torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in zip(*waiting)]
-        for side, latents in zip(pixels, (before, after)):
-            latents.append(model.vae.encode(unit(side)).half())
-        differs = (pixels[0] != pixels[1]).any(1, keepdim=True).float()
-        changed.append(F.avg_pool2d(differs, model.vae.factor).half())
-        waiting.clear()
-
-    for instruction in drawn:
-        texts.append(instruction.text)
-        waiting.append(instruction.pictures())
-        if len(waiting) == 200:
-            encode()
-    if waiting:
-        encode()
-    pairs = Pairs(torch.cat(before), torch.cat(after), torch.cat(changed), texts)
-    with atomic_path(cache) as temporary:
-        save_file({name: getattr(pairs, name).contiguous() for name in ("before", "after", "changed")}, temporary)
-    return pairs
+    drawn = [draw_instruction(seed, split) for seed in tqdm(seeds, f"pairs of {split}")]
+    if not cache.exists():
+        parts: dict[str, list[Tensor]] = {"before": [], "after": [], "changed": []}
+        for start in tqdm(range(0, len(drawn), 200), "latents"):
+            pictures = zip(*(instruction.pictures() for instruction in drawn[start : start + 200]))
+            before, after = map(stack_pictures, pictures)
+            parts["before"].append(model.vae.encode(unit(before)).half())
+            parts["after"].append(model.vae.encode(unit(after)).half())
+            differs = (before != after).any(1, keepdim=True).float()
+            parts["changed"].append(F.avg_pool2d(differs, model.vae.factor).half())
+        with atomic_path(cache) as temporary:
+            save_file({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}, temporary)
+    return Pairs(**load_file(cache), instructions=[instruction.text for instruction in drawn])
 
 
 def first_model() -> MiniUNet:

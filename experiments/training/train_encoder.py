@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from toushi.experiments.training.losses import Reader, attention_in_fp32, read_captions
-from toushi.experiments.training.muon import make_optimizers
+from toushi.experiments.training.muon import make_optimizers, take_step
 from toushi.experiments.training.recipe import Recipe
 from toushi.experiments.training.scene_batches import Pool
 from toushi.probe.models.mini_unet import MiniUNet
@@ -22,7 +22,7 @@ def teach_encoder(model: MiniUNet, pool: Pool, recipe: Recipe, samples: int, bat
     """The reader, for the training of the whole model. Trains `model.encoder` in place."""
     reader = Reader(model.config.text.width)
     both = nn.ModuleDict({"encoder": model.encoder, "reader": reader}).requires_grad_(True)
-    steps = make_optimizers(both.named_parameters(), recipe.lr, recipe.adam_share, recipe.decay)
+    optimizers = make_optimizers(both.named_parameters(), recipe.lr, recipe.adam_share, recipe.decay)
     rng = np.random.default_rng(recipe.seed)
     bar = tqdm(range(samples // batch), desc="encoder", unit="step")
     for step in bar:
@@ -31,11 +31,7 @@ def teach_encoder(model: MiniUNet, pool: Pool, recipe: Recipe, samples: int, bat
             loss = reader.loss(read_captions(model, chosen.captions), chosen.kinds)
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for optimizer in steps:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * group["share"] * min(1, (step + 1) / 100)
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(optimizers, recipe.lr, min(1, (step + 1) / 100))
         bar.set_postfix(loss=f"{loss.item():.3f}")
     both.requires_grad_(False)
     return reader

@@ -7,7 +7,6 @@ again, it continues from the last checkpoint. Without one, `--begin shipped` con
 `--ship` writes the averaged fp16 weights where `load("mini-unet")` finds them.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ import tyro
 from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.checkpoint import LOG, read_log
-from toushi.experiments.training.recipe import Recipe, Training, held_out_loss, save_sheet
+from toushi.experiments.training.checkpoint import LOG, append_row, hours_of, read_log, write_log
+from toushi.experiments.training.recipe import LOSSES, Recipe, Training, held_out_loss, save_sheet
 from toushi.experiments.training.scene_batches import caption, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.experiments.training.train_vae import train_vae
@@ -47,10 +46,6 @@ class Config(Recipe):
     """Only write the averaged weights of the last checkpoint where load("mini-unet") finds them."""
 
 
-def captions_for_tokenizer(count: int):
-    return (caption(draw_scene(seed), seed).text for seed in range(count))
-
-
 def first_model(config: Config) -> MiniUNet:
     """The model before training: a new denoiser with a trained tokenizer and VAE, or the shipped model."""
     folder = config.out / "base"
@@ -58,7 +53,8 @@ def first_model(config: Config) -> MiniUNet:
         if config.begin == "shipped":
             model = load("mini-unet", "cpu")
         else:
-            tokenizer = Tokenizer.train(captions_for_tokenizer(20_000), config.vocab_size)
+            captions = (caption(draw_scene(seed), seed).text for seed in range(20_000))
+            tokenizer = Tokenizer.train(captions, config.vocab_size)
             shapes = MiniUNetConfig()
             model = MiniUNet(replace(shapes, text=replace(shapes.text, vocab_size=tokenizer.vocab_size)), tokenizer)
             train_vae(model.vae, config.vae_minutes, config.out / "vae.jsonl")
@@ -82,10 +78,8 @@ def train(config: Config) -> None:
         training.resume(config.out)
     elif config.begin == "shipped":
         training.samples = max(read_log(SHIPPED / "mini-unet" / LOG), default=0)
-    before = read_log(SHIPPED / "mini-unet" / LOG) | read_log(config.out / LOG)
-    hours = max((row["hours"] for row in before.values()), default=0.0)
-    with (config.out / "configs.jsonl").open("a") as file:
-        print(json.dumps(asdict(config) | {"samples": training.samples}, default=str), file=file)
+    hours = hours_of(read_log(SHIPPED / "mini-unet" / LOG) | read_log(config.out / LOG))
+    append_row(config.out / "configs.jsonl", asdict(config) | {"samples": training.samples})
     torch.manual_seed(config.seed + training.samples)
     rng = np.random.default_rng(config.seed + training.samples)
     start, total, losses, saved, step = time.monotonic(), config.minutes * 60, [], 0.0, 0
@@ -102,17 +96,10 @@ def train(config: Config) -> None:
             training.save(config.out)
             averaged = training.averaged_model()
             save_sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
-            row = dict(
-                samples=training.samples,
-                hours=round(hours + spent / 3600, 3),
-                loss=round(float(np.mean(losses, axis=0)[0]), 5),
-                naming_loss=round(float(np.mean(losses, axis=0)[1]), 5),
-                reading_loss=round(float(np.mean(losses, axis=0)[2]), 5),
-                held_out_loss=held_out_loss(averaged, held),
-                lr=lr,
-            )
-            with (config.out / LOG).open("a") as file:
-                print(json.dumps(row), file=file, flush=True)
+            row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3))
+            row |= zip(LOSSES, np.mean(losses, axis=0).round(5).tolist())
+            row |= dict(held_out_loss=held_out_loss(averaged, held), lr=lr)
+            append_row(config.out / LOG, row)
             bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
             losses = []
         if finished:
@@ -124,8 +111,8 @@ def ship(config: Config) -> None:
     training = Training(first_model(config), config)
     training.resume(config.out)
     training.averaged_model().save(SHIPPED / "mini-unet")
-    rows = {**read_log(SHIPPED / "mini-unet" / LOG), **read_log(config.out / LOG)}
-    (SHIPPED / "mini-unet" / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    log = SHIPPED / "mini-unet" / LOG
+    write_log(log, read_log(log) | read_log(config.out / LOG))
 
 
 if __name__ == "__main__":

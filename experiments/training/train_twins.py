@@ -24,9 +24,9 @@ import tyro
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
-from toushi.experiments.training.checkpoint import LOG, read_checkpoint, read_log
+from toushi.experiments.training.checkpoint import LOG, append_row, hours_of, read_checkpoint, read_log, write_log
 from toushi.experiments.training.losses import Noise, Reader
-from toushi.experiments.training.recipe import Recipe, Training, held_out_loss, save_sheet
+from toushi.experiments.training.recipe import LOSSES, Recipe, Training, held_out_loss, save_sheet
 from toushi.experiments.training.scene_batches import Batch, Pool, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.probe.models.mini_unet import MiniUNet, weights_sha256
@@ -134,9 +134,8 @@ def train_one(number: int, config: Config) -> None:
     begun = (folder / "checkpoint.safetensors").exists()
     training = first_training(name, config, family, None if begun else pool)
     training.resume(folder) if begun else training.save(folder)
-    hours = max((row["hours"] for row in read_log(folder / LOG).values()), default=0.0)
-    with (folder / CONFIGS).open("a") as file:
-        print(json.dumps(asdict(config) | {"begun_at": training.samples}, default=str), file=file)
+    hours = hours_of(read_log(folder / LOG))
+    append_row(folder / CONFIGS, asdict(config) | {"begun_at": training.samples})
     start, saved, losses = time.monotonic(), 0.0, []
     left, taken = training_steps(config, training.samples, pool), training.samples // config.batch
     bar = tqdm(left, name, count_steps(config), initial=taken, position=number, unit="step", mininterval=5)
@@ -148,10 +147,9 @@ def train_one(number: int, config: Config) -> None:
             saved = spent
             model = training.averaged_model()
             row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3), lr=lr)
-            row |= zip(("loss", "naming_loss", "reading_loss"), np.mean(losses, axis=0).round(5).tolist())
+            row |= zip(LOSSES, np.mean(losses, axis=0).round(5).tolist())
             row["held_out_loss"] = round(held_out_loss(model, held), 5)
-            with (folder / LOG).open("a") as file:
-                print(json.dumps(row), file=file, flush=True)
+            append_row(folder / LOG, row)
             training.save(folder)  # the row first: a checkpoint without one could not be shipped
             losses = []
             if finished:
@@ -187,7 +185,7 @@ def ship(config: Config) -> None:
         training.resume(config.out / name)
         training.averaged_model().save(home / name)
         rows = read_log(config.out / name / LOG)
-        (home / name / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        write_log(home / name / LOG, rows)
         last[name] = rows[training.samples]
     (home / "README.md").write_text(card(config, training, last))
 

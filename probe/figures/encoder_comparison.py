@@ -16,6 +16,7 @@ from toushi.probe.figures.style import (
     rows_where,
     set_layer_axis,
     styled,
+    with_caption,
 )
 
 WHAT = {
@@ -47,15 +48,13 @@ def likeness_figure(likeness: pd.DataFrame, language: str) -> StyledFigure:
             axis.set_ticks(np.arange(0, len(grid), max(1, (len(grid) - 1) // 4)))
     figure.subplots_adjust(left=0.065, right=0.9, bottom=0.17, top=0.98, wspace=0.3)
     colour_bar(figure, (0.92, 0.21, 0.012, 0.73), 1, "CKA", colormaps[SEQUENTIAL])
-    figure.set_label(
-        translate(
-            language,
-            en="Similarity of the states of any two layers (debiased linear CKA): 1 if they differ only by rotation and scale, "
-            "0 if unrelated.",
-            zh="各层状态两两之间的相似度（去偏线性 CKA）：1 为只差旋转与缩放，0 为无关。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="Similarity of the states of any two layers (debiased linear CKA): 1 if they differ only by rotation and scale, "
+        "0 if unrelated.",
+        zh="各层状态两两之间的相似度（去偏线性 CKA）：1 为只差旋转与缩放，0 为无关。",
     )
-    return figure
 
 
 @styled
@@ -74,12 +73,10 @@ def heads_figure(heads: pd.DataFrame, language: str) -> StyledFigure:
         set_layer_axis(axes, heads.layer, language, title.translate(language), 9, (0, None), SHORT)
     figure.axes[0].legend(fontsize=7)
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.2, top=0.89, wspace=0.22)
-    figure.set_label(
-        translate(
-            language,
-            en="The heads of each layer: entropy, distance of the tokens that they attend to, share of special tokens. Dots are "
-            "heads, lines their means.",
-            zh="各层的注意力头：熵、所关注词元的距离、特殊词元的占比。点为单个头，线为其均值。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="The heads of each layer: entropy, distance of the tokens that they attend to, share of special tokens. Dots are "
+        "heads, lines their means.",
+        zh="各层的注意力头：熵、所关注词元的距离、特殊词元的占比。点为单个头，线为其均值。",
     )
-    return figure

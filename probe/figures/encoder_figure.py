@@ -2,11 +2,20 @@
 
 import matplotlib
 
-from toushi.probe.base.bilingual_text import translate
+from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, StyledFigure, colour_bar, percent, styled
+from toushi.probe.figures.style import (
+    FAINT,
+    PROBABILITY,
+    SEQUENTIAL,
+    StyledFigure,
+    colour_bar,
+    name_matrix,
+    percent,
+    styled,
+)
 from toushi.probe.trace.picture_trace import Trace
 
 CELL = 0.2  # inches
@@ -28,12 +37,10 @@ def encoder_figure(
         raise ToushiError(f"there is no head {head}; the layer has {attention.sizes['head']}, counted from 0")
     values = (attention.mean("head") if head is None else attention.isel(head=head)).values
     names = [drawable(text).strip() or "␣" for text in attention["text"].values.tolist()]
-    which = (
-        translate(language, en="mean of heads", zh="各头平均")
-        if head is None
-        else translate(language, en=f"head {head}", zh=f"第 {head} 个头")
-    )
-    title = translate(language, en=f"encoder layer {layer}, {which}", zh=f"编码器第 {layer} 层，{which}")
+    which = Bilingual(en="mean of heads", zh="各头平均")
+    if head is not None:
+        which = Bilingual(en=f"head {head}", zh=f"第 {head} 个头")
+    title = translate(language, en=f"encoder layer {layer}, {which.en}", zh=f"编码器第 {layer} 层，{which.zh}")
     note = translate(
         language, en=f"row attends to column; the output is state {layer + 1}", zh=f"行关注列；输出为状态 {layer + 1}"
     )
@@ -52,27 +59,9 @@ def encoder_figure(
     axes = figure.add_axes((left / wide, 0.1 / tall, side / wide, side / tall))
     top = float(values.max()) if values.size else 1.0
     axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
-    axes.xaxis.tick_top()
-    ticks = range(len(names))
-    axes.set_xticks(ticks, ["\n".join(name) if is_upright(name) else name for name in names], linespacing=1)
-    for label, name in zip(axes.get_xticklabels(), names):
-        label.set_rotation(0 if is_upright(name) else 90)
-    axes.set_yticks(ticks, names)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    name_matrix(axes, names, names)
     figure.text(0.1 / wide, 1 - 0.08 / tall, title, size=10, va="top")
     figure.text(0.1 / wide, 1 - 0.27 / tall, note, size=7, va="top", color=FAINT)
     place = ((left + side + 0.12) / wide, 0.1 / tall, 0.11 / wide, min(side, 2.2) / tall)
-    colour_bar(
-        figure,
-        place,
-        top,
-        PROBABILITY.translate(language),
-        matplotlib.colormaps[SEQUENTIAL],
-    )
+    colour_bar(figure, place, top, PROBABILITY.translate(language), matplotlib.colormaps[SEQUENTIAL])
     return figure
-
-
-def is_upright(name: str) -> bool:
-    """Whether a label stands upright, one character below the other: a single character, or Chinese."""
-    return len(name) == 1 or text_width(name) == 2 * len(name)

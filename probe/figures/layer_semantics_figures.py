@@ -15,6 +15,7 @@ from toushi.probe.figures.style import (
     rows_where,
     set_layer_axis,
     styled,
+    with_caption,
 )
 
 NAMES = {
@@ -55,16 +56,12 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
     names, colours = [], [*CATEGORIES[:3], CATEGORIES[2]]
     for index, ((level, where), colour) in enumerate(zip(shown, colours)):
         look = {"linestyle": ":" if where != "word" else "-"}
-        name = (
-            display_name(level, language)
-            if where == "word"
-            else f"{display_name(level, language)}, {display_name(where, language)}"
-        )
+        name = ", ".join(display_name(part, language) for part in (level, where) if part != "word")
         names.append(name)
         for kind in ("random", "trained"):
             part = rows_where(levels, weights=kind, level=level, where=where)
             if kind == "trained":
-                draw_band(axes, part, "selectivity", "low", "high", colour, label=name, **look)
+                draw_band(axes, part, "selectivity", colour, label=name, **look)
             else:
                 axes.plot(part.layer, part.selectivity, color=colour, linewidth=0.6, alpha=0.8, **look)
         own = rows_where(onsets, weights="trained", level=level, where=where)
@@ -84,14 +81,13 @@ def levels_figure(levels: pd.DataFrame, onsets: pd.DataFrame, language: str) -> 
     )
     set_layer_axis(below, levels.layer, language, title, 7)
     figure.subplots_adjust(left=0.26, right=0.7, bottom=0.12, top=0.97, hspace=0.22)
-    caption = translate(
+    return with_caption(
+        figure,
         language,
         en="Selectivity (accuracy minus that on control tasks) by layer, with 95 % intervals. Below: the first layer that has "
         "each level.",
         zh="各层的选择性（准确率减去控制任务的准确率），带 95% 区间。下：最早具备每一级的层。",
     )
-    figure.set_label(caption)
-    return figure
 
 
 @styled
@@ -110,7 +106,7 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> StyledFigure:
         colour = CATEGORIES[("words", "phrases", "prompts").index(level)]
         own = rows_where(tasks, level=level, task=task, where=where)
         part, floor = (rows_where(own, weights=kind) for kind in ("trained", "random"))
-        draw_band(axes, part, "accuracy", "low", "high", colour)
+        draw_band(axes, part, "accuracy", colour)
         axes.plot(part.layer, part.control, color=colour, linewidth=0.9, linestyle="--")
         axes.plot(floor.layer, floor.accuracy, color=INK, linewidth=0.7)
         axes.axhline(part.chance.iloc[0], color=FAINT, linewidth=0.5)
@@ -142,10 +138,9 @@ def tasks_figure(tasks: pd.DataFrame, language: str) -> StyledFigure:
     )
     tall = figure.get_figheight()
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.42 / tall, top=1 - 0.4 / tall, hspace=0.5, wspace=0.12)
-    figure.set_label(
-        translate(language, en="Accuracy of the probe of each task, by layer.", zh="各任务的探针准确率，逐层。")
+    return with_caption(
+        figure, language, en="Accuracy of the probe of each task, by layer.", zh="各任务的探针准确率，逐层。"
     )
-    return figure
 
 
 @styled
@@ -164,9 +159,7 @@ def inside_figure(inside: pd.DataFrame, language: str) -> StyledFigure:
     for axes, which in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
             part = rows_where(inside, which=which, weights=kind)
-            draw_band(
-                axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language)
-            )
+            draw_band(axes, part, "retrieval", colour, label=display_name(kind, language))
             axes.plot(part.layer, part.retrieval_shuffled, color=colour, linewidth=0.8, linestyle="--")
         set_layer_axis(axes, inside.layer, language, titles[which].translate(language), 7, (0, 1.03))
     figure.axes[0].set_ylabel(translate(language, en="share that finds itself", zh="找到自身的比例"))
@@ -177,14 +170,13 @@ def inside_figure(inside: pd.DataFrame, language: str) -> StyledFigure:
         loc="center right",
     )
     figure.subplots_adjust(left=0.55 / figure.get_figwidth(), right=0.99, bottom=0.2, top=0.9, wspace=0.1)
-    caption = translate(
+    return with_caption(
+        figure,
         language,
         en="Does 马 in 河马 still resemble 马? How often a character inside a word is nearest to itself among single characters; "
         "and whether the first token of a rare character identifies it.",
         zh="“河马”里的“马”是否仍像单独的“马”：词中字的状态在单字中最接近自身的比例；生僻字的首个词元能否确定是哪个字。",
     )
-    figure.set_label(caption)
-    return figure
 
 
 @styled
@@ -199,9 +191,7 @@ def languages_figure(layers: pd.DataFrame, language: str) -> StyledFigure:
     for axes, name in zip(figure.subplots(1, len(data), sharey=True, squeeze=False)[0], data):
         for kind, colour in zip(("trained", "random"), CATEGORIES):
             part = rows_where(layers, data=name, weights=kind)
-            draw_band(
-                axes, part, "retrieval", "retrieval_low", "retrieval_high", colour, label=display_name(kind, language)
-            )
+            draw_band(axes, part, "retrieval", colour, label=display_name(kind, language))
             axes.plot(part.layer, part.retrieval_shuffled_high, color=colour, linewidth=0.8, linestyle="--")
             if kind == "trained":
                 label = translate(language, en="means not subtracted", zh="未减均值")
@@ -211,11 +201,10 @@ def languages_figure(layers: pd.DataFrame, language: str) -> StyledFigure:
     title = translate(language, en="dashed: shuffled, 95 %", zh="虚线：打乱后 95% 分位")
     figure.axes[-1].legend(fontsize=7, title=title, title_fontsize=7, loc="best")
     figure.subplots_adjust(left=0.5 / figure.get_figwidth(), right=0.98, bottom=0.19, top=0.9, wspace=0.08)
-    caption = translate(
+    return with_caption(
+        figure,
         language,
         en="The same word in Chinese and English: how often its partner is nearest by cosine among all candidates of the other "
         "language (mean of both directions), by layer, with 95 % intervals.",
         zh="中英文中的同一个词：在另一语言全部候选中按余弦找到对应者的比例（两个方向的平均），逐层，带 95% 区间。",
     )
-    figure.set_label(caption)
-    return figure

@@ -11,9 +11,17 @@ from toushi.probe.analysis.layer_measures import cosine, evenly_spaced, mean_pai
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width, truncate
-from toushi.probe.figures.encoder_figure import is_upright
 from toushi.probe.figures.fonts import drawable
-from toushi.probe.figures.style import FAINT, PROBABILITY, SEQUENTIAL, StyledFigure, colour_bar, styled
+from toushi.probe.figures.style import (
+    FAINT,
+    PROBABILITY,
+    SEQUENTIAL,
+    StyledFigure,
+    colour_bar,
+    is_upright,
+    name_matrix,
+    styled,
+)
 from toushi.probe.trace.text_encoding import TextEncodings
 
 CELL, GAP, HEAD, BAR = 0.2, 0.3, 0.42, 1.0  # inches
@@ -43,21 +51,13 @@ def layer_similarity_figure(
 
     blocks: list[Block] = []
     heads = [str(number) for number in every]
-    own = [
-        [
-            Map(
-                translate(language, en=f"sentence {index}", zh=f"句 {index}"),
-                [*name, OTHERS.translate(language)],
-                heads,
-                cosine_with_embedding(state.values),
-            )
-        ]
-        for index, (state, name) in enumerate(zip(states, names), 1)
-    ]
+    own = []
+    for index, (state, name) in enumerate(zip(states, names), 1):
+        title = translate(language, en=f"sentence {index}", zh=f"句 {index}")
+        own.append([Map(title, [*name, OTHERS.translate(language)], heads, cosine_with_embedding(state.values))])
     title = translate(language, en="each word beside its own embedding", zh="每个词与它自己的嵌入")
-    blocks.append(
-        (title, translate(language, en="cosine with layer 0", zh="与第 0 层的余弦"), own, (scale_start(own), 1.0))
-    )
+    unit = translate(language, en="cosine with layer 0", zh="与第 0 层的余弦")
+    blocks.append((title, unit, own, (scale_start(own), 1.0)))
     if len(encodings) > 1:
         pairs = []
         for index, (other, name) in enumerate(zip(states[1:], names[1:]), 2):
@@ -201,15 +201,10 @@ def _matrix(axes: Axes, entry: Map, low: float, top: float) -> None:
         place = len(entry.columns) - entry.percent_columns + column
         axes.text(place, row, f"{100 * entry.values[row, place]:.0f}", size=7, ha="center", va="center")
     axes.set(xlim=(-0.5, max(1, len(entry.columns)) - 0.5), ylim=(max(1, len(entry.rows)) - 0.5, -0.5))
-    axes.xaxis.tick_top()
-    axes.set_xticks(
-        range(len(entry.columns)), ["\n".join(n) if is_upright(n) else n for n in entry.columns], linespacing=1
-    )
+    name_matrix(axes, entry.rows, entry.columns)
     for label, name in zip(axes.get_xticklabels(), entry.columns):
-        label.set_rotation(0 if is_upright(name) or name.isdigit() else 90)
-    axes.set_yticks(range(len(entry.rows)), entry.rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+        if name.isdigit():  # the number of a layer
+            label.set_rotation(0)
     if entry.title:
         axes.text(
             0, 1 + (entry.above - 0.22) / entry.size[1], entry.title, transform=axes.transAxes, size=8, va="bottom"

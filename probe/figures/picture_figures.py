@@ -21,6 +21,7 @@ from toushi.probe.figures.style import (
     rows_where,
     set_layer_axis,
     styled,
+    with_caption,
 )
 
 NAMES = {
@@ -63,7 +64,7 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
             whole = thing.removesuffix(", drawn")
             colour, line = CATEGORIES[things.index(whole)], "-" if whole == thing else (0, (3, 2))
             own = rows_where(part, thing=thing)
-            draw_band(axes, own, "right", "low", "high", colour, label=display_name(thing, language), linestyle=line)
+            draw_band(axes, own, "right", colour, label=display_name(thing, language), linestyle=line)
             there = rows_where(onsets.loc[onsets.onset >= 0], thing=thing)
             draw_intervals(below, index, there, "onset", colour, linewidth=2, solid_capstyle="butt")
         axes.set_ylim(0, 1.03)
@@ -74,15 +75,13 @@ def by_layer_figure(curves: pd.DataFrame, onsets: pd.DataFrame, language: str) -
     title = translate(language, en="first layer with 80 % of the best one's share", zh="达到最佳层 80% 的首层及区间")
     grid[1, 0].set_title(title, loc="left", fontsize=8)
     figure.subplots_adjust(left=0.075, right=0.99, bottom=0.12, top=0.97, hspace=0.22, wspace=0.06)
-    figure.set_label(
-        translate(
-            language,
-            en="Share of pictures, conditioned on layer k's output, in which what the prompt asks for is right, with 95 % "
-            "intervals. Dashed: only among the objects that are drawn. Below: the first layer that has each thing.",
-            zh="以第 k 层的输出为条件画出的图中，提示词所要的事物画对的比例，带 95% 区间。虚线只计已画出的物体。下：最早具备每样事物的层。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="Share of pictures, conditioned on layer k's output, in which what the prompt asks for is right, with 95 % "
+        "intervals. Dashed: only among the objects that are drawn. Below: the first layer that has each thing.",
+        zh="以第 k 层的输出为条件画出的图中，提示词所要的事物画对的比例，带 95% 区间。虚线只计已画出的物体。下：最早具备每样事物的层。",
     )
-    return figure
 
 
 @styled
@@ -100,14 +99,12 @@ def pictures_figure(pictures: pd.DataFrame, language: str) -> StyledFigure:
         [rows_where(pictures, prompt=prompt, layer=layer).picture.iloc[0] for layer in layers] for prompt in prompts
     ]
     figure = picture_grid(grid, heads, [column if i % 3 == 0 else "" for i, column in enumerate(columns)])
-    figure.set_label(
-        translate(
-            language,
-            en="The same prompt and noise, drawn from layer k's output (final norm applied), layer by layer.",
-            zh="同一提示、同一噪声，逐层以第 k 层的输出（经末端归一化）为条件画出的图。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="The same prompt and noise, drawn from layer k's output (final norm applied), layer by layer.",
+        zh="同一提示、同一噪声，逐层以第 k 层的输出（经末端归一化）为条件画出的图。",
     )
-    return figure
 
 
 @styled
@@ -159,15 +156,13 @@ def twins_figure(rates: pd.DataFrame, differences: pd.DataFrame, language: str) 
     axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     tall = figure.get_figheight()
     figure.subplots_adjust(left=0.3, right=0.98, bottom=0.45 / tall, top=1 - 0.25 / tall, wspace=0.14)
-    figure.set_label(
-        translate(
-            language,
-            en="Share that each twin draws right, and the difference between them (same prompts and noise), with 95 % "
-            "intervals. “Of objects drawn” and “one of two senses” count only what each of them drew.",
-            zh="两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="Share that each twin draws right, and the difference between them (same prompts and noise), with 95 % "
+        "intervals. “Of objects drawn” and “one of two senses” count only what each of them drew.",
+        zh="两个孪生模型画对的比例，及二者之差（同样的提示与噪声），带 95% 区间；“画出的物体”与“二义择一”只计各自画出者。",
     )
-    return figure
 
 
 @styled
@@ -181,29 +176,25 @@ def read_out_figure(read: pd.DataFrame, language: str) -> StyledFigure:
     for axes, (where, place) in zip(figure.subplots(1, 4, sharex=True, sharey=True), panels):
         for model, colour in zip(("bidirectional", "causal"), CATEGORIES):
             part = rows_where(read, model=model, where=where, place=place)
-            draw_band(axes, part, "accuracy", "low", "high", colour, label=display_name(model, language))
+            draw_band(axes, part, "accuracy", colour, label=display_name(model, language))
             axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.8, linestyle="--")
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         comma = translate(language, en=", ", zh="，")
-        title, lowest = (
-            display_name(where, language) + comma + display_name(place, language),
-            min(0.35, float(read.low.min())),
-        )
+        title = display_name(where, language) + comma + display_name(place, language)
+        lowest = min(0.35, float(read.low.min()))
         set_layer_axis(axes, read.layer, language, title, 7, (lowest, 1.03), SHORT)
     figure.axes[0].set_ylabel(translate(language, en="senses read", zh="读对的词义"))
     figure.axes[0].legend(
         fontsize=7, title=translate(language, en="dashed: shuffled", zh="虚线：打乱"), title_fontsize=7
     )
     figure.subplots_adjust(left=0.075, right=0.99, bottom=0.19, top=0.9, wspace=0.08)
-    figure.set_label(
-        translate(
-            language,
-            en="Accuracy of senses read from the states, by layer, with 95 % intervals: at the word itself and at the last "
-            "token, with the context before or after the word. At the word, a causal model cannot know what comes after it.",
-            zh="从状态读出词义的准确率，逐层，带 95% 区间：在词自身处与末词元处，语境在词前与词后。语境在后时，因果模型在词处不可能知道。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="Accuracy of senses read from the states, by layer, with 95 % intervals: at the word itself and at the last "
+        "token, with the context before or after the word. At the word, a causal model cannot know what comes after it.",
+        zh="从状态读出词义的准确率，逐层，带 95% 区间：在词自身处与末词元处，语境在词前与词后。语境在后时，因果模型在词处不可能知道。",
     )
-    return figure
 
 
 @styled
@@ -218,11 +209,9 @@ def pairs_figure(pictures: pd.DataFrame, language: str) -> StyledFigure:
     ]
     heads = [drawable(truncate(prompt, 30)).replace("，", "，\n", 1) for prompt in prompts]
     figure = picture_grid(grid, [display_name(model, language) for model in models], heads)
-    figure.set_label(
-        translate(
-            language,
-            en="Minimal pairs: the same word and noise, only the context differs.",
-            zh="最小对句：同一个词，只有语境不同，噪声相同。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="Minimal pairs: the same word and noise, only the context differs.",
+        zh="最小对句：同一个词，只有语境不同，噪声相同。",
     )
-    return figure

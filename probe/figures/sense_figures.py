@@ -6,7 +6,6 @@ import pandas as pd
 
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.base.text_width import text_width
-from toushi.probe.figures.encoder_figure import is_upright
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import (
     CATEGORIES,
@@ -17,9 +16,12 @@ from toushi.probe.figures.style import (
     StyledFigure,
     colour_bar,
     draw_band,
+    is_upright,
+    name_matrix,
     rows_where,
     set_layer_axis,
     styled,
+    with_caption,
 )
 
 PLACES = {
@@ -39,23 +41,18 @@ def senses_figure(senses: pd.DataFrame, language: str) -> StyledFigure:
     lines = [
         ("trained", "word", translate(language, en="the word", zh="该词")),
         ("trained", "neighbour", translate(language, en="its neighbour", zh="邻字")),
+        ("random", "word", translate(language, en="the word, random weights", zh="该词，随机权重")),
     ]
-    lines.append(("random", "word", translate(language, en="the word, random weights", zh="该词，随机权重")))
     figure = StyledFigure(figsize=(PAGE, 2.5))
     for axes, (place, title) in zip(figure.subplots(1, 3, sharey=True), PLACES.items()):
         for colour, (weights, where, label) in zip(CATEGORIES, lines):
             part = rows_where(senses, place=place, weights=weights, where=where)
             if len(part):
-                draw_band(axes, part, "accuracy", "low", "high", colour, label=label)
+                draw_band(axes, part, "accuracy", colour, label=label)
                 axes.plot(part.layer, part.accuracy_shuffled, color=colour, linewidth=0.7, linestyle="--")
         for bag in rows_where(senses, place=place, where="bag").accuracy:
-            axes.axhline(
-                bag,
-                color=CATEGORIES[3],
-                linewidth=0.9,
-                linestyle=":",
-                label=translate(language, en="bag of words", zh="词袋"),
-            )
+            label = translate(language, en="bag of words", zh="词袋")
+            axes.axhline(bag, color=CATEGORIES[3], linewidth=0.9, linestyle=":", label=label)
         axes.axhline(0.5, color=FAINT, linewidth=0.5)
         lowest = min(0.2, float(senses.accuracy.min()) - 0.02)
         set_layer_axis(axes, senses.layer, language, title.translate(language), 9, (lowest, 1.02))
@@ -63,15 +60,13 @@ def senses_figure(senses: pd.DataFrame, language: str) -> StyledFigure:
     title = translate(language, en="dashed: senses shuffled", zh="虚线：打乱词义")
     figure.axes[0].legend(loc="lower right", title=title, title_fontsize=6, fontsize=6, labelspacing=0.2)
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.19, top=0.9, wspace=0.07)
-    figure.set_label(
-        translate(
-            language,
-            en="How often the sense is read correctly from the word's own state, by layer: mean over words, with 95 % intervals "
-            "that resample words.",
-            zh="逐层从词自身的状态读出词义的正确率，对词取平均，带 95% 区间（对词重抽样）。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="How often the sense is read correctly from the word's own state, by layer: mean over words, with 95 % intervals "
+        "that resample words.",
+        zh="逐层从词自身的状态读出词义的正确率，对词取平均，带 95% 区间（对词重抽样）。",
     )
-    return figure
 
 
 @styled
@@ -89,20 +84,18 @@ def changes_figure(left_out: pd.DataFrame, language: str) -> StyledFigure:
     for axes, place in zip(figure.subplots(1, len(places), sharey=True, squeeze=False)[0], places):
         for colour, (side, label) in zip(CATEGORIES, sides.items()):
             part = rows_where(left_out.loc[left_out.layer > 0], place=place, side=side)
-            draw_band(axes, part, "change", "low", "high", colour, label=label)
+            draw_band(axes, part, "change", colour, label=label)
         set_layer_axis(axes, left_out.layer, language, PLACES[place].translate(language), 9, (0, None), SHORT)
     figure.axes[0].set_ylabel(translate(language, en="change of state (1 - cosine)", zh="状态变化（1 − 余弦）"))
     figure.axes[-1].legend(fontsize=7)
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.19, top=0.9, wspace=0.08)
-    figure.set_label(
-        translate(
-            language,
-            en="Change of the word's state when one other word is left out, by layer: a word of the side that decides the "
-            "sense, or of the shared side.",
-            zh="去掉另一个词时，该词状态的变化，逐层：去掉的词在决定词义的一侧，或在相同的一侧。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en="Change of the word's state when one other word is left out, by layer: a word of the side that decides the "
+        "sense, or of the shared side.",
+        zh="去掉另一个词时，该词状态的变化，逐层：去掉的词在决定词义的一侧，或在相同的一侧。",
     )
-    return figure
 
 
 @styled
@@ -124,25 +117,13 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Styl
     figure.text(0.1 / wide, 1 - 0.08 / tall, drawable(str(example.sentence.iloc[0])), va="top", size=10)
     for index, layer in enumerate(chosen):
         part = example[example.layer == layer]
-        values = (
-            part.pivot(index="query", columns="read", values="value")
-            .reindex(index=words, columns=words)
-            .to_numpy(float)
-        )
+        table = part.pivot(index="query", columns="read", values="value")
+        values = table.reindex(index=words, columns=words).to_numpy(float)
         x = left + index * (side + 0.6)
         axes = figure.add_axes((x / wide, 0.25 / tall, side / wide, side / tall))
         top = float(values[np.isfinite(values)].max(initial=0)) or 1.0
         axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="nearest")
-        axes.xaxis.tick_top()
-        ticks = range(len(words))
-        axes.set_xticks(
-            ticks, ["\n".join(name) if is_upright(name) else name for name in names], linespacing=1, fontsize=7
-        )
-        for label, name in zip(axes.get_xticklabels(), names):
-            label.set_rotation(0 if is_upright(name) else 90)
-        axes.set_yticks(ticks, names if not index else [""] * len(names), fontsize=7)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        name_matrix(axes, names if not index else [""] * len(names), names, fontsize=7)
         figure.text(
             x / wide, 1 - 0.34 / tall, translate(language, en=f"layer {layer}", zh=f"第 {layer} 层"), va="top", size=8
         )
@@ -152,12 +133,10 @@ def matrix_figure(example: pd.DataFrame, language: str, layers: int = 3) -> Styl
         language, en="row: whose state changes; column: the word left out", zh="行：谁的状态变化；列：去掉的词"
     )
     figure.text(0.1 / wide, 0.06 / tall, note, size=7, color=FAINT, va="bottom")
-    figure.set_label(
-        translate(
-            language,
-            en=f"Change of the other words' states when one word of “{example.sentence.iloc[0]}” is left out (1 - cosine). "
-            "Each layer has a scale of its own.",
-            zh=f"去掉“{example.sentence.iloc[0]}”中的一个词时，其余各词状态的变化（1 − 余弦）。各层标尺不同。",
-        )
+    return with_caption(
+        figure,
+        language,
+        en=f"Change of the other words' states when one word of “{example.sentence.iloc[0]}” is left out (1 - cosine). "
+        "Each layer has a scale of its own.",
+        zh=f"去掉“{example.sentence.iloc[0]}”中的一个词时，其余各词状态的变化（1 − 余弦）。各层标尺不同。",
     )
-    return figure

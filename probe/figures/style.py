@@ -16,7 +16,8 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from toushi.probe.analysis.maps import resample
-from toushi.probe.base.bilingual_text import Bilingual
+from toushi.probe.base.bilingual_text import Bilingual, translate
+from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import FAMILY, drawable, register_fonts
 from toushi.probe.figures.svg_fonts import embed_fonts
 
@@ -183,8 +184,7 @@ def colour_bar(
 def hide_axes(axes: Axes) -> Axes:
     """The axes without ticks and frame, for pictures."""
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return axes
 
 
@@ -208,8 +208,33 @@ def rows_where(table: "pd.DataFrame", **values: object) -> "pd.DataFrame":
     return table
 
 
-def draw_band(axes: Axes, rows: "pd.DataFrame", value: str, low: str, high: str, colour: str, **look) -> None:
-    """A line by layer with its interval. The names are columns of the table, which has a column `layer`."""
+def with_caption(figure: StyledFigure, language: str, *, en: str, zh: str) -> StyledFigure:
+    """The figure with a caption for reports."""
+    figure.set_label(translate(language, en=en, zh=zh))
+    return figure
+
+
+def is_upright(name: str) -> bool:
+    """Whether a label stands upright, one character below the other: a single character, or Chinese."""
+    return len(name) == 1 or text_width(name) == 2 * len(name)
+
+
+def name_matrix(axes: Axes, rows: Sequence[str], columns: Sequence[str], **look) -> None:
+    """Writes the names of a matrix's rows to its left and of its columns above, without ticks and frame."""
+    axes.xaxis.tick_top()
+    names = ["\n".join(name) if is_upright(name) else name for name in columns]
+    axes.set_xticks(range(len(columns)), names, linespacing=1, **look)
+    for label, name in zip(axes.get_xticklabels(), columns):
+        label.set_rotation(0 if is_upright(name) else 90)
+    axes.set_yticks(range(len(rows)), rows, **look)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw_band(axes: Axes, rows: "pd.DataFrame", value: str, colour: str, **look) -> None:
+    """A line by layer with its interval. `value` is a column of the table, which has a column `layer`; the interval is
+    in the columns `{value}_low` and `{value}_high`, or `low` and `high`."""
+    low, high = (f"{value}_{end}" if f"{value}_{end}" in rows else end for end in ("low", "high"))
     axes.fill_between(rows.layer, rows[low], rows[high], color=colour, alpha=0.16, linewidth=0)
     look.setdefault("linewidth", 1.4)
     axes.plot(rows.layer, rows[value], color=colour, **look)

@@ -67,12 +67,13 @@ def words_figure(
     tiles = picture + len(maps)
     rows = -(-tiles // columns)
     columns = -(-tiles // rows)  # rows of nearly equal length
-    side = SIDE if width is None else (width - GAP - (BAR if maps else 0)) / columns - GAP
+    bar = BAR if maps else 0
+    side = SIDE if width is None else (width - GAP - bar) / columns - GAP
     if side < LEAST:
-        least = columns * (LEAST + GAP) + GAP + (BAR if maps else 0)
+        least = columns * (LEAST + GAP) + GAP + bar
         raise ToushiError(f"width must be at least {least:.1f} inches for {columns} columns; {width} came")
     tall = side * background.shape[0] / background.shape[1]
-    wide = columns * (side + GAP) + GAP + (BAR if maps else 0)
+    wide = columns * (side + GAP) + GAP + bar
     caption = caption_lines(trace, branch, int(columns * (side + GAP) * 13.7), language)
     how = maps[0].attrs["rule"] if maps else translate(language, en="no words", zh="没有词")
     how = translate(language, en=how, zh="先平均一处的各头，再平均各步，再平均各处") if how == PLAIN_MEAN else how
@@ -90,12 +91,8 @@ def words_figure(
     for i, line in enumerate(caption):
         page.text(GAP, 0.08 + 0.2 * i, line, va="top", size=10)
 
-    name = (
-        translate(language, en="picture", zh="图像")
-        if trace.complete
-        else translate(language, en="picture so far", zh="目前的图像")
-    )
-    panels = [(background, name, "")] * picture
+    title = Bilingual(en="picture", zh="图像") if trace.complete else Bilingual(en="picture so far", zh="目前的图像")
+    panels = [(background, title.translate(language), "")] * picture
     for heat, name, mark in zip(maps, word_labels(asked, trace.words(branch)), marks):
         label = truncate(name, max(3, int(11 * side / SIDE)) - len(mark)) + mark
         panels.append((overlay(background, heat.values, top), label, percent(float(mass(heat)))))
@@ -138,12 +135,10 @@ def background_picture(trace: Trace) -> np.ndarray:
 def caption_lines(trace: Trace, branch: str, width: int, language: str) -> list[str]:
     """The prompt of the branch in at most three lines of `width` cells; a wide character takes two."""
     lines, prompt = [""], trace.manifest.prompt_of(branch)
-    none = (
-        Bilingual(en="(prompt not known)", zh="（提示词未知）")
-        if prompt is None
-        else Bilingual(en="(empty prompt)", zh="（空提示词）")
-    )
-    for character in drawable(prompt or "") or none.translate(language):
+    none = translate(language, en="(empty prompt)", zh="（空提示词）")
+    if prompt is None:
+        none = translate(language, en="(prompt not known)", zh="（提示词未知）")
+    for character in drawable(prompt or "") or none:
         if text_width(lines[-1]) >= width:
             lines.append("")
         lines[-1] += character

@@ -87,14 +87,17 @@ class MiniUNetConfig:
     """None is the mean of all sites."""
     shares: SharedParts | None = None
 
+    def save(self, folder: Path) -> None:
+        """Writes config.json."""
+        (folder / "config.json").write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
     @classmethod
     def from_json(cls, content: str) -> "MiniUNetConfig":
-        """The config of a config.json that `MiniUNet.save` wrote."""
+        """The config of a config.json that `save` wrote."""
         values = json.loads(content)
-        unet = UNetConfig(**{**values["unet"], "widths": tuple(values["unet"]["widths"])})
-        return cls(
-            **{**values, "text": TextEncoderConfig(**values["text"]), "unet": unet, "vae": VAEConfig(**values["vae"])}
-        )
+        unet = UNetConfig(**values["unet"] | {"widths": tuple(values["unet"]["widths"])})
+        parts = {"text": TextEncoderConfig(**values["text"]), "unet": unet, "vae": VAEConfig(**values["vae"])}
+        return cls(**values | parts)
 
 
 class MiniUNet(nn.Module):
@@ -275,7 +278,7 @@ class MiniUNet(nn.Module):
             parts = {k: sha for k, sha in config.shares["parts"].items() if weights_sha256(part_of(stored, k)) == sha}
             config = replace(config, shares={"model": config.shares["model"], "parts": parts})
             weights = {name: weight for name, weight in weights.items() if name.partition(".")[0] not in parts}
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        config.save(folder)
         save_file(weights, folder / "model.safetensors")
 
     @classmethod

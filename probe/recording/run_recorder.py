@@ -3,12 +3,10 @@
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import HookError
@@ -23,12 +21,11 @@ from toushi.probe.recording.forecast import (
     forecast_from_maps,
     reason_not_heads,
 )
-from toushi.probe.recording.host_copy import copy_to_host
 from toushi.probe.recording.picture_manifest import RunFacts, SiteEntry, picture_manifest
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.recording_plan import RecordingPlan
-from toushi.probe.recording.step_maps import ColumnPlan, Maps
-from toushi.probe.recording.unrecordable import Unrecordable, unread_message
+from toushi.probe.recording.step_maps import ColumnPlan, Maps, StepTensor, arrays_of_pictures
+from toushi.probe.recording.unrecordable import SiteLeftOut, StepsNotComputed, Unrecordable, unread_message
 from toushi.probe.session.row_matching import PromptKey, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run, Session
 from toushi.probe.trace import trace_format as layout
@@ -38,14 +35,6 @@ from toushi.probe.trace.writer import TraceWriter
 # Small calls are read together at the end of an evaluation, which is twice as fast as one by one while the model
 # computes. Until then their queries stay in memory. Large ones are read at once, while they are in the CPU's cache.
 PENDING_MAX_BYTES = 1 << 20
-
-
-class StepsNotComputed(UserWarning):
-    """The model did not compute some attention in some steps, so the trace has no maps of it there."""
-
-
-class SiteLeftOut(UserWarning):
-    """An attention of a pipeline of no known family is not recorded, because it is not certain that it is to the text."""
 
 
 class KeptMean(UserWarning):
@@ -59,17 +48,6 @@ def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
         if grid[0] * grid[1] == cells:
             return grid
     raise Unrecordable(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
-
-
-class StepTensor(NamedTuple):
-    """One tensor of a step, of all rows of the batch."""
-
-    key: Callable[[str], str]  # branch -> its name in the trace
-    rows: list[PromptKey]
-    places: (
-        list[list[int]] | None
-    )  # of each row, the token places that are its own; None: all, or there is no such axis
-    values: Tensor  # [row, …]
 
 
 class RunRecorder:
@@ -357,12 +335,7 @@ class RunRecorder:
             if maps.rest is not None:
                 key = partial(layout.rest_key, maps.site)
                 parts.append(StepTensor(key, maps.rows, None, maps.rest.unflatten(-1, grid)))
-        arrays: list[dict[str, StepArray]] = [{} for _ in self.writers]
-        for part, batch in zip(parts, copy_to_host([part.values for part in parts])):
-            for number, (branch, picture) in enumerate(part.rows):
-                places = None if part.places is None else part.places[number]
-                arrays[picture][part.key(branch)] = batch.row(number, places)
-        return arrays
+        return arrays_of_pictures(parts, len(self.writers))
 
     def _open_writers(self) -> None:
         count = 1 + max((picture for _, picture in self.rows), default=0)

@@ -1,9 +1,9 @@
 """The maps of one step: one entry for each site, of all rows of the batch together.
 
-Nothing here loops over rows, so that a GPU starts as much work for sixty-four pictures as for one.
+Nothing loops over rows before the copy to the CPU, so that a GPU starts as much work for sixty-four pictures as for one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from toushi.hooks.kernels import index_of
+from toushi.probe.recording.host_copy import copy_to_host
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.session.row_matching import PromptKey
+from toushi.probe.trace.step_array import StepArray
 
 
 class ColumnPlan(NamedTuple):
@@ -74,3 +76,24 @@ class Maps(NamedTuple):
             return (tensor.mean(1) if mean else tensor).to(dtype)
 
         return self._replace(values=convert(self.values), rest=None if self.rest is None else convert(self.rest))
+
+
+class StepTensor(NamedTuple):
+    """One tensor of a step, of all rows of the batch."""
+
+    key: Callable[[str], str]  # branch -> its name in the trace
+    rows: list[PromptKey]
+    places: (
+        list[list[int]] | None
+    )  # of each row, the token places that are its own; None: all, or there is no such axis
+    values: Tensor  # [row, …]
+
+
+def arrays_of_pictures(tensors: Sequence[StepTensor], pictures: int) -> list[dict[str, StepArray]]:
+    """The arrays of each picture, by name. They may still be on their way from a GPU."""
+    arrays: list[dict[str, StepArray]] = [{} for _ in range(pictures)]
+    for tensor, batch in zip(tensors, copy_to_host([tensor.values for tensor in tensors])):
+        for number, (branch, picture) in enumerate(tensor.rows):
+            places = None if tensor.places is None else tensor.places[number]
+            arrays[picture][tensor.key(branch)] = batch.row(number, places)
+    return arrays

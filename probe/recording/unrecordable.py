@@ -1,4 +1,4 @@
-"""A run that cannot be recorded, and why."""
+"""A run that cannot be recorded, or not all of it, and why."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,14 @@ from toushi.probe.base.errors import ToushiError
 
 class Unrecordable(ToushiError):
     """The attention of the model cannot be read, or its rows, cells or columns are not the expected ones."""
+
+
+class StepsNotComputed(UserWarning):
+    """The model did not compute some attention in some steps, so the trace has no maps of it there."""
+
+
+class SiteLeftOut(UserWarning):
+    """An attention of a pipeline of no known family is not recorded, because it is not certain that it is to the text."""
 
 
 def unread_message(reasons: Mapping[str, str]) -> str:

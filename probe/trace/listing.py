@@ -4,7 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from toushi.probe.trace.manifest import FileEntry, TokenEntry, WordEntry, check_spans, check_words
+from toushi.probe.trace.branch_tokens import TokenEntry, WordEntry, check_spans, check_words
+from toushi.probe.trace.manifest import FileEntry
 from toushi.probe.trace.strict_model import Count, Number, StrictModel, limit
 
 LayerNumber = Annotated[str, Field(pattern=r"^[0-9]{1,4}$")]

@@ -112,11 +112,12 @@ def test_instructions_change_what_they_name_and_nothing_else():
     for seed in range(60):
         one = draw_instruction(seed)
         seen.add(one.action)
-        assert not one.held_out and one.changed().any() and one.text
+        assert not one.held_out and one.text
         if one.action in ("time", "place", "style"):
             assert one.object is None and one.before.objects == one.after.objects
             continue
         before, after = one.pictures()
+        assert (before != after).any()
         touched = np.zeros((64, 64), bool)
         things = set(one.before.objects) ^ set(one.after.objects)
         for left, top, right, bottom in (thing.box for thing in things):

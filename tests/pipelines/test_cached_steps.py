@@ -7,7 +7,7 @@ import pytest
 
 from tests.pipelines.tiny import draw, made
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import StepsNotComputed
+from toushi.probe.recording.unrecordable import StepsNotComputed
 from toushi.probe.trace.export.export_trace import export
 from toushi.probe.trace.open import open_trace
 

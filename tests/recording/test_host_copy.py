@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.pipelines.tiny import PROMPT, draw, made
 from toushi.hooks import kernels
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.recording import run_recorder
+from toushi.probe.recording import run_recorder, step_maps
 from toushi.probe.recording.host_copy import GpuBatch, copy_to_host, pack
 from toushi.probe.recording.provenance import gpu_facts
 from toushi.probe.recording.record import record
@@ -93,7 +93,7 @@ def test_only_the_writing_thread_waits(tmp_path, monkeypatch):
     model = MiniUNet.tiny(layers=2)
     with record(model, tmp_path / "plain"):
         model.sample(["猫", "a red cat"], steps=3, seed=0)
-    monkeypatch.setattr(run_recorder, "copy_to_host", packed_copy)
+    monkeypatch.setattr(step_maps, "copy_to_host", packed_copy)
     with record(model, tmp_path / "packed"):
         model.sample(["猫", "a red cat"], steps=3, seed=0)
     assert len(copies) == 3  # one a step, for all sites, branches and pictures

@@ -155,11 +155,6 @@ def test_masks_are_those_of_the_scene():
             assert found[mask].all() and found.sum() < 1.2 * mask.sum() + 12  # it may hide a part of its neighbour
 
 
-def test_count_limits_what_is_looked_for():
-    shown = picture(thing("cat", 17), thing("dog", 47))
-    assert len(recognise(shown, count=1).objects) == 1 and recognise(shown, count=0).objects == ()
-
-
 def test_other_pictures_are_refused():
     with pytest.raises(ValueError, match=r"\[64, 64, 3\]"):
         recognise(np.zeros((32, 32, 3), np.uint8))
