@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
+    from toushi.probe.edit_run import edit_run
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.encoders.record_texts import record_texts
@@ -62,6 +63,7 @@ __all__ = [
     "compare",
     "comparison_figure",
     "edit",
+    "edit_run",
     "edits_of_manifest",
     "encode_layers",
     "encoder_figure",
@@ -86,6 +88,7 @@ __all__ = [
 _NAMES = {
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
+    "probe.edit_run": ["edit_run"],
     "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
     "probe.encoders.record_texts": ["record_texts"],

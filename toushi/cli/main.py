@@ -17,6 +17,7 @@ import tyro
 from toushi.cli.compare import Compare
 from toushi.cli.demo import Demo
 from toushi.cli.doctor import Doctor
+from toushi.cli.edit import Edit
 from toushi.cli.export import Export
 from toushi.cli.info import Info
 from toushi.cli.layers import Layers
@@ -48,6 +49,7 @@ COMMANDS = {
     "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
+    "edit": Edit,
     "compare": Compare,
     "info": Info,
     "verify": Verify,
