@@ -125,7 +125,7 @@ class Edit:
         """The words that are edited; none for an edit of a token or of heads."""
         word = self.word
         if isinstance(word, tuple) and all(isinstance(text, str) for text in word):
-            return word
+            return cast(tuple[str, ...], word)
         return () if word is None else (cast(WordSpec, word),)
 
     @property

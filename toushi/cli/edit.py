@@ -2,7 +2,9 @@
 
 import math
 import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,9 +74,17 @@ image-to-text site, and then make each sum 1 again. In Python: edit_run(trace, f
         check_folder(folder, self.overwrite)
         from toushi.probe.edit_run import edit_run
 
-        # The bar appears with the first step: before it, the model is loaded, and errors come.
-        with progress(trace.manifest.steps.count, 0, 1, 1e-9) as tick:
-            comparison = edit_run(trace, folder, **changes, model=self.model, overwrite=self.overwrite, callback=tick)
+        with ExitStack() as stack:
+            # The bar appears with the first step: before it, the model is loaded, and errors come.
+            bar = cache(lambda: stack.enter_context(progress(trace.manifest.steps.count, 0, 1)))
+            comparison = edit_run(
+                trace,
+                folder,
+                **changes,
+                model=self.model,
+                overwrite=self.overwrite,
+                callback=lambda *_: bar()(),
+            )
         print(describe_comparison(comparison))
         line = f"{folder}  (open it with: toushi view {shlex.quote(str(folder))})"
         print(f"\n{table([('trace', line)])}")

@@ -375,10 +375,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def progress(steps: int, index: int, count: int, delay: float = 0) -> Iterator[Callable[..., object]]:
-    """A bar over the steps, shown after `delay` seconds. Yields the callback that moves it."""
+def progress(steps: int, index: int, count: int) -> Iterator[Callable[..., object]]:
+    """A bar over the steps. Yields the callback that moves it."""
     from tqdm import tqdm
 
     name = "step" if count == 1 else f"{index + 1}/{count}"
-    with tqdm(total=steps, desc=name, unit="step", leave=False, delay=delay) as bar:
+    with tqdm(total=steps, desc=name, unit="step", leave=False) as bar:
         yield lambda *_: bar.update()
