@@ -103,7 +103,7 @@ def edit_run(
         changes += [Edit(glob, "scale", word=word, factor=n, renormalise=True) for word, n in (scale or {}).items()]
         changes += [Edit(glob, "move", word=word, shift=shift, renormalise=True) for word, shift in shifts.items()]
         changes += [Edit(glob, "keep_only", word=tuple(keep_only), renormalise=True)] if keep_only else []
-    negative, kept = manifest.negative_prompt or "", manifest.kept or Kept()
+    negative, kept = manifest.negative_prompt or "", manifest.kept or Kept.model_validate({})
     recording = record(
         model,
         folder,
