@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -203,3 +204,37 @@ def test_mistakes_get_one_line(parent, tmp_path, capsys, options, message):
     assert main(["edit", str(parent), *options, "--out", str(tmp_path / "child")]) == 2
     said = capsys.readouterr().err
     assert message in said and said.startswith("toushi: ") and said.count("\n") == 1, said
+
+
+# --- toushi why
+
+
+def test_why_lists_measures_findings_and_what_to_try(parent, capsys):
+    assert main(["why", str(parent), "月亮"]) == 0
+    said = capsys.readouterr().out
+    labels = [re.split("  +", line)[0] for line in said.splitlines()]
+    assert labels[:6] == [
+        "word",
+        "tokens",
+        "share of attention",
+        "words of its class",
+        "special tokens and pads",
+        "peak",
+    ]
+    assert "finding" in labels and labels[-1] == "try next" and re.search("words of its class +猫 ", said)
+    assert f"toushi why {parent} '月亮' --test" in said
+    assert main(["why", str(parent), "是#2", "--language", "zh"]) == 0
+    said = capsys.readouterr().out
+    assert "注意力占比" in said and "share" not in said
+
+
+def test_why_tests_the_word_with_one_more_run(parent, folder, tmp_path, capsys):
+    before = sorted(parent.parent.iterdir())
+    assert main(["why", str(parent), "猫", "--test", "--model", folder]) == 0
+    said = capsys.readouterr().out
+    assert "of the pixels change" in said and "Without the word" in said and sorted(parent.parent.iterdir()) == before
+
+
+def test_why_of_an_unknown_word_is_one_line(parent, capsys):
+    assert main(["why", str(parent), "狗"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

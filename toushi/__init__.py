@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from toushi.probe.trace.encoder_trace import EncoderTrace
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
     from toushi.probe.trace.picture_trace import Trace
+    from toushi.probe.trace.word_diagnosis import diagnose_word
 
 __all__ = [
     "DenoiserInputs",
@@ -62,6 +63,7 @@ __all__ = [
     "Trace",
     "compare",
     "comparison_figure",
+    "diagnose_word",
     "edit",
     "edit_run",
     "edits_of_manifest",
@@ -119,6 +121,7 @@ _NAMES = {
     "probe.trace.encoder_trace": ["EncoderTrace"],
     "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
     "probe.trace.picture_trace": ["Trace"],
+    "probe.trace.word_diagnosis": ["diagnose_word"],
 }
 _MODULES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 

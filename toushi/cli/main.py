@@ -27,6 +27,7 @@ from toushi.cli.sites import Sites
 from toushi.cli.trace import Trace
 from toushi.cli.verify import Verify
 from toushi.cli.view import View
+from toushi.cli.why import Why
 from toushi.cli.words import Words
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import explain_missing_library
@@ -49,6 +50,7 @@ COMMANDS = {
     "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
+    "why": Why,
     "edit": Edit,
     "compare": Compare,
     "info": Info,
