@@ -63,16 +63,17 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     others = [other for other in words if other.end <= span[0] or span[1] <= other.start]
     unknown = tuple(labels[other] for other in others if _has_same_id(tokens, own, other.span))
     split = tuple(labels[other] for other in others if any(_overlaps(token, other.span) for token in own))
-    findings: list[Finding] = []
-    findings += ["cut"] if not own else []
-    findings += ["dropped"] if own and all(token.column is None for token in own) else []
-    findings += ["unknown"] if unknown else []
-    findings += ["split"] if split else []
+    is_dropped = bool(own) and all(token.column is None for token in own)
+    checks: dict[Finding, bool] = {
+        "cut": not own,
+        "dropped": is_dropped,
+        "unknown": bool(unknown),
+        "split": bool(split),
+    }
     label = labels.get(asked, asked.text)
-    if "cut" in findings or "dropped" in findings:
-        return WordDiagnosis(
-            label, span, own, unknown, split, *(None, {}, None, None, None, None, None), tuple(findings)
-        )
+    if not own or is_dropped:
+        found = tuple(finding for finding, holds in checks.items() if holds)
+        return WordDiagnosis(label, span, own, unknown, split, None, {}, None, None, None, None, None, found)
 
     heat = trace.heat_map(span, branch=branch)
     places = trace.places(branch)
@@ -85,10 +86,10 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     sink = float(sum(part for token, part in zip(places, masses.values) if token.kind != "text"))
     contrast = _contrast(heat.values, list(maps.values()))
     step, site, most = _peak(trace, span, branch)
-    findings += ["sink"] if sink > SINK else []
-    findings += ["faint"] if peers and share < FAINT * float(np.median(list(peers.values()))) else []
-    findings += ["no_contrast"] if contrast is not None and contrast < CONTRAST else []
-    found = tuple(findings)
+    checks["sink"] = sink > SINK
+    checks["faint"] = bool(peers) and share < FAINT * float(np.median(list(peers.values())))
+    checks["no_contrast"] = contrast is not None and contrast < CONTRAST
+    found = tuple(finding for finding, holds in checks.items() if holds)
     return WordDiagnosis(label, span, own, unknown, split, share, peers, sink, step, site, most, contrast, found)
 
 

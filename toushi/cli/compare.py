@@ -106,7 +106,7 @@ def describe_objects(a: "Trace", b: "Trace") -> str:
     rows = [("recognised", "A", "B", "change")]
     for pair in pair_objects(one, other):
         kind = next(thing.kind for thing in pair if thing is not None)
-        rows.append((kind, *(describe_object(thing, SIDE) for thing in pair), pair.change))
+        rows.append((kind, describe_object(pair.a, SIDE), describe_object(pair.b, SIDE), pair.change))
     for name in ("place", "time", "style"):
         was, now = getattr(one, name), getattr(other, name)
         rows.append((name, was, now, "same" if was == now else "changed"))

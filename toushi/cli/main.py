@@ -18,7 +18,9 @@ from toushi.cli.compare import Compare
 from toushi.cli.demo import Demo
 from toushi.cli.doctor import Doctor
 from toushi.cli.edit import Edit
+from toushi.cli.env import Env
 from toushi.cli.export import Export
+from toushi.cli.figure import Figure
 from toushi.cli.info import Info
 from toushi.cli.layers import Layers
 from toushi.cli.report import Report
@@ -55,6 +57,8 @@ COMMANDS = {
     "compare": Compare,
     "info": Info,
     "verify": Verify,
+    "env": Env,
+    "figure": Figure,
     "export": Export,
     "run": Run,
     "report": Report,

@@ -105,10 +105,9 @@ def describe_diagnosis(
                 for code in diagnosis.findings]  # fmt: skip
     if comparison is not None:
         changed, difference = comparison.changed_pixels, comparison.mean_difference
-        known = changed is not None and difference is not None
-        text = (
-            say("test_is", changed=percent(changed), difference=f"{difference:.1f}") if known else say("test_unknown")
-        )
+        text = say("test_unknown")
+        if changed is not None and difference is not None:
+            text = say("test_is", changed=percent(changed), difference=f"{difference:.1f}")
         rows.append((say("test"), text))
         if changed is not None:
             findings.append(say("no_effect" if changed < NO_EFFECT else "has_effect", limit=f"{NO_EFFECT:.0%}"))
