@@ -141,13 +141,13 @@ def set_width(figure: Figure, width: float) -> None:
     figure.set_size_inches(width, figure.get_figheight() * factor)
     if figure.get_layout_engine() is not None:
         return
-    for axes in figure.axes:
-        axes.tick_params(labelsize=8 * factor, width=0.6 * factor, length=3 * factor, pad=2 * factor)
     for artist in figure.findobj(lambda artist: isinstance(artist, Text | Line2D | Patch)):
         if isinstance(artist, Text):
-            artist.set_fontsize(artist.get_fontsize() * factor)
+            artist.set_fontsize(float(artist.get_fontsize()) * factor)
         elif isinstance(artist, Line2D | Patch):
             artist.set_linewidth(artist.get_linewidth() * factor)
+    for axes in figure.axes:
+        axes.tick_params(labelsize=8 * factor, width=0.6 * factor, length=3 * factor, pad=2 * factor)
 
 
 @styled

@@ -72,7 +72,7 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     }
     label = labels.get(asked, asked.text)
     if not own or is_dropped:
-        found = tuple(finding for finding, holds in checks.items() if holds)
+        found: tuple[Finding, ...] = tuple(finding for finding in checks if checks[finding])
         return WordDiagnosis(label, span, own, unknown, split, None, {}, None, None, None, None, None, found)
 
     heat = trace.heat_map(span, branch=branch)
@@ -89,7 +89,7 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     checks["sink"] = sink > SINK
     checks["faint"] = bool(peers) and share < FAINT * float(np.median(list(peers.values())))
     checks["no_contrast"] = contrast is not None and contrast < CONTRAST
-    found = tuple(finding for finding, holds in checks.items() if holds)
+    found = tuple(finding for finding in checks if checks[finding])
     return WordDiagnosis(label, span, own, unknown, split, share, peers, sink, step, site, most, contrast, found)
 
 
