@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from PIL import Image
 
 from tests.pipelines.tiny import MAKERS
 from toushi import main
@@ -238,3 +240,56 @@ def test_why_tests_the_word_with_one_more_run(parent, folder, tmp_path, capsys):
 def test_why_of_an_unknown_word_is_one_line(parent, capsys):
     assert main(["why", str(parent), "狗"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- toushi figure, toushi env
+
+
+@pytest.mark.parametrize(
+    "kind, words, ending",
+    [("words", ["猫", "月亮"], "pdf"), ("layers", ["猫"], "png"), ("timeline", [], "svg"), ("tokens", [], "pdf")],
+)
+def test_a_figure_has_the_width_that_was_asked_for(parent, tmp_path, capsys, kind, words, ending):
+    file = tmp_path / f"figure.{ending}"
+    asked = ["--kind", kind, *(["--words", *words] if words else []), "--width", "84mm", "-o", str(file)]
+    assert main(["figure", str(parent), *asked]) == 0
+    said, inches = capsys.readouterr().out, 84 / 25.4
+    assert f"{inches:.2f} x " in said and len(said.strip().splitlines()[-1]) > 20  # the caption
+    if ending == "png":
+        assert Image.open(file).width == pytest.approx(inches * 200, abs=1)
+    else:
+        pattern = rb"/MediaBox \[ 0 0 ([\d.]+)" if ending == "pdf" else rb'<svg[^>]*? width="([\d.]+)pt"'
+        found = re.search(pattern, file.read_bytes())
+        assert found is not None and float(found[1]) == pytest.approx(inches * 72, abs=0.1)
+    assert main(["figure", str(parent), *asked]) == 2 and "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["-o", "a.jpg"], ".pdf, .svg, .png"),
+        (["-o", "a.pdf", "--width", "wide"], "3.3in"),
+        (["-o", "a.pdf", "--kind", "layers", "--words", "猫", "月亮"], "one word"),
+        (["-o", "a.pdf", "--words", "狗"], "狗"),
+        (["-o", "a.pdf", "--kind", "pie"], "pie"),
+    ],
+)
+def test_mistakes_in_a_figure_get_one_line(parent, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["figure", str(parent), *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_env_pins_the_packages_of_the_manifest(parent, tmp_path, capsys):
+    versions = open_trace(parent).manifest.versions
+    assert versions is not None and main(["env", str(parent)]) == 0
+    said = capsys.readouterr().out
+    lines = [Requirement(line.partition("#")[0]) for line in said.splitlines() if not line.startswith("#")]
+    pins = {line.name: str(line.specifier) for line in lines}
+    assert pins["torch"] == f"=={versions['torch'].partition('+')[0]}" and pins["numpy"] == f"=={versions['numpy']}"
+    assert "rjieba" in pins and not {"python", "toushi"} & set(pins)
+    assert f"# Python {versions['python']}\n" in said
+    file = tmp_path / "requirements.txt"
+    assert main(["env", str(parent), "-o", str(file)]) == 0 and file.read_text(encoding="utf-8") == said
+    assert main(["env", str(parent), "-o", str(file)]) == 2 and main(["env", str(tmp_path / "none")]) == 2
