@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
+from toushi.probe.editing.editing import Edit, edit, edits_of_manifest
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.family import Model
 from toushi.probe.pipelines.generate import StepCallback, generate

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.edit import edit, edits_of_manifest
+from toushi.probe.editing.editing import edit, edits_of_manifest
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.family import Model

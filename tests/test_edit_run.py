@@ -14,7 +14,7 @@ from tests.pipelines.tiny import MAKERS
 from toushi import main
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.edit_run import CannotRepeat, edit_run
-from toushi.probe.editing.edit import BadEdit, Edit, edit
+from toushi.probe.editing.editing import BadEdit, Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record

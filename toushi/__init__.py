@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.edit_run import edit_run
-    from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
+    from toushi.probe.editing.editing import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.encoders.record_texts import record_texts
     from toushi.probe.figures.comparison_figure import comparison_figure
@@ -91,7 +91,7 @@ _NAMES = {
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.edit_run": ["edit_run"],
-    "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
+    "probe.editing.editing": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
     "probe.encoders.record_texts": ["record_texts"],
     "probe.figures.comparison_figure": ["comparison_figure"],

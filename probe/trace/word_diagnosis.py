@@ -58,22 +58,22 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     """
     span, words, tokens = trace.span(word, branch), trace.words(branch), trace.tokens(branch)
     asked = next((each for each in words if each.span == span), None) or Word(_text(trace, span, branch), *span)
-    own = tuple(token for token, share in zip(tokens, token_shares(tokens, span)) if share)
+    word_tokens = tuple(token for token, share in zip(tokens, token_shares(tokens, span)) if share)
     labels = dict(zip(words, word_labels(words, words)))
     others = [other for other in words if other.end <= span[0] or span[1] <= other.start]
-    unknown = tuple(labels[other] for other in others if _has_same_id(tokens, own, other.span))
-    split = tuple(labels[other] for other in others if any(_overlaps(token, other.span) for token in own))
-    is_dropped = bool(own) and all(token.column is None for token in own)
+    unknown = tuple(labels[other] for other in others if _has_same_id(tokens, word_tokens, other.span))
+    split = tuple(labels[other] for other in others if any(_overlaps(token, other.span) for token in word_tokens))
+    is_dropped = bool(word_tokens) and all(token.column is None for token in word_tokens)
     checks: dict[Finding, bool] = {
-        "cut": not own,
+        "cut": not word_tokens,
         "dropped": is_dropped,
         "unknown": bool(unknown),
         "split": bool(split),
     }
     label = labels.get(asked, asked.text)
-    if not own or is_dropped:
+    if not word_tokens or is_dropped:
         found: tuple[Finding, ...] = tuple(finding for finding in checks if checks[finding])
-        return WordDiagnosis(label, span, own, unknown, split, None, {}, None, None, None, None, None, found)
+        return WordDiagnosis(label, span, word_tokens, unknown, split, None, {}, None, None, None, None, None, found)
 
     heat = trace.heat_map(span, branch=branch)
     places = trace.places(branch)
@@ -90,7 +90,9 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     checks["faint"] = bool(peers) and share < FAINT * float(np.median(list(peers.values())))
     checks["no_contrast"] = contrast is not None and contrast < CONTRAST
     found = tuple(finding for finding in checks if checks[finding])
-    return WordDiagnosis(label, span, own, unknown, split, share, peers, sink, step, site, most, contrast, found)
+    return WordDiagnosis(
+        label, span, word_tokens, unknown, split, share, peers, sink, step, site, most, contrast, found
+    )
 
 
 def _text(trace: Trace, span: Span, branch: str) -> str:
@@ -101,7 +103,7 @@ def _overlaps(token: Token, span: Span) -> bool:
     return token.span is not None and token.span[0] < span[1] and span[0] < token.span[1]
 
 
-def _has_same_id(tokens: Sequence[Token], own: Sequence[Token], other: Span) -> bool:
+def _has_same_id(tokens: Sequence[Token], word_tokens: Sequence[Token], other: Span) -> bool:
     """Whether one id stands for different texts in this word and in the other one, as <unk> does.
 
     A byte of a character may have the id of a byte of another one, so tokens that share their span do not count.
@@ -112,7 +114,7 @@ def _has_same_id(tokens: Sequence[Token], own: Sequence[Token], other: Span) -> 
     return any(
         theirs.get((token.encoders, token.id), _plain(token.text)) != _plain(token.text)
         for token in whole
-        if token in own
+        if token in word_tokens
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.recording.tiny_runs import LONG, PROMPT, draw, recorded, same
-from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of_manifest
+from toushi.probe.editing.editing import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
