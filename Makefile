@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On Linux PyPI's torch brings CUDA along. For the small CPU build: make demo TORCH_FROM="--index-url <its address>"
 TORCH_FROM ?=
 
-.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench schema
+.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench schema verified
 
 setup: .venv/ready
 
@@ -81,3 +81,7 @@ bench: setup
 # The published schema of a trace's manifest, after a change of probe/trace/manifest.py.
 schema: setup
 	$(BIN)/python -m toushi.probe.trace.print_manifest_schema > docs/trace-manifest.schema.json
+
+# The table of checked models in docs/families.md and its twin, after a new row of `toushi check` in docs/verified/.
+verified: setup
+	$(BIN)/python -m toushi.probe.model_check.verified_tables docs

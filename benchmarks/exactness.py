@@ -14,6 +14,7 @@ import torch
 from benchmarks import peer
 from benchmarks.shapes import SMALL
 from toushi.hooks.attention import AttentionHook, Call
+from toushi.probe.model_check.observation import AttentionCall, explicit_softmax
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.family import Model
 from toushi.probe.pipelines.registry import family_of
@@ -24,13 +25,12 @@ PROMPT = "左边是猫，右边是月亮，夜晚"
 GOALS = {torch.float32: 2e-6, torch.bfloat16: 2e-4}
 
 
-def explicit_softmax(call: Call) -> torch.Tensor:
-    """softmax(q k^T * scale + mask) [row, head, column, query] in fp64."""
+def softmax_of(call: Call) -> torch.Tensor:
+    """softmax(q k^T * scale + mask) [row, head, column, query] in fp64, by the code of `toushi check`."""
     what = call.inputs
-    scores = what.query.double() @ what.key.double().transpose(-1, -2) * what.scale
-    if what.mask is not None:
-        scores = scores.masked_fill(~what.mask, -torch.inf) if what.mask.dtype == torch.bool else scores + what.mask
-    return scores.softmax(-1).transpose(-1, -2)
+    captured = AttentionCall(call.site, what.query, what.key, what.mask, what.scale, what.first is not None)
+    rows, _, queries, _ = call.shape
+    return torch.stack([explicit_softmax(captured, row, range(queries)) for row in range(rows)]).mT
 
 
 def differences(model: Model, draw: Callable[[], object]) -> tuple[dict[str, float], float]:
@@ -40,7 +40,7 @@ def differences(model: Model, draw: Callable[[], object]) -> tuple[dict[str, flo
 
     def see(call: Call) -> None:
         read = call.probabilities()
-        worst[call.site] = max(worst.get(call.site, 0.0), (read - explicit_softmax(call)).abs().max().item())
+        worst[call.site] = max(worst.get(call.site, 0.0), (read - softmax_of(call)).abs().max().item())
         rounded[0] = max(rounded[0], (read.half() - read).abs().max().item())
 
     sites = {name: site.module for name, site in family_of(model).sites(model).items()}

@@ -86,6 +86,11 @@ def uncompiled(model: Model) -> Model:
     return getattr(model, "_orig_mod", model)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile compiled the module, or a module inside it."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules())
+
+
 # --- training ---
 
 

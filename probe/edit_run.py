@@ -36,10 +36,36 @@ from toushi.probe.trace.manifest import Kept, Manifest
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.output_dir import check_output_dir
 from toushi.probe.trace.picture_trace import Trace
-from toushi.probe.trace.trace_format import MANIFEST
+from toushi.probe.trace.trace_format import CONCEPTS, MANIFEST
 
 Direction = Literal["left", "right", "up", "down"]
 SHIFTS: dict[str, tuple[float, float]] = {"left": (0, -0.5), "right": (0, 0.5), "up": (-0.5, 0), "down": (0.5, 0)}
+# Arguments of a sampling call that `generate` gives again, or that do not change the picture.
+GIVEN = frozenset(
+    [
+        "prompt",
+        "negative",
+        "negative_prompt",
+        "steps",
+        "num_inference_steps",
+        "seed",
+        "generator",
+        "guidance",
+        "guidance_scale",
+        "true_cfg_scale",
+        "sampler",
+        "size",
+        "height",
+        "width",
+        "use_resolution_binning",
+        "callback",
+        "callback_steps",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "output_type",
+        "return_dict",
+    ]
+)
 
 
 class CannotRepeat(ToushiError):
@@ -111,11 +137,12 @@ def edit_run(
         kept_words(kept.words) if prompt == manifest.prompt else None,
         list(trace.sites) or None,
         manifest.steps.recorded,
-        trace.branches,
+        [branch for branch in trace.branches if branch != CONCEPTS],
         overwrite,
         dtype=kept.dtype or Policy.dtype,
         budget=kept.budget or DEFAULT_BUDGET,
         pads=bool(kept.pads),
+        concepts=(manifest.concepts or "").splitlines() or None,
     )
     with recording, subscribe(model, _Child(trace)), edit(model, changes) if changes else nullcontext():
         generate(
@@ -140,6 +167,16 @@ def check_repeatable(trace: Trace) -> None:
         raise CannotRepeat(f"{folder} does not say its {' and '.join(missing)}, so the run cannot be made again")
     if manifest.source_image_sha256 is not None or manifest.strength is not None:
         raise CannotRepeat(f"{folder} began from an image, which the trace does not have: edit that run in Python")
+    arguments = manifest.arguments or {}
+    generator = arguments.get("generator")
+    more = sorted(arguments.keys() - GIVEN)
+    if isinstance(generator, dict) and generator.get("device", "cpu") != "cpu":
+        more.append(f"a generator on {generator['device']}")
+    if more:
+        raise CannotRepeat(
+            f"{folder} was called with {', '.join(more)}, which cannot be given again here: use edit(model, ...) and "
+            "record(model, ...) around the same call in Python"
+        )
     if manifest.batch not in (None, 1):
         raise CannotRepeat(
             f"{folder} is one of {manifest.batch} pictures of one batch, whose noise belongs together: sample its prompt alone"

@@ -23,6 +23,7 @@ from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import Recording
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.trace_format import CONCEPTS
 from toushi.probe.trace.writer import TraceWriter
 
 
@@ -68,12 +69,14 @@ def resume(model: Model, folder: str | Path, callback: StepCallback | None = Non
         trace.keep,
         kept_words(kept.words),
         None if manifest.steps.recorded is None else tuple(manifest.steps.recorded),
-        tuple(trace.branches),
+        tuple(branch for branch in trace.branches if branch != CONCEPTS),
         kept.dtype or Policy.dtype,
         DEFAULT_BUDGET if kept.budget is None else kept.budget,
         bool(kept.pads),
     )
-    with Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files), editing:
+    concepts = (trace.manifest.concepts or "").splitlines()
+    recording = Recording(model, Path(folder), policy, list(trace.sites), resumed=trace.files, concepts=concepts)
+    with recording, editing:
         return model.sample(prompt, negative, **arguments)
 
 

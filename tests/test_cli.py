@@ -203,7 +203,7 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     assert trace.manifest.dtype == "bfloat16" and trace.manifest.kept.words == ["猫"]
     assert [row.split()[0] for row in rows_of(capsys.readouterr().out)] == ["猫"]
     assert main(["info", str(tmp_path / "run")]) == 0
-    assert "steps     1 of 2 (recorded: 1)" in capsys.readouterr().out
+    assert re.search(r"^steps +1 of 2 \(recorded: 1\)$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
@@ -423,6 +423,8 @@ def test_info_tells_what_is_there(recorded, capsys):
     assert (facts["prompt"], facts["words"]) == (PROMPT, "左边  是  猫  右边  是  月亮  夜晚")
     assert (facts["steps"], facts["size"], facts["sampler"], facts["seed"]) == ("3 of 3", "32x64", "euler", "0")
     assert not {"LoRA", "safety checker", "edits"} & set(facts)
+    assert facts["unet"].startswith("UNet, float32, weights ") and facts["scheduler"].startswith("Scheduler, shift 1.5")
+    assert facts["arguments"].startswith("steps=3, size=[32, 64], callback=function ")
     assert re.search(r"^unet\.down\.0\.cross_attention +image to text +8x16 ", sites, re.MULTILINE)
     assert main(["verify", str(recorded[0])]) == 0 and "no problem found" in capsys.readouterr().out
 
@@ -431,6 +433,10 @@ def test_info_tells_what_was_put_in_what_was_blocked_and_what_is_not_recorded(re
     shutil.copytree(recorded[0], tmp_path / "run")
     more = {
         "loras": [{"name": "style", "file": "style.safetensors", "scale": 0.8, "on": True}],
+        "generator_state": "AAAA",
+        "batch": 2,
+        "batch_index": 1,
+        "arguments": {"eta": 1.0, "image": {"type": "Image", "shape": [8, 8, 3], "dtype": "RGB", "sha256": "ab" * 32}},
         "safety": "blocked",
         "true_guidance": 2.5,
         "not_recorded": {"controlnet.*": "a control network attends by itself"},
@@ -440,7 +446,16 @@ def test_info_tells_what_was_put_in_what_was_blocked_and_what_is_not_recorded(re
     assert main(["info", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     unseen = r"not recorded +controlnet\.\*: a control network attends by itself"
-    for row in ("LoRA +style.safetensors x 0.8", "safety checker +blocked", "real guidance +2.5", unseen):
+    again = "arguments +eta=1.0, image=Image abababababab"
+    assert "the generator was used before" in said
+    for row in (
+        "LoRA +style.safetensors x 0.8",
+        "safety checker +blocked",
+        "real guidance +2.5",
+        unseen,
+        again,
+        "picture +2 of 2",
+    ):
         assert re.search(f"^{row}$", said, re.MULTILINE), row
 
 

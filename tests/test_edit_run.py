@@ -104,7 +104,7 @@ def test_the_run_is_the_same_but_for_the_change(model, parent, tmp_path, changes
     known = child.manifest.parent
     assert known is not None and known.name == "cat"
     assert known.manifest_sha256 == hashlib.sha256((parent / "manifest.json").read_bytes()).hexdigest()
-    assert set(result.facts.index) <= {"prompt", "edits"}
+    assert {name.partition(".")[0] for name in result.facts.index} <= {"prompt", "edits", "arguments"}
 
 
 def test_edits_add_up_over_generations(model, parent, tmp_path):
@@ -147,6 +147,8 @@ def test_a_trace_is_not_written_over_its_parent(model, parent):
         ({"prompt": None, "branches": {}, "size": None}, "prompt and size"),
         ({"strength": 0.5}, "image"),
         ({"batch": 4}, "one of 4"),
+        ({"arguments": {"prompt": PROMPT, "eta": 0.5}}, "called with eta"),
+        ({"arguments": {"generator": {"type": "Generator", "device": "cuda", "seed": 3}}}, "a generator on cuda"),
         ({"loras": [{"file": "style.safetensors", "on": True}]}, "style.safetensors"),
         (
             {"model": {"name": "nobody/nowhere-at-all", "revision": "1"}, "device": "cuda:7"},

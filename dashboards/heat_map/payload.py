@@ -14,8 +14,10 @@ from toushi.dashboards.heat_map.trace_pair import Pair
 from toushi.dashboards.heat_map.word_maps import Layer, WordMaps
 from toushi.dashboards.run_metadata import differences
 from toushi.probe.analysis.maps import PLAIN_MEAN
+from toushi.probe.text.alignment import Word
 from toushi.probe.text.prompt_units import Unit
 from toushi.probe.trace.picture_trace import Trace
+from toushi.probe.trace.selection import why_no_map
 
 # Ten hues that are visible on light and dark ground, for words in reading order; greys for other units.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
@@ -41,6 +43,10 @@ def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
     for array in arrays.values():
         chunks.append(np.ascontiguousarray(array).tobytes().ljust(-(-array.nbytes // 4) * 4, b"\0"))
     return b"".join(chunks)
+
+
+def unpack_header(block: bytes) -> dict:
+    return json.loads(block[4 : 4 + int.from_bytes(block[:4], "little")])
 
 
 def colours(name: str = "inferno") -> np.ndarray:
@@ -70,7 +76,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
         "prompt": trace.manifest.prompt_of(branch),
-        "lost": [{"span": list(word.span), "title": text.say(language, "lost")} for word in maps.lost],
+        "lost": [{"span": list(word.span), "title": _why_lost(trace, branch, word, language)} for word in maps.lost],
         "size": [int(n) for n in size],
         "preview": list(previews.shape[1:3]) if previews is not None else None,
         "units": [_unit(unit, n, language) for n, unit in enumerate(maps.units)],
@@ -82,6 +88,10 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in maps.layers],
     }
     return pack(header, arrays)
+
+
+def _why_lost(trace: Trace, branch: str, word: Word, language: str) -> str:
+    return text.say(language, f"lost_{why_no_map(trace.manifest, branch, word.span).replace(' ', '_')}")
 
 
 def _by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
@@ -137,15 +147,20 @@ def pair_block(traces: tuple[Trace, Trace], common: Pair, branch: str, language:
 def _unit(unit: Unit, number: int, language: str) -> dict:
     word = unit.kind == "word"
     name = unit.label or text.say(language, f"kind_{unit.kind}")
+    name += "*" * bool(unit.unknown)
     return {
         "label": f"{name}#{unit.occurrence}" if unit.occurrence else name,
         "text": name,
-        "title": unit.label if word else text.say(language, f"kind_{unit.kind}_help"),
+        "title": _word_title(unit, language) if word else text.say(language, f"kind_{unit.kind}_help"),
         "kind": unit.kind,
         "span": unit.span,
         "occurrence": unit.occurrence,
         "colour": HUES[number % len(HUES)] if word else GREYS.get(unit.kind, "#888888"),
     }
+
+
+def _word_title(unit: Unit, language: str) -> str:
+    return text.say(language, "unknown_word", words="、".join(unit.unknown)) if unit.unknown else unit.label
 
 
 def _layer(layer: Layer, language: str, rule: str | None) -> dict:

@@ -44,8 +44,9 @@ class WordMaps:
     steps_left_out: bool
 
 
-def read_word_maps(trace: Trace, branch: str) -> WordMaps:
-    """The image-to-text attention of one branch. Steps are read one by one, which bounds the memory."""
+def read_word_maps(trace: Trace, branch: str, budget: int | None = None) -> WordMaps:
+    """The image-to-text attention of one branch, in at most `budget` bytes (`BUDGET` if None). Steps are read one by
+    one, which bounds the memory."""
     firsts = _firsts(trace, branch)
     tokens = trace.places(branch)
     words = trace.words(branch)
@@ -55,7 +56,9 @@ def read_word_maps(trace: Trace, branch: str) -> WordMaps:
     heads = {name: maps.sizes.get("head", 0) for name, maps in firsts.items()}
     means = _means(trace, list(grids))
     finest = {name: finest_grid([grids[site] for site in sites]) for name, sites in means.items()}
-    heads, shown, heads_left_out = _fit(grids | finest, heads | dict.fromkeys(means, 0), steps, len(units))
+    heads, shown, heads_left_out = _fit(
+        grids | finest, heads | dict.fromkeys(means, 0), steps, len(units), BUDGET if budget is None else budget
+    )
     steps_left_out = len(shown) < len(steps)
     blocks = {
         name: _block(trace, branch, name, weights, steps or [None], shown, (1 + heads[name], len(units), *grid))
@@ -140,21 +143,23 @@ def _together(blocks: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
     return mean_of_sites([blocks[name][:, :1] for name in names])
 
 
-def _fit(grids: dict, heads: dict[str, int], steps: list[int], units: int) -> tuple[dict[str, int], list[int], bool]:
+def _fit(
+    grids: dict, heads: dict[str, int], steps: list[int], units: int, budget: int
+) -> tuple[dict[str, int], list[int], bool]:
     """The heads of each site and the steps that fit the budget, and whether heads are omitted."""
 
     def size(heads: dict[str, int]) -> int:
         return sum(2 * units * (1 + heads[name]) * grid[0] * grid[1] for name, grid in grids.items())
 
-    left_out = any(heads.values()) and (1 + len(steps)) * size(heads) > BUDGET
+    left_out = any(heads.values()) and (1 + len(steps)) * size(heads) > budget
     if left_out:
         heads = dict.fromkeys(heads, 0)
-    most = BUDGET // max(1, size(heads)) - 1
+    most = budget // max(1, size(heads)) - 1
     if len(steps) > most:
         if most < 1:
             raise ToushiError(
-                f"The maps of one step take {size(heads) / 2**20:.0f} MB without single heads; the explorer sends "
-                f"up to {BUDGET / 2**20:.0f} MB. Record fewer words or sites, or read the maps with open_trace."
+                f"The maps of one step take {size(heads) / 2**20:.0f} MB without single heads; up to "
+                f"{budget / 2**20:.0f} MB can be shown. Record fewer words or sites, or read the maps with open_trace."
             )
         steps = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))]
     return heads, steps, left_out

@@ -51,6 +51,7 @@ from toushi.experiments.runner.study import Finding, Job
 from toushi.probe.base.atomic_io import write_atomic
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.private_text import public_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -325,7 +326,7 @@ def new_manifest(module: ModuleType, config: "DataclassInstance", threads: int, 
         code_sha256=hash_code(module),
         hardware=read_hardware(),
         threads=threads,
-        argv=[Path(sys.argv[0]).name, *sys.argv[1:]],  # not where the command lies on this machine
+        argv=[Path(sys.argv[0]).name, *map(public_text, sys.argv[1:])],  # not where the command lies on this machine
         may_differ=MAY_DIFFER,
         jobs_in_all=jobs,
     )

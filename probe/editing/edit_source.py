@@ -66,10 +66,14 @@ def read_state(
 
 
 def _tokens(trace: "Trace", edit: Edit, branch: str) -> list[Token]:
+    from toushi.probe.trace.selection import NO_MAP, why_no_map
+
     tokens, word = trace.tokens(branch), _source_word(edit)
-    of_word = [token for token, share in zip(tokens, token_shares(tokens, trace.span(word, branch))) if share]
+    span = trace.span(word, branch)
+    of_word = [token for token, share in zip(tokens, token_shares(tokens, span)) if share]
     if not of_word:
-        raise BadEdit(f"in {edit.source} no token stands for {word!r}: it was cut from a prompt that is too long")
+        why = NO_MAP[why_no_map(trace.manifest, branch, span)]
+        raise BadEdit(f"in {edit.source} the word {word!r} cannot be used: {why}")
     return of_word
 
 

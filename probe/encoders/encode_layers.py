@@ -5,7 +5,7 @@ bidirectional (BERT, XLM-R), causal (the text encoder of CLIP, Qwen3), or the en
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import argument_hooks, forward_parameters, state_hooks
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, open_encoder
+from toushi.probe.encoders.load_encoder import AnyEncoder, Encoder, UnknownEncoder, open_encoder
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.text.alignment import Token, Word, join_words, segment, token_shares, validate_prompt
@@ -96,6 +96,7 @@ def _encode(
     hooks = argument_hooks(embeddings, on_state), state_hooks(layers, on_state)
     with torch.no_grad(), cpu_threads(encoder.threads), hooks[0], hooks[1], attention_hook:
         final = _as_numpy(encoder.forward(ids))
+    _check_lengths(encoder, ids, states, final)
     blind |= {int(number): why for number, why in attention_hook.unread_modules().items()}
     if not read_attention:
         blind = dict.fromkeys(range(1, len(layers) + 1), "was not read: encode_layers(…, attention=False)")
@@ -127,6 +128,18 @@ def _encode(
             )
         )
     return encodings
+
+
+def _check_lengths(encoder: Encoder, ids: Tensor, states: Mapping[int, np.ndarray], final: np.ndarray) -> None:
+    """Raises UnknownEncoder unless every layer has one state for each token."""
+    outputs = {f"layer {number}": states.get(number) for number in range(len(encoder.layers) + 1)}
+    for part, state in (outputs | {"the output": final}).items():
+        if state is None or state.shape[:2] != ids.shape:
+            raise UnknownEncoder(
+                f"{part} of {encoder.name} must be a state for each token, {list(ids.shape)} and the features, but "
+                f"{'none' if state is None else list(state.shape)} came: an encoder that changes the length of the "
+                "sequence cannot be read by layers"
+            )
 
 
 def _split_words(text: str, tokens: Sequence[Token]) -> tuple[tuple[Word, ...], tuple[Word, ...]]:

@@ -13,18 +13,20 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from toushi.hooks.module_hooks import forward_parameters
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.encoders.word_spans import tokens_from_offsets
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.text_encoder import TextEncoder
+from toushi.probe.pipelines.encoder_paths import layer_list_path
 from toushi.probe.pipelines.load import SHIPPED, best_device, load_own, shipped_models
 from toushi.probe.pipelines.lora import file_sha256
 from toushi.probe.pipelines.private_api import with_random_weights
@@ -196,8 +198,10 @@ def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
             f"the tokenizer of {name}, {type(tokenizer).__name__}, gives no offsets, so the characters of a token are "
             "not known: save it as a fast one (tokenizer.json)"
         )
+    device = model.device
     if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is not model:
         model = model.get_encoder()
+    model = _text_side(model, name)
     limit = min(tokenizer.model_max_length, _position_count(model))
     unk_token_id = getattr(tokenizer, "unk_token_id", None)
 
@@ -214,7 +218,21 @@ def wrap_encoder(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
     def forward(ids: Ids) -> States:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
-    return Encoder(name, _layers(model, name), forward, tokenize, limit, model.device, unk_token_id)
+    return Encoder(name, _layers(model, name), forward, tokenize, limit, device, unk_token_id)
+
+
+def _text_side(model: "PreTrainedModel", name: str) -> "PreTrainedModel":
+    """The text model of a model of texts and images, such as Chinese-CLIP; any other model itself. Raises UnknownEncoder."""
+    if model.config.get_text_config() is model.config:
+        return model
+    if isinstance(text_model := getattr(model, "text_model", None), nn.Module):
+        return cast("PreTrainedModel", text_model)
+    if "pixel_values" in forward_parameters(model) and not hasattr(model, "language_model"):
+        raise UnknownEncoder(
+            f"{name}, a {type(model).__name__}, reads images, too, and its text side is not found: expected it as "
+            "`text_model`. Load that part yourself and pass it to wrap_encoder."
+        )
+    return model
 
 
 def _sha256(home: Path) -> str:
@@ -249,20 +267,10 @@ def _is_encoder_half(config: "PretrainedConfig") -> bool:
 
 
 def _layers(model: "PreTrainedModel", name: str) -> list[nn.Module]:
-    config = model.config.get_text_config()
-    count = next(
-        (getattr(config, key) for key in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, key)), 0
-    )
-    lists = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == count
-        and not {"visual", "vision"} & set(path.split("."))
-    }
-    if not lists:
-        raise UnknownEncoder(f"{name}, a {type(model).__name__}, has no list of {count} layers that could be read")
-    return list(next(iter(lists.values())))
+    path = layer_list_path(model)
+    if path is None:
+        raise UnknownEncoder(f"{name}, a {type(model).__name__}, has no list of layers that could be read")
+    return list(model.get_submodule(path).children())
 
 
 def _position_count(model: "PreTrainedModel") -> int:

@@ -3,6 +3,7 @@
 import base64
 import io
 import unicodedata
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,10 @@ FOLDER = Path(__file__).parent / "fonts"
 FILES = ("NotoSansSC-Regular.subset.ttf", "NotoEmoji-Regular.subset.ttf")
 FAMILY = ["DejaVu Sans", "Noto Sans SC", "Noto Emoji"]
 PLACEHOLDER = "〓"  # in print it stands for a missing character
+
+
+class MissingGlyphs(UserWarning):
+    """No shipped font has these characters, so words that differ may look alike in a figure."""
 
 
 @cache
@@ -25,10 +30,10 @@ def register_fonts() -> None:
 def drawable(text: str) -> str:
     """The text as the shipped fonts can draw it: one glyph for each visible character.
 
-    A character that no font has becomes 〓. Joiners, variation selectors, control characters, and marks on a character
+    A character that no font has becomes 〓, with the warning MissingGlyphs. Joiners, variation selectors, control characters, and marks on a character
     of another font are left out. So an emoji sequence is drawn as its parts.
     """
-    shown = ""
+    shown, missing = "", []
     for character in unicodedata.normalize("NFC", text):
         category = unicodedata.category(character)
         if "\ufe00" <= character <= "\ufe0f":  # variation selectors: the fonts have one glyph for emoji and text
@@ -38,7 +43,13 @@ def drawable(text: str) -> str:
         elif category[0] == "M":  # it forms one glyph with its base, so one font must have both
             shown += character if shown and any({ord(shown[-1]), ord(character)} <= f for f in characters()) else ""
         elif category not in ("Cc", "Cf"):
-            shown += character if any(ord(character) in font for font in characters()) else PLACEHOLDER
+            known = any(ord(character) in font for font in characters())
+            shown += character if known else PLACEHOLDER
+            missing += [] if known else [f"{character} (U+{ord(character):04X})"]
+    if missing:
+        listed = ", ".join(list(dict.fromkeys(missing))[:8])
+        message = f"the shipped fonts lack {listed}: drawn as {PLACEHOLDER}, so words that differ may look alike"
+        warnings.warn(MissingGlyphs(message), stacklevel=2)
     return shown
 
 

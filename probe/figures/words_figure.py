@@ -25,6 +25,11 @@ from toushi.probe.text.alignment import Word, find_word, token_shares, word_labe
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import Sites, Steps, WordSpec
 
+UNKNOWN_MARK = "*"
+UNKNOWN_WORDS = Bilingual(
+    en="the encoder's vocabulary lacks this word; it reads <unk>, and all words in one <unk> have the same map",
+    zh="编码器的词表没有这个词，读到的是 <unk>；同一个 <unk> 里的词，热力图相同",
+)
 SIDE, GAP, TITLE, BAR = 1.3, 0.12, 0.34, 0.85  # inches
 LEAST = 0.5  # inches of the smallest tile
 
@@ -71,7 +76,10 @@ def words_figure(
     caption = caption_lines(trace, branch, int(columns * (side + GAP) * 13.7), language)
     how = maps[0].attrs["rule"] if maps else translate(language, en="no words", zh="没有词")
     how = translate(language, en=how, zh="先平均一处的各头，再平均各步，再平均各处") if how == PLAIN_MEAN else how
-    foot = fold(footnote(trace, branch, how), int((wide - 2 * GAP) * 21))
+    unknown = {word.span for word in trace.unknown_words(branch)}
+    marks = [UNKNOWN_MARK * (word.span in unknown) for word in asked]
+    notes = [f"{UNKNOWN_MARK} {UNKNOWN_WORDS.translate(language)}"] * any(marks)
+    foot = fold(footnote(trace, branch, how, *notes), int((wide - 2 * GAP) * 21))
     head = 0.2 * len(caption) + 0.12
     size = (wide, head + rows * (tall + TITLE) + 0.18 + 0.12 * len(foot))
     figure = StyledFigure(figsize=size)
@@ -88,8 +96,8 @@ def words_figure(
         else translate(language, en="picture so far", zh="目前的图像")
     )
     panels = [(background, name, "")] * picture
-    for heat, name in zip(maps, word_labels(asked, trace.words(branch))):
-        label = truncate(name, max(3, int(11 * side / SIDE)))
+    for heat, name, mark in zip(maps, word_labels(asked, trace.words(branch)), marks):
+        label = truncate(name, max(3, int(11 * side / SIDE)) - len(mark)) + mark
         panels.append((overlay(background, heat.values, top), label, percent(float(mass(heat)))))
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)

@@ -46,10 +46,11 @@ def require_sdpa_processors(*processors: str) -> Callable[[object, Mapping[str, 
                 continue
             processor = getattr(site.module, "processor", None)
             kind = type(processor).__name__
-            if kind not in processors if processors else OTHER_KERNELS.search(kind):
+            if kind not in processors if processors else kind in NATIVE or OTHER_KERNELS.search(kind):
                 component = name.partition(".")[0]
                 expected = " or ".join(processors) or "one that calls scaled_dot_product_attention"
-                reset = f"set_attn_processor({processors[0]}())" if processors else "set_default_attn_processor()"
+                native = processors[0] if processors else NATIVE.get(kind)
+                reset = f"set_attn_processor({native}())" if native else "set_default_attn_processor()"
                 raise UnreadableAttention(
                     f"{name} has the attention processor {kind}, which cannot be read: expected {expected}. Restore the "
                     "processor that the pipeline is loaded with (disable_xformers_memory_efficient_attention, "

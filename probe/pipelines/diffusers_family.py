@@ -24,6 +24,12 @@ UNRECORDED = {  # attention that no family of diffusers records
 }
 
 
+OPTIONAL_FIELDS = (  # of the manifest: arguments of a call
+    *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
+    *("denoising_start", "denoising_end"),
+)
+
+
 class EncoderPaths(TypedDict):
     """Fields of a family: where the modules of its text encoder are."""
 
@@ -34,10 +40,6 @@ class EncoderPaths(TypedDict):
 
 class DiffusersPipeline(Protocol):
     scheduler: DiffusersScheduler
-
-
-class PipelineOutput(Protocol):
-    images: object
 
 
 def diffusers_family(
@@ -79,9 +81,9 @@ def t5_encoder(component: str) -> EncoderPaths:
     }
 
 
-def pil_images(result: tuple | PipelineOutput) -> Images:
-    """The pictures in what a pipeline returned. None if it returned latents."""
-    pictures = result[0] if isinstance(result, tuple) else result.images
+def pil_images(result: object) -> Images:
+    """The pictures in what a pipeline returned. None if it returned latents, or something without `images`."""
+    pictures = result[0] if isinstance(result, tuple) and result else getattr(result, "images", result)
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4 and pictures.shape[-1] == 3:
         return [Image.fromarray((picture * 255).round().astype("uint8")) for picture in pictures]
     if isinstance(pictures, list) and all(isinstance(picture, Image.Image) for picture in pictures):
@@ -90,17 +92,18 @@ def pil_images(result: tuple | PipelineOutput) -> Images:
 
 
 def metadata(pipeline: DiffusersPipeline, arguments: Arguments) -> dict[str, object]:
-    """Manifest fields: guidance, sampler, seed; true_guidance, strength and source_image_sha256 if they were given."""
-    generator = arguments.get("generator")
+    """Manifest fields: guidance, sampler; the others if they were used."""
     fields: dict[str, object] = {
         "guidance": arguments.get("guidance_scale"),
         "sampler": type(pipeline.scheduler).__name__,
-        "seed": [_seed(each) for each in generator] if isinstance(generator, list) else _seed(generator),
     }
     if arguments.get("true_cfg_scale") is not None:
         fields["true_guidance"] = arguments["true_cfg_scale"]
-    if arguments.get("strength") is not None:
+    start = arguments.get("denoising_start")
+    begins_at_start = isinstance(start, float) and 0 < start < 1  # then SDXL ignores the strength
+    if arguments.get("image") is not None and arguments.get("strength") is not None and not begins_at_start:
         fields["strength"] = arguments["strength"]
+    fields |= {name: arguments[name] for name in OPTIONAL_FIELDS if arguments.get(name) is not None}
     if (digest := source_image_sha256(arguments.get("image"))) is not None:
         fields["source_image_sha256"] = digest
     return fields
@@ -125,7 +128,3 @@ def source_image_sha256(image: object) -> str | list[str] | None:
     if len(digests) < len(image):
         return None
     return digests if len(digests) > 1 else digests[0]
-
-
-def _seed(generator: torch.Generator | None) -> int | None:
-    return None if generator is None else generator.initial_seed()

@@ -119,6 +119,7 @@ class EncodePromptCache:
                 NotCached("the text encoder was changed since it was loaded: its embeddings are not kept"), stacklevel=3
             )
             return None
+        # The scale of the sampling call is among the arguments, as `lora_scale`.
         loras = [lora for lora in describe_loras(self.model) if set(lora["parts"]) & set(self.encoders)]
         if any(lora["sha256"] is None for lora in loras):
             return None

@@ -1,17 +1,20 @@
-"""What the embeddings of a prompt depend on besides the prompt: weights, configs, tokenizers and settings."""
+"""What the output of a model depends on besides its input: weights, configs, tokenizers and settings."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from toushi.probe.pipelines.family import Model, unwrap
+from toushi.probe.pipelines.json_values import tensor_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLES = 64  # numbers of each weight, at least, that a sample has
 
 
 def encoder_digests(model: Model, encoders: "Mapping[str, PreTrainedModel]") -> dict[str, str]:
@@ -19,10 +22,7 @@ def encoder_digests(model: Model, encoders: "Mapping[str, PreTrainedModel]") -> 
     digests = {}
     for name, encoder in encoders.items():
         digest = hashlib.sha256(type(unwrap(encoder)).__qualname__.encode())
-        for key, weight in sorted(encoder.state_dict().items()):
-            if isinstance(weight, Tensor):
-                digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        update_with_weights(digest, encoder)
         config = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         digests[name] = digest.hexdigest()
@@ -43,18 +43,43 @@ def tokenizer_rules(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
     return {**rules, **{name: str(getattr(tokenizer, name, None)) for name in names}}
 
 
-def weight_sample_digest(encoders: Mapping[str, nn.Module]) -> str | None:
-    """SHA-256 of a few numbers of each weight, to notice a change. None if weights are offloaded."""
-    digest = hashlib.sha256()
-    for encoder in encoders.values():
-        # peft renames a layer that gets a LoRA.
-        weights = {name.replace(".base_layer", ""): weight for name, weight in encoder.named_parameters()}
-        for name, weight in sorted(weights.items()):
-            if weight.device.type == "meta":
-                return None
-            if ".lora_" not in name:
-                flat = weight.detach().reshape(-1)
-                digest.update(flat[:: max(1, flat.numel() // 8)].float().cpu().numpy().tobytes())
+def update_with_weights(digest: "hashlib._Hash", module: nn.Module) -> None:
+    """Adds every weight and buffer of the module to the digest."""
+    for key, weight in sorted(module.state_dict().items()):
+        if isinstance(weight, Tensor):
+            digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(tensor_bytes(weight))
+
+
+def weight_sample_digest(modules: Mapping[str, nn.Module]) -> str | None:
+    """SHA-256 of some numbers of each weight, to notice a change. None if weights are offloaded.
+
+    Weights of LoRAs do not count, unless they are fused into the others.
+    """
+    # peft renames a layer that gets a LoRA.
+    return sample_digest(
+        (name.replace(".base_layer", ""), weight)
+        for module in modules.values()
+        for name, weight in unwrap(module).named_parameters()
+        if ".lora_" not in name
+    )
+
+
+def sample_digest(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """SHA-256 of names, shapes and some numbers of these weights. None if one of them is not in memory."""
+    names, samples = [], {}
+    for name, weight in sorted(weights, key=lambda entry: entry[0]):
+        if weight.device.type == "meta":
+            return None
+        names.append((f"{name} {tuple(weight.shape)}", weight.device))
+        flat = weight.detach().reshape(-1)
+        samples.setdefault(weight.device, []).append(flat[:: max(1, flat.numel() // SAMPLES)].float())
+    # Copied together, because each copy from a GPU waits for it.
+    numbers = {device: torch.cat(of).cpu().split([len(sample) for sample in of]) for device, of in samples.items()}
+    in_order = {device: iter(of) for device, of in numbers.items()}
+    digest = hashlib.sha256(" ".join(name for name, _ in names).encode())
+    if names:
+        digest.update(tensor_bytes(torch.cat([next(in_order[device]) for _, device in names])))
     return digest.hexdigest()
 
 

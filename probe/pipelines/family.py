@@ -6,7 +6,8 @@ subscribers. `registry.py` knows the families, `families/` has one file for each
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,6 +52,7 @@ class PromptTokens(NamedTuple):
     prompt: str | None
     ids: tuple[int, ...]  # without padding
     tokens: tuple[Token, ...]  # positions count from the first token that is not padding
+    cut: int | None = None  # the first character of the prompt that no encoder reads, because it is too long
 
 
 class EncodedPrompt(NamedTuple):
@@ -60,6 +62,7 @@ class EncodedPrompt(NamedTuple):
     ids: tuple[int, ...]  # of the first text encoder, without padding
     tokens: tuple[Token, ...]
     states: Tensor
+    cut: int | None = None  # the first character of the prompt that no encoder reads, because it is too long
 
 
 class EncoderInputs(NamedTuple):
@@ -95,7 +98,8 @@ class DenoiserInputs(NamedTuple):
     text_tensors: tuple[Tensor, ...]  # tensors whose identity tells one text from another
     texts: Callable[[], list[Tensor]]  # of each row the text states [column, feature] without padding
     joint: tuple[JointSequence, ...] | None = None  # of each row; None: every query is an image cell, every key text
-    key_count: int | None = None  # number of keys that attention to the text must have, where only that proves it
+    key_count: int | None = None  # number of keys that attention to the text must have, if that is not known otherwise
+    text_sites: Set[str] | None = None  # sites that got the text as keys, filled during the evaluation; None: all
     branches: tuple[str, ...] | None = None  # of each row, where the arguments tell it; None: equal states tell it
 
 
@@ -146,6 +150,9 @@ class Family:
     branch_order: tuple[str, ...] = ("uncond", "cond")  # in a batch, or in calls; decides only between equal states
     unguided: float = 1.0  # guidance at which, and below which, the model ignores the negative prompt
     image_optional: tuple[str, ...] = ()  # pipeline classes that take an image, and generate without one too
+
+    hooks: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext()
+    """Hooks of the family's own, open while the model is followed."""
 
     # --- the text encoder that is recorded
     text_encoder: str = "text_encoder"
@@ -277,8 +284,13 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern:
 
 
 def unwrap(module: M) -> M:
-    """The module that torch.compile wrapped, or the module itself."""
-    return uncompiled(module)
+    """The module that torch.compile, DataParallel or peft's `get_peft_model` wrapped, or the module itself."""
+    inner = uncompiled(module)
+    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = inner.module
+    elif isinstance(inner, nn.Module) and hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()  # pyright: ignore[reportCallIssue]
+    return inner if inner is module else unwrap(inner)  # pyright: ignore[reportReturnType]
 
 
 def submodule(model: Model, path: str) -> nn.Module:

@@ -130,6 +130,8 @@ def _call_pipeline(pipeline: Model, prompt, negative, steps, seed, guidance, siz
         "width": size and size[1],
         "true_cfg_scale" if real else "guidance_scale": guidance,
         "negative_prompt": negative if negative or real else None,
+        "enable_prompt_rewrite": False,  # LongCat-Image and ERNIE-Image would draw another prompt
+        "use_pe": False,
         "use_resolution_binning": None if size is None else False,  # this very size, not one near it
         "callback_on_step_end": callback and _step_callback(callback),
         "callback": callback,

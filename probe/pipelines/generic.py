@@ -8,13 +8,14 @@ pipeline is refused.
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.diffusers_family import diffusers_family, metadata
+from toushi.probe.pipelines.diffusers_family import diffusers_family
 from toushi.probe.pipelines.family import (
     Arguments,
     DenoiserInputs,
@@ -25,9 +26,11 @@ from toushi.probe.pipelines.family import (
     Site,
     UnknownFamily,
     named_modules,
+    submodule,
     unwrap,
 )
 from toushi.probe.pipelines.prompt_tokens import numbered_tokens
+from toushi.probe.pipelines.text_follower import TextFollower
 
 REGISTER = "write a Family for it and register it (docs/families.md)"
 
@@ -42,34 +45,60 @@ def generic_family(pipeline: Model) -> Family | None:
     if not any(kind.__name__ == "DiffusionPipeline" for kind in type(pipeline).__mro__):
         return None
     kind = type(pipeline).__name__
+    refuse_class(type(pipeline))
     denoiser = next((name for name in ("transformer", "unet") if getattr(pipeline, name, None) is not None), None)
-    if denoiser is None or not hasattr(pipeline, "encode_prompt") or getattr(pipeline, "scheduler", None) is None:
+    if denoiser is None or getattr(pipeline, "scheduler", None) is None:
         raise UnknownFamily(
-            f"cannot record a {kind}: no family serves it, and without one a pipeline needs a transformer or unet, a "
-            f"scheduler and encode_prompt; {REGISTER}"
+            f"cannot record a {kind}: no family serves it, and without one a pipeline needs a transformer or unet, and a "
+            f"scheduler; {REGISTER}"
         )
     parameters = list(inspect.signature(unwrap(getattr(pipeline, denoiser)).forward).parameters)
     cross, joint = _text_attention(pipeline, denoiser)
-    if joint or not cross or "encoder_hidden_states" not in parameters:
-        where = f"{joint[0]} attends to text and image at once" if joint else f"its {denoiser} has no attention to text"
+    texts = [name for name in parameters if name.startswith("encoder_hidden_states") and "mask" not in name]
+    if joint or not cross or texts != ["encoder_hidden_states"]:
+        where = f"no attention of its {denoiser} says that its keys are another sequence (is_cross_attention)"
+        if joint:
+            where = f"{joint[0]} attends to text and image at once"
+        elif cross:
+            came = ", ".join(texts) or "none"
+            where = f"the forward of its {denoiser} should have one text, encoder_hidden_states, but it has {came}"
         raise UnknownFamily(
             f"cannot record a {kind}: no family serves it, and {where}, so it is not known which keys are the text's; "
             f"{REGISTER}"
         )
+    follower = TextFollower()
+
+    def hooks(model: Model) -> AbstractContextManager[None]:
+        return follower.hooks(submodule(model, denoiser), {name: submodule(model, name) for name in cross})
+
     return diffusers_family(
         f"{kind}, by token index",
         matches=lambda model: model is pipeline,
         denoiser=denoiser,
         denoiser_inputs=(parameters[0], "encoder_hidden_states"),
-        read_inputs=_read_inputs(parameters[0]),
+        read_inputs=_read_inputs(parameters[0], follower),
+        hooks=hooks,
+        branches=("cond", "uncond", "perturbed"),
         cross_attention=tuple(cross),
         cell_pixels=lambda model: getattr(model, "vae_scale_factor", 8),
         encoded_prompts=_encoded_prompts,
         text_encoders=(),
-        metadata=lambda model, arguments: metadata(model, arguments) | {"asked": arguments.get("prompt")},
         check=_check(kind),
         unrecorded_attention={"*": "no family serves this pipeline: only attention to the text alone is recorded"},
     )
+
+
+def refuse_class(kind: type) -> None:
+    """Raises UnknownFamily, with the reason, for a pipeline class without a family that cannot be recorded whatever its
+    weights are."""
+    reason = None
+    parameters = inspect.signature(kind.__call__).parameters
+    if not hasattr(kind, "encode_prompt"):
+        reason = "without one a pipeline needs a method encode_prompt"
+    elif any("video" in name or "frames" in name for name in parameters):
+        reason = "it makes videos, whose latents have frames"
+    if reason is not None:
+        raise UnknownFamily(f"cannot record a {kind.__name__}: no family serves it, and {reason}; {REGISTER}")
 
 
 def _text_attention(pipeline: Model, denoiser: str) -> tuple[list[str], list[str]]:
@@ -101,7 +130,7 @@ def _check(kind: str) -> Callable[[object, Mapping[str, Site]], None]:
     return check
 
 
-def _read_inputs(latents: str) -> Callable[[object, Arguments], DenoiserInputs]:
+def _read_inputs(latents: str, follower: TextFollower) -> Callable[[object, Arguments], DenoiserInputs]:
     def read_inputs(pipeline: object, inputs: Arguments) -> DenoiserInputs:
         image, text = inputs[latents], inputs["encoder_hidden_states"]
         if not isinstance(image, Tensor) or image.dim() != 4 or not isinstance(text, Tensor) or text.dim() != 3:
@@ -109,11 +138,29 @@ def _read_inputs(latents: str) -> Callable[[object, Arguments], DenoiserInputs]:
                 f"cannot record a {type(pipeline).__name__}: expected latents [row, channel, y, x] and a text [row, "
                 f"column, feature], but {_shape(image)} and {_shape(text)} came, whose grid is not known; {REGISTER}"
             )
+        follower.begin(text)
+        grid, branches = (image.shape[-2], image.shape[-1]), None
+        if is_perturbed(pipeline):
+            guided = getattr(pipeline, "do_classifier_free_guidance", None)
+            if guided is None:  # both evaluations of a prompt get the same text
+                guided = bool(len(text) % 2) or not torch.equal(*text.chunk(2))
+            order = [*["uncond"] * guided, "cond", "perturbed"]
+            branches = tuple(branch for branch in order for _ in range(len(text) // len(order)))
         return DenoiserInputs(
-            (image.shape[-2], image.shape[-1]), (text,), lambda: list(text.unbind()), key_count=text.shape[1]
+            grid,
+            (text,),
+            lambda: list(text.unbind()),
+            key_count=text.shape[1],
+            text_sites=follower.sites,
+            branches=branches,
         )
 
     return read_inputs
+
+
+def is_perturbed(pipeline: object) -> bool:
+    """Whether the pipeline evaluates each prompt a second time, with perturbed self-attention (PAG)."""
+    return bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
 
 
 def _shape(value: object) -> object:
@@ -125,12 +172,12 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
     texts = list(_texts(call.result))
     parameters = inspect.signature(type(call.model).encode_prompt).parameters
     if "negative_prompt" not in parameters and len(texts) == 1:  # called once for each branch
-        prompt = call.arguments.get("prompt")
+        prompt = next(iter(call.arguments.values()), None)  # whatever the parameter is called
         prompts = {
-            branch: call.sample_arguments.get(name, prompt)
+            branch: call.sample_arguments.get(name, prompt if not call.sample_arguments else None)
             for branch, name in (("cond", "prompt"), ("uncond", "negative_prompt"))
         }
-        same = [branch for branch, text in prompts.items() if text == prompt]
+        same = [branch for branch, text in prompts.items() if text == prompt and text is not None]
         branches = same[1:] if len(same) > 1 and "cond" in call.earlier else same[:1]
     else:
         branches = ["cond", "uncond"][: len(texts)]
@@ -139,10 +186,13 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
             f"cannot record a {type(call.model).__name__}: encode_prompt returned {len(texts)} texts, and it is not "
             f"certain which of them is the prompt's; {REGISTER}"
         )
-    return {
+    encoded = {
         branch: [EncodedPrompt(None, (), tuple(numbered_tokens(len(row))), row) for row in text]
         for branch, text in zip(branches, texts)
     }
+    if call.sample_arguments and is_perturbed(call.model) and "cond" in encoded:
+        encoded["perturbed"] = encoded["cond"]
+    return encoded
 
 
 def _texts(result: object) -> Iterator[Tensor]:

@@ -261,7 +261,12 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: LoadOptions) ->
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from toushi.probe.pipelines.registry import refuse_pipeline_class
+
     try:
+        kind = read_model_index(name).kind if isinstance(name, Path) else hub_pipeline_class(name)
+        if isinstance(own := getattr(diffusers, kind, None), type):
+            refuse_pipeline_class(own)
         folder = Path(name if isinstance(name, Path) else DiffusionPipeline.download(name, use_safetensors=True))
         check_weight_files(folder)
         kind = read_model_index(folder).kind
@@ -291,6 +296,14 @@ def open_pipeline(name: Path | str, dtype: torch.dtype, loading: LoadOptions) ->
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def hub_pipeline_class(hub_id: str) -> str:
+    """The pipeline class of a repository. Only its model_index.json is downloaded."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    index = DiffusionPipeline.load_config(hub_id)
+    return str(index.get("_class_name")) if isinstance(index, dict) else ""
 
 
 def dtype_argument(version: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import install_command
+from toushi.probe.base.private_text import public_text
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our name -> torch's
@@ -101,7 +102,8 @@ class LoadOptions:
     def manifest_entry(self) -> dict[str, object]:
         """The options as JSON, without the LoRAs: they can be turned off later, so a recording reads them from the model."""
         options = {name: value for name, value in asdict(self).items() if name != "lora"}
-        return {**options, "embedding_cache": None if self.embedding_cache is None else str(self.embedding_cache)}
+        cache = self.embedding_cache
+        return {**options, "embedding_cache": None if cache is None else public_text(str(cache))}
 
 
 def options_of(model: object) -> LoadOptions | None:

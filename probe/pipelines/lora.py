@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.encoder_identity import sample_digest
 from toushi.probe.pipelines.family import Arguments, Model
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class LoraEntry(TypedDict):
     sha256: str | None
     scale: float | list[float]  # a list if the layers have several, which peft allows
     on: bool
+    fused: bool  # into the weights: the scale of a later call does not change it
+    weights_sample_sha256: str | None  # None if its weights are not in memory
     parts: list[str]  # components with layers of it
 
 
@@ -88,7 +91,10 @@ def lora_scale(arguments: Arguments) -> float:
 
 
 def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
-    """Every LoRA of the model as it is now, its scale times `factor`. File and sha256 are known if `load` loaded it."""
+    """Every LoRA of the model as it is now, its scale times `factor`. File and sha256 are known if `load` loaded it.
+
+    A LoRA that is fused into the weights keeps the scale that it was fused with.
+    """
     if "peft.tuners.lora" not in sys.modules:  # its import takes seconds; a model with a LoRA has done it
         return []
     from peft.tuners.lora import LoraLayer
@@ -97,18 +103,25 @@ def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
     scales: dict[str, set[float]] = {}
     parts: dict[str, list[str]] = {}
     turned_on: set[str] = set()
+    fused: set[str] = set()
+    weights: dict[str, Tensor] = {}
     components = {"": model} if isinstance(model, nn.Module) else model.components
     for name, component in components.items():
-        for layer in component.modules() if isinstance(component, nn.Module) else ():
+        if not isinstance(component, nn.Module):
+            continue
+        weights |= {f"{name}.{path}.": weight for path, weight in component.named_parameters() if ".lora_" in path}
+        for layer in component.modules():
             if not isinstance(layer, LoraLayer):
                 continue
             for adapter, scaling in layer.scaling.items():
+                if adapter in layer.merged_adapters:
+                    fused.add(adapter)
                 rank = layer.r[adapter] ** (0.5 if layer.use_rslora.get(adapter, False) else 1)
-                scales.setdefault(adapter, set()).add(round(factor * scaling * rank / layer.lora_alpha[adapter], 6))
+                scale = scaling * rank / layer.lora_alpha[adapter] * (1 if adapter in layer.merged_adapters else factor)
+                scales.setdefault(adapter, set()).add(round(scale, 6))
                 if name and name not in parts.setdefault(adapter, []):
                     parts[adapter].append(name)
-                is_active = adapter in layer.active_adapters and not layer.disable_adapters
-                if is_active or adapter in layer.merged_adapters:
+                if adapter in layer.active_adapters and not layer.disable_adapters:
                     turned_on.add(adapter)
     return [
         LoraEntry(
@@ -116,7 +129,9 @@ def describe_loras(model: Model, factor: float = 1.0) -> list[LoraEntry]:
             file=files.get(adapter, {}).get("file"),
             sha256=files.get(adapter, {}).get("sha256"),
             scale=sorted(each) if len(each) > 1 else min(each),
-            on=adapter in turned_on,
+            on=adapter in turned_on | fused,
+            fused=adapter in fused,
+            weights_sample_sha256=sample_digest(entry for entry in weights.items() if f".{adapter}." in entry[0]),
             parts=parts.get(adapter, []),
         )
         for adapter, each in scales.items()

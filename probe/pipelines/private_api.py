@@ -77,19 +77,16 @@ def is_context_parallel(processor: object) -> bool:
 # --- transformers ---
 
 
-def module_path(model: object, path: str) -> str:
-    """The path of a text encoder's module as the installed transformers has it.
+def module_path(encoder: nn.Module, path: str) -> str | None:
+    """The path of a module of a text encoder as the installed transformers has it. None if it has no such module.
 
     The modules of a CLIPTextModel lie below `text_model` in transformers 4, and in itself since.
     """
-    component, _, rest = path.partition(".")
-    encoder, older = getattr(model, component, None), f"text_model.{rest}"
-    if isinstance(encoder, nn.Module) and not _has_module(encoder, rest) and _has_module(encoder, older):
-        return f"{component}.{older}"
-    return path
+    return next((each for each in (path, f"text_model.{path}") if has_module(encoder, each)), None)
 
 
-def _has_module(module: nn.Module, path: str) -> bool:
+def has_module(module: nn.Module, path: str) -> bool:
+    """Whether the module has a submodule of this path."""
     try:
         module.get_submodule(path)
     except AttributeError:

@@ -5,17 +5,24 @@ entry point of the group `toushi.families`; then the commands know it, too.
 """
 
 import warnings
-from dataclasses import replace
 from functools import cache
 from importlib import metadata
 
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.encoder_paths import with_encoder_paths
+from toushi.probe.pipelines.families.auraflow import AURAFLOW
+from toushi.probe.pipelines.families.chroma import CHROMA
+from toushi.probe.pipelines.families.cogview_4 import COGVIEW_4
+from toushi.probe.pipelines.families.ernie_image import ERNIE_IMAGE
 from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
 from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
+from toushi.probe.pipelines.families.hunyuan_image import HUNYUAN_IMAGE
 from toushi.probe.pipelines.families.kolors import KOLORS
+from toushi.probe.pipelines.families.longcat_image import LONGCAT_IMAGE
 from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
 from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
+from toushi.probe.pipelines.families.ovis_image import OVIS_IMAGE
 from toushi.probe.pipelines.families.pixart import PIXART
 from toushi.probe.pipelines.families.qwen_image import QWEN_IMAGE
 from toushi.probe.pipelines.families.sana import SANA
@@ -24,8 +31,7 @@ from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
 from toushi.probe.pipelines.family import Family, Model, UnknownFamily
-from toushi.probe.pipelines.generic import generic_family
-from toushi.probe.pipelines.private_api import module_path
+from toushi.probe.pipelines.generic import generic_family, refuse_class
 
 SHIPPED_FAMILIES = (
     MINI_UNET,
@@ -43,6 +49,13 @@ SHIPPED_FAMILIES = (
     FLUX_2,
     FLUX_2_KLEIN,
     QWEN_IMAGE,
+    LONGCAT_IMAGE,
+    OVIS_IMAGE,
+    ERNIE_IMAGE,
+    HUNYUAN_IMAGE,
+    COGVIEW_4,
+    CHROMA,
+    AURAFLOW,
 )
 ENTRY_POINTS = "toushi.families"
 
@@ -79,7 +92,7 @@ def family_of(model: Model) -> Family:
     """The family of a model or pipeline. Raises UnknownFamily, with the reason and the known families."""
     for family in families():
         if family.matches(model):
-            return _with_installed_paths(family, model)
+            return with_encoder_paths(family, model)
     if (family := generic_family(model)) is not None:
         return family
     known = ", ".join(family.name for family in families())
@@ -90,13 +103,11 @@ def family_of(model: Model) -> Family:
     )
 
 
-def _with_installed_paths(family: Family, model: Model) -> Family:
-    """The family with the paths of its text encoder as the installed transformers has them."""
-    embeddings = module_path(model, family.embeddings)
-    layers = None if family.layers is None else module_path(model, family.layers)
-    if (embeddings, layers) == (family.embeddings, family.layers):
-        return family
-    return replace(family, embeddings=embeddings, layers=layers)
+def refuse_pipeline_class(kind: type) -> None:
+    """Raises UnknownFamily if no family serves the class and none can be made for it, whatever its weights are."""
+    names = {name for family in families() for name in family.pipeline_classes}
+    if not names & {each.__name__ for each in kind.__mro__}:
+        refuse_class(kind)
 
 
 def _check_family(family: object) -> None:

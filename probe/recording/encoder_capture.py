@@ -75,7 +75,7 @@ class EncoderCapture:
             for i, call in batch.calls.items():
                 (probabilities,) = call.probabilities(positions, [row])[..., positions]
                 tensors[f"attention/{i}"] = probabilities.transpose(1, 2).float().contiguous()
-            return {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+            return {key: tensor.detach().cpu().numpy() for key, tensor in tensors.items()}
         return {}
 
     def unread(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.session.row_matching import PromptKey
 from toushi.probe.session.subscriber import Run, Session
 from toushi.probe.text.alignment import segment
+from toushi.probe.trace.trace_format import CONCEPTS
 
 
 class SiteEntry(TypedDict):
@@ -36,6 +37,7 @@ class RunFacts:
     grid: tuple[int, int]  # the finest one; (0, 0) if no step was recorded
     kernels: set[str]
     threads: int
+    left_out: Mapping[str, str]  # site -> why it was not recorded
 
 
 def picture_manifest(
@@ -50,15 +52,18 @@ def picture_manifest(
     pixels = family.cell_pixels(model)
     parent = None if plan.resumed is None else plan.resumed.manifest.parent
     described = {"edits": [], "parent": parent and parent.model_dump(), **session.describe()}
+    asked = entry_of_picture(run.arguments.get("prompt"), picture, count)
     fields = {
         **environment(model, lora_scale(run.arguments)),
         "threads": facts.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),
+        "concepts": plan.concepts and plan.concepts.prompt.prompt,
+        **({} if asked is None or asked == prompts.get("cond") else {"asked": asked}),
         "branches": _branches(plan, session, facts, picture),
         "sites": {**encoder, **facts.sites},
         "family": family.name,
-        "not_recorded": family.not_recorded(model),
+        "not_recorded": family.not_recorded(model) | dict(facts.left_out),
         "keep": facts.keep or "heads",
         "steps": {
             "count": run.count,
@@ -71,6 +76,7 @@ def picture_manifest(
         "kernel": ", ".join(sorted(facts.kernels)) or None,
         "heat_map": getattr(model, "heat_map", None),
         "batch": count,
+        "batch_index": picture,
         "safety": None if getattr(model, "safety_checker", None) is None else "not run",
         "kept": {
             "keep": policy.keep,
@@ -90,13 +96,17 @@ def picture_manifest(
 def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: int) -> dict[str, dict[str, object]]:
     """Tokens, words and kept columns of each branch, in the family's order."""
     selected = plan.policy.branches
-    branches = {}
+    branches, concepts = {}, {}
     for branch, number in facts.columns:
-        if number == picture and (selected is None or branch in selected):
+        if branch == CONCEPTS:
+            assert plan.concepts is not None
+            concepts[branch] = {"tokens": plan.concepts.prompt.tokens, "words": plan.concepts.words, "columns": None}
+        elif number == picture and (selected is None or branch in selected):
             prompt, columns = session.prompts[branch][picture], facts.columns[branch, number]
             branches[branch] = {
                 "tokens": prompt.tokens,
                 "words": segment(prompt.prompt) if prompt.prompt is not None else [],
+                "cut": prompt.cut,
                 "columns": None if plan.policy.words is None else columns.single,
                 "pad_columns": columns.pads or None,
             }
@@ -105,4 +115,4 @@ def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: i
         raise Unrecordable(
             f"expected a branch {' or '.join(selected or ())}, but this run has {present} (is guidance off?)"
         )
-    return {branch: branches[branch] for branch in plan.family.branches if branch in branches}
+    return {branch: branches[branch] for branch in plan.family.branches if branch in branches} | concepts

@@ -84,14 +84,22 @@ class Policy:
     def columns(self, prompt: EncodedPrompt, branch: str) -> KeptColumns:
         """The text columns that are kept. `words` are words of the prompt, so other branches than `cond` keep all."""
         tokens = prompt.tokens
-        if self.words is not None and branch == "cond" and prompt.prompt is not None:
+        if self.words is not None and branch == "cond":
+            if prompt.prompt is None:
+                raise ToushiError(
+                    "words: which tokens the text columns are is not known here (no family serves the pipeline, its prompt "
+                    "came as embeddings, or a warning says why), so no word can be selected; leave words out"
+                )
             words = segment(prompt.prompt)
             spans = [find_word(prompt.prompt, words, word) for word in self.words]
             for word, span in zip(self.words, spans):
                 if not any(
                     share and token.column is not None for token, share in zip(tokens, token_shares(tokens, span))
                 ):
-                    raise ToushiError(f"words: no text column stands for {word!r}, since it was cut; leave it out")
+                    why = (
+                        "it was cut" if prompt.cut is not None and prompt.cut < span[1] else "its tokens are not known"
+                    )
+                    raise ToushiError(f"words: no text column stands for {word!r}, since {why}; leave it out")
             mass = sum((token_shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
         elif not self.pads:

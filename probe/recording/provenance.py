@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from toushi.probe.base.private_text import public_text
 from toushi.probe.pipelines.family import Arguments, Model
 from toushi.probe.pipelines.load_options import options_of
 from toushi.probe.pipelines.lora import describe_loras
@@ -96,6 +97,29 @@ def gpu_facts(device: torch.device) -> dict[str, str]:
     return facts
 
 
+def command_line(argv: Sequence[str]) -> list[str] | None:
+    """The command, if it is Toushi's own, without secrets. The arguments of other programs are not ours to keep."""
+    program = Path(argv[0]) if argv else Path()
+    is_ours = program.name in ("toushi", "toushi.exe") or program.parts[-2:] == ("toushi", "__main__.py")
+    return ["toushi", *map(public_text, argv[1:])] if is_ours else None
+
+
+def precision(device: torch.device) -> dict[str, object]:
+    """Fields of the manifest: the dtype of autocast, if it is on, and settings of torch that change rounding."""
+    kind, backends = device.type, torch.backends
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return {
+        "autocast": str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if is_cast else None,
+        "torch_settings": {
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_benchmark": backends.cudnn.benchmark,
+            "fp32_precision_cuda_matmul": backends.cuda.matmul.fp32_precision,
+            "fp32_precision_cudnn_conv": backends.cudnn.conv.fp32_precision,
+            "fp32_precision_mkldnn_matmul": backends.mkldnn.matmul.fp32_precision,
+        },
+    }
+
+
 def environment(model: Model, lora_factor: float = 1.0) -> dict[str, object]:
     """Fields of the manifest that do not depend on the prompt. `lora_factor`: see `lora_scale`."""
     parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
@@ -113,7 +137,8 @@ def environment(model: Model, lora_factor: float = 1.0) -> dict[str, object]:
         "segmenter": segmenter(),
         "versions": versions(),
         "git": git_commit(),
-        "argv": sys.argv,
+        **precision(torch.device(device)),
+        "argv": command_line(sys.argv),
     }
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from torch import nn
 
 from toushi.hooks.attention import Call
 from toushi.hooks.hook_error import HookError
+from toushi.hooks.torch_private import is_compiled
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import native_attention
+from toushi.probe.pipelines.component_facts import describe_components
 from toushi.probe.pipelines.family import (
     Arguments,
     EncodedPrompt,
@@ -22,6 +24,8 @@ from toushi.probe.pipelines.family import (
     unwrap,
 )
 from toushi.probe.pipelines.registry import family_of
+from toushi.probe.recording.call_facts import describe_call
+from toushi.probe.recording.concepts import read_concepts
 from toushi.probe.recording.encoder_capture import EncoderCapture
 from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
 from toushi.probe.recording.provenance import git_commit, not_reproducible_reason
@@ -38,6 +42,10 @@ from toushi.probe.trace.safetensors_reader import StepStore
 
 class NotReproducible(UserWarning):
     """The picture cannot be made again from its trace alone."""
+
+
+class Uncompiled(UserWarning):
+    """Compiled parts of the model compute uncompiled while they are recorded."""
 
 
 class HiddenStatesOnly(UserWarning):
@@ -58,6 +66,8 @@ def record(
     budget: int | str = DEFAULT_BUDGET,
     pads: bool = False,
     native_attention: bool = False,
+    concepts: str | Iterable[str] = (),
+    hash_weights: bool = False,
 ) -> "Recording":
     """A context manager. What `model` samples inside is recorded in `folder`.
 
@@ -76,13 +86,29 @@ def record(
     pads      whether every column of padding is kept by itself; by default only their sum is, as one column
     native_attention  whether sites that compute by xformers, sage, flash or in slices, which cannot be read, are
               switched to PyTorch's own attention inside the `with`; the picture may then differ by rounding
+    concepts  texts outside the prompt ("dog"), or a word in another text ("银行@河边的银行"), which the image is asked
+              about, too. Their maps are the branch "concepts" of the trace. Cross-attention only
+    hash_weights  whether the manifest has the sha256 of all weights in memory; by default it has that of a sample of
+              them, which a change of a few numbers may miss
 
-    The pictures are bit-identical to those that are sampled without it. Raises UnknownFamily; UnknownSite for a glob
-    that matches nothing; UnreadableAttention or Unrecordable for attention that cannot be read; OverBudget; WriteFailed
-    for a folder with other files.
+    The pictures are bit-identical to those that are sampled without it. Modules that torch.compile compiled run
+    uncompiled inside the `with`, which rounds differently: a warning (Uncompiled) says so.
+
+    Raises UnknownFamily; UnknownSite for a glob that matches nothing; UnreadableAttention or Unrecordable for attention
+    that cannot be read; OverBudget; WriteFailed for a folder with other files.
     """
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
-    return Recording(model, Path(folder), policy, sites, overwrite, switch_attention=native_attention)
+    concepts = [concepts] if isinstance(concepts, str) else list(concepts)
+    return Recording(
+        model,
+        Path(folder),
+        policy,
+        sites,
+        overwrite,
+        switch_attention=native_attention,
+        concepts=concepts,
+        hash_weights=hash_weights,
+    )
 
 
 class Recording(Subscriber):
@@ -97,18 +123,24 @@ class Recording(Subscriber):
         overwrite: bool = False,
         resumed: StepStore | None = None,
         switch_attention: bool = False,
+        concepts: Sequence[str] = (),
+        hash_weights: bool = False,
     ):
         model = unwrap(model)
         family = family_of(model)
         policy.check_branches(family)
         self.model, self.family, self.overwrite = model, family, overwrite
-        self.switch_attention = switch_attention
+        self.switch_attention, self.hash_weights, self.concepts = switch_attention, hash_weights, concepts
         self.switched: dict[str, str] = {}  # site -> what computed its attention before
+        components = {"": model} if isinstance(model, nn.Module) else model.components
+        parts = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        self.uncompiled = [name or type(model).__name__ for name, part in parts.items() if is_compiled(part)]
         selected = family.select_sites(model, sites)
         self.plan = RecordingPlan(model, family, policy, selected, TraceFolders(folder), resumed)
         self.recorder: RunRecorder | None = None
         self.capture: EncoderCapture | None = None  # while prompts are encoded
         self.subscription = ExitStack()
+        self.call: dict[str, object] = {}  # manifest fields of the latest sampling call
         self.has_warned = False  # that a picture cannot be made again
         names = [name.removeprefix(f"{family.layers}.") for name in self.plan.site_names("encoder")]
         self.encoder_layers = [int(name.split(".")[0]) for name in names]
@@ -129,6 +161,9 @@ class Recording(Subscriber):
         with ExitStack() as subscription:
             if self.switch_attention:
                 self.switched = subscription.enter_context(native_attention(self.plan.sites))
+            if self.concepts:
+                modules = {name: self.plan.sites[name].module for name in self.plan.site_names("cross")}
+                self.plan.concepts = read_concepts(self.model, modules, self.concepts)
             self._subscribe(subscription)
             self.subscription = subscription.pop_all()
         return self
@@ -137,6 +172,12 @@ class Recording(Subscriber):
         self.family.check(self.model, self.plan.sites)
         if self.encoder_layers and (reason := self.family.hidden_attention(self.model)) is not None:
             warnings.warn(HiddenStatesOnly(reason), stacklevel=3)
+        if self.uncompiled:
+            message = (
+                f"{', '.join(self.uncompiled)} of the model computes uncompiled while it is recorded; the picture may "
+            )
+            message += "differ by rounding from a compiled one (by 2e-5 in the latents of a tiny pipeline in fp32)"
+            warnings.warn(Uncompiled(message), stacklevel=3)
         if self.plan.resumed is None:
             prepare_output_dir(self.plan.folders.root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
@@ -155,7 +196,8 @@ class Recording(Subscriber):
     # --- events of the session
 
     def describe(self) -> dict[str, object]:
-        return {"attention_switched": self.switched} if self.switched else {}
+        facts = {"attention_switched": self.switched, "uncompiled": self.uncompiled}
+        return {name: fact for name, fact in facts.items() if fact}
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
         return {name: self.plan.sites[name].module for name in self.plan.site_names("cross", "self")}
@@ -167,6 +209,7 @@ class Recording(Subscriber):
 
     def on_sample(self, arguments: Arguments) -> None:
         self.plan.encoder_arrays = {}
+        self.call = describe_call(getattr(self.model, self.family.sample), arguments)
 
     def on_prompts(self, prompts: Mapping[str, list[EncodedPrompt]], call: EncodePromptCall) -> None:
         capture, self.capture = self.capture, None  # it holds the states of every layer
@@ -185,7 +228,8 @@ class Recording(Subscriber):
     def on_run_begin(self, run: Run) -> None:
         if run.nested:
             return
-        metadata = self.family.metadata(self.model, run.arguments)
+        metadata = self.family.metadata(self.model, run.arguments) | (self.call if run.arguments else {})
+        metadata |= {"components": describe_components(self.model, self.family, self.hash_weights)}
         if run.arguments.get("latents") is not None and self.plan.resumed is None:
             metadata["seed"] = None  # the run begins from these latents, not from those of the seed
         if not self.has_warned and (reason := not_reproducible_reason(run.arguments, metadata)) is not None:
@@ -213,12 +257,15 @@ class Recording(Subscriber):
 
     def on_run_end(self, run: Run, images: Images, result: object, error: BaseException | None) -> None:
         if self._recorder_of(run) is not None:
-            self._close(images, None if result is None else safety_verdicts(self.model, result), error)
+            self._close(images, result, error)
 
     def _recorder_of(self, run: Run) -> RunRecorder | None:
         return self.recorder if self.recorder is not None and self.recorder.run is run else None
 
-    def _close(self, images: Images = None, safety: list[str] | None = None, error: BaseException | None = None):
+    def _close(self, images: Images = None, result: object = None, error: BaseException | None = None) -> None:
         recorder, self.recorder = self.recorder, None
-        if recorder is not None:
-            recorder.end(images, safety) if error is None else recorder.abort(error)
+        if recorder is not None and error is not None:
+            recorder.abort(error)
+        elif recorder is not None:
+            safety = None if result is None else safety_verdicts(self.model, result)
+            recorder.end(images, safety, returned=result is not None)

@@ -41,6 +41,14 @@ from toushi.probe.trace.writer import TraceWriter
 PENDING_MAX_BYTES = 1 << 20
 
 
+class StepsNotComputed(UserWarning):
+    """The model did not compute some attention in some steps, so the trace has no maps of it there."""
+
+
+class SiteLeftOut(UserWarning):
+    """An attention of a pipeline of no known family is not recorded, because it is not certain that it is to the text."""
+
+
 class KeptMean(UserWarning):
     """All heads would not fit the budget, so only their mean is kept."""
 
@@ -69,6 +77,7 @@ class RunRecorder:
         self.columns: dict[PromptKey, KeptColumns] = {}
         self.site_entries: dict[str, SiteEntry] = {}
         self.sizes: dict[str, MapSize] = {}  # tensor name -> size, of the first picture
+        self.left_out: dict[str, str] = {}  # site -> why it is not recorded, learned during the run
         self.kernels: set[str] = set()
         self.threads = torch.get_num_threads()  # that the denoiser computes with
         self.inputs: DenoiserInputs | None = None  # of the current evaluation
@@ -76,6 +85,7 @@ class RunRecorder:
         self.kept_rows: list[tuple[int, PromptKey]] = []  # those whose maps are kept of this evaluation
         self.column_plans: dict[tuple[PromptKey, ...], ColumnPlan] = {}  # of rows with these prompts
         self.called_sites: set[str] = set()  # in this evaluation
+        self.skipped_sites: dict[int, int] = {}  # step -> how many sites its evaluations did not call
         self.refusal: OverBudget | None = None
         self.is_size_checked = True  # since the last site was added
         self._begin_step()
@@ -98,7 +108,14 @@ class RunRecorder:
         return (0, 0) if self.inputs is None else self.inputs.grid
 
     def start_at(self, index: int) -> None:
-        """The current step is this one, not the expected one. Raises Unrecordable if the wrong steps were kept."""
+        """The current step is this one, not the expected one. Raises Unrecordable if it is an earlier one, or if the
+        wrong steps were kept."""
+        if index < self.run.index:
+            raise Unrecordable(
+                f"the scheduler makes step {index} again, after another evaluation of the denoiser (a pipeline that draws "
+                "several views, or that goes back). A trace has one evaluation of each prompt and one latent at each "
+                "step: draw one view, or without going back"
+            )
         if self.run.denoiser_ran and self.policy.steps is not None:
             raise Unrecordable(
                 f"this run is at step {index}, not at step {self.run.index} as expected (image-to-image), so `steps=` would "
@@ -129,6 +146,9 @@ class RunRecorder:
             branch, picture = key
             if key not in self.columns:
                 self.columns[key] = self.policy.columns(self.session.prompts[branch][picture], branch)
+                if branch == "cond" and self.plan.concepts is not None:
+                    concepts = list(range(len(self.plan.concepts.prompt.tokens)))
+                    self.columns[layout.CONCEPTS, picture] = KeptColumns(concepts, [])
             # Of several evaluations in one step the first is kept (Heun's second one has other latents).
             if self.run.evaluations[key] == 1 and (selected is None or branch in selected):
                 self.kept_rows.append((row, key))
@@ -144,6 +164,8 @@ class RunRecorder:
         if not self.is_step_recorded or not self.kept_rows or self.inputs is None:
             return
         kind = self.plan.sites[call.site].kind
+        if kind == "cross" and self.inputs.text_sites is not None and not self._attends_to_text(call):
+            return
         cells = self._check_shape(call, kind)
         if call.site in self.called_sites:
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
@@ -157,6 +179,17 @@ class RunRecorder:
             self.pending_bytes += call.bytes
             if self.pending_bytes > PENDING_MAX_BYTES or call.inputs.query.is_inference():
                 self._read_pending()  # inference tensors do not count changes in place
+
+    def _attends_to_text(self, call: Call) -> bool:
+        """Whether image cells attend to the text. If not, the site is left out, with a warning."""
+        assert self.inputs is not None and self.inputs.text_sites is not None
+        reason = None if call.site in self.inputs.text_sites else "its keys are not known to be the text's"
+        if reason is None and call.shape[2] == 1 and self.grid != (1, 1):
+            reason = "it has one query, which may be of the text"
+        if reason is not None and call.site not in self.left_out:
+            self.left_out[call.site] = reason
+            warnings.warn(SiteLeftOut(f"{call.site} is not recorded: {reason}"), stacklevel=2)
+        return reason is None
 
     def _check_shape(self, call: Call, kind: str) -> int:
         """Number of image cells of the call. Raises Unrecordable if rows, sequence or keys are not the expected ones."""
@@ -202,6 +235,13 @@ class RunRecorder:
         rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
         for call, values in zip(text_only, probabilities_of(text_only, plan.computed, rows, mean, precise)):
             self.maps.append(Maps(call.site, kept, plan.places, plan.keep(values, stored), None))
+        if self.plan.concepts is not None and (
+            asked := [row for row, (branch, _) in self.kept_rows if branch == "cond"]
+        ):
+            pictures = [(layout.CONCEPTS, self.rows[row][1]) for row in asked]
+            for call in text_only:
+                values = self.plan.concepts.maps(call, asked, mean, stored)
+                self.maps.append(Maps(call.site, pictures, None, values, None))
         keys = dict(self.kept_rows)
         for call in (call for call in calls if call not in text_only):
             is_self = kinds[call.site] == "self"
@@ -232,6 +272,9 @@ class RunRecorder:
                 is_self = self.plan.sites[name].kind == "self"
                 columns = keys if is_self else self.columns[branch, picture].count + joint  # one more for `rest`
                 self.sizes[layout.map_key(name, branch)] = MapSize(heads, columns, cells)
+                if self.plan.concepts is not None and not is_self:
+                    count = len(self.plan.concepts.prompt.tokens)
+                    self.sizes[layout.map_key(name, layout.CONCEPTS)] = MapSize(heads, count, cells)
         self.is_size_checked = False
 
     def _check_size(self) -> None:
@@ -269,6 +312,8 @@ class RunRecorder:
             if unread:
                 raise Unrecordable(unread_message(unread))
             self._read_pending()
+            if self.left_out and not self.site_entries:
+                raise Unrecordable(f"no attention is certain to be to the text: {self.left_out}")
             if self.refusal is not None:
                 raise self.refusal
             if self.keep is None:
@@ -277,6 +322,8 @@ class RunRecorder:
                 self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
+            if self.kept_rows and (skipped := len(self.site_entries) - len(self.called_sites)):
+                self.skipped_sites[self.run.index] = skipped
             arrays = self._step_arrays(step)
             for picture, writer in enumerate(self.writers):
                 times = self.run.times(picture)
@@ -321,6 +368,7 @@ class RunRecorder:
             grid=self.grid,
             kernels=self.kernels,
             threads=self.threads,
+            left_out=self.left_out,
         )
         for picture, folder in enumerate(self.plan.folders.add(count)):
             manifest = picture_manifest(self.plan, self.session, self.run, facts, picture, count)
@@ -335,14 +383,37 @@ class RunRecorder:
             if encoder:
                 writer.write_encoder(encoder)
 
-    def end(self, images: Images, safety: Sequence[str] | None = None) -> None:
-        """Closes the traces of a run that came to its end. `images` are its pictures if known, `safety` the verdicts."""
+    def end(self, images: Images, safety: Sequence[str] | None = None, returned: bool = False) -> None:
+        """Closes the traces of a run. `images` are its pictures if known, `safety` the verdicts.
+
+        If the sampling method `returned`, the run had as many steps as it was asked for, even if the scheduler has more.
+        """
+        if returned and self.run.index < self.run.count and not getattr(self.plan.model, "interrupt", False):
+            self._end_early()
         for writer, verdict in zip(self.writers, safety or ()):
             writer.update(safety=verdict)
         if self.writers and images is not None:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
+        if self.skipped_sites:
+            most = max(self.skipped_sites.values())
+            message = (
+                f"at {len(self.skipped_sites)} of {len(self.recorded_steps)} recorded steps the model did not compute the "
+                f"attention of up to {most} of {len(self.site_entries)} sites (a cache reuses earlier results). The trace "
+                "has no maps there, and means over steps are over the other steps"
+            )
+            warnings.warn(StepsNotComputed(message), stacklevel=2)
         self._close_writers(complete=self.run.index >= self.run.count)
+
+    def _end_early(self) -> None:
+        """Corrects the number of steps. Raises ToushiError if none of those came that were asked for."""
+        count = self.run.count = self.run.index
+        kept = [step for step in self.recorded_steps if step < count]
+        if self.policy.steps is not None and not kept:
+            raise ToushiError(f"steps: this run ended after {count} steps, before all steps that were asked for")
+        for picture, writer in enumerate(self.writers):
+            times, recorded = self.run.times(picture), None if len(kept) == count else kept
+            writer.update(steps={"count": count, "times": times and times[: count + 1], "recorded": recorded})
 
     def abort(self, error: BaseException) -> None:
         """Closes the traces of a run that an error ended. Finished steps stay readable; the manifest says "not complete"."""

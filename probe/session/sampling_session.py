@@ -34,7 +34,7 @@ from toushi.probe.pipelines.family import (
 )
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.session.patching import patch_method
-from toushi.probe.session.row_matching import PromptKey, index_of_ids, match_rows, restore_prompts
+from toushi.probe.session.row_matching import BranchMismatch, PromptKey, index_of_ids, match_rows, restore_prompts
 from toushi.probe.session.subscriber import EncoderBatch, EncoderRow, Evaluation, Run, Subscriber
 
 MATCH_CACHE_SIZE = 4  # denoiser inputs whose matched rows are remembered
@@ -124,17 +124,22 @@ class SamplingSession:
 
     def _patch(self, patches: ExitStack) -> None:
         model, family = self.model, self.family
-        scheduler = getattr(model, family.scheduler)
         methods = [(model, family.encode_prompt, self._encode_prompt), (model, family.sample, self._sample)]
         if family.evaluate is not None:
             methods.append((model, family.evaluate, self._evaluate))
-        methods += [(scheduler, "set_timesteps", self._set_timesteps), (scheduler, "step", self._scheduler_step)]
         if family.timesteps_method is not None and hasattr(model, family.timesteps_method):
             methods.append((model, family.timesteps_method, self._get_timesteps))
         for instance, name, wrap in methods:
             patches.enter_context(patch_method(instance, name, wrap))
+        self._patch_scheduler(patches)
         denoiser = {family.denoiser: (submodule(model, family.denoiser), family.denoiser_inputs)}
+        patches.enter_context(family.hooks(model))
         patches.enter_context(argument_hooks(denoiser, self._begin_evaluation))
+
+    def _patch_scheduler(self, patches: ExitStack) -> None:
+        self._scheduler = getattr(self.model, self.family.scheduler)
+        patches.enter_context(patch_method(self._scheduler, "set_timesteps", self._set_timesteps))
+        patches.enter_context(patch_method(self._scheduler, "step", self._scheduler_step))
 
     # --- prompts
 
@@ -172,7 +177,7 @@ class SamplingSession:
         family, model = self.family, self.model
         modules = {name: getattr(model, name, None) for name in family.text_encoders}
         encoders: dict[str, tuple[nn.Module, Sequence[str]]] = {
-            name: (unwrap(module), ENCODER_PARAMETERS) for name, module in modules.items() if module
+            name: (unwrap(module), ENCODER_PARAMETERS) for name, module in modules.items() if module is not None
         }
         edited = any(subscriber.edits_encoder for subscriber in self.subscribers)
         if edited and family.text_encoder not in encoders:
@@ -216,6 +221,8 @@ class SamplingSession:
             prompts = self.family.prompts_from_arguments(bound.arguments)
             self.prompts, self._matches = restore_prompts(prompts, self.precomputed_prompts), []
             self.arguments = bound.arguments
+            if getattr(self.model, self.family.scheduler) is not self._scheduler:
+                self._patch_scheduler(self._patches)  # it was exchanged since the last call
             try:
                 self._notify("on_sample", bound.arguments)
                 result = sample(*args, **kwargs)
@@ -292,6 +299,8 @@ class SamplingSession:
             bound.apply_defaults()
             scheduler = getattr(self.model, self.family.scheduler)
             index = self.family.step_index(scheduler, bound.arguments, self.run.index)
+            if index is not None and index == self.run.index - 1 and not self.run.denoiser_ran:
+                return step(*args, **kwargs)  # of other latents, from the same evaluation
             if index is not None:
                 self._set_index(index)
             self._in_step = True
@@ -362,6 +371,14 @@ class SamplingSession:
             if same and all(map(operator.is_, tensors, inputs.text_tensors)):
                 return rows
         states = {branch: [prompt.states for prompt in prompts] for branch, prompts in self.prompts.items()}
-        rows = match_rows(inputs.texts(), states, self.family.branch_order, run.evaluations, inputs.branches)
+        try:
+            rows = match_rows(inputs.texts(), states, self.family.branch_order, run.evaluations, inputs.branches)
+        except BranchMismatch as error:
+            if not self._matches:
+                raise
+            raise BranchMismatch(
+                f"the text that the denoiser gets was exchanged at step {run.index} (by a callback that returns other "
+                "prompt_embeds?). A run is recorded with one text: leave the exchange out, or do not record this run"
+            ) from error
         self._matches = [(inputs.text_tensors, version, rows), *self._matches[: MATCH_CACHE_SIZE - 1]]
         return rows

@@ -21,6 +21,8 @@ from toushi.probe.base.errors import ToushiError
 
 Span = tuple[int, int]
 
+FOLDER = Path(__file__).parent
+
 
 class UnreadablePrompt(ToushiError):
     """The prompt is not text that can be encoded."""
@@ -45,7 +47,7 @@ class Token:
     id: int | None  # in the encoder's vocabulary; None where it is not known
     text: str  # for readers: the characters of the span, never the bytes
     span: Span | None  # characters of the raw prompt; None for what the prompt does not contain
-    kind: str  # text | template | special | pad
+    kind: str  # text | unknown (the vocabulary lacks it; several words may share it) | template | special | pad
     encoders: tuple[str, ...]
     position: int  # in the encoder's sequence
     column: int | None  # in the denoiser's text keys; None when the pipeline drops the token
@@ -88,12 +90,12 @@ def _character_class(character: str) -> str:
     """One letter for the class of a character.
 
     H han, L letter, D digit, M mark, E emoji, R half of a flag, V emoji modifier, J joiner, S space; punctuation is P,
-    but - . ' are themselves.
+    but - . ' , : / are themselves.
     """
     code, category = ord(character), unicodedata.category(character)
-    if character in "-_":
+    if character in "-_\u2010\u2011":
         return "-"
-    if character in ".'":
+    if character in ".',:/":
         return character
     if character == "’":
         return "'"
@@ -118,19 +120,23 @@ def _character_class(character: str) -> str:
 
 
 # rjieba separates all letters outside a-z and all parts of an emoji. Inside a match of this no word begins.
-_UNDIVIDED = re.compile(r"[LDEHP](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|(?:[LDM]|(?<=[LDM])[-J](?=[LD])|(?<=D)\.(?=D))+")
+_UNDIVIDED = re.compile(
+    r"[LDEHP,:/](?:V|JE)+|RR|HM+|(?<=[LDM])'[LM]+|"
+    r"(?:[LDM]|(?<=[LDM])[-J](?=[LD])|(?<=D)[.:/](?=D)|(?<=D),(?=DDD(?!D)))+"
+)
 
 
 def segment(prompt: str) -> list[Word]:
     """The words of a prompt in order. Punctuation and spaces belong to no word. An emoji is a word.
 
     Only words of rjieba's dictionary are joined. Its hidden Markov model would invent others, and then a plain 鹅 would
-    be no word. `cat's` has two words, `cat` and `'s`. Raises UnreadablePrompt.
+    be no word. Traditional characters are looked up as their simplified forms, which that dictionary has. `cat's` has two
+    words, `cat` and `'s`. Raises UnreadablePrompt.
     """
     import rjieba
 
     prompt = validate_prompt(prompt)
-    starts = {start for _, start, _ in rjieba.tokenize(prompt, hmm=False)}
+    starts = {start for _, start, _ in rjieba.tokenize(prompt.translate(_simplified_forms()), hmm=False)}
     classes = "".join(map(_character_class, prompt))
     for match in _UNDIVIDED.finditer(classes):
         starts -= set(range(match.start() + 1, match.end()))
@@ -140,6 +146,13 @@ def segment(prompt: str) -> list[Word]:
         for start, end in itertools.pairwise(edges)
         if set(classes[start:end]) & set("HLDER")
     ]
+
+
+@lru_cache
+def _simplified_forms() -> dict[int, int]:
+    """Traditional character -> simplified one. None of them is in GB 2312, so a simplified prompt stays as it is."""
+    traditional, simplified = (FOLDER / "opencc/traditional_to_simplified.txt").read_text(encoding="utf-8").splitlines()
+    return str.maketrans(traditional, simplified)
 
 
 @lru_cache
@@ -219,9 +232,12 @@ def _find_text(prompt: str, words: Sequence[Word], text: str) -> Span:
 
 
 def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
-    exact = [word.span for word in words if word.text == text]
+    wanted = unicodedata.normalize("NFC", text)  # canonically equal text is the same text
+    exact = [word.span for word in words if unicodedata.normalize("NFC", word.text) == wanted]
     if exact or not text:
         return exact
+    if text not in prompt:
+        text = next((form for form in _canonical_forms(text) if form in prompt), text)
     spans, start = [], prompt.find(text)
     while start >= 0:
         end = start + len(text)
@@ -230,6 +246,10 @@ def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
             spans.append((start, end))
         start = prompt.find(text, end)
     return spans
+
+
+def _canonical_forms(text: str) -> list[str]:
+    return [unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
 
 
 def _why_unknown(prompt: str, words: Sequence[Word], text: str) -> str:
@@ -254,10 +274,10 @@ def word_labels(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[str
     """The name of each word: its text, with #1, #2, … where several words of the prompt have that text."""
     places: dict[str, list[Span]] = {}
     for word in prompt_words:
-        places.setdefault(word.text, []).append(word.span)
+        places.setdefault(unicodedata.normalize("NFC", word.text), []).append(word.span)
     names = []
     for word in words:
-        spans = places.get(word.text, [])
+        spans = places.get(unicodedata.normalize("NFC", word.text), [])
         number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
         names.append(word.text + number)
     return names
@@ -280,3 +300,20 @@ def token_shares(tokens: Sequence[Token], span: Span) -> Float[np.ndarray, " tok
             first, last = token.span
             result[index] = max(0, min(end, last) - max(start, first)) / (last - first)
     return result
+
+
+def unknown_words(words: Sequence[Word], tokens: Sequence[Token]) -> list[Word]:
+    """The words that have tokens, all of the kind `unknown`: the encoder reads <unk> in their place."""
+    return [word for word in words if _unknown_tokens(tokens, word.span)]
+
+
+def same_unknown(words: Sequence[Word], tokens: Sequence[Token], span: Span) -> list[Word]:
+    """The words that share unknown tokens with these characters, whose tokens are all unknown. They have one map."""
+    own = _unknown_tokens(tokens, span)
+    return [word for word in words if own & _unknown_tokens(tokens, word.span)]
+
+
+def _unknown_tokens(tokens: Sequence[Token], span: Span) -> set[int]:
+    """The places among `tokens` of those that have a share in the span, if all of them are unknown."""
+    own = [index for index, share in enumerate(token_shares(tokens, span)) if share]
+    return set(own) if all(tokens[index].kind == "unknown" for index in own) else set()

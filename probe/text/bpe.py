@@ -33,6 +33,11 @@ class Encoding:
     tokens: tuple[Token, ...]
     lost: tuple[Word, ...]  # words that were cut, whole or in part
 
+    @property
+    def cut(self) -> int | None:
+        """The first character of the words that were cut; None if there are none."""
+        return self.lost[0].start if self.lost else None
+
 
 class Tokenizer:
     length = 77

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.probe.text.alignment import Token, Word, token_shares
+from toushi.probe.text.alignment import Token, Word, same_unknown, token_shares
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Unit:
     kind: str  # word | token | text | template | special | pad
     span: tuple[int, int] | None = None
     occurrence: int = 0  # 1 and 2 for the first and second 猫; 0 if the word occurs once
+    unknown: tuple[str, ...] = ()  # the words that share its map, because the vocabulary lacks them
 
     @property
     def name(self) -> str:
@@ -34,13 +35,16 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
     units, weights = [], []
     for word in words:
         same = [other for other in words if other.text == word.text]
-        units.append(Unit(word.text, "word", word.span, same.index(word) + 1 if len(same) > 1 else 0))
+        number = same.index(word) + 1 if len(same) > 1 else 0
+        unknown = tuple(other.text for other in same_unknown(words, tokens, word.span))
+        units.append(Unit(word.text, "word", word.span, number, unknown))
         weights.append(token_shares(tokens, word.span))
     left = 1 - np.sum(weights, axis=0, initial=0.0) if weights else np.ones(len(tokens))
     others: dict[Unit, np.ndarray] = {}
     for index, token in enumerate(tokens):
-        unit = Unit(token.text if token.kind == "special" else "", token.kind)
-        if by_token and token.kind == "text":
+        kind = "text" if token.kind == "unknown" else token.kind
+        unit = Unit(token.text if kind == "special" else "", kind)
+        if by_token and kind == "text":
             unit = Unit(f"{token.text}[{index}]", "token")
         others.setdefault(unit, np.zeros(len(tokens)))[index] = left[index]
     units += others

@@ -24,6 +24,7 @@ FACTS = (
     "loras",
     "edits",
     "seed",
+    "generator_state",
     "guidance",
     "true_guidance",
     "strength",
@@ -31,12 +32,17 @@ FACTS = (
     "sampler",
     "size",
     "batch",
+    "batch_index",
+    "arguments",
+    "components",
     "keep",
     "safety",
     "loading",
     "dtype",
     "device",
     "gpu",
+    "autocast",
+    "torch_settings",
     "kernel",
     "threads",
     "attention_switched",
@@ -170,9 +176,12 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     fields = manifest.as_dict()
     facts: dict[str, object] = {"steps": manifest.steps.count}
     for name in FACTS:
-        value = fields.get(name)
-        if isinstance(value, dict):
-            facts |= {f"{name}.{part}": of_part for part, of_part in value.items()}
-        else:
-            facts[name] = value or None if isinstance(value, list) else value
+        facts |= _flat(name, fields.get(name))
     return facts
+
+
+def _flat(name: str, value: object) -> dict[str, object]:
+    """{"components.unet.dtype": …} for objects in objects."""
+    if isinstance(value, dict):
+        return {key: leaf for part, inner in value.items() for key, leaf in _flat(f"{name}.{part}", inner).items()}
+    return {name: value or None if isinstance(value, list) else value}

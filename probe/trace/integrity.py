@@ -10,7 +10,7 @@ from toushi.probe.trace.manifest import FileEntry
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore, read_bytes
 from toushi.probe.trace.selection import AttentionQuery
 from toushi.probe.trace.trace_errors import DamagedTrace
-from toushi.probe.trace.trace_format import IMAGE, map_key
+from toushi.probe.trace.trace_format import CONCEPTS, IMAGE, map_key
 
 TOLERANCE = 1e-3  # text columns and rest sum to 1 within this, after storage in float16
 
@@ -80,7 +80,7 @@ def _tensors(files: StepStore, step: int) -> Iterator[str]:
                 yield f'{file.path}: "{key}" holds values that are not finite.'
         for name, site in files.manifest.sites.items():
             for branch in files.manifest.branches:
-                if site.kind != "encoder" and map_key(name, branch) in file.keys:
+                if site.kind != "encoder" and branch != CONCEPTS and map_key(name, branch) in file.keys:
                     yield from _probabilities(files, name, branch, step)
     except DamagedTrace as error:
         yield str(error)

@@ -24,7 +24,7 @@ from toushi.probe.trace.strict_model import (
     validate,
 )
 from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
-from toushi.probe.trace.trace_format import FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
+from toushi.probe.trace.trace_format import CONCEPTS, FIRST_VERSION, FORMAT, PADS, PADS_TEXT, VERSION
 from toushi.probe.trace.trace_json import Json, short
 
 Column = Annotated[int, Field(ge=0, le=10**7)]
@@ -44,7 +44,9 @@ class TokenEntry(StrictModel):
     span: SpanPair | None = Field(
         None, description="Characters [start, end] of the prompt; null for what the prompt does not contain."
     )
-    kind: Literal["text", "template", "special", "pad"]
+    kind: Literal["text", "unknown", "template", "special", "pad"] = Field(
+        description="unknown: text that the vocabulary lacks. From version 2."
+    )
     encoders: Texts = Field(description="The text encoders that read this token.")
     position: Column = Field(description="In the sequence of its encoder.")
     column: Column | None = Field(
@@ -87,6 +89,9 @@ class Branch(StrictModel):
         description="Every token that was encoded, also those that the denoiser never gets.", fail_fast=True
     )
     words: list[WordEntry] = Field(fail_fast=True)
+    cut: Offset | None = Field(
+        None, description="The first character that no encoder read, because the prompt is too long. null: none."
+    )
     columns: Columns | None = Field(
         None,
         description="The text columns that the maps have, in this order. null: every column that a token has, except "
@@ -193,7 +198,26 @@ class Lora(StrictModel):
     sha256: str | None = None
     scale: object = Field(None, description="A number, or a list where layers have different scales.")
     on: bool | None = None
+    fused: bool | None = Field(None, description="Into the weights. A fused one ignores the scale of the call.")
+    weights_sample_sha256: str | None = Field(None, description="Of some numbers of each of its weights.")
     parts: Texts | None = Field(None, description="The parts of the pipeline that it changes.")
+
+
+class Component(StrictModel):
+    """A part of the model as it was in memory: a module, the scheduler, an image processor, or the pipeline itself."""
+
+    type: str = Field(description="The name of its class.")
+    config: dict[str, object] | None = None
+    dtype: str | None = Field(None, description="Of its first weight.")
+    compiled: bool | None = Field(None, description="By torch.compile. Recorded steps run uncompiled.")
+    settings: dict[str, object] | None = Field(
+        None, description="Attributes of the modules inside that are on: a value, or a list of the different values."
+    )
+    weights_sample_sha256: str | None = Field(
+        None,
+        description="Of some numbers of each weight; null: they were not in memory. LoRAs count once they are fused.",
+    )
+    weights_sha256: str | None = Field(None, description="Of all weights, if it was asked for.")
 
 
 class HeatMapRule(StrictModel):
@@ -229,10 +253,12 @@ class TraceManifest(StrictModel):
     device: str | None = None
     gpu: NamedTexts | None = Field(None, description="The card, its driver, and the versions of CUDA and cuDNN.")
     dtype: str | None = Field(None, description="Of the model's numbers.")
+    autocast: str | None = Field(None, description="The dtype of torch.autocast; null: it was off.")
+    torch_settings: dict[str, object] | None = Field(None, description="Settings of torch that change rounding.")
     threads: int | None = None
     versions: NamedTexts | None = Field(None, description="Of Python and the packages.")
     git: str | None = Field(None, description="The commit, with + if files were changed since.")
-    argv: Texts | None = Field(None, description="The command.")
+    argv: Texts | None = Field(None, description="The command, if it was toushi's; without secrets.")
 
     @property
     def name_of_model(self) -> str | None:
@@ -245,7 +271,12 @@ class Manifest(TraceManifest):
     kind: Literal["picture"]
     prompt: str | None = Field(description="null: the run was given ready-made embeddings.")
     negative_prompt: str | None = None
-    asked: object = Field(None, description="The prompt given to a pipeline whose tokens are not known.")
+    concepts: str | None = Field(None, description="Texts outside the prompt, one a line: the branch `concepts`.")
+    asked: object = Field(None, description="The argument `prompt`, if the text columns are not labelled by it.")
+    prompt_2: str | None = Field(None, description="The prompt for the second encoder, if it was given.")
+    prompt_3: str | None = Field(None, description="The prompt for the third encoder, if it was given.")
+    negative_prompt_2: str | None = None
+    negative_prompt_3: str | None = None
     branches: Annotated[dict[BranchName, Branch], limit(16)]
     sites: Annotated[dict[SiteName, Site], limit(10_000)]
     keep: Literal["heads", "mean", "sum"] = Field(
@@ -255,18 +286,31 @@ class Manifest(TraceManifest):
     kept: Kept | None = None
     family: str | None = Field(None, description="The family of pipelines that it was recorded as.")
     loading: dict[str, object] | None = Field(None, description="How the pipeline was loaded: dtype, offload, ….")
+    arguments: dict[str, object] | None = Field(
+        None,
+        description="Of the sampling call, without those that have their default. Tensors, images and other large "
+        "values: their type, shape and SHA-256.",
+    )
+    components: dict[str, Component] | None = Field(None, description="The parts of the model as they were in memory.")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
+    uncompiled: Texts | None = Field(None, description="Compiled parts, which computed uncompiled for the recording.")
     evaluations: int | None = Field(None, description="Evaluations of the denoiser in one step.")
     kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
     guidance: Number | None = None
     true_guidance: Number | None = Field(None, description="Guidance by a negative prompt, if a model has two kinds.")
-    strength: Number | None = Field(None, description="Of image-to-image.")
+    strength: Number | None = Field(None, description="Of image-to-image, if it was used.")
+    denoising_start: Number | None = Field(None, description="Share of the schedule at which the run began, if given.")
+    denoising_end: Number | None = Field(None, description="Share of the schedule at which the run ended, if given.")
     source_image_sha256: str | None = Field(None, description="Of the pixels of the source image, if there was one.")
     sampler: str | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, description="null: not known, or not enough, for the generator was used before.")
+    generator_state: str | None = Field(
+        None, description="If the generator was used before: generator.get_state() before the call, in base64."
+    )
     size: Pair | None = Field(None, description="Height and width in pixels.")
     batch: int | None = Field(None, description="How many pictures were sampled together, with this one.")
+    batch_index: int | None = Field(None, description="The place in the batch, from 0.")
     edits: Annotated[list[dict[str, object]], Field(fail_fast=True)] | None = None
     parent: Parent | None = Field(None, description="The trace of which this run is an edited copy.")
     safety: str | None = Field(None, description="passed, blocked or not run. null: there is no checker.")
@@ -282,6 +326,8 @@ class Manifest(TraceManifest):
             if self.version < 2 and branch.pad_columns is not None:
                 wanted = "null in version 1 of the format"
                 raise mismatch(f"branches.{name}.pad_columns", wanted, branch.pad_columns)
+            if self.version < 2 and any(token.kind == "unknown" for token in branch.tokens):
+                raise mismatch(f"branches.{name}.tokens", "no kind unknown in version 1 of the format", "unknown")
             prompt = self.prompt_of(name) or ""
             check_spans(branch.tokens, len(prompt), f"branches.{name}.tokens")
             check_words(branch.words, prompt, f"branches.{name}.words")
@@ -293,10 +339,14 @@ class Manifest(TraceManifest):
 
     def oldest_version(self) -> int:
         """The oldest format version whose readers understand these maps."""
-        return VERSION if any(branch.pad_columns for branch in self.branches.values()) else FIRST_VERSION
+        branches = self.branches.values()
+        unknown = any(token.kind == "unknown" for branch in branches for token in branch.tokens)
+        return VERSION if unknown or any(branch.pad_columns for branch in branches) else FIRST_VERSION
 
     def prompt_of(self, branch: str) -> str | None:
         """The text whose characters the spans of a branch count."""
+        if branch == CONCEPTS:
+            return self.concepts
         return self.negative_prompt if branch == "uncond" else self.prompt
 
     def tokens_of(self, branch: str) -> list[alignment.Token]:

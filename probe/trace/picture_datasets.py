@@ -154,10 +154,13 @@ def _words(trace: Trace, words: BranchWords) -> PlaceAxis:
         for branch, chosen in words.items()
     ]
     spans = np.full((2, len(readers), len(names)), -1)
+    unknown = np.zeros(spans.shape[1:], bool)
     for branch, own in enumerate(readers):
+        lacking = {word.span for word in trace.unknown_words(list(words)[branch])}
         for place, label in enumerate(names):
             if label in own:
                 spans[:, branch, place] = own[label].span
+                unknown[branch, place] = own[label].span in lacking
 
     def read(branch: int, site: str, step: int, key: Key) -> np.ndarray | None:
         asked = [readers[branch].get(names[place]) for place in np.arange(len(names))[key]]
@@ -169,6 +172,7 @@ def _words(trace: Trace, words: BranchWords) -> PlaceAxis:
 
     dims = ("branch", "word")
     coordinates = {"word": np.array(names, object), "start": (dims, spans[0]), "end": (dims, spans[1])}
+    coordinates["unknown"] = (dims, unknown)
     return PlaceAxis("word", list(words), coordinates, len(names), [], read)
 
 

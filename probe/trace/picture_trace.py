@@ -9,7 +9,7 @@ import xarray as xr
 
 from toushi.probe.analysis.maps import PLAIN_MEAN
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.text.alignment import Span, Token, Word
+from toushi.probe.text.alignment import Span, Token, Word, unknown_words
 from toushi.probe.trace import integrity, selection
 from toushi.probe.trace.box_words import box_words
 from toushi.probe.trace.image_file import read_image
@@ -71,6 +71,11 @@ class Trace:
     def words(self, branch: str = "cond") -> list[Word]:
         """The words of the branch's prompt, in order. `uncond` has those of the negative prompt."""
         return self.manifest.words_of(check_branch(self.manifest, branch))
+
+    def unknown_words(self, branch: str = "cond") -> list[Word]:
+        """The words that the text encoder reads as <unk>, since its vocabulary lacks them. Those in one <unk> have one
+        map: `heat_map(word).attrs["unknown"]` names them."""
+        return unknown_words(self.words(branch), self.tokens(branch))
 
     def places(self, branch: str = "cond") -> list[Token]:
         """The token at each place of the maps' token axis. The last one may stand for the sum over all pads, column -1."""

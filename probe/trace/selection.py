@@ -11,7 +11,7 @@ import xarray as xr
 from toushi.probe.analysis import maps
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.step_slice import parse_slice
-from toushi.probe.text.alignment import Span, UnknownWord, WordSpec, find_word, token_shares
+from toushi.probe.text.alignment import Span, UnknownWord, WordSpec, find_word, same_unknown, token_shares
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
@@ -182,6 +182,31 @@ def mass(query: "AttentionQuery") -> xr.DataArray:
     return result.assign_attrs(query.attributes() | {"rest": float(np.mean(rest)), "sites": query.sites})
 
 
+NO_MAP = {
+    "words": "only other words were kept in this trace; record it again with this word",
+    "dropped": "the model drops its tokens before the denoiser",
+    "cut": "no token stands for it: it was cut from the prompt, which is too long for the text encoder",
+    "changed": "no token stands for it: it was replaced or removed before the text encoder read it, or the tokenizer "
+    "leaves it out",
+    "other text": "no token stands for it: the text encoder read another text than the prompt",
+    "older": "no token stands for it: it was cut from the prompt, or changed before the text encoder read it (an older "
+    "trace does not say)",
+}
+
+
+def why_no_map(manifest: Manifest, branch: str, span: Span) -> str:
+    """The reason, a key of NO_MAP, why the trace has no attention to these characters."""
+    entry, tokens = manifest.branches[branch], manifest.tokens_of(branch)
+    owned = [token for token, share in zip(tokens, token_shares(tokens, span)) if share]
+    if owned:
+        return "words" if any(token.column is not None for token in owned) else "dropped"
+    if "cut" not in entry.model_fields_set:
+        return "older"
+    if entry.cut is not None and entry.cut < span[1]:
+        return "cut"
+    return "changed" if any(token.span for token in tokens) else "other text"
+
+
 class MapReader:
     """Reads the maps of one branch, to one word or to every text column: one site and one step at a time.
 
@@ -205,14 +230,8 @@ class MapReader:
         by_column = {token.column: share for token, share in zip(tokens, by_token) if token.column is not None}
         weights = np.array([by_column.get(column, 0.0) for column in self.columns], np.float32)
         if not weights.any():
-            prompt = self.manifest.prompt_of(self.branch) or ""
-            text = prompt[slice(*span)]
-            if any(by_column.values()):
-                why = "only other words were kept in this trace; record it again with this word"
-            elif not by_token.any():
-                why = "no token stands for it: it was cut from the prompt, which is too long for the text encoder"
-            else:
-                why = "the model drops its tokens before the denoiser"
+            text = (self.manifest.prompt_of(self.branch) or "")[slice(*span)]
+            why = NO_MAP[why_no_map(self.manifest, self.branch, span)]
             raise NotRecorded(f"There is no attention to {text!r}: {why}.")
         return weights
 
@@ -345,6 +364,9 @@ class AttentionQuery(MapReader):
         if self.span is not None:
             prompt = self.manifest.prompt_of(self.branch) or ""
             attributes |= {"word": prompt[slice(*self.span)], "span": list(self.span)}
+            tokens, words = self.manifest.tokens_of(self.branch), self.manifest.words_of(self.branch)
+            if same := same_unknown(words, tokens, self.span):
+                attributes["unknown"] = [word.text for word in same]  # they have one map
         return attributes
 
     def labelled(self, values: np.ndarray, site: str | None = None) -> xr.DataArray:

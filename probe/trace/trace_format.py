@@ -12,12 +12,13 @@ from toushi.probe.text.alignment import Token
 
 FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
 VERSION = 2  # the newest that can be read
-FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no branch has `pad_columns`
+FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no `pad_columns`, no unknown token
 MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
 ENCODER: Final = "encoder.safetensors"
 IMAGE: Final = "image.png"
 PADS, PADS_TEXT = -1, "(pads)"  # column and text of the place that holds the sum over all pads
 LONGEST = 65_536  # of an axis that the manifest leaves open
+CONCEPTS = "concepts"  # the branch of texts outside the prompt: nobody's keys, so their maps sum to nothing
 KEEPS = ("heads", "mean", "sum")
 
 

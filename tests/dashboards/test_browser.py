@@ -332,3 +332,27 @@ def test_chinese_needs_no_font_of_the_machine(page):
         assert loaded == ["loaded"], f"the server must have {family}"
     for place in (".toushi", "[data-testid=stApp]"):
         assert "Toushi Sans SC" in page.locator(place).first.evaluate("(e) => getComputedStyle(e).fontFamily")
+
+
+def test_a_trace_is_one_page_that_needs_no_network(chromium, folder, trace, tmp_path):
+    from toushi import main
+
+    assert main(["export", str(folder), "--to", "html", "--language", "zh", "--out", str(tmp_path / "cat.html")]) == 0
+    assert (tmp_path / "cat.html").stat().st_size < 5e6
+    page = chromium.new_page()
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"file://{tmp_path / 'cat.html'}")
+    page.wait_for_selector(".toushi[data-ready]")
+    page.keyboard.press("0")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")  # the keys work without a click
+    choose(page, word="猫")
+    values, _, _, data = drawn(page)
+    assert data["step"] == "5" and data["word"] == "猫"
+    np.testing.assert_allclose(values, trace.heat_map("猫", steps=4), **HALF)
+    assert set(asked) <= {"file", "blob", "data"} and not errors
+    load = "() => document.fonts.load(`16px 'Noto Sans SC'`, '猫').then((all) => all.map((font) => font.status))"
+    assert page.evaluate(load) == ["loaded"]  # 汉字 need no font of the machine
+    page.close()

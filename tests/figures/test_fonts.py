@@ -35,6 +35,20 @@ def test_every_character_of_gb2312_can_be_drawn():
     assert fonts.drawable("".join(characters)) == "".join(characters).replace("\u3000", " ")
 
 
+def test_common_traditional_characters_can_be_drawn():
+    """Level 1 of Big5: what is common in Taiwan and Hong Kong."""
+    codes = [
+        bytes([first, second]) for first in range(0xA4, 0xC7) for second in (*range(0x40, 0x7F), *range(0xA1, 0xFF))
+    ]
+    characters = "".join(code.decode("big5", errors="ignore") for code in codes)
+    assert len(characters) > 5400 and fonts.drawable(characters) == characters
+
+
+def test_a_warning_names_what_cannot_be_drawn():
+    with pytest.warns(fonts.MissingGlyphs, match=r"lack 한 \(U\+D55C\), 국 \(U\+AD6D\)"):
+        assert fonts.drawable("한국 cat 한") == "〓〓 cat 〓"
+
+
 def test_every_chinese_character_that_an_experiment_or_a_report_says_can_be_drawn():
     house = Path(fonts.__file__).parents[2]
     files = [file for folder in ("experiments", "reports") for file in (house / folder).rglob("*.*")]

@@ -8,6 +8,8 @@ from packaging.version import Version
 SINCE = {  # the classes that the oldest supported release lacks
     "Flux2KleinPipeline": "0.37",
     "Flux2KleinInpaintPipeline": "0.38",
+    "LongCatImagePipeline": "0.37",
+    "ErnieImagePipeline": "0.38",
     "ZImageControlNetPipeline": "0.37",
     "ZImageControlNetInpaintPipeline": "0.37",
     "ZImageInpaintPipeline": "0.37",

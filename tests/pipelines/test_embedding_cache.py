@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
 from toushi.probe.models.mini_unet import PromptCut
@@ -132,6 +133,23 @@ def test_weights_that_are_changed_after_loading(tmp_path):
     with runs(pipeline) as ran, pytest.warns(NotCached, match="changed since it was loaded"):
         draw(pipeline, steps=1)
     assert ran
+
+
+def test_each_scale_of_a_lora_is_another_text(tmp_path):
+    """The scale of the call is an argument of `encode_prompt`, so it is part of the key."""
+    plain, pipeline = made("stable-diffusion"), kept("stable-diffusion", tmp_path)
+    for each in (plain, pipeline):
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+        each.text_encoder.add_adapter(config, "mine")
+        each.lora_files = {"mine": {"file": "mine.safetensors", "sha256": "0" * 64}}  # as `load` notes it
+    pictures = []
+    for scale in (1.0, 0.3, 1.0, 0.3):
+        with runs(pipeline) as ran:
+            pictures += draw(pipeline, steps=1, cross_attention_kwargs={"scale": scale})
+        assert np.array_equal(pictures[-1], draw(plain, steps=1, cross_attention_kwargs={"scale": scale})[0])
+        assert bool(ran) == (len(pictures) <= 2)
+    assert not np.array_equal(pictures[0], pictures[1])
 
 
 @pytest.mark.parametrize("harm", ["cut", "link", "json"])

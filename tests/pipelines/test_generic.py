@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
+from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made, vae
 from toushi import main
 from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
@@ -18,12 +18,10 @@ from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.trace.open import open_trace
 
 
-def consistency():
-    """Guidance is a number that the model was taught: one text."""
-    base = made("stable-diffusion")
-    unet = type(base.unet)(**{**base.unet.config, "time_cond_proj_dim": 8}).eval().requires_grad_(False)
-    parts = {**base.components, "unet": unet, "scheduler": diffusers.LCMScheduler()}
-    return quiet(diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False))
+def panorama():
+    """A picture that fits its window is drawn in one piece."""
+    parts = made("stable-diffusion").components
+    return quiet(diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False))
 
 
 def perturbed():
@@ -37,10 +35,10 @@ def quiet(pipeline):
     return pipeline
 
 
-@pytest.mark.parametrize("make", [consistency, perturbed])
-def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make, tmp_path):
+@pytest.mark.parametrize(("make", "guidance"), [(panorama, False), (perturbed, True)])
+def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make, guidance, tmp_path):
     torch.manual_seed(0)
-    pipeline, how = make(), {"negative": NEGATIVE, "size": (32, 48)}
+    pipeline, how = make(), {"negative": NEGATIVE, "size": (32, 48), "guidance": guidance}
     how |= {"pag_scale": 0.0} if make is perturbed else {}
     plain = draw(pipeline, **how)[0]
     sites, calls = family_of(pipeline).sites(pipeline), []
@@ -52,7 +50,7 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
     ):
         assert np.array_equal(draw(pipeline, **how)[0], plain)
     trace = open_trace(tmp_path / "run")
-    assert trace.verify() == [] and trace.branches == (["cond"] if make is consistency else ["cond", "uncond"])
+    assert trace.verify() == [] and trace.branches == (["cond", "uncond"] if guidance else ["cond"])
     assert trace.prompt is None and trace.manifest.asked == PROMPT and "by token index" in trace.manifest.family
     assert [t.text for t in trace.tokens()] == [f"#{index}" for index in range(77)] and trace.words() == []
     assert len(trace.sites) == 4
@@ -67,27 +65,28 @@ def test_maps_are_by_token_index_with_a_warning_that_says_what_is_not_known(make
 
 def test_from_the_shell(tmp_path, capsys):
     torch.manual_seed(0)
-    consistency().save_pretrained(tmp_path / "model")
+    panorama().save_pretrained(tmp_path / "model")
     out = str(tmp_path / "run")
-    assert main(["trace", PROMPT, "--model", str(tmp_path / "model"), "--steps", "1", "--out", out]) == 0
+    assert (
+        main(["trace", PROMPT, "--model", str(tmp_path / "model"), "--steps", "1", "--size", "32", "--out", out]) == 0
+    )
     said = capsys.readouterr()
     assert "text of unknown place" in said.out and "by the index of the key" in said.err
 
 
 def test_text_and_image_in_one_sequence_are_refused_with_the_reason(tmp_path):
-    transformer = diffusers.AuraFlowTransformer2DModel(
-        sample_size=8,
-        num_mmdit_layers=1,
-        num_single_dit_layers=1,
+    transformer = diffusers.BriaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
         attention_head_dim=8,
         num_attention_heads=2,
         joint_attention_dim=16,
-        caption_projection_dim=16,
-        pos_embed_max_size=64,
+        axes_dims_rope=(2, 2, 4),
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    pipeline = diffusers.AuraFlowPipeline(None, None, None, transformer, scheduler)
-    with pytest.raises(UnknownFamily, match=r"AuraFlowPipeline.*text and image at once.*not known.*families\.md"):
+    pipeline = diffusers.BriaPipeline(transformer, scheduler, vae(), None, None)
+    with pytest.raises(UnknownFamily, match=r"BriaPipeline.*text and image at once.*not known.*families\.md"):
         record(pipeline, tmp_path / "run")
 
 
@@ -110,7 +109,7 @@ def test_keys_that_are_not_the_text_alone_are_refused(tmp_path):
 def test_a_processor_that_runs_elsewhere_is_refused(tmp_path):
     pipeline = perturbed()
     pipeline.enable_attention_slicing()
-    with pytest.raises(UnreadableAttention, match=r"SlicedAttnProcessor.*set_default_attn_processor"):
+    with pytest.raises(UnreadableAttention, match=r"SlicedAttnProcessor.*set_attn_processor\(AttnProcessor2_0"):
         record(pipeline, tmp_path / "run").__enter__()
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import diffusers
 import torch
 import transformers
+from diffusers.guiders import AdaptiveProjectedMixGuidance
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+from tokenizers.processors import TemplateProcessing
 
 from tests.pipelines.diffusers_since import need
 from tests.pipelines.vocabularies import (
@@ -22,7 +24,7 @@ from tests.pipelines.vocabularies import (
 # Families whose text encoder attends elsewhere, so that only its states are recorded, with the class of the encoder.
 HIDDEN = {"sana": "Gemma2Model", "lumina-2": "Gemma2Model"}
 if int(transformers.__version__.partition(".")[0]) < 5:
-    HIDDEN = {"pixart": "T5EncoderModel", "flux": "T5EncoderModel"}
+    HIDDEN = dict.fromkeys(("pixart", "flux", "chroma"), "T5EncoderModel") | {"auraflow": "UMT5EncoderModel"}
 PROMPT = "一只 red cat on the left, 月亮，moon"
 NEGATIVE = "blue 猫"
 
@@ -82,10 +84,10 @@ def vae(channels: int = 4, levels: int = 2, **more):
 FLOW = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 
 
-def unet(text: int, **more):
+def unet(text: int, channels: int = 4, **more):
     return diffusers.UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
@@ -98,13 +100,13 @@ def unet(text: int, **more):
     )
 
 
-def stable_diffusion():
+def stable_diffusion(**more):
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
         vae=vae(),
         text_encoder=clip(tokenizer),
         tokenizer=tokenizer,
-        unet=unet(16),
+        unet=unet(16, **more),
         scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
@@ -297,12 +299,12 @@ def pixart():
     )
 
 
-def qwen_image():
-    tokenizer = qwen_tokenizer()
+def qwen_vl(tokenizer, layers: int = 2):
+    """Qwen2.5-VL, which reads the prompts of Qwen-Image and LongCat-Image."""
     text = dict(
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),
@@ -311,6 +313,11 @@ def qwen_image():
     )
     vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=16)
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen_image():
+    tokenizer = qwen_tokenizer()
     made = diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=diffusers.AutoencoderKLQwenImage(
@@ -322,7 +329,7 @@ def qwen_image():
             latents_mean=[0.0] * 4,
             latents_std=[1.0] * 4,
         ),
-        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        text_encoder=qwen_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=diffusers.QwenImageTransformer2DModel(
             patch_size=2,
@@ -498,6 +505,212 @@ def flux_2():
     )
 
 
+def packed_transformer(kind: type, channels: int, **more):
+    """A denoiser of FLUX.1's design."""
+    return kind(
+        patch_size=1,
+        in_channels=channels,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4),
+        **more,
+    )
+
+
+def longcat_image():
+    need("LongCatImagePipeline")
+    tokenizer = qwen_tokenizer()
+    made = diffusers.LongCatImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(16, **FLOW),
+        text_encoder=qwen_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=tokenizer,  # of which only its tokenizer is needed here
+        transformer=packed_transformer(diffusers.LongCatImageTransformer2DModel, 64, pooled_projection_dim=16),
+    )
+    made.tokenizer_max_length = 48
+    return made
+
+
+def ovis_image():
+    tokenizer = qwen_tokenizer()
+    config = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, head_dim=8)
+    text_encoder = transformers.Qwen3Model(
+        transformers.Qwen3Config(**config, num_key_value_heads=1, vocab_size=len(tokenizer))
+    )
+    made = diffusers.OvisImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(4, **FLOW),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=packed_transformer(diffusers.OvisImageTransformer2DModel, 16, out_channels=16),
+    )
+    made.user_prompt_begin_id = len(tokenizer(f"<|im_start|>user\n{made.system_prompt}").input_ids)
+    return made
+
+
+def with_bos(tokenizer):
+    """The tokenizer of a language model that reads prompts without a template."""
+    tokenizer.model_max_length = 512
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def ernie_image():
+    need("ErnieImagePipeline")
+    tokenizer = with_bos(mistral_tokenizer())
+    text = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+    )
+    vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28)
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}
+    )
+    transformer = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=24,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=16,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=16,
+        rope_axes_dim=(4, 4, 4),
+    )
+    for layer in (transformer.adaLN_modulation[-1], transformer.final_linear):
+        torch.nn.init.normal_(layer.weight, std=0.1)  # they begin with zeros, and then nothing reads the text
+    return diffusers.ErnieImagePipeline(
+        transformer=transformer,
+        vae=flux_2_components()["vae"],
+        text_encoder=transformers.Mistral3Model(config),
+        tokenizer=tokenizer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def cogview_4():
+    tokenizer = with_bos(mistral_tokenizer())
+    config = transformers.GlmConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return diffusers.CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.GlmModel(config),
+        vae=vae(4, **FLOW),
+        transformer=diffusers.CogView4Transformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=8,
+            condition_dim=4,
+            pos_embed_max_size=16,
+            sample_size=16,
+            rope_axes_dim=(16, 16),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def chroma():
+    tokenizer = t5_tokenizer()
+    return diffusers.ChromaPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(4, **FLOW),
+        text_encoder=t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=packed_transformer(
+            diffusers.ChromaTransformer2DModel,
+            16,
+            approximator_num_channels=8,
+            approximator_hidden_dim=8,
+            approximator_layers=1,
+        ),
+    )
+
+
+def auraflow():
+    tokenizer = t5_tokenizer()
+    config = transformers.UMT5Config(
+        d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2, vocab_size=len(tokenizer), pad_token_id=0
+    )
+    return diffusers.AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.UMT5EncoderModel(config),
+        vae=vae(),
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            out_channels=4,
+            pos_embed_max_size=256,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def hunyuan_image(refiners: int = 1):
+    tokenizer = qwen_tokenizer()
+    glyphs = transformers.ByT5Tokenizer()
+    made = diffusers.HunyuanImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=2,
+            sample_size=32,
+            scaling_factor=0.5,
+        ),
+        text_encoder=qwen_vl(tokenizer, layers=4),  # the states of the last but two go on
+        tokenizer=tokenizer,
+        text_encoder_2=t5(glyphs),
+        tokenizer_2=glyphs,
+        transformer=diffusers.HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=2,
+            num_refiner_layers=refiners,
+            text_embed_dim=16,
+            text_embed_2_dim=16,
+            rope_axes_dim=(4, 4),
+        ),
+        guider=AdaptiveProjectedMixGuidance(),
+    )
+    made.tokenizer_max_length, made.tokenizer_2_max_length = 96, 32
+    made.prompt_template_encode_start_idx = _template_length(tokenizer, made.prompt_template_encode)
+    return made
+
+
 MAKERS: dict[str, Callable] = {
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-xl": stable_diffusion_xl,
@@ -512,6 +725,13 @@ MAKERS: dict[str, Callable] = {
     "flux-2": flux_2,
     "flux-2-klein": flux_2_klein,
     "qwen-image": qwen_image,
+    "longcat-image": longcat_image,
+    "ovis-image": ovis_image,
+    "ernie-image": ernie_image,
+    "hunyuan-image": hunyuan_image,
+    "cogview-4": cogview_4,
+    "chroma": chroma,
+    "auraflow": auraflow,
 }
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
 PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
@@ -534,14 +754,17 @@ def made(name: str, **how):
     return pipeline
 
 
-LENGTHS = {"ZImage": 96, "Flux2Klein": 96, "Flux2Pipeline": 352, "Lumina2": 288}
+LENGTHS = {"ZImage": 96, "Ovis": 96, "Flux2Klein": 96, "Flux2Pipeline": 352, "Lumina2": 288}
 
 
 def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=True, negative=None, **named):
     """Pictures in few steps, with what this pipeline calls guidance on or off."""
     height, width = scaled(pipeline, size)
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    if "true_cfg_scale" in parameters:
+    if getattr(pipeline, "guider", None) is not None:  # guidance is no argument of the call
+        pipeline.guider._enabled = guidance
+        named |= {"negative_prompt": negative}
+    elif "true_cfg_scale" in parameters:
         named |= {"true_cfg_scale": 3.0, "negative_prompt": negative or " "} if guidance else {"true_cfg_scale": 1.0}
     else:
         named |= {"guidance_scale": 3.0 if guidance else 0.0}
@@ -549,7 +772,12 @@ def draw(pipeline, prompt=PROMPT, *, size=(32, 32), seed=0, steps=2, guidance=Tr
             named |= {"negative_prompt": negative}
     if isinstance(prompt, list) and isinstance(named.get("negative_prompt"), str):
         named["negative_prompt"] = [named["negative_prompt"]] * len(prompt)
-    for name, value in (("use_resolution_binning", False), ("clean_caption", False), ("max_sequence_length", 48)):
+    for name, value in (
+        ("use_resolution_binning", False),
+        ("clean_caption", False),
+        ("max_sequence_length", 48),
+        ("enable_prompt_rewrite", False),
+    ):
         if name in parameters:
             named.setdefault(name, value)
     for name, length in LENGTHS.items():

@@ -4,10 +4,13 @@ import inspect
 
 import diffusers
 import numpy as np
+import torch
+import transformers
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 
 from tests.pipelines.diffusers_since import need
-from tests.pipelines.tiny import made, scaled
+from tests.pipelines.tiny import clip, made, scaled
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -75,13 +78,60 @@ def z_image_control(channels: int):
     return control
 
 
+def adapter(pipeline):
+    """Of the T2I kind: convolutions, whose states are added to those of the U-Net."""
+    channels = list(pipeline.unet.config.block_out_channels)
+    return {"adapter": diffusers.T2IAdapter(3, channels, num_res_blocks=1, downscale_factor=2)}
+
+
+def unclip_parts(pipeline):
+    """The noise of StableUnCLIP's picture embedding, and the model that makes this embedding."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        image_size=32, patch_size=16, projection_dim=16,
+    )  # fmt: skip
+    tokenizer = pipeline.tokenizer
+    prior = diffusers.PriorTransformer(
+        num_attention_heads=1, attention_head_dim=8, num_layers=1, embedding_dim=16, num_embeddings=77
+    )
+    for name in ("clip_mean", "clip_std"):
+        torch.nn.init.ones_(getattr(prior, name))
+    return {
+        "image_normalizer": StableUnCLIPImageNormalizer(embedding_dim=16),
+        "image_noising_scheduler": diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        "feature_extractor": transformers.CLIPImageProcessorPil(size=32, crop_size=32),
+        "image_encoder": transformers.CLIPVisionModelWithProjection(config),
+        "prior": prior,
+        "prior_tokenizer": tokenizer,
+        "prior_text_encoder": clip(tokenizer, 16, projection=16),
+        "prior_scheduler": diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
+    }
+
+
+def depth_parts(pipeline):
+    """The depth map is given, so nothing estimates it."""
+    return {"depth_estimator": None, "feature_extractor": None}
+
+
+def lcm_scheduler(pipeline):
+    return {"scheduler": diffusers.LCMScheduler()}
+
+
 ALONE, FROM, INTO, ALONG, BESIDE = "", "from an image", "into a hole", "along an image", "beside an image"
+DEPTH = "from an image and its depth"
 VARIANTS = {  # class -> family, what it takes, and how its control network is made
     "StableDiffusionImg2ImgPipeline": ("stable-diffusion", FROM, None),
     "StableDiffusionInpaintPipeline": ("stable-diffusion", INTO, None),
     "StableDiffusionControlNetPipeline": ("stable-diffusion", ALONG, unet_control),
     "StableDiffusionControlNetImg2ImgPipeline": ("stable-diffusion", f"{ALONG}, {FROM}", unet_control),
     "StableDiffusionControlNetInpaintPipeline": ("stable-diffusion", f"{ALONG}, {INTO}", unet_control),
+    "StableDiffusionAdapterPipeline": ("stable-diffusion", ALONG, None),
+    "StableDiffusionDepth2ImgPipeline": ("stable-diffusion", DEPTH, None),
+    "StableUnCLIPPipeline": ("stable-diffusion", ALONE, None),
+    "StableUnCLIPImg2ImgPipeline": ("stable-diffusion", BESIDE, None),
+    "LatentConsistencyModelPipeline": ("stable-diffusion", ALONE, None),
+    "LatentConsistencyModelImg2ImgPipeline": ("stable-diffusion", FROM, None),
+    "StableDiffusionXLAdapterPipeline": ("stable-diffusion-xl", ALONG, None),
     "StableDiffusionXLImg2ImgPipeline": ("stable-diffusion-xl", FROM, None),
     "StableDiffusionXLInpaintPipeline": ("stable-diffusion-xl", INTO, None),
     "StableDiffusionXLControlNetPipeline": ("stable-diffusion-xl", ALONG, unet_control),
@@ -103,6 +153,9 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "FluxControlNetImg2ImgPipeline": ("flux", f"{ALONG}, {FROM}", flux_control),
     "FluxControlNetInpaintPipeline": ("flux", f"{ALONG}, {INTO}", flux_control),
     "FluxControlPipeline": ("flux", ALONG, None),
+    "FluxControlImg2ImgPipeline": ("flux", f"{ALONG}, {FROM}", None),
+    "FluxControlInpaintPipeline": ("flux", f"{ALONG}, {INTO}", None),
+    "FluxKontextInpaintPipeline": ("flux", f"{BESIDE}, {INTO}", None),
     "FluxFillPipeline": ("flux", INTO, None),
     "FluxKontextPipeline": ("flux", BESIDE, None),
     "Flux2KleinInpaintPipeline": ("flux-2-klein", INTO, None),
@@ -110,13 +163,33 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "QwenImageInpaintPipeline": ("qwen-image", INTO, None),
     "QwenImageControlNetPipeline": ("qwen-image", ALONG, qwen_control),
     "PixArtAlphaPipeline": ("pixart", ALONE, None),
+    "ChromaImg2ImgPipeline": ("chroma", FROM, None),
 }
 
 
+UNCLIP = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 32}
 OWN_MODELS = {  # what the family's tiny models do not have
+    "StableDiffusionDepth2ImgPipeline": {"channels": 5},  # the depth lies beside the latents
+    "LatentConsistencyModelPipeline": {"time_cond_proj_dim": 8},  # guidance is an input of the U-Net
+    "LatentConsistencyModelImg2ImgPipeline": {"time_cond_proj_dim": 8},
+    "StableUnCLIPPipeline": UNCLIP,
+    "StableUnCLIPImg2ImgPipeline": UNCLIP,
     "StableDiffusion3InpaintPipeline": {"channels": 16},  # it insists on the released number
     "FluxControlPipeline": {"channels": 32},  # the control image lies beside the latents
+    "FluxControlImg2ImgPipeline": {"channels": 32},
+    "FluxControlInpaintPipeline": {"channels": 32},
     "FluxFillPipeline": {"channels": 48},  # the image without the hole, and the hole
+}
+
+
+OWN_PARTS = {  # what else the pipeline is made of
+    "StableDiffusionAdapterPipeline": adapter,
+    "StableDiffusionXLAdapterPipeline": adapter,
+    "StableDiffusionDepth2ImgPipeline": depth_parts,
+    "StableUnCLIPPipeline": unclip_parts,
+    "StableUnCLIPImg2ImgPipeline": unclip_parts,
+    "LatentConsistencyModelPipeline": lcm_scheduler,
+    "LatentConsistencyModelImg2ImgPipeline": lcm_scheduler,
 }
 
 
@@ -128,6 +201,9 @@ def variant(name: str):
     components = dict(base.components)
     if control is not None:
         components["controlnet"] = control(base).eval().requires_grad_(False)
+    for part, component in OWN_PARTS.get(name, lambda base: {})(base).items():
+        is_module = isinstance(component, torch.nn.Module)
+        components[part] = component.eval().requires_grad_(False) if is_module else component
     if "safety_checker" in components:
         components["requires_safety_checker"] = False
     kind = getattr(diffusers, name)
@@ -151,7 +227,9 @@ def given(name: str, pipeline, size: tuple[int, int]) -> dict:
         found |= {"image": picture(size), "mask_image": hole(size)}
     if FROM in takes or BESIDE in takes:
         found["image"] = picture(size)
-    if BESIDE in takes:
+    if takes == DEPTH:
+        found |= {"image": picture(size), "depth_map": torch.rand(1, *size, generator=torch.Generator().manual_seed(0))}
+    if "_auto_resize" in known:
         found |= {"_auto_resize": False, "max_area": size[0] * size[1]}  # else about a million pixels
     if "strength" in known:
         found["strength"] = 0.5

@@ -63,3 +63,18 @@ def test_a_model_is_told_by_its_folder_or_hub_id_never_by_a_path_of_this_machine
         assert told(source) == ("flux", None)
     assert told("/home/me/hub/models--owner--flux/snapshots/0a1b") == ("owner/flux", "0a1b")
     assert told("owner/flux") == ("owner/flux", None) and told("") == ("Pipeline", None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/bin/toushi", "trace", "猫"], ["toushi", "trace", "猫"]),
+        (["/site-packages/toushi/__main__.py", "trace", "猫"], ["toushi", "trace", "猫"]),
+        (["toushi", "trace", "--model", "https://me:abc@x/y"], ["toushi", "trace", "--model", "https://(secret)@x/y"]),
+        (["train.py", "--password", "abc"], None),
+        (["/home/me/toushi.py"], None),
+        ([], None),
+    ],
+)
+def test_only_our_own_command_is_kept(argv, command):
+    assert provenance.command_line(argv) == command

@@ -55,6 +55,8 @@ def alike(one, two):
             assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
     ignored = {"argv", "files", "git"}
     first, second = ({k: v for k, v in trace.manifest.as_dict().items() if k not in ignored} for trace in (one, two))
+    for manifest in (first, second):
+        manifest["arguments"].pop("callback", None)  # the one that broke the run off
     assert first == second
 
 

@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from toushi.probe.text.alignment import (
     UnknownWord,
     UnreadablePrompt,
     Word,
+    _simplified_forms,
     find_word,
     segment,
     segmenter,
@@ -53,6 +55,8 @@ def test_every_letter_and_digit_belongs_to_a_word(prompt):
         ("T恤 café cafe\u0301 Привет 한국", ["T恤", "café", "cafe\u0301", "Привет", "한국"]),
         ("a cat's hot-dog. 3.5米", ["a", "cat", "'s", "hot-dog", "3.5", "米"]),
         ("ＡＢＣ１２", ["ＡＢＣ１２"]),
+        ("1,000元 at 12:30, 1/2 or 1,2", ["1,000", "元", "at", "12:30", "1/2", "or", "1", "2"]),
+        ("well\u2011known black-and-white", ["well\u2011known", "black-and-white"]),
     ],
 )
 def test_segment(prompt, expected):
@@ -134,8 +138,9 @@ def test_nonsense_is_refused_with_our_own_error(asked):
 def test_every_word_can_be_asked_for(prompt):
     words, seen = segment(prompt), {}
     for word in words:
-        seen[word.text] = seen.get(word.text, 0) + 1
-        asked = f"{word.text}#{seen[word.text]}"
+        text = unicodedata.normalize("NFC", word.text)
+        seen[text] = seen.get(text, 0) + 1
+        asked = f"{word.text}#{seen[text]}"
         assert find_word(prompt, words, asked) == word.span
         assert find_word(prompt, words, word) == find_word(prompt, words, word.span) == word.span
 
@@ -146,7 +151,17 @@ def test_find_gives_a_span_of_that_text_or_our_own_error(prompt, asked):
         start, end = look(prompt, asked)
     except ToushiError:
         return
-    assert prompt[start:end] == asked or asked.startswith(prompt[start:end] + "#")
+    found, asked = (unicodedata.normalize("NFC", text) for text in (prompt[start:end], asked))
+    assert found == asked or asked.startswith(found + "#")
+
+
+@pytest.mark.parametrize("word", ["cafe\u0301", "한국", "\U0002f800"])
+def test_canonically_equal_text_is_found(word):
+    forms = {word, *(unicodedata.normalize(form, word) for form in ("NFC", "NFD"))}
+    assert len(forms) > 1
+    for written in forms:
+        for asked in forms:
+            assert look(f"{written} left", asked) == (0, len(written))
 
 
 # --- shares ---------------------------------------------------------------------------------------------
@@ -184,3 +199,16 @@ def test_words_and_gaps_share_out_all_mass_of_a_real_prompt(prompt, tokenizer):
 def test_no_torch_and_no_segmenter_until_needed():
     code = "import sys, toushi.probe.text.alignment; assert not {'torch', 'rjieba', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_traditional_characters_are_words_as_the_simplified_are():
+    """Character for character, so that spans stay; a simplified prompt is never changed."""
+    for traditional, simplified in [
+        ("左邊是貓，右邊是月亮", "左边是猫，右边是月亮"),
+        ("河邊的銀行", "河边的银行"),
+        ("一隻紅色的貓頭鷹在夜裡飛", "一只红色的猫头鹰在夜里飞"),
+    ]:
+        found = segment(traditional)
+        assert [word.span for word in found] == [word.span for word in segment(simplified)]
+        assert all(word.text == traditional[word.start : word.end] for word in found)
+    assert not any(chr(character).encode("gb2312", "ignore") for character in _simplified_forms())

@@ -57,7 +57,9 @@ def test_npz_is_what_the_reader_gives(tmp_path, keep):
             assert one["steps"] == ([2] if keep == "sum" else [0, 1, 2])
             assert name == f"{one['branch']}/{one['word']}/{'x'.join(map(str, expected.shape[-2:]))}"
             assert data[name].dtype == np.float32 and np.array_equal(data[name][:, 0], expected)
-    assert about["summed"] == ({"cond": 3, "uncond": 3} if keep == "sum" else None)
+    sites = [name for name, about_site in trace.sites.items() if about_site.kind == "cross"]
+    counts = dict.fromkeys(sites, 3)
+    assert about["summed"] == ({"cond": counts, "uncond": counts} if keep == "sum" else None)
 
 
 def test_the_steps_that_were_summed_are_counted_for_each_branch(tmp_path):
@@ -67,7 +69,8 @@ def test_the_steps_that_were_summed_are_counted_for_each_branch(tmp_path):
             tensors = run.tensors(step)
             writer.write_step(step, {k: v for k, v in tensors.items() if step < 2 or "uncond" not in k})
     done = export(open_trace(tmp_path / "run"), "npz", tokens=True)
-    assert done.about["summed"] == {"cond": 4, "uncond": 2}
+    counts = {branch: set(by_site.values()) for branch, by_site in done.about["summed"].items()}
+    assert counts == {"cond": {4}, "uncond": {2}}
 
 
 def test_tokens_leave_nothing_out(tmp_path):
@@ -93,7 +96,7 @@ def test_a_row_of_the_table_is_a_value_of_the_map(tmp_path, monkeypatch, keep, r
     trace = traced(tmp_path, keep=keep, steps=2, sites=sites)
     done = export(trace, "parquet", words=["猫", "月亮"])
     found = table(done.path)
-    assert list(found) == ["step", "branch", "layer", "grid", "head", "word", "y", "x", "value"]
+    assert list(found) == ["step", "branch", "layer", "grid", "head", "word", "unknown", "y", "x", "value"]
     for (layer, grid), one in found.groupby(["layer", "grid"], observed=True):
         assert grid == f"{one.y.max() + 1}x{one.x.max() + 1}", layer
     assert f"{len(found):,}" in done.what
@@ -119,7 +122,7 @@ def test_a_row_of_the_table_is_a_value_of_the_map(tmp_path, monkeypatch, keep, r
 def test_the_table_of_tokens(tmp_path):
     trace = traced(tmp_path, steps=1)
     found = table(export(trace, "parquet", tokens=True).path)
-    assert list(found) == ["step", "branch", "layer", "grid", "head", "token", "text", "y", "x", "value"]
+    assert list(found) == ["step", "branch", "layer", "grid", "head", "token", "text", "unknown", "y", "x", "value"]
     sums = found.groupby(["step", "branch", "layer", "head", "y", "x"], observed=True)["value"].sum()
     assert np.allclose(sums, 1, atol=1e-3) and len(sums) == 2 * (2 * 32 + 4 * 8)
     texts = found[found["branch"] == "cond"].drop_duplicates("token").set_index("token")["text"]

@@ -56,7 +56,7 @@ def changed(raw, path: str, value) -> dict:
         ("branches", [], "branches must be an object; [] is there."),
         ("branches", {"Cond": {}}, "branches.Cond must be text that matches ^[a-z_]{1,32}$; 'Cond' is there."),
         ("branches/cond/tokens", ..., "branches.cond.tokens must be there; nothing is there."),
-        ("branches/cond/tokens/1/kind", "bos", "branches.cond.tokens[1].kind must be 'text', 'template', "),
+        ("branches/cond/tokens/1/kind", "bos", "branches.cond.tokens[1].kind must be 'text', 'unknown', 'template', "),
         ("branches/cond/tokens/1/span", [0, 99], "branches.cond.tokens[1].span must be within the 12 characters"),
         ("branches/cond/tokens/1/span", [0, "1"], "branches.cond.tokens[1].span[1] must be a whole number; '1' is"),
         ("branches/cond/tokens/1/span", [0], "branches.cond.tokens[1].span[1] must be there; nothing is there."),

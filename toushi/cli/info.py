@@ -1,6 +1,7 @@
 """`toushi info`: describes a trace, or lists a folder of traces."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
     from toushi.probe.trace.encoder_trace import EncoderTrace
-    from toushi.probe.trace.manifest import Lora
+    from toushi.probe.trace.manifest import Lora, Manifest
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,17 @@ class Info:
             ("size", "x".join(map(str, manifest.size or [])) or None),
             *(
                 (name, getattr(manifest, name))
-                for name in ("seed", "sampler", "guidance", "device", "dtype", "kernel", "threads")
+                for name in ("seed", "sampler", "guidance", "device", "dtype", "autocast", "kernel", "threads")
             ),
+            ("", "(the generator was used before: generator_state)" if manifest.generator_state else None),
             ("real guidance", manifest.true_guidance),
+            ("strength", manifest.strength),
+            (
+                "picture",
+                f"{(manifest.batch_index or 0) + 1} of {batch}" if (batch := manifest.batch or 1) > 1 else None,
+            ),
+            ("arguments", argument_line(manifest.arguments or {})),
+            *component_rows(manifest),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
             *(("not recorded", f"{site}: {why}") for site, why in (manifest.not_recorded or {}).items()),
@@ -99,4 +108,36 @@ def describe_texts(trace: "EncoderTrace") -> str:
 
 
 def lora_line(lora: "Lora") -> str:
-    return f"{lora.file or lora.name} x {lora.scale}{'' if lora.on else ' (off)'}"
+    return f"{lora.file or lora.name} x {lora.scale}{' (fused)' if lora.fused else '' if lora.on else ' (off)'}"
+
+
+def argument_line(arguments: Mapping[str, object]) -> str:
+    """The arguments of the sampling call, each in a few characters. Prompts and seed have rows of their own."""
+    names = [name for name in arguments if name not in ("prompt", "negative_prompt", "negative", "generator", "seed")]
+    return ", ".join(f"{name}={limit_length(brief_value(arguments[name]), 60)}" for name in names)
+
+
+def brief_value(value: object) -> str:
+    """A value of the manifest as text. Of a tensor or a picture the type and the first characters of the checksum."""
+    if isinstance(value, dict) and "type" in value:
+        return " ".join(
+            str(value[key])[: 40 if key != "sha256" else 12] for key in ("type", "name", "sha256") if key in value
+        )
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def component_rows(manifest: "Manifest") -> list[tuple[str, str]]:
+    """A row for each module of the model, and one for the scheduler: class and what it computes with."""
+    rows = []
+    for name, part in (manifest.components or {}).items():
+        sample = part.weights_sample_sha256
+        facts = [part.type, part.dtype, sample and f"weights {sample[:12]}", "compiled" if part.compiled else None]
+        if part.settings is None and name == "scheduler":
+            facts += [
+                f"{key} {brief_value(value)}"
+                for key, value in (part.config or {}).items()
+                if value not in (None, False)
+            ]
+        if part.settings is not None or name == "scheduler":
+            rows.append((name, ", ".join(filter(None, facts))))
+    return rows

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import tyro
 
+from toushi.cli.check import Check
 from toushi.cli.compare import Compare
 from toushi.cli.demo import Demo
 from toushi.cli.doctor import Doctor
@@ -56,6 +57,7 @@ COMMANDS = {
     "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
+    "check": Check,
     "info": Info,
     "verify": Verify,
     "export": Export,

@@ -91,6 +91,9 @@ pipeline in Python: with record(pipeline, FOLDER)."""
     """Record only this step, or the steps of this slice: 5:11 means 5 to 10. Steps count from 0."""
     branches: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Record only these branches: cond (the prompt), uncond (the negative prompt). If not given, all."""
+    concepts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")] = ()
+    """Ask the picture about these texts, too, which are not in the prompt: dog, or 银行@河边的银行 for a word in another
+    text. Their maps are the branch "concepts". The picture stays the same. For models with cross-attention."""
     pads: bool = False
     """Keep each padding column, not only their sum."""
     budget: str | None = None
@@ -140,11 +143,6 @@ pipeline in Python: with record(pipeline, FOLDER)."""
         from toushi.probe.pipelines.load import load_model
 
         edits = read_edits(self.edits)
-        if loading.compile and not self.no_record:
-            print(
-                "toushi: warning: --compile has an effect only with --no-record; recorded steps run uncompiled",
-                file=sys.stderr,
-            )
         model = load_model(self.model, loading)
         loaded = time.perf_counter()
         check_arguments(model, self.negative, self.guidance, self.sampler, size)
@@ -221,6 +219,7 @@ pipeline in Python: with record(pipeline, FOLDER)."""
 
         choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
         choice |= {"steps": checked_steps(self.record_steps), "branches": self.branches or None, "pads": self.pads}
+        choice |= {"concepts": self.concepts}
         choice |= {} if self.budget is None else {"budget": parse_bytes(self.budget, "--budget")}
         with record(model, folder, overwrite=self.overwrite, **choice) as recording:
             for index, prompt in enumerate(prompts):
@@ -284,7 +283,7 @@ pipeline in Python: with record(pipeline, FOLDER)."""
             )
 
     def check_no_record(self) -> None:
-        default, names = Trace(), ("keep", "sites", "words", "record_steps", "branches", "pads", "budget")
+        default, names = Trace(), ("keep", "sites", "words", "record_steps", "branches", "concepts", "pads", "budget")
         options = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != getattr(default, name)]
         if self.no_record and options:
             raise ToushiError(f"--no-record keeps no map; remove {', '.join(options)}")

@@ -10,6 +10,7 @@ from toushi.cli.terminal import limit_length, printable, table
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.trace.output_dir import reason
 from toushi.probe.trace.trace_errors import WriteFailed
+from toushi.probe.trace.trace_format import CONCEPTS
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
-    """The summary of the trace as text. Draws words.png into the folder."""
+    """The summary of the trace as text. Draws words.png into the folder, and concepts.png if it has concepts."""
     from toushi.probe.figures.style import save
     from toushi.probe.figures.words_figure import words_figure, words_to_draw
     from toushi.probe.trace.open import open_trace
@@ -27,12 +28,16 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     trace = open_trace(folder)
     manifest = trace.manifest
     has_maps = any(site.kind == "cross" for site in trace.sites.values())
-    asked = words_to_draw(trace, words, "cond") if has_maps else []
-    maps = [trace.heat_map(word) for word in asked]
-    figure = folder / "words.png"
+    tables, figures = [], {"words": folder / "words.png"} if has_maps else {}
+    figures |= {CONCEPTS: folder / "concepts.png"} if CONCEPTS in trace.branches else {}
+    figure = folder
     try:
-        if has_maps:
-            save(words_figure(trace, asked, maps=maps), figure)
+        for name, figure in figures.items():
+            branch, chosen = ("cond", words) if name == "words" else (CONCEPTS, None)
+            asked = words_to_draw(trace, chosen, branch)
+            maps = [trace.heat_map(word, branch=branch) for word in asked]
+            save(words_figure(trace, asked, branch=branch, maps=maps), figure)
+            tables += [summarize_words(trace, asked, maps, branch), ""]
     except OSError as error:
         figure.unlink(missing_ok=True)
         why = f"{reason(error)}. The trace is finished and can be read (toushi info {shlex.quote(str(folder))})"
@@ -54,7 +59,8 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     blocked = manifest.safety == "blocked"
     picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
     files = [("picture", picture)]
-    files.append(("words", str(figure) if has_maps else "none: no attention of the picture to the text was recorded"))
+    none = {"words": "none: no attention of the picture to the text was recorded"}
+    files += [(name, str(figure)) for name, figure in (figures or none).items()]
     files.append(("trace", f"{folder}  ({format_bytes(size)}; open it with: toushi view {shlex.quote(str(folder))})"))
     files.append(("kept", describe_keep(trace)))
     edits = len(manifest.edits or [])
@@ -67,8 +73,7 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
             limit_length(printable("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
             run,
             "",
-            summarize_words(trace, asked, maps),
-            "",
+            *tables,
             summarize_others(trace),
             "",
             table(files),
@@ -88,21 +93,28 @@ def describe_keep(trace: "Trace") -> str:
     return names[trace.keep] + (" (chosen by size; --keep chooses otherwise)" if automatic else "")
 
 
-def summarize_words(trace: "Trace", words: Sequence["Word"], maps: Sequence["DataArray"]) -> str:
-    """A row for each word: its share of the attention, and the place of its map in the picture.
+def summarize_words(trace: "Trace", words: Sequence["Word"], maps: Sequence["DataArray"], branch: str = "cond") -> str:
+    """A row for each word or concept: its share of the attention, and the place of its map in the picture.
 
     The centre is that of the part above the map's mean; (0, 0) is the top left corner, (1, 1) the bottom right one.
     """
     from toushi.probe.analysis.maps import above_mean, centre_of_mass, entropy, mass, peak
     from toushi.probe.figures.style import percent
+    from toushi.probe.figures.words_figure import UNKNOWN_MARK, UNKNOWN_WORDS
     from toushi.probe.text.alignment import word_labels
 
-    rows = [("word", "share", "place", "centre y, x", "peak y, x")]
-    for heat, name in zip((heat_map.values for heat_map in maps), word_labels(words, trace.words())):
+    unknown = set(trace.unknown_words(branch))
+    rows = [("concept" if branch == CONCEPTS else "word", "share", "place", "centre y, x", "peak y, x")]
+    for word, heat_map, name in zip(words, maps, word_labels(words, trace.words(branch))):
+        heat = heat_map.values
         (y, x), top = centre_of_mass(above_mean(heat)), peak(heat)
         place = name_place(float(y), float(x), float(entropy(heat)))
+        name += UNKNOWN_MARK * (word in unknown)
         rows.append((name, percent(float(mass(heat))), place, f"{y:.2f}, {x:.2f}", f"{top[0]:.2f}, {top[1]:.2f}"))
-    return table(rows, right=(1,)) if words else "no word of the prompt was recorded"
+    if not words:
+        return "no word of the prompt was recorded"
+    note = f"\n{UNKNOWN_MARK} {UNKNOWN_WORDS.en}" if unknown & set(words) else ""
+    return table(rows, right=(1,)) + note
 
 
 def summarize_others(trace: "Trace") -> str:
@@ -112,9 +124,10 @@ def summarize_others(trace: "Trace") -> str:
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
     words, besides = trace.words(), {}
     for token, share in zip(trace.places(), shares.values.tolist()):
-        if token.kind == "text" and token.span is None:
+        is_text = token.kind in ("text", "unknown")
+        if is_text and token.span is None:
             name = "text of unknown place"
-        elif token.span is not None and token.kind == "text":
+        elif token.span is not None and is_text:
             start, end = token.span
             name = None if any(word.start < end and start < word.end for word in words) else "punctuation"
         else:

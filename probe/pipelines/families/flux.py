@@ -21,7 +21,8 @@ from toushi.probe.pipelines.tensor_values import read_once
 def grid_of_ids(ids: Tensor) -> tuple[int, int]:
     """The ids [..., 3 or 4] of image cells are (time, y, x, …). Cells of reference pictures have later times."""
     ids = ids.reshape(-1, ids.shape[-1])
-    rows, columns = (ids[ids[:, 0] == 0, 1:3].amax(0).long() + 1).tolist()
+    own = ids[ids[:, 0] == ids[0, 0], 1:3]  # LongCat-Image begins at time 1, and at y and x behind the text
+    rows, columns = ((own.amax(0) - own.amin(0)).long() + 1).tolist()
     return rows, columns
 
 
@@ -60,13 +61,16 @@ FLUX = diffusers_family(
     "FluxInpaintPipeline",
     "FluxFillPipeline",
     "FluxKontextPipeline",
+    "FluxKontextInpaintPipeline",
     "FluxControlPipeline",
+    "FluxControlImg2ImgPipeline",
+    "FluxControlInpaintPipeline",
     "FluxControlNetPipeline",
     "FluxControlNetImg2ImgPipeline",
     "FluxControlNetInpaintPipeline",
     text_encoders=("text_encoder_2",),
     text_encoder="text_encoder_2",
-    **prompts_in_two_calls([PromptPart(("text_encoder_2",), ("prompt_2", "prompt"))], states_of),
+    **prompts_in_two_calls([PromptPart(("text_encoder_2",))], states_of),
     **t5_encoder("text_encoder_2"),
     check=require_sdpa_processors("FluxAttnProcessor"),
     unrecorded_attention={

@@ -10,13 +10,8 @@ from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, diffusers_family
 from toushi.probe.pipelines.families.flux import PACKED, states_of
 from toushi.probe.pipelines.family import EncodePromptCall
-from toushi.probe.pipelines.prompt_tokens import (
-    PROMPT_MARK,
-    PromptPart,
-    prompts_in_two_calls,
-    qwen3_template,
-    split_template,
-)
+from toushi.probe.pipelines.prompt_templates import PROMPT_MARK, qwen3_template, split_template
+from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
 
 CHECK = require_sdpa_processors("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor")
 

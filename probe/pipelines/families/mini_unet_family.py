@@ -32,7 +32,7 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
     texts = {"cond": positive} if negative is None else {"cond": positive, "uncond": negative}
     return {
         branch: [
-            EncodedPrompt(encoding.prompt, encoding.ids, encoding.tokens, states)
+            EncodedPrompt(encoding.prompt, encoding.ids, encoding.tokens, states, encoding.cut)
             for encoding, states in zip(text.encodings, _real_columns(text))
         ]
         for branch, text in texts.items()
@@ -42,7 +42,9 @@ def _encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
 def _tokens_of_encoder_call(call: EncodePromptCall, index: int) -> tuple[str, list[PromptTokens]]:
     branch, prompts = (("cond", call.arguments["prompts"]), ("uncond", call.arguments["negatives"]))[index]
     encodings = map(call.model.tokenizer.encode, prompts)
-    return branch, [PromptTokens(encoding.prompt, encoding.ids, encoding.tokens) for encoding in encodings]
+    return branch, [
+        PromptTokens(encoding.prompt, encoding.ids, encoding.tokens, encoding.cut) for encoding in encodings
+    ]
 
 
 def _real_columns(text: PromptBatch) -> list[Tensor]:

@@ -12,13 +12,8 @@ from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, diffusers_fami
 from toushi.probe.pipelines.families.flux import unpack_latents
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.private_api import qwen_image_masks_text
-from toushi.probe.pipelines.prompt_tokens import (
-    PROMPT_MARK,
-    PromptPart,
-    prompts_in_two_calls,
-    real_columns,
-    split_template,
-)
+from toushi.probe.pipelines.prompt_templates import PROMPT_MARK, split_template
+from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls, real_columns
 
 TEMPLATE_TOKENS = 5  # of the template behind the prompt
 
@@ -44,8 +39,9 @@ def template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
 
 
 def column_positions(call: EncodePromptCall, count: int) -> range:
-    """All positions behind the system message."""
-    return range(call.model.prompt_template_encode_start_idx, count)
+    """The positions behind the system message, up to `max_sequence_length`."""
+    start = call.model.prompt_template_encode_start_idx
+    return range(start, min(count, start + call.arguments.get("max_sequence_length", 1024)))
 
 
 QWEN_IMAGE = diffusers_family(

@@ -17,6 +17,7 @@ SDXL = diffusers_family(
     "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusionXLAdapterPipeline",
     text_encoders=("text_encoder", "text_encoder_2"),
     **prompts_in_one_call([PromptPart(("text_encoder", "text_encoder_2"))], unmasked_states),
     unrecorded_attention={"text_encoder_2.*": SECOND_ENCODER},

@@ -8,7 +8,7 @@ Image: every cell of the latents is a query, on the latents' own grid and on coa
 from typing import Any
 
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.diffusers_family import EncoderPaths, diffusers_family
+from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, EncoderPaths, diffusers_family
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_one_call, unmasked_states
 
@@ -38,6 +38,17 @@ STABLE_DIFFUSION = diffusers_family(
     "StableDiffusionControlNetPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionAdapterPipeline",
+    "StableDiffusionDepth2ImgPipeline",
+    "StableUnCLIPPipeline",
+    "StableUnCLIPImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+    unrecorded_attention={
+        "depth_estimator.*": PICTURE_ONLY,
+        "prior.*": "it makes the embedding of a picture from the prompt, before the denoiser runs",
+        "prior_text_encoder.*": "only the prior reads its states",
+    },
     **prompts_in_one_call([PromptPart()], unmasked_states),
     **UNET,
     **CLIP,

@@ -31,7 +31,7 @@ STABLE_DIFFUSION_3 = diffusers_family(
     "StableDiffusion3ControlNetInpaintingPipeline",
     text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
     **prompts_in_one_call(
-        [PromptPart(("text_encoder", "text_encoder_2")), PromptPart(("text_encoder_3",), ("prompt_3", "prompt"))],
+        [PromptPart(("text_encoder", "text_encoder_2")), PromptPart(("text_encoder_3",))],
         unmasked_states,
     ),
     embeddings="text_encoder.text_model.embeddings",

@@ -23,12 +23,12 @@ from toushi.probe.pipelines.family import (
     JointSequence,
     SchedulerStep,
 )
+from toushi.probe.pipelines.prompt_templates import qwen3_template
 from toushi.probe.pipelines.prompt_tokens import (
     BranchStates,
     PromptPart,
     numbered_tokens,
     prompts_in_one_call,
-    qwen3_template,
     round_up,
 )
 

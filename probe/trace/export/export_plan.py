@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.probe.text.alignment import Word
+from toushi.probe.text.alignment import Word, same_unknown
 from toushi.probe.trace.picture_datasets import choose_words
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import AttentionQuery, WordSpec, select_sites
@@ -30,6 +30,11 @@ class BranchPlan:
     @property
     def by_token(self) -> bool:
         return self.queries[0].weights is None
+
+    @property
+    def unknown(self) -> list[bool]:
+        """Of each word or token, whether the vocabulary lacks it."""
+        return [entry["kind"] == "unknown" if self.by_token else bool(entry["unknown"]) for entry in self.entries]
 
     def values(self, site: str, step: int) -> np.ndarray | None:
         """float32 [head?, word or token, y, x]; None where the step lacks the site."""
@@ -91,7 +96,11 @@ def plan_branches(
 
 def _of_words(trace: Trace, name: str, words: Mapping[str, Word], sites: list[str]) -> BranchPlan:
     queries = [AttentionQuery(trace.files, word, name, sites) for word in words.values()]
-    entries = [{"word": n, "text": w.text, "start": w.start, "end": w.end} for n, w in words.items()]
+    every, tokens = trace.words(name), trace.tokens(name)
+    entries = []
+    for label, word in words.items():
+        same = [other.text for other in same_unknown(every, tokens, word.span)]  # words of one <unk> have one map
+        entries.append({"word": label, "text": word.text, "start": word.start, "end": word.end, "unknown": same})
     return BranchPlan(name, list(words), queries, entries)
 
 
@@ -118,11 +127,11 @@ def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, object]:
     }
 
 
-def _summed(trace: Trace, branch: BranchPlan) -> int:
-    """The number of steps over which a branch was summed."""
+def _summed(trace: Trace, branch: BranchPlan) -> dict[str, int]:
+    """Site -> the number of steps over which it was summed. Where a cache skipped it, there are fewer."""
     file = trace.files.step(trace.steps[-1])
     query = branch.queries[0]
-    return max(query.count(file, map_key(site, branch.name)) for site in query.sites)
+    return {site: query.count(file, map_key(site, branch.name)) for site in query.sites}
 
 
 def plan_arrays(branches: list[BranchPlan]) -> list[ArrayPlan]:

@@ -6,12 +6,13 @@
               stands for the heads that a site has fewer than another, and for a site that a step lacks
     zarr      a folder with a group for each site, which xarray opens as a tree: `attention` [step, branch, head, word,
               y, x] with its coordinates; with tokens=True all that `xarray.open_datatree(trace, engine="toushi")` has
-    parquet   a row for each value: step, branch, layer, grid, head, word, y, x, value; with tokens=True `token` (the
-              column) and `text` in place of `word`. `about` is in the schema's metadata, under `toushi`
+    parquet   a row for each value: step, branch, layer, grid, head, word, unknown, y, x, value; with tokens=True
+              `token` (the column) and `text` in place of `word`. `unknown`: the vocabulary lacks it; words that share
+              one <unk> have one map. `about` is in the schema's metadata, under `toushi`
 
 There is no `head` axis (in parquet: null) where only the mean over heads was kept. A trace that keeps the sum has one
-step, the last one. Its values are the mean over as many steps as `summed` has for each branch, because guidance may have
-ended before the run. In joint attention, the share that goes to no text is 1 minus the sum over all tokens.
+step, the last one. Its values are the mean over as many steps as `summed` has for each branch and site: guidance may have
+ended before the run, and a cache may have skipped a site. In joint attention, the share that goes to no text is 1 minus the sum over all tokens.
 """
 
 import os

@@ -18,9 +18,13 @@ def write_parquet(branches: list[BranchPlan], about: dict[str, object], path: Pa
 
     text = pa.dictionary(pa.int32(), pa.string())
     kinds = dict.fromkeys(("step", "head", "token", "y", "x"), pa.int32())
-    kinds |= {**dict.fromkeys(("branch", "layer", "grid", "word", "text"), text), "value": pa.float32()}
+    kinds |= {
+        **dict.fromkeys(("branch", "layer", "grid", "word", "text"), text),
+        "unknown": pa.bool_(),
+        "value": pa.float32(),
+    }
     what = ["token", "text"] if branches[0].by_token else ["word"]
-    order = ["step", "branch", "layer", "grid", "head", *what, "y", "x", "value"]
+    order = ["step", "branch", "layer", "grid", "head", *what, "unknown", "y", "x", "value"]
     metadata = {"toushi": json.dumps(about, ensure_ascii=False)}
     schema = pa.schema([(name, kinds[name]) for name in order], metadata=metadata)
     names = _names(branches)
@@ -77,6 +81,7 @@ def _rows(
     for done, step in enumerate(steps, 1):
         for number, branch in enumerate(branches):
             labels = np.array([names["word"].index(label) for label in branch.labels], np.int32)
+            unknown = np.array(branch.unknown, bool)
             tokens = np.array(branch.queries[0].columns if branch.by_token else [], np.int32)
             for site in branch.queries[0].sites if step in branch.queries[0].steps else ():
                 if (values := branch.values(site, step)) is None:
@@ -91,7 +96,7 @@ def _rows(
                     head, place, y, x = (index.astype(np.int32) for index in at)
                     columns = {name: np.full(part.size, value, np.int32) for name, value in same.items()}
                     columns |= {"head": head if values.ndim == 4 else None, "y": y, "x": x, "value": part}
-                    columns |= {"word": labels[place], "text": labels[place]}
+                    columns |= {"word": labels[place], "text": labels[place], "unknown": unknown[place]}
                     columns |= {"token": tokens[place]} if branch.by_token else {}
                     yield columns, part.size
         tick(done, len(steps))
