@@ -142,7 +142,7 @@ def edit_run(
         dtype=kept.dtype or Policy.dtype,
         budget=kept.budget or DEFAULT_BUDGET,
         pads=bool(kept.pads),
-        concepts=(manifest.concepts or "").splitlines() or None,
+        concepts=(manifest.concepts or "").splitlines(),
     )
     with recording, subscribe(model, _Child(trace)), edit(model, changes) if changes else nullcontext():
         generate(
