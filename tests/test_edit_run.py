@@ -18,6 +18,7 @@ from toushi.probe.editing.editing import BadEdit, Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
+from toushi.probe.resume import resume
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord
 from toushi.probe.text.word_changes import OverlappingWords, replace_words
 from toushi.probe.trace.open import open_trace
@@ -115,6 +116,24 @@ def test_edits_add_up_over_generations(model, parent, tmp_path):
     assert grandchild.manifest.edits == both.manifest.edits
     with pytest.raises(UnknownWord, match="猫"):  # the edit that the trace has already
         edit_run(tmp_path / "child", tmp_path / "no", without=["猫"], model=model)
+
+
+def test_an_edited_run_that_was_interrupted_keeps_its_parent(model, parent, tmp_path):
+    class Interruption(Exception):
+        pass
+
+    def interrupt(index, latents):
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        edit_run(parent, tmp_path / "child", remove=["猫"], model=model, callback=interrupt)
+    before = open_trace(tmp_path / "child")
+    assert not before.complete and before.manifest.parent is not None
+    resume(model, tmp_path / "child")
+    after = open_trace(tmp_path / "child")
+    assert after.complete and after.manifest.parent == before.manifest.parent
+    whole = edit_run(parent, tmp_path / "whole", remove=["猫"], model=model).b
+    assert np.array_equal(after.image(), whole.image())
 
 
 @pytest.mark.parametrize(

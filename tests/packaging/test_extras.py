@@ -33,7 +33,7 @@ CORE_COMMANDS = [
     ["info", "run"],
     ["verify", "run"],
     ["compare", "run", "edited"],
-    ["why", "run", "猫"],
+    ["why", "run", "月亮"],
     ["env", "run"],
     ["layers", "河边的银行", "他去银行"],
     ["doctor"],
