@@ -209,6 +209,7 @@ def test_the_command_says_what_changed_and_where_it_is(parent, folder, tmp_path,
     assert "mean difference" in said and "edits" in said and f"toushi view {out}" in said
     edits = open_trace(out).manifest.edits
     assert edits is not None and [one["kind"] for one in edits] == ["zero", "scale", "move"]
+    assert main(["info", str(out)]) == 0 and re.search(r"^parent +cat$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
