@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.edit import edit, edits_of_manifest
+from toushi.probe.editing.editing import edit, edits_of_manifest
 from toushi.probe.models.cpu_threads import cpu_threads
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.family import Model
 from toushi.probe.pipelines.generate import StepCallback
-from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
+from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, kept_words
 from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import Recording
 from toushi.probe.trace.open import open_trace
@@ -67,7 +67,7 @@ def resume(model: Model, folder: str | Path, callback: StepCallback | None = Non
     kept = manifest.kept
     policy = Policy(
         trace.keep,
-        None if kept.words is None else tuple(map(_word_query, kept.words)),
+        kept_words(kept.words),
         None if manifest.steps.recorded is None else tuple(manifest.steps.recorded),
         tuple(branch for branch in trace.branches if branch != CONCEPTS),
         kept.dtype or Policy.dtype,
@@ -85,13 +85,6 @@ def _missing_steps(trace: Trace) -> list[int]:
     recorded = trace.manifest.steps.recorded
     last = trace.steps[-1]
     return [step for step in recorded or range(trace.manifest.steps.count) if step > last]
-
-
-def _word_query(entry: Any) -> WordQuery:
-    """A word of the manifest as it was given to `record`: its text, or its span."""
-    if isinstance(entry, dict):
-        return entry["start"], entry["end"]
-    return tuple(entry) if isinstance(entry, list) else entry
 
 
 def check_family(trace: Trace) -> None:

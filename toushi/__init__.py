@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
-    from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
+    from toushi.probe.edit_run import edit_run
+    from toushi.probe.editing.editing import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.encoders.record_texts import record_texts
     from toushi.probe.figures.comparison_figure import comparison_figure
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from toushi.probe.trace.encoder_trace import EncoderTrace
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
     from toushi.probe.trace.picture_trace import Trace
+    from toushi.probe.trace.word_diagnosis import diagnose_word
 
 __all__ = [
     "DenoiserInputs",
@@ -61,7 +63,9 @@ __all__ = [
     "Trace",
     "compare",
     "comparison_figure",
+    "diagnose_word",
     "edit",
+    "edit_run",
     "edits_of_manifest",
     "encode_layers",
     "encoder_figure",
@@ -86,7 +90,8 @@ __all__ = [
 _NAMES = {
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
-    "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],
+    "probe.edit_run": ["edit_run"],
+    "probe.editing.editing": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
     "probe.encoders.record_texts": ["record_texts"],
     "probe.figures.comparison_figure": ["comparison_figure"],
@@ -116,6 +121,7 @@ _NAMES = {
     "probe.trace.encoder_trace": ["EncoderTrace"],
     "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
     "probe.trace.picture_trace": ["Trace"],
+    "probe.trace.word_diagnosis": ["diagnose_word"],
 }
 _MODULES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
-from toushi.probe.editing.edit import Edit, edit
+from toushi.probe.editing.editing import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load_own
 from toushi.probe.text.alignment import segment

@@ -13,6 +13,7 @@ from toushi.probe.editing import edit_source
 from toushi.probe.editing.edit_plan import EditPlan
 from toushi.probe.editing.edit_spec import BadEdit, Edit, check_rows, check_shape
 from toushi.probe.pipelines.family import EncodedPrompt, JointSequence, PromptTokens
+from toushi.probe.session.map_grid import grid_of
 from toushi.probe.session.row_matching import group_rows_by_layout
 from toushi.probe.session.subscriber import Session
 from toushi.probe.text.alignment import Token
@@ -34,6 +35,16 @@ class Replacement(NamedTuple):
     maps: Tensor  # [head, column, cell]
 
 
+class Move(NamedTuple):
+    """A shift of the maps of some columns of one row, in cells of the site's grid."""
+
+    row: int
+    heads: list[int]
+    columns: list[int]
+    grid: tuple[int, int]
+    cells: tuple[int, int]  # rows, columns
+
+
 def edit_attention(plan: EditPlan, session: Session, call: Call, value: Tensor, output: Tensor) -> Tensor:
     """The output [row, head, query, d] with every edit of this site that holds at this step."""
     kind = plan.sites[call.site].kind
@@ -48,6 +59,7 @@ def edit_attention(plan: EditPlan, session: Session, call: Call, value: Tensor, 
     head_factor = output.new_ones(rows, heads, 1, 1)
     column_factor = torch.ones(rows, heads, keys, 1, dtype=torch.float64)
     replacements: list[Replacement] = []
+    moves: list[Move] = []
     functions = [edit.function for edit in edits if edit.function is not None]
     columns_of: dict[int, set[int]] = {}  # row -> columns that change
     for edit in edits:
@@ -64,7 +76,12 @@ def edit_attention(plan: EditPlan, session: Session, call: Call, value: Tensor, 
                 columns, shares = _column_shares(plan, call, edit, prompt)
                 columns = [start + column for column in columns]
                 columns_of.setdefault(row, set()).update(columns)
-                if edit.source is not None:
+                if edit.shift is not None:
+                    assert evaluation is not None, "sites of the encoder have no map that could move"
+                    grid = grid_of(evaluation.inputs.grid, cells)
+                    shift = round(edit.shift[0] * grid[0]), round(edit.shift[1] * grid[1])
+                    moves.append(Move(row, edited_heads, columns, grid, shift))
+                elif edit.source is not None:
                     trace = plan.sources[edit.source]
                     maps = edit_source.read_attention(trace, edit, call, cells, branch, (step, count), len(columns))
                     replacements.append(Replacement(row, edited_heads, columns, maps))
@@ -76,7 +93,7 @@ def edit_attention(plan: EditPlan, session: Session, call: Call, value: Tensor, 
     for sequence, group in group_rows_by_layout(columns_of, joint).items():
         columns = sorted(set().union(*(columns_of[row] for row in group)))
         image = None if sequence is None else slice(sequence.image, sequence.image + cells)
-        change = _change(call.site, group, columns, column_factor, replacements, functions)
+        change = _change(call.site, group, columns, column_factor, replacements, moves, functions)
         output = apply_attention_edit(call, value, output, change, columns, group, renormalise, image)
     return output * head_factor if (head_factor != 1).any() else output
 
@@ -87,6 +104,7 @@ def _change(
     columns: list[int],
     column_factor: Tensor,
     replacements: Sequence[Replacement],
+    moves: Sequence[Move],
     functions: Sequence[Callable[[Tensor], Tensor]],
 ) -> Callable[[Tensor], Tensor]:
     """Maps probabilities [row, head, column, query] of these rows and columns to the edited ones."""
@@ -97,6 +115,11 @@ def _change(
         for row, heads, replaced, maps in replacements:
             for head in heads if row in rows else ():
                 after[rows.index(row), head, [index_of[column] for column in replaced]] = maps[head].to(before)
+        for row, heads, moved, grid, cells in moves:
+            places = [index_of[column] for column in moved if row in rows]
+            for head in heads if places else ():
+                maps = after[rows.index(row), head, places].unflatten(-1, grid)
+                after[rows.index(row), head, places] = maps.roll(cells, (-2, -1)).flatten(-2)
         for function in functions:
             after = check_shape(function(after), after, site)
         return after
@@ -155,9 +178,12 @@ def _column(plan: EditPlan, call: Call, token: Token) -> int | None:
 def _column_shares(
     plan: EditPlan, call: Call, edit: Edit, prompt: EncodedPrompt | PromptTokens
 ) -> tuple[list[int], np.ndarray]:
-    """The columns of the edited tokens, and how much of each is edited. Raises BadEdit if there are none."""
-    pairs = [(_column(plan, call, token), share) for token, share in zip(prompt.tokens, edit.shares(prompt)) if share]
-    pairs = [(column, share) for column, share in pairs if column is not None]
-    if not pairs:
+    """The columns of the edited tokens, and how much of each is edited. Raises BadEdit if no token of the word is there."""
+    tokens, shares = prompt.tokens, edit.shares(prompt)
+    columns = [_column(plan, call, token) for token in tokens]
+    if not any(share and column is not None for column, share in zip(columns, shares)):
         raise BadEdit(f"edit of {edit.site}: no token of {edit.word or edit.token!r} reaches {call.site}")
+    if edit.kind == "keep_only":
+        shares = np.array([token.kind == "text" for token in tokens]) * (1 - shares)
+    pairs = [(column, share) for column, share in zip(columns, shares) if share and column is not None]
     return [column for column, _ in pairs], np.array([share for _, share in pairs])

@@ -28,7 +28,9 @@ class EditPlan:
         self.state_edits: dict[str, list[Edit]] = {}
         for edit in edits:
             sites = [] if edit.kind == "patch" else fnmatch.filter(self.sites, edit.site)
-            states = [] if edit.kind == "replace" or sites else fnmatch.filter(self.states, edit.site)
+            states = (
+                [] if edit.kind in ("replace", "move", "keep_only") or sites else fnmatch.filter(self.states, edit.site)
+            )
             self._check(edit, model, sites, states)
             for name in sites:
                 self.site_edits.setdefault(name, []).append(edit)
@@ -61,7 +63,9 @@ class EditPlan:
             raise BadEdit(f"{encoder[0]} is in the text encoder, which computes before the first step: remove steps")
         if states and (edit.head is not None or edit.renormalise):
             raise BadEdit(f"{states[0]} is a state, which has no heads and no sum of 1: remove head and renormalise")
-        wrong = [name for name in sites if self.sites[name].kind == "self" or (edit.kind == "replace" and encoder)]
+        wrong = [
+            name for name in sites if self.sites[name].kind == "self" or (edit.kind in ("replace", "move") and encoder)
+        ]
         if wrong and (edit.has_columns or edit.function is not None):
             raise BadEdit(
                 f"{wrong[0]} is not an image-to-text site, so {edit.kind} cannot change its attention to a word: choose other sites"

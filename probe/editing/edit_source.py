@@ -7,7 +7,7 @@ from torch import Tensor
 
 from toushi.hooks.attention import Call
 from toushi.probe.editing.edit_spec import BadEdit, Edit
-from toushi.probe.text.alignment import Span, Token, Word, token_shares
+from toushi.probe.text.alignment import Token, WordSpec, token_shares
 
 if TYPE_CHECKING:
     from toushi.probe.trace.picture_trace import Trace
@@ -77,7 +77,5 @@ def _tokens(trace: "Trace", edit: Edit, branch: str) -> list[Token]:
     return of_word
 
 
-def _source_word(edit: Edit) -> str | Span | Word:
-    word = edit.word if edit.source_word is None else edit.source_word
-    assert word is not None, "an edit with a source has a word"
-    return word
+def _source_word(edit: Edit) -> WordSpec:
+    return edit.words[0] if edit.source_word is None else edit.source_word

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.step_slice import format_slice, parse_slice
 from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
-from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
+from toushi.probe.text.alignment import Word, WordSpec, find_word, segment, token_shares
 
-KINDS = ("scale", "zero", "replace", "patch", "function")
+KINDS = ("scale", "zero", "keep_only", "move", "replace", "patch", "function")
 
 
 class BadEdit(ToushiError):
@@ -30,30 +30,34 @@ class Edit:
                 text encoder: `encoder.embed`, `text_encoder.layers.3` (what that layer returns)
     kind        "scale": attention to the word (or the head's whole output, or the state) times `factor`;
                 "zero": the same with factor 0, a knock-out;
+                "keep_only": attention to the text outside the word times 0. Special tokens and pads keep theirs;
+                "move": the map of the word shifted by `shift`. What leaves the picture comes in at the other side;
                 "replace": attention to the word as another trace recorded it at the same site and step;
                 "patch": the word's state as another trace recorded it at the same layer
-    word        "猫", "猫#2", a span; or `token`, a position in the encoder. Without either, whole heads are scaled.
-                If only a part of a token belongs to the word, "scale" and "zero" change that part, "replace" and
-                "patch" the whole token
+    word        "猫", "猫#2", a span, or several texts ("猫", "月亮"); or `token`, a position in the encoder. Without
+                either, whole heads are scaled. If only a part of a token belongs to the word, "scale", "zero" and
+                "keep_only" change that part, the others the whole token
     head        index or indices; by default all
     steps       index, indices or "5:" as in a slice; by default all. Sites of the encoder have no steps
     branch      "cond", "uncond", or what the model's family declares; by default cond for words, both for heads
     renormalise divides by the new sum, so that other columns get what a word loses
+    shift       (rows, columns) as shares of the picture: (0, 0.5) is half a picture to the right
     source      folder of the other trace
     source_word the word there; by default the same text
     """
 
     site: str
     kind: str = "scale"
-    word: str | Span | Word | None = None
+    word: WordSpec | tuple[str, ...] | None = None
     token: int | None = None
     head: int | Sequence[int] | None = None
     steps: int | Sequence[int] | slice | str | None = None
     branch: str | None = None
     factor: float = 0.0
     renormalise: bool = False
+    shift: tuple[float, float] | None = None
     source: str | Path | None = None
-    source_word: str | Span | Word | None = None
+    source_word: WordSpec | None = None
     function: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self):
@@ -79,7 +83,12 @@ class Edit:
         need(
             needs_source == (self.source is not None), "replace and patch, and only they, need source=FOLDER of a trace"
         )
-        need(not needs_source or self.word is not None, f"{self.kind} needs a word")
+        need(self.kind in ("scale", "zero", "function") or self.word is not None, f"{self.kind} needs a word")
+        need(not needs_source or len(self.words) == 1, f"{self.kind} is of one word; {self.word!r} came")
+        shift = self.shift if isinstance(self.shift, Sequence) and len(self.shift) == 2 else (None,)
+        is_shift = all(isinstance(share, int | float) and math.isfinite(share) for share in shift)
+        need((self.kind == "move") == (self.shift is not None), "move, and only move, needs shift=(rows, columns)")
+        need(self.shift is None or is_shift, f"shift must be two numbers, (rows, columns); {self.shift!r} came")
         need(math.isfinite(self.factor), f"factor must be a number; {self.factor} came")
         need(self.kind == "scale" or self.factor == 0, "only scale has a factor")
         need(self.kind != "patch" or self.head is None, "a state has no heads")
@@ -110,6 +119,14 @@ class Edit:
     def has_columns(self) -> bool:
         """Whether the edit is of the columns of a word or token, not of whole heads."""
         return self.word is not None or self.token is not None
+
+    @property
+    def words(self) -> tuple[WordSpec, ...]:
+        """The words that are edited; none for an edit of a token or of heads."""
+        word = self.word
+        if isinstance(word, tuple) and all(isinstance(text, str) for text in word):
+            return cast(tuple[str, ...], word)
+        return () if word is None else (cast(WordSpec, word),)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -153,7 +170,9 @@ class Edit:
             raise BadEdit(
                 f"edit of {self.site}: the text of the prompt is not known, so name a token, not {self.word!r}"
             )
-        return token_shares(prompt.tokens, find_word(prompt.prompt, segment(prompt.prompt), self.word))
+        words = segment(prompt.prompt)
+        spans = [find_word(prompt.prompt, words, word) for word in self.words]
+        return np.minimum(sum(token_shares(prompt.tokens, span) for span in spans), 1)
 
     def as_json(self) -> dict[str, object]:
         """The fields that differ from their defaults, for a manifest or a file."""

@@ -14,6 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from toushi.probe.analysis.maps import resample
 from toushi.probe.base.bilingual_text import Bilingual, translate
@@ -128,6 +131,24 @@ def _write(figure: Figure, target: Target, format: str | None, metadata: dict | 
             Path(target).write_text(svg, encoding="utf-8", newline="\n")
         else:
             target.write(svg if isinstance(target, io.TextIOBase) else svg.encode())
+
+
+def set_width(figure: Figure, width: float) -> None:
+    """Makes a figure `width` inches wide, its height in proportion.
+
+    A figure with a layout engine is laid out again, and its text keeps its size. Any other is scaled as a whole.
+    """
+    factor = width / figure.get_figwidth()
+    figure.set_size_inches(width, figure.get_figheight() * factor)
+    if figure.get_layout_engine() is not None:
+        return
+    for artist in figure.findobj(lambda artist: isinstance(artist, Text | Line2D | Patch)):
+        if isinstance(artist, Text):
+            artist.set_fontsize(float(artist.get_fontsize()) * factor)
+        elif isinstance(artist, Line2D | Patch):
+            artist.set_linewidth(artist.get_linewidth() * factor)
+    for axes in figure.axes:
+        axes.tick_params(labelsize=8 * factor, width=0.6 * factor, length=3 * factor, pad=2 * factor)
 
 
 @styled

@@ -50,7 +50,8 @@ def picture_manifest(
     heads = {name: getattr(plan.sites[name].module, "heads", None) for name in plan.site_names("encoder")}
     encoder = {name: SiteEntry(kind="encoder", grid=None, heads=number) for name, number in heads.items()}
     pixels = family.cell_pixels(model)
-    described = {"edits": [], **session.describe()}
+    parent = None if plan.resumed is None else plan.resumed.manifest.parent
+    described = {"edits": [], "parent": parent and parent.model_dump(), **session.describe()}
     asked = entry_of_picture(run.arguments.get("prompt"), picture, count)
     fields = {
         **environment(model, lora_scale(run.arguments)),

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -140,3 +140,14 @@ def _word_queries(words: WordQuery | Iterable[WordQuery] | None) -> tuple[WordQu
     if isinstance(words, str | Word) or is_span:
         return (cast(WordQuery, words),)
     return tuple(cast(Iterable[WordQuery], words))  # a span is a tuple, too, so its type does not tell them apart
+
+
+def kept_words(entries: Sequence[Any] | None) -> tuple[WordQuery, ...] | None:
+    """The words that a manifest lists as kept, as they were given to `record`: texts or spans. None for all words."""
+    return None if entries is None else tuple(map(_kept_word, entries))
+
+
+def _kept_word(entry: Any) -> WordQuery:
+    if isinstance(entry, dict):
+        return entry["start"], entry["end"]
+    return tuple(entry) if isinstance(entry, list) else entry

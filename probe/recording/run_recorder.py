@@ -26,6 +26,7 @@ from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.recording_plan import RecordingPlan
 from toushi.probe.recording.step_maps import ColumnPlan, Maps, StepTensor, arrays_of_pictures
 from toushi.probe.recording.unrecordable import SiteLeftOut, StepsNotComputed, Unrecordable, unread_message
+from toushi.probe.session.map_grid import grid_of
 from toushi.probe.session.row_matching import PromptKey, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run, Session
 from toushi.probe.trace import trace_format as layout
@@ -39,15 +40,6 @@ PENDING_MAX_BYTES = 1 << 20
 
 class KeptMean(UserWarning):
     """All heads would not fit the budget, so only their mean is kept."""
-
-
-def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
-    """Rows and columns of a map with so many cells: the latent's own grid, or that grid 2, 3, 4 … times coarser."""
-    for coarser in range(1, max(latent) + 1):
-        grid = (-(-latent[0] // coarser), -(-latent[1] // coarser))
-        if grid[0] * grid[1] == cells:
-            return grid
-    raise Unrecordable(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
 
 
 class RunRecorder:

@@ -165,6 +165,13 @@ def segmenter() -> dict[str, str]:
     return {"name": "rjieba", "version": metadata.version("rjieba"), "dictionary_sha256": digest}
 
 
+def word_class(text: str) -> str:
+    """The part of speech of a word in rjieba's dictionary: n noun, v verb, a adjective, …; e for every Latin word."""
+    import rjieba
+
+    return rjieba.tag(text)[0][1][:1] if text else ""
+
+
 # --- words by name --------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,13 @@ class ModelIdentity(StrictModel):
     weights_sha256: str | None = None
 
 
+class Parent(StrictModel):
+    """The trace whose run was made again with changes."""
+
+    name: str = Field(description="Of its folder.")
+    manifest_sha256: Digest
+
+
 class Lora(StrictModel):
     name: str | None = None
     file: str | None = None
@@ -196,6 +203,7 @@ class Manifest(TraceManifest):
     batch: int | None = Field(None, description="How many pictures were sampled together, with this one.")
     batch_index: int | None = Field(None, description="The place in the batch, from 0.")
     edits: Annotated[list[dict[str, object]], Field(fail_fast=True)] | None = None
+    parent: Parent | None = Field(None, description="The trace of which this run is an edited copy.")
     safety: str | None = Field(None, description="passed, blocked or not run. null: there is no checker.")
     heat_map: HeatMapRule | None = None
     kernel: str | None = Field(None, description="The attention kernel.")

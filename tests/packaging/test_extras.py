@@ -33,6 +33,8 @@ CORE_COMMANDS = [
     ["info", "run"],
     ["verify", "run"],
     ["compare", "run", "edited"],
+    ["why", "run", "月亮"],
+    ["env", "run"],
     ["layers", "河边的银行", "他去银行"],
     ["doctor"],
     ["export", "run", "--to", "npz"],
@@ -47,6 +49,7 @@ EXTRA_COMMANDS = [
     (["view", "run"], "app"),
     (["run", "bilingual"], "experiments"),
     (["report", "run"], "figures"),
+    (["figure", "run", "-o", "run.pdf"], "figures"),
     (["compare", "run", "run", "--out", "both.png"], "figures"),
     (["export", "run", "--to", "parquet"], "export"),
 ]

@@ -16,8 +16,7 @@ from toushi.probe.pipelines.attention_processors import UnreadableAttention
 from toushi.probe.pipelines.family import UnknownFamily
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
-from toushi.probe.recording.unrecordable import SiteLeftOut
-from toushi.probe.recording.unrecordable import Unrecordable
+from toushi.probe.recording.unrecordable import SiteLeftOut, Unrecordable
 from toushi.probe.session.row_matching import BranchMismatch
 from toushi.probe.trace.open import open_trace
 

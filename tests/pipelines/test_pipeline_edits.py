@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from tests.pipelines.diffusers_since import older_than
 from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
-from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of_manifest
+from toushi.probe.editing.editing import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record

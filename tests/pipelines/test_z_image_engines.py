@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from tests.pipelines.diffusers_since import same_schedule
 from tests.pipelines.tiny import PROMPT, made
 from toushi import main
-from toushi.probe.editing.edit import Edit, edit
+from toushi.probe.editing.editing import Edit, edit
 from toushi.probe.models.z_image import ZImage
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.forecast import CELL_BYTES, forecast

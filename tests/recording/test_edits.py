@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.recording.tiny_runs import LONG, PROMPT, draw, recorded, same
-from toushi.probe.editing.edit import BadEdit, Edit, edit, edits_of_manifest
+from toushi.probe.editing.editing import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import UnknownSite
@@ -240,7 +240,7 @@ def test_steps(steps, expected):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        (dict(kind="boost", word="猫"), "scale, zero, replace, patch"),
+        (dict(kind="boost", word="猫"), "scale, zero, keep_only, move, replace, patch"),
         (dict(word="猫", token=3), "not both"),
         (dict(kind="patch", word="猫"), "source"),
         (dict(kind="zero", word="猫", factor=2.0), "only scale"),
@@ -351,3 +351,64 @@ def test_function_edits_are_named_but_cannot_be_run_again(model, tmp_path):
         assert raw["kind"] == "function" and raw["function"].endswith(("<lambda>", "partial", "Identity"))
     with pytest.raises(BadEdit, match="make it in Python"):
         edits_of_manifest([raw])
+
+
+# --- keeping one word, moving a map
+
+
+def probabilities(model, *edits):
+    """What a function after these edits gets at the middle site: [row, head, column, cell]."""
+    seen = []
+
+    def look(p):
+        seen.append(p.clone())
+        return p
+
+    with edit(model, [*edits, Edit(MIDDLE, "function", function=look)]):
+        velocity(model)
+    return seen[0]
+
+
+def test_keep_only_leaves_the_words_and_the_special_tokens(model):
+    kept, plain = probabilities(model, Edit(MIDDLE, "keep_only", word=("猫", "月亮"))), probabilities(model)
+    words = columns_of(model, "猫") + columns_of(model, "月亮")
+    special = [t.column for t in model.tokenizer.encode(PROMPT).tokens if t.kind != "text"]
+    assert torch.equal(kept[:, :, words + special], plain[:, :, words + special])
+    others = sorted(set(range(kept.shape[2])) - {*words, *special})
+    assert others and not kept[:, :, others].any()
+
+
+def test_a_moved_map_is_the_shifted_map(model):
+    columns, move = columns_of(model, "猫"), Edit(MIDDLE, "move", word="猫", shift=(0, 0.5))
+    moved, plain = probabilities(model, move), probabilities(model)
+    side = int(plain.shape[-1] ** 0.5)
+    expected = plain[:, :, columns].unflatten(-1, (side, side)).roll(side // 2, -1).flatten(-2)
+    assert torch.equal(moved[:, :, columns], expected) and not torch.equal(moved, plain)
+    assert torch.allclose(moved.sum(-1), plain.sum(-1), atol=1e-5)  # a word keeps its share
+
+
+def test_a_map_moved_by_the_whole_picture_changes_nothing(model):
+    with edit(model, Edit(CROSS, "move", word="猫", shift=(-1, 1), renormalise=True)):
+        moved = velocity(model)
+    assert torch.equal(moved, velocity(model))
+
+
+@pytest.mark.parametrize("kind", [{"kind": "keep_only", "word": ("猫", "月亮")}, {"kind": "move", "word": "猫", "shift": (0, 0.5)}])  # fmt: skip
+def test_edits_of_maps_come_back_from_json(kind):
+    one = Edit(CROSS, **kind)
+    assert edits_of_manifest(json.loads(json.dumps([one.as_json()]))) == [one]
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"kind": "keep_only"}, "needs a word"),
+        ({"kind": "move", "word": "猫"}, "needs shift"),
+        ({"kind": "move", "word": "猫", "shift": "left"}, "two numbers"),
+        ({"kind": "zero", "word": "猫", "shift": (0, 1)}, "only move"),
+        ({"kind": "patch", "word": ("猫", "狗"), "source": "x"}, "one word"),
+    ],
+)
+def test_wrong_edits_of_maps(wrong, message):
+    with pytest.raises(BadEdit, match=message):
+        Edit(CROSS, **wrong)

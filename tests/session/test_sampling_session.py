@@ -6,7 +6,7 @@ import torch
 
 from tests.recording.tiny_runs import PROMPT, draw, same
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.editing.edit import Edit, edit
+from toushi.probe.editing.editing import Edit, edit
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording.record import record
 from toushi.probe.session.sampling_session import session_of, subscribe

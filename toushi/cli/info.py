@@ -64,6 +64,7 @@ class Info:
             *(("not recorded", f"{site}: {why}") for site, why in (manifest.not_recorded or {}).items()),
             ("LoRA", ", ".join(lora_line(lora) for lora in manifest.loras or []) or None),
             ("safety checker", manifest.safety),
+            ("parent", manifest.parent and manifest.parent.name),
             ("edits", json.dumps(manifest.edits, ensure_ascii=False) if manifest.edits else None),
             ("", "(maps at an edited site show the attention before the edit)" if manifest.edits else None),
             ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items()) or None),

@@ -18,7 +18,10 @@ from toushi.cli.check import Check
 from toushi.cli.compare import Compare
 from toushi.cli.demo import Demo
 from toushi.cli.doctor import Doctor
+from toushi.cli.edit import Edit
+from toushi.cli.env import Env
 from toushi.cli.export import Export
+from toushi.cli.figure import Figure
 from toushi.cli.info import Info
 from toushi.cli.layers import Layers
 from toushi.cli.report import Report
@@ -27,6 +30,7 @@ from toushi.cli.sites import Sites
 from toushi.cli.trace import Trace
 from toushi.cli.verify import Verify
 from toushi.cli.view import View
+from toushi.cli.why import Why
 from toushi.cli.words import Words
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import explain_missing_library
@@ -45,15 +49,19 @@ COMMANDS = {
     "demo": Demo,
     "trace": Trace,
     "view": View,
+    "why": Why,
+    "edit": Edit,
+    "compare": Compare,
+    "figure": Figure,
     "words": Words,
     "layers": Layers,
     "sites": Sites,
     "doctor": Doctor,
     "check": Check,
-    "compare": Compare,
     "info": Info,
     "verify": Verify,
     "export": Export,
+    "env": Env,
     "run": Run,
     "report": Report,
 }

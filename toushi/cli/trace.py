@@ -28,7 +28,7 @@ from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from toushi.probe.editing.edit import Edit
+    from toushi.probe.editing.editing import Edit
     from toushi.probe.pipelines.family import Model
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
@@ -303,7 +303,7 @@ def read_edits(source: Path | None) -> list:
     """The edits in a JSON file, or of a trace."""
     if source is None:
         return []
-    from toushi.probe.editing.edit import edits_of_manifest
+    from toushi.probe.editing.editing import edits_of_manifest
     from toushi.probe.trace.open import open_trace
     from toushi.probe.trace.trace_json import parse
 
@@ -325,7 +325,7 @@ def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[o
     """A context in which the edits are active."""
     if not edits:
         return nullcontext()
-    from toushi.probe.editing.edit import edit
+    from toushi.probe.editing.editing import edit
 
     return edit(model, edits)
 
