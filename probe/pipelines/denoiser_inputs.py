@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs
 from toushi.probe.pipelines.prompt_tokens import real_columns
 
@@ -21,6 +22,15 @@ class PatchPipeline(Protocol):
 
     transformer: PatchTransformer
     vae_scale_factor: int
+
+
+def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
+    """Rows and columns of a map with so many cells: the latent's own grid, or that grid 2, 3, 4 … times coarser."""
+    for coarser in range(1, max(latent) + 1):
+        grid = (-(-latent[0] // coarser), -(-latent[1] // coarser))
+        if grid[0] * grid[1] == cells:
+            return grid
+    raise ToushiError(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
 
 
 def patch_grid(pipeline: PatchPipeline, latents: Tensor) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from toushi.hooks.attention import Call, probabilities_of
 from toushi.hooks.hook_error import HookError
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
+from toushi.probe.pipelines.denoiser_inputs import grid_of
 from toushi.probe.pipelines.family import DenoiserInputs, Images, SchedulerStep
 from toushi.probe.pipelines.size_estimate import MapSize
 from toushi.probe.recording.forecast import (
@@ -42,15 +43,6 @@ PENDING_MAX_BYTES = 1 << 20
 
 class KeptMean(UserWarning):
     """All heads would not fit the budget, so only their mean is kept."""
-
-
-def grid_of(latent: tuple[int, int], cells: int) -> tuple[int, int]:
-    """Rows and columns of a map with so many cells: the latent's own grid, or that grid 2, 3, 4 … times coarser."""
-    for coarser in range(1, max(latent) + 1):
-        grid = (-(-latent[0] // coarser), -(-latent[1] // coarser))
-        if grid[0] * grid[1] == cells:
-            return grid
-    raise Unrecordable(f"{cells} image positions are no whole fraction of a latent of {latent[0]}x{latent[1]} cells")
 
 
 class StepTensor(NamedTuple):

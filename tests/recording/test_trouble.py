@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from tests.recording.tiny_runs import PROMPT, draw, recorded, same
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.denoiser_inputs import grid_of
 from toushi.probe.pipelines.family import UnknownFamily, UnknownSite
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import grid_of
 from toushi.probe.recording.unrecordable import Unrecordable
 from toushi.probe.session.row_matching import BranchMismatch, match_rows
 from toushi.probe.text.alignment import UnknownWord
@@ -233,5 +233,5 @@ def test_the_grid_is_found_from_the_latent(latent, cells, grid):
 
 
 def test_a_grid_that_is_none_is_refused():
-    with pytest.raises(Unrecordable):
+    with pytest.raises(ToushiError, match="77 image positions are no whole fraction of a latent of 16x16 cells"):
         grid_of((16, 16), 77)
