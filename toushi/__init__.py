@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from toushi.probe.attribution.explain import explain
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.editing.edit import Edit, edit, edits_of_manifest
@@ -65,6 +66,7 @@ __all__ = [
     "edits_of_manifest",
     "encode_layers",
     "encoder_figure",
+    "explain",
     "layer_similarity_figure",
     "layers_figure",
     "load",
@@ -84,6 +86,7 @@ __all__ = [
 
 # Module below `toushi` -> the public names that are imported from it.
 _NAMES = {
+    "probe.attribution.explain": ["explain"],
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.editing.edit": ["Edit", "edit", "edits_of_manifest"],

@@ -42,7 +42,8 @@ class Denoising:
     prompt: str
     time: float
     evaluate: Callable[[list[str], bool], Tensor]
-    latents: Tensor  # the noisy ones, as the denoiser's sampler has them
+    latents: Tensor  # the noisy ones, as the sampler has them
+    at_latents: Callable[[Tensor], "Denoising"] | None = None  # the same at other noisy latents; None: not possible
 
     def denoised(self, prompts: Sequence[str], grad: bool = False) -> Denoised:
         """The clean latents that the denoiser predicts for each of the prompts, in latent units."""
@@ -99,7 +100,10 @@ def _own_denoising(model: Model, family: Family, prompt: str, time: float, laten
             return rows - time * inspect.unwrap(getattr(type(model), name))(model, rows, time, prompts)
         return rows - time * getattr(model, name)(rows, time, prompts)
 
-    return Denoising(model, family, prompt, time, evaluate, latents)
+    def at_latents(other: Tensor) -> Denoising:
+        return _own_denoising(model, family, prompt, time, other)
+
+    return Denoising(model, family, prompt, time, evaluate, latents, at_latents)
 
 
 def _latents_of_run(
@@ -129,8 +133,7 @@ def _pipeline_denoising(
     pipeline: Model, family: Family, prompt: str, time: float, seed: int, options: Mapping[str, object]
 ) -> Denoising:
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    steps_name = "num_inference_steps"
-    options = {steps_name: default_steps(pipeline), **options}
+    options = {"num_inference_steps": default_steps(pipeline), **options}
     if "true_cfg_scale" in parameters:
         options = {"true_cfg_scale": 1.0, **options}
     scheduler = getattr(pipeline, family.scheduler)
@@ -141,9 +144,9 @@ def _pipeline_denoising(
         """Runs the pipeline until it is stopped."""
         method = type(pipeline).__call__
         method = inspect.unwrap(method) if grad else method
-        generator = torch.Generator().manual_seed(seed)
+        arguments = {**options, **changed, "output_type": "latent"}
         try:
-            method(pipeline, prompt=prompts, generator=generator, output_type="latent", **options, **changed)
+            method(pipeline, prompt=prompts, generator=torch.Generator().manual_seed(seed), **arguments)
         except _Stop as stop:
             return stop.arguments
         raise CannotExplain(f"{type(pipeline).__name__} did not reach its scheduler")
