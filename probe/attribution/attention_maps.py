@@ -46,6 +46,7 @@ class _Reader(Subscriber):
     def __init__(self, model: object, sites: str | Sequence[str] | None, heads: Sequence[int] | None):
         self.sites, self.heads = sites, heads
         self.attention: list[SiteAttention] = []
+        self.kinds: dict[str, SiteKind] = {}
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
         family, model = self.session.family, self.session.model

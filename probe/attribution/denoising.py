@@ -21,6 +21,7 @@ from torch import Tensor
 
 from toushi.hooks.module_hooks import argument_hooks, input_hook
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.diffusers_scheduler import DiffusersScheduler
 from toushi.probe.pipelines.family import Family, Model, submodule, unwrap
 from toushi.probe.pipelines.generate import default_steps
 from toushi.probe.pipelines.registry import family_of
@@ -112,7 +113,7 @@ def _latents_of_run(
     """The latents of the step nearest to `time` in a run of one of our models, and its time."""
     states: list[Tensor] = []
     scheduler = getattr(model, family.scheduler)
-    with patch_method(scheduler, "step", lambda step: lambda *given: states.append(given[1]) or step(*given)):
+    with patch_method(scheduler, "step", lambda step: lambda *values: states.append(values[1]) or step(*values)):
         getattr(model, family.sample)(prompt, seed=seed, **options)
     times = family.timesteps(scheduler)[: len(states)]
     index = _nearest(times, time)
@@ -123,83 +124,67 @@ def _latents_of_run(
 
 
 class _Stop(Exception):
-    """Ends a pipeline's call; `arguments` are those of the scheduler's step."""
+    """Ends a pipeline's call before a step of its scheduler. `arguments` are those of the step, `index` is its number."""
 
-    def __init__(self, arguments: Mapping[str, Tensor]):
-        self.arguments = arguments
+    def __init__(self, arguments: Mapping[str, Tensor], index: int):
+        self.arguments, self.index = arguments, index
 
 
 def _pipeline_denoising(
     pipeline: Model, family: Family, prompt: str, time: float, seed: int, options: Mapping[str, object]
 ) -> Denoising:
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    has_two_kinds = "true_cfg_scale" in inspect.signature(type(pipeline).__call__).parameters
+    unguided = {"true_cfg_scale": 1.0} if has_two_kinds else {"guidance_scale": family.unguided}
     options = {"num_inference_steps": default_steps(pipeline), **options}
-    if "true_cfg_scale" in parameters:
-        options = {"true_cfg_scale": 1.0, **options}
-    scheduler = getattr(pipeline, family.scheduler)
-    denoiser = submodule(pipeline, family.denoiser)
-    fixed_input = family.denoiser_inputs[0]
+    scheduler, denoiser = getattr(pipeline, family.scheduler), submodule(pipeline, family.denoiser)
 
-    def call(prompts: list[str] | str, grad: bool = False, **changed: object) -> Mapping[str, Tensor]:
-        """Runs the pipeline until it is stopped."""
-        method = type(pipeline).__call__
-        method = inspect.unwrap(method) if grad else method
-        arguments = {**options, **changed, "output_type": "latent"}
+    def call(prompts: list[str] | str, grad: bool, **changed: object) -> _Stop:
+        """Runs the pipeline until it is stopped; with gradients its method without `no_grad`."""
+        method = getattr(type(pipeline), "__call__")  # noqa: B004, B009
+        generator = torch.Generator().manual_seed(seed)
+        arguments = {**options, **changed, "prompt": prompts, "generator": generator, "output_type": "latent"}
         try:
-            method(pipeline, prompt=prompts, generator=torch.Generator().manual_seed(seed), **arguments)
+            (inspect.unwrap(method) if grad else method)(pipeline, **arguments)
         except _Stop as stop:
-            return stop.arguments
+            return stop
         raise CannotExplain(f"{type(pipeline).__name__} did not reach its scheduler")
 
     inputs: list[tuple[Tensor | list[Tensor], tuple[int, int]]] = []  # latents as the denoiser gets them, and the grid
 
-    def note(name: str, *values: object) -> None:
-        read = family.read_inputs(pipeline, dict(zip(family.denoiser_inputs, values)))
-        first = values[0]
-        assert isinstance(first, Tensor | list)
-        inputs[:] = [(first[:1], read.grid)]
+    def note(name: str, latents: Tensor | list[Tensor], *values: object) -> None:
+        read = family.read_inputs(pipeline, dict(zip(family.denoiser_inputs, (latents, *values))))
+        inputs[:] = [(latents[:1], read.grid)]
 
-    with argument_hooks({"": (denoiser, family.denoiser_inputs)}, note), _stop_at(scheduler, time) as index:
-        sample = call(prompt)["sample"][:1]
-    (fixed, grid), step = inputs[0], index[0]
-    noise_level = float(scheduler.timesteps[step]) / scheduler.config["num_train_timesteps"]
-    unguided = {} if "true_cfg_scale" in parameters else {"guidance_scale": family.unguided}
+    with argument_hooks({"": (denoiser, family.denoiser_inputs)}, note), _stop_at(scheduler, time):
+        run = call(prompt, False)
+    (fixed, grid), sample = inputs[0], run.arguments["sample"][:1]
 
     def expand(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        if isinstance(fixed, list):
-            return fixed * len(value)
-        return fixed.expand(len(value), *fixed.shape[1:])
+        return fixed * len(value) if isinstance(fixed, list) else fixed.expand(len(value), *fixed.shape[1:])
 
     def evaluate(prompts: list[str], grad: bool) -> Tensor:
-        with input_hook(denoiser, fixed_input, expand), _stop_at(scheduler, None, skip=step):
-            stopped = call(prompts, grad, **unguided)
-        output = stopped["model_output"]
-        rows = sample.expand(len(output), *sample.shape[1:])
-        clean = clean_latents(scheduler, output, rows, stopped["timestep"], step)
+        with input_hook(denoiser, family.denoiser_inputs[0], expand), _stop_at(scheduler, time, skip=run.index):
+            step = call(prompts, grad, **unguided).arguments
+        rows = sample.expand(len(prompts), *sample.shape[1:])
+        clean = clean_latents(scheduler, step["model_output"], rows, step["timestep"], run.index)
         clean = family.unpack_latents(clean, grid)
-        return clean.squeeze(2) if clean.dim() == 5 else clean
+        return clean.squeeze(2) if clean.dim() == 5 else clean  # some have an axis of frames
 
-    return Denoising(pipeline, family, prompt, noise_level, evaluate, sample)
+    return Denoising(pipeline, family, prompt, _level(scheduler, run.arguments["timestep"]), evaluate, sample)
 
 
 @contextmanager
-def _stop_at(scheduler: object, time: float | None, skip: int = 0) -> Iterator[list[int]]:
-    """Inside, the scheduler's step nearest to `time` raises _Stop; its index is in the list. None: the first step.
-
-    `skip` steps are left out at the beginning of the schedule.
-    """
-    index: list[int] = []
-    count = [0]
+def _stop_at(scheduler: DiffusersScheduler, time: float, skip: int = 0) -> Iterator[None]:
+    """Inside, the scheduler raises _Stop at the step nearest to `time`; the schedule begins at the step `skip`."""
+    schedule: list[float] = []  # the levels of the steps that are still to come
+    taken = [skip]
 
     def wrap_set(set_timesteps: Callable) -> Callable:
-        def wrapper(*args: object, **named: object) -> object:
-            result = set_timesteps(*args, **named)
-            times = scheduler.timesteps  # pyright: ignore[reportAttributeAccessIssue]
-            levels = [float(t) / scheduler.config["num_train_timesteps"] for t in times]  # pyright: ignore
-            index[:] = [0 if time is None else _nearest(levels, time)]
-            if skip:
-                scheduler.timesteps = times[skip:]  # pyright: ignore[reportAttributeAccessIssue]
-            return result
+        def wrapper(*args: object, **named: object) -> None:
+            set_timesteps(*args, **named)
+            scheduler.timesteps = scheduler.timesteps[skip:]
+            schedule[:] = [_level(scheduler, timestep) for timestep in scheduler.timesteps]
+            taken[0] = skip
 
         return wrapper
 
@@ -207,25 +192,31 @@ def _stop_at(scheduler: object, time: float | None, skip: int = 0) -> Iterator[l
         signature = inspect.signature(step)
 
         def wrapper(*args: object, **named: object) -> object:
-            if count[0] == index[0]:
-                raise _Stop(signature.bind(*args, **named).arguments)
-            count[0] += 1
+            if taken[0] - skip == _nearest(schedule, time):
+                raise _Stop(signature.bind(*args, **named).arguments, taken[0])
+            taken[0] += 1
             return step(*args, **named)
 
         return wrapper
 
     with patch_method(scheduler, "set_timesteps", wrap_set), patch_method(scheduler, "step", wrap_step):
-        yield index
+        yield
 
 
-def clean_latents(scheduler: object, output: Tensor, sample: Tensor, timestep: Tensor | float, index: int) -> Tensor:
+def _level(scheduler: DiffusersScheduler, timestep: Tensor | float) -> float:
+    """The timestep as a share of those that the model was trained with: 1 is noise."""
+    return float(timestep) / scheduler.config["num_train_timesteps"]
+
+
+def clean_latents(
+    scheduler: DiffusersScheduler, output: Tensor, sample: Tensor, timestep: Tensor | float, index: int
+) -> Tensor:
     """The clean latents that a scheduler of diffusers reads from the model's output at a timestep, step `index`.
 
     Flow: x - sigma v (Liu et al. 2023). Noise and v prediction: Salimans and Ho, "Progressive Distillation", 2022,
     appendix D. Schedulers in sigma space have x / sqrt(alpha) (Karras et al. 2022). Raises CannotExplain for others.
     """
-    kind, config = type(scheduler).__name__, scheduler.config  # pyright: ignore[reportAttributeAccessIssue]
-    prediction = config.get("prediction_type", "epsilon")
+    kind, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
     sigmas, alphas = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
     output, sample = output.float(), sample.float()
     if sigmas is not None and ("FlowMatch" in kind or prediction == "flow_prediction"):

@@ -146,7 +146,8 @@ def word_maps(maps: TokenMaps, reading: AttentionReading, words: Sequence[Word])
 
     Raises CannotExplain for a word without a column in the denoiser's text, because the prompt was cut before it.
     """
-    tokens = [token for token in reading.prompt.tokens if token.column is not None and token.column < len(maps)]
+    pairs = [(token, token.column) for token in reading.prompt.tokens if token.column is not None]
+    tokens, columns = zip(*((token, column) for token, column in pairs if column < len(maps)))
     result = []
     for word in words:
         shares = token_shares(tokens, word.span)
@@ -154,8 +155,7 @@ def word_maps(maps: TokenMaps, reading: AttentionReading, words: Sequence[Word])
             raise CannotExplain(
                 f"{word.text!r} has no map: the denoiser's text has no column of it (was the prompt cut?)"
             )
-        columns = [token.column for token in tokens]
-        result.append(np.tensordot(shares, maps[columns], 1))
+        result.append(np.tensordot(shares, maps[list(columns)], 1))
     return np.stack(result)
 
 

@@ -109,7 +109,7 @@ def sensitivity(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         result = sensitivity_max(
-            values_of, denoising.latents, perturb_radius=radius, n_perturb_samples=samples, max_examples_per_batch=1
+            values_of, (denoising.latents,), perturb_radius=radius, n_perturb_samples=samples, max_examples_per_batch=1
         )
     return float(result[0])
 

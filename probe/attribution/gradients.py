@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from toushi.hooks.attention import AttentionHook, Call
-from toushi.hooks.module_hooks import argument_hooks, forward_parameters, input_hook
+from toushi.hooks.module_hooks import forward_parameters, input_hook
 from toushi.probe.analysis.maps import mean_of_sites
 from toushi.probe.attribution.attention_maps import AttentionReading, TokenMaps
 from toushi.probe.attribution.denoising import CannotExplain, Denoising
@@ -60,7 +60,7 @@ def integrated_gradients(
         )
     except (RuntimeError, NotImplementedError) as error:
         raise CannotExplain(_no_gradient(denoising, error)) from error
-    assert isinstance(parts, Tensor)
+    assert isinstance(parts, Tensor) and isinstance(delta, Tensor)
     return torch.from_numpy(shares) @ parts[0].sum(-1).double().cpu(), float(delta)
 
 
@@ -118,9 +118,10 @@ def pad_id(model: object, text_encoder: str) -> int:
 def _ids_of_prompt(denoising: Denoising, embeddings: nn.Module) -> Int[Tensor, "1 position"]:
     """The ids whose embeddings the text encoder reads for the prompt."""
     calls: list[Tensor] = []
-    with argument_hooks({"": (embeddings, forward_parameters(embeddings)[:1])}, lambda name, ids: calls.append(ids)):
+    # Not `argument_hooks`: where only those are open, a text may come from the model's cache without its encoder.
+    with input_hook(embeddings, forward_parameters(embeddings)[0], calls.append):
         denoising.denoised([denoising.prompt])
-    if len(calls) != 1 or calls[0] is None:
+    if len(calls) != 1:
         raise CannotExplain(
             f"{denoising.family.name}: expected one text for its encoder to embed, but {len(calls)} came"
         )

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.attribution.toy_model import GRID, PROMPT, WORDS, quadrant_masks, toy_model
 from toushi import explain
 from toushi.hooks.attention import AttentionHook
+from toushi.hooks.watched_modules import is_watched
 from toushi.probe.analysis.map_measures import MEASURES, best_iou, score_maps
 from toushi.probe.analysis.maps import auc, mass_inside
 from toushi.probe.attribution.attention_maps import ATTENTION_RULES, read_attention
@@ -33,7 +34,9 @@ def toy(strength=(1.0, 1.0, 1.0, 1.0)):
 
 
 def tiny(prompt: str = FOUR_WORDS):
-    return denoise_at(MiniUNet.tiny(layers=2), prompt, 0.5, latents=LATENTS)
+    model = MiniUNet.tiny(layers=2)
+    model.is_watched = is_watched  # as `load` does: its texts come from a cache
+    return denoise_at(model, prompt, 0.5, latents=LATENTS)
 
 
 def mean_of_latents(denoised):
@@ -145,7 +148,7 @@ def test_shapley_values_are_those_of_all_orders():
         total = 0.0
         for choice in value:
             if not choice[word]:
-                size, larger = sum(choice), choice[:word] + (1,) + choice[word + 1 :]
+                size, larger = sum(choice), (*choice[:word], 1, *choice[word + 1 :])
                 weight = math.factorial(size) * math.factorial(4 - size) / math.factorial(5)
                 total += weight * (value[larger] - value[choice])
         expected.append(total)
