@@ -20,7 +20,7 @@ from toushi.probe.text.alignment import Word, token_shares
 
 
 def integrated_gradients(
-    denoising: Denoising, reading: AttentionReading, score: Score, words: Sequence[Word], steps: int = 32
+    denoising: Denoising, reading: AttentionReading, score: Score, words: Sequence[Word], steps: int = 64
 ) -> tuple[Float[Tensor, " word"], float]:
     """What each word adds to the score on the straight way from padding to its embeddings, and the convergence delta.
 
