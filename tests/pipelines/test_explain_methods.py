@@ -1,6 +1,7 @@
 """The table of docs/explaining.md: every method on every family, run or refused with its reason."""
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.pipelines.tiny import LENGTHS, MAKERS, draw, made, scaled
-from toushi import explain
+from toushi import explain, load
 from toushi.probe.attribution.denoising import CannotExplain, denoise_at
 from toushi.probe.attribution.explain import METHODS, TAKES_TARGET, explain_at
 from toushi.probe.attribution.faithfulness import randomised_weights, sensitivity
@@ -72,6 +73,17 @@ def test_every_method_on_our_own_models(tmp_path):
     model = ZImage.from_folder(tmp_path, torch.float32)
     check(denoise_at(model, PROMPT, 0.5, size=32, steps=2), "z-image, our own", METHODS)
     assert explain(model, PROMPT, image=Image.new("RGB", (32, 32)), time=0.3).shape == (3, 8, 8)
+
+
+@pytest.mark.slow
+def test_the_first_table_of_the_page_is_what_the_shipped_model_says():
+    page = (Path(__file__).parents[2] / "docs/explaining.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    _, _, *rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    table = [[cell.strip().replace("−", "-") for cell in row] for row in rows]
+    for column, method in enumerate(["shapley", "ablation", "integrated-gradients"], 1):
+        values = explain(load("mini-unet", "cpu"), "左边是猫，右边是月亮，夜晚", (0, 0, 16, 8), method)
+        assert list(values.word.values) == [row[0] for row in table]
+        assert values.values == pytest.approx([float(row[column]) for row in table], abs=0.001), method
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "flux"])
