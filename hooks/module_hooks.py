@@ -3,11 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from toushi.hooks.hook_error import HookError
 from toushi.hooks.watched_modules import mark_input_reader
+
+Value = TypeVar("Value")  # of an argument
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def state_hooks(
 
 
 @contextmanager
-def input_hook(module: nn.Module, parameter: str, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def input_hook(module: nn.Module, parameter: str, change: Callable[[Value], Value | None]) -> Iterator[None]:
     """`with input_hook(module, parameter, change):` gives the module `change(value)` in place of the argument `value`.
 
     `parameter` is the name of a parameter of its `forward`. Where `change` returns None, the value stays.

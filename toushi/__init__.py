@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from toushi.probe.attribution.explain import explain
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.edit_run import edit_run
@@ -69,6 +70,7 @@ __all__ = [
     "edits_of_manifest",
     "encode_layers",
     "encoder_figure",
+    "explain",
     "layer_similarity_figure",
     "layers_figure",
     "load",
@@ -88,6 +90,7 @@ __all__ = [
 
 # Module below `toushi` -> the public names that are imported from it.
 _NAMES = {
+    "probe.attribution.explain": ["explain"],
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.edit_run": ["edit_run"],

@@ -64,7 +64,7 @@ def mass(maps: Maps) -> Maps:
 
     Attention over all keys sums to 1 in each cell, so the means of all tokens and of `rest` sum to 1 too.
     """
-    return _measure(lambda m: m.mean((-2, -1)), maps)
+    return measure_maps(lambda m: m.mean((-2, -1)), maps)
 
 
 def centre_of_mass(maps: Maps) -> tuple[Maps, Maps]:
@@ -75,7 +75,7 @@ def centre_of_mass(maps: Maps) -> tuple[Maps, Maps]:
         positions = (np.arange(m.shape[axis]) + 0.5) / m.shape[axis]
         return _ratio(profile @ positions, profile.sum(-1))
 
-    return _measure(lambda m: along(-2, m), maps), _measure(lambda m: along(-1, m), maps)
+    return measure_maps(lambda m: along(-2, m), maps), measure_maps(lambda m: along(-1, m), maps)
 
 
 def peak(maps: Maps) -> tuple[Maps, Maps]:
@@ -84,8 +84,8 @@ def peak(maps: Maps) -> tuple[Maps, Maps]:
     def flat(m: np.ndarray) -> ArrayOrScalar:
         return m.reshape(*m.shape[:-2], -1).argmax(-1)
 
-    y = _measure(lambda m: (flat(m) // m.shape[-1] + 0.5) / m.shape[-2], maps)
-    return y, _measure(lambda m: (flat(m) % m.shape[-1] + 0.5) / m.shape[-1], maps)
+    y = measure_maps(lambda m: (flat(m) // m.shape[-1] + 0.5) / m.shape[-2], maps)
+    return y, measure_maps(lambda m: (flat(m) % m.shape[-1] + 0.5) / m.shape[-1], maps)
 
 
 def above_mean(maps: Maps) -> Maps:
@@ -112,7 +112,7 @@ def spread(maps: Maps) -> Maps:
             variance += _ratio((profile * (cells - position[..., None]) ** 2).sum(-1), profile.sum(-1))
         return np.sqrt(variance)
 
-    return _measure(measure, maps)
+    return measure_maps(measure, maps)
 
 
 def entropy(maps: Maps) -> Maps:
@@ -128,7 +128,7 @@ def entropy(maps: Maps) -> Maps:
         terms = -p * np.log(np.where(p > 0, p, 1))
         return terms.sum((-2, -1)) / (math.log(cells) if cells > 1 else 1)
 
-    return _measure(measure, maps)
+    return measure_maps(measure, maps)
 
 
 def mass_inside(maps: Maps, mask: ArrayLike) -> Maps:
@@ -137,8 +137,8 @@ def mass_inside(maps: Maps, mask: ArrayLike) -> Maps:
     `mask` [Y, X] has 0..1 (or booleans) on any grid, usually the picture's. Each cell of the map counts with the share
     of it that the mask covers.
     """
-    mask = _as_mask(mask)
-    return _measure(lambda m: _ratio((m * resample(mask, m.shape[-2:])).sum((-2, -1)), m.sum((-2, -1))), maps)
+    mask = as_mask(mask)
+    return measure_maps(lambda m: _ratio((m * resample(mask, m.shape[-2:])).sum((-2, -1)), m.sum((-2, -1))), maps)
 
 
 def pointing_game(maps: Maps, mask: ArrayLike) -> Maps:
@@ -150,7 +150,7 @@ def pointing_game(maps: Maps, mask: ArrayLike) -> Maps:
     map raises ToushiError. Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016, without their
     tolerance of 15 pixels.
     """
-    mask = _as_mask(mask)
+    mask = as_mask(mask)
 
     def measure(m: np.ndarray) -> ArrayOrScalar:
         if np.isnan(m).any():
@@ -161,7 +161,7 @@ def pointing_game(maps: Maps, mask: ArrayLike) -> Maps:
         largest = m == m.max((-2, -1), keepdims=True)
         return (hits | ~largest).all((-2, -1))
 
-    return _measure(measure, maps)
+    return measure_maps(measure, maps)
 
 
 def auc(maps: Maps, mask: ArrayLike) -> Maps:
@@ -173,7 +173,7 @@ def auc(maps: Maps, mask: ArrayLike) -> Maps:
     require("scipy")
     from scipy.stats import rankdata
 
-    mask = _as_mask(mask)
+    mask = as_mask(mask)
     positive = mask.ravel() >= 0.5
     n_in, n_out = int(positive.sum()), int((~positive).sum())
 
@@ -183,7 +183,7 @@ def auc(maps: Maps, mask: ArrayLike) -> Maps:
         ranks = rankdata(resample(m, mask.shape).reshape(*m.shape[:-2], -1), axis=-1)
         return (ranks[..., positive].sum(-1) - n_in * (n_in + 1) / 2) / (n_in * n_out)
 
-    return _measure(measure, maps)
+    return measure_maps(measure, maps)
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -297,14 +297,14 @@ def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.nda
     return a, b
 
 
-def _as_mask(mask: ArrayLike) -> Float[np.ndarray, "Y X"]:
+def as_mask(mask: ArrayLike) -> Float[np.ndarray, "Y X"]:
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ToushiError(f"expected one mask [y, x], but an array of shape {mask.shape} came")
     return mask.astype(np.float64)
 
 
-def _measure(function: Callable[[np.ndarray], ArrayOrScalar], maps: Any) -> Any:
+def measure_maps(function: Callable[[np.ndarray], ArrayOrScalar], maps: Any) -> Any:
     """`function`, from [..., y, x] in float64 to [...], of an array or of a DataArray."""
     if not _is_labelled(maps):
         return np.asarray(function(_as_maps(maps).astype(np.float64)))  # an array also for one map

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -166,7 +167,6 @@ class MiniUNet(nn.Module):
         return text
 
     @with_own_threads
-    @torch.no_grad()
     def encode_prompt(
         self, prompts: Sequence[str], negatives: Sequence[str] | None
     ) -> tuple[PromptBatch, PromptBatch | None]:
@@ -246,6 +246,13 @@ class MiniUNet(nn.Module):
         shape = (self.config.vae.latent_channels, height // self.vae.factor, width // self.vae.factor)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(noise).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:
+        """Latents of a picture, in fp32. Raises ToushiError for a size that the model cannot draw."""
+        checked_size((image.height, image.width))
+        pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        return self.vae.encode(pixels.to(self.device, self.dtype)).float()
 
     @with_own_threads
     @torch.no_grad()

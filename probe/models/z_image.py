@@ -108,7 +108,6 @@ class ZImage(nn.Module):
 
     # --- text ---
 
-    @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> EncodedPrompts:
         """The states before the language model's last layer, of each prompt as a user's turn of a chat.
 

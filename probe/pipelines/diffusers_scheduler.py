@@ -1,7 +1,7 @@
 """How a scheduler of diffusers steps: what it is called with, what it returns, and which step of the schedule it is."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from toushi.probe.pipelines.family import Arguments, SchedulerStep
 
 
 class DiffusersScheduler(Protocol):
+    config: Mapping[str, Any]
     timesteps: Tensor
 
 

@@ -115,7 +115,7 @@ def test_lower_bounds_are_those_that_are_tested():
     """`make test-oldest` installs the lower bound of every library of the core and the extras."""
     lines = (ROOT / "requirements-oldest.txt").read_text().splitlines()
     oldest = {one.name: one for one in map(Requirement, filter(lambda line: line and line[0] != "#", lines))}
-    shipped = [one for extra, ones in OPTIONAL.items() if extra not in ("dev", "explain") for one in ones]
+    shipped = [one for extra, ones in OPTIONAL.items() if extra != "dev" for one in ones]
     assert {one.name for one in (*CORE, *shipped)} == set(oldest)
     for one in (*CORE, *shipped):
         ((bound,), (pin,)) = one.specifier, oldest[one.name].specifier

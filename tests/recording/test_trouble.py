@@ -233,5 +233,5 @@ def test_the_grid_is_found_from_the_latent(latent, cells, grid):
 
 
 def test_a_grid_that_is_none_is_refused():
-    with pytest.raises(UnknownGrid):
+    with pytest.raises(UnknownGrid, match="77 image positions are no whole fraction of a latent of 16x16 cells"):
         grid_of((16, 16), 77)
