@@ -53,8 +53,14 @@ function makeChips(app) {
   }
 }
 
-// What the model expected the picture to become, step by step, in a row under the curve.
-function makeFilm({ frames, size, label }, count) {
+// The films that a payload has: what the model saw and what it expected, by name. `header.films`: their sizes.
+function filmsOf(app, { films }, frames, before = '') {
+  return Object.fromEntries(Object.entries(films).map(([name, size]) => [name, { frames: frames(name), size,
+    name: app.t(`film_${name}`), label: before + app.t(`background_${name}_help`) }]))
+}
+
+// One film, step by step, in a row under the curve.
+function makeFilm({ frames, size, name, label }, count) {
   const shown = Math.min(count, 24) // of many steps an even choice
   const steps = Array.from({ length: shown }, (_, i) => 1 + Math.floor(((i + 0.5) * count) / shown))
   const cells = steps.map((step) => {
@@ -63,7 +69,7 @@ function makeFilm({ frames, size, label }, count) {
     return canvas
   })
   return {
-    root: h('div', { className: 'film', role: 'img', 'aria-label': label, title: label }, ...cells),
+    root: h('div', { className: 'film', role: 'img', 'aria-label': label, title: label }, h('span', { className: 'side' }, name), ...cells),
     update(step) {
       const nearest = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a), steps[0])
       cells.forEach((cell, i) => cell.classList.toggle('on', step > 0 && steps[i] === nearest))
@@ -94,11 +100,11 @@ function makeTimeline(app) {
   const bottom = h('span', { className: 'bottom' }, '0')
   const readout = h('span', { className: 'note' })
   const plot = h('div', { className: 'plot' }, chart, top, bottom)
-  const films = app.films.map((one) => makeFilm(one, count))
+  const films = Object.values(app.films).map((one) => makeFilm(one, count))
   const root = h('div', { className: 'timeline' },
     h('div', { className: 'label' }, t('curve'), readout, all), plot, ...films.map((film) => film.root),
     h('div', { className: 'transport' }, play, slider),
-    h('div', { className: 'ends' }, h('span', {}, t('noise')), h('span', {}, t('picture'))))
+    h('div', { className: 'ends' }, h('span', {}, t('first_step')), h('span', {}, t('last_step'))))
   root.style.setProperty('--steps', count)
   // Each step has a column of its own: the curve, the film and the slider's thumb meet at its middle.
   const x = (slot) => (100 * (slot - 0.5)) / count

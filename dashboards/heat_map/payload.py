@@ -4,11 +4,12 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from toushi.dashboards import messages as text
+from toushi.dashboards.heat_map.film_frames import expected_frames, final_image, seen_frames
 from toushi.dashboards.heat_map.matrices import Matrices
 from toushi.dashboards.heat_map.trace_pair import Pair
 from toushi.dashboards.heat_map.word_maps import Layer, WordMaps
@@ -56,13 +57,13 @@ def colours(name: str = "inferno") -> np.ndarray:
 
 def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
     """The block for `component.heat_map`."""
-    image = trace.image()
+    image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
         arrays["image"] = np.frombuffer(_png(image), np.uint8)
-    previews = _previews(trace, maps.steps)
-    if previews is not None:
-        arrays["previews"] = previews
+    frames = {"seen": seen_frames(trace, maps.steps), "expected": expected_frames(trace, maps.steps)}
+    frames = {name: film for name, film in frames.items() if film is not None}
+    arrays |= frames
     for i, layer in enumerate(maps.layers):
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
     times = dict(zip(trace.steps, trace.times))
@@ -76,7 +77,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "prompt": trace.manifest.prompt_of(branch),
         "lost": [{"span": list(word.span), "title": text.say(language, "lost")} for word in maps.lost],
         "size": [int(n) for n in size],
-        "preview": list(previews.shape[1:3]) if previews is not None else None,
+        "films": {name: list(film.shape[1:3]) for name, film in frames.items()},
         "units": [_unit(unit, n, language) for n, unit in enumerate(maps.units)],
         "first": (ordered * 2)[:2],
         "steps": list(maps.steps),
@@ -100,20 +101,32 @@ def _contrast(maps: np.ndarray) -> float:
 
 
 def pair_block(traces: tuple[Trace, Trace], common: Pair, branch: str, language: str) -> bytes:
-    """The block for `component.pair_map`: two traces on the axes of `align_traces`."""
+    """The block for `component.pair_map`: two traces on the axes of `align_traces`, and B − A."""
+    return _pair_block(traces, common, branch, language, differences(*traces, language), ["A", "B"], 1)
+
+
+def branches_block(trace: Trace, common: Pair, language: str) -> bytes:
+    """The same of cond and uncond of one trace, on the axes of `align_branches`, and cond − uncond."""
+    prompts = [trace.manifest.prompt_of(branch) or text.say(language, "empty_prompt") for branch in ("cond", "uncond")]
+    return _pair_block((trace, trace), common, "cond", language, prompts, ["cond", "uncond"], -1)
+
+
+def _pair_block(
+    traces: tuple[Trace, Trace], common: Pair, branch: str, language: str, about: list[str], names: list[str], sign: int
+) -> bytes:
+    """`sign`: 1 for the second minus the first, -1 for the first minus the second."""
     arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
-    about = differences(*traces, language)
     for side, trace in enumerate(traces):
-        image = trace.image()
+        image = final_image(trace)
         if image is not None:
             arrays[f"image{side}"] = np.frombuffer(_png(image), np.uint8)
-        previews = _previews(trace, [steps[side] for steps in common.steps])
-        if previews is not None:
-            arrays[f"previews{side}"] = previews
+        frames = expected_frames(trace, [steps[side] for steps in common.steps])
+        if frames is not None:
+            arrays[f"expected{side}"] = frames
         sides.append({
             "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
             "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
-            "preview": list(previews.shape[1:3]) if previews is not None else None,
+            "films": {} if frames is None else {"expected": list(frames.shape[1:3])},
             "about": about[side],
             "total": trace.manifest.steps.count,
         })  # fmt: skip
@@ -121,7 +134,9 @@ def pair_block(traces: tuple[Trace, Trace], common: Pair, branch: str, language:
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
     spans = {unit.span for unit in common.units}
     header = {
-        "id": "#".join([*(str(trace.folder) for trace in traces), branch]),
+        "id": "#".join([*(str(trace.folder) for trace in traces), branch, *names]),
+        "names": names,
+        "sign": sign,
         "text": text.component_messages(language),
         "prompt": traces[0].manifest.prompt_of(branch),
         "lost": [
@@ -169,16 +184,6 @@ def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _previews(trace: Trace, steps: Iterable[int]) -> np.ndarray | None:
-    """uint8 [step, y, x, 3], at most 128 pixels a side; None if the trace has none."""
-    frames = [trace.preview(step) for step in steps]  # empty if only the sum of the steps was kept
-    if not frames or any(frame is None for frame in frames):
-        return None
-    frames = np.stack([np.asarray(frame) for frame in frames])
-    stride = -(-max(frames.shape[1:3]) // 128)
-    return frames[:, ::stride, ::stride]
 
 
 def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) -> bytes:

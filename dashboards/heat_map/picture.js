@@ -2,10 +2,10 @@
 // every map, share and preview came with the payload, so scrubbing and hovering are table look-ups.
 
 const FRESH = { units: [0, 1], active: 0, compare: false, step: 0, layer: 0, head: 0, opacity: 0.8,
-  scale: 'shared', fade: true, smooth: false, background: 'step', bare: false, box: null }
+  scale: 'shared', fade: true, smooth: false, background: 'expected', bare: false, box: null }
 
 function makeApp({ header, arrays }) {
-  const app = { header, tables: colourTables(arrays.colours), previews: arrays.previews }
+  const app = { header, tables: colourTables(arrays.colours) }
   const { units, steps, layers } = header
   app.t = (key, values = {}) => fill(header.text[key] ?? key, values)
   app.imageUrl = arrays.image ? URL.createObjectURL(new Blob([arrays.image], { type: 'image/png' })) : null
@@ -87,7 +87,7 @@ function makeApp({ header, arrays }) {
     const unit = view.units[view.compare ? view.active : 0]
     return `${units[unit].label} ${percent(app.share(view, unit))}`
   }
-  app.films = app.previews && steps.length ? [{ frames: app.previews, size: header.preview, label: app.t('film') }] : []
+  app.films = filmsOf(app, header, (name) => arrays[name])
   const release = app.stop
   app.stop = () => { release(); if (app.imageUrl) URL.revokeObjectURL(app.imageUrl) }
   return app
@@ -121,7 +121,8 @@ function build(root, bytes) {
     ['everything', t('scale_all'), t('scale_all_help')], ['map', t('scale_map'), t('scale_map_help')]])
   const cells = choice(t('cells'), 'smooth', [['false', t('cells_exact'), t('cells_exact_help')], ['true', t('cells_smooth'), t('cells_smooth_help')]])
   const veil = choice(t('low_values'), 'fade', [['true', t('low_fade')], ['false', t('low_even')]])
-  const ground = choice(t('background'), 'background', [['step', t('background_step'), t('background_step_help')], ['final', t('background_final')]])
+  const ground = choice(t('background'), 'background', [...['seen', 'expected'].filter((name) => name in app.films), 'final'].map((name) =>
+    [name, t(`background_${name}`), t(`background_${name}_help`)]))
   const compare = h('button', { type: 'button', className: 'toggle compare', title: t('compare_help'),
     onclick: () => app.set({ compare: !app.state.compare, active: app.state.compare ? 0 : 1 }) }, t('compare'))
   const field = (label, control) => h('label', { className: 'field' }, h('span', { className: 'label' }, label), control)
@@ -130,7 +131,7 @@ function build(root, bytes) {
   const bare = h('button', { type: 'button', className: 'toggle bare', title: t('bare_help'),
     onclick: () => app.set({ bare: !app.state.bare }) }, t('bare'))
   const settings = h('div', { className: 'settings' }, field(t('opacity'), opacity), group(t('map'), bare), group(t('low_values'), veil.root),
-    group(t('cells'), cells.root), app.previews ? group(t('background'), ground.root) : null)
+    group(t('cells'), cells.root), Object.keys(app.films).length ? group(t('background'), ground.root) : null)
 
   root.style.setProperty('--fit', app.fit)
   root.replaceChildren(chips.root, h('div', { className: 'columns' },
