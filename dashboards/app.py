@@ -12,6 +12,8 @@ from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
 
 HERE = Path(__file__).parent
+# Streamlit's captions have a contrast of 4.0 on white; 4.5 is needed.
+STYLE = "<style>[data-testid=stCaptionContainer] { opacity: 0.8; }</style>"
 
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
 st.session_state.setdefault("language", language_of_locale(st.context.locale))
@@ -35,16 +37,13 @@ encoder = page_of("encoder", "translate")
 layers = page_of("layers", "layers", default=texts)
 page = st.navigation([traces, picture, compare, encoder, layers], position="top")
 
-with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
-    with st.container():
-        st.markdown(f"### {say('app')}")
-        st.caption(say("layers_intro") if page is layers else page.help)
+st.html(STYLE)
+purpose = say("tagline") if page is traces else say("layers_intro") if page is layers else page.help
+with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+    st.markdown(f"**{say('app')}** — {purpose}", width="content")
     st.segmented_control(say("language"), list(text.LANGUAGES), format_func=lambda name: text.LANGUAGES[name], key="language",
                          required=True, label_visibility="collapsed")  # fmt: skip
 try:
-    if page not in (traces, layers):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            library.toolbar(difference=page is picture)
     address.write()
     page.run()
 except (ToushiError, OSError) as error:

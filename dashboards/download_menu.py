@@ -17,16 +17,13 @@ MAX_ZIP = 2**30  # bytes; it is made in memory
 def show(trace: Trace, folder: str, version: tuple, branch: str) -> None:
     language, name = library.language(), trace.folder.resolve().name
 
-    def button(key: str, suffix: str, make: Callable[[], bytes], **options: str | bool) -> None:
+    def button(
+        key: str, suffix: str, make: Callable[[], bytes], help: str | None = None, disabled: bool = False
+    ) -> None:
         st.download_button(
-            say(f"take_{key}"),
-            make,
-            f"{name}{suffix}",
-            on_click="ignore",
-            key=f"take {key}",
-            width="stretch",
-            **options,
-        )
+            say(f"take_{key}"), make, f"{name}{suffix}", on_click="ignore", key=f"take {key}", width="stretch", help=help,
+            disabled=disabled,
+        )  # fmt: skip
 
     with st.popover(say("take"), icon=":material/download:"):
         figure = partial(downloads.words_figure, trace, branch, language)

@@ -48,8 +48,8 @@ PAGE = Messages({
     "prompt": ("Prompt", "提示词"),
     "prompt_help": ("Chinese or English. An empty prompt draws the unconditional picture.",
                     "中文或英文都可以。留空则画出无条件的图像。"),
-    "prompt_default": ("左边是猫，右边是月亮，夜晚", "左边是猫，右边是月亮，夜晚"),
-    "examples": ("Examples", "示例"),
+    "prompt_default": ("a cat on the left, a moon on the right, at night", "左边是猫，右边是月亮，夜晚"),
+    "examples": ("Put this prompt into the form", "把这句提示词填进表单"),
     "change_prompt": ("Change this prompt", "改写提示词"),
     "negative": ("Negative prompt", "负向提示词"),
     "negative_help": ("What the branch uncond reads. Used only when guidance is on, above 1.",
@@ -210,6 +210,19 @@ COMPONENT = Messages({
     "layer": ("Layer", "层"),
     "head": ("Head", "头"),
     "head_hint": ("Choose one layer to see its heads.", "选定一层，就能看它的各个头。"),
+    "help_step": ("A step is one call of the sampler, which takes some noise away. t is the model's own number for how noisy "
+                  "the latents are: it falls from step to step.",
+                  "一步就是采样器调用一次，去掉一部分噪声。t 是模型自己表示噪声多少的数，逐步变小。"),
+    "help_layer": ("A layer here is one attention of the image to the text in the denoiser. Deeper layers of a U-Net have "
+                   "fewer, larger cells.", "这里的一层，是去噪网络里图像关注文字的一处注意力。U-Net 越深的层，格子越少、越大。"),
+    "help_head": ("A head is one of the parallel attentions of a layer. Each may look for something else.",
+                  "头是同一层里并行的若干个注意力之一，各自可以关注不同的东西。"),
+    "help_token": ("A token is one piece of text as the tokenizer cuts it: some words, a word, or a part of a character. "
+                   "<bos> and <eos> mark the beginning and the end. Attention that looks for no word often goes to them.",
+                   "词元是分词器切出的一段文字：可能是几个词、一个词，或一个字的一部分。<bos> 和 <eos> 标记开头和结尾，"
+                   "不找任何词的注意力常常落在它们上面。"),
+    "help_encoder_layer": ("The text encoder reads the prompt layer by layer. In each, every token attends to the others.",
+                           "文本编码器逐层读提示词；在每一层，每个词元都关注其他词元。"),
     "mean": ("all", "全部"),
     "all_steps": ("All steps", "所有步"),
     "all_heads": ("all heads", "所有头"),

@@ -22,13 +22,10 @@ EXAMPLES = {
 def show() -> None:
     """The examples and the form, with the last order in it."""
     order: Order = st.session_state.get("order") or Order(say("prompt_default"))
-    example = st.pills(
-        say("examples"), EXAMPLES[library.language()], key=f"example {st.session_state.get('examples', 0)}"
-    )
-    if example:
-        st.session_state["examples"] = st.session_state.get("examples", 0) + 1  # a new widget, with nothing chosen
-        _keep(replace(order, prompt=example))
-        st.rerun()
+    with st.container(horizontal=True, gap="xsmall"):
+        for example in EXAMPLES[library.language()]:
+            if st.button(example, help=say("examples")):
+                order = _keep(replace(order, prompt=example))
     with st.form("make"):
         prompt = st.text_area(say("prompt"), order.prompt, height=80, help=say("prompt_help"))
         with st.expander(say("more_settings"), icon=":material/tune:"):
@@ -40,13 +37,15 @@ def show() -> None:
             sampler = right.selectbox(say("sampler"), SAMPLERS, SAMPLERS.index(order.sampler), help=say("sampler_help"))
         pressed = st.form_submit_button(say("make"), type="primary", icon=":material/brush:")
     if pressed:
-        made = Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler, size=order.size)
-        _keep(made)
-        job_view.submit(made)
+        order = Order(
+            prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler, size=order.size
+        )
+        job_view.submit(_keep(order))
 
 
-def _keep(order: Order) -> None:
+def _keep(order: Order) -> Order:
     st.session_state["order"] = order
+    return order
 
 
 def order_of(trace: Trace) -> Order:

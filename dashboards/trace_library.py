@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from toushi.dashboards import messages as text
 from toushi.dashboards import sampling_worker as worker
@@ -272,8 +273,15 @@ def _same(path: Path, other: Path) -> bool:
         return path == other
 
 
-def toolbar(*, difference: bool = False) -> None:
-    """Shows the menus for the open trace and the branch; with `difference` also cond − uncond."""
+def toolbar(*, difference: bool = False) -> DeltaGenerator:
+    """Shows the menus for the open trace and the branch; with `difference` also cond − uncond. Comes back with their row."""
+    row = st.container(horizontal=True, vertical_alignment="center")
+    with row:
+        _menus(difference)
+    return row
+
+
+def _menus(difference: bool) -> None:
     folder = current_folder()
     known = entries()
     if folder and os.path.isfile(Path(folder).parent / MEMBERS):

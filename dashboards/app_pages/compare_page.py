@@ -16,6 +16,7 @@ from toushi.dashboards.run_metadata import differences
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
+library.toolbar()
 trace, folder, version = library.read_open_trace()
 branch = library.chosen_branch(trace)
 

@@ -10,11 +10,15 @@ from toushi.dashboards.prompt_form import change_prompt_button
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
+row = library.toolbar(difference=True)
 trace, folder, version = library.read_open_trace()
 for one in st.session_state.pop("cut", []):
     library.warn_cut("cut", one.lost, limit=one.limit)
 branch = library.chosen_branch(trace)
 library.explain_branch(trace)
+with row:
+    download_menu.show(trace, folder, version, branch)
+    change_prompt_button(trace)
 
 try:
     with st.spinner(say("reading")):
@@ -27,7 +31,4 @@ except NothingInCommon:
     st.info(say("branch_nothing"), icon=":material/compare:")
 except ToushiError as error:
     library.stop_with_error(error)
-with st.container(horizontal=True, vertical_alignment="center"):
-    download_menu.show(trace, folder, version, branch)
-    change_prompt_button(trace)
 library.show_facts(trace)

@@ -34,10 +34,10 @@ def seen_frames(trace: Trace, steps: Iterable[int]) -> Frames | None:
     image, steps = final_image(trace), list(steps)
     if image is None or not steps or trace.steps[-1] != trace.manifest.steps.count - 1:
         return None
-    latents = [trace.latent(step) for step in [*steps, trace.steps[-1]]]
-    if any(latent is None for latent in latents):
+    latents = [latent.values for step in [*steps, trace.steps[-1]] if (latent := trace.latent(step)) is not None]
+    if len(latents) <= len(steps):
         return None
-    return _fit(colour_latents(np.nan_to_num(np.stack([latent.values for latent in latents])), image)[:-1])
+    return _fit(colour_latents(np.nan_to_num(np.stack(latents)), image)[:-1])
 
 
 def _fit(frames: Frames) -> Frames:

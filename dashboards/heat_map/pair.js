@@ -54,15 +54,19 @@ function makePair({ header, arrays }) {
     state.layer = bound(state.layer, layers.length - 1)
     return state
   }
-  enliven(app, { fresh: { ...PAIR, unit: header.first }, passing: { box: null }, clamp, steps: steps.length })
+  const address = { numbers: steps.map(([step]) => step + 1), view: (state) => ({ ...state, words: [state.unit] }),
+    state: ({ words: [unit], step, layer, box }) => ({ unit, step, layer, box }) }
+  enliven(app, { fresh: { ...PAIR, unit: header.first }, passing: { box: null }, clamp, steps: steps.length, address })
   app.activate = () => {} // all three stages look at the same word
   app.view = () => clamp({ ...app.state, ...app.peeked, fade: true, background: 'expected' })
   app.shown = (view) => [view.unit]
   app.choose = (unit) => app.set({ unit })
-  app.curves = (view) => [0, 1].map((side) => ({ colour: units[view.unit].colour, chosen: true, dashed: side === 1,
+  app.curves = (view) => [0, 1].map((side) => ({ colour: units[view.unit].colour, chosen: true, dashes: side ? '6 4' : '',
     values: steps.map((_, s) => app.share(side, { ...view, step: s + 1 }, view.unit)) }))
   app.readout = (view) => `${units[view.unit].label} ${names.map((name, side) => `${name} ${percent(app.share(side, view, view.unit))}`).join(', ')}`
-  app.films = Object.assign({}, ...app.sides.map(({ films }, i) => (films.expected ? { [names[i]]: { ...films.expected, name: names[i] } } : {})))
+  // Two branches of one trace have one film.
+  app.films = sides[0].folder === sides[1].folder ? app.sides[0].films
+    : Object.assign({}, ...app.sides.map(({ films }, i) => (films.expected ? { [names[i]]: { ...films.expected, name: names[i] } } : {})))
   const release = app.stop
   app.stop = () => { release(); for (const { imageUrl } of app.sides) if (imageUrl) URL.revokeObjectURL(imageUrl) }
   return app
@@ -116,7 +120,7 @@ function build(root, bytes) {
   const table = makeTable(app)
   const bar = colourBar(t('colour_bar'))
   const signedBar = colourBar(t('signed_bar'))
-  const layers = strip({ label: t('layer'), items: header.layers, onPick: (layer) => app.set({ layer }),
+  const layers = strip({ label: t('layer'), about: t('help_layer'), items: header.layers, onPick: (layer) => app.set({ layer }),
     onPeek: (layer) => app.peek(layer === null ? {} : { layer }) })
   const opacity = h('input', { type: 'range', className: 'opacity', min: 0, max: 1, step: 0.05, 'aria-label': t('opacity'),
     oninput: () => app.set({ opacity: Number(opacity.value) }) })

@@ -16,7 +16,7 @@ function makeChips(app) {
   }
   const prompt = h('div', { className: 'prompt', role: 'group', 'aria-label': t('words'), lang: 'zh' })
   const others = h('div', { className: 'others', role: 'group', 'aria-label': t('not_words') },
-    h('span', { className: 'label' }, t('not_words')))
+    h('span', { className: 'label' }, t('not_words'), help(t('help_token'))))
   const characters = Array.from(header.prompt ?? '') // spans count code points
   // Text between the words; words that no map tells about are struck through.
   const plain = (from, to) => {
@@ -81,7 +81,7 @@ const PLAY = 'M4 2.5v11l9-5.5z'
 const PAUSE = 'M4 3h3v10H4zM9 3h3v10H9z'
 
 // Play, the slider, "all steps", and above them curves over the steps and films on the same axis. Expects app.curves
-// (a list of {values, colour, chosen, dashed}), app.readout and app.films.
+// (a list of {values, colour, chosen, dashes}), app.readout and app.films.
 function makeTimeline(app) {
   const { header, t } = app
   const count = header.steps.length
@@ -102,7 +102,7 @@ function makeTimeline(app) {
   const plot = h('div', { className: 'plot' }, chart, top, bottom)
   const films = Object.values(app.films).map((one) => makeFilm(one, count))
   const root = h('div', { className: 'timeline' },
-    h('div', { className: 'label' }, t('curve'), readout, all), plot, ...films.map((film) => film.root),
+    h('div', { className: 'label' }, t('curve'), help(t('help_step')), readout, all), plot, ...films.map((film) => film.root),
     h('div', { className: 'transport' }, play, slider),
     h('div', { className: 'ends' }, h('span', {}, t('first_step')), h('span', {}, t('last_step'))))
   root.style.setProperty('--steps', count)
@@ -136,9 +136,9 @@ function makeTimeline(app) {
       const curves = app.curves(view)
       const highest = Math.max(1e-9, ...curves.flatMap(({ values }) => values.filter(Number.isFinite)))
       top.textContent = percent(highest)
-      chart.replaceChildren(...curves.map(({ values, colour, chosen, dashed }) => svg('polyline', {
-        points: values.map((v, s) => `${x(s + 1)},${97 - (94 * v) / highest}`).join(' '), stroke: colour,
-        class: `${chosen ? 'chosen' : ''} ${dashed ? 'dashed' : ''}`.trim(), 'vector-effect': 'non-scaling-stroke',
+      chart.replaceChildren(...curves.map(({ values, colour, chosen, dashes }) => svg('polyline', {
+        points: values.map((v, s) => `${x(s + 1)},${97 - (94 * v) / highest}`).join(' '), style: `--unit: ${colour}`,
+        'stroke-dasharray': dashes, class: chosen ? 'chosen' : '', 'vector-effect': 'non-scaling-stroke',
       })).sort((a, b) => a.classList.contains('chosen') - b.classList.contains('chosen')), line)
     },
   }
@@ -151,10 +151,10 @@ function makeShares(app) {
   const clear = h('button', { type: 'button', className: 'clear', title: t('clear_box'), 'aria-label': t('clear_box'),
     onclick: () => app.set({ box: null }) }, '✕')
   const stack = h('div', { className: 'stack', role: 'img' })
-  const parts = header.units.map((unit) => h('div', { title: unit.label, style: { background: unit.colour } }))
+  const parts = header.units.map((unit) => h('div', { title: unit.label, style: `--unit: ${unit.colour}` }))
   stack.append(...parts)
   const rows = header.units.map((unit, i) => {
-    const bar = h('i', { style: { background: unit.colour } })
+    const bar = h('i', { style: `--unit: ${unit.colour}` })
     const value = h('span', { className: 'value' })
     const times = h('span', { className: 'times' })
     const root = h('button', { type: 'button', className: `row ${unit.kind}`, data: { unit: i }, onclick: () => app.choose(i),

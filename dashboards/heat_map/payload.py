@@ -18,8 +18,16 @@ from toushi.probe.analysis.maps import PLAIN_MEAN
 from toushi.probe.text.prompt_units import Unit
 from toushi.probe.trace.picture_trace import Trace
 
-# Ten hues that are visible on light and dark ground, for words in reading order; greys for other units.
+# Ten hues that are visible on light and dark ground, for words in reading order, then lighter and darker ones with
+# other dashes of the curves; greys for other units.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
+SHADES = (
+    (255, 0.0, ""),
+    (255, 0.4, "7 3"),
+    (0, 0.4, "2 3"),
+    (255, 0.65, "9 3 2 3"),
+    (0, 0.6, "4 6"),
+)  # ground, part, dashes
 GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8"}
 
 
@@ -72,6 +80,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
     ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
     header = {
         "id": f"{trace.folder}#{branch}",
+        "folder": str(trace.folder),
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
         "prompt": trace.manifest.prompt_of(branch),
@@ -128,6 +137,7 @@ def _pair_block(
             "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
             "films": {} if frames is None else {"expected": list(frames.shape[1:3])},
             "about": about[side],
+            "folder": str(trace.folder),
             "total": trace.manifest.steps.count,
         })  # fmt: skip
     for i, layer in enumerate(common.layers):
@@ -135,6 +145,7 @@ def _pair_block(
     spans = {unit.span for unit in common.units}
     header = {
         "id": "#".join([*(str(trace.folder) for trace in traces), branch, *names]),
+        "folder": str(traces[0].folder),
         "names": names,
         "sign": sign,
         "text": text.component_messages(language),
@@ -163,8 +174,17 @@ def _unit(unit: Unit, number: int, language: str) -> dict:
         "kind": unit.kind,
         "span": unit.span,
         "occurrence": unit.occurrence,
-        "colour": HUES[number % len(HUES)] if word else GREYS.get(unit.kind, "#888888"),
+        **(_look(number) if word else {"colour": GREYS.get(unit.kind, "#888888"), "dashes": ""}),
     }
+
+
+def _look(number: int) -> dict[str, str]:
+    """Colour and dashes of a word: fifty different ones, then again."""
+    turn, hue = divmod(number, len(HUES))
+    ground, part, dashes = SHADES[turn % len(SHADES)]
+    levels = bytes.fromhex(HUES[hue][1:])
+    mixed = bytes(round(level + part * (ground - level)) for level in levels)
+    return {"colour": f"#{mixed.hex()}", "dashes": dashes}
 
 
 def _layer(layer: Layer, language: str, rule: str | None) -> dict:

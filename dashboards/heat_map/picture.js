@@ -69,7 +69,10 @@ function makeApp({ header, arrays }) {
     state.head = bound(state.head, layers[state.layer].heads)
     return state
   }
-  enliven(app, { fresh: { ...FRESH, units: [...header.first] }, passing: { box: null }, clamp, steps: steps.length })
+  const address = { numbers: steps.map((step) => step + 1),
+    view: (state) => ({ ...state, words: state.compare ? state.units : [state.units[0]] }),
+    state: ({ words, ...view }) => ({ ...view, units: [words[0], words[1] ?? header.first[1]], compare: words.length > 1, active: 0 }) }
+  enliven(app, { fresh: { ...FRESH, units: [...header.first] }, passing: { box: null }, clamp, steps: steps.length, address })
   app.view = () => {
     const view = { ...app.state, ...app.peeked }
     if ('unit' in app.peeked) view.units = app.state.units.map((u, i) => (i === app.state.active ? app.peeked.unit : u))
@@ -81,7 +84,7 @@ function makeApp({ header, arrays }) {
   app.curves = (view) => {
     const chosen = app.shown(view)
     return units.map((unit, i) => i).filter((i) => units[i].kind === 'word' || chosen.includes(i)).map((i) => ({
-      colour: units[i].colour, chosen: chosen.includes(i), values: steps.map((_, s) => app.share({ ...view, step: s + 1 }, i)) }))
+      ...units[i], chosen: chosen.includes(i), values: steps.map((_, s) => app.share({ ...view, step: s + 1 }, i)) }))
   }
   app.readout = (view) => {
     const unit = view.units[view.compare ? view.active : 0]
@@ -102,13 +105,13 @@ function build(root, bytes) {
   const shares = makeShares(app)
   const bar = colourBar(t('colour_bar'))
   const layerStrip = strip({
-    label: t('layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
+    label: t('layer'), about: t('help_layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
     onPeek: (layer) => app.peek(layer === null ? {} : { layer, head: 0 }),
   })
   const headHint = h('div', { className: 'hint' }, t('head_hint'))
-  const headHome = h('div', { className: 'heads' }, h('div', { className: 'label' }, t('head')), headHint)
+  const headHome = h('div', { className: 'heads' }, h('div', { className: 'label' }, t('head'), help(t('help_head'))), headHint)
   const headStrips = header.layers.map((layer) => strip({
-    label: t('head'), items: [{ label: t('mean') }, ...Array.from({ length: layer.heads }, (_, i) => ({ label: String(i + 1), title: t('head_n', { n: i + 1 }) }))],
+    label: t('head'), about: t('help_head'), items: [{ label: t('mean') }, ...Array.from({ length: layer.heads }, (_, i) => ({ label: String(i + 1), title: t('head_n', { n: i + 1 }) }))],
     onPick: (head) => app.set({ head }), onPeek: (head) => app.peek(head === null ? {} : { head }),
   }))
   headStrips.forEach((one) => headHome.append(one.root))

@@ -48,7 +48,7 @@ def component(test) -> bytes:
 def test_an_empty_gallery_says_how_to_begin(app):
     test = app()
     assert any("There are no traces in runs" in caption.value for caption in test.caption)
-    assert test.text_area[0].value == made_trace.PROMPT
+    assert test.text_area[0].value == "a cat on the left, a moon on the right, at night"
 
 
 def test_the_gallery_lists_the_traces_and_opens_them(app, tmp_path):
