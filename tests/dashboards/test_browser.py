@@ -73,7 +73,7 @@ def server(folder, chromium):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    root = APP.parent.parent
+    root = APP.parents[2]  # that holds the package
     log = folder.parent / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -272,11 +272,19 @@ def test_the_text_page(page, trace):
 
 def test_the_film_shows_the_steps_and_the_map_can_be_hidden(page, trace):
     opened(page)
-    frames = page.locator(".film canvas")
+    assert page.locator(".film").count() == 2, "what the model sees, and what it expects"
+    frames = page.locator(".film").nth(1).locator("canvas")
     assert frames.count() == len(trace.steps)
     seen = frames.nth(2).evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     kept = trace.preview(trace.steps[2])
     assert np.array_equal(np.reshape(seen, (*kept.shape[:2], 4))[..., :3], kept), "the film is the stored previews"
+    noise = page.locator(".film").nth(0).locator("canvas").first
+    assert noise.evaluate("(c) => [c.height, c.width]") == list(trace.latent(0).shape[1:]), "a pixel for each cell"
+    page.get_by_role("button", name="模型看到的").click()
+    page.locator("input.step").fill("1")
+    drawn(page)
+    paints = "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    assert page.locator("canvas.preview").first.evaluate(paints) == noise.evaluate(paints)
     area = frames.nth(2).bounding_box()
     page.mouse.click(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
     page.mouse.move(2, 2)
@@ -316,12 +324,91 @@ def test_two_traces_and_their_difference(page, trace, folder):
 
 def test_what_was_not_kept_is_a_share_of_its_own(page, folder):
     page.goto(page.address + "/traces")
-    card = page.locator("[data-testid=stVerticalBlock]", has=page.get_by_text("runs/one word", exact=True)).last
-    card.get_by_role("button", name="打开").click()
+    named, button = page.get_by_text("runs/one word", exact=True), page.get_by_role("button", name="打开")
+    page.locator("[data-testid=stVerticalBlock]", has=named).filter(has=button).last.get_by_role(
+        "button", name="打开"
+    ).click()
     page.wait_for_selector(".toushi[data-ready][data-word='猫']")
     drawn(page)
     kept = float(open_trace(folder.parent / "one word").heat_map("猫").mean())
     assert float(page.locator(".row.rest").get_attribute("data-share")) == pytest.approx(1 - kept, abs=2e-3)
+
+
+def test_the_address_is_the_view(page, chromium, trace):
+    opened(page)
+    page.keyboard.press("ArrowRight")  # the keys work without a click
+    assert drawn(page)[3]["step"] == "1"
+    choose(page, word="猫")
+    page.locator("input.step").fill("4")
+    page.locator(".thumb[title^='unet.down.1']").click()
+    page.locator(".heads .thumb[data-slot='2']:visible").click()
+    area = page.locator(".stage .frame").first.bounding_box()
+    corners = [(area["x"] + area["width"] * x / 8, area["y"] + area["height"] * x / 8) for x in (1.5, 3.5)]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    page.mouse.move(*corners[1], steps=3)
+    page.mouse.up()
+    page.mouse.move(2, 2)
+    page.wait_for_function("location.search.includes('box')")
+    page.wait_for_timeout(300)
+    assert not page.sent, "writing the address must not ask the server"
+    named = page.evaluate("() => [...new URLSearchParams(location.search)]")
+    site = "unet.down.1.cross_attention"
+    wanted = {
+        "trace": str(trace.folder),
+        "lang": "zh",
+        "word": "猫",
+        "step": "4",
+        "layer": site,
+        "head": "2",
+        "box": "1,1,4,4",
+    }
+    assert wanted.items() <= dict(named).items()
+    before, box = drawn(page)[3], page.locator(".box").first.get_attribute("style")
+    pasted = chromium.new_page()
+    pasted.goto(page.url.replace("lang=zh", "lang=en"))
+    for again in (pasted, page):
+        again.reload()
+        again.wait_for_selector(".toushi[data-ready]")
+        assert drawn(again)[3] == before and again.locator(".box").first.get_attribute("style") == box
+    assert pasted.evaluate("document.documentElement.lang") == "en"
+    assert page.evaluate("document.documentElement.lang") == "zh-Hans"
+    pasted.close()
+
+
+def test_the_difference_of_the_branches(page, trace):
+    opened(page, "/?branch=difference")
+    page.locator(".chip").get_by_text("<bos>", exact=True).click()
+    page.mouse.move(2, 2)
+    maps = [
+        trace.attention(branch=branch).mean(("head", "step", "layer")).sel(token=0) for branch in ("cond", "uncond")
+    ]
+    shown = [drawn(page, stage)[0] for stage in range(3)]
+    for values, kept in zip(shown, [*maps, maps[0] - maps[1]]):
+        np.testing.assert_allclose(values, kept, rtol=2**-9, atol=2e-4)
+    assert page.locator(".film").count() == 1
+
+
+def test_a_trace_is_deleted_after_a_question(page, folder):
+    shutil.copytree(folder.parent / "other", folder.parent / "unwanted")
+    page.goto(page.address + "/traces")
+    page.locator("[class*='delete-runs-unwanted'] button").click()
+    page.get_by_role("dialog").get_by_role("button", name="保留").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+    assert (folder.parent / "unwanted" / "manifest.json").exists()
+    page.locator("[class*='delete-runs-unwanted'] button").click()
+    page.get_by_role("dialog").get_by_role("button", name="删除").click()
+    page.get_by_text("runs/unwanted", exact=True).wait_for(state="hidden")
+    assert not (folder.parent / "unwanted").exists() and folder.exists()
+
+
+def test_a_file_is_made_when_it_is_asked_for(page, trace):
+    opened(page)
+    page.get_by_role("button", name="下载").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="占比与曲线").click()
+    table = Path(download.value.path()).read_text(encoding="utf-8-sig")
+    assert download.value.suggested_filename == "cat-shares.csv" and "猫" in table
 
 
 def test_chinese_needs_no_font_of_the_machine(page):
