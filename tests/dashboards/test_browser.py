@@ -324,10 +324,7 @@ def test_two_traces_and_their_difference(page, trace, folder):
 
 def test_what_was_not_kept_is_a_share_of_its_own(page, folder):
     page.goto(page.address + "/traces")
-    named, button = page.get_by_text("runs/one word", exact=True), page.get_by_role("button", name="打开")
-    page.locator("[data-testid=stVerticalBlock]", has=named).filter(has=button).last.get_by_role(
-        "button", name="打开"
-    ).click()
+    page.locator("[class*='open-runs-one-word'] button").first.click()
     page.wait_for_selector(".toushi[data-ready][data-word='猫']")
     drawn(page)
     kept = float(open_trace(folder.parent / "one word").heat_map("猫").mean())
@@ -380,9 +377,8 @@ def test_the_difference_of_the_branches(page, trace):
     opened(page, "/?branch=difference")
     page.locator(".chip").get_by_text("<bos>", exact=True).click()
     page.mouse.move(2, 2)
-    maps = [
-        trace.attention(branch=branch).mean(("head", "step", "layer")).sel(token=0) for branch in ("cond", "uncond")
-    ]
+    means = [trace.attention(branch=branch).mean("head").mean("step").mean("layer") for branch in ("cond", "uncond")]
+    maps = [mean.sel(token=0) for mean in means]
     shown = [drawn(page, stage)[0] for stage in range(3)]
     for values, kept in zip(shown, [*maps, maps[0] - maps[1]]):
         np.testing.assert_allclose(values, kept, rtol=2**-9, atol=2e-4)
@@ -392,11 +388,11 @@ def test_the_difference_of_the_branches(page, trace):
 def test_a_trace_is_deleted_after_a_question(page, folder):
     shutil.copytree(folder.parent / "other", folder.parent / "unwanted")
     page.goto(page.address + "/traces")
-    page.locator("[class*='delete-runs-unwanted'] button").click()
+    page.locator("[class*='delete-runs-unwanted'] button").first.click()
     page.get_by_role("dialog").get_by_role("button", name="保留").click()
     page.get_by_role("dialog").wait_for(state="hidden")
     assert (folder.parent / "unwanted" / "manifest.json").exists()
-    page.locator("[class*='delete-runs-unwanted'] button").click()
+    page.locator("[class*='delete-runs-unwanted'] button").first.click()
     page.get_by_role("dialog").get_by_role("button", name="删除").click()
     page.get_by_text("runs/unwanted", exact=True).wait_for(state="hidden")
     assert not (folder.parent / "unwanted").exists() and folder.exists()

@@ -158,6 +158,7 @@ def test_the_prompt_of_a_trace_can_be_changed(app, tmp_path, monkeypatch):
     pressed(test, "Draw and record")
     while worker.running():
         time.sleep(0.01)
+    test.run()  # opens the picture
     test.switch_page(TRACES).run()
     assert not test.exception and test.text_area[0].value == "红色的猫", "the form keeps what was typed"
 
