@@ -20,12 +20,8 @@ EXAMPLES = {
 
 
 def show() -> None:
-    """The examples and the form, with the last order in it."""
+    """The form, with the last order in it, and examples."""
     order: Order = st.session_state.get("order") or Order(say("prompt_default"))
-    with st.container(horizontal=True, gap="xsmall"):
-        for example in EXAMPLES[library.language()]:
-            if st.button(example, help=say("examples")):
-                order = _keep(replace(order, prompt=example))
     with st.form("make"):
         prompt = st.text_area(say("prompt"), order.prompt, height=80, help=say("prompt_help"))
         with st.expander(say("more_settings"), icon=":material/tune:"):
@@ -40,12 +36,21 @@ def show() -> None:
         order = Order(
             prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler, size=order.size
         )
-        job_view.submit(_keep(order))
+        _keep(order)
+        job_view.submit(order)
+    with st.container(horizontal=True, gap="xsmall"):
+        for example in EXAMPLES[library.language()]:
+            st.button(
+                example,
+                key=f"example {example}",
+                help=say("examples"),
+                on_click=_keep,
+                args=(replace(order, prompt=example),),
+            )
 
 
-def _keep(order: Order) -> Order:
+def _keep(order: Order) -> None:
     st.session_state["order"] = order
-    return order
 
 
 def order_of(trace: Trace) -> Order:

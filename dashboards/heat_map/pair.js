@@ -37,12 +37,12 @@ function makePair({ header, arrays }) {
   const stage = (name, side, values, more) => Object.assign(Object.create(app), {
     header: { ...header, ...side }, films: {}, imageUrl: null, number: probability,
     plane: values, value: (view, unit, cell) => values(view, unit)[cell],
-    title: (unit) => `${name} · ${units[unit].label}`, details: () => side.about, ...more })
+    title: (unit) => `${name} · ${units[unit].label}`, details: () => side.caption, ...more })
   app.sides = sides.map((side, i) => stage(names[i], side, (view, unit) => planeOf(i, view, unit), {
     films: filmsOf(app, side, (film) => arrays[film + i], `${names[i]}: `),
     imageUrl: arrays[`image${i}`] ? URL.createObjectURL(new Blob([arrays[`image${i}`]], { type: 'image/png' })) : null }))
   const signed = colourTables(arrays.signed).even
-  app.difference = stage(app.names[2], { ...sides[0], about: '' }, difference, { tables: { even: signed, faded: signed },
+  app.difference = stage(app.names[2], { ...sides[0], caption: '' }, difference, { tables: { even: signed, faded: signed },
     number: (value) => (value > 0 ? '+' : '') + probability(value) })
 
   app.stepName = (step) => step === 0 ? app.t('all_steps') : sides.map((side, i) => `${names[i]} ${steps[step - 1][i] + 1}/${side.total}`).join(' · ')

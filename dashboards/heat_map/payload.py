@@ -121,7 +121,13 @@ def branches_block(trace: Trace, common: Pair, language: str) -> bytes:
 
 
 def _pair_block(
-    traces: tuple[Trace, Trace], common: Pair, branch: str, language: str, about: list[str], names: list[str], sign: int
+    traces: tuple[Trace, Trace],
+    common: Pair,
+    branch: str,
+    language: str,
+    captions: list[str],
+    names: list[str],
+    sign: int,
 ) -> bytes:
     """`sign`: 1 for the second minus the first, -1 for the first minus the second."""
     arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
@@ -136,7 +142,7 @@ def _pair_block(
             "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
             "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
             "films": {} if frames is None else {"expected": list(frames.shape[1:3])},
-            "about": about[side],
+            "caption": captions[side],
             "folder": str(trace.folder),
             "total": trace.manifest.steps.count,
         })  # fmt: skip
