@@ -12,8 +12,11 @@ from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
 
 HERE = Path(__file__).parent
-# Streamlit's captions have a contrast of 4.0 on white; 4.5 is needed.
-STYLE = "<style>[data-testid=stCaptionContainer] { opacity: 0.8; }</style>"
+# Streamlit's captions, and white on the primary colour of the dark theme, have a contrast below 4.5.
+STYLE = """<style>
+[data-testid=stCaptionContainer] { opacity: 0.8; }
+button[kind^=primary] { color: light-dark(#fff, #0d1b3e); }
+</style>"""
 
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
 st.session_state.setdefault("language", language_of_locale(st.context.locale))

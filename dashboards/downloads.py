@@ -114,5 +114,6 @@ def command(trace: Trace) -> str:
         "edits": trace.folder if manifest.edits else None,
         "out": f"{trace.folder.name}-again",
     }
+    loras = [f"{lora.file}:{lora.scale}" for lora in manifest.loras or [] if lora.file and lora.on is not False]
     words = [manifest.prompt, *(part for k, v in options.items() if v is not None for part in (f"--{k}", str(v)))]
-    return shlex.join(["toushi", "trace", *words])
+    return shlex.join(["toushi", "trace", *words, *(["--lora", *loras] if loras else [])])

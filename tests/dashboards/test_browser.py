@@ -409,7 +409,7 @@ def test_a_file_is_made_when_it_is_asked_for(page, trace):
 
 def test_chinese_needs_no_font_of_the_machine(page):
     opened(page)
-    for family, sign in (("Toushi Sans SC", "猫"), ("Toushi Emoji", "🐱")):
+    for family, sign in (("Toushi Sans SC", "猫"), ("Toushi Emoji", "🐱"), ("Toushi Rare Han", "𪚥")):
         loaded = page.evaluate("([f, c]) => document.fonts.load(`16px '${f}'`, c).then((all) => all.map((a) => a.status))",
                                [family, sign])  # fmt: skip
         assert loaded == ["loaded"], f"the server must have {family}"
