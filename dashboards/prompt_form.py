@@ -31,6 +31,8 @@ def show() -> None:
             seed = right.number_input(say("seed"), 0, 2**31 - 1, order.seed, help=say("seed_help"))
             guidance = left.number_input(say("guidance"), 1.0, 20.0, order.guidance, 0.5, help=say("guidance_help"))
             sampler = right.selectbox(say("sampler"), SAMPLERS, SAMPLERS.index(order.sampler), help=say("sampler_help"))
+            if order.size != Order.size:
+                st.caption(say("fact_size", h=order.size[0], w=order.size[1]))
         pressed = st.form_submit_button(say("make"), type="primary", icon=":material/brush:")
     if pressed:
         order = Order(

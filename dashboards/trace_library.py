@@ -356,7 +356,8 @@ def show_facts(trace: Trace) -> None:
     changed = check_files(str(trace.folder))
     if changed is not None:
         line.append(say("files_changed") if changed else say("files_intact"))
-    st.caption(escape_markdown(" · ".join([*line, str(trace.folder)])))
+    about_guidance = None if trace.manifest.guidance is None else say("guidance_help")
+    st.caption(escape_markdown(" · ".join([*line, str(trace.folder)])), help=about_guidance)
     if edits := trace.manifest.edits:
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escape_markdown(say("edited", edits=listed)), icon=":material/edit:")
