@@ -31,7 +31,8 @@ def show(trace: Trace, folder: str, version: tuple, branch: str) -> None:
             for kind in ("png", "svg", "pdf"):
                 button(kind, f"-words.{kind}", partial(figure, kind), help=say("take_figure_help"))
         button("csv", "-shares.csv", lambda: downloads.shares_csv(trace, library.word_maps_of(folder, version, branch)))
-        button("gif", ".gif", lambda: downloads.steps_gif(trace), help=say("take_gif_help"))
+        no_steps = trace.keep == "sum" or not trace.steps
+        button("gif", ".gif", lambda: downloads.steps_gif(trace), help=say("take_gif_help"), disabled=no_steps)
         button("html", ".html", lambda: downloads.trace_page(trace, branch, language), help=say("take_html_help"))
         size = sum(file.stat().st_size for file in downloads.trace_files(trace))
         button("zip", ".zip", lambda: downloads.trace_zip(trace), help=format_bytes(size), disabled=size > MAX_ZIP)
