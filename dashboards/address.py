@@ -13,7 +13,8 @@ import streamlit as st
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
 
-SESSION = {"trace": "folder", "other": "other", "branch": "branch", "lang": "language"}  # in the query: in the session
+# In the query: in the session. The language comes first, for a warning about the others is in it.
+SESSION = {"lang": "language", "trace": "folder", "other": "other", "branch": "branch"}
 FOLDERS = ("trace", "other")
 LOCALES = {"en": "en", "zh": "zh-Hans"}
 

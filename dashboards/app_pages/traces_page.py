@@ -25,7 +25,7 @@ def show(folder: str | Path) -> None:
 def confirm_deletion(entry: library.Entry) -> None:
     st.markdown(escape_markdown(say("delete_ask", title=shortened(entry), folder=entry.folder)))
     with st.container(horizontal=True):
-        if st.button(say("delete_yes"), type="primary"):
+        if st.button(say("delete_yes")):
             try:
                 library.delete(entry)
             except (ToushiError, OSError) as error:

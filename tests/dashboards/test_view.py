@@ -51,6 +51,7 @@ def test_an_address_leads_nowhere_outside_the_gallery(app, tmp_path, key, name, 
     test = app(page=PICTURE, **{key: name})
     assert "folder" not in test.session_state and "other" not in test.session_state
     assert "outside the folders" in app(**{key: name}).warning[0].value
+    assert "不在探索界面" in app(**{key: name, "lang": "zh"}).warning[0].value
 
 
 def test_an_unknown_branch_or_language_in_the_address_is_passed_over(app, tmp_path):
