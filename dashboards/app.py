@@ -4,15 +4,23 @@ from pathlib import Path
 
 import streamlit as st
 
+from toushi.dashboards import address
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.bilingual_text import language_of_locale
+from toushi.probe.base.errors import ToushiError
 
 HERE = Path(__file__).parent
+# Streamlit's captions, and white on the primary colour of the dark theme, have a contrast below 4.5.
+STYLE = """<style>
+[data-testid=stCaptionContainer] { opacity: 0.8; }
+button[kind^=primary] { color: light-dark(#fff, #0d1b3e); }
+</style>"""
 
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
 st.session_state.setdefault("language", language_of_locale(st.context.locale))
+address.restore()
 
 pages = HERE / "app_pages"
 folder = library.given_trace()
@@ -32,18 +40,14 @@ encoder = page_of("encoder", "translate")
 layers = page_of("layers", "layers", default=texts)
 page = st.navigation([traces, picture, compare, encoder, layers], position="top")
 
-with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
-    if page is traces:
-        with st.container():
-            st.markdown(f"### {say('app')}")
-            st.caption(say("tagline"))
-    elif page is layers:
-        with st.container():
-            st.markdown(f"### {say('page_layers')}")
-            st.caption(say("layers_intro"))
-    else:
-        library.toolbar()
+st.html(STYLE)
+purpose = say("tagline") if page is traces else say("layers_intro") if page is layers else page.help
+with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+    st.markdown(f"**{say('app')}** — {purpose}", width="content")
     st.segmented_control(say("language"), list(text.LANGUAGES), format_func=lambda name: text.LANGUAGES[name], key="language",
                          required=True, label_visibility="collapsed")  # fmt: skip
-
-page.run()
+try:
+    address.write()
+    page.run()
+except (ToushiError, OSError) as error:
+    library.stop_with_error(error)

@@ -15,21 +15,29 @@ from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from toushi.dashboards import messages as text
+from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards.heat_map import matrices, payload, word_maps
 from toushi.dashboards.heat_map import trace_pair as pairs
 from toushi.dashboards.run_metadata import run_facts
 from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.path_error import PathError, short_path
+from toushi.probe.trace.integrity import changed_files
 from toushi.probe.trace.open import open_trace
+from toushi.probe.trace.output_dir import prepare_output_dir
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
 
 RUNS = Path("runs")
 MAX_DEPTH = 3  # runs/cat, runs/batch/000 and one more
 MAX_ENTRIES = 200
+MAX_LISTED = 5  # changed files in a warning
+ERRORS = ("NoTrace", "DamagedTrace", "NewerTrace", "NotRecorded", "OSError")  # with a sentence in Chinese
+MAX_CHECKED = 2**30  # bytes whose checksums are checked when a trace is opened: about a second
+GUIDED = ("cond", "uncond")
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,17 @@ def _thumbnail(path: str, written: float) -> bytes | None:
     return buffer.getvalue()
 
 
+def delete(entry: Entry) -> None:
+    """Deletes the trace. Raises WriteFailed, or PathError, if its folder holds anything else."""
+    prepare_output_dir(entry.folder, overwrite=True).rmdir()
+
+
+def can_be_deleted(entry: Entry) -> bool:
+    """Not a trace that is being written, and not a member of a collection, which lists it."""
+    busy = worker.running()
+    return not (os.path.isfile(entry.folder.parent / MEMBERS) or (busy and _same(busy.folder, entry.folder)))
+
+
 def thumbnail(entry: Entry) -> bytes | None:
     """The picture of a trace for the gallery, as PNG; None if it cannot be read."""
     path = entry.folder / IMAGE
@@ -156,21 +175,41 @@ def _trace(folder: str, version: tuple) -> Trace:
     return open_trace(folder)
 
 
+@st.cache_data(max_entries=8, show_spinner=False)
+def _changed_files(folder: str, written: tuple) -> list[str] | None:
+    """One sentence for each file that is not what was recorded; None if the trace is too large to look."""
+    trace = _trace(folder, trace_version(folder))
+    size = sum(entry.bytes for entry in [*trace.manifest.files.values(), *trace.files.lines.values()])
+    return changed_files(trace.files) if size <= MAX_CHECKED else None
+
+
+def check_files(folder: str) -> list[str] | None:
+    """`_changed_files`, looked for again whenever a file of the folder was written."""
+    with os.scandir(folder) as files:
+        return _changed_files(folder, tuple(sorted((file.name, file.stat().st_mtime_ns) for file in files)))
+
+
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _word_maps(folder: str, version: tuple, branch: str) -> word_maps.WordMaps:
+def word_maps_of(folder: str, version: tuple, branch: str) -> word_maps.WordMaps:
     return word_maps.read_word_maps(_trace(folder, version), branch)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def picture_block(folder: str, version: tuple, branch: str, language: str) -> bytes:
-    return payload.picture_block(_trace(folder, version), _word_maps(folder, version, branch), branch, language)
+    return payload.picture_block(_trace(folder, version), word_maps_of(folder, version, branch), branch, language)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def pair_block(folders: tuple[str, str], versions: tuple, branch: str, language: str) -> bytes:
     both = list(zip(folders, versions))
-    common = pairs.align_traces(*(_word_maps(folder, version, branch) for folder, version in both))
+    common = pairs.align_traces(*(word_maps_of(folder, version, branch) for folder, version in both))
     return payload.pair_block((_trace(*both[0]), _trace(*both[1])), common, branch, language)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def branches_block(folder: str, version: tuple, language: str) -> bytes:
+    both = (word_maps_of(folder, version, branch) for branch in GUIDED)
+    return payload.branches_block(_trace(folder, version), pairs.align_branches(*both), language)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -196,12 +235,18 @@ def read_open_trace() -> tuple[Trace, str, tuple]:
 
 
 def read_trace(folder: str) -> tuple[Trace, str, tuple]:
-    """(trace, folder, version). If it is no trace, shows a message and stops the page."""
+    """(trace, folder, version), and a warning if its files were changed. If it is no trace, shows a message and stops
+    the page."""
     version = trace_version(folder)
     try:
-        return _trace(folder, version), folder, version
-    except ToushiError as error:
+        trace = _trace(folder, version)
+        changed = check_files(folder)
+    except (ToushiError, OSError) as error:
         stop_with_error(error)
+    if changed:
+        listed = "\n".join(f"- {escape_markdown(one)}" for one in changed[:MAX_LISTED])
+        st.warning(f"{say('changed_files', n=len(changed))}\n\n{listed}", icon=":material/gpp_bad:")
+    return trace, folder, version
 
 
 def stop_with_error(error: Exception) -> NoReturn:
@@ -214,8 +259,11 @@ def stop_with_error(error: Exception) -> NoReturn:
 
 
 def translate_error(error: Exception) -> str:
-    """The text of the error; errors of folder names are in the language of the page."""
-    return error.message.translate(language()) if isinstance(error, PathError) else str(error)
+    """The text of the error in the language of the page: all of it for folder names, else a sentence on its kind."""
+    if isinstance(error, PathError):
+        return error.message.translate(language())
+    kind = next((name for name in ERRORS if name in [base.__name__ for base in type(error).__mro__]), None)
+    return str(error) if kind is None else f"{say(f'error_{kind}')} {error}"
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -225,8 +273,15 @@ def _same(path: Path, other: Path) -> bool:
         return path == other
 
 
-def toolbar() -> None:
-    """Shows the menus for the open trace and the branch."""
+def toolbar(*, difference: bool = False) -> DeltaGenerator:
+    """Shows the menus for the open trace and the branch; with `difference` also cond − uncond. Comes back with their row."""
+    row = st.container(horizontal=True, vertical_alignment="center")
+    with row:
+        _menus(difference)
+    return row
+
+
+def _menus(difference: bool) -> None:
     folder = current_folder()
     known = entries()
     if folder and os.path.isfile(Path(folder).parent / MEMBERS):
@@ -246,17 +301,20 @@ def toolbar() -> None:
         st.rerun()
     try:
         branches = list(_trace(folder, trace_version(folder)).branches) if folder else []
-    except ToushiError:
+    except (ToushiError, OSError):
         return  # the page shows the error
+    if difference and set(GUIDED) <= set(branches):
+        branches.append("difference")
     if len(branches) > 1:
+        if st.session_state.get("branch") not in branches:
+            st.session_state["branch"] = branches[0]
         st.segmented_control(
-            say("branch"), branches, default=branches[0], required=True, key="branch",
-            format_func=branch_name, label_visibility="collapsed",
-        )  # fmt: skip
+            say("branch"), branches, required=True, key="branch", format_func=branch_name, label_visibility="collapsed"
+        )
 
 
 def branch_name(branch: str) -> str:
-    return say(f"branch_{branch}") if branch in ("cond", "uncond") else branch
+    return say(f"branch_{branch}") if branch in (*GUIDED, "difference") else branch
 
 
 def chosen_branch(trace: Trace) -> str:
@@ -268,6 +326,17 @@ def chosen_branch(trace: Trace) -> str:
         stop_with_error(ToushiError("This trace has no branch: no prompt was encoded."))
     wanted = st.session_state.get("branch", branches[0])
     return wanted if wanted in branches else branches[0]
+
+
+def shows_difference(trace: Trace) -> bool:
+    """Whether cond − uncond is chosen."""
+    return set(GUIDED) <= set(trace.branches) and st.session_state.get("branch") == "difference"
+
+
+def explain_branch(trace: Trace) -> None:
+    """Shows what uncond is, where it or the difference is shown."""
+    if set(GUIDED) <= set(trace.branches) and st.session_state.get("branch") in ("uncond", "difference"):
+        st.caption(escape_markdown(say("branch_how")))
 
 
 def show_no_encoder(trace: Trace) -> None:
@@ -284,7 +353,11 @@ def has_encoder(trace: Trace, branch: str) -> bool:
 def show_facts(trace: Trace) -> None:
     """Shows how the picture was made, in one line, and its edits in another."""
     line = [fact for name, fact in run_facts(trace, language()).items() if name not in ("revision", "prompt", "edits")]
-    st.caption(escape_markdown(" · ".join([*line, str(trace.folder)])))
+    changed = check_files(str(trace.folder))
+    if changed is not None:
+        line.append(say("files_changed") if changed else say("files_intact"))
+    about_guidance = None if trace.manifest.guidance is None else say("guidance_help")
+    st.caption(escape_markdown(" · ".join([*line, str(trace.folder)])), help=about_guidance)
     if edits := trace.manifest.edits:
         listed = "; ".join(json.dumps(one, ensure_ascii=False) for one in edits)
         st.info(escape_markdown(say("edited", edits=listed)), icon=":material/edit:")
@@ -305,7 +378,7 @@ def show_omitted_heads(folder: str, version: tuple, branch: str) -> None:
 
 def show_omissions(folder: str, version: tuple, branch: str) -> None:
     """Shows which heads and steps were omitted to keep the block small."""
-    shown = _word_maps(folder, version, branch)
+    shown = word_maps_of(folder, version, branch)
     if shown.heads_left_out:
         st.caption(say("heads_left_out"))
     if shown.steps_left_out:

@@ -1,18 +1,22 @@
 """Two traces side by side, with the difference of their maps: another seed, other steps, an edit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
 
+from toushi.dashboards import address
 from toushi.dashboards import job_view as making
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.heat_map import component
 from toushi.dashboards.heat_map.trace_pair import NothingInCommon
+from toushi.dashboards.prompt_form import order_of
 from toushi.dashboards.run_metadata import differences
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
+library.toolbar()
 trace, folder, version = library.read_open_trace()
 branch = library.chosen_branch(trace)
 
@@ -43,15 +47,9 @@ def again() -> None:
         return
     if manifest.edits:
         return  # the app draws without edits
-    guidance, seed = manifest.guidance, (manifest.seed or 0) + 1
+    seed = (manifest.seed or 0) + 1
     if st.button(say("again", s=seed), icon=":material/casino:"):
-        making.submit(
-            worker.Order(
-                trace.prompt, manifest.negative_prompt or "", manifest.steps.count,
-                worker.Order.guidance if guidance is None else guidance, seed, manifest.sampler or worker.Order.sampler,
-                size=manifest.size or worker.Order.size,
-            )
-        )  # fmt: skip
+        making.submit(replace(order_of(trace), seed=seed))
     making.follow(done)
 
 
@@ -70,6 +68,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     again()
 
 if found:
+    address.write(compares=True)
     other, other_folder, other_version = library.read_trace(picked)
     if branch not in other.branches:
         there = library.branch_name("cond" if branch == "uncond" else "uncond")

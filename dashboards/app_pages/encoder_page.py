@@ -7,6 +7,7 @@ from toushi.dashboards.heat_map import component
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.errors import ToushiError
 
+library.toolbar()
 trace, folder, version = library.read_open_trace()
 branch = library.chosen_branch(trace)
 try:

@@ -5,11 +5,14 @@ from pathlib import Path
 import streamlit as st
 
 from toushi.dashboards import job_view as making
-from toushi.dashboards import sampling_worker as worker
+from toushi.dashboards import prompt_form
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import escape_markdown, say
+from toushi.probe.base.errors import ToushiError
+from toushi.probe.base.text_width import truncate
 
-CARD = 222  # pixels
+CARD, CARD_HEIGHT = 222, 400  # pixels
+TITLE, HELP = 40, 600  # cells of a title, where a Chinese character takes two; characters of its tooltip
 PICTURE_PAGE, LAYERS_PAGE = "app_pages/picture_page.py", "app_pages/layers_page.py"
 
 
@@ -18,25 +21,47 @@ def show(folder: str | Path) -> None:
     st.switch_page(LAYERS_PAGE if library.text_trace_folder() else PICTURE_PAGE)
 
 
-def make() -> None:
-    with st.form("make"):
-        prompt = st.text_area(say("prompt"), say("prompt_default"), height=80, help=say("prompt_help"))
-        with st.expander(say("more_settings"), icon=":material/tune:"):
-            negative = st.text_input(say("negative"))
-            left, right = st.columns(2)
-            steps = left.number_input(say("steps"), 1, 200, 20)
-            seed = right.number_input(say("seed"), 0, 2**31 - 1, 0)
-            guidance = left.number_input(say("guidance"), 1.0, 20.0, 3.0, 0.5)
-            sampler = right.selectbox(say("sampler"), ["euler", "heun"])
-        pressed = st.form_submit_button(say("make"), type="primary", icon=":material/brush:")
-    if pressed:
-        making.submit(worker.Order(prompt.strip(), negative.strip(), int(steps), float(guidance), int(seed), sampler))
+@st.dialog(say("delete_title"), icon=":material/delete:")
+def confirm_deletion(entry: library.Entry) -> None:
+    st.markdown(escape_markdown(say("delete_ask", title=shortened(entry), folder=entry.folder)))
+    with st.container(horizontal=True):
+        if st.button(say("delete_yes")):
+            try:
+                library.delete(entry)
+            except (ToushiError, OSError) as error:
+                st.error(escape_markdown(library.translate_error(error)))
+            else:
+                st.rerun()
+        if st.button(say("delete_no")):
+            st.rerun()
+
+
+def shortened(entry: library.Entry) -> str:
+    """The title in about two lines of a card."""
+    return truncate(library.title(entry), TITLE)
+
+
+def card(entry: library.Entry) -> None:
+    title = library.title(entry)
+    with st.container(border=True, width=CARD, height=CARD_HEIGHT, vertical_alignment="distribute"):
+        with st.container():
+            if picture := library.thumbnail(entry):
+                st.image(picture, alt=say("picture_alt", prompt=title), width="stretch", output_format="PNG")
+            st.markdown(f"**{escape_markdown(shortened(entry))}**", help=escape_markdown(title[:HELP]))
+            st.caption(escape_markdown(truncate(str(entry.folder), TITLE)))
+        with st.container(horizontal=True):
+            if st.button(say("open"), key=f"open {entry.folder}", width="stretch"):
+                show(entry.folder)
+            if library.can_be_deleted(entry) and st.button(
+                "", key=f"delete {entry.folder}", help=say("delete_title"), icon=":material/delete:"
+            ):
+                confirm_deletion(entry)
 
 
 new, old = st.columns(2, gap="large")
 with new:
     st.markdown(f"##### {say('make_title')}")
-    make()
+    prompt_form.show()
     making.follow(show)
 with old:
     st.markdown(f"##### {say('open_title')}")
@@ -50,13 +75,13 @@ st.markdown(f"##### {say('below_runs', folder=gallery)}")
 found = library.entries()
 if not found:
     st.caption(say("none_below_runs", folder=gallery))
+elif len(found) > 1:
+    wanted = st.text_input(
+        say("search"), placeholder=say("search"), label_visibility="collapsed", icon=":material/search:"
+    )
+    found = [entry for entry in found if wanted.casefold() in f"{library.title(entry)}\n{entry.folder}".casefold()]
+    if not found:
+        st.caption(say("search_none"))
 with st.container(horizontal=True):
     for entry in found:
-        with st.container(border=True, width=CARD):
-            title = library.title(entry)
-            if picture := library.thumbnail(entry):
-                st.image(picture, alt=say("picture_alt", prompt=title), width="stretch", output_format="PNG")
-            st.markdown(f"**{escape_markdown(title)}**")
-            st.caption(escape_markdown(str(entry.folder)))
-            if st.button(say("open"), key=f"open {entry.folder}", width="stretch"):
-                show(entry.folder)
+        card(entry)

@@ -76,13 +76,18 @@ function meanIn(values, [rows, columns], [top, left, bottom, right]) {
 function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag)
   for (const [name, value] of Object.entries(properties)) {
-    if (name === 'style') Object.assign(element.style, value)
+    if (name === 'style' && typeof value === 'object') Object.assign(element.style, value)
     else if (name === 'data') Object.assign(element.dataset, value)
     else if (name.startsWith('on') || name in element) element[name] = value
     else if (value !== undefined) element.setAttribute(name, value)
   }
   element.append(...children.filter((child) => child !== null && child !== undefined))
   return element
+}
+
+// A "?" that explains a term to who points at it or comes to it with the keyboard.
+function help(text) {
+  return h('button', { type: 'button', className: 'help', 'aria-label': text, data: { text } }, '?')
 }
 
 function svg(tag, attributes = {}, ...children) {
@@ -134,7 +139,7 @@ function colourBar(label) {
 }
 
 // A row of small maps to pick one from. `items`: [{label, title}]; draw(i, canvas) paints one.
-function strip({ label, items, onPick, onPeek }) {
+function strip({ label, about, items, onPick, onPeek }) {
   const buttons = items.map((item, i) => {
     const canvas = h('canvas', { width: 1, height: 1 })
     const button = h('button', {
@@ -146,7 +151,7 @@ function strip({ label, items, onPick, onPeek }) {
   })
   const note = h('span', { className: 'note' })
   const root = h('div', { className: 'picker', role: 'group', 'aria-label': label },
-    h('div', { className: 'label' }, label, note), h('div', { className: 'thumbs' }, ...buttons.map((b) => b.button)))
+    h('div', { className: 'label' }, label, help(about), note), h('div', { className: 'thumbs' }, ...buttons.map((b) => b.button)))
   return {
     root, note,
     update(chosen, shown, draw) {
@@ -173,19 +178,58 @@ function segmented(label, options, get, set) {
   }
 }
 
+// What is looked at, as the address says it: words by their labels, the number of the step that is shown, the name of
+// the layer, the head from 1, and the box in cells. `view` is {words, step, layer, head, box}; `steps`: slot -> number.
+const ADDRESS = ['word', 'step', 'layer', 'head', 'box']
+
+function writeAddress({ units, layers }, steps, { words, step, layer, head, box }) {
+  const url = new URL(location.href)
+  const [rows, columns] = layers[layer].grid
+  for (const key of ADDRESS) url.searchParams.delete(key)
+  for (const unit of words) url.searchParams.append('word', units[unit].label)
+  if (step) url.searchParams.set('step', steps[step - 1])
+  if (layer) url.searchParams.set('layer', layers[layer].name)
+  if (head) url.searchParams.set('head', head)
+  if (box) url.searchParams.set('box', box.map((side, i) => Math.round(side * (i % 2 ? columns : rows))).join())
+  try { history.replaceState(history.state, '', url) } catch { /* files opened from a disk may not do it */ }
+}
+
+// The view of the address, or null if it names none of this trace. What it names wrongly is as if it were not named.
+function readAddress({ units, layers, folder }, steps) {
+  const query = new URLSearchParams(location.search)
+  if (!query.has('word') || (query.get('trace') ?? folder) !== folder) return null
+  const words = query.getAll('word').map((label) => units.findIndex((unit) => unit.label === label))
+  if (words.includes(-1)) return null
+  const layer = Math.max(0, layers.findIndex(({ name }) => name === query.get('layer')))
+  const [rows, columns] = layers[layer].grid
+  const box = (query.get('box') ?? '').split(',').map((side, i) => Number.parseInt(side, 10) / (i % 2 ? columns : rows))
+  const valid = box.length === 4 && box.every((side) => side >= 0 && side <= 1) && box[0] < box[2] && box[1] < box[3]
+  return { words, step: 1 + steps.indexOf(Number(query.get('step'))), layer, head: Number(query.get('head')), box: valid ? box : null }
+}
+
 // Gives `app` its state: what is chosen, kept for this trace while the browser tab lives, and over it what is only
-// pointed at. `passing` is what is not kept; `clamp` bounds a state; expects app.header.id and app.render.
-function enliven(app, { fresh, passing, clamp, steps }) {
+// pointed at. `passing` is what is not kept; `clamp` bounds a state; expects app.header.id and app.render. `address`:
+// the numbers of the steps, a state -> the view for the address, and back.
+function enliven(app, { fresh, passing, clamp, steps, address }) {
   const memory = `toushi:${app.header.id}`
   Object.assign(app, { state: { ...fresh }, peeked: {}, hovered: null })
   try {
     const kept = JSON.parse(sessionStorage.getItem(memory))
     if (kept) Object.assign(app.state, kept, passing)
   } catch { /* storage may be forbidden; the session then starts fresh */ }
+  const view = address && readAddress(app.header, address.numbers)
+  if (view) Object.assign(app.state, address.state(view))
   clamp(app.state)
+  let writing = null // browsers limit how often the address may change
+  const write = () => {
+    clearTimeout(writing)
+    if (address) writing = setTimeout(() => writeAddress(app.header, address.numbers, address.view(app.state)), 200)
+  }
+  write()
   app.set = (patch) => {
     Object.assign(app.state, patch)
     clamp(app.state)
+    write()
     try { sessionStorage.setItem(memory, JSON.stringify(app.state)) } catch { /* as above */ }
     app.changed()
   }
@@ -203,7 +247,7 @@ function enliven(app, { fresh, passing, clamp, steps }) {
     timer = setInterval(next, Math.max(80, Math.min(400, 4000 / steps)))
     next()
   }
-  app.stop = () => { clearInterval(timer); cancelAnimationFrame(frame) }
+  app.stop = () => { clearInterval(timer); clearTimeout(writing); cancelAnimationFrame(frame) }
 }
 
 // Keys -> what they do; a letter counts with Caps Lock, too. A slider keeps its own arrows.

@@ -10,6 +10,8 @@ export default function ({ data, parentElement }) {
   if (before?.digest !== digest) {
     before?.app.stop()
     living.set(parentElement, { digest, app: build(root, data) })
+    // The keys work at once, unless somebody is typing elsewhere or has just changed something above.
+    if (!before && !document.activeElement?.matches('input, textarea')) root.focus({ preventScroll: true })
   }
   return () => {
     living.get(parentElement)?.app.stop()

@@ -1,11 +1,12 @@
-// Two traces of one prompt beside each other on one scale, and what the second has more (or less) than the first.
+// Two traces, or two branches of one, beside each other on one scale, and their difference.
 
 const PAIR = { unit: 0, step: 0, layer: 0, opacity: 0.8, smooth: false, bare: false, box: null }
-const NAMES = ['A', 'B']
 
 function makePair({ header, arrays }) {
-  const { units, steps, layers, sides } = header
-  const app = { header, tables: colourTables(arrays.colours) }
+  const { units, steps, layers, sides, names, sign } = header
+  const [less, more] = sign > 0 ? names : [...names].reverse()
+  const app = { header, tables: colourTables(arrays.colours), names: [...names, `${more} − ${less}`] }
+  app.said = { a: names[0], b: names[1], more, difference: app.names[2] }
   app.t = (key, values = {}) => fill(header.text[key] ?? key, values)
   app.grid = (layer) => layers[layer].grid
   const cellsOf = (layer) => layers[layer].grid[0] * layers[layer].grid[1]
@@ -16,7 +17,7 @@ function makePair({ header, arrays }) {
   }
   const difference = (view, unit) => {
     const first = planeOf(0, view, unit)
-    return planeOf(1, view, unit).map((value, i) => value - first[i])
+    return planeOf(1, view, unit).map((value, i) => sign * (value - first[i]))
   }
   app.share = (side, { step, layer }, unit) => arrays[`shares${layer}`][(side * (1 + steps.length) + step) * units.length + unit]
   app.shareIn = (side, view, unit, box) => meanIn(planeOf(side, view, unit), app.grid(view.layer), box)
@@ -34,17 +35,17 @@ function makePair({ header, arrays }) {
 
   // A stage of its own for each side and one for the difference; each asks its own app.
   const stage = (name, side, values, more) => Object.assign(Object.create(app), {
-    header: { ...header, ...side }, previews: null, imageUrl: null, number: probability,
+    header: { ...header, ...side }, films: {}, imageUrl: null, number: probability,
     plane: values, value: (view, unit, cell) => values(view, unit)[cell],
-    title: (unit) => `${name} · ${units[unit].label}`, details: () => side.about, ...more })
-  app.sides = sides.map((side, i) => stage(NAMES[i], side, (view, unit) => planeOf(i, view, unit), {
-    previews: arrays[`previews${i}`] ?? null,
+    title: (unit) => `${name} · ${units[unit].label}`, details: () => side.caption, ...more })
+  app.sides = sides.map((side, i) => stage(names[i], side, (view, unit) => planeOf(i, view, unit), {
+    films: filmsOf(app, side, (film) => arrays[film + i], `${names[i]}: `),
     imageUrl: arrays[`image${i}`] ? URL.createObjectURL(new Blob([arrays[`image${i}`]], { type: 'image/png' })) : null }))
   const signed = colourTables(arrays.signed).even
-  app.difference = stage('B − A', { ...sides[0], about: '' }, difference, { tables: { even: signed, faded: signed },
+  app.difference = stage(app.names[2], { ...sides[0], caption: '' }, difference, { tables: { even: signed, faded: signed },
     number: (value) => (value > 0 ? '+' : '') + probability(value) })
 
-  app.stepName = (step) => step === 0 ? app.t('all_steps') : sides.map((side, i) => `${NAMES[i]} ${steps[step - 1][i] + 1}/${side.total}`).join(' · ')
+  app.stepName = (step) => step === 0 ? app.t('all_steps') : sides.map((side, i) => `${names[i]} ${steps[step - 1][i] + 1}/${side.total}`).join(' · ')
   app.where = (view) => `${app.stepName(view.step)} · ${layers[view.layer].label}`
   const clamp = (state) => {
     const bound = (v, n) => Math.max(0, Math.min(n, Number.isInteger(v) ? v : 0))
@@ -53,16 +54,19 @@ function makePair({ header, arrays }) {
     state.layer = bound(state.layer, layers.length - 1)
     return state
   }
-  enliven(app, { fresh: { ...PAIR, unit: header.first }, passing: { box: null }, clamp, steps: steps.length })
+  const address = { numbers: steps.map(([step]) => step + 1), view: (state) => ({ ...state, words: [state.unit] }),
+    state: ({ words: [unit], step, layer, box }) => ({ unit, step, layer, box }) }
+  enliven(app, { fresh: { ...PAIR, unit: header.first }, passing: { box: null }, clamp, steps: steps.length, address })
   app.activate = () => {} // all three stages look at the same word
-  app.view = () => clamp({ ...app.state, ...app.peeked, fade: true, background: 'step' })
+  app.view = () => clamp({ ...app.state, ...app.peeked, fade: true, background: 'expected' })
   app.shown = (view) => [view.unit]
   app.choose = (unit) => app.set({ unit })
-  app.curves = (view) => [0, 1].map((side) => ({ colour: units[view.unit].colour, chosen: true, dashed: side === 1,
+  app.curves = (view) => [0, 1].map((side) => ({ colour: units[view.unit].colour, chosen: true, dashes: side ? '6 4' : '',
     values: steps.map((_, s) => app.share(side, { ...view, step: s + 1 }, view.unit)) }))
-  app.readout = (view) => `${units[view.unit].label} ${NAMES.map((name, side) => `${name} ${percent(app.share(side, view, view.unit))}`).join(', ')}`
-  app.films = steps.length ? [0, 1].filter((i) => arrays[`previews${i}`]).map((i) => (
-    { frames: arrays[`previews${i}`], size: sides[i].preview, label: `${NAMES[i]}: ${app.t('film')}` })) : []
+  app.readout = (view) => `${units[view.unit].label} ${names.map((name, side) => `${name} ${percent(app.share(side, view, view.unit))}`).join(', ')}`
+  // Two branches of one trace have one film.
+  app.films = sides[0].folder === sides[1].folder ? app.sides[0].films
+    : Object.assign({}, ...app.sides.map(({ films }, i) => (films.expected ? { [names[i]]: { ...films.expected, name: names[i] } } : {})))
   const release = app.stop
   app.stop = () => { release(); for (const { imageUrl } of app.sides) if (imageUrl) URL.revokeObjectURL(imageUrl) }
   return app
@@ -86,10 +90,10 @@ function makeTable(app) {
     const name = h('button', { type: 'button', onclick: () => app.choose(i) }, unit.label)
     return { root: h('tr', { className: unit.kind, data: { unit: i } }, h('th', { scope: 'row' }, name), ...cells), cells }
   })
-  const head = ['', ...NAMES, 'B − A'].map((name) => h('th', { scope: 'col' }, name))
+  const head = ['', ...app.names].map((name) => h('th', { scope: 'col' }, name))
   const root = h('div', { className: 'shares' }, h('div', { className: 'label' }, title, clear),
     h('table', {}, h('thead', {}, h('tr', {}, ...head)), h('tbody', {}, ...rows.map((row) => row.root))),
-    h('div', { className: 'hint' }, t('pair_hint')))
+    h('div', { className: 'hint' }, t('pair_hint', app.said)))
   return {
     root,
     update(view) {
@@ -101,7 +105,7 @@ function makeTable(app) {
         Object.assign(row.dataset, { a, b })
         cells[0].textContent = percent(a)
         cells[1].textContent = percent(b)
-        cells[2].textContent = points(b - a)
+        cells[2].textContent = points(header.sign * (b - a))
       })
     },
   }
@@ -116,7 +120,7 @@ function build(root, bytes) {
   const table = makeTable(app)
   const bar = colourBar(t('colour_bar'))
   const signedBar = colourBar(t('signed_bar'))
-  const layers = strip({ label: t('layer'), items: header.layers, onPick: (layer) => app.set({ layer }),
+  const layers = strip({ label: t('layer'), about: t('help_layer'), items: header.layers, onPick: (layer) => app.set({ layer }),
     onPeek: (layer) => app.peek(layer === null ? {} : { layer }) })
   const opacity = h('input', { type: 'range', className: 'opacity', min: 0, max: 1, step: 0.05, 'aria-label': t('opacity'),
     oninput: () => app.set({ opacity: Number(opacity.value) }) })
@@ -130,7 +134,7 @@ function build(root, bytes) {
     h('div', { className: 'scalerow' }, bar.root, signedBar.root),
     h('div', { className: 'columns' }, h('div', { className: 'right' }, timeline?.root ?? '', layers.root,
       h('div', { className: 'settings' }, group(t('opacity'), opacity), group(t('map'), bare), group(t('cells'), cells.root)),
-      h('div', { className: 'hint keys' }, t('pair_keys'))), table.root))
+      h('div', { className: 'hint keys' }, t('pair_keys', app.said))), table.root))
 
   app.render = () => {
     const view = app.view()
@@ -140,9 +144,9 @@ function build(root, bytes) {
       stage.draw(seen, view.unit, ranges[i])
       return stage.point(seen, view.unit, app.hovered)
     })
-    bar.draw(ranges[0], app.tables.faded, t('scale_pair_caption'), false)
+    bar.draw(ranges[0], app.tables.faded, t('scale_pair_caption', app.said), false)
     bar.mark(app.hovered && app.hovered.stage < 2 ? values[app.hovered.stage] : null, ranges[0])
-    signedBar.draw(ranges[2], app.difference.tables.even, t('scale_signed_caption'), false)
+    signedBar.draw(ranges[2], app.difference.tables.even, t('scale_signed_caption', app.said), false)
     signedBar.mark(app.hovered ? values[2] : null, ranges[2])
     chips.update(view)
     timeline?.update(view, app.playing())

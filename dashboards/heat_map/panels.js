@@ -16,7 +16,7 @@ function makeChips(app) {
   }
   const prompt = h('div', { className: 'prompt', role: 'group', 'aria-label': t('words'), lang: 'zh' })
   const others = h('div', { className: 'others', role: 'group', 'aria-label': t('not_words') },
-    h('span', { className: 'label' }, t('not_words')))
+    h('span', { className: 'label' }, t('not_words'), help(t('help_token'))))
   const characters = Array.from(header.prompt ?? '') // spans count code points
   // Text between the words; words that no map tells about are struck through.
   const plain = (from, to) => {
@@ -53,8 +53,14 @@ function makeChips(app) {
   }
 }
 
-// What the model expected the picture to become, step by step, in a row under the curve.
-function makeFilm({ frames, size, label }, count) {
+// The films that a payload has: what the model saw and what it expected, by name. `header.films`: their sizes.
+function filmsOf(app, { films }, frames, before = '') {
+  return Object.fromEntries(Object.entries(films).map(([name, size]) => [name, { frames: frames(name), size,
+    name: app.t(`film_${name}`), label: before + app.t(`background_${name}_help`) }]))
+}
+
+// One film, step by step, in a row under the curve.
+function makeFilm({ frames, size, name, label }, count) {
   const shown = Math.min(count, 24) // of many steps an even choice
   const steps = Array.from({ length: shown }, (_, i) => 1 + Math.floor(((i + 0.5) * count) / shown))
   const cells = steps.map((step) => {
@@ -63,7 +69,7 @@ function makeFilm({ frames, size, label }, count) {
     return canvas
   })
   return {
-    root: h('div', { className: 'film', role: 'img', 'aria-label': label, title: label }, ...cells),
+    root: h('div', { className: 'film', role: 'img', 'aria-label': label, title: label }, h('span', { className: 'side' }, name), ...cells),
     update(step) {
       const nearest = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a), steps[0])
       cells.forEach((cell, i) => cell.classList.toggle('on', step > 0 && steps[i] === nearest))
@@ -75,7 +81,7 @@ const PLAY = 'M4 2.5v11l9-5.5z'
 const PAUSE = 'M4 3h3v10H4zM9 3h3v10H9z'
 
 // Play, the slider, "all steps", and above them curves over the steps and films on the same axis. Expects app.curves
-// (a list of {values, colour, chosen, dashed}), app.readout and app.films.
+// (a list of {values, colour, chosen, dashes}), app.readout and app.films.
 function makeTimeline(app) {
   const { header, t } = app
   const count = header.steps.length
@@ -94,11 +100,11 @@ function makeTimeline(app) {
   const bottom = h('span', { className: 'bottom' }, '0')
   const readout = h('span', { className: 'note' })
   const plot = h('div', { className: 'plot' }, chart, top, bottom)
-  const films = app.films.map((one) => makeFilm(one, count))
+  const films = Object.values(app.films).map((one) => makeFilm(one, count))
   const root = h('div', { className: 'timeline' },
-    h('div', { className: 'label' }, t('curve'), readout, all), plot, ...films.map((film) => film.root),
+    h('div', { className: 'label' }, t('curve'), help(t('help_step')), readout, all), plot, ...films.map((film) => film.root),
     h('div', { className: 'transport' }, play, slider),
-    h('div', { className: 'ends' }, h('span', {}, t('noise')), h('span', {}, t('picture'))))
+    h('div', { className: 'ends' }, h('span', {}, t('first_step')), h('span', {}, t('last_step'))))
   root.style.setProperty('--steps', count)
   // Each step has a column of its own: the curve, the film and the slider's thumb meet at its middle.
   const x = (slot) => (100 * (slot - 0.5)) / count
@@ -130,9 +136,9 @@ function makeTimeline(app) {
       const curves = app.curves(view)
       const highest = Math.max(1e-9, ...curves.flatMap(({ values }) => values.filter(Number.isFinite)))
       top.textContent = percent(highest)
-      chart.replaceChildren(...curves.map(({ values, colour, chosen, dashed }) => svg('polyline', {
-        points: values.map((v, s) => `${x(s + 1)},${97 - (94 * v) / highest}`).join(' '), stroke: colour,
-        class: `${chosen ? 'chosen' : ''} ${dashed ? 'dashed' : ''}`.trim(), 'vector-effect': 'non-scaling-stroke',
+      chart.replaceChildren(...curves.map(({ values, colour, chosen, dashes }) => svg('polyline', {
+        points: values.map((v, s) => `${x(s + 1)},${97 - (94 * v) / highest}`).join(' '), style: `--unit: ${colour}`,
+        'stroke-dasharray': dashes, class: chosen ? 'chosen' : '', 'vector-effect': 'non-scaling-stroke',
       })).sort((a, b) => a.classList.contains('chosen') - b.classList.contains('chosen')), line)
     },
   }
@@ -145,10 +151,10 @@ function makeShares(app) {
   const clear = h('button', { type: 'button', className: 'clear', title: t('clear_box'), 'aria-label': t('clear_box'),
     onclick: () => app.set({ box: null }) }, '✕')
   const stack = h('div', { className: 'stack', role: 'img' })
-  const parts = header.units.map((unit) => h('div', { title: unit.label, style: { background: unit.colour } }))
+  const parts = header.units.map((unit) => h('div', { title: unit.label, style: `--unit: ${unit.colour}` }))
   stack.append(...parts)
   const rows = header.units.map((unit, i) => {
-    const bar = h('i', { style: { background: unit.colour } })
+    const bar = h('i', { style: `--unit: ${unit.colour}` })
     const value = h('span', { className: 'value' })
     const times = h('span', { className: 'times' })
     const root = h('button', { type: 'button', className: `row ${unit.kind}`, data: { unit: i }, onclick: () => app.choose(i),

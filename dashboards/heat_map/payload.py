@@ -4,11 +4,12 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from toushi.dashboards import messages as text
+from toushi.dashboards.heat_map.film_frames import expected_frames, final_image, seen_frames
 from toushi.dashboards.heat_map.matrices import Matrices
 from toushi.dashboards.heat_map.trace_pair import Pair
 from toushi.dashboards.heat_map.word_maps import Layer, WordMaps
@@ -19,8 +20,16 @@ from toushi.probe.text.prompt_units import Unit
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import why_no_map
 
-# Ten hues that are visible on light and dark ground, for words in reading order; greys for other units.
+# Ten hues that are visible on light and dark ground, for words in reading order, then lighter and darker ones with
+# other dashes of the curves; greys for other units.
 HUES = ("#2563eb", "#d9480f", "#12803c", "#9333ea", "#b8860b", "#0891b2", "#be185d", "#65781a", "#7c5a3c", "#4f46e5")
+SHADES = (
+    (255, 0.0, ""),
+    (255, 0.4, "7 3"),
+    (0, 0.4, "2 3"),
+    (255, 0.65, "9 3 2 3"),
+    (0, 0.6, "4 6"),
+)  # ground, part, dashes
 GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8"}
 
 
@@ -58,13 +67,13 @@ def colours(name: str = "inferno") -> np.ndarray:
 
 def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
     """The block for `component.heat_map`."""
-    image = trace.image()
+    image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
         arrays["image"] = np.frombuffer(_png(image), np.uint8)
-    previews = _previews(trace, maps.steps)
-    if previews is not None:
-        arrays["previews"] = previews
+    frames = {"seen": seen_frames(trace, maps.steps), "expected": expected_frames(trace, maps.steps)}
+    frames = {name: film for name, film in frames.items() if film is not None}
+    arrays |= frames
     for i, layer in enumerate(maps.layers):
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
     times = dict(zip(trace.steps, trace.times))
@@ -73,12 +82,13 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
     ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
     header = {
         "id": f"{trace.folder}#{branch}",
+        "folder": str(trace.folder),
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
         "prompt": trace.manifest.prompt_of(branch),
         "lost": [{"span": list(word.span), "title": _why_lost(trace, branch, word, language)} for word in maps.lost],
         "size": [int(n) for n in size],
-        "preview": list(previews.shape[1:3]) if previews is not None else None,
+        "films": {name: list(film.shape[1:3]) for name, film in frames.items()},
         "units": [_unit(unit, n, language) for n, unit in enumerate(maps.units)],
         "first": (ordered * 2)[:2],
         "steps": list(maps.steps),
@@ -106,28 +116,50 @@ def _contrast(maps: np.ndarray) -> float:
 
 
 def pair_block(traces: tuple[Trace, Trace], common: Pair, branch: str, language: str) -> bytes:
-    """The block for `component.pair_map`: two traces on the axes of `align_traces`."""
+    """The block for `component.pair_map`: two traces on the axes of `align_traces`, and B − A."""
+    return _pair_block(traces, common, branch, language, differences(*traces, language), ["A", "B"], 1)
+
+
+def branches_block(trace: Trace, common: Pair, language: str) -> bytes:
+    """The same of cond and uncond of one trace, on the axes of `align_branches`, and cond − uncond."""
+    prompts = [trace.manifest.prompt_of(branch) or text.say(language, "empty_prompt") for branch in ("cond", "uncond")]
+    return _pair_block((trace, trace), common, "cond", language, prompts, ["cond", "uncond"], -1)
+
+
+def _pair_block(
+    traces: tuple[Trace, Trace],
+    common: Pair,
+    branch: str,
+    language: str,
+    captions: list[str],
+    names: list[str],
+    sign: int,
+) -> bytes:
+    """`sign`: 1 for the second minus the first, -1 for the first minus the second."""
     arrays, sides = {"colours": colours(), "signed": colours("RdBu_r")}, []
-    about = differences(*traces, language)
     for side, trace in enumerate(traces):
-        image = trace.image()
+        image = final_image(trace)
         if image is not None:
             arrays[f"image{side}"] = np.frombuffer(_png(image), np.uint8)
-        previews = _previews(trace, [steps[side] for steps in common.steps])
-        if previews is not None:
-            arrays[f"previews{side}"] = previews
+        frames = expected_frames(trace, [steps[side] for steps in common.steps])
+        if frames is not None:
+            arrays[f"expected{side}"] = frames
         sides.append({
             "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
             "size": [int(n) for n in (image.shape[1::-1] if image is not None else common.layers[0].grid[::-1])],
-            "preview": list(previews.shape[1:3]) if previews is not None else None,
-            "about": about[side],
+            "films": {} if frames is None else {"expected": list(frames.shape[1:3])},
+            "caption": captions[side],
+            "folder": str(trace.folder),
             "total": trace.manifest.steps.count,
         })  # fmt: skip
     for i, layer in enumerate(common.layers):
         arrays[f"maps{i}"], arrays[f"shares{i}"] = layer.maps, layer.shares
     spans = {unit.span for unit in common.units}
     header = {
-        "id": "#".join([*(str(trace.folder) for trace in traces), branch]),
+        "id": "#".join([*(str(trace.folder) for trace in traces), branch, *names]),
+        "folder": str(traces[0].folder),
+        "names": names,
+        "sign": sign,
         "text": text.component_messages(language),
         "prompt": traces[0].manifest.prompt_of(branch),
         "lost": [
@@ -155,12 +187,21 @@ def _unit(unit: Unit, number: int, language: str) -> dict:
         "kind": unit.kind,
         "span": unit.span,
         "occurrence": unit.occurrence,
-        "colour": HUES[number % len(HUES)] if word else GREYS.get(unit.kind, "#888888"),
+        **(_look(number) if word else {"colour": GREYS.get(unit.kind, "#888888"), "dashes": ""}),
     }
 
 
 def _word_title(unit: Unit, language: str) -> str:
     return text.say(language, "unknown_word", words="、".join(unit.unknown)) if unit.unknown else unit.label
+
+
+def _look(number: int) -> dict[str, str]:
+    """Colour and dashes of a word: fifty different ones, then again."""
+    turn, hue = divmod(number, len(HUES))
+    ground, part, dashes = SHADES[turn % len(SHADES)]
+    levels = bytes.fromhex(HUES[hue][1:])
+    mixed = bytes(round(level + part * (ground - level)) for level in levels)
+    return {"colour": f"#{mixed.hex()}", "dashes": dashes}
 
 
 def _layer(layer: Layer, language: str, rule: str | None) -> dict:
@@ -180,16 +221,6 @@ def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _previews(trace: Trace, steps: Iterable[int]) -> np.ndarray | None:
-    """uint8 [step, y, x, 3], at most 128 pixels a side; None if the trace has none."""
-    frames = [trace.preview(step) for step in steps]  # empty if only the sum of the steps was kept
-    if not frames or any(frame is None for frame in frames):
-        return None
-    frames = np.stack([np.asarray(frame) for frame in frames])
-    stride = -(-max(frames.shape[1:3]) // 128)
-    return frames[:, ::stride, ::stride]
 
 
 def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) -> bytes:

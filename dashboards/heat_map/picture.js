@@ -2,10 +2,10 @@
 // every map, share and preview came with the payload, so scrubbing and hovering are table look-ups.
 
 const FRESH = { units: [0, 1], active: 0, compare: false, step: 0, layer: 0, head: 0, opacity: 0.8,
-  scale: 'shared', fade: true, smooth: false, background: 'step', bare: false, box: null }
+  scale: 'shared', fade: true, smooth: false, background: 'expected', bare: false, box: null }
 
 function makeApp({ header, arrays }) {
-  const app = { header, tables: colourTables(arrays.colours), previews: arrays.previews }
+  const app = { header, tables: colourTables(arrays.colours) }
   const { units, steps, layers } = header
   app.t = (key, values = {}) => fill(header.text[key] ?? key, values)
   app.imageUrl = arrays.image ? URL.createObjectURL(new Blob([arrays.image], { type: 'image/png' })) : null
@@ -69,7 +69,10 @@ function makeApp({ header, arrays }) {
     state.head = bound(state.head, layers[state.layer].heads)
     return state
   }
-  enliven(app, { fresh: { ...FRESH, units: [...header.first] }, passing: { box: null }, clamp, steps: steps.length })
+  const address = { numbers: steps.map((step) => step + 1),
+    view: (state) => ({ ...state, words: state.compare ? state.units : [state.units[0]] }),
+    state: ({ words, ...view }) => ({ ...view, units: [words[0], words[1] ?? header.first[1]], compare: words.length > 1, active: 0 }) }
+  enliven(app, { fresh: { ...FRESH, units: [...header.first] }, passing: { box: null }, clamp, steps: steps.length, address })
   app.view = () => {
     const view = { ...app.state, ...app.peeked }
     if ('unit' in app.peeked) view.units = app.state.units.map((u, i) => (i === app.state.active ? app.peeked.unit : u))
@@ -81,13 +84,13 @@ function makeApp({ header, arrays }) {
   app.curves = (view) => {
     const chosen = app.shown(view)
     return units.map((unit, i) => i).filter((i) => units[i].kind === 'word' || chosen.includes(i)).map((i) => ({
-      colour: units[i].colour, chosen: chosen.includes(i), values: steps.map((_, s) => app.share({ ...view, step: s + 1 }, i)) }))
+      ...units[i], chosen: chosen.includes(i), values: steps.map((_, s) => app.share({ ...view, step: s + 1 }, i)) }))
   }
   app.readout = (view) => {
     const unit = view.units[view.compare ? view.active : 0]
     return `${units[unit].label} ${percent(app.share(view, unit))}`
   }
-  app.films = app.previews && steps.length ? [{ frames: app.previews, size: header.preview, label: app.t('film') }] : []
+  app.films = filmsOf(app, header, (name) => arrays[name])
   const release = app.stop
   app.stop = () => { release(); if (app.imageUrl) URL.revokeObjectURL(app.imageUrl) }
   return app
@@ -102,13 +105,13 @@ function build(root, bytes) {
   const shares = makeShares(app)
   const bar = colourBar(t('colour_bar'))
   const layerStrip = strip({
-    label: t('layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
+    label: t('layer'), about: t('help_layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
     onPeek: (layer) => app.peek(layer === null ? {} : { layer, head: 0 }),
   })
   const headHint = h('div', { className: 'hint' }, t('head_hint'))
-  const headHome = h('div', { className: 'heads' }, h('div', { className: 'label' }, t('head')), headHint)
+  const headHome = h('div', { className: 'heads' }, h('div', { className: 'label' }, t('head'), help(t('help_head'))), headHint)
   const headStrips = header.layers.map((layer) => strip({
-    label: t('head'), items: [{ label: t('mean') }, ...Array.from({ length: layer.heads }, (_, i) => ({ label: String(i + 1), title: t('head_n', { n: i + 1 }) }))],
+    label: t('head'), about: t('help_head'), items: [{ label: t('mean') }, ...Array.from({ length: layer.heads }, (_, i) => ({ label: String(i + 1), title: t('head_n', { n: i + 1 }) }))],
     onPick: (head) => app.set({ head }), onPeek: (head) => app.peek(head === null ? {} : { head }),
   }))
   headStrips.forEach((one) => headHome.append(one.root))
@@ -121,7 +124,8 @@ function build(root, bytes) {
     ['everything', t('scale_all'), t('scale_all_help')], ['map', t('scale_map'), t('scale_map_help')]])
   const cells = choice(t('cells'), 'smooth', [['false', t('cells_exact'), t('cells_exact_help')], ['true', t('cells_smooth'), t('cells_smooth_help')]])
   const veil = choice(t('low_values'), 'fade', [['true', t('low_fade')], ['false', t('low_even')]])
-  const ground = choice(t('background'), 'background', [['step', t('background_step'), t('background_step_help')], ['final', t('background_final')]])
+  const ground = choice(t('background'), 'background', [...['seen', 'expected'].filter((name) => name in app.films), 'final'].map((name) =>
+    [name, t(`background_${name}`), t(`background_${name}_help`)]))
   const compare = h('button', { type: 'button', className: 'toggle compare', title: t('compare_help'),
     onclick: () => app.set({ compare: !app.state.compare, active: app.state.compare ? 0 : 1 }) }, t('compare'))
   const field = (label, control) => h('label', { className: 'field' }, h('span', { className: 'label' }, label), control)
@@ -130,7 +134,7 @@ function build(root, bytes) {
   const bare = h('button', { type: 'button', className: 'toggle bare', title: t('bare_help'),
     onclick: () => app.set({ bare: !app.state.bare }) }, t('bare'))
   const settings = h('div', { className: 'settings' }, field(t('opacity'), opacity), group(t('map'), bare), group(t('low_values'), veil.root),
-    group(t('cells'), cells.root), app.previews ? group(t('background'), ground.root) : null)
+    group(t('cells'), cells.root), Object.keys(app.films).length ? group(t('background'), ground.root) : null)
 
   root.style.setProperty('--fit', app.fit)
   root.replaceChildren(chips.root, h('div', { className: 'columns' },

@@ -83,13 +83,14 @@ function makeStage(app, index) {
       else box.hidden = true
     },
     background(view) {
-      const frames = app.previews
+      const film = view.background in app.films ? view.background : 'expected'
       // Without a finished picture the last preview stands in for it.
-      const step = view.background === 'step' && view.step ? view.step : app.imageUrl ? 0 : header.steps.length
-      preview.hidden = !frames || step === 0
-      if (preview.hidden || preview.shown === step) return
-      preview.shown = step
-      paintFrame(preview, frames, header.preview, step)
+      const step = view.background !== 'final' && view.step ? view.step : app.imageUrl ? 0 : header.steps.length
+      preview.hidden = !app.films[film] || step === 0
+      if (preview.hidden || preview.shown === film + step) return
+      preview.shown = film + step
+      preview.classList.toggle('seen', film === 'seen')
+      paintFrame(preview, app.films[film].frames, app.films[film].size, step)
     },
     point(view, unit, pointer) {
       cell.hidden = tip.hidden = !pointer

@@ -23,6 +23,13 @@ def write_page(trace: Trace, file: Path, language: str, branch: str = "cond", *,
     """Writes the page and returns the maps that are in it: single heads or steps may be left out to fit."""
     if file.exists() and not overwrite:
         raise ToushiError(f"{file} exists: choose another name, or replace it with --overwrite")
+    text, maps = page(trace, language, branch)
+    write_atomic(file, text)
+    return maps
+
+
+def page(trace: Trace, language: str, branch: str = "cond") -> tuple[str, WordMaps]:
+    """The page as HTML, and the maps that are in it."""
     maps = read_word_maps(trace, branch, MAPS_BYTES)
     block = picture_block(trace, maps, branch, language)
     prompt = trace.manifest.prompt_of(branch) or ""
@@ -36,5 +43,4 @@ def write_page(trace: Trace, file: Path, language: str, branch: str = "cond", *,
     fonts = font_faces("".join(fields.values()) + json.dumps(unpack_header(block), ensure_ascii=False))
     families = ", ".join(f"'{family}'" for family in FAMILY)
     template = Template((HERE / "page.html").read_text(encoding="utf-8"))
-    write_atomic(file, template.substitute(fields, fonts=fonts, families=families, block=b64encode(block).decode()))
-    return maps
+    return template.substitute(fields, fonts=fonts, families=families, block=b64encode(block).decode()), maps

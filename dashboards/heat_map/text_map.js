@@ -13,8 +13,8 @@ function makeLines(app) {
   }
   const lines = h('div', { className: 'lines', lang: 'zh' })
   lines.style.gridTemplateColumns = `max-content repeat(${before + characters.length + after}, minmax(max-content, auto)) 1fr`
-  ;[t('characters'), t('tokens'), t('words_line')].forEach((name, row) =>
-    lines.append(place(h('div', { className: 'head' }, name), row + 1, 1, 2)))
+  ;[[t('characters')], [t('tokens'), help(t('help_token'))], [t('words_line')]].forEach((name, row) =>
+    lines.append(place(h('div', { className: 'head' }, ...name), row + 1, 1, 2)))
   characters.forEach((character, i) =>
     lines.append(place(h('div', { className: 'piece', title: `U+${character.codePointAt(0).toString(16).toUpperCase()}` },
       character.trim() ? character : '␣'), 1, first + i, first + i + 1)))
@@ -150,9 +150,9 @@ function build(root, bytes) {
   const bar = colourBar(t('colour_bar'))
   const scale = segmented(t('scale'), [['layer', t('scale_layer'), t('scale_layer_help')], ['text', t('scale_text'), t('scale_text_help')],
     ['map', t('scale_map'), t('scale_map_help')]], () => app.state.scale, (value) => app.set({ scale: value }))
-  const layers = strip({ label: t('layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
+  const layers = strip({ label: t('layer'), about: t('help_encoder_layer'), items: header.layers, onPick: (layer) => app.set({ layer, head: 0 }),
     onPeek: (layer) => app.peek(layer === null ? {} : { layer, head: 0 }) })
-  const homes = header.layers.map((layer) => strip({ label: t('head'),
+  const homes = header.layers.map((layer) => strip({ label: t('head'), about: t('help_head'),
     items: [{ label: t('mean') }, ...Array.from({ length: layer.heads }, (_, i) => ({ label: String(i + 1), title: t('head_n', { n: i + 1 }) }))],
     onPick: (head) => app.set({ head }), onPeek: (head) => app.peek(head === null ? {} : { head }) }))
   const details = h('span', { className: 'note' })

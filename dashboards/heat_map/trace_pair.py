@@ -1,4 +1,4 @@
-"""Two traces on common axes: their common words, layers and steps, so that maps can be subtracted."""
+"""Two traces, or two branches of one, on common axes: words, layers and steps, so that maps can be subtracted."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,23 @@ class Pair:
 
 def align_traces(first: WordMaps, second: WordMaps) -> Pair:
     """The means over heads. If the grids differ, the coarser map is resampled to the finer grid."""
+    pair = _align(first, second, _slots(first.steps, second.steps))
+    if not any(unit.kind in ("word", "token") for unit in pair.units):
+        raise NothingInCommon("The two prompts have no common word, so they cannot be compared.")
+    return pair
+
+
+def align_branches(first: WordMaps, second: WordMaps) -> Pair:
+    """The same of two branches of one trace, at the steps that both have. Often only special tokens are common."""
+    steps = [(i, second.steps.index(step) + 1) for i, step in enumerate(first.steps, 1) if step in second.steps]
+    return _align(first, second, [(0, 0), *steps])
+
+
+def _align(first: WordMaps, second: WordMaps, slots: list[tuple[int, int]]) -> Pair:
     theirs = {_key(unit): i for i, unit in enumerate(second.units)}
     units = [(i, theirs[_key(unit)]) for i, unit in enumerate(first.units) if _key(unit) in theirs]
-    if not any(first.units[i].kind in ("word", "token") for i, _ in units):
-        raise NothingInCommon("The two prompts have no common word, so they cannot be compared.")
-    slots = _slots(first.steps, second.steps)
+    if not units:
+        raise NothingInCommon("The two prompts have no common token, so they cannot be compared.")
     others = {layer.name: layer for layer in second.layers}
     layers = tuple(_together(layer, others[layer.name], units, slots) for layer in first.layers if layer.name in others)
     if not layers:

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "fonts"
-FILES = ("NotoSansSC-Regular.subset.ttf", "NotoEmoji-Regular.subset.ttf")
-FAMILY = ["DejaVu Sans", "Noto Sans SC", "Noto Emoji"]
+FILES = ("NotoSansSC-Regular.subset.ttf", "NotoEmoji-Regular.subset.ttf", "ToushiRareHan-Regular.subset.ttf")
+FAMILY = ["DejaVu Sans", "Noto Sans SC", "Noto Emoji", "Toushi Rare Han"]
 PLACEHOLDER = "〓"  # in print it stands for a missing character
 
 

@@ -96,12 +96,13 @@ def words_figure(
     for heat, name, mark in zip(maps, word_labels(asked, trace.words(branch)), marks):
         label = truncate(name, max(3, int(11 * side / SIDE)) - len(mark)) + mark
         panels.append((overlay(background, heat.values, top), label, percent(float(mass(heat)))))
+    name_size, note_size = (11, 8) if side > 0.9 else (8, 7)  # narrow tiles have room for little more than a word
     for i, (image, name, note) in enumerate(panels):
         row, column = divmod(i, columns)
         left, under = GAP + column * (side + GAP), head + row * (tall + TITLE) + TITLE + tall
         page.imshow(image, interpolation="nearest", extent=(left, left + side, under, under - tall), aspect="auto")
-        page.text(left, under - tall - 0.06, drawable(name), size=11 if note else 9, va="bottom")
-        page.text(left + side, under - tall - 0.06, note, ha="right", va="bottom", size=8, color=FAINT)
+        page.text(left, under - tall - 0.06, drawable(name), size=name_size if note else min(9, name_size), va="bottom")
+        page.text(left + side, under - tall - 0.06, note, ha="right", va="bottom", size=note_size, color=FAINT)
     page.set(xlim=(0, size[0]), ylim=(size[1], 0))  # imshow set them to its own picture
     if maps:
         left = columns * (side + GAP) + GAP

@@ -20,6 +20,12 @@ def verify(files: StepStore) -> list[str]:
     return list(_problems(files))
 
 
+def changed_files(files: StepStore) -> list[str]:
+    """One sentence for each listed file that is missing or not what was written; an empty list if there is none."""
+    listed = files.manifest.files | {line.file: line for line in files.lines.values()}
+    return [problem for name, entry in listed.items() for problem in _changed_bytes(files, name, entry)]
+
+
 def _problems(files: StepStore) -> Iterator[str]:
     manifest = files.manifest
     yield from _completeness(files)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import made_trace
 import pytest
-from streamlit.testing.v1 import AppTest
 
-from toushi import dashboards
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.heat_map import word_maps
@@ -16,28 +14,8 @@ from toushi.probe.encoders.load_encoder import open_encoder
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
 
-APP = Path(dashboards.__file__).parent / "app.py"
 PICTURE, ENCODER = "app_pages/picture_page.py", "app_pages/encoder_page.py"
 COMPARE, LAYERS = "app_pages/compare_page.py", "app_pages/layers_page.py"
-
-
-@pytest.fixture
-def app(tmp_path, monkeypatch):
-    """The app started in an empty folder, in English."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(folder=None, page=None, locale="en-GB"):
-        test = AppTest.from_file(str(APP), default_timeout=120)
-        test.context = {"locale": locale}
-        if folder is not None:
-            test.session_state["folder"] = str(folder)
-        test.run()
-        if page is not None:
-            test.switch_page(page).run()
-        assert not test.exception
-        return test
-
-    return start
 
 
 def component(test) -> bytes:
@@ -48,7 +26,7 @@ def component(test) -> bytes:
 def test_an_empty_gallery_says_how_to_begin(app):
     test = app()
     assert any("There are no traces in runs" in caption.value for caption in test.caption)
-    assert test.text_area[0].value == made_trace.PROMPT
+    assert test.text_area[0].value == "a cat on the left, a moon on the right, at night"
 
 
 def test_the_gallery_lists_the_traces_and_opens_them(app, tmp_path):

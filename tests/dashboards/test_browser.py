@@ -1,148 +1,10 @@
 """The explorer in a real browser: the map that is drawn is the map that is stored, and nothing waits for the server."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-import warnings
-from pathlib import Path
-
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from browser_page import HALF, choose, coloured, drawn, opened
 
-from toushi import dashboards
 from toushi.probe.trace.open import open_trace
-
-APP = Path(dashboards.__file__).parent / "app.py"
-HALF = {"rtol": 2**-10, "atol": 1e-7}  # the maps travel as float16
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A recorded run: random weights, but the real model, recorder and writer."""
-    import torch
-
-    from toushi.probe.models.mini_unet import MiniUNet
-    from toushi.probe.recording.record import record
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("explorer") / "runs" / "cat"
-    model = MiniUNet.tiny()
-    with record(model, folder):
-        model.sample("左边是猫，右边是月亮，夜晚", steps=6, seed=0)
-    with record(model, folder.parent / "other"):
-        model.sample("左边是猫，右边是月亮，夜晚", steps=4, seed=1)
-    with record(model, folder.parent / "one word", words=["猫"], keep="mean"):
-        model.sample("左边是猫，右边是月亮", steps=2, seed=0)
-    torch.set_num_threads(threads)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trace(folder):
-    return open_trace(folder)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A browser context in Chinese, as large as a laptop's screen; its cache serves all tests."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        message = "THE BROWSER TEST DID NOT RUN: no chromium on this machine. On Debian: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="zh-CN")
-        yield context
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(folder, chromium):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    root = APP.parent.parent
-    log = folder.parent / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", APP, f"--server.port={port}", "--server.headless=true", "--", folder],
-            cwd=folder.parent.parent, env={**os.environ, "PYTHONPATH": str(root)}, stdout=output, stderr=output,
-        )  # fmt: skip
-    address = f"http://localhost:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@pytest.fixture
-def page(server, chromium):
-    """A page that counts what it sends to the server, and fails on any error in its scripts."""
-    page = chromium.new_page()
-    page.set_default_timeout(30_000)
-    page.sent, errors = [], []
-    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: page.sent.append(frame)))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.address = server
-    yield page
-    page.close()
-    assert not errors
-
-
-def opened(page, path="/"):
-    page.goto(page.address + path)
-    page.wait_for_selector(".toushi[data-ready]")
-    page.wait_for_timeout(300)  # what Streamlit sends once after the first run is not the component's doing
-    page.sent.clear()
-    return page
-
-
-def drawn(page, stage=0):
-    """The values and the pixels of the overlay, as the browser has them after its next frame."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    found = (
-        page.locator("canvas.heat")
-        .nth(stage)
-        .evaluate(
-            """(canvas) => ({ ...canvas.drawn, values: [...canvas.drawn.values], data: { ...canvas.dataset },
-             pixels: [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data] })"""
-        )
-    )
-    return (
-        np.array(found["values"]).reshape(found["grid"]),
-        np.array(found["pixels"]).reshape(*found["grid"], 4),
-        found["range"],
-        found["data"],
-    )
-
-
-def coloured(values, low, high):
-    return np.round(255 * colormaps["inferno"](np.round((values - low) / (high - low) * 255).astype(int))[..., :3])
-
-
-def choose(page, **labels):
-    page.locator(".chip").get_by_text(labels["word"], exact=True).click()
-    page.mouse.move(2, 2)  # away from the chip, which is previewed while it is pointed at
 
 
 def test_the_map_drawn_is_the_map_stored(page, trace):
@@ -272,11 +134,19 @@ def test_the_text_page(page, trace):
 
 def test_the_film_shows_the_steps_and_the_map_can_be_hidden(page, trace):
     opened(page)
-    frames = page.locator(".film canvas")
+    assert page.locator(".film").count() == 2, "what the model sees, and what it expects"
+    frames = page.locator(".film").nth(1).locator("canvas")
     assert frames.count() == len(trace.steps)
     seen = frames.nth(2).evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     kept = trace.preview(trace.steps[2])
     assert np.array_equal(np.reshape(seen, (*kept.shape[:2], 4))[..., :3], kept), "the film is the stored previews"
+    noise = page.locator(".film").nth(0).locator("canvas").first
+    assert noise.evaluate("(c) => [c.height, c.width]") == list(trace.latent(0).shape[1:]), "a pixel for each cell"
+    page.get_by_role("button", name="模型看到的").click()
+    page.locator("input.step").fill("1")
+    drawn(page)
+    paints = "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    assert page.locator("canvas.preview").first.evaluate(paints) == noise.evaluate(paints)
     area = frames.nth(2).bounding_box()
     page.mouse.click(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
     page.mouse.move(2, 2)
@@ -314,19 +184,9 @@ def test_two_traces_and_their_difference(page, trace, folder):
     assert parts == pytest.approx([float(one.heat_map(word, steps=-1).mean()) for one in (trace, other)], rel=5e-3)
 
 
-def test_what_was_not_kept_is_a_share_of_its_own(page, folder):
-    page.goto(page.address + "/traces")
-    card = page.locator("[data-testid=stVerticalBlock]", has=page.get_by_text("runs/one word", exact=True)).last
-    card.get_by_role("button", name="打开").click()
-    page.wait_for_selector(".toushi[data-ready][data-word='猫']")
-    drawn(page)
-    kept = float(open_trace(folder.parent / "one word").heat_map("猫").mean())
-    assert float(page.locator(".row.rest").get_attribute("data-share")) == pytest.approx(1 - kept, abs=2e-3)
-
-
 def test_chinese_needs_no_font_of_the_machine(page):
     opened(page)
-    for family, sign in (("Toushi Sans SC", "猫"), ("Toushi Emoji", "🐱")):
+    for family, sign in (("Toushi Sans SC", "猫"), ("Toushi Emoji", "🐱"), ("Toushi Rare Han", "𪚥")):
         loaded = page.evaluate("([f, c]) => document.fonts.load(`16px '${f}'`, c).then((all) => all.map((a) => a.status))",
                                [family, sign])  # fmt: skip
         assert loaded == ["loaded"], f"the server must have {family}"

@@ -116,7 +116,7 @@ def test_chinese_leaves_ink(ending, tmp_path):
 
 def test_an_svg_has_its_text_as_text_and_the_fonts_that_draw_it(tmp_path):
     """Each character is in the font that matplotlib took it from, with ink, and no font holds more than that."""
-    text = "猫 cat & <𰻝> 🦉 ½"
+    text = "猫 cat & <𰻝> 🦉 ½ 𪚥"
     svg = save(drawn_in_style(text), tmp_path / "a.svg").read_text(encoding="utf-8")
     (element,) = [one for one in ElementTree.fromstring(svg).iter() if one.tag.endswith("text")]
     assert element.text == text and "<path" not in svg.partition("text_1")[2]
@@ -128,7 +128,12 @@ def test_an_svg_has_its_text_as_text_and_the_fonts_that_draw_it(tmp_path):
         glyphs = font["glyf"]
         inked = {chr(code) for code, name in font.getBestCmap().items() if glyphs[name].numberOfContours}
         drawn[family] = inked | ({" "} & set(map(chr, font.getBestCmap())))
-    assert drawn == {"DejaVu Sans": set("cat&<>½ "), "Noto Sans SC": set("猫𰻝"), "Noto Emoji": {"🦉"}}
+    assert drawn == {
+        "DejaVu Sans": set("cat&<>½ "),
+        "Noto Sans SC": set("猫𰻝"),
+        "Noto Emoji": {"🦉"},
+        "Toushi Rare Han": {"𪚥"},
+    }
 
 
 @pytest.mark.parametrize("how", ["savefig", "file", "save", "chosen format"])
@@ -165,6 +170,6 @@ def test_pages_of_the_callers_own_pdf_have_their_text(tmp_path):
 
 
 def test_licences_lie_beside_the_fonts():
-    for name in ("NotoSansSC", "NotoEmoji"):
+    for name in ("NotoSansSC", "NotoEmoji", "ToushiRareHan"):
         assert "SIL OPEN FONT LICENSE" in (fonts.FOLDER / f"OFL-{name}.txt").read_text()
     assert RC["font.family"] == fonts.FAMILY

@@ -86,6 +86,7 @@ def test_the_wheel_has_one_top_level_name_and_the_licenses(built):
         "toushi/experiments/scene_world/sprites/LICENSE",
         "toushi/probe/figures/fonts/OFL-NotoEmoji.txt",
         "toushi/probe/figures/fonts/OFL-NotoSansSC.txt",
+        "toushi/probe/figures/fonts/OFL-ToushiRareHan.txt",
     }
 
 
