@@ -212,7 +212,7 @@ def test_autocast(tmp_path):
 def test_a_compiled_module_warns_and_is_named(tmp_path):
     pipeline = made("stable-diffusion")
     pipeline.unet.compile(backend="eager")
-    with pytest.warns(Uncompiled, match="unet is compiled, but runs uncompiled"), record(pipeline, tmp_path / "run"):
+    with pytest.warns(Uncompiled, match="unet of the model computes uncompiled"), record(pipeline, tmp_path / "run"):
         draw(pipeline, PROMPT, steps=1)
     components = open_trace(tmp_path / "run").manifest.components
     assert components["unet"].compiled and not components["vae"].compiled

@@ -47,7 +47,9 @@ def concat_prompts(first: EncodedPrompt, second: EncodedPrompt) -> EncodedPrompt
     """The columns of the first prompt, then those of the second."""
     width = sum(token.column is not None for token in first.tokens)
     moved = [t if t.column is None else replace(t, column=t.column + width) for t in second.tokens]
-    return EncodedPrompt(first.prompt, first.ids, (*first.tokens, *moved), concat_states(first.states, second.states))
+    cut = None if first.cut is None or second.cut is None else max(first.cut, second.cut)  # what neither encoder reads
+    states = concat_states(first.states, second.states)
+    return EncodedPrompt(first.prompt, first.ids, (*first.tokens, *moved), states, cut)
 
 
 def concat_states(first: Tensor, second: Tensor) -> Tensor:

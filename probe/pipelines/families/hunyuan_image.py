@@ -89,7 +89,7 @@ def add_glyphs(prompt: EncodedPrompt, glyphs: Tensor) -> EncodedPrompt:
     encoder = ("text_encoder_2",)
     before = [Token(None, f"(glyph {i})", None, "template", encoder, i, i) for i in range(count)]
     moved = [token if token.column is None else replace(token, column=token.column + count) for token in prompt.tokens]
-    return EncodedPrompt(prompt.prompt, prompt.ids, (*before, *moved), concat_states(glyphs, prompt.states))
+    return prompt._replace(tokens=(*before, *moved), states=concat_states(glyphs, prompt.states))
 
 
 HUNYUAN_IMAGE = diffusers_family(
