@@ -29,7 +29,7 @@ from toushi.probe.trace.integrity import changed_files
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.output_dir import prepare_output_dir
 from toushi.probe.trace.picture_trace import Trace
-from toushi.probe.trace.trace_format import IMAGE, MANIFEST, MEMBERS
+from toushi.probe.trace.trace_format import CONCEPTS, IMAGE, MANIFEST, MEMBERS
 
 RUNS = Path("runs")
 MAX_DEPTH = 3  # runs/cat, runs/batch/000 and one more
@@ -314,7 +314,7 @@ def _menus(difference: bool) -> None:
 
 
 def branch_name(branch: str) -> str:
-    return say(f"branch_{branch}") if branch in (*GUIDED, "difference") else branch
+    return say(f"branch_{branch}") if branch in (*GUIDED, CONCEPTS, "difference") else branch
 
 
 def chosen_branch(trace: Trace) -> str:

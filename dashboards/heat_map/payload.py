@@ -85,7 +85,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "folder": str(trace.folder),
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
-        "prompt": trace.manifest.prompt_of(branch),
+        "prompt": _one_line(trace.manifest.prompt_of(branch)),
         "lost": [{"span": list(word.span), "title": _why_lost(trace, branch, word, language)} for word in maps.lost],
         "size": [int(n) for n in size],
         "films": {name: list(film.shape[1:3]) for name, film in frames.items()},
@@ -102,6 +102,11 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
 
 def _why_lost(trace: Trace, branch: str, word: Word, language: str) -> str:
     return text.say(language, f"lost_{why_no_map(trace.manifest, branch, word.span).replace(' ', '_')}")
+
+
+def _one_line(prompt: str | None) -> str | None:
+    """Concepts stand one a line; on the page one behind the other."""
+    return prompt and prompt.replace("\n", " ")
 
 
 def _by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
