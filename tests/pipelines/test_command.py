@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.pipelines.tiny import HIDDEN, MAKERS, made, scaled
+from tests.pipelines.tiny import COMMON, HIDDEN, MAKERS, families, made, scaled
 from tests.pipelines.variants import variant
 from toushi import main
 from toushi.cli.sites import sites_from_configs
@@ -22,17 +22,12 @@ from toushi.probe.trace.open import open_trace
 PROMPT = "a red cat and 月亮"
 
 
-COMMON = {"stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux", "z-image", "qwen-image"}
-
-
 def options(name, folder):
     size = "x".join(map(str, scaled(made(name), (32, 48))))
     return ["--model", str(folder), "--steps", "2", "--size", size, "--guidance", "3"]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
-)
+@pytest.mark.parametrize("name", families(COMMON))
 def test_toushi_trace(name, tmp_path, capsys):
     folder = tmp_path / "model"
     made(name).save_pretrained(folder)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.pipelines.tiny import LENGTHS, MAKERS, draw, made, scaled
+from tests.pipelines.tiny import COMMON, LENGTHS, MAKERS, draw, families, made, scaled
 from toushi import explain, load
 from toushi.probe.attribution.denoising import CannotExplain, denoise_at
 from toushi.probe.attribution.explain import METHODS, TAKES_TARGET, explain_at
@@ -55,7 +55,7 @@ def check(denoising, name: str, methods) -> None:
             assert abs(values.attrs["delta"]) < 0.1 * np.abs(values.values).max()
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", families(COMMON))
 def test_every_method_runs_or_says_why_not(pipeline, name):
     methods = [m for m in METHODS if m != "integrated-gradients" or name in QUICK_GRADIENTS]
     check(denoise_at(pipeline, PROMPT, 0.5, **options(pipeline)), name, methods)

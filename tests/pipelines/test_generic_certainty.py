@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from tests.pipelines.test_generic import consistency, perturbed, quiet
+from tests.pipelines.test_generic import panorama, perturbed, quiet
 from tests.pipelines.tiny import NEGATIVE, draw, made
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.attention_processors import UnreadableAttention
@@ -22,6 +22,14 @@ from toushi.probe.trace.open import open_trace
 
 pytestmark = pytest.mark.filterwarnings("ignore::toushi.probe.pipelines.generic.ByTokenIndex")
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+
+
+def consistency():
+    """Guidance is a number that the model was taught: one text."""
+    base = made("stable-diffusion")
+    unet = type(base.unet)(**{**base.unet.config, "time_cond_proj_dim": 8}).eval().requires_grad_(False)
+    parts = {**base.components, "unet": unet, "scheduler": diffusers.LCMScheduler()}
+    return quiet(diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False))
 
 
 def given_to(pipeline, change):
@@ -133,7 +141,7 @@ def test_a_perturbed_pipeline_is_recorded_or_refused_and_stays_usable(kind, base
 
 
 def test_words_that_cannot_be_known_are_refused_before_a_step(tmp_path):
-    pipeline, steps = consistency(), []
+    pipeline, steps = panorama(), []
     says = "words: which tokens the text columns are is not known"
     with pytest.raises(ToushiError, match=says), record(pipeline, tmp_path / "run", words="cat"):
         draw(pipeline, callback_on_step_end=lambda pipe, step, time, given: steps.append(step) or given)

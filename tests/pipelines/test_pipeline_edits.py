@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.pipelines.diffusers_since import older_than
-from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+from tests.pipelines.tiny import NEGATIVE, PROMPT, QUICK, draw, families, made
 from toushi.probe.editing.editing import BadEdit, Edit, edit, edits_of_manifest
 from toushi.probe.pipelines.family import UnknownSite
 from toushi.probe.pipelines.registry import family_of
@@ -16,7 +16,7 @@ from toushi.probe.text.alignment import UnknownWord
 from toushi.probe.trace.open import open_trace
 
 SDPA = F.scaled_dot_product_attention
-every = pytest.mark.parametrize("name", MAKERS)
+every = pytest.mark.parametrize("name", families(QUICK))
 CELLS = 64  # of a picture of 32 x 32 in transformers
 
 

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 
-from tests.pipelines.tiny import HIDDEN, MAKERS, NEGATIVE, PROMPT, draw, made, scaled
+from tests.pipelines.tiny import HIDDEN, MAKERS, NEGATIVE, PROMPT, QUICK, draw, families, made, scaled
 from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
@@ -82,7 +82,7 @@ TEMPLATES = (
 )
 NEGATIVES = dict.fromkeys(MAKERS, NEGATIVE) | {"flux-2-klein": ""}  # Klein's is always the empty one
 del NEGATIVES["flux-2"]  # has none: guidance is a number that the model was taught
-every = pytest.mark.parametrize("name", MAKERS)
+every = pytest.mark.parametrize("name", families(QUICK))
 
 
 def cross(trace):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+from tests.pipelines.tiny import COMMON, NEGATIVE, PROMPT, draw, families, made
 from toushi.probe.pipelines.prompt_tokens import MixedColumns, UnlabelledColumns, UnspelledPrompt
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import record
@@ -169,7 +169,7 @@ def after(encode, others):
 
 
 @pytest.mark.parametrize("place", [before, after])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", families(COMMON))
 def test_no_token_of_another_text_is_at_a_column(pipeline, name, place, tmp_path):
     family = family_of(pipeline)
     encoders = [each for each in family.text_encoders if getattr(pipeline, each, None) is not None]

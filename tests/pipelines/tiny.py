@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 
 import diffusers
+import pytest
 import torch
 import transformers
 from diffusers.guiders import AdaptiveProjectedMixGuidance
@@ -733,6 +734,16 @@ MAKERS: dict[str, Callable] = {
     "chroma": chroma,
     "auraflow": auraflow,
 }
+# Those that `make test` draws; the others share their mechanisms, and are marked slow.
+COMMON = {"stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux", "z-image", "qwen-image"}
+QUICK = COMMON | {"hunyuan-dit", "kolors", "lumina-2", "pixart"}
+
+
+def families(quick: set[str]) -> list:
+    """Parameters for all families; those that are not in `quick` are marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
+
+
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
 PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
 
