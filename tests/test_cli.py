@@ -242,6 +242,7 @@ def test_a_prompt_that_is_too_long_names_the_words_lost(tiny, tmp_path, capsys):
 # --- demo ---
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp_path, capsys, monkeypatch, fails):
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 0

@@ -38,7 +38,11 @@ def test_the_blocks_run_one_after_the_other(name, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    "name", [f"docs/{page}.md" for page in ("editing", "encoders", "reading", "recording", "subscribe")]
+    "name",
+    [
+        pytest.param(f"docs/{page}.md", marks=[pytest.mark.slow] * (page in ("editing", "reading")))
+        for page in ("editing", "encoders", "reading", "recording", "subscribe")
+    ],
 )
 def test_the_blocks_of_a_page_run_one_after_the_other(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

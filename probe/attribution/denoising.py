@@ -133,8 +133,11 @@ class _Stop(Exception):
 def _pipeline_denoising(
     pipeline: Model, family: Family, prompt: str, time: float, seed: int, options: Mapping[str, object]
 ) -> Denoising:
-    has_two_kinds = "true_cfg_scale" in inspect.signature(type(pipeline).__call__).parameters
-    unguided = {"true_cfg_scale": 1.0} if has_two_kinds else {"guidance_scale": family.unguided}
+    off = {"true_cfg_scale": 1.0, "guidance_scale": family.unguided}
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    unguided = dict([(name, scale) for name, scale in off.items() if name in parameters][:1])
+    if not unguided:
+        raise CannotExplain(f"the call of {type(pipeline).__name__} has no argument that turns guidance off")
     options = {"num_inference_steps": default_steps(pipeline), **options}
     scheduler, denoiser = getattr(pipeline, family.scheduler), submodule(pipeline, family.denoiser)
 

@@ -148,6 +148,7 @@ def test_the_untrained_twin_is_of_the_same_design_and_seed(tiny):
     np.testing.assert_array_equal(b, c)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
     config = Config(encoder=tiny, count=72, controls=2, resamples=50)
     made = jobs(config)

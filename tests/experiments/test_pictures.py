@@ -177,6 +177,7 @@ def test_a_run_of_each_layer(model, blind, tmp_path):
 NAMES = {"rates", "read_off", "pictures", "likeness", "heads"}
 
 
+@pytest.mark.slow
 def test_a_run_of_two_twins(model, blind, tmp_path):
     causal = MiniUNet(replace(model.config, text=replace(model.config.text, causal=True)), model.tokenizer)
     causal.load_state_dict(model.state_dict())

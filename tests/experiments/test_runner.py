@@ -188,6 +188,7 @@ def ended(process: subprocess.Popen, out: Path, count: int, blow: signal.Signals
     raise AssertionError("its pool is still at work")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
 def test_killed_and_started_again_it_goes_on_to_the_same_end(tmp_path):
     out, config = tmp_path / "run", Config(coins=6, wait=0.7)
@@ -236,6 +237,7 @@ def test_a_folder_of_another_run_is_refused_with_both_hashes_and_what_differs(tm
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_run_is_not_computed_with_other_packages_or_threads(tmp_path):
     out = tmp_path / "run"
     ran(out, Config(bad=(1,)))

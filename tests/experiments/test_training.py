@@ -126,6 +126,7 @@ def test_newton_schulz_flattens_the_singular_values(shape):
     assert values.min() > 0.3 and values.max() < 1.3
 
 
+@pytest.mark.slow
 def test_bf16_learns_what_fp32_does_and_keeps_its_weights_in_fp32():
     losses = {}
     for precision in ("fp32", "bf16"):

@@ -49,6 +49,7 @@ def test_toushi_trace(name, tmp_path, capsys):
     assert not library.has_encoder(trace, "cond") or len(library.encoder_block(run, version, "cond", "zh")) > 1000
 
 
+@pytest.mark.slow
 def test_toushi_trace_in_a_process_of_its_own(tmp_path):
     made("lumina-2").save_pretrained(tmp_path / "model")
     command = ["trace", PROMPT, *options("lumina-2", tmp_path / "model"), "--out"]
@@ -97,7 +98,7 @@ def test_the_size_of_the_pipeline_itself(tmp_path):
     assert np.array_equal(trace.manifest.size, trace.image().shape[:2])
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-3"])
+@pytest.mark.parametrize("name", ["stable-diffusion", pytest.param("stable-diffusion-3", marks=pytest.mark.slow)])
 def test_edits_of_a_pipeline(name, tmp_path):
     """From a file, and again from the trace that they made."""
     made(name).save_pretrained(tmp_path / "model")

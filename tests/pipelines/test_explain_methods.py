@@ -55,14 +55,21 @@ def check(denoising, name: str, methods) -> None:
             assert abs(values.attrs["delta"]) < 0.1 * np.abs(values.values).max()
 
 
-@pytest.mark.parametrize("name", families(COMMON))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hunyuan-image"])
+def test_a_pipeline_whose_guidance_cannot_be_turned_off_is_refused(pipeline, name):
+    with pytest.raises(CannotExplain, match="no argument that turns guidance off"):
+        denoise_at(pipeline, PROMPT, 0.5, **options(pipeline))
+
+
+@pytest.mark.parametrize("name", [case for case in families(COMMON) if "hunyuan-image" not in str(case)])
 def test_every_method_runs_or_says_why_not(pipeline, name):
     methods = [m for m in METHODS if m != "integrated-gradients" or name in QUICK_GRADIENTS]
     check(denoise_at(pipeline, PROMPT, 0.5, **options(pipeline)), name, methods)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(MAKERS) - QUICK_GRADIENTS))
+@pytest.mark.parametrize("name", sorted(set(MAKERS) - QUICK_GRADIENTS - {"hunyuan-image"}))
 def test_integrated_gradients_of_the_other_families(pipeline, name):
     check(denoise_at(pipeline, PROMPT, 0.5, **options(pipeline)), name, ["integrated-gradients"])
 

@@ -58,6 +58,7 @@ def test_an_encoded_prompt_from_the_cache_is_recorded_all_the_same(model, tmp_pa
         assert model.embedding_cache[key] is text
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_covered(tmp_path, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the compiler cannot trace its checks
     model = MiniUNet.tiny(layers=2)

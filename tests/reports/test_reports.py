@@ -123,6 +123,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.slow
 def test_made_again_every_file_is_the_same(house, made):
     before = contents_of(made)
     names = {"index.html", "report.zh.pdf", "report.en.pdf", "figures/coins/shares.zh.svg", "figures/cat/words.zh.png"}
