@@ -25,8 +25,8 @@ from toushi.cli.trace_summary import name_place
 from toushi.probe.base.byte_sizes import format_bytes
 from toushi.probe.base.text_width import text_width
 from toushi.probe.text.alignment import Token, Word
+from toushi.probe.trace.collection import write_collection
 from toushi.probe.trace.open import open_collection, open_trace
-from toushi.probe.trace.writer import write_collection
 
 HOUSE = Path(toushi.__file__).resolve().parents[1]
 PROMPT = "左边是猫，右边是月亮，夜晚"

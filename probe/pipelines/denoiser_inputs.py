@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs
-from toushi.probe.pipelines.prompt_tokens import real_columns
+from toushi.probe.pipelines.tensor_values import real_columns
 
 
 class PatchConfig(Protocol):

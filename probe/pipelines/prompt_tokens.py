@@ -13,9 +13,9 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, EncoderInputs, PromptTokens
+from toushi.probe.pipelines.tensor_values import real_columns
 from toushi.probe.text.alignment import Token, join_words, segment, unknown_words
 from toushi.probe.text.spelling import SpellingError, Vocabulary, align_tokens
 
@@ -393,14 +393,3 @@ def masked_states(call: EncodePromptCall) -> BranchStates:
     """States of a call that returned (prompt_embeds, its mask, negative_prompt_embeds, its mask)."""
     positive, mask, negative, negative_mask = call.result
     return real_columns(positive, mask), None if negative is None else real_columns(negative, negative_mask)
-
-
-def real_columns(states: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Of each row of `states` [row, column, feature] the columns that the mask keeps. Raises ToushiError if padding is
-    not behind them."""
-    if mask is None:
-        return list(states.unbind())
-    lengths = mask.long().sum(1).tolist()
-    if not all(bool(row[:length].all()) for row, length in zip(mask, lengths)):
-        raise ToushiError("expected padding behind the tokens of a text, but it is before them: set padding_side=right")
-    return [row[:length] for row, length in zip(states, lengths)]

@@ -1,4 +1,4 @@
-"""Numbers that are read from tensors. On a GPU each reading waits for all work that was launched before it."""
+"""Numbers and rows that are read from tensors. On a GPU each reading waits for all work that was launched before it."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from toushi.hooks.torch_private import tensor_version
+from toushi.probe.base.errors import ToushiError
 
 T = TypeVar("T")
 
@@ -22,3 +23,14 @@ def read_once(read: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
         return known[tensor][1]
 
     return remembered
+
+
+def real_columns(states: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Of each row of `states` [row, column, feature] the columns that the mask keeps. Raises ToushiError if padding is
+    not behind them."""
+    if mask is None:
+        return list(states.unbind())
+    lengths = mask.long().sum(1).tolist()
+    if not all(bool(row[:length].all()) for row, length in zip(mask, lengths)):
+        raise ToushiError("expected padding behind the tokens of a text, but it is before them: set padding_side=right")
+    return [row[:length] for row, length in zip(states, lengths)]

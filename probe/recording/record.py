@@ -99,6 +99,10 @@ def record(
     """
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
+    if concepts and policy.branches is not None and "cond" not in policy.branches:
+        raise ToushiError(
+            f"concepts are asked of the branch cond, but branches={policy.branches} leaves it out: add cond"
+        )
     return Recording(
         model,
         Path(folder),

@@ -25,7 +25,14 @@ from toushi.probe.recording.picture_manifest import RunFacts, SiteEntry, picture
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.recording_plan import RecordingPlan
 from toushi.probe.recording.step_maps import ColumnPlan, Maps, StepTensor, arrays_of_pictures
-from toushi.probe.recording.unrecordable import SiteLeftOut, StepsNotComputed, Unrecordable, unread_message
+from toushi.probe.recording.unrecordable import (
+    KeptMean,
+    SiteLeftOut,
+    StepsNotComputed,
+    Unrecordable,
+    skipped_message,
+    unread_message,
+)
 from toushi.probe.session.map_grid import grid_of
 from toushi.probe.session.row_matching import PromptKey, group_rows_by_layout
 from toushi.probe.session.subscriber import Evaluation, Run, Session
@@ -36,10 +43,6 @@ from toushi.probe.trace.writer import TraceWriter
 # Small calls are read together at the end of an evaluation, which is twice as fast as one by one while the model
 # computes. Until then their queries stay in memory. Large ones are read at once, while they are in the CPU's cache.
 PENDING_MAX_BYTES = 1 << 20
-
-
-class KeptMean(UserWarning):
-    """All heads would not fit the budget, so only their mean is kept."""
 
 
 class RunRecorder:
@@ -213,12 +216,11 @@ class RunRecorder:
         rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
         for call, values in zip(text_only, probabilities_of(text_only, plan.computed, rows, mean, precise)):
             self.maps.append(Maps(call.site, kept, plan.places, plan.keep(values, stored), None))
-        if self.plan.concepts is not None and (
-            asked := [row for row, (branch, _) in self.kept_rows if branch == "cond"]
-        ):
+        asked = [row for row, (branch, _) in self.kept_rows if branch == "cond"]
+        if (concepts := self.plan.concepts) is not None and asked:
             pictures = [(layout.CONCEPTS, self.rows[row][1]) for row in asked]
             for call in text_only:
-                values = self.plan.concepts.maps(call, asked, mean, stored)
+                values = concepts.maps(call, asked, mean, stored)
                 self.maps.append(Maps(call.site, pictures, None, values, None))
         keys = dict(self.kept_rows)
         for call in (call for call in calls if call not in text_only):
@@ -369,12 +371,7 @@ class RunRecorder:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
         if self.skipped_sites:
-            most = max(self.skipped_sites.values())
-            message = (
-                f"at {len(self.skipped_sites)} of {len(self.recorded_steps)} recorded steps the model did not compute the "
-                f"attention of up to {most} of {len(self.site_entries)} sites (a cache reuses earlier results). The trace "
-                "has no maps there, and means over steps are over the other steps"
-            )
+            message = skipped_message(self.skipped_sites, len(self.recorded_steps), len(self.site_entries))
             warnings.warn(StepsNotComputed(message), stacklevel=2)
         self._close_writers(complete=self.run.index >= self.run.count)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from toushi.probe.trace import trace_format as layout
-from toushi.probe.trace.writer import write_collection
+from toushi.probe.trace.collection import write_collection
 
 
 class TraceFolders:

@@ -9,6 +9,10 @@ class Unrecordable(ToushiError):
     """The attention of the model cannot be read, or its rows, cells or columns are not the expected ones."""
 
 
+class KeptMean(UserWarning):
+    """All heads would not fit the budget, so only their mean is kept."""
+
+
 class StepsNotComputed(UserWarning):
     """The model did not compute some attention in some steps, so the trace has no maps of it there."""
 
@@ -21,3 +25,12 @@ def unread_message(reasons: Mapping[str, str]) -> str:
     """An error message for sites that could not be read, each with its reason."""
     listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     return f"these sites could not be read: {listed}. Leave them out with sites=…"
+
+
+def skipped_message(skipped: Mapping[int, int], steps: int, sites: int) -> str:
+    """A warning for steps at which attention was not computed. `skipped`: step -> how many of the `sites`."""
+    return (
+        f"at {len(skipped)} of {steps} recorded steps the model did not compute the attention of up to "
+        f"{max(skipped.values())} of {sites} sites (a cache reuses earlier results). The trace has no maps there, and means "
+        "over steps are over the other steps"
+    )

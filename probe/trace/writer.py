@@ -32,18 +32,14 @@ from toushi.probe.trace.safetensors_reader import StepStore
 from toushi.probe.trace.step_array import StepArray
 from toushi.probe.trace.trace_errors import BadRecord, WriteFailed
 from toushi.probe.trace.trace_format import (
-    COLLECTION,
     ENCODER,
-    FIRST_VERSION,
     FORMAT,
     IMAGE,
     MANIFEST,
-    MEMBERS,
     STEPS,
     VERSION,
     fits,
     is_encoder_key,
-    is_member,
     is_trace_file,
     step_file,
 )
@@ -374,17 +370,6 @@ class TraceWriter:
             f"Writing {what} in {self.folder} failed: {reason(error)}. {kept}. "
             "Free some space or choose another folder, keep less (mean, sum, fewer sites), and run again."
         )
-
-
-def write_collection(folder: str | Path, members: list[str], **fields: object) -> None:
-    """Lists the traces of a collection. Call it again when there are more: the file is replaced as a whole."""
-    if not members or not all(map(is_member, members)) or len(set(members)) != len(members):
-        raise BadRecord(f'The members of a collection are different folders named "000", "001", …; {members} came.')
-    collection = {"format": COLLECTION, "version": FIRST_VERSION, "members": members}
-    try:
-        write_json(Path(folder) / MEMBERS, {**collection, **fields, **collection})
-    except OSError as error:
-        raise WriteFailed(f"Cannot write the collection in {folder}: {reason(error)}.") from None
 
 
 def _checked(manifest: dict) -> "Manifest":

@@ -170,7 +170,7 @@ def test_fifty_words_look_different():
 
 
 def test_a_collections_member_and_a_running_trace_are_not_deleted(tmp_path):
-    from toushi.probe.trace.writer import write_collection
+    from toushi.probe.trace.collection import write_collection
 
     folder = made_trace.write(tmp_path / "batch" / "000", steps=1)
     assert library.can_be_deleted(library.entry(folder))

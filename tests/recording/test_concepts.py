@@ -126,3 +126,8 @@ def test_an_interrupted_run_goes_on_with_them(tmp_path):
     assert resumed.complete and resumed.branches == whole.branches
     first, second = (trace.attention("dog", branch="concepts", steps=2).values for trace in (whole, resumed))
     assert np.array_equal(first, second, equal_nan=True)  # NaN: some sites have fewer heads
+
+
+def test_without_the_branch_of_the_prompt_they_are_refused(model, tmp_path):
+    with pytest.raises(ToushiError, match="add cond"):
+        record(model, tmp_path / "run", concepts="dog", branches="uncond")

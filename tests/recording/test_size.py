@@ -6,7 +6,7 @@ from tests.recording.tiny_runs import PROMPT, draw, recorded, same
 from toushi.probe.recording.forecast import OverBudget, forecast
 from toushi.probe.recording.policy import Policy
 from toushi.probe.recording.record import record
-from toushi.probe.recording.run_recorder import KeptMean
+from toushi.probe.recording.unrecordable import KeptMean
 
 
 @pytest.mark.parametrize("keep", ["heads", "mean", "sum"])

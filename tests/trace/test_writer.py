@@ -19,11 +19,12 @@ from toushi.probe.base.atomic_io import safetensors_parts, write_with_digest
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace import writer as writer_module
+from toushi.probe.trace.collection import write_collection
 from toushi.probe.trace.image_file import save_picture
 from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 from toushi.probe.trace.trace_errors import BadRecord, DamagedTrace, WriteFailed
-from toushi.probe.trace.writer import TOGETHER, TraceWriter, write_collection
+from toushi.probe.trace.writer import TOGETHER, TraceWriter
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,8 @@ from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, SECOND_ENCODER
 from toushi.probe.pipelines.families.hunyuan_dit import concat_states
 from toushi.probe.pipelines.families.qwen_image import column_positions, template
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodedPrompt, EncodePromptCall, JointSequence
-from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls, real_columns
-from toushi.probe.pipelines.tensor_values import read_once
+from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
+from toushi.probe.pipelines.tensor_values import read_once, real_columns
 from toushi.probe.text.alignment import Token
 
 PROMPTS = prompts_in_two_calls(

@@ -13,8 +13,8 @@ from toushi.probe.pipelines.denoiser_inputs import PatchPipeline, patch_grid
 from toushi.probe.pipelines.diffusers_family import diffusers_family
 from toushi.probe.pipelines.families.z_image_family import REFINERS
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
-from toushi.probe.pipelines.prompt_tokens import PromptPart, masked_states, prompts_in_one_call, real_columns
-from toushi.probe.pipelines.tensor_values import read_once
+from toushi.probe.pipelines.prompt_tokens import PromptPart, masked_states, prompts_in_one_call
+from toushi.probe.pipelines.tensor_values import read_once, real_columns
 
 SYSTEM_PROMPT_TOKENS = 40
 

@@ -13,7 +13,8 @@ from toushi.probe.pipelines.families.flux import unpack_latents
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.private_api import qwen_image_masks_text
 from toushi.probe.pipelines.prompt_templates import PROMPT_MARK, split_template
-from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls, real_columns
+from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
+from toushi.probe.pipelines.tensor_values import real_columns
 
 TEMPLATE_TOKENS = 5  # of the template behind the prompt
 
