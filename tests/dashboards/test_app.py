@@ -196,7 +196,7 @@ def test_the_text_page_says_that_it_leaves_out_single_heads(app, tmp_path, monke
 
 
 def test_a_collection_opens_at_its_first_trace(app, tmp_path):
-    from toushi.probe.trace.writer import write_collection
+    from toushi.probe.trace.collection import write_collection
 
     for name, prompt in (("000", made_trace.PROMPT), ("001", "猫头鹰在右边")):
         made_trace.write(tmp_path / "batch" / name, prompt=prompt, steps=2)

@@ -282,7 +282,8 @@ def test_memory_does_not_grow_with_the_steps(tmp_path, monkeypatch, to):
     assert peaks[12] < 1.2 * peaks[2]
 
 
-@pytest.mark.filterwarnings("error")
+# Matplotlib leaves its fonts open; they may be collected during any test.
+@pytest.mark.filterwarnings("error", "ignore:unclosed file .*ttf:ResourceWarning")
 @pytest.mark.parametrize("keep", ["heads", "mean", "sum"])
 @pytest.mark.parametrize("batch", [1, 2**26])  # bytes: step by step, or all at once
 def test_plain_xarray_opens_the_zarr_folder(tmp_path, monkeypatch, keep, batch):

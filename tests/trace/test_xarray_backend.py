@@ -371,7 +371,8 @@ def test_the_engine_is_registered():
     assert name == "toushi" and EntryPoint(name, value, "xarray.backends").load() is ToushiBackend
 
 
-@pytest.mark.filterwarnings("error")
+# Matplotlib leaves its fonts open; they may be collected during any test.
+@pytest.mark.filterwarnings("error", "ignore:unclosed file .*ttf:ResourceWarning")
 def test_a_tree_can_be_written_as_zarr(tmp_path):
     pytest.importorskip("zarr")
     folder = Run(rest=True, negative="a red cat").write(tmp_path / "run")
