@@ -115,7 +115,7 @@ class Distillation(FineTuning):
 
     def move(self, latents: Tensor, index: Tensor, text: PromptBatch) -> Tensor:
         """Latents after the student's step `index` [b]."""
-        velocity = self.model.unet(latents, self.times[index], text)
+        velocity = self.model.velocity(latents, self.times[index], text)
         return latents + (self.times[index + 1] - self.times[index])[:, None, None, None] * velocity
 
     @torch.no_grad()

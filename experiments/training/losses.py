@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from toushi.experiments.scene_world.objects import COLOURS, KINDS
 from toushi.experiments.training.scene_batches import Batch
+from toushi.probe.models.dit import PATCH
+from toushi.probe.models.mini_dit import MiniDiT
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.prompt_batch import PromptBatch, pad_ids
 from toushi.probe.models.text_encoder import FeedForward
-from toushi.probe.models.unet import UNet
+
+
+GRID = 16  # latent cells of a training picture, each way
 
 
 @contextmanager
@@ -48,7 +52,8 @@ def read_captions(model: MiniUNet, captions: list[str], group: int = 32) -> Prom
 
 
 class Namer(nn.Module):
-    """Names the kind and colour of the object at each cell, from the features of the U-Net's up path. For training only.
+    """Names the kind and colour of the object at each cell, from features of the denoiser: of the U-Net's up path, or of
+    two blocks of the DiT. For training only.
 
     Naming needs the right word at the right place, while the velocity of a noisy cell needs its colour first. Features
     that mean something sooner make pictures sooner (Yu et al. 2024, REPA, in spirit). Where all is noise, only the text
@@ -56,11 +61,11 @@ class Namer(nn.Module):
     model found by itself.
     """
 
-    def __init__(self, unet: UNet):
+    def __init__(self, model: MiniUNet):
         super().__init__()
-        fine, middle, _ = unet.config.widths
-        heads = [nn.Linear(width, len(KINDS) + 1) for width in (middle, fine)]
-        colours = [nn.Linear(width, len(COLOURS) + 1) for width in (middle, fine)]
+        modules, widths = _named_modules(model)
+        heads = [nn.Linear(width, len(KINDS) + 1) for width in widths]
+        colours = [nn.Linear(width, len(COLOURS) + 1) for width in widths]
         for head in (*heads, *colours):  # a new head names nothing, and disturbs nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -68,10 +73,10 @@ class Namer(nn.Module):
         self.features: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
-            self.features.append(output)
+            self.features.append(output if output.ndim == 4 else _image_tokens(output))
 
-        for stage in unet.up:
-            stage.register_forward_hook(keep)
+        for module in modules:
+            module.register_forward_hook(keep)
 
     def loss(self, kinds: Tensor, colours: Tensor) -> Tensor:
         """Mean cross-entropy of kinds and colours [b, h, w] over both grids; bare cells count a tenth."""
@@ -87,6 +92,21 @@ class Namer(nn.Module):
                 )
                 total = total - (weights * logs.gather(-1, names)).sum() / weights.sum()
         return total / len(self.heads)
+
+
+def _named_modules(model: MiniUNet) -> tuple[list[nn.Module], list[int]]:
+    """Whose outputs the `Namer` reads, and their widths."""
+    if isinstance(model, MiniDiT):
+        blocks = list(model.transformer.layers)
+        return [blocks[len(blocks) // 2], blocks[-2]], [model.transformer.config.dim] * 2
+    fine, middle, _ = model.config.unet.widths
+    return list(model.unet.up), [middle, fine]
+
+
+def _image_tokens(sequence: Tensor) -> Tensor:
+    """Features [b, c, h, w] of the image tokens, which are the first of a joint sequence [b, n, c] of the DiT."""
+    side = GRID // PATCH
+    return rearrange(sequence[:, : side * side], "b (h w) c -> b c h w", h=side)
 
 
 class Reader(nn.Module):
@@ -153,7 +173,7 @@ def velocity_loss(
     noise = noise or Noise.like(batch.latents)
     t = noise.time[:, None, None, None]
     noisy = ((1 - t) * batch.latents + t * noise.noise).to(model.dtype, memory_format=torch.channels_last)
-    velocity = model.unet(noisy, noise.time, text)
+    velocity = model.velocity(noisy, noise.time, text)
     error = (velocity.float() - (noise.noise - batch.latents)).square().mean(1, keepdim=True)
     weight = 1 + object_weight * batch.covered
     return (weight * error).sum() / weight.sum()

@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Hidden weights go to Muon; embeddings, the first and last convolution, heads and vectors to AdamW."""
-    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out")
+    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out", "final_layer", "pad_token")
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 

@@ -1,16 +1,21 @@
-"""One training of text encoder and U-Net together: its recipe, a step, and the held-out loss."""
+"""The training of a denoiser, with or without its text encoder: its recipe, a step, the loop, and the held-out loss."""
+
+import time
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from toushi.experiments.scene_world.contact_sheet import contact_sheet
 from toushi.experiments.training.checkpoint import (
+    LOG,
+    append_row,
     optimizer_tensors,
     read_checkpoint,
     restore_optimizer,
@@ -32,7 +37,7 @@ LOSSES = ("loss", "naming_loss", "reading_loss")  # of a step, in the log
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of every joint training of text encoder and U-Net."""
+    """The settings of every training of a denoiser, mostly together with its text encoder."""
 
     pool: int = 40_000
     """Scenes whose latents are kept. Later trainings use others (`pool_first`)."""
@@ -67,18 +72,25 @@ class Recipe:
 class Training:
     """The weights, their running average and the optimizers' state: everything that a checkpoint holds."""
 
-    def __init__(self, model: MiniUNet, config: Recipe, reader: Reader | None = None):
+    def __init__(
+        self, model: MiniUNet, config: Recipe, reader: Reader | None = None, *, frozen: tuple[str, ...] = ("vae.",)
+    ):
+        """Parameters whose names begin with one of `frozen` are not trained. A frozen encoder needs no reader."""
         self.model, self.config, self.samples = model, config, 0
-        model.vae.requires_grad_(False)
         self.worker = deepcopy(model)  # runs forward and backward, on a copy of the weights
-        self.namer, self.reader = Namer(self.worker.unet), reader or Reader(model.config.text.width)
+        self.namer = Namer(self.worker)
+        self.reader = None if "encoder." in frozen else reader or Reader(model.config.text.width)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        for part in (self.worker.encoder, self.worker.unet, self.namer, self.reader):
-            nn.utils.convert_conv2d_weight_memory_format(part.to(dtype), torch.channels_last)
-        parameters = {n: p for n, p in model.named_parameters() if not n.startswith("vae.")}
-        copies = {n: p for n, p in self.worker.named_parameters() if not n.startswith("vae.")}
+        for part in (self.worker.encoder, self.worker.denoiser, self.namer, self.reader):
+            if part is not None:
+                nn.utils.convert_conv2d_weight_memory_format(part.to(dtype), torch.channels_last)
+        for name, parameter in (*model.named_parameters(), *self.worker.named_parameters()):
+            parameter.requires_grad_(not name.startswith(frozen))
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        copies = {n: p for n, p in self.worker.named_parameters() if p.requires_grad}
         copies |= {f"namer.{n}": p for n, p in self.namer.named_parameters()}
-        copies |= {f"reader.{n}": p for n, p in self.reader.named_parameters()}
+        if self.reader is not None:
+            copies |= {f"reader.{n}": p for n, p in self.reader.named_parameters()}
         parameters |= {n: nn.Parameter(p.detach().float()) for n, p in copies.items() if n not in parameters}
         self.names = list(parameters)
         self.weights = [parameters[n].requires_grad_(True) for n in self.names]
@@ -96,7 +108,7 @@ class Training:
             text = read_captions(self.worker, batch.captions)
             loss = velocity_loss(self.worker, batch, self.config.object_weight, noise, text)
             naming = self.namer.loss(batch.kinds, batch.colours)
-            reading = self.reader.loss(text, batch.kinds)
+            reading = loss.new_zeros(()) if self.reader is None else self.reader.loss(text, batch.kinds)
             (loss + self.config.naming_weight * naming + self.config.reading_weight * reading).backward()
         self.namer.features.clear()
         for weight, copy in zip(self.weights, self.copies):
@@ -111,7 +123,7 @@ class Training:
         return loss, naming, reading
 
     def averaged_model(self) -> MiniUNet:
-        model = MiniUNet(self.model.config, self.model.tokenizer)
+        model = type(self.model)(self.model.config, self.model.tokenizer)
         averaged = {n: w for n, w in zip(self.names, self.averaged) if not n.startswith(("namer.", "reader."))}
         model.load_state_dict(self.model.state_dict() | averaged)
         return model.eval().requires_grad_(False)
@@ -131,6 +143,42 @@ class Training:
                 average.copy_(tensors[f"averaged.{name}"])
         for number, optimizer in enumerate(self.optimizers):
             restore_optimizer(optimizer, tensors, f"optimizer.{number}")
+
+
+def train_denoiser(
+    training: Training, pool: Pool, held: Pool, out: Path, minutes: float, cooldown: float, hours: float
+) -> None:
+    """Trains for so many minutes, the last share `cooldown` of them with a falling learning rate.
+
+    In `out`: a checkpoint and a sheet of samples every `checkpoint_minutes`, each with a row in the log. `hours` is the
+    time that was trained before.
+    """
+    config = training.config
+    append_row(out / "configs.jsonl", asdict(config) | {"samples": training.samples})
+    torch.manual_seed(config.seed + training.samples)
+    rng = np.random.default_rng(config.seed + training.samples)
+    start, total, losses, saved, step = time.monotonic(), minutes * 60, [], 0.0, 0
+    bar = tqdm(total=round(total), unit="s", desc="denoiser", mininterval=5)
+    while True:
+        spent = time.monotonic() - start
+        lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.05, (1 - spent / total) / cooldown))
+        losses.append(training.step(pool.batch(config.batch, rng, config.dropped, config.garbled), lr))
+        step += 1
+        bar.update(round(spent) - bar.n)
+        finished = spent >= total
+        if finished or spent - saved >= config.checkpoint_minutes * 60:
+            saved = spent
+            training.save(out)
+            averaged = training.averaged_model()
+            save_sheet(averaged, out / f"samples_{training.samples:08d}.png")
+            row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3))
+            row |= zip(LOSSES, np.mean(losses, axis=0).round(5).tolist())
+            row |= dict(held_out_loss=held_out_loss(averaged, held), lr=lr)
+            append_row(out / LOG, row)
+            bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
+            losses = []
+        if finished:
+            return
 
 
 def save_sheet(model: MiniUNet, file: Path) -> None:

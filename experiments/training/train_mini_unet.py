@@ -7,18 +7,15 @@ again, it continues from the last checkpoint. Without one, `--begin shipped` con
 `--ship` writes the averaged fp16 weights where `load("mini-unet")` finds them.
 """
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from toushi.experiments.scene_world.scenes import draw_scene
-from toushi.experiments.training.checkpoint import LOG, append_row, hours_of, read_log, write_log
-from toushi.experiments.training.recipe import LOSSES, Recipe, Training, held_out_loss, save_sheet
+from toushi.experiments.training.checkpoint import LOG, hours_of, read_log, write_log
+from toushi.experiments.training.recipe import Recipe, Training, train_denoiser
 from toushi.experiments.training.scene_batches import caption, make_pool
 from toushi.experiments.training.train_encoder import teach_encoder
 from toushi.experiments.training.train_vae import train_vae
@@ -79,31 +76,7 @@ def train(config: Config) -> None:
     elif config.begin == "shipped":
         training.samples = max(read_log(SHIPPED / "mini-unet" / LOG), default=0)
     hours = hours_of(read_log(SHIPPED / "mini-unet" / LOG) | read_log(config.out / LOG))
-    append_row(config.out / "configs.jsonl", asdict(config) | {"samples": training.samples})
-    torch.manual_seed(config.seed + training.samples)
-    rng = np.random.default_rng(config.seed + training.samples)
-    start, total, losses, saved, step = time.monotonic(), config.minutes * 60, [], 0.0, 0
-    bar = tqdm(total=round(total), unit="s", desc="denoiser")
-    while True:
-        spent = time.monotonic() - start
-        lr = config.lr * min(1, (step + 1) / 200) * min(1, max(0.05, (1 - spent / total) / config.cooldown))
-        losses.append(training.step(pool.batch(config.batch, rng, config.dropped, config.garbled), lr))
-        step += 1
-        bar.update(round(spent) - bar.n)
-        finished = spent >= total
-        if finished or spent - saved >= config.checkpoint_minutes * 60:
-            saved = spent
-            training.save(config.out)
-            averaged = training.averaged_model()
-            save_sheet(averaged, config.out / f"samples_{training.samples:08d}.png")
-            row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3))
-            row |= zip(LOSSES, np.mean(losses, axis=0).round(5).tolist())
-            row |= dict(held_out_loss=held_out_loss(averaged, held), lr=lr)
-            append_row(config.out / LOG, row)
-            bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
-            losses = []
-        if finished:
-            return
+    train_denoiser(training, pool, held, config.out, config.minutes, config.cooldown, hours)
 
 
 def ship(config: Config) -> None:

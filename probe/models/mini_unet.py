@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.cpu_threads import with_own_threads
+from toushi.probe.models.dit import DiTConfig
 from toushi.probe.models.low_rank import merge_updates
 from toushi.probe.models.prompt_batch import PromptBatch, concat_prompts, pad_ids
 from toushi.probe.models.samplers import Scheduler
@@ -79,6 +80,8 @@ class MiniUNetConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
+    dit: DiTConfig | None = None
+    """A single-stream Transformer in place of the U-Net: the model is a `MiniDiT`."""
     shift: float = 1.5
     steps: int = 20
     """How many steps `sample` takes if it is not told."""
@@ -98,6 +101,8 @@ class MiniUNetConfig:
         values = json.loads(content)
         unet = UNetConfig(**values["unet"] | {"widths": tuple(values["unet"]["widths"])})
         parts = {"text": TextEncoderConfig(**values["text"]), "unet": unet, "vae": VAEConfig(**values["vae"])}
+        if values.get("dit") is not None:
+            parts["dit"] = DiTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values["dit"].items()})
         return cls(**values | parts)
 
 
@@ -110,7 +115,7 @@ class MiniUNet(nn.Module):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.encoder = TextEncoder(config.text)
-        self.unet = UNet(config.unet)
+        self.add_denoiser()
         self.vae = VAE(config.vae)
         self.scheduler = Scheduler(config.shift)
         self.embedding_cache: dict[str, PromptBatch] = {}
@@ -119,6 +124,27 @@ class MiniUNet(nn.Module):
         self.register_load_state_dict_post_hook(lambda model, _: model.embedding_cache.clear())
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
+
+    # --- what a model with another denoiser has otherwise ---
+
+    def add_denoiser(self) -> None:
+        self.unet = UNet(self.config.unet)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.unet
+
+    def read_text(self, text: PromptBatch) -> PromptBatch:
+        """The same prompts with what the denoiser needs of them at every step."""
+        return self.unet.read_text(text)
+
+    def velocity(
+        self, latents: Float[Tensor, "b c h w"], times: Float[Tensor, " b"], text: PromptBatch
+    ) -> Float[Tensor, "b c h w"]:
+        """Noise minus picture, in latent units, from one evaluation. `times` are 1 at noise and 0 at the picture."""
+        return self.unet(latents, times, text)
+
+    # ---
 
     @property
     def heat_map(self) -> HeatMapRule | None:
@@ -134,11 +160,11 @@ class MiniUNet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
+        return next(self.denoiser.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.conv_in.weight.dtype
+        return next(self.denoiser.parameters()).dtype
 
     # --- text ---
 
@@ -219,11 +245,12 @@ class MiniUNet(nn.Module):
         guided = guidance != self.unguided
         positive, negative_text = self.encode_prompt(prompts, [negative] * len(prompts) if guided else None)
         text = positive if negative_text is None else concat_prompts(negative_text, positive)
-        text = self.unet.read_text(text)
+        text = self.read_text(text)
 
         def velocity_of(latents: Tensor, time: float) -> Tensor:
             rows = torch.cat([latents, latents]) if guided else latents
-            velocity = self.unet(rows.to(self.dtype), torch.full((len(rows),), time, device=self.device), text).float()
+            times = torch.full((len(rows),), time, device=self.device)
+            velocity = self.velocity(rows.to(self.dtype), times, text).float()
             if not guided:
                 return velocity
             uncond, cond = velocity.chunk(2)
@@ -268,7 +295,7 @@ class MiniUNet(nn.Module):
             raise ToushiError(f"expected one prompt for each of {len(latents)} latents, but {len(prompts)} came")
         text, _ = self.encode_prompt(prompts, None)
         times = torch.as_tensor(time, dtype=torch.float32, device=self.device).expand(len(latents))
-        return self.unet(latents.to(self.device, self.dtype), times, self.unet.read_text(text))
+        return self.velocity(latents.to(self.device, self.dtype), times, self.read_text(text))
 
     # --- disk ---
 

@@ -22,7 +22,9 @@ _convolutions: WeakKeyDictionary["VAE", dict[tuple, tuple[Tensor, Tensor]]] = We
 
 @runtime_checkable
 class VAE(Protocol):
-    """A VAE as far as it is used here: pictures in -1..1 to latents."""
+    """A VAE as far as it is used here: pictures in -1..1 to latents, `factor` pixels of a latent cell each way."""
+
+    factor: int
 
     def encode(self, pictures: Tensor, /) -> Tensor: ...
 
@@ -30,18 +32,19 @@ class VAE(Protocol):
 
 
 @torch.no_grad()
-def preview(vae: VAE, factor: int, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b y x 3"]:
+def preview(vae: VAE, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b y x 3"]:
     """An approximation of `vae.decode(latents)`, at most MAX_SIDE pixels wide and high.
 
-    `factor` is the number of pixels of a latent cell, each way. The first call for a VAE fits its convolution.
+    The first call for a VAE fits its convolution.
     """
+    factor = vae.factor
     height, width = latents.shape[-2:]
     divisors = (n for n in range(factor, 1, -1) if factor % n == 0 and n * max(height, width) <= MAX_SIDE)
     pixels = next(divisors, 1)
     convolutions = _convolutions.setdefault(vae, {})
     key = (pixels, latents.device, latents.dtype)
     if key not in convolutions:
-        weight, bias = fit_convolution(vae, factor, pixels)
+        weight, bias = fit_convolution(vae, pixels)
         convolutions[key] = weight.to(latents), bias.to(latents)
     weight, bias = convolutions[key]
     levels = F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), weight, bias)
@@ -49,15 +52,15 @@ def preview(vae: VAE, factor: int, latents: Float[Tensor, "b c h w"]) -> UInt8[T
 
 
 def fit_convolution(
-    vae: VAE, factor: int, pixels: int, count: int = 3
+    vae: VAE, pixels: int, count: int = 3
 ) -> tuple[Float[Tensor, "levels c 3 3"], Float[Tensor, " levels"]]:
     """Weight and bias of the convolution: ridge regression from latents to the 3*pixels*pixels levels 0..255 of a cell."""
     weight = next(vae.parameters())
-    pictures = synthetic_pictures(count, 16 * factor)
+    pictures = synthetic_pictures(count, 16 * vae.factor)
     latents = vae.encode(pictures.to(weight.device, weight.dtype)).cpu().double()
     cells = F.unfold(F.pad(latents, (1, 1, 1, 1), mode="replicate"), 3).transpose(1, 2).flatten(0, 1)
     x = torch.cat([cells, torch.ones_like(cells[:, :1])], dim=1)
-    small = F.avg_pool2d(pictures.double(), factor // pixels)
+    small = F.avg_pool2d(pictures.double(), vae.factor // pixels)
     y = F.pixel_unshuffle(small, pixels).flatten(2).transpose(1, 2).flatten(0, 1)
     gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     solution = torch.linalg.solve(gram, x.T @ y).T * 127.5

@@ -19,7 +19,8 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import explain_missing_library
 from toushi.probe.base.path_error import checked_path
 from toushi.probe.models.cpu_threads import cpu_threads
-from toushi.probe.models.mini_unet import SHIPPED, MiniUNet
+from toushi.probe.models.mini_dit import MiniDiT
+from toushi.probe.models.mini_unet import SHIPPED, MiniUNet, MiniUNetConfig
 from toushi.probe.pipelines.family import Model, submodule
 from toushi.probe.pipelines.load_options import DTYPES, MODEL_ATTRIBUTE, BadOption, Dtype, LoadOptions
 from toushi.probe.pipelines.model_index import UnknownModel, check_weight_files, read_model_index
@@ -185,7 +186,8 @@ def load_mini_unet(folder: Path, loading: LoadOptions) -> MiniUNet:
 def read_mini_unet(folder: Path) -> MiniUNet:
     """The mini-unet of a folder, on the CPU. Raises UnknownModel if the folder has none."""
     try:
-        model = MiniUNet.from_folder(folder)
+        config = MiniUNetConfig.from_json((folder / "config.json").read_text("utf-8"))
+        model = (MiniUNet if config.dit is None else MiniDiT).from_folder(folder)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnknownModel(
             f"{folder} is not a mini-unet folder (config.json, tokenizer.json, model.safetensors): {error}"

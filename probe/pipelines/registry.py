@@ -21,6 +21,7 @@ from toushi.probe.pipelines.families.hunyuan_image import HUNYUAN_IMAGE
 from toushi.probe.pipelines.families.kolors import KOLORS
 from toushi.probe.pipelines.families.longcat_image import LONGCAT_IMAGE
 from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
+from toushi.probe.pipelines.families.mini_dit_family import MINI_DIT
 from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
 from toushi.probe.pipelines.families.ovis_image import OVIS_IMAGE
 from toushi.probe.pipelines.families.pixart import PIXART
@@ -34,6 +35,7 @@ from toushi.probe.pipelines.family import Family, Model, UnknownFamily
 from toushi.probe.pipelines.generic import generic_family, refuse_class
 
 SHIPPED_FAMILIES = (
+    MINI_DIT,  # before mini-unet's, whose subclass it is
     MINI_UNET,
     STABLE_DIFFUSION,
     SDXL,

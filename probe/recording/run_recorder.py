@@ -319,7 +319,7 @@ class RunRecorder:
         parts = [StepTensor(lambda branch: "latent", pictures, None, latents)]
         vae = getattr(self.plan.model, "vae", None)
         if step.denoised is not None and vae is not None:
-            previews = preview(vae, self.family.cell_pixels(self.plan.model), step.denoised.float())
+            previews = preview(vae, step.denoised.float())
             parts.append(StepTensor(lambda branch: "preview", pictures, None, previews))
         for maps in self.maps:
             grid = self.site_entries[maps.site]["grid"]
