@@ -41,9 +41,9 @@ def test_a_preview_is_what_a_linear_decoder_would_show():
     vae = Linear()
     picture = F.interpolate(torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(1)), size=(32, 32)) * 2 - 1
     with torch.no_grad():
-        shown = preview(vae, 4, vae.encode(picture)).permute(0, 3, 1, 2) / 127.5 - 1
+        shown = preview(vae, vae.encode(picture)).permute(0, 3, 1, 2) / 127.5 - 1
     assert (shown - picture).abs().mean() < 0.15
 
 
 def test_large_pictures_get_small_previews(model):
-    assert preview(model.vae, 4, torch.zeros(1, 8, 64, 40)).shape == (1, 128, 80, 3)
+    assert preview(model.vae, torch.zeros(1, 8, 64, 40)).shape == (1, 128, 80, 3)
