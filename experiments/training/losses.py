@@ -16,7 +16,6 @@ from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.prompt_batch import PromptBatch, pad_ids
 from toushi.probe.models.text_encoder import FeedForward
 
-
 GRID = 16  # latent cells of a training picture, each way
 
 

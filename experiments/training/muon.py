@@ -55,7 +55,8 @@ class Muon(torch.optim.Optimizer):
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Hidden weights go to Muon; embeddings, the first and last convolution, heads and vectors to AdamW."""
-    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out", "final_layer", "pad_token")
+    outer = ("embed", "position", "conv_in", "conv_out", "time", "namer", "reader.place", "reader.out")
+    outer += ("final_layer", "pad_token")  # of a DiT
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 

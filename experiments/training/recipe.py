@@ -1,7 +1,6 @@
 """The training of a denoiser, with or without its text encoder: its recipe, a step, the loop, and the held-out loss."""
 
 import time
-
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -54,7 +54,9 @@ class MiniDiT(MiniUNet):
     def tiny(cls, seed: int = 0, layers: int = 12) -> "MiniDiT":
         """The same design, narrow and untrained, for tests; layers counts the encoder's."""
         small = MiniUNet.tiny(seed, layers)
-        dit = replace(MINI_DIT, dim=32, n_layers=2, n_heads=2, cap_feat_dim=small.config.text.width, axes_dims=(4, 6, 6))
+        dit = replace(
+            MINI_DIT, dim=32, n_layers=2, n_heads=2, cap_feat_dim=small.config.text.width, axes_dims=(4, 6, 6)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(replace(small.config, dit=dit), small.tokenizer)

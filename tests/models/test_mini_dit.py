@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from toushi import open_trace, record
 from toushi.experiments.training.train_mini_dit import Config, first_training
 from toushi.probe.models.dit import DiT
 from toushi.probe.models.mini_dit import MiniDiT
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
-from toushi import open_trace, record
 
 PROMPT = "左边是猫，右边是月亮"
 
