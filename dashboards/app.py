@@ -38,7 +38,8 @@ picture = page_of("picture", "image_search", default=folder is not None and not 
 compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
 layers = page_of("layers", "layers", default=texts)
-page = st.navigation([traces, picture, compare, encoder, layers], position="top")
+findings = page_of("findings", "science")
+page = st.navigation([traces, picture, compare, encoder, layers, findings], position="top")
 
 st.html(STYLE)
 purpose = say("tagline") if page is traces else say("layers_intro") if page is layers else page.help
