@@ -1,14 +1,16 @@
 """What each layer of a text encoder makes of one or two sentences, or of those saved by `toushi layers --save`."""
 
+import io
 import warnings
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from toushi.dashboards import layers_charts as charts
 from toushi.dashboards import trace_library as library
-from toushi.dashboards.figure_png import png_data_url
 from toushi.dashboards.sampling_worker import freeze_loaded_objects
 from toushi.dashboards.trace_library import escape_markdown, say
+from toushi.probe.analysis.layer_measures import cosine
 from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
@@ -42,21 +44,57 @@ def read_texts(encoder: str, texts: tuple[str, ...]) -> tuple:
     return readings, known.limit, [[word.text for word in one.lost] for one in readings if known.tokenize(one.text)[1]]
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
-def figure(_readings: "TextEncodings", key: tuple, layers: tuple[int, ...], language: str) -> tuple[str, int]:
-    """The figure for `st.image`, and its width on the page. `key` identifies the readings."""
+def paper_figure(readings: "TextEncodings", layer: int, language: str) -> bytes:
+    """The figure of `toushi layers` as PDF, in detail at one layer."""
     from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
 
-    return png_data_url(layer_similarity_figure(_readings, layers or None, language=language))
+    buffer = io.BytesIO()
+    layer_similarity_figure(readings, [layer], language=language).savefig(buffer, format="pdf")
+    return buffer.getvalue()
 
 
 def show(readings: "TextEncodings", key: tuple) -> None:
-    every = [int(number) for number in readings[0].states["layer"].values]
-    chosen = st.pills(say("layers_detail"), every, selection_mode="multi", key=f"layers_detail_{key[0]}_{len(every)}")
-    picture, width = figure(readings, key, tuple(sorted(chosen)), library.language())
-    texts = " / ".join(reading.text for reading in readings)
-    st.image(picture, alt=say("layers_alt", encoder=readings.encoder, texts=texts), width=width)
-    st.caption(say("layers_how"))
+    """How each word changes from layer to layer; then, at one layer, which words are alike and what they attend to."""
+    language, every = library.language(), [int(number) for number in readings[0].states["layer"].values]
+    name = f"{key[0]}_{len(every)}"
+    st.markdown(f"**{say('layers_change')}**", help=say("layers_how"))
+    for number, (tab, reading) in enumerate(zip(st.tabs([reading.text for reading in readings]), readings)):
+        tab.plotly_chart(charts.embedding_curves(reading, language), key=f"layers_curves_{number}")
+    layer = st.select_slider(say("layers_layer"), every, every[-1], key=f"layers_layer_{name}")
+    states = [reading.word_states().sel(layer=layer) for reading in readings]
+    if len(readings) > 1:
+        st.markdown(f"**{say('layers_alike')}**", help=say("layers_how"))
+        with st.container(horizontal=True):
+            for number, other in enumerate(states[1:]):
+                words = [part["word"].values.tolist() for part in (states[0], other)]
+                matrix = charts.word_matrix(cosine(states[0].values, other.values), *words, say("layers_cosine"))
+                st.plotly_chart(matrix, width="content", key=f"layers_alike_{number}")
+    show_attention(readings, layer, name)
+    st.download_button(
+        say("layers_take"), lambda: paper_figure(readings, layer, language), "layers.pdf", on_click="ignore",
+        icon=":material/download:",
+    )  # fmt: skip
+
+
+def show_attention(readings: "TextEncodings", layer: int, name: str) -> None:
+    """What the words attend to at a layer: the mean of its heads, or one of them."""
+    blind = next((why for reading in readings for why in reading.blind.values()), None)
+    if not layer or blind is not None:
+        st.caption(say("layers_no_attention") if blind is None else say("layers_blind", why=blind))
+        return
+    st.markdown(f"**{say('layers_attention')}**", help=say("layers_attention_help"))
+    attention = [reading.word_attention().sel(layer=layer) for reading in readings]
+    heads = ["mean", *range(attention[0].sizes["head"])]
+    head = st.pills(say("layers_head"), heads, format_func=lambda head: say("layers_mean") if head == "mean" else str(head),
+                    default="mean", required=True, key=f"layers_head_{name}")  # fmt: skip
+    maps = [part.mean("head") if head == "mean" else part.sel(head=head) for part in attention]
+    top = max((float(part.max()) for part in maps if part.size), default=1.0)
+    others = [say("layers_other"), say("layers_special")]
+    with st.container(horizontal=True):
+        for number, part in enumerate(maps):
+            words = part["query"].values.tolist()
+            matrix = charts.word_matrix(part.values, words, [*words, *others], say("layers_probability"), (0.0, top))
+            st.plotly_chart(matrix, width="content", key=f"layers_attention_{number}")
 
 
 def show_trace(folder: str) -> None:

@@ -5,11 +5,15 @@ import time
 from pathlib import Path
 
 import made_trace
+import numpy as np
 import pytest
 
+from toushi.dashboards import layers_charts
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.heat_map import word_maps
+from toushi.probe.analysis.layer_measures import cosine
+from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import open_encoder
 from toushi.probe.encoders.record_texts import record_texts
 from toushi.probe.models.mini_unet import MiniUNet, PromptCut
@@ -343,37 +347,55 @@ def layers_page(app, monkeypatch, *values):
     return test
 
 
+def charts_of(test) -> dict[str, dict]:
+    """The page's charts by the beginning of their keys: curves, alike, attention."""
+    found = [json.loads(chart.proto.spec) for chart in test.get("plotly_chart")]
+    kinds = {"scatter": "curves", "heatmap": "matrix"}
+    return {kinds[kind]: [one for one in found if one["data"][0]["type"] == kind] for kind in kinds}
+
+
 def test_the_layers_page_shows_two_sentences(app, monkeypatch):
     test = layers_page(app, monkeypatch, "河边的银行", "他去银行")
-    (picture,) = test.get("image")
-    assert "河边的银行 / 他去银行" in picture.proto.imgs[0].alt
+    found = charts_of(test)
+    assert [tab.label for tab in test.tabs] == ["河边的银行", "他去银行"] and len(found["curves"]) == 2
+    assert [line["name"] for line in found["curves"][1]["data"]] == ["他", "去", "银行", "different words, mean"]
+    alike, *attention = found["matrix"]
+    assert alike["layout"]["xaxis"]["ticktext"] == ["他", "去", "银行"]
+    assert attention[1]["layout"]["xaxis"]["ticktext"] == ["他", "去", "银行", "other text", "special"]
     assert not test.error and not test.warning
-    # Bytes would be scaled down to the width that they are shown at.
-    assert picture.proto.imgs[0].url.startswith("data:image/png;base64,")
+    test.select_slider[0].set_value(0).run()
+    assert len(charts_of(test)["matrix"]) == 1 and any("Layer 0 is the embeddings" in one.value for one in test.caption)
 
 
 def test_the_layers_page_draws_in_its_language(app, monkeypatch):
-    from toushi.probe.figures import layer_similarity_figure as figures
-
-    asked, drawn = [], figures.layer_similarity_figure
-    monkeypatch.setattr(
-        figures, "layer_similarity_figure", lambda *given, **how: asked.append(how) or drawn(*given, **how)
-    )
     test = layers_page(app, monkeypatch, "河边的银行", "")
     test.session_state["language"] = "zh"
     test.run()
-    assert asked == [{"language": "en"}, {"language": "zh"}]
+    assert charts_of(test)["curves"][0]["data"][-1]["name"] == "不同词，平均"
+
+
+def test_the_charts_of_layers_show_the_numbers_of_the_encodings():
+    encoding = encode_layers(open_encoder(MiniUNet.tiny()), ["河边的银行和银行"])[0]
+    states = encoding.word_states()
+    curves = layers_charts.embedding_curves(encoding, "en").data
+    assert [line.name for line in curves][:-1] == states["word"].values.tolist()  # 银行#1 and 银行#2
+    for line, word in zip(curves, states["word"].values):
+        own = states.sel(word=word).values
+        assert np.allclose(line.y, [cosine(own[:1], layer[None])[0, 0] for layer in own], atol=1e-6)
+    matrix = layers_charts.word_matrix(np.eye(2), ["a", "a"], ["a", "a"], "cosine").data[0]
+    assert np.array_equal(matrix.z, np.eye(2)) and matrix.x is None, "equal words are told apart by their places"
 
 
 def test_the_layers_page_opens_kept_texts(app, tmp_path):
     record_texts(open_encoder(MiniUNet.tiny()), ["a red cat", "a blue cat", "月亮"], tmp_path / "texts")
     test = app(tmp_path / "texts", LAYERS)
-    (picture,) = test.get("image")
-    assert "a red cat / a blue cat" in picture.proto.imgs[0].alt and len(test.text_input) == 3  # and one's own
+    assert [tab.label for tab in test.tabs] == ["a red cat", "a blue cat"] and len(
+        test.text_input
+    ) == 3  # and one's own
     test.multiselect[0].set_value([2]).run()
-    assert not test.exception and "月亮" in test.get("image")[0].proto.imgs[0].alt
+    assert not test.exception and [tab.label for tab in test.tabs] == ["月亮"]
     test.multiselect[0].set_value([]).run()
-    assert not test.exception and not test.get("image")
+    assert not test.exception and not test.get("plotly_chart")
 
 
 @pytest.mark.parametrize("values, said", [
@@ -392,4 +414,4 @@ def test_the_layers_page_says_in_chinese_what_was_cut(app, monkeypatch):
 
 def test_an_encoder_that_is_not_there(app, monkeypatch):
     test = layers_page(app, monkeypatch, "猫", "", "nowhere/at/all")
-    assert "no encoder" in test.error[0].value and not test.get("image")
+    assert "no encoder" in test.error[0].value and not test.get("plotly_chart")
