@@ -29,6 +29,7 @@ PAGE = Messages({
     "branch": ("Branch", "分支"),
     "branch_cond": ("Prompt", "提示词"),
     "branch_uncond": ("Negative / empty", "负向／空"),
+    "branch_image": ("Picture alone", "只看图片"),
     "branch_concepts": ("Concepts", "概念"),
     "branch_difference": ("Difference", "二者之差"),
     "branch_how": ("Classifier-free guidance: at each step the model runs twice. cond reads the prompt; uncond reads the "

@@ -18,6 +18,7 @@ from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
 from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
 from toushi.probe.pipelines.families.hunyuan_image import HUNYUAN_IMAGE
+from toushi.probe.pipelines.families.instruct_pix2pix import INSTRUCT_PIX2PIX
 from toushi.probe.pipelines.families.kolors import KOLORS
 from toushi.probe.pipelines.families.longcat_image import LONGCAT_IMAGE
 from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
@@ -36,6 +37,7 @@ from toushi.probe.pipelines.generic import generic_family, refuse_class
 SHIPPED_FAMILIES = (
     MINI_UNET,
     STABLE_DIFFUSION,
+    INSTRUCT_PIX2PIX,
     SDXL,
     KOLORS,
     PIXART,

@@ -23,7 +23,7 @@ from toushi.probe.trace.strict_model import (
     validate,
 )
 from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
-from toushi.probe.trace.trace_format import CONCEPTS, FIRST_VERSION, FORMAT, VERSION
+from toushi.probe.trace.trace_format import CONCEPTS, FIRST_VERSION, FORMAT, NEGATIVE, VERSION
 from toushi.probe.trace.trace_json import Json, short
 
 SiteName = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f]{1,300}$")]
@@ -238,7 +238,7 @@ class Manifest(TraceManifest):
         """The text whose characters the spans of a branch count."""
         if branch == CONCEPTS:
             return self.concepts
-        return self.negative_prompt if branch == "uncond" else self.prompt
+        return self.negative_prompt if branch in NEGATIVE else self.prompt
 
     def tokens_of(self, branch: str) -> list[alignment.Token]:
         return [entry.token() for entry in self.branches[branch].tokens]

@@ -19,6 +19,7 @@ IMAGE: Final = "image.png"
 PADS, PADS_TEXT = -1, "(pads)"  # column and text of the place that holds the sum over all pads
 LONGEST = 65_536  # of an axis that the manifest leaves open
 CONCEPTS = "concepts"  # the branch of texts outside the prompt: nobody's keys, so their maps sum to nothing
+NEGATIVE = ("uncond", "image")  # branches that have the negative prompt; `image` has a source picture, too
 KEEPS = ("heads", "mean", "sum")
 
 

@@ -13,8 +13,8 @@ from tests.pipelines.diffusers_since import need
 from tests.pipelines.tiny import clip, made, scaled
 
 
-def picture(size: tuple[int, int]) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
@@ -129,6 +129,7 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "StableDiffusionDepth2ImgPipeline": ("stable-diffusion", DEPTH, None),
     "StableUnCLIPPipeline": ("stable-diffusion", ALONE, None),
     "StableUnCLIPImg2ImgPipeline": ("stable-diffusion", BESIDE, None),
+    "StableDiffusionInstructPix2PixPipeline": ("stable-diffusion", BESIDE, None),
     "LatentConsistencyModelPipeline": ("stable-diffusion", ALONE, None),
     "LatentConsistencyModelImg2ImgPipeline": ("stable-diffusion", FROM, None),
     "StableDiffusionXLAdapterPipeline": ("stable-diffusion-xl", ALONG, None),
@@ -170,6 +171,7 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
 UNCLIP = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 32}
 OWN_MODELS = {  # what the family's tiny models do not have
     "StableDiffusionDepth2ImgPipeline": {"channels": 5},  # the depth lies beside the latents
+    "StableDiffusionInstructPix2PixPipeline": {"channels": 8},  # the picture lies beside the latents
     "LatentConsistencyModelPipeline": {"time_cond_proj_dim": 8},  # guidance is an input of the U-Net
     "LatentConsistencyModelImg2ImgPipeline": {"time_cond_proj_dim": 8},
     "StableUnCLIPPipeline": UNCLIP,
