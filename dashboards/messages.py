@@ -210,6 +210,8 @@ PAGE = Messages({
     "kind_template_help": ("Tokens that the pipeline's template adds", "模板加上的词元"),
     "kind_special": ("special", "特殊"),
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
+    "kind_image": ("picture", "图片"),
+    "kind_image_help": ("The source picture, as the text encoder reads it", "文本编码器读到的原图"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
 })  # fmt: skip

@@ -30,7 +30,7 @@ SHADES = (
     (255, 0.65, "9 3 2 3"),
     (0, 0.6, "4 6"),
 )  # ground, part, dashes
-GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8"}
+GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8", "image": "#8b7fa8"}
 
 
 def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:

@@ -26,6 +26,7 @@ from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
 from toushi.probe.pipelines.families.ovis_image import OVIS_IMAGE
 from toushi.probe.pipelines.families.pixart import PIXART
 from toushi.probe.pipelines.families.qwen_image import QWEN_IMAGE
+from toushi.probe.pipelines.families.qwen_image_edit import QWEN_IMAGE_EDIT
 from toushi.probe.pipelines.families.sana import SANA
 from toushi.probe.pipelines.families.sdxl import SDXL
 from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
@@ -51,6 +52,7 @@ SHIPPED_FAMILIES = (
     FLUX_2,
     FLUX_2_KLEIN,
     QWEN_IMAGE,
+    QWEN_IMAGE_EDIT,
     LONGCAT_IMAGE,
     OVIS_IMAGE,
     ERNIE_IMAGE,

@@ -29,6 +29,7 @@ from toushi.probe.trace.trace_json import Json, short
 SiteName = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f]{1,300}$")]
 BranchName = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 FileName = Literal["encoder.safetensors", "image.png"]
+NEWER_KINDS = {"unknown", "image"}  # of tokens, from version 2
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -217,8 +218,8 @@ class Manifest(TraceManifest):
             if self.version < 2 and branch.pad_columns is not None:
                 wanted = "null in version 1 of the format"
                 raise mismatch(f"branches.{name}.pad_columns", wanted, branch.pad_columns)
-            if self.version < 2 and any(token.kind == "unknown" for token in branch.tokens):
-                raise mismatch(f"branches.{name}.tokens", "no kind unknown in version 1 of the format", "unknown")
+            if self.version < 2 and (kinds := NEWER_KINDS & {token.kind for token in branch.tokens}):
+                raise mismatch(f"branches.{name}.tokens", "only kinds of version 1 of the format", sorted(kinds))
             prompt = self.prompt_of(name) or ""
             check_spans(branch.tokens, len(prompt), f"branches.{name}.tokens")
             check_words(branch.words, prompt, f"branches.{name}.words")
@@ -231,8 +232,8 @@ class Manifest(TraceManifest):
     def oldest_version(self) -> int:
         """The oldest format version whose readers understand these maps."""
         branches = self.branches.values()
-        unknown = any(token.kind == "unknown" for branch in branches for token in branch.tokens)
-        return VERSION if unknown or any(branch.pad_columns for branch in branches) else FIRST_VERSION
+        newer = any(token.kind in NEWER_KINDS for branch in branches for token in branch.tokens)
+        return VERSION if newer or any(branch.pad_columns for branch in branches) else FIRST_VERSION
 
     def prompt_of(self, branch: str) -> str | None:
         """The text whose characters the spans of a branch count."""
