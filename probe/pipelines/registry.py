@@ -32,6 +32,7 @@ from toushi.probe.pipelines.families.sdxl import SDXL
 from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
+from toushi.probe.pipelines.families.z_image_omni import Z_IMAGE_OMNI
 from toushi.probe.pipelines.family import Family, Model, UnknownFamily
 from toushi.probe.pipelines.generic import generic_family, refuse_class
 
@@ -47,6 +48,7 @@ SHIPPED_FAMILIES = (
     STABLE_DIFFUSION_3,
     Z_IMAGE,
     OWN_Z_IMAGE,
+    Z_IMAGE_OMNI,
     LUMINA_2,
     FLUX,
     FLUX_2,

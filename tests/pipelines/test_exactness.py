@@ -17,10 +17,8 @@ PROMPTS = ["一只 red moon on the left, 月亮，cat", "the moon"]
 NEGATIVES = ["blue 猫", "red"]
 ALIKE = (["the red moon", "the blue moon"], ["the red cat", "the blue cat"])  # as many tokens in each
 QUICK = ("stable-diffusion", "hunyuan-dit", "stable-diffusion-3", "z-image", "flux", "qwen-image")
-BATCHES = (
-    "StableDiffusionInstructPix2PixPipeline",
-    "QwenImageEditPipeline",
-)  # variants of which batches are tried, too
+# Variants of which batches are tried, too.
+BATCHES = ("StableDiffusionInstructPix2PixPipeline", "QwenImageEditPipeline", "ZImageOmniPipeline")
 UNTRIED = {"a changed cell": "stable-diffusion stable-diffusion-xl kolors", "a changed text": "hunyuan-dit"}
 
 

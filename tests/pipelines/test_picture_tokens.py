@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
 from tests.pipelines.variants import picture, variant
@@ -83,3 +84,34 @@ def test_a_batch_has_a_picture_for_each_prompt(pipelines, tmp_path):
     for trace, prompt, before, after in zip(open_collection(tmp_path / "run"), prompts, plain, drawn):
         assert np.array_equal(before, after) and trace.prompt == prompt and not trace.verify()
         assert sum(token.kind == "image" for token in trace.tokens()) == 16 and trace.heat_map("moon").max() > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_z_image_omni_reads_the_prompt_in_parts(count, tmp_path):
+    """Among all columns, only that of a token gets another key if the encoder's state of this token is changed."""
+    pipeline, keys = variant("ZImageOmniPipeline"), []
+    how = {"size": SIZE, "guidance": False, "steps": 1} | ({"image": [picture((64, 64))] * count} if count else {})
+    with record(pipeline, tmp_path / "run"):
+        draw(pipeline, **how)
+    trace = open_trace(tmp_path / "run")
+    tokens = [token for token in trace.tokens() if token.column is not None]
+    parts = count + 2 if count else 1
+    assert [token.column for token in tokens] == list(range(len(tokens))) and not trace.verify()
+    assert len(tokens) % 32 == 0 and len(tokens) >= 32 * parts and trace.prompt == PROMPT
+
+    def note(module, inputs, output):
+        keys.append(output[0].detach().clone())
+
+    cat = next(token for token in tokens if token.text == "cat")
+
+    def disturb(module, arguments, output):
+        output["hidden_states"][-2][max(parts - 2, 0), cat.position] += torch.linspace(-1, 1, 16)
+
+    hooks = [pipeline.transformer.layers[0].attention.to_k.register_forward_hook(note)]
+    draw(pipeline, **how)
+    hooks.append(pipeline.text_encoder.register_forward_hook(disturb))
+    draw(pipeline, **how)
+    for hook in hooks:
+        hook.remove()
+    changed = (keys[1] - keys[0]).abs().amax(-1) > 1e-6
+    assert changed.nonzero()[:, 0].tolist() == [cat.column]

@@ -18,6 +18,7 @@ from tests.pipelines.vocabularies import (
     clip_tokenizer,
     gemma_tokenizer,
     mistral_tokenizer,
+    picture_tokenizer,
     qwen_tokenizer,
     t5_tokenizer,
 )
@@ -187,8 +188,8 @@ def flux(channels: int = 16):
     )
 
 
-def z_image(tokenizer=None, refiners: int = 1):
-    tokenizer = tokenizer or qwen_tokenizer()
+def z_image(tokenizer=None, refiners: int = 1, siglip: int | None = None):
+    tokenizer = tokenizer or (picture_tokenizer() if siglip else qwen_tokenizer())
     config = transformers.Qwen3Config(
         hidden_size=16,
         intermediate_size=16,
@@ -220,6 +221,7 @@ def z_image(tokenizer=None, refiners: int = 1):
             t_scale=1000.0,
             axes_dims=[8, 4, 4],
             axes_lens=[256, 64, 64],
+            **({"siglip_feat_dim": siglip} if siglip else {}),
         ),
     )
     for pad in (pipeline.transformer.x_pad_token, pipeline.transformer.cap_pad_token):
@@ -745,7 +747,7 @@ def families(quick: set[str]) -> list:
 
 
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
-PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
+PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4, "ZImageOmni": 2}
 
 
 def scaled(pipeline, size: tuple[int, int]) -> tuple[int, int]:

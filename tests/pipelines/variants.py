@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.pipelines.diffusers_since import need
 from tests.pipelines.tiny import clip, made, qwen_vl, scaled, template_length
-from tests.pipelines.vocabularies import qwen_tokenizer
+from tests.pipelines.vocabularies import picture_tokenizer
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -139,15 +139,26 @@ class PictureProcessor(transformers.Qwen2VLProcessor):
 
 def picture_reader(pipeline):
     """An encoder that reads pictures, in parts of 8 x 8 pixels, before the prompt."""
-    tokenizer = qwen_tokenizer()
-    names = ["vision_start", "vision_end", "image_pad", "video_pad"]
-    tokenizer.add_tokens([f"<|{name}|>" for name in names], special_tokens=True)
-    ids = {f"{name.removesuffix('_pad')}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names}
+    tokenizer = picture_tokenizer()
+    names = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
+    ids = {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
     pictures = transformers.Qwen2VLImageProcessor(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
     return {
         "tokenizer": tokenizer,
         "processor": PictureProcessor(pictures, tokenizer, None),
         "text_encoder": qwen_vl(tokenizer, patch=4, **ids),
+    }
+
+
+def siglip_parts(pipeline):
+    """SigLIP, and the VAE in the precision in which the pipeline calls it."""
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, patch_size=8, num_patches=16
+    )
+    return {
+        "vae": pipeline.vae.bfloat16(),
+        "siglip": transformers.Siglip2VisionModel(config),
+        "siglip_processor": transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
     }
 
 
@@ -186,6 +197,7 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "ZImageInpaintPipeline": ("z-image", INTO, None),
     "ZImageControlNetPipeline": ("z-image", ALONG, z_image_control(4)),
     "ZImageControlNetInpaintPipeline": ("z-image", f"{ALONG}, {INTO}", z_image_control(9)),
+    "ZImageOmniPipeline": ("z-image", BESIDE, None),
     "FluxImg2ImgPipeline": ("flux", FROM, None),
     "FluxInpaintPipeline": ("flux", INTO, None),
     "FluxControlNetPipeline": ("flux", ALONG, flux_control),
@@ -219,6 +231,7 @@ OWN_MODELS = {  # what the family's tiny models do not have
     "StableUnCLIPPipeline": UNCLIP,
     "StableUnCLIPImg2ImgPipeline": UNCLIP,
     "StableDiffusion3InpaintPipeline": {"channels": 16},  # it insists on the released number
+    "ZImageOmniPipeline": {"siglip": 8, "refiners": 0},
     "FluxControlPipeline": {"channels": 32},  # the control image lies beside the latents
     "FluxControlImg2ImgPipeline": {"channels": 32},
     "FluxControlInpaintPipeline": {"channels": 32},
@@ -235,6 +248,7 @@ OWN_PARTS = {  # what else the pipeline is made of
     "QwenImageEditPipeline": picture_reader,
     "QwenImageEditPlusPipeline": picture_reader,
     "QwenImageEditInpaintPipeline": picture_reader,
+    "ZImageOmniPipeline": siglip_parts,
     "LatentConsistencyModelPipeline": lcm_scheduler,
     "LatentConsistencyModelImg2ImgPipeline": lcm_scheduler,
 }
