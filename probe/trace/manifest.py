@@ -186,6 +186,11 @@ class Manifest(TraceManifest):
     components: dict[str, Component] | None = Field(None, description="The parts of the model as they were in memory.")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
+    not_computed: dict[SiteName, Counts] | None = Field(
+        None,
+        description="Site -> recorded steps at which the model did not compute its attention, for a cache reused an "
+        "earlier result. The trace has no maps there.",
+    )
     uncompiled: Texts | None = Field(None, description="Compiled parts, which computed uncompiled for the recording.")
     evaluations: int | None = Field(None, description="Evaluations of the denoiser in one step.")
     kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
