@@ -747,7 +747,7 @@ def families(quick: set[str]) -> list:
 
 
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.
-PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4, "ZImageOmni": 2}
+PIXELS = {"Sana": 2, "HunyuanDiT": 4, "Lumina2": 4}
 
 
 def scaled(pipeline, size: tuple[int, int]) -> tuple[int, int]:
