@@ -40,8 +40,9 @@ def texts_file(number: int) -> str:
 def stored_columns(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
     """The columns that are stored one by one, and the pad columns, whose sum is stored. Both in order.
 
-    Columns of a source picture, if there are any, are summed in place of pads. A recorder writes the maps of the first. If there are pad columns, it writes the sum over them as the last place of
-    the token axis. The branch in the manifest gets `"pad_columns": pads or None`, and `columns` as without pads.
+    Columns of a source picture, if there are any, are summed in place of pads. A recorder writes the maps of the first.
+    If there are pad columns, it writes the sum over them as the last place of the token axis. The branch in the manifest
+    gets `"pad_columns": pads or None`, and `columns` as without pads.
     """
     columns = {token.column: token.kind for token in tokens if token.column is not None}
     summed = "image" if "image" in columns.values() else "pad"

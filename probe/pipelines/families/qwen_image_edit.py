@@ -5,8 +5,6 @@ have the kind `image`, and no word has them.
 Image: the cells of the source pictures come behind those of the picture that is made, as keys that are no text.
 """
 
-from typing import Any
-
 from toushi.probe.pipelines.diffusers_family import diffusers_family
 from toushi.probe.pipelines.families.qwen_image import QWEN_FIELDS, attended_columns
 from toushi.probe.pipelines.family import EncodePromptCall
@@ -15,9 +13,6 @@ from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_call
 from toushi.probe.text.spelling import IMAGE
 
 PICTURE = "<|vision_start|><|vision_end|>"  # around the tokens of a picture
-UNRECORDED: dict[str, str] = {
-    "text_encoder.*": "it reads the prompt and the source pictures in one sequence, which is too long to keep"
-}
 
 
 def template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
@@ -35,16 +30,17 @@ def column_positions(call: EncodePromptCall, count: int) -> range:
     return range(call.model.prompt_template_encode_start_idx, count)
 
 
-EDIT_FIELDS: dict[str, Any] = QWEN_FIELDS | prompts_in_two_calls(
-    [PromptPart(column_positions=column_positions, skip_padding=True, template=template)],
-    lambda call: attended_columns(*call.result),
-)
-
 QWEN_IMAGE_EDIT = diffusers_family(
     "qwen-image-edit",
     "QwenImageEditPipeline",
     "QwenImageEditPlusPipeline",
     "QwenImageEditInpaintPipeline",
-    unrecorded_attention=UNRECORDED,
-    **EDIT_FIELDS,
+    unrecorded_attention={
+        "text_encoder.*": "it reads the prompt and the source pictures in one sequence, which is too long to keep"
+    },
+    **prompts_in_two_calls(
+        [PromptPart(column_positions=column_positions, skip_padding=True, template=template)],
+        lambda call: attended_columns(*call.result),
+    ),
+    **QWEN_FIELDS,
 )
