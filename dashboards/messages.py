@@ -46,6 +46,7 @@ PAGE = Messages({
     "branch": ("Branch", "分支"),
     "branch_cond": ("Prompt", "提示词"),
     "branch_uncond": ("Negative / empty", "负向／空"),
+    "branch_image": ("Picture alone", "只看图片"),
     "branch_concepts": ("Concepts", "概念"),
     "branch_difference": ("Difference", "二者之差"),
     "branch_how": ("Classifier-free guidance: at each step the model runs twice. cond reads the prompt; uncond reads the "
@@ -238,6 +239,8 @@ PAGE = Messages({
     "kind_template_help": ("Tokens that the pipeline's template adds", "模板加上的词元"),
     "kind_special": ("special", "特殊"),
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
+    "kind_image": ("picture", "图片"),
+    "kind_image_help": ("The source picture, as the text encoder reads it", "文本编码器读到的原图"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
 })  # fmt: skip

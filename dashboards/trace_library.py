@@ -314,7 +314,7 @@ def _menus(difference: bool) -> None:
 
 
 def branch_name(branch: str) -> str:
-    return say(f"branch_{branch}") if branch in (*GUIDED, CONCEPTS, "difference") else branch
+    return say(f"branch_{branch}") if branch in (*GUIDED, "image", CONCEPTS, "difference") else branch
 
 
 def chosen_branch(trace: Trace) -> str:

@@ -30,7 +30,7 @@ SHADES = (
     (255, 0.65, "9 3 2 3"),
     (0, 0.6, "4 6"),
 )  # ground, part, dashes
-GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8"}
+GREYS = {"text": "#8f98a8", "template": "#565f6e", "special": "#6b7587", "pad": "#b5bcc8", "image": "#8b7fa8"}
 
 
 def pack(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
@@ -80,6 +80,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
     size = image.shape[1::-1] if image is not None else maps.layers[0].grid[::-1]
     _, rule = trace.heat_map_rule()
     ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
+    counts = {layer.name: trace.step_count(layer.name, branch) for layer in maps.layers if layer.name in trace.sites}
     header = {
         "id": f"{trace.folder}#{branch}",
         "folder": str(trace.folder),
@@ -93,9 +94,14 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "first": (ordered * 2)[:2],
         "steps": list(maps.steps),
         "total": trace.manifest.steps.count,
-        "averaged": len(maps.steps) or len(trace.steps),
         "times": [None if math.isnan(times[step]) else times[step] for step in maps.steps],
-        "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in maps.layers],
+        "layers": [
+            {
+                **_layer(layer, language, None if rule == PLAIN_MEAN else rule),
+                "averaged": counts.get(layer.name, max(counts.values())),  # steps: where a cache skips some, fewer
+            }
+            for layer in maps.layers
+        ],
     }
     return pack(header, arrays)
 

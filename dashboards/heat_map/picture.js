@@ -49,7 +49,7 @@ function makeApp({ header, arrays }) {
     return [0, Math.max(...layers.flatMap((layer, l) => Array.from({ length: layer.heads + 1 }, (_, head) => maximum(l, head, false))))]
   }
 
-  app.stepName = (step) => step === 0 ? app.t('mean_of_steps', { n: header.averaged })
+  app.stepName = (step) => step === 0 ? app.t('mean_of_steps', { n: layers[app.state.layer].averaged })
     : app.t('step_of', { i: steps[step - 1] + 1, n: header.total, time: header.times[step - 1]?.toFixed(2) ?? '–' })
   app.where = (view) => {
     const layer = layers[view.layer]

@@ -258,10 +258,13 @@ def moved_law(name: str, before: Tensor, after: Tensor, place: int, kind: str) -
 
 
 def change_cell(latents: Tensor | list, grid: tuple[int, int], y: int, x: int) -> None:
-    """Changes all rows of latents [row, channel, …, y, x], packed [row, cell, feature], or a list of such, in place."""
+    """Changes all rows of latents [row, channel, …, y, x], packed [row, cell, feature], or a list of such, in place.
+
+    Of a list of pictures the last one is changed, which is the one that is made.
+    """
     if isinstance(latents, list):
         for row in latents:
-            change_cell(row[None], grid, y, x)
+            change_cell((row[-1] if isinstance(row, list) else row)[None], grid, y, x)
     elif latents.dim() == 3:
         latents[:, y * grid[1] + x] *= -3
     else:

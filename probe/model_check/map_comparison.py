@@ -91,8 +91,9 @@ class MapComparison:
         self.inputs = read_inputs(self.model, self.family, arguments)
         self.rows = []
         for row, text in enumerate(self.inputs.texts()):
-            keys = (key for known, key in self.texts if key not in self.done and same_text(known, text))
-            if (key := next(keys, None)) is not None:
+            own = None if self.inputs.branches is None else self.inputs.branches[row]  # of rows with one text
+            known = ((own or branch, picture) for other, (branch, picture) in self.texts if same_text(other, text))
+            if (key := next((key for key in known if key not in self.done), None)) is not None:
                 self.rows.append((row, key))
                 self.done.add(key)
 

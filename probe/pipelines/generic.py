@@ -33,6 +33,12 @@ from toushi.probe.pipelines.prompt_tokens import numbered_tokens
 from toushi.probe.pipelines.text_follower import TextFollower
 
 REGISTER = "write a Family for it and register it (docs/families.md)"
+REFUSED = {  # pipeline class -> why its attention to the prompt cannot be read
+    "GlmImagePipeline": "a language model makes image tokens of the prompt before the denoiser runs, and the denoiser "
+    "attends to no words but those in quotation marks",
+    "QwenImage21Pipeline": "its denoiser attends in several calls, and after the first step only the image has queries",
+    "QwenImageLayeredPipeline": "it makes several layers of a picture at once",
+}
 
 
 class ByTokenIndex(UserWarning):
@@ -91,11 +97,11 @@ def generic_family(pipeline: Model) -> Family | None:
 def refuse_class(kind: type) -> None:
     """Raises UnknownFamily, with the reason, for a pipeline class without a family that cannot be recorded whatever its
     weights are."""
-    reason = None
+    reason = next((REFUSED[each.__name__] for each in kind.__mro__ if each.__name__ in REFUSED), None)
     parameters = inspect.signature(kind.__call__).parameters
-    if not hasattr(kind, "encode_prompt"):
+    if reason is None and not hasattr(kind, "encode_prompt"):
         reason = "without one a pipeline needs a method encode_prompt"
-    elif any("video" in name or "frames" in name for name in parameters):
+    elif reason is None and any("video" in name or "frames" in name for name in parameters):
         reason = "it makes videos, whose latents have frames"
     if reason is not None:
         raise UnknownFamily(f"cannot record a {kind.__name__}: no family serves it, and {reason}; {REGISTER}")

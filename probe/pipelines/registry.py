@@ -18,6 +18,7 @@ from toushi.probe.pipelines.families.flux import FLUX
 from toushi.probe.pipelines.families.flux_2 import FLUX_2, FLUX_2_KLEIN
 from toushi.probe.pipelines.families.hunyuan_dit import HUNYUAN_DIT
 from toushi.probe.pipelines.families.hunyuan_image import HUNYUAN_IMAGE
+from toushi.probe.pipelines.families.instruct_pix2pix import INSTRUCT_PIX2PIX
 from toushi.probe.pipelines.families.kolors import KOLORS
 from toushi.probe.pipelines.families.longcat_image import LONGCAT_IMAGE
 from toushi.probe.pipelines.families.lumina_2 import LUMINA_2
@@ -26,11 +27,13 @@ from toushi.probe.pipelines.families.mini_unet_family import MINI_UNET
 from toushi.probe.pipelines.families.ovis_image import OVIS_IMAGE
 from toushi.probe.pipelines.families.pixart import PIXART
 from toushi.probe.pipelines.families.qwen_image import QWEN_IMAGE
+from toushi.probe.pipelines.families.qwen_image_edit import QWEN_IMAGE_EDIT
 from toushi.probe.pipelines.families.sana import SANA
 from toushi.probe.pipelines.families.sdxl import SDXL
 from toushi.probe.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from toushi.probe.pipelines.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from toushi.probe.pipelines.families.z_image_family import OWN_Z_IMAGE, Z_IMAGE
+from toushi.probe.pipelines.families.z_image_omni import Z_IMAGE_OMNI
 from toushi.probe.pipelines.family import Family, Model, UnknownFamily
 from toushi.probe.pipelines.generic import generic_family, refuse_class
 
@@ -38,6 +41,7 @@ SHIPPED_FAMILIES = (
     MINI_DIT,  # before mini-unet's, whose subclass it is
     MINI_UNET,
     STABLE_DIFFUSION,
+    INSTRUCT_PIX2PIX,
     SDXL,
     KOLORS,
     PIXART,
@@ -46,11 +50,13 @@ SHIPPED_FAMILIES = (
     STABLE_DIFFUSION_3,
     Z_IMAGE,
     OWN_Z_IMAGE,
+    Z_IMAGE_OMNI,
     LUMINA_2,
     FLUX,
     FLUX_2,
     FLUX_2_KLEIN,
     QWEN_IMAGE,
+    QWEN_IMAGE_EDIT,
     LONGCAT_IMAGE,
     OVIS_IMAGE,
     ERNIE_IMAGE,

@@ -30,7 +30,7 @@ from toushi.probe.recording.unrecordable import (
     SiteLeftOut,
     StepsNotComputed,
     Unrecordable,
-    skipped_message,
+    not_computed_message,
     unread_message,
 )
 from toushi.probe.session.map_grid import grid_of
@@ -66,7 +66,7 @@ class RunRecorder:
         self.kept_rows: list[tuple[int, PromptKey]] = []  # those whose maps are kept of this evaluation
         self.column_plans: dict[tuple[PromptKey, ...], ColumnPlan] = {}  # of rows with these prompts
         self.called_sites: set[str] = set()  # in this evaluation
-        self.skipped_sites: dict[int, int] = {}  # step -> how many sites its evaluations did not call
+        self.not_computed: dict[str, list[int]] = {}  # site -> steps whose evaluations did not call it
         self.refusal: OverBudget | None = None
         self.is_size_checked = True  # since the last site was added
         self._begin_step()
@@ -302,8 +302,8 @@ class RunRecorder:
                 self._open_writers()
             seconds = round(time.perf_counter() - self.started, 6)
             info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
-            if self.kept_rows and (skipped := len(self.site_entries) - len(self.called_sites)):
-                self.skipped_sites[self.run.index] = skipped
+            for site in self.site_entries.keys() - self.called_sites if self.kept_rows else ():
+                self.not_computed.setdefault(site, []).append(self.run.index)
             arrays = self._step_arrays(step)
             for picture, writer in enumerate(self.writers):
                 times = self.run.times(picture)
@@ -370,8 +370,8 @@ class RunRecorder:
         if self.writers and images is not None:
             for writer, image in zip(self.writers, images):
                 writer.write_image(image)
-        if self.skipped_sites:
-            message = skipped_message(self.skipped_sites, len(self.recorded_steps), len(self.site_entries))
+        if self.not_computed:
+            message = not_computed_message(self.not_computed, len(self.recorded_steps), len(self.site_entries))
             warnings.warn(StepsNotComputed(message), stacklevel=2)
         self._close_writers(complete=self.run.index >= self.run.count)
 
@@ -396,6 +396,8 @@ class RunRecorder:
         failure = None
         for writer in self.writers:
             try:
+                if self.not_computed:
+                    writer.update(not_computed=self.not_computed)
                 writer.close(complete)
             except ToushiError as error:
                 failure = error

@@ -1,6 +1,7 @@
 """A run that cannot be recorded, or not all of it, and why."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from toushi.probe.base.errors import ToushiError
 
@@ -27,10 +28,11 @@ def unread_message(reasons: Mapping[str, str]) -> str:
     return f"these sites could not be read: {listed}. Leave them out with sites=…"
 
 
-def skipped_message(skipped: Mapping[int, int], steps: int, sites: int) -> str:
-    """A warning for steps at which attention was not computed. `skipped`: step -> how many of the `sites`."""
+def not_computed_message(steps_of: Mapping[str, Sequence[int]], steps: int, sites: int) -> str:
+    """A warning for sites whose attention was not computed at some steps: site -> these steps, of `steps` and `sites`."""
+    counts = Counter(step for missing in steps_of.values() for step in missing)
     return (
-        f"at {len(skipped)} of {steps} recorded steps the model did not compute the attention of up to "
-        f"{max(skipped.values())} of {sites} sites (a cache reuses earlier results). The trace has no maps there, and means "
+        f"at {len(counts)} of {steps} recorded steps the model did not compute the attention of up to "
+        f"{max(counts.values())} of {sites} sites (a cache reuses earlier results). The trace has no maps there, and means "
         "over steps are over the other steps"
     )

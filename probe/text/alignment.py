@@ -47,7 +47,9 @@ class Token:
     id: int | None  # in the encoder's vocabulary; None where it is not known
     text: str  # for readers: the characters of the span, never the bytes
     span: Span | None  # characters of the raw prompt; None for what the prompt does not contain
-    kind: str  # text | unknown (the vocabulary lacks it; several words may share it) | template | special | pad
+    # text | unknown (the vocabulary lacks it; several words may share it) | template | special | pad | image (a part of a
+    # picture that the encoder reads)
+    kind: str
     encoders: tuple[str, ...]
     position: int  # in the encoder's sequence
     column: int | None  # in the denoiser's text keys; None when the pipeline drops the token

@@ -19,6 +19,7 @@ from toushi.probe.text.alignment import Span, Token
 from toushi.probe.text.byte_alignment import Piece, Place, align_bytes
 
 SPACES = b" \t\n\r\f\v"
+IMAGE = "<|image_pad|>"  # in Qwen-VL's sequences the place of a part of a picture
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Vocabulary:
     bos: int | None
     pad: int | None
     eos: int | None
+    image: int | None = None  # in place of a part of a picture
     encode: Callable[[str], tuple[list[int], list[Span]]] | None = None  # ids of a text, and the characters of each
     has_joints: bool = True  # whether ▁ stands for white space, as in SentencePiece
 
@@ -66,12 +68,13 @@ class Vocabulary:
 
         piece = lambda id: fast.id_to_token(id) or ""  # noqa: E731
         has_joints = not isinstance(fast.decoder, decoders.WordPiece)
-        return cls(piece, normalise, byte_level, added, special, unknown, *ends, encode, has_joints)
+        image = fast.token_to_id(IMAGE)
+        return cls(piece, normalise, byte_level, added, special, unknown, *ends, image, encode, has_joints)
 
     def kinds(self, ids: Sequence[int], mask: Sequence[int] | None) -> list[str]:
-        """text, special or pad for each id, as far as ids alone say. `mask` is 0 at padding."""
-        pads = _padding(self, ids, mask)
-        return ["pad" if pad else "special" if id in self.special else "text" for id, pad in zip(ids, pads)]
+        """text, special, image or pad for each id, as far as ids alone say. `mask` is 0 at padding."""
+        kinds = dict.fromkeys(self.special, "special") | {self.image: "image"}
+        return ["pad" if pad else kinds.get(id, "text") for id, pad in zip(ids, _padding(self, ids, mask))]
 
     def token_bytes(self, id: int, spaces: bool = False) -> bytes:
         """The bytes that the token stands for, without white space; with `spaces`, only without that of ASCII."""
@@ -165,15 +168,18 @@ def align_tokens(
     """
     pads = _padding(vocabulary, ids, mask)
     real = [index for index in range(len(ids)) if not pads[index]]
-    text, followed = _follow(vocabulary, [ids[index] for index in real], prompt, template)
-    places, lead = dict(zip(real, followed)), real[0] if real else 0
+    read = [index for index in real if ids[index] != vocabulary.image]
+    text, followed = _follow(vocabulary, [ids[index] for index in read], prompt, template)
+    places, lead = dict(zip(read, followed)), real[0] if real else 0
     tokens, reached = [], 0
     for index, (id, column) in enumerate(zip(ids, columns)):
         kind, span = "pad", None
-        if not pads[index]:
+        if index in places:
             place = places[index]
             kind, span = text.label(place, reached, id in vocabulary.special)
             reached = max(reached, place[1] if place else 0)
+        elif not pads[index]:
+            kind = "image"
         if kind == "text" and id == vocabulary.unknown:
             kind = "unknown"
         shown = vocabulary.piece(id)

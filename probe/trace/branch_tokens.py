@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from toushi.probe.text import alignment
 from toushi.probe.trace.strict_model import Offset, SpanPair, StrictModel, Texts, mismatch
-from toushi.probe.trace.trace_format import PADS, PADS_TEXT
+from toushi.probe.trace.trace_format import PADS, SUMS
 
 Column = Annotated[int, Field(ge=0, le=10**7)]
 Columns = Annotated[list[Column], Field(fail_fast=True)]
@@ -18,8 +18,8 @@ class TokenEntry(StrictModel):
     span: SpanPair | None = Field(
         None, description="Characters [start, end] of the prompt; null for what the prompt does not contain."
     )
-    kind: Literal["text", "unknown", "template", "special", "pad"] = Field(
-        description="unknown: text that the vocabulary lacks. From version 2."
+    kind: Literal["text", "unknown", "template", "special", "pad", "image"] = Field(
+        description="unknown: text that the vocabulary lacks. image: a part of a source picture. Both from version 2."
     )
     encoders: Texts = Field(description="The text encoders that read this token.")
     position: Column = Field(description="In the sequence of its encoder.")
@@ -73,7 +73,7 @@ class Branch(StrictModel):
     )
     pad_columns: Columns | None = Field(
         None,
-        description="Columns of pads. The maps have only the sum over them, as the last place of the token axis. "
+        description="Columns of pads, or of a source picture. The maps have only the sum over them, as the last place of the token axis. "
         "From version 2.",
         min_length=1,
     )
@@ -90,23 +90,26 @@ class Branch(StrictModel):
         if not set(chosen) <= known or len(set(chosen)) < len(chosen):
             raise mismatch("columns", "a list of different columns of the tokens, or null", self.columns)
         pads = self.pad_columns or []
-        free = {token.column for token in self.tokens if token.kind == "pad"} - set(chosen)
-        if not set(pads) <= free or len(set(pads)) < len(pads):
-            wanted = "a list of different columns of pads that are not among columns, or null"
+        kinds = {token.column: token.kind for token in self.tokens if token.column not in chosen}
+        summed = {kinds.get(column) for column in pads}
+        if len(summed) > 1 or not summed <= {*SUMS} or len(set(pads)) < len(pads):
+            wanted = "a list of different columns of pads, or of a picture, that are not among columns, or null"
             raise mismatch("pad_columns", wanted, self.pad_columns)
         return self
 
     def place_columns(self) -> list[int]:
-        """The column at each place of the maps' token axis. PADS, at the last place, stands for the sum over all pads."""
+        """The column at each place of the maps' token axis. PADS, at the last place, stands for the sum of `pad_columns`."""
         pads = self.pad_columns or []
         every = {token.column for token in self.tokens if token.column is not None}
         columns = sorted(every - set(pads)) if self.columns is None else self.columns
         return [*columns, PADS] if pads else [*columns]
 
     def places(self) -> list[alignment.Token]:
-        """The token at each place of the maps' token axis. The last one may stand for the sum over all pads."""
+        """The token at each place of the maps' token axis. The last one may stand for the sum of `pad_columns`."""
         by_column = {entry.column: entry.token() for entry in self.tokens if entry.column is not None}
-        by_column[PADS] = alignment.Token(None, PADS_TEXT, None, "pad", (), PADS, PADS)
+        if self.pad_columns:
+            kind = by_column[self.pad_columns[0]].kind
+            by_column[PADS] = alignment.Token(None, SUMS[kind], None, kind, (), PADS, PADS)
         return [by_column[column] for column in self.place_columns()]
 
     def covers_all_columns(self) -> bool:

@@ -23,12 +23,13 @@ from toushi.probe.trace.strict_model import (
     validate,
 )
 from toushi.probe.trace.trace_errors import DamagedTrace, NewerTrace
-from toushi.probe.trace.trace_format import CONCEPTS, FIRST_VERSION, FORMAT, VERSION
+from toushi.probe.trace.trace_format import CONCEPTS, FIRST_VERSION, FORMAT, NEGATIVE, VERSION
 from toushi.probe.trace.trace_json import Json, short
 
 SiteName = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f]{1,300}$")]
 BranchName = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 FileName = Literal["encoder.safetensors", "image.png"]
+NEWER_KINDS = {"unknown", "image"}  # of tokens, from version 2
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -185,6 +186,11 @@ class Manifest(TraceManifest):
     components: dict[str, Component] | None = Field(None, description="The parts of the model as they were in memory.")
     loras: Annotated[list[Lora], Field(fail_fast=True)] | None = None
     not_recorded: NamedTexts | None = Field(None, description="Glob -> why that attention has no site.")
+    not_computed: dict[SiteName, Counts] | None = Field(
+        None,
+        description="Site -> recorded steps at which the model did not compute its attention, for a cache reused an "
+        "earlier result. The trace has no maps there.",
+    )
     uncompiled: Texts | None = Field(None, description="Compiled parts, which computed uncompiled for the recording.")
     evaluations: int | None = Field(None, description="Evaluations of the denoiser in one step.")
     kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
@@ -217,8 +223,8 @@ class Manifest(TraceManifest):
             if self.version < 2 and branch.pad_columns is not None:
                 wanted = "null in version 1 of the format"
                 raise mismatch(f"branches.{name}.pad_columns", wanted, branch.pad_columns)
-            if self.version < 2 and any(token.kind == "unknown" for token in branch.tokens):
-                raise mismatch(f"branches.{name}.tokens", "no kind unknown in version 1 of the format", "unknown")
+            if self.version < 2 and (kinds := NEWER_KINDS & {token.kind for token in branch.tokens}):
+                raise mismatch(f"branches.{name}.tokens", "only kinds of version 1 of the format", sorted(kinds))
             prompt = self.prompt_of(name) or ""
             check_spans(branch.tokens, len(prompt), f"branches.{name}.tokens")
             check_words(branch.words, prompt, f"branches.{name}.words")
@@ -231,14 +237,14 @@ class Manifest(TraceManifest):
     def oldest_version(self) -> int:
         """The oldest format version whose readers understand these maps."""
         branches = self.branches.values()
-        unknown = any(token.kind == "unknown" for branch in branches for token in branch.tokens)
-        return VERSION if unknown or any(branch.pad_columns for branch in branches) else FIRST_VERSION
+        newer = any(token.kind in NEWER_KINDS for branch in branches for token in branch.tokens)
+        return VERSION if newer or any(branch.pad_columns for branch in branches) else FIRST_VERSION
 
     def prompt_of(self, branch: str) -> str | None:
         """The text whose characters the spans of a branch count."""
         if branch == CONCEPTS:
             return self.concepts
-        return self.negative_prompt if branch == "uncond" else self.prompt
+        return self.negative_prompt if branch in NEGATIVE else self.prompt
 
     def tokens_of(self, branch: str) -> list[alignment.Token]:
         return [entry.token() for entry in self.branches[branch].tokens]

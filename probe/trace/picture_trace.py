@@ -17,7 +17,7 @@ from toushi.probe.trace.manifest import Site
 from toushi.probe.trace.safetensors_reader import SafetensorsFile, StepStore
 from toushi.probe.trace.selection import AttentionQuery, Sites, Steps, WordSpec, check_branch, select_sites
 from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
-from toushi.probe.trace.trace_format import ENCODER, IMAGE, numbered_keys
+from toushi.probe.trace.trace_format import ENCODER, IMAGE, map_key, numbered_keys
 
 
 class Trace:
@@ -157,6 +157,13 @@ class Trace:
         kept.
         """
         return selection.mass(AttentionQuery(self.files, None, branch, select_sites(self.manifest, sites), steps))
+
+    def step_count(self, site: str, branch: str = "cond") -> int:
+        """The number of steps with maps of this site, over which its mean is: guidance may end, a cache may skip steps."""
+        query = selection.AttentionQuery(self.files, None, branch, [site])
+        if self.keep != "sum":
+            return len(query.steps)
+        return query.count(self.files.step(self.steps[-1]), map_key(site, branch))
 
     # --- pictures, latents, the encoder
 

@@ -12,13 +12,17 @@ from toushi.probe.text.alignment import Token
 
 FORMAT, COLLECTION = "toushi-trace", "toushi-collection"
 VERSION = 2  # the newest that can be read
-FIRST_VERSION = 1  # written where a reader of version 1 reads the trace right: no `pad_columns`, no unknown token
+FIRST_VERSION = (
+    1  # written where a reader of version 1 reads the trace right: no `pad_columns`, no unknown token or image
+)
 MANIFEST, STEPS, TEXTS, MEMBERS = "manifest.json", "steps.jsonl", "texts.jsonl", "collection.json"
 ENCODER: Final = "encoder.safetensors"
 IMAGE: Final = "image.png"
-PADS, PADS_TEXT = -1, "(pads)"  # column and text of the place that holds the sum over all pads
+PADS = -1  # column of the place that holds the sum over all pads, or over a picture
+SUMS = {"pad": "(pads)", "image": "(image)"}  # text of that place, by the kind of what is summed
 LONGEST = 65_536  # of an axis that the manifest leaves open
 CONCEPTS = "concepts"  # the branch of texts outside the prompt: nobody's keys, so their maps sum to nothing
+NEGATIVE = ("uncond", "image")  # branches that have the negative prompt; `image` has a source picture, too
 KEEPS = ("heads", "mean", "sum")
 
 
@@ -36,11 +40,13 @@ def texts_file(number: int) -> str:
 def stored_columns(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
     """The columns that are stored one by one, and the pad columns, whose sum is stored. Both in order.
 
-    A recorder writes the maps of the first. If there are pad columns, it writes the sum over them as the last place of
-    the token axis. The branch in the manifest gets `"pad_columns": pads or None`, and `columns` as without pads.
+    Columns of a source picture, if there are any, are summed in place of pads. A recorder writes the maps of the first.
+    If there are pad columns, it writes the sum over them as the last place of the token axis. The branch in the manifest
+    gets `"pad_columns": pads or None`, and `columns` as without pads.
     """
     columns = {token.column: token.kind for token in tokens if token.column is not None}
-    pads = sorted(column for column, kind in columns.items() if kind == "pad")
+    summed = "image" if "image" in columns.values() else "pad"
+    pads = sorted(column for column, kind in columns.items() if kind == summed)
     return sorted(set(columns) - set(pads)), pads
 
 

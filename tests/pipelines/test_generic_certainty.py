@@ -196,12 +196,20 @@ def test_a_scheduler_that_is_exchanged_inside_the_recording(tmp_path):
     assert not {"step", "set_timesteps"} & {*vars(other), *vars(usual)}
 
 
-@pytest.mark.parametrize("kind", ["CogVideoXPipeline", "WanPipeline", "AnimateDiffPipeline", "LTXPipeline"])
-def test_a_video_pipeline_is_refused_before_a_weight_is_read(kind, tmp_path):
+VIDEO = "it makes videos"
+REFUSED = dict.fromkeys(["CogVideoXPipeline", "WanPipeline", "AnimateDiffPipeline", "LTXPipeline"], VIDEO) | {
+    "GlmImagePipeline": "a language model makes image tokens of the prompt",
+    "QwenImage21Pipeline": "its denoiser attends in several calls",
+    "QwenImageLayeredPipeline": "it makes several layers of a picture",
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFUSED if hasattr(diffusers, kind)])
+def test_a_class_that_cannot_be_recorded_is_refused_before_a_weight_is_read(kind, tmp_path):
     (tmp_path / "model").mkdir()
     index = f'{{"_class_name": "{kind}", "transformer": ["diffusers", "Missing"]}}'
     (tmp_path / "model" / "model_index.json").write_text(index, encoding="utf-8")
-    with pytest.raises(UnknownFamily, match=f"{kind}.*it makes videos"):
+    with pytest.raises(UnknownFamily, match=f"{kind}.*{REFUSED[kind]}"):
         load(str(tmp_path / "model"))
 
 

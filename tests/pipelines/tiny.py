@@ -18,6 +18,7 @@ from tests.pipelines.vocabularies import (
     clip_tokenizer,
     gemma_tokenizer,
     mistral_tokenizer,
+    picture_tokenizer,
     qwen_tokenizer,
     t5_tokenizer,
 )
@@ -187,8 +188,8 @@ def flux(channels: int = 16):
     )
 
 
-def z_image(tokenizer=None, refiners: int = 1):
-    tokenizer = tokenizer or qwen_tokenizer()
+def z_image(tokenizer=None, refiners: int = 1, siglip: int | None = None):
+    tokenizer = tokenizer or (picture_tokenizer() if siglip else qwen_tokenizer())
     config = transformers.Qwen3Config(
         hidden_size=16,
         intermediate_size=16,
@@ -220,6 +221,7 @@ def z_image(tokenizer=None, refiners: int = 1):
             t_scale=1000.0,
             axes_dims=[8, 4, 4],
             axes_lens=[256, 64, 64],
+            **({"siglip_feat_dim": siglip} if siglip else {}),
         ),
     )
     for pad in (pipeline.transformer.x_pad_token, pipeline.transformer.cap_pad_token):
@@ -300,8 +302,8 @@ def pixart():
     )
 
 
-def qwen_vl(tokenizer, layers: int = 2):
-    """Qwen2.5-VL, which reads the prompts of Qwen-Image and LongCat-Image."""
+def qwen_vl(tokenizer, layers: int = 2, patch: int = 14, **ids: int):
+    """Qwen2.5-VL, which reads the prompts of Qwen-Image and LongCat-Image. `ids`: of the tokens for pictures."""
     text = dict(
         hidden_size=16,
         intermediate_size=16,
@@ -312,8 +314,8 @@ def qwen_vl(tokenizer, layers: int = 2):
         rope_scaling={"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2]},
         max_position_embeddings=2048,
     )
-    vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=16)
-    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=16, patch_size=patch)
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -343,11 +345,11 @@ def qwen_image():
             axes_dims_rope=(4, 6, 6),
         ),
     )
-    made.prompt_template_encode_start_idx = _template_length(tokenizer, made.prompt_template_encode)
+    made.prompt_template_encode_start_idx = template_length(tokenizer, made.prompt_template_encode)
     return made
 
 
-def _template_length(tokenizer, template: str) -> int:
+def template_length(tokenizer, template: str) -> int:
     """Tokens before the prompt. The real tokenizer needs 34, which the pipeline takes for granted."""
     return len(tokenizer(template.partition("{}")[0]).input_ids)
 
@@ -708,7 +710,7 @@ def hunyuan_image(refiners: int = 1):
         guider=AdaptiveProjectedMixGuidance(),
     )
     made.tokenizer_max_length, made.tokenizer_2_max_length = 96, 32
-    made.prompt_template_encode_start_idx = _template_length(tokenizer, made.prompt_template_encode)
+    made.prompt_template_encode_start_idx = template_length(tokenizer, made.prompt_template_encode)
     return made
 
 

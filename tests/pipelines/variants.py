@@ -1,5 +1,6 @@
 """What else diffusers draws with the families' models: from an image, into a hole in one, along a control image."""
 
+import importlib
 import inspect
 
 import diffusers
@@ -10,11 +11,12 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from PIL import Image
 
 from tests.pipelines.diffusers_since import need
-from tests.pipelines.tiny import clip, made, scaled
+from tests.pipelines.tiny import clip, made, qwen_vl, scaled, template_length
+from tests.pipelines.vocabularies import picture_tokenizer
 
 
-def picture(size: tuple[int, int]) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
@@ -55,10 +57,14 @@ def like(model, kind, **own) -> dict:
     return {name: value for name, value in model.config.items() if name in known} | own
 
 
-def qwen_control(pipeline):
+def qwen_control(pipeline, **more: int):
     return diffusers.QwenImageControlNetModel.from_transformer(
-        pipeline.transformer, num_layers=1, attention_head_dim=16, num_attention_heads=2
+        pipeline.transformer, num_layers=1, attention_head_dim=16, num_attention_heads=2, **more
     )
+
+
+def qwen_inpaint_control(pipeline):
+    return qwen_control(pipeline, extra_condition_channels=4)  # the hole lies beside the image
 
 
 def z_image_control(channels: int):
@@ -113,6 +119,49 @@ def depth_parts(pipeline):
     return {"depth_estimator": None, "feature_extractor": None}
 
 
+def take_small_pictures(*modules: str) -> None:
+    """From now on these pipelines resize a picture to 1,024 pixels, not to a million."""
+    for name in modules:
+        module = importlib.import_module(f"diffusers.pipelines.qwenimage.pipeline_{name}")
+        resize = module.calculate_dimensions
+        module.calculate_dimensions = lambda area, ratio, resize=resize: resize(32 * 32, ratio)
+
+
+take_small_pictures("qwenimage_edit", "qwenimage_edit_plus", "qwenimage_edit_inpaint")
+
+
+class PictureProcessor(transformers.Qwen2VLProcessor):
+    """For pictures only. That for videos needs torchvision."""
+
+    def check_argument_for_proper_class(self, name: str, argument: object) -> type:
+        return type(argument)
+
+
+def picture_reader(pipeline):
+    """An encoder that reads pictures, in parts of 8 x 8 pixels, before the prompt."""
+    tokenizer = picture_tokenizer()
+    names = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
+    ids = {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+    pictures = transformers.Qwen2VLImageProcessor(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
+    return {
+        "tokenizer": tokenizer,
+        "processor": PictureProcessor(pictures, tokenizer, None),
+        "text_encoder": qwen_vl(tokenizer, patch=4, **ids),
+    }
+
+
+def siglip_parts(pipeline):
+    """SigLIP, and the VAE in the precision in which the pipeline calls it."""
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, patch_size=8, num_patches=16
+    )
+    return {
+        "vae": pipeline.vae.bfloat16(),
+        "siglip": transformers.Siglip2VisionModel(config),
+        "siglip_processor": transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
+    }
+
+
 def lcm_scheduler(pipeline):
     return {"scheduler": diffusers.LCMScheduler()}
 
@@ -129,6 +178,7 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "StableDiffusionDepth2ImgPipeline": ("stable-diffusion", DEPTH, None),
     "StableUnCLIPPipeline": ("stable-diffusion", ALONE, None),
     "StableUnCLIPImg2ImgPipeline": ("stable-diffusion", BESIDE, None),
+    "StableDiffusionInstructPix2PixPipeline": ("stable-diffusion", BESIDE, None),
     "LatentConsistencyModelPipeline": ("stable-diffusion", ALONE, None),
     "LatentConsistencyModelImg2ImgPipeline": ("stable-diffusion", FROM, None),
     "StableDiffusionXLAdapterPipeline": ("stable-diffusion-xl", ALONG, None),
@@ -147,6 +197,7 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "ZImageInpaintPipeline": ("z-image", INTO, None),
     "ZImageControlNetPipeline": ("z-image", ALONG, z_image_control(4)),
     "ZImageControlNetInpaintPipeline": ("z-image", f"{ALONG}, {INTO}", z_image_control(9)),
+    "ZImageOmniPipeline": ("z-image", BESIDE, None),
     "FluxImg2ImgPipeline": ("flux", FROM, None),
     "FluxInpaintPipeline": ("flux", INTO, None),
     "FluxControlNetPipeline": ("flux", ALONG, flux_control),
@@ -162,6 +213,10 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
     "QwenImageImg2ImgPipeline": ("qwen-image", FROM, None),
     "QwenImageInpaintPipeline": ("qwen-image", INTO, None),
     "QwenImageControlNetPipeline": ("qwen-image", ALONG, qwen_control),
+    "QwenImageControlNetInpaintPipeline": ("qwen-image", ALONG, qwen_inpaint_control),
+    "QwenImageEditPipeline": ("qwen-image", BESIDE, None),
+    "QwenImageEditPlusPipeline": ("qwen-image", BESIDE, None),
+    "QwenImageEditInpaintPipeline": ("qwen-image", f"{BESIDE}, {INTO}", None),
     "PixArtAlphaPipeline": ("pixart", ALONE, None),
     "ChromaImg2ImgPipeline": ("chroma", FROM, None),
 }
@@ -170,11 +225,13 @@ VARIANTS = {  # class -> family, what it takes, and how its control network is m
 UNCLIP = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 32}
 OWN_MODELS = {  # what the family's tiny models do not have
     "StableDiffusionDepth2ImgPipeline": {"channels": 5},  # the depth lies beside the latents
+    "StableDiffusionInstructPix2PixPipeline": {"channels": 8},  # the picture lies beside the latents
     "LatentConsistencyModelPipeline": {"time_cond_proj_dim": 8},  # guidance is an input of the U-Net
     "LatentConsistencyModelImg2ImgPipeline": {"time_cond_proj_dim": 8},
     "StableUnCLIPPipeline": UNCLIP,
     "StableUnCLIPImg2ImgPipeline": UNCLIP,
     "StableDiffusion3InpaintPipeline": {"channels": 16},  # it insists on the released number
+    "ZImageOmniPipeline": {"siglip": 8, "refiners": 0},
     "FluxControlPipeline": {"channels": 32},  # the control image lies beside the latents
     "FluxControlImg2ImgPipeline": {"channels": 32},
     "FluxControlInpaintPipeline": {"channels": 32},
@@ -188,6 +245,10 @@ OWN_PARTS = {  # what else the pipeline is made of
     "StableDiffusionDepth2ImgPipeline": depth_parts,
     "StableUnCLIPPipeline": unclip_parts,
     "StableUnCLIPImg2ImgPipeline": unclip_parts,
+    "QwenImageEditPipeline": picture_reader,
+    "QwenImageEditPlusPipeline": picture_reader,
+    "QwenImageEditInpaintPipeline": picture_reader,
+    "ZImageOmniPipeline": siglip_parts,
     "LatentConsistencyModelPipeline": lcm_scheduler,
     "LatentConsistencyModelImg2ImgPipeline": lcm_scheduler,
 }
@@ -210,7 +271,8 @@ def variant(name: str):
     taken = inspect.signature(kind.__init__).parameters
     found = kind(**{part: component for part, component in components.items() if part in taken})
     if hasattr(base, "prompt_template_encode_start_idx"):
-        found.prompt_template_encode_start_idx = base.prompt_template_encode_start_idx
+        system = found.prompt_template_encode.partition("<|im_start|>user\n")
+        found.prompt_template_encode_start_idx = template_length(found.tokenizer, "".join(system[:2]))
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -218,11 +280,13 @@ def variant(name: str):
 def given(name: str, pipeline, size: tuple[int, int]) -> dict:
     """The images that it takes. Of four steps the last two are drawn."""
     _, takes, _ = VARIANTS[name]
-    size = scaled(pipeline, size)
+    size = (64, 64) if name == "ZImageOmniPipeline" else scaled(pipeline, size)  # it takes no smaller picture
     known = inspect.signature(type(pipeline).__call__).parameters
     found = {}
     if ALONG in takes:
         found["control_image" if "control_image" in known else "image"] = picture(size)
+    if "control_mask" in known:
+        found["control_mask"] = hole(size)
     if INTO in takes:
         found |= {"image": picture(size), "mask_image": hole(size)}
     if FROM in takes or BESIDE in takes:

@@ -88,6 +88,14 @@ def qwen_tokenizer():
     return made
 
 
+def picture_tokenizer():
+    """Qwen's, with the tokens around pictures and in place of them."""
+    made = qwen_tokenizer()
+    names = ("vision_start", "vision_end", "image_pad", "video_pad")
+    made.add_tokens([f"<|{name}|>" for name in names], special_tokens=True)
+    return made
+
+
 MISTRAL = (
     "<s>{% for message in messages %}{% set text = message['content'][0]['text'] %}"
     "{% if message['role'] == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"

@@ -18,7 +18,7 @@ from toushi.probe.text.alignment import Token
 from toushi.probe.trace.export.export_trace import export
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import DamagedTrace
-from toushi.probe.trace.trace_format import PADS, PADS_TEXT, map_key, stored_columns
+from toushi.probe.trace.trace_format import PADS, SUMS, map_key, stored_columns
 from toushi.probe.trace.writer import TraceWriter
 
 FIRST, BETWEEN = 5, 2  # pads at the end, and among the text
@@ -69,7 +69,7 @@ def test_the_last_place_of_the_token_axis_is_the_sum_of_the_pads(traces):
     columns, pads = stored_columns(whole.tokens())
     assert summed.tokens() == whole.tokens() and len(pads) == FIRST + BETWEEN
     one, two = whole.attention(), summed.attention()
-    assert two["token"].values.tolist() == [*columns, PADS] and two["text"].values[-1] == PADS_TEXT
+    assert two["token"].values.tolist() == [*columns, PADS] and two["text"].values[-1] == SUMS["pad"]
     assert two["kind"].values.tolist()[-1] == "pad" and "pad" not in two["kind"].values[:-1]
     np.testing.assert_allclose(two.isel(token=slice(-1)), one.sel(token=columns), atol=1e-3)
     np.testing.assert_allclose(two.sel(token=PADS), one.sel(token=pads).sum("token", skipna=False), atol=5e-3)
@@ -120,13 +120,13 @@ def test_exported_tokens_end_with_the_pads(traces, tmp_path):
     pads = stored_columns(whole.tokens())[1]
     with np.load(export(summed, "npz", tmp_path / "x.npz", tokens=True).path) as data:
         about = json.loads(str(data["about"]))
-        assert about["tokens"]["cond"][-1] == {"token": PADS, "text": PADS_TEXT, "kind": "pad"}
+        assert about["tokens"]["cond"][-1] == {"token": PADS, "text": SUMS["pad"], "kind": "pad"}
         values = data["cond/tokens/8x4"]
     expected = whole.attention(sites="unet.down.0.*").sel(token=pads).sum("token", skipna=False)
     np.testing.assert_allclose(values[..., -1, :, :], expected, atol=5e-3)
     pandas = pytest.importorskip("pandas")
     table = pandas.read_parquet(export(summed, "parquet", tmp_path / "x.parquet", tokens=True).path)
-    assert set(table[table.token == PADS].text) == {PADS_TEXT} and set(table[table.branch == "uncond"].token) >= {0}
+    assert set(table[table.token == PADS].text) == {SUMS["pad"]} and set(table[table.branch == "uncond"].token) >= {0}
 
 
 def test_some_words_can_be_kept_beside_the_pads(tmp_path):

@@ -61,6 +61,7 @@ class Info:
             *component_rows(manifest),
             ("branches", ", ".join(f"{name} ({len(trace.tokens(name))} tokens)" for name in trace.branches)),
             ("kept", trace.keep),
+            ("not computed", f"{len(skipped)} sites at some steps" if (skipped := manifest.not_computed) else None),
             *(("not recorded", f"{site}: {why}") for site, why in (manifest.not_recorded or {}).items()),
             ("LoRA", ", ".join(lora_line(lora) for lora in manifest.loras or []) or None),
             ("safety checker", manifest.safety),

@@ -5,6 +5,8 @@ message. `encode_prompt` is called for the prompt, and with guidance again for t
 Image: latents are packed as in FLUX.1; each packed cell is a query and a key. `img_shapes` tells the grid.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
@@ -45,25 +47,30 @@ def column_positions(call: EncodePromptCall, count: int) -> range:
     return range(start, min(count, start + call.arguments.get("max_sequence_length", 1024)))
 
 
+QWEN_FIELDS: dict[str, Any] = {  # fields of Qwen-Image-Edit, too
+    "branch_order": ("cond", "uncond"),
+    "denoiser_inputs": ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "img_shapes"),
+    "read_inputs": read_inputs,
+    "cross_attention": ("transformer.transformer_blocks.*.attn",),
+    "joint": True,
+    "check": require_sdpa_processors("QwenDoubleStreamAttnProcessor2_0"),
+    "unpack_latents": unpack_latents,
+    "text_columns": lambda pipeline, tokens: tokens + TEMPLATE_TOKENS,
+}
+
 QWEN_IMAGE = diffusers_family(
     "qwen-image",
     "QwenImagePipeline",
     "QwenImageImg2ImgPipeline",
     "QwenImageInpaintPipeline",
     "QwenImageControlNetPipeline",
+    "QwenImageControlNetInpaintPipeline",
     **prompts_in_two_calls(
         [PromptPart(column_positions=column_positions, skip_padding=True, template=template)],
         lambda call: attended_columns(*call.result),
     ),
-    branch_order=("cond", "uncond"),
     embeddings="text_encoder.model.language_model.embed_tokens",
     layers="text_encoder.model.language_model.layers",
-    denoiser_inputs=("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "img_shapes"),
-    read_inputs=read_inputs,
-    cross_attention=("transformer.transformer_blocks.*.attn",),
-    joint=True,
-    check=require_sdpa_processors("QwenDoubleStreamAttnProcessor2_0"),
-    unpack_latents=unpack_latents,
     unrecorded_attention={"text_encoder.model.visual.*": PICTURE_ONLY},
-    text_columns=lambda pipeline, tokens: tokens + TEMPLATE_TOKENS,
+    **QWEN_FIELDS,
 )

@@ -13,7 +13,6 @@ from toushi.probe.trace.picture_datasets import choose_words
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import AttentionQuery, WordSpec, select_sites
 from toushi.probe.trace.trace_errors import NotRecorded
-from toushi.probe.trace.trace_format import map_key
 
 Tick = Callable[[int, int], None]
 
@@ -129,9 +128,7 @@ def describe(trace: Trace, branches: list[BranchPlan]) -> dict[str, object]:
 
 def _summed(trace: Trace, branch: BranchPlan) -> dict[str, int]:
     """Site -> the number of steps over which it was summed. Where a cache skipped it, there are fewer."""
-    file = trace.files.step(trace.steps[-1])
-    query = branch.queries[0]
-    return {site: query.count(file, map_key(site, branch.name)) for site in query.sites}
+    return {site: trace.step_count(site, branch.name) for site in branch.queries[0].sites}
 
 
 def plan_arrays(branches: list[BranchPlan]) -> list[ArrayPlan]:
