@@ -29,7 +29,7 @@ from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import record
 from toushi.probe.session.sampling_session import subscribe
 from toushi.probe.session.subscriber import Subscriber
-from toushi.probe.text.alignment import WordSpec, find_word, segment
+from toushi.probe.text.alignment import WordSpec, find_word, list_words, segment
 from toushi.probe.text.word_changes import replace_words
 from toushi.probe.trace.comparison import Comparison, compare
 from toushi.probe.trace.manifest import Kept, Manifest
@@ -76,13 +76,13 @@ def edit_run(
     trace: Trace | str | Path,
     folder: str | Path,
     *,
-    without: Sequence[WordSpec] = (),
+    without: WordSpec | Sequence[WordSpec] = (),
     swap: Mapping[str, str] | None = None,
-    remove: Sequence[WordSpec] = (),
+    remove: WordSpec | Sequence[WordSpec] = (),
     scale: Mapping[str, float] | None = None,
     move: Mapping[str, Direction] | None = None,
-    keep_only: Sequence[str] = (),
-    knock_out: Sequence[str] = (),
+    keep_only: str | Sequence[str] = (),
+    knock_out: str | Sequence[str] = (),
     head: int | Sequence[int] | None = None,
     edits: Sequence[Edit] = (),
     model: Model | str | None = None,
@@ -108,13 +108,15 @@ def edit_run(
     trace = trace if isinstance(trace, Trace) else open_trace(trace)
     manifest, folder = trace.manifest, Path(folder)
     check_repeatable(trace)
-    if folder.resolve() == trace.folder.resolve():
-        raise ToushiError(f"{folder} is the trace that is edited; write the new one to another folder")
+    if trace.folder.resolve().is_relative_to(folder.resolve()):
+        raise ToushiError(f"{folder} holds the trace that is edited; write the new one to another folder")
     check_output_dir(folder, overwrite)
     if head is not None and not knock_out:
         raise ToushiError("head is of knock_out; name the site, such as unet.middle.cross_attention, too")
     if not any((without, swap, remove, scale, move, keep_only, knock_out, edits)):
         raise ToushiError("there is nothing to change; name a change, such as remove")
+    without, remove, keep_only = list_words(without), list_words(remove), list_words(keep_only)
+    knock_out = [knock_out] if isinstance(knock_out, str) else knock_out
     shifts = {word: _shift(direction) for word, direction in (move or {}).items()}
     assert manifest.prompt is not None and manifest.seed is not None  # checked before
     prompt = replace_words(manifest.prompt, [*((word, "") for word in without), *(swap or {}).items()])

@@ -53,6 +53,11 @@ class Token:
     position: int  # in the encoder's sequence
     column: int | None  # in the denoiser's text keys; None when the pipeline drops the token
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it stands for text of the prompt, which the vocabulary may lack."""
+        return self.kind in ("text", "unknown")
+
 
 @dataclass(frozen=True)
 class Word:

@@ -66,7 +66,7 @@ class Comparison:
 
 
 def compare(
-    a: Trace | str | Path, b: Trace | str | Path, *, words: Sequence[str] | None = None, branch: str = "cond"
+    a: Trace | str | Path, b: Trace | str | Path, *, words: str | Sequence[str] | None = None, branch: str = "cond"
 ) -> Comparison:
     """The differences of two traces of pictures, which are given as folders or opened.
 
@@ -82,6 +82,7 @@ def compare(
         for name, trace in (("A", first), ("B", second))
         if not trace.complete
     ]
+    words = [words] if isinstance(words, str) else words
     difference, changed = _compare_pictures(first, second, notes)
     maps = _common_maps(first, second, words, branch, notes)
     columns = {
