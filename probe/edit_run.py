@@ -42,29 +42,9 @@ Direction = Literal["left", "right", "up", "down"]
 SHIFTS: dict[str, tuple[float, float]] = {"left": (0, -0.5), "right": (0, 0.5), "up": (-0.5, 0), "down": (0.5, 0)}
 # Arguments of a sampling call that `generate` gives again, or that do not change the picture.
 GIVEN = frozenset(
-    [
-        "prompt",
-        "negative",
-        "negative_prompt",
-        "steps",
-        "num_inference_steps",
-        "seed",
-        "generator",
-        "guidance",
-        "guidance_scale",
-        "true_cfg_scale",
-        "sampler",
-        "size",
-        "height",
-        "width",
-        "use_resolution_binning",
-        "callback",
-        "callback_steps",
-        "callback_on_step_end",
-        "callback_on_step_end_tensor_inputs",
-        "output_type",
-        "return_dict",
-    ]
+    "prompt negative negative_prompt steps num_inference_steps seed generator guidance guidance_scale true_cfg_scale "
+    "sampler size height width use_resolution_binning callback callback_steps callback_on_step_end "
+    "callback_on_step_end_tensor_inputs output_type return_dict".split()
 )
 
 
@@ -115,8 +95,8 @@ def edit_run(
         raise ToushiError("head is of knock_out; name the site, such as unet.middle.cross_attention, too")
     if not any((without, swap, remove, scale, move, keep_only, knock_out, edits)):
         raise ToushiError("there is nothing to change; name a change, such as remove")
-    without, remove, keep_only = list_words(without), list_words(remove), list_words(keep_only)
-    knock_out = [knock_out] if isinstance(knock_out, str) else knock_out
+    without, remove = list_words(without), list_words(remove)
+    keep_only, knock_out = ([texts] if isinstance(texts, str) else texts for texts in (keep_only, knock_out))
     shifts = {word: _shift(direction) for word, direction in (move or {}).items()}
     assert manifest.prompt is not None and manifest.seed is not None  # checked before
     prompt = replace_words(manifest.prompt, [*((word, "") for word in without), *(swap or {}).items()])

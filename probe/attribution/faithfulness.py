@@ -33,7 +33,9 @@ FAITHFULNESS: dict[str, Literal["higher", "lower"]] = {
 }
 
 
-def curve(scores: WordScores, explanation: "xarray.DataArray", kind: Literal["insertion", "deletion"]) -> "xarray.DataArray":
+def curve(
+    scores: WordScores, explanation: "xarray.DataArray", kind: Literal["insertion", "deletion"]
+) -> "xarray.DataArray":
     """The score [words] after 0, 1, … of the words, highest ones first, were written (insertion) or left out (deletion).
 
     Petsiuk et al., "RISE", 2018. Equal values go in the order of the prompt.

@@ -84,7 +84,10 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     label = labels.get(asked, asked.text)
     checks: dict[Finding, bool] = {"unknown": is_unknown, "split": bool(split)}
     if all(token.column is None for token in word_tokens):
-        found = (LOST[why_no_map(trace.manifest, branch, span)], *(finding for finding in checks if checks[finding]))
+        found: tuple[Finding, ...] = (
+            LOST[why_no_map(trace.manifest, branch, span)],
+            *(name for name in checks if checks[name]),
+        )
         return WordDiagnosis(label, span, word_tokens, unknown, split, None, {}, None, None, None, None, None, found)
 
     heat = trace.heat_map(span, branch=branch)
@@ -95,7 +98,9 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     same_class = {labels[other] for other in there if word_class(other.text) == word_class(asked.text)}
     peers = {name: of_word for name, of_word in shares.items() if name in same_class} or shares
     if not np.isfinite(share):
-        raise DamagedTrace(f"{trace.folder}: the map of {label!r} holds NaN, so nothing can be said of it; record it again")
+        raise DamagedTrace(
+            f"{trace.folder}: the map of {label!r} holds NaN, so nothing can be said of it; record it again"
+        )
     masses = trace.mass(branch, sites=heat.attrs["sites"])
     is_whole = trace.manifest.branches[branch].covers_all_columns()
     sink = sum(float(part) for token, part in zip(places, masses.values) if not token.is_text) if is_whole else None
@@ -104,7 +109,7 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     checks["sink"] = sink is not None and sink > SINK
     checks["faint"] = bool(peers) and share < FAINT * float(np.median(list(peers.values())))
     checks["no_contrast"] = contrast is not None and contrast < CONTRAST
-    found = tuple(finding for finding in checks if checks[finding])
+    found = tuple(name for name in checks if checks[name])
     return WordDiagnosis(
         label, span, word_tokens, unknown, split, share, peers, sink, step, site, most, contrast, found
     )

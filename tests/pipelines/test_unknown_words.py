@@ -9,10 +9,10 @@ from tests.pipelines.tiny import draw, made
 from toushi.cli.trace_summary import summarize_words
 from toushi.dashboards.heat_map.payload import picture_block
 from toushi.dashboards.heat_map.word_maps import read_word_maps
+from toushi.probe.editing.editing import Edit, edit
 from toushi.probe.figures.words_figure import words_figure
 from toushi.probe.pipelines.prompt_tokens import UnknownToEncoder, UnspelledPrompt
 from toushi.probe.recording.record import record
-from toushi.probe.editing.editing import Edit, edit
 from toushi.probe.trace.export.export_trace import export
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.trace_errors import NotRecorded
