@@ -41,11 +41,12 @@ from toushi.probe.trace.trace_format import CONCEPTS, MANIFEST
 Direction = Literal["left", "right", "up", "down"]
 SHIFTS: dict[str, tuple[float, float]] = {"left": (0, -0.5), "right": (0, 0.5), "up": (-0.5, 0), "down": (0.5, 0)}
 # Arguments of a sampling call that `generate` gives again, or that do not change the picture.
-GIVEN = frozenset(
-    "prompt negative negative_prompt steps num_inference_steps seed generator guidance guidance_scale true_cfg_scale "
-    "sampler size height width use_resolution_binning callback callback_steps callback_on_step_end "
-    "callback_on_step_end_tensor_inputs output_type return_dict".split()
-)
+GIVEN = {
+    *("prompt", "negative", "negative_prompt", "steps", "num_inference_steps", "seed", "generator", "sampler"),
+    *("guidance", "guidance_scale", "true_cfg_scale", "size", "height", "width", "use_resolution_binning"),
+    *("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+    *("output_type", "return_dict"),
+}
 
 
 class CannotRepeat(ToushiError):

@@ -17,11 +17,12 @@ from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_errors import NotRecorded
 
 CHANGE = 16  # of 255: a pixel has changed if one of its channels differs by more
-FACTS = (  # fields of the manifest that are compared, in this order
-    "prompt negative_prompt model loras edits seed generator_state guidance true_guidance strength source_image_sha256 "
-    "sampler size batch batch_index arguments components keep safety loading dtype device gpu autocast torch_settings "
-    "kernel threads attention_switched versions git"
-).split()
+FACTS = (  # fields of the manifest
+    *("prompt", "negative_prompt", "model", "loras", "edits", "seed", "generator_state", "guidance", "true_guidance"),
+    *("strength", "source_image_sha256", "sampler", "size", "batch", "batch_index", "arguments", "components", "keep"),
+    *("safety", "loading", "dtype", "device", "gpu", "autocast", "torch_settings", "kernel", "threads"),
+    *("attention_switched", "versions", "git"),
+)
 
 
 @dataclass(frozen=True)
