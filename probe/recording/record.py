@@ -110,7 +110,8 @@ def record(
         policy,
         sites,
         overwrite,
-        switch_attention=native_attention,
+        None,
+        native_attention,
         concepts=concepts,
         hash_weights=hash_weights,
     )
