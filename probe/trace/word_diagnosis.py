@@ -74,13 +74,13 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     Raises UnknownWord or AmbiguousWord; NotRecorded if the trace has no maps of it, DamagedTrace if they hold NaN.
     """
     span, words, tokens = trace.span(word, branch), trace.words(branch), trace.tokens(branch)
-    asked = next((each for each in words if each.span == span), None) or Word(_text(trace, span, branch), *span)
+    asked = Word((trace.manifest.prompt_of(branch) or "")[slice(*span)], *span)
     word_tokens = tuple(token for token, share in zip(tokens, token_shares(tokens, span)) if share)
     labels = dict(zip(words, word_labels(words, words)))
     others = [other for other in words if other.end <= span[0] or span[1] <= other.start]
     is_unknown = bool(unknown_words([asked], tokens))
     unknown = tuple(labels[other] for other in unknown_words(others, tokens)) if is_unknown else ()
-    split = tuple(labels[other] for other in others if any(_overlaps(token, other.span) for token in word_tokens))
+    split = tuple(labels[other] for other in others if token_shares(word_tokens, other.span).any())
     label = labels.get(asked, asked.text)
     checks: dict[Finding, bool] = {"unknown": is_unknown, "split": bool(split)}
     if all(token.column is None for token in word_tokens):
@@ -113,14 +113,6 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     return WordDiagnosis(
         label, span, word_tokens, unknown, split, share, peers, sink, step, site, most, contrast, found
     )
-
-
-def _text(trace: Trace, span: Span, branch: str) -> str:
-    return (trace.manifest.prompt_of(branch) or "")[slice(*span)]
-
-
-def _overlaps(token: Token, span: Span) -> bool:
-    return token.span is not None and token.span[0] < span[1] and span[0] < token.span[1]
 
 
 def _contrast(heat: np.ndarray, others: Sequence[np.ndarray]) -> float | None:

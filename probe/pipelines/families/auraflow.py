@@ -12,15 +12,14 @@ from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.denoiser_inputs import patch_pixels, patches_behind_text
 from toushi.probe.pipelines.diffusers_family import diffusers_family, t5_encoder
 from toushi.probe.pipelines.family import EncodePromptCall
-from toushi.probe.pipelines.prompt_tokens import BranchStates, PromptPart, prompts_in_one_call
+from toushi.probe.pipelines.prompt_tokens import BranchStates, PromptPart, prompts_in_one_call, unmasked_states
 
 REGISTERS = 8  # the model has no argument for their number
 
 
 def states_of(call: EncodePromptCall) -> BranchStates:
     """All positions, padding too."""
-    positive, _, negative, _ = call.result
-    return positive.unbind(), None if negative is None else negative.unbind()
+    return unmasked_states(call._replace(result=call.result[::2]))
 
 
 AURAFLOW = diffusers_family(
