@@ -29,7 +29,7 @@ from toushi.probe.recording.provenance import environment
 from toushi.probe.recording.record import record
 from toushi.probe.session.sampling_session import subscribe
 from toushi.probe.session.subscriber import Subscriber
-from toushi.probe.text.alignment import WordSpec, find_word, segment
+from toushi.probe.text.alignment import WordSpec, find_word, list_words, segment
 from toushi.probe.text.word_changes import replace_words
 from toushi.probe.trace.comparison import Comparison, compare
 from toushi.probe.trace.manifest import Kept, Manifest
@@ -41,31 +41,12 @@ from toushi.probe.trace.trace_format import CONCEPTS, MANIFEST
 Direction = Literal["left", "right", "up", "down"]
 SHIFTS: dict[str, tuple[float, float]] = {"left": (0, -0.5), "right": (0, 0.5), "up": (-0.5, 0), "down": (0.5, 0)}
 # Arguments of a sampling call that `generate` gives again, or that do not change the picture.
-GIVEN = frozenset(
-    [
-        "prompt",
-        "negative",
-        "negative_prompt",
-        "steps",
-        "num_inference_steps",
-        "seed",
-        "generator",
-        "guidance",
-        "guidance_scale",
-        "true_cfg_scale",
-        "sampler",
-        "size",
-        "height",
-        "width",
-        "use_resolution_binning",
-        "callback",
-        "callback_steps",
-        "callback_on_step_end",
-        "callback_on_step_end_tensor_inputs",
-        "output_type",
-        "return_dict",
-    ]
-)
+GIVEN = {
+    *("prompt", "negative", "negative_prompt", "steps", "num_inference_steps", "seed", "generator", "sampler"),
+    *("guidance", "guidance_scale", "true_cfg_scale", "size", "height", "width", "use_resolution_binning"),
+    *("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+    *("output_type", "return_dict"),
+}
 
 
 class CannotRepeat(ToushiError):
@@ -76,13 +57,13 @@ def edit_run(
     trace: Trace | str | Path,
     folder: str | Path,
     *,
-    without: Sequence[WordSpec] = (),
+    without: WordSpec | Sequence[WordSpec] = (),
     swap: Mapping[str, str] | None = None,
-    remove: Sequence[WordSpec] = (),
+    remove: WordSpec | Sequence[WordSpec] = (),
     scale: Mapping[str, float] | None = None,
     move: Mapping[str, Direction] | None = None,
-    keep_only: Sequence[str] = (),
-    knock_out: Sequence[str] = (),
+    keep_only: str | Sequence[str] = (),
+    knock_out: str | Sequence[str] = (),
     head: int | Sequence[int] | None = None,
     edits: Sequence[Edit] = (),
     model: Model | str | None = None,
@@ -108,13 +89,15 @@ def edit_run(
     trace = trace if isinstance(trace, Trace) else open_trace(trace)
     manifest, folder = trace.manifest, Path(folder)
     check_repeatable(trace)
-    if folder.resolve() == trace.folder.resolve():
-        raise ToushiError(f"{folder} is the trace that is edited; write the new one to another folder")
+    if trace.folder.resolve().is_relative_to(folder.resolve()):
+        raise ToushiError(f"{folder} holds the trace that is edited; write the new one to another folder")
     check_output_dir(folder, overwrite)
     if head is not None and not knock_out:
         raise ToushiError("head is of knock_out; name the site, such as unet.middle.cross_attention, too")
     if not any((without, swap, remove, scale, move, keep_only, knock_out, edits)):
         raise ToushiError("there is nothing to change; name a change, such as remove")
+    without, remove = list_words(without), list_words(remove)
+    keep_only, knock_out = ([texts] if isinstance(texts, str) else texts for texts in (keep_only, knock_out))
     shifts = {word: _shift(direction) for word, direction in (move or {}).items()}
     assert manifest.prompt is not None and manifest.seed is not None  # checked before
     prompt = replace_words(manifest.prompt, [*((word, "") for word in without), *(swap or {}).items()])

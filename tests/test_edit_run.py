@@ -81,11 +81,11 @@ def test_two_changes_of_one_place_are_refused():
         ({"remove": ["猫"]}, PROMPT, [Edit(CROSS, "zero", word="猫", renormalise=True)]),
         ({"scale": {"月亮": 2}}, PROMPT, [Edit(CROSS, word="月亮", factor=2, renormalise=True)]),
         ({"move": {"猫": "right"}}, PROMPT, [Edit(CROSS, "move", word="猫", shift=(0, 0.5), renormalise=True)]),
-        ({"keep_only": ["猫"]}, PROMPT, [Edit(CROSS, "keep_only", word=("猫",), renormalise=True)]),
-        ({"without": ["猫"]}, "左边是，右边是月亮，夜晚", []),
+        ({"keep_only": "猫"}, PROMPT, [Edit(CROSS, "keep_only", word=("猫",), renormalise=True)]),
+        ({"without": "猫"}, "左边是，右边是月亮，夜晚", []),
         ({"swap": {"猫": "红色的狗"}}, "左边是红色的狗，右边是月亮，夜晚", []),
         (
-            {"knock_out": ["unet.middle.cross_attention"], "head": (1,)},
+            {"knock_out": "unet.middle.cross_attention", "head": (1,)},
             PROMPT,
             [Edit("unet.middle.cross_attention", "zero", head=1)],
         ),
@@ -145,6 +145,7 @@ def test_an_edited_run_that_was_interrupted_keeps_its_parent(model, parent, tmp_
         ({"without": ["猫"], "remove": ["猫"]}, UnknownWord, "猫"),
         ({"move": {"猫": "north"}}, ToushiError, "left, right, up, down"),
         ({"remove": ["猫"], "head": 3}, ToushiError, "knock_out"),
+        ({"scale": {"猫": "much"}}, BadEdit, "factor must be a number"),
         ({"knock_out": ["unet.middle.cross_attention"], "head": 99}, BadEdit, "no head 99"),
     ],
 )
@@ -156,6 +157,8 @@ def test_wrong_changes_are_refused(model, parent, tmp_path, changes, error, mess
 def test_a_trace_is_not_written_over_its_parent(model, parent):
     with pytest.raises(ToushiError, match="another folder"):
         edit_run(parent, parent, remove=["猫"], model=model, overwrite=True)
+    with pytest.raises(ToushiError, match="another folder"):  # it would delete the folder with the trace
+        edit_run(parent, parent.parent, remove=["猫"], model=model, overwrite=True)
     assert open_trace(parent).complete
 
 

@@ -2,7 +2,8 @@
 
 `MEASURES` has all of them, those of `maps.py` too. Maps are numpy arrays [..., y, x] or xarray.DataArrays, masks [Y, X]
 are 0..1 or boolean at the picture's size, and a measure returns [...]. Maps are resampled to the grid of the mask, whose
-pixels count as inside from one half. Where a mask is empty, a measure that needs pixels inside is NaN.
+pixels count as inside from one half. Where a mask is empty, a measure that needs pixels inside is NaN. Measures of pixels
+raise ToushiError for NaN in a map.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from toushi.probe.analysis.maps import (
     Maps,
     as_mask,
     auc,
+    check_numbers,
     entropy,
+    map_mean,
     mass_inside,
     measure_maps,
     pointing_game,
@@ -31,7 +34,7 @@ def pixel_accuracy(maps: Maps, mask: ArrayLike) -> Maps:
 
     Chefer et al., "Transformer Interpretability Beyond Attention Visualization", 2021, section 4 (segmentation).
     """
-    return _on_pixels(lambda m, inside: ((m > m.mean(-1, keepdims=True)) == inside).mean(-1), maps, mask)
+    return _on_pixels(lambda m, inside: (_exceeds_mean(m) == inside).mean(-1), maps, mask)
 
 
 def iou_at_mean(maps: Maps, mask: ArrayLike) -> Maps:
@@ -41,7 +44,7 @@ def iou_at_mean(maps: Maps, mask: ArrayLike) -> Maps:
     """
 
     def measure(m: np.ndarray, inside: np.ndarray) -> ArrayOrScalar:
-        above = m > m.mean(-1, keepdims=True)
+        above = _exceeds_mean(m)
         return _iou((above & inside).sum(-1), above.sum(-1), inside)
 
     return _on_pixels(measure, maps, mask)
@@ -142,7 +145,16 @@ def _on_pixels(
     """`function` of the maps' values at the pixels of the mask, and of which pixels are inside."""
     mask = as_mask(mask)
     inside = mask.ravel() >= 0.5
-    return measure_maps(lambda m: function(resample(m, mask.shape).reshape(*m.shape[:-2], -1), inside), maps)
+
+    def measure(m: np.ndarray) -> ArrayOrScalar:
+        check_numbers(m)
+        return function(resample(m, mask.shape).reshape(*m.shape[:-2], -1), inside)
+
+    return measure_maps(measure, maps)
+
+
+def _exceeds_mean(maps: Float[np.ndarray, "... pixel"]) -> Bool[np.ndarray, "... pixel"]:
+    return maps > map_mean(maps[..., None])[..., 0]
 
 
 def _iou(intersection: ArrayOrScalar, size: ArrayOrScalar, inside: np.ndarray) -> np.ndarray:

@@ -153,10 +153,7 @@ def pointing_game(maps: Maps, mask: ArrayLike) -> Maps:
     mask = as_mask(mask)
 
     def measure(m: np.ndarray) -> ArrayOrScalar:
-        if np.isnan(m).any():
-            raise ToushiError(
-                "pointing_game expected maps of numbers, but NaN came; average over heads with skipna first"
-            )
+        check_numbers(m)
         hits = _at_centres(mask, m.shape[-2:]) >= 0.5
         largest = m == m.max((-2, -1), keepdims=True)
         return (hits | ~largest).all((-2, -1))
@@ -191,7 +188,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     NaN where a map is constant.
     """
-    a, b = (m - m.mean((-2, -1), keepdims=True) for m in _same_shape(first, second))
+    a, b = (m - map_mean(m) for m in _same_shape(first, second))
     return _ratio((a * b).sum((-2, -1)), np.sqrt((a * a).sum((-2, -1)) * (b * b).sum((-2, -1))))
 
 
@@ -311,6 +308,18 @@ def measure_maps(function: Callable[[np.ndarray], ArrayOrScalar], maps: Any) -> 
     import xarray as xr
 
     return xr.apply_ufunc(lambda m: function(m.astype(np.float64)), maps, input_core_dims=[["y", "x"]])
+
+
+def map_mean(maps: Float[np.ndarray, "*rows _y _x"]) -> Float[np.ndarray, "*rows 1 1"]:
+    """The mean of each map [..., 1, 1], that of a constant map without rounding."""
+    mean, least, most = (f(maps, (-2, -1), keepdims=True) for f in (np.mean, np.min, np.max))
+    return np.clip(mean, least, most)
+
+
+def check_numbers(maps: np.ndarray) -> None:
+    """Raises ToushiError for NaN."""
+    if np.isnan(maps).any():
+        raise ToushiError("expected maps of numbers, but NaN came; average over heads with skipna first")
 
 
 def _ratio(part: ArrayOrScalar, whole: ArrayOrScalar) -> np.ndarray:

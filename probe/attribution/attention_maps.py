@@ -4,6 +4,7 @@
 looked, not whether that mattered (docs/explaining.md).
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class AttentionReading(NamedTuple):
 class _Reader(Subscriber):
     """Keeps the attention of the first row, which has the prompt."""
 
-    def __init__(self, model: object, sites: str | Sequence[str] | None, heads: Sequence[int] | None):
+    def __init__(self, sites: str | Sequence[str] | None, heads: Sequence[int] | None):
         self.sites, self.heads = sites, heads
         self.attention: list[SiteAttention] = []
         self.kinds: dict[str, SiteKind] = {}
@@ -70,9 +71,8 @@ class _Reader(Subscriber):
         maps = call.probabilities(keys, [row], queries)[0].float()
         value = value[row, :, keys].float()
         norms = value.norm(dim=-1).repeat_interleave(len(maps) // len(value), dim=0)
-        if self.heads is not None:
-            _check_heads(self.heads, len(maps), call.site)
-            maps, norms = maps[list(self.heads)], norms[list(self.heads)]
+        heads = head_indices(self.heads, len(maps), call.site)
+        maps, norms = maps[heads], norms[heads]
         maps = maps.unflatten(-1, grid_of(self.grid, maps.shape[-1]))
         self.attention.append(SiteAttention(call.site, kind, maps.cpu().numpy(), norms.cpu().numpy()))
         return output
@@ -85,7 +85,7 @@ def read_attention(
 
     Raises UnknownSite for a glob that matches nothing, CannotExplain for heads that a site has not.
     """
-    reader = _Reader(denoising.model, sites, heads)
+    reader = _Reader(sites, heads)
     with subscribe(denoising.model, reader):
         denoising.denoised([denoising.prompt])
     if not any(site.kind == "cross" for site in reader.attention):
@@ -153,6 +153,12 @@ def _to_text(reading: AttentionReading) -> list[SiteAttention]:
     return [site for site in reading.sites if site.kind == "cross"]
 
 
-def _check_heads(heads: Sequence[int], count: int, site: str) -> None:
-    if not heads or not all(0 <= head < count for head in heads):
-        raise CannotExplain(f"{site} has the heads 0 to {count - 1}, but {list(heads)} came")
+def head_indices(heads: Sequence[int] | None, count: int, site: str) -> list[int]:
+    """These heads of a site; all of its `count` heads for None. Raises CannotExplain for heads that it has not."""
+    try:
+        chosen = list(range(count) if heads is None else map(operator.index, heads))
+    except TypeError:
+        chosen = []
+    if not chosen or not all(0 <= head < count for head in chosen):
+        raise CannotExplain(f"{site} has the heads 0 to {count - 1}, but {heads!r:.60} came")
+    return chosen

@@ -47,9 +47,14 @@ class Denoising:
     at_latents: Callable[[Tensor], "Denoising"] | None = None  # the same at other noisy latents; None: not possible
 
     def denoised(self, prompts: Sequence[str], grad: bool = False) -> Denoised:
-        """The clean latents that the denoiser predicts for each of the prompts, in latent units."""
+        """The clean latents that the denoiser predicts for each of the prompts, in latent units. Raises CannotExplain."""
         with torch.set_grad_enabled(grad):
-            return self.evaluate(list(prompts), grad).float()
+            clean = self.evaluate(list(prompts), grad).float()
+        if not clean.isfinite().all():
+            raise CannotExplain(
+                f"{self.family.name} predicts NaN or infinity at these latents: check them, or load it in another dtype"
+            )
+        return clean
 
 
 def denoise_at(
@@ -84,6 +89,8 @@ def denoise_at(
         latents = getattr(model, "encode")(image)  # noqa: B009  # both of our models have it
     if latents is None:
         latents, time = _latents_of_run(model, family, prompt, time, seed, options)
+    elif latents.dim() != 4 or len(latents) != 1:
+        raise CannotExplain(f"expected latents [1, channel, y, x], but an array of shape {tuple(latents.shape)} came")
     else:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
         latents = (1 - time) * latents + time * noise
@@ -123,6 +130,9 @@ def _latents_of_run(
 # --- pipelines of diffusers
 
 
+SET_HERE = {"self", "prompt", "generator", "output_type", "num_images_per_prompt"}  # by `explain` itself
+
+
 class _Stop(Exception):
     """Ends a pipeline's call before a step of its scheduler. `arguments` are those of the step, `index` is its number."""
 
@@ -138,6 +148,8 @@ def _pipeline_denoising(
     unguided = dict([(name, scale) for name, scale in off.items() if name in parameters][:1])
     if not unguided:
         raise CannotExplain(f"the call of {type(pipeline).__name__} has no argument that turns guidance off")
+    if wrong := sorted(options.keys() - (parameters.keys() - SET_HERE)):
+        raise CannotExplain(f"{wrong[0]} is no option here; expected {', '.join(sorted(parameters.keys() - SET_HERE))}")
     options = {"num_inference_steps": default_steps(pipeline), **options}
     scheduler, denoiser = getattr(pipeline, family.scheduler), submodule(pipeline, family.denoiser)
 

@@ -7,7 +7,7 @@ explain(model, "左边是猫，右边是月亮")                                
 explain(model, "左边是猫，右边是月亮", (0, 0, 16, 8), "shapley")          # which words the left half needs [word]
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,7 @@ def explain(
     target: Target | None = None,
     method: str = "attention",
     *,
-    words: Sequence[WordSpec] | None = None,
+    words: WordSpec | Iterable[WordSpec] | None = None,
     time: float = 0.5,
     seed: int = 0,
     image: Image.Image | None = None,
@@ -76,7 +76,7 @@ def explain_at(
     target: Target | None = None,
     method: str = "attention",
     *,
-    words: Sequence[WordSpec] | None = None,
+    words: WordSpec | Iterable[WordSpec] | None = None,
     sites: str | Sequence[str] | None = None,
     heads: Sequence[int] | None = None,
     seed: int = 0,
@@ -144,18 +144,18 @@ def _maps(
 def word_maps(maps: TokenMaps, reading: AttentionReading, words: Sequence[Word]) -> Float[np.ndarray, "word y x"]:
     """The sum over the tokens of each word, each times the share of its characters in the word.
 
-    Raises CannotExplain for a word without a column in the denoiser's text, because the prompt was cut before it.
+    Raises CannotExplain for a word without a column in the denoiser's text.
     """
     pairs = [(token, token.column) for token in reading.prompt.tokens if token.column is not None]
-    tokens, columns = zip(*((token, column) for token, column in pairs if column < len(maps)))
+    pairs = [(token, column) for token, column in pairs if column < len(maps)]
+    tokens, columns = [token for token, _ in pairs], [column for _, column in pairs]
     result = []
     for word in words:
         shares = token_shares(tokens, word.span)
         if not shares.any():
-            raise CannotExplain(
-                f"{word.text!r} has no map: the denoiser's text has no column of it (was the prompt cut?)"
-            )
-        result.append(np.tensordot(shares, maps[list(columns)], 1))
+            reason = reading.prompt.why_no_column(word.span)
+            raise CannotExplain(f"{word.text!r} has no map, for the denoiser's text has no column of it: {reason}")
+        result.append(np.tensordot(shares, maps[columns], 1))
     return np.stack(result)
 
 

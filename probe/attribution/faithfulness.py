@@ -33,7 +33,9 @@ FAITHFULNESS: dict[str, Literal["higher", "lower"]] = {
 }
 
 
-def curve(scores: WordScores, explanation: "xarray.DataArray", kind: Literal["insertion", "deletion"]):
+def curve(
+    scores: WordScores, explanation: "xarray.DataArray", kind: Literal["insertion", "deletion"]
+) -> "xarray.DataArray":
     """The score [words] after 0, 1, … of the words, highest ones first, were written (insertion) or left out (deletion).
 
     Petsiuk et al., "RISE", 2018. Equal values go in the order of the prompt.
@@ -116,8 +118,9 @@ def sensitivity(
 
 def agreement(explanations: Sequence["xarray.DataArray"]) -> float:
     """Mean Pearson correlation of each two explanations, -1..1: of one prompt at several seeds, or before and after."""
-    if len(explanations) < 2:
-        raise CannotExplain(f"agreement needs at least two explanations, but {len(explanations)} came")
+    shapes = [explanation.shape for explanation in explanations]
+    if len(shapes) < 2 or len(set(shapes)) > 1:
+        raise CannotExplain(f"agreement needs at least two explanations of one shape, but the shapes {shapes} came")
     matrix = np.corrcoef([explanation.values.ravel() for explanation in explanations])
     return float(matrix[np.triu_indices(len(matrix), 1)].mean())
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toushi.hooks.attention import AttentionHook, Call
 from toushi.hooks.module_hooks import forward_parameters, input_hook
 from toushi.probe.analysis.maps import mean_of_sites
-from toushi.probe.attribution.attention_maps import AttentionReading, TokenMaps
+from toushi.probe.attribution.attention_maps import AttentionReading, TokenMaps, head_indices
 from toushi.probe.attribution.denoising import CannotExplain, Denoising
 from toushi.probe.attribution.word_scores import Score, check_scores
 from toushi.probe.base.extras import require
@@ -94,6 +94,8 @@ def gradient_attention(
         total = check_scores(score(denoising.denoised([denoising.prompt], grad=True)), 1).sum()
     try:
         gradients = dict(zip(zeros, torch.autograd.grad(total, list(zeros.values()), allow_unused=True)))
+        if all(gradient is None for gradient in gradients.values()):
+            raise RuntimeError("the target does not depend on the attention")
     except (RuntimeError, NotImplementedError) as error:
         raise CannotExplain(_no_gradient(denoising, error)) from error
     maps = []
@@ -101,7 +103,7 @@ def gradient_attention(
         if (gradient := gradients.get(site.site)) is not None:
             slope = gradient[0].transpose(1, 2).float().cpu().numpy().reshape(site.probabilities.shape)
             product = np.maximum(site.probabilities * slope, 0)
-            maps.append((product if heads is None else product[list(heads)]).mean(0))
+            maps.append(product[head_indices(heads, len(product), site.site)].mean(0))
     return mean_of_sites(maps)
 
 

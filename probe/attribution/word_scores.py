@@ -4,16 +4,19 @@ A word is left out by writing the prompt without it: 左边是猫 without 猫 is
 user could have typed. The tokens of the other words may change place.
 """
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsIndex, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toushi.probe.analysis.maps import resample
+from toushi.probe.analysis.maps import as_mask, resample
 from toushi.probe.attribution.denoising import CannotExplain, Denoised, Denoising
-from toushi.probe.text.alignment import Word, WordSpec, find_word, segment, word_labels
+from toushi.probe.text.alignment import Word, WordSpec, find_word, list_words, segment, word_labels
+from toushi.probe.text.word_changes import replace_words
 
 Score = Callable[[Denoised], Float[Tensor, " b"]]  # of the predicted clean latents of each row
 Target = Score | tuple[int, int, int, int] | np.ndarray  # a score, a box (y0, x0, y1, x1) in latent cells, or a mask
@@ -23,7 +26,7 @@ BATCH = 16  # prompts in one evaluation
 class WordScores:
     """The score for each choice of words. A choice is a row of 1 (written) and 0 (left out) [word]."""
 
-    def __init__(self, denoising: Denoising, target: Target, words: Sequence[WordSpec] | None = None):
+    def __init__(self, denoising: Denoising, target: Target, words: WordSpec | Iterable[WordSpec] | None = None):
         self.denoising = denoising
         self.words = words_of(denoising.prompt, words)
         self.score = score_of(denoising, target, self.words)
@@ -44,13 +47,13 @@ class WordScores:
         return torch.tensor([self.known[choice] for choice in choices])
 
 
-def words_of(prompt: str, words: Sequence[WordSpec] | None) -> list[Word]:
+def words_of(prompt: str, words: WordSpec | Iterable[WordSpec] | None) -> list[Word]:
     """These words of the prompt in order; all of them if `words` is None. Raises CannotExplain if there are none."""
     every = segment(prompt)
     if words is None:
         chosen = every
     else:
-        spans = sorted(find_word(prompt, every, word) for word in words)
+        spans = sorted(find_word(prompt, every, word) for word in list_words(words))
         chosen = [Word(prompt[start:end], start, end) for start, end in spans]
     if not chosen:
         raise CannotExplain(f"the prompt {prompt!r:.40} has no words to explain by; expected at least one")
@@ -58,11 +61,8 @@ def words_of(prompt: str, words: Sequence[WordSpec] | None) -> list[Word]:
 
 
 def without(prompt: str, words: Sequence[Word], present: Sequence[bool]) -> str:
-    """The prompt without the words that are not present, and without the spaces that they leave."""
-    absent = [word for word, is_there in zip(words, present) if not is_there]
-    for word in sorted(absent, key=lambda word: -word.start):
-        prompt = prompt[: word.start] + prompt[word.end :]
-    return " ".join(prompt.split()) if absent else prompt
+    """The prompt without the words that are not present. Raises OverlappingWords."""
+    return replace_words(prompt, [(word, "") for word, is_there in zip(words, present) if not is_there])
 
 
 def score_of(denoising: Denoising, target: Target, words: Sequence[Word]) -> Score:
@@ -91,16 +91,18 @@ def score_of(denoising: Denoising, target: Target, words: Sequence[Word]) -> Sco
 def _region(target: object, grid: tuple[int, int]) -> Float[np.ndarray, "y x"]:
     """1 inside the box or the mask, 0 outside, on the grid of the latents."""
     if isinstance(target, np.ndarray):
-        if target.ndim != 2 or not (np.nan_to_num(target) > 0).any():
+        inside = resample(np.nan_to_num(as_mask(target)) >= 0.5, grid) >= 0.5
+        if not inside.any():
             raise CannotExplain(
-                f"the mask of shape {target.shape} is empty or no [y, x]: there is no region to explain"
+                f"the mask of shape {target.shape} covers half of no latent cell: there is no region to explain"
             )
-        return (resample(target.astype(np.float32), grid) >= 0.5).astype(np.float32) if target.shape != grid else target
+        return inside.astype(np.float32)
     rows, columns = grid
     expected = f"a box (y0, x0, y1, x1) with 0 <= y0 < y1 <= {rows} and 0 <= x0 < x1 <= {columns}"
-    if not isinstance(target, tuple) or len(target) != 4:
-        raise CannotExplain(f"expected a function of latents, a mask, or {expected}, but {target!r:.60} came")
-    y0, x0, y1, x1 = target
+    try:
+        y0, x0, y1, x1 = map(operator.index, cast(Iterable[SupportsIndex], target))
+    except (TypeError, ValueError):
+        raise CannotExplain(f"expected a function of latents, a mask, or {expected}, but {target!r:.60} came") from None
     if not (0 <= y0 < y1 <= rows and 0 <= x0 < x1 <= columns):
         raise CannotExplain(f"the box {target} is empty or outside the picture; expected {expected}")
     region = np.zeros(grid, np.float32)

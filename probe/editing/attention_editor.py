@@ -184,6 +184,6 @@ def _column_shares(
     if not any(share and column is not None for column, share in zip(columns, shares)):
         raise BadEdit(f"edit of {edit.site}: no token of {edit.word or edit.token!r} reaches {call.site}")
     if edit.kind == "keep_only":
-        shares = np.array([token.kind == "text" for token in tokens]) * (1 - shares)
+        shares = np.array([token.is_text for token in tokens]) * (1 - shares)
     pairs = [(column, share) for column, share in zip(columns, shares) if share and column is not None]
     return [column for column, _ in pairs], np.array([share for _, share in pairs])

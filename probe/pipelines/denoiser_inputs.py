@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from toushi.probe.pipelines.family import Arguments, DenoiserInputs
+from toushi.probe.pipelines.family import Arguments, DenoiserInputs, JointSequence
 from toushi.probe.pipelines.tensor_values import real_columns
 
 
@@ -39,3 +39,11 @@ def masked_cross_attention(pipeline: PatchPipeline, inputs: Arguments) -> Denois
     text, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
     text_tensors = (text,) if mask is None else (text, mask)
     return DenoiserInputs(patch_grid(pipeline, inputs["hidden_states"]), text_tensors, lambda: real_columns(text, mask))
+
+
+def patches_behind_text(pipeline: PatchPipeline, inputs: Arguments, start: int = 0) -> DenoiserInputs:
+    """One sequence: `start` positions that are neither, all of `encoder_hidden_states`, then the patches."""
+    text = inputs["encoder_hidden_states"]
+    layout = JointSequence(image=start + text.shape[1], text=start, columns=text.shape[1])
+    grid = patch_grid(pipeline, inputs["hidden_states"])
+    return DenoiserInputs(grid, (text,), lambda: list(text.unbind()), (layout,) * len(text))

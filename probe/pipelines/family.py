@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from toushi.hooks.torch_private import uncompiled
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.pipelines.private_api import attention_implementation
-from toushi.probe.text.alignment import Token
+from toushi.probe.text.alignment import Span, Token
 
 
 class Pipeline(Protocol):
@@ -63,6 +63,10 @@ class EncodedPrompt(NamedTuple):
     tokens: tuple[Token, ...]
     states: Tensor
     cut: int | None = None  # the first character of the prompt that no encoder reads, because it is too long
+
+    def why_no_column(self, span: Span) -> str:
+        """The reason why no text column stands for these characters of the prompt."""
+        return "it was cut" if self.cut is not None and self.cut < span[1] else "its tokens are not known"
 
 
 class EncoderInputs(NamedTuple):

@@ -68,15 +68,20 @@ class PromptFields(TypedDict):
 
 
 def prompts_in_one_call(
-    parts: Sequence[PromptPart], states_of: Callable[[EncodePromptCall], BranchStates], block: int = 1
+    parts: Sequence[PromptPart],
+    states_of: Callable[[EncodePromptCall], BranchStates],
+    block: int = 1,
+    as_read: Callable[[EncodePromptCall], EncodePromptCall] = lambda call: call,
 ) -> PromptFields:
     """Fields of a family whose `encode_prompt` encodes both branches.
 
     `states_of` gives the states [column, feature] of the prompts and of the negative prompts, without padding; None
     for a branch without prompts. The denoiser pads the columns to a multiple of `block` and attends to the padding.
+    `as_read` gives the call with the ids and masks of the encoder's text alone, if the encoder got more.
     """
 
     def encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
+        call = as_read(call)
         positive, negative = states_of(call)
         is_encoded = call.arguments.get("prompt_embeds") is None  # the encoder was called for the prompts
         # Some pipelines have zeros for an empty negative prompt.
@@ -93,15 +98,18 @@ def prompts_in_one_call(
 
     def tokens_of_encoder_call(call: EncodePromptCall, index: int) -> tuple[str, list[PromptTokens]]:
         negative = index > 0 or call.arguments.get("prompt_embeds") is not None
-        return "uncond" if negative else "cond", _tokens_of_rows(call, parts, index, negative)
+        return "uncond" if negative else "cond", _tokens_of_rows(as_read(call), parts, index, negative)
 
     return {"encoded_prompts": encoded_prompts, "tokens_of_encoder_call": tokens_of_encoder_call}
 
 
 def prompts_in_two_calls(
-    parts: Sequence[PromptPart], states_of: Callable[[EncodePromptCall], Sequence[Tensor]]
+    parts: Sequence[PromptPart],
+    states_of: Callable[[EncodePromptCall], Sequence[Tensor]],
+    as_read: Callable[[EncodePromptCall], EncodePromptCall] = lambda call: call,
 ) -> PromptFields:
-    """Fields of a family that calls `encode_prompt` for the prompts, and then for the negative prompts."""
+    """Fields of a family that calls `encode_prompt` for the prompts, and then for the negative prompts. `as_read`: as
+    above."""
 
     def branch_of(call: EncodePromptCall) -> str:
         own, asked = call.arguments.get("prompt"), call.sample_arguments
@@ -110,11 +118,11 @@ def prompts_in_two_calls(
         return "uncond" if "cond" in call.earlier else "cond"
 
     def encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
-        is_encoded = call.arguments.get("prompt_embeds") is None
-        return {branch_of(call): label_prompts(call, parts, states_of(call), (0, 1) if is_encoded else None)}
+        place = (0, 1) if call.arguments.get("prompt_embeds") is None else None
+        return {branch_of(call): label_prompts(as_read(call), parts, states_of(call), place)}
 
     def tokens_of_encoder_call(call: EncodePromptCall, index: int) -> tuple[str, list[PromptTokens]]:
-        return branch_of(call), _tokens_of_rows(call, parts, index, negative=False)
+        return branch_of(call), _tokens_of_rows(as_read(call), parts, index, negative=False)
 
     return {"encoded_prompts": encoded_prompts, "tokens_of_encoder_call": tokens_of_encoder_call}
 
@@ -258,14 +266,10 @@ def _read_row(
         if first_ids is None:
             first_ids = tuple(token.id for token in spelled if token.kind != "pad" and token.id is not None)
         if others := [name for name in called if name not in readers]:
-            message = (
-                f"each of their columns is made of a token of {prompt!r:.60}, which {readers[0]} reads, and of one"
-            )
             other = prompts[others[0]]
-            warnings.warn(
-                MixedColumns(f"{message} of {other!r:.60}, which {others[0]} reads: their maps are of both"),
-                stacklevel=2,
-            )
+            message = f"each text column is made of a token of {prompt!r:.60}, which {readers[0]} reads, and of one of "
+            message += f"{other!r:.60}, which {others[0]} reads: its map is of both"
+            warnings.warn(MixedColumns(message), stacklevel=2)
             # The column has the first prompt's token, for a column has one.
             nowhere = [None] * len(inputs[others[0]].ids[row])
             second, _ = _spell(call, inputs, row, rows, negative, other, nowhere, tuple(others), template)

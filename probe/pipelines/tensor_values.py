@@ -25,6 +25,12 @@ def read_once(read: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
     return remembered
 
 
+@read_once
+def mask_lengths(mask: Tensor) -> list[int]:
+    """Number of real positions of each row of a mask [row, position]."""
+    return mask.long().sum(1).tolist()
+
+
 def real_columns(states: Tensor, mask: Tensor | None) -> list[Tensor]:
     """Of each row of `states` [row, column, feature] the columns that the mask keeps. Raises ToushiError if padding is
     not behind them."""

@@ -83,14 +83,17 @@ def read_concepts(model: Model, modules: Mapping[str, nn.Module], concepts: Iter
     names = list(dict.fromkeys(" ".join(concept.split()) for concept in concepts))
     tokens: list[Token] = []
     words: list[Word] = []
-    parts: dict[str, list[Tensor]] = {name: [] for name in modules}
+    parts: dict[str, list[Tensor]] = {}
     start = 0
     for name in names:
         word, _, text = name.rpartition("@")
         if not text.strip():
             raise ToushiError(f'a concept is a text, or a word in a text ("银行@河边的银行"); {name!r} came')
         reader = _read_keys(model, modules, text)
-        assert reader.prompt is not None and reader.prompt.prompt is not None
+        if reader.prompt is None:
+            raise ToushiError("concepts need an attention of the image to the text among the recorded sites; add one")
+        if reader.prompt.prompt is None:
+            raise ToushiError("concepts: which tokens the text columns are is not known here; leave concepts out")
         text = reader.prompt.prompt
         span = find_word(text, segment(text), word) if word else (0, len(text))
         own = [token for token, share in zip(reader.prompt.tokens, token_shares(reader.prompt.tokens, span)) if share]
@@ -104,7 +107,7 @@ def read_concepts(model: Model, modules: Mapping[str, nn.Module], concepts: Iter
             tokens.append(spelled)
         columns = [token.column for token in own]
         for site, key in reader.keys.items():
-            parts[site].append(key[:, :, columns])
+            parts.setdefault(site, []).append(key[:, :, columns])
         words.append(Word(name, start, start + len(name)))
         start += len(name) + 1
     keys = {site: torch.cat(of_site, 2) for site, of_site in parts.items()}

@@ -8,7 +8,6 @@ arrays waits for it.
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,39 +18,15 @@ from toushi.probe.trace.step_array import StepArray
 DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.uint8: np.uint8}
 
 
-class Batch(Protocol):
-    """An array [row, …] of a batch."""
-
-    def row(self, number: int, places: list[int] | None = None) -> StepArray:
-        """One row of it, and of a row [head?, place, y, x] only these places."""
-        ...
-
-
-class CpuBatch:
-    """A batch that is there."""
-
-    def __init__(self, array: np.ndarray):
-        self.array = array
-
-    def row(self, number: int, places: list[int] | None = None) -> np.ndarray:
-        row = self.array[number]
-        if places is None or places == list(range(row.shape[-3])):
-            return row
-        return row[..., places, :, :]
-
-
 class GpuBatch:
-    """A batch that may still be on its way: its place in a copy."""
+    """An array [row, …] that may still be on its way: its place in a copy."""
 
     def __init__(self, copy: "PackedCopy", start: int, shape: tuple[int, ...], dtype: torch.dtype):
         self.copy, self.start, self.shape, self.dtype = copy, start, shape, np.dtype(DTYPES[dtype])
 
-    def row(self, number: int, places: list[int] | None = None) -> "ArrivingRow":
-        return ArrivingRow(self, number, places)
-
-    def wait(self) -> CpuBatch:
+    def wait(self) -> np.ndarray:
         size = prod(self.shape) * self.dtype.itemsize
-        return CpuBatch(self.copy.wait()[self.start : self.start + size].view(self.dtype).reshape(self.shape))
+        return self.copy.wait()[self.start : self.start + size].view(self.dtype).reshape(self.shape)
 
 
 class ArrivingRow:
@@ -67,7 +42,15 @@ class ArrivingRow:
         return prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.batch.wait().row(self.number, self.places), dtype=dtype, copy=copy)
+        return np.array(row_of(self.batch.wait(), self.number, self.places), dtype=dtype, copy=copy)
+
+
+def row_of(batch: np.ndarray | GpuBatch, number: int, places: list[int] | None = None) -> StepArray:
+    """One row of a batch [row, …], and of a row [head?, place, y, x] only these places."""
+    if isinstance(batch, GpuBatch):
+        return ArrivingRow(batch, number, places)
+    row = batch[number]
+    return row if places is None or places == list(range(row.shape[-3])) else row[..., places, :, :]
 
 
 class PackedCopy:
@@ -102,10 +85,10 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     return torch.cat([tensors[index].contiguous().view(-1).view(torch.uint8) for index in order]), starts
 
 
-def copy_to_host(tensors: Sequence[Tensor]) -> Sequence[Batch]:
+def copy_to_host(tensors: Sequence[Tensor]) -> Sequence[np.ndarray | GpuBatch]:
     """The tensors as arrays: fp16, fp32 or uint8. Those of a CPU share its memory; of others all are on one device."""
     if not tensors or tensors[0].device.type != "cuda":
-        return [CpuBatch(tensor.cpu().numpy()) for tensor in tensors]
+        return [tensor.cpu().numpy() for tensor in tensors]
     packed, starts = pack(tensors)
     copy = PackedCopy(packed)
     return [GpuBatch(copy, start, tuple(tensor.shape), tensor.dtype) for tensor, start in zip(tensors, starts)]

@@ -1,8 +1,7 @@
 """The manifest of one picture of a run, for the trace writer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from toushi.probe.pipelines.family import SiteKind
 from toushi.probe.pipelines.lora import lora_scale
@@ -24,28 +23,35 @@ class SiteEntry(TypedDict):
     heads: int | None
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What a recorder learned about a run until its first recorded step."""
+class RunFacts(Protocol):
+    """What a recorder knows about a run at its first recorded step."""
 
+    plan: RecordingPlan
+    session: Session
+    run: Run
     metadata: Mapping[str, object]  # of the family: guidance, sampler, seed, …
     recorded_steps: list[int]
     keep: str | None
     keep_reason: str | None
-    columns: Mapping[PromptKey, KeptColumns]
-    sites: Mapping[str, SiteEntry]
-    grid: tuple[int, int]  # the finest one; (0, 0) if no step was recorded
+    columns: dict[PromptKey, KeptColumns]
+    site_entries: dict[str, SiteEntry]
+    left_out: dict[str, str]  # site -> why it was not recorded
     kernels: set[str]
     threads: int
-    left_out: Mapping[str, str]  # site -> why it was not recorded
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The finest one; (0, 0) if no step was recorded."""
+        ...
 
 
-def picture_manifest(
-    plan: RecordingPlan, session: Session, run: Run, facts: RunFacts, picture: int, count: int
-) -> dict[str, object]:
-    """Fields of the manifest of one picture of a batch of `count`. Raises Unrecordable if a subscriber describes one of
-    them."""
-    model, family, policy, grid = plan.model, plan.family, plan.policy, facts.grid
+def picture_manifest(recorder: RunFacts, picture: int, count: int) -> dict[str, object]:
+    """Fields of the manifest of one picture of a batch of `count`, as known at the first recorded step.
+
+    Raises Unrecordable if a subscriber describes one of them.
+    """
+    plan, session, run, grid = recorder.plan, recorder.session, recorder.run, recorder.grid
+    model, family, policy = plan.model, plan.family, plan.policy
     prompts = {branch: encoded[picture].prompt for branch, encoded in session.prompts.items()}
     heads = {name: getattr(plan.sites[name].module, "heads", None) for name in plan.site_names("encoder")}
     encoder = {name: SiteEntry(kind="encoder", grid=None, heads=number) for name, number in heads.items()}
@@ -55,54 +61,54 @@ def picture_manifest(
     asked = entry_of_picture(run.arguments.get("prompt"), picture, count)
     fields = {
         **environment(model, lora_scale(run.arguments)),
-        "threads": facts.threads,
+        "threads": recorder.threads,
         "prompt": prompts.get("cond"),
         "negative_prompt": prompts.get("uncond"),
         "concepts": plan.concepts and plan.concepts.prompt.prompt,
         **({} if asked is None or asked == prompts.get("cond") else {"asked": asked}),
-        "branches": _branches(plan, session, facts, picture),
-        "sites": {**encoder, **facts.sites},
+        "branches": _branches(recorder, picture),
+        "sites": {**encoder, **recorder.site_entries},
         "family": family.name,
-        "not_recorded": family.not_recorded(model) | dict(facts.left_out),
-        "keep": facts.keep or "heads",
+        "not_recorded": family.not_recorded(model) | recorder.left_out,
+        "keep": recorder.keep or "heads",
         "steps": {
             "count": run.count,
             "times": run.times(picture),
-            "recorded": None if len(facts.recorded_steps) == run.count else facts.recorded_steps,
+            "recorded": None if len(recorder.recorded_steps) == run.count else recorder.recorded_steps,
         },
         "evaluations": max(run.evaluations.values(), default=None),
         "kept_evaluation": "first",
         "size": [grid[0] * pixels, grid[1] * pixels] if grid[0] else None,
-        "kernel": ", ".join(sorted(facts.kernels)) or None,
+        "kernel": ", ".join(sorted(recorder.kernels)) or None,
         "heat_map": getattr(model, "heat_map", None),
         "batch": count,
         "batch_index": picture,
         "safety": None if getattr(model, "safety_checker", None) is None else "not run",
         "kept": {
             "keep": policy.keep,
-            "keep_reason": facts.keep_reason or (None if policy.keep else "the run ended before its size was known"),
+            "keep_reason": recorder.keep_reason or (None if policy.keep else "the run ended before its size was known"),
             "words": policy.words,
             "dtype": policy.dtype,
             "pads": policy.pads,
             "budget": policy.budget,
         },
-        **{name: entry_of_picture(value, picture, count) for name, value in facts.metadata.items()},
+        **{name: entry_of_picture(value, picture, count) for name, value in recorder.metadata.items()},
     }
     if own := sorted(fields.keys() & described.keys()):
         raise Unrecordable(f"a subscriber describes the manifest field {own[0]!r}, which a recording writes: rename it")
     return fields | described
 
 
-def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: int) -> dict[str, dict[str, object]]:
+def _branches(recorder: RunFacts, picture: int) -> dict[str, dict[str, object]]:
     """Tokens, words and kept columns of each branch, in the family's order."""
-    selected = plan.policy.branches
+    plan, selected = recorder.plan, recorder.plan.policy.branches
     branches, concepts = {}, {}
-    for branch, number in facts.columns:
+    for branch, number in recorder.columns:
         if branch == CONCEPTS:
             assert plan.concepts is not None
             concepts[branch] = {"tokens": plan.concepts.prompt.tokens, "words": plan.concepts.words, "columns": None}
         elif number == picture and (selected is None or branch in selected):
-            prompt, columns = session.prompts[branch][picture], facts.columns[branch, number]
+            prompt, columns = recorder.session.prompts[branch][picture], recorder.columns[branch, number]
             branches[branch] = {
                 "tokens": prompt.tokens,
                 "words": segment(prompt.prompt) if prompt.prompt is not None else [],
@@ -111,7 +117,7 @@ def _branches(plan: RecordingPlan, session: Session, facts: RunFacts, picture: i
                 "pad_columns": columns.pads or None,
             }
     if not branches:
-        present = ", ".join(dict.fromkeys(branch for branch, _ in facts.columns)) or "none"
+        present = ", ".join(dict.fromkeys(branch for branch, _ in recorder.columns)) or "none"
         raise Unrecordable(
             f"expected a branch {' or '.join(selected or ())}, but this run has {present} (is guidance off?)"
         )

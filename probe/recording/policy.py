@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +11,11 @@ from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.step_slice import format_slice, parse_slice
 from toushi.probe.pipelines.family import EncodedPrompt, Family
-from toushi.probe.text.alignment import Span, Word, find_word, segment, token_shares
+from toushi.probe.text.alignment import WordSpec, find_word, list_words, segment, token_shares
 from toushi.probe.trace.trace_format import KEEPS, stored_columns
 
 DTYPES = ("float16", "float32")
 DEFAULT_BUDGET = 8 * 10**9  # bytes
-
-WordQuery = str | Word | Span  # "猫", "猫#2", a Word or a span
 
 
 class KeptColumns(NamedTuple):
@@ -42,7 +40,7 @@ class Policy:
     """What `record` was asked to keep."""
 
     keep: str | None = None  # None: "heads" if the forecast fits the budget, else "mean"
-    words: tuple[WordQuery, ...] | None = None
+    words: tuple[WordSpec, ...] | None = None
     steps: int | slice | tuple[int, ...] | None = None
     branches: tuple[str, ...] | None = None
     dtype: str = "float16"  # of the stored maps; sums are float32
@@ -53,7 +51,7 @@ class Policy:
     def from_arguments(
         cls,
         keep: str | None,
-        words: WordQuery | Iterable[WordQuery] | None,
+        words: WordSpec | Iterable[WordSpec] | None,
         steps: int | slice | str | Iterable[int] | None,
         branches: str | Iterable[str] | None,
         dtype: str,
@@ -63,7 +61,8 @@ class Policy:
         """The policy of the arguments of `record`, which may be texts or single values. Raises ToushiError."""
         branches = (branches,) if isinstance(branches, str) else branches if branches is None else tuple(branches)
         budget = parse_bytes(budget) if isinstance(budget, str) else budget
-        return cls(keep, _word_queries(words), _step_query(steps), branches, dtype, budget, pads)
+        words = None if words is None else tuple(list_words(words))
+        return cls(keep, words, _step_query(steps), branches, dtype, budget, pads)
 
     def recorded_steps(self, count: int) -> list[int]:
         """The steps of a run of `count` steps that are kept. Raises ToushiError if the run does not have them."""
@@ -96,9 +95,7 @@ class Policy:
                 if not any(
                     share and token.column is not None for token, share in zip(tokens, token_shares(tokens, span))
                 ):
-                    why = (
-                        "it was cut" if prompt.cut is not None and prompt.cut < span[1] else "its tokens are not known"
-                    )
+                    why = prompt.why_no_column(span)
                     raise ToushiError(f"words: no text column stands for {word!r}, since {why}; leave it out")
             mass = sum((token_shares(tokens, span) for span in spans), np.zeros(len(tokens)))
             tokens = [token for token, share in zip(tokens, mass) if share > 0]
@@ -133,21 +130,12 @@ def _step_query(steps: int | slice | str | Iterable[int] | None) -> int | slice 
         raise ToushiError(f"steps must be {expected}; {steps!r:.80} came") from None
 
 
-def _word_queries(words: WordQuery | Iterable[WordQuery] | None) -> tuple[WordQuery, ...] | None:
-    if words is None:
-        return None
-    is_span = isinstance(words, tuple) and bool(words) and all(isinstance(index, int) for index in words)
-    if isinstance(words, str | Word) or is_span:
-        return (cast(WordQuery, words),)
-    return tuple(cast(Iterable[WordQuery], words))  # a span is a tuple, too, so its type does not tell them apart
-
-
-def kept_words(entries: Sequence[Any] | None) -> tuple[WordQuery, ...] | None:
+def kept_words(entries: Sequence[Any] | None) -> tuple[WordSpec, ...] | None:
     """The words that a manifest lists as kept, as they were given to `record`: texts or spans. None for all words."""
     return None if entries is None else tuple(map(_kept_word, entries))
 
 
-def _kept_word(entry: Any) -> WordQuery:
+def _kept_word(entry: Any) -> WordSpec:
     if isinstance(entry, dict):
         return entry["start"], entry["end"]
     return tuple(entry) if isinstance(entry, list) else entry

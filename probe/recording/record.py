@@ -27,7 +27,7 @@ from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.call_facts import describe_call
 from toushi.probe.recording.concepts import read_concepts
 from toushi.probe.recording.encoder_capture import EncoderCapture
-from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy, WordQuery
+from toushi.probe.recording.policy import DEFAULT_BUDGET, Policy
 from toushi.probe.recording.provenance import git_commit, not_reproducible_reason
 from toushi.probe.recording.recording_plan import RecordingPlan
 from toushi.probe.recording.run_recorder import RunRecorder
@@ -36,6 +36,7 @@ from toushi.probe.recording.trace_folders import TraceFolders
 from toushi.probe.recording.unrecordable import Unrecordable, unread_message
 from toushi.probe.session.sampling_session import session_of, subscribe
 from toushi.probe.session.subscriber import Evaluation, Run, Subscriber
+from toushi.probe.text.alignment import WordSpec
 from toushi.probe.trace.output_dir import prepare_output_dir
 from toushi.probe.trace.safetensors_reader import StepStore
 
@@ -56,7 +57,7 @@ def record(
     model: Model,
     folder: str | Path,
     keep: str | None = None,
-    words: WordQuery | Iterable[WordQuery] | None = None,
+    words: WordSpec | Iterable[WordSpec] | None = None,
     sites: str | Iterable[str] | None = None,
     steps: int | slice | str | Iterable[int] | None = None,
     branches: str | Iterable[str] | None = None,
@@ -109,7 +110,8 @@ def record(
         policy,
         sites,
         overwrite,
-        switch_attention=native_attention,
+        None,
+        native_attention,
         concepts=concepts,
         hash_weights=hash_weights,
     )

@@ -3,7 +3,8 @@
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -14,14 +15,8 @@ from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.preview import preview
 from toushi.probe.pipelines.family import DenoiserInputs, Images, SchedulerStep
 from toushi.probe.pipelines.size_estimate import MapSize
-from toushi.probe.recording.forecast import (
-    OverBudget,
-    check_budget,
-    fits_budget,
-    forecast_from_maps,
-    reason_not_heads,
-)
-from toushi.probe.recording.picture_manifest import RunFacts, SiteEntry, picture_manifest
+from toushi.probe.recording.forecast import OverBudget, check_budget, fits_budget, forecast_from_maps, reason_not_heads
+from toushi.probe.recording.picture_manifest import SiteEntry, picture_manifest
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.recording.recording_plan import RecordingPlan
 from toushi.probe.recording.step_maps import ColumnPlan, Maps, StepTensor, arrays_of_pictures
@@ -30,6 +25,7 @@ from toushi.probe.recording.unrecordable import (
     SiteLeftOut,
     StepsNotComputed,
     Unrecordable,
+    check_shape,
     not_computed_message,
     unread_message,
 )
@@ -123,9 +119,8 @@ class RunRecorder:
         self.inputs, self.rows = evaluation.inputs, evaluation.rows
         selected = self.policy.branches
         self.kept_rows, self.called_sites = [], set()
-        for row, key in enumerate(self.rows):
-            branch, picture = key
-            if key not in self.columns:
+        for row, (branch, picture) in enumerate(self.rows):
+            if (key := (branch, picture)) not in self.columns:
                 self.columns[key] = self.policy.columns(self.session.prompts[branch][picture], branch)
                 if branch == "cond" and self.plan.concepts is not None:
                     concepts = list(range(len(self.plan.concepts.prompt.tokens)))
@@ -147,7 +142,8 @@ class RunRecorder:
         kind = self.plan.sites[call.site].kind
         if kind == "cross" and self.inputs.text_sites is not None and not self._attends_to_text(call):
             return
-        cells = self._check_shape(call, kind)
+        columns = max(self.columns[key].end for _, key in self.kept_rows)
+        cells = check_shape(call, kind, self.inputs, len(self.rows), columns)
         if call.site in self.called_sites:
             raise Unrecordable(f"{call.site}: attends twice in one evaluation; name the modules inside it instead")
         self.called_sites.add(call.site)
@@ -172,75 +168,46 @@ class RunRecorder:
             warnings.warn(SiteLeftOut(f"{call.site} is not recorded: {reason}"), stacklevel=2)
         return reason is None
 
-    def _check_shape(self, call: Call, kind: str) -> int:
-        """Number of image cells of the call. Raises Unrecordable if rows, sequence or keys are not the expected ones."""
-        assert self.inputs is not None
-        rows, _, cells, keys = call.shape
-        joint = self.inputs.joint
-        if rows != len(self.rows):
-            raise Unrecordable(f"{call.site}: expected {len(self.rows)} rows, one for each text, but {rows} came")
-        if kind != "cross":
-            return cells
-        columns = max(self.columns[key].end for _, key in self.kept_rows)
-        if joint is not None:
-            image = self.grid[0] * self.grid[1]
-            last = max(sequence.image for sequence in joint) + image
-            if cells != keys or cells < last:
-                raise Unrecordable(f"{call.site}: expected one sequence of at least {last}, but {cells}x{keys} came")
-            cells, columns = image, max(sequence.text + sequence.columns for sequence in joint)
-        if keys < columns:
-            raise Unrecordable(f"{call.site}: expected {columns} text columns, but it has {keys} keys")
-        if self.inputs.key_count not in (None, keys):
-            raise Unrecordable(
-                f"{call.site}: has {keys} keys, and the text has {self.inputs.key_count} columns: which keys are the "
-                f"text's is not known for {self.family.name}. Leave it out with sites=…"
-            )
-        return cells
-
     def _read_pending(self) -> None:
         """Computes the maps of the pending calls."""
         if not self.is_size_checked:
             self._check_size()
         calls, self.pending, self.pending_bytes = self.pending, [], 0
-        stored, mean = self._stored_dtype, self.keep in ("mean", "sum")
-        joint = None if self.inputs is None else self.inputs.joint
-        kinds = {name: site.kind for name, site in self.plan.sites.items()}
         for call in calls:
             if call.stale:
                 raise Unrecordable(f"{call.site}: its queries or keys were changed in place after they were used")
             self.kernels.add(call.kernel)
-        text_only = [call for call in calls if joint is None and kinds[call.site] == "cross"]  # all their keys are text
-        kept = [key for _, key in self.kept_rows]
-        plan = self._column_plan(kept)
-        precise = torch.float32 if plan.has_pads else stored  # pads are added up before they are rounded
-        rows = None if len(self.kept_rows) == len(self.rows) else [row for row, _ in self.kept_rows]
-        for call, values in zip(text_only, probabilities_of(text_only, plan.computed, rows, mean, precise)):
-            self.maps.append(Maps(call.site, kept, plan.places, plan.keep(values, stored), None))
-        asked = [row for row, (branch, _) in self.kept_rows if branch == "cond"]
-        if (concepts := self.plan.concepts) is not None and asked:
-            pictures = [(layout.CONCEPTS, self.rows[row][1]) for row in asked]
-            for call in text_only:
-                values = concepts.maps(call, asked, mean, stored)
-                self.maps.append(Maps(call.site, pictures, None, values, None))
-        keys = dict(self.kept_rows)
-        for call in (call for call in calls if call not in text_only):
-            is_self = kinds[call.site] == "self"
-            for sequence, group in group_rows_by_layout(keys, None if is_self else joint).items():
-                kept = [keys[row] for row in group]
-                rows = None if len(group) == len(self.rows) else group
-                if sequence is None:
-                    values = call.probabilities(slice(None), rows, None, mean, stored)
-                    self.maps.append(Maps(call.site, kept, None, values, None))
-                    continue
-                image = slice(sequence.image, sequence.image + self.grid[0] * self.grid[1])
-                columns = slice(sequence.text, sequence.text + sequence.columns)
+        self.maps += self._read(calls)
+
+    def _read(self, calls: Sequence[Call]) -> Iterator[Maps]:
+        joint = None if self.inputs is None else self.inputs.joint
+        keys, dtype, mean = dict(self.kept_rows), self._stored_dtype, self.keep in ("mean", "sum")
+        of_self = [call for call in calls if self.plan.sites[call.site].kind == "self"]
+        cross = [call for call in calls if call not in of_self]
+        for sequence, group in group_rows_by_layout(keys, joint).items():
+            kept, rows = [keys[row] for row in group], None if len(group) == len(self.rows) else group
+            plan = self._column_plan(kept)
+            if sequence is None:  # all keys are text
+                precise = torch.float32 if plan.has_pads else dtype  # pads are added up before they are rounded
+                for call, values in zip(cross, probabilities_of(cross, plan.computed, rows, mean, precise)):
+                    yield Maps(call.site, kept, plan.places, plan.keep(values, dtype), None)
+                continue
+            image = slice(sequence.image, sequence.image + self.grid[0] * self.grid[1])
+            columns = slice(sequence.text, sequence.text + sequence.columns)
+            for call in cross:
                 text = call.probabilities(columns, rows, image, mean)
-                # By the kernel's own log-sum-exp. A sum over the image's keys, as in the tests, would cost as much as the
-                # attention itself.
-                rest = (1 - text.sum(-2)).clamp_(min=0).to(stored)
-                plan = self._column_plan(kept)
-                values = plan.keep(text[..., plan.computed, :], stored)
-                self.maps.append(Maps(call.site, kept, plan.places, values, rest))
+                # By the kernel's own log-sum-exp. A sum over the image's keys, as in the tests, would cost as much as
+                # the attention itself.
+                rest = (1 - text.sum(-2)).clamp_(min=0).to(dtype)
+                yield Maps(call.site, kept, plan.places, plan.keep(text[..., plan.computed, :], dtype), rest)
+        every, rows = list(keys.values()), None if len(keys) == len(self.rows) else list(keys)
+        for call in of_self:
+            yield Maps(call.site, every, None, call.probabilities(slice(None), rows, None, mean, dtype), None)
+        asked = {row: (layout.CONCEPTS, picture) for row, (branch, picture) in keys.items() if branch == "cond"}
+        if (concepts := self.plan.concepts) is not None and asked:
+            for call in cross:
+                maps = concepts.maps(call, list(asked), mean, dtype)
+                yield Maps(call.site, list(asked.values()), None, maps, None)
 
     # --- size
 
@@ -300,15 +267,14 @@ class RunRecorder:
                 self._set_keep("heads", "every head fits the budget")
             if not self.writers:
                 self._open_writers()
-            seconds = round(time.perf_counter() - self.started, 6)
-            info = {"seconds": seconds, "evaluations": max(self.run.evaluations.values(), default=0)}
+            evaluations = max(self.run.evaluations.values(), default=0)
+            info = {"seconds": round(time.perf_counter() - self.started, 6), "evaluations": evaluations}
             for site in self.site_entries.keys() - self.called_sites if self.kept_rows else ():
                 self.not_computed.setdefault(site, []).append(self.run.index)
             arrays = self._step_arrays(step)
             for picture, writer in enumerate(self.writers):
                 times = self.run.times(picture)
-                time_of_step = times[self.run.index] if times else None
-                writer.write_step(self.run.index, arrays[picture], time=time_of_step, **info)
+                writer.write_step(self.run.index, arrays[picture], time=times and times[self.run.index], **info)
         self._begin_step()
 
     def _step_arrays(self, step: SchedulerStep) -> list[dict[str, StepArray]]:
@@ -317,8 +283,7 @@ class RunRecorder:
         # A copy, because the sampler or its caller may change the latents while they wait for the disk.
         latents = self.family.unpack_latents(step.latents.detach(), self.grid).to(torch.float32, copy=True)
         parts = [StepTensor(lambda branch: "latent", pictures, None, latents)]
-        vae = getattr(self.plan.model, "vae", None)
-        if step.denoised is not None and vae is not None:
+        if step.denoised is not None and (vae := getattr(self.plan.model, "vae", None)) is not None:
             previews = preview(vae, step.denoised.float())
             parts.append(StepTensor(lambda branch: "preview", pictures, None, previews))
         for maps in self.maps:
@@ -333,28 +298,17 @@ class RunRecorder:
 
     def _open_writers(self) -> None:
         count = 1 + max((picture for _, picture in self.rows), default=0)
-        facts = RunFacts(
-            metadata=self.metadata,
-            recorded_steps=self.recorded_steps,
-            keep=self.keep,
-            keep_reason=self.keep_reason,
-            columns=self.columns,
-            sites=self.site_entries,
-            grid=self.grid,
-            kernels=self.kernels,
-            threads=self.threads,
-            left_out=self.left_out,
-        )
         for picture, folder in enumerate(self.plan.folders.add(count)):
-            manifest = picture_manifest(self.plan, self.session, self.run, facts, picture, count)
-            writer = TraceWriter(folder, manifest, resume=self.plan.resumed)
+            writer = TraceWriter(folder, picture_manifest(self, picture, count), resume=self.plan.resumed)
             self.writers.append(writer)
             if layout.ENCODER in writer.manifest.files:
                 continue
-            encoder = {}
-            for branch, arrays in self.plan.encoder_arrays.items():
-                if branch in writer.manifest.branches:
-                    encoder |= {f"{key}/{branch}": array for key, array in arrays[picture].items()}
+            encoder = {
+                f"{key}/{branch}": array
+                for branch, arrays in self.plan.encoder_arrays.items()
+                if branch in writer.manifest.branches
+                for key, array in arrays[picture].items()
+            }
             if encoder:
                 writer.write_encoder(encoder)
 
@@ -367,9 +321,8 @@ class RunRecorder:
             self._end_early()
         for writer, verdict in zip(self.writers, safety or ()):
             writer.update(safety=verdict)
-        if self.writers and images is not None:
-            for writer, image in zip(self.writers, images):
-                writer.write_image(image)
+        for writer, image in zip(self.writers, images or ()):
+            writer.write_image(image)
         if self.not_computed:
             message = not_computed_message(self.not_computed, len(self.recorded_steps), len(self.site_entries))
             warnings.warn(StepsNotComputed(message), stacklevel=2)
@@ -393,13 +346,8 @@ class RunRecorder:
         self._close_writers(complete=False)
 
     def _close_writers(self, complete: bool) -> None:
-        failure = None
-        for writer in self.writers:
-            try:
+        with ExitStack() as every:  # all are closed, even if one of them raises; the last callback is called first
+            for writer in reversed(self.writers):
+                every.callback(writer.close, complete)
                 if self.not_computed:
-                    writer.update(not_computed=self.not_computed)
-                writer.close(complete)
-            except ToushiError as error:
-                failure = error
-        if failure is not None:
-            raise failure
+                    every.callback(writer.update, not_computed=self.not_computed)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toushi.hooks.kernels import index_of
-from toushi.probe.recording.host_copy import copy_to_host
+from toushi.probe.recording.host_copy import copy_to_host, row_of
 from toushi.probe.recording.policy import KeptColumns
 from toushi.probe.session.row_matching import PromptKey
 from toushi.probe.trace.step_array import StepArray
@@ -95,5 +95,5 @@ def arrays_of_pictures(tensors: Sequence[StepTensor], pictures: int) -> list[dic
     for tensor, batch in zip(tensors, copy_to_host([tensor.values for tensor in tensors])):
         for number, (branch, picture) in enumerate(tensor.rows):
             places = None if tensor.places is None else tensor.places[number]
-            arrays[picture][tensor.key(branch)] = batch.row(number, places)
+            arrays[picture][tensor.key(branch)] = row_of(batch, number, places)
     return arrays

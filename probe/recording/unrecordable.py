@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from toushi.hooks.attention import Call
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.pipelines.family import DenoiserInputs
 
 
 class Unrecordable(ToushiError):
@@ -36,3 +38,30 @@ def not_computed_message(steps_of: Mapping[str, Sequence[int]], steps: int, site
         f"{max(counts.values())} of {sites} sites (a cache reuses earlier results). The trace has no maps there, and means "
         "over steps are over the other steps"
     )
+
+
+def check_shape(call: Call, kind: str, inputs: DenoiserInputs, rows: int, columns: int) -> int:
+    """Number of image cells of the call. Raises Unrecordable if rows, sequence or keys are not the expected ones.
+
+    rows     of the batch, one for each text
+    columns  that the keys of the text have at least
+    """
+    came, _, cells, keys = call.shape
+    if came != rows:
+        raise Unrecordable(f"{call.site}: expected {rows} rows, one for each text, but {came} came")
+    if kind != "cross":
+        return cells
+    if inputs.joint is not None:
+        image = inputs.grid[0] * inputs.grid[1]
+        last = max(sequence.image for sequence in inputs.joint) + image
+        if cells != keys or cells < last:
+            raise Unrecordable(f"{call.site}: expected one sequence of at least {last}, but {cells}x{keys} came")
+        cells, columns = image, max(sequence.text + sequence.columns for sequence in inputs.joint)
+    if keys < columns:
+        raise Unrecordable(f"{call.site}: expected {columns} text columns, but it has {keys} keys")
+    if inputs.key_count not in (None, keys):
+        raise Unrecordable(
+            f"{call.site}: has {keys} keys, and the text has {inputs.key_count} columns: which keys are the text's is not "
+            "known. Leave it out with sites=…"
+        )
+    return cells

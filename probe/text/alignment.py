@@ -8,11 +8,12 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float
@@ -53,6 +54,11 @@ class Token:
     encoders: tuple[str, ...]
     position: int  # in the encoder's sequence
     column: int | None  # in the denoiser's text keys; None when the pipeline drops the token
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it stands for text of the prompt, which the vocabulary may lack."""
+        return self.kind in ("text", "unknown")
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,14 @@ def join_words(words: Sequence[Word], most: int = 12) -> str:
     """The words in one line for people, each once: 猫、狗. Of many words, the first `most` and the number of the others."""
     texts = list(dict.fromkeys(word.text for word in words))
     return "、".join(texts[:most]) + (f" … and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def list_words(words: WordSpec | Iterable[WordSpec]) -> list[WordSpec]:
+    """Several words as a list. A text, a Word or a span is one word."""
+    is_span = isinstance(words, tuple) and bool(words) and all(isinstance(index, int) for index in words)
+    if isinstance(words, str | Word) or is_span:
+        return [cast(WordSpec, words)]
+    return list(cast(Iterable[WordSpec], words))  # a span is a tuple, too, so its type does not tell them apart
 
 
 def find_word(prompt: str, words: Sequence[Word], word: WordSpec) -> Span:

@@ -42,7 +42,7 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
     left = 1 - np.sum(weights, axis=0, initial=0.0) if weights else np.ones(len(tokens))
     others: dict[Unit, np.ndarray] = {}
     for index, token in enumerate(tokens):
-        kind = "text" if token.kind == "unknown" else token.kind
+        kind = "text" if token.is_text else token.kind
         unit = Unit(token.text if kind == "special" else "", kind)
         if by_token and kind == "text":
             unit = Unit(f"{token.text}[{index}]", "token")

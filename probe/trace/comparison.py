@@ -17,37 +17,11 @@ from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.trace_errors import NotRecorded
 
 CHANGE = 16  # of 255: a pixel has changed if one of its channels differs by more
-FACTS = (
-    "prompt",
-    "negative_prompt",
-    "model",
-    "loras",
-    "edits",
-    "seed",
-    "generator_state",
-    "guidance",
-    "true_guidance",
-    "strength",
-    "source_image_sha256",
-    "sampler",
-    "size",
-    "batch",
-    "batch_index",
-    "arguments",
-    "components",
-    "keep",
-    "safety",
-    "loading",
-    "dtype",
-    "device",
-    "gpu",
-    "autocast",
-    "torch_settings",
-    "kernel",
-    "threads",
-    "attention_switched",
-    "versions",
-    "git",
+FACTS = (  # fields of the manifest
+    *("prompt", "negative_prompt", "model", "loras", "edits", "seed", "generator_state", "guidance", "true_guidance"),
+    *("strength", "source_image_sha256", "sampler", "size", "batch", "batch_index", "arguments", "components", "keep"),
+    *("safety", "loading", "dtype", "device", "gpu", "autocast", "torch_settings", "kernel", "threads"),
+    *("attention_switched", "versions", "git"),
 )
 
 
@@ -66,7 +40,7 @@ class Comparison:
 
 
 def compare(
-    a: Trace | str | Path, b: Trace | str | Path, *, words: Sequence[str] | None = None, branch: str = "cond"
+    a: Trace | str | Path, b: Trace | str | Path, *, words: str | Sequence[str] | None = None, branch: str = "cond"
 ) -> Comparison:
     """The differences of two traces of pictures, which are given as folders or opened.
 
@@ -82,6 +56,7 @@ def compare(
         for name, trace in (("A", first), ("B", second))
         if not trace.complete
     ]
+    words = [words] if isinstance(words, str) else words
     difference, changed = _compare_pictures(first, second, notes)
     maps = _common_maps(first, second, words, branch, notes)
     columns = {

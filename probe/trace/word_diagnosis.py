@@ -1,6 +1,5 @@
 """Why a word has no effect on a picture, as far as its trace tells: its tokens, its share of the attention, its map."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,15 +7,32 @@ from typing import Literal
 import numpy as np
 
 from toushi.probe.analysis.maps import average, mass, total_variation
-from toushi.probe.text.alignment import Span, Token, Word, WordSpec, token_shares, word_class, word_labels
+from toushi.probe.text.alignment import (
+    Span,
+    Token,
+    Word,
+    WordSpec,
+    token_shares,
+    unknown_words,
+    word_class,
+    word_labels,
+)
 from toushi.probe.trace.picture_trace import Trace
-from toushi.probe.trace.selection import select_sites
+from toushi.probe.trace.selection import select_sites, why_no_map
+from toushi.probe.trace.trace_errors import DamagedTrace
 
 SINK = 0.5  # share of special tokens and pads above which they are a sink
 FAINT = 0.5  # of the median share of the other words of its class, below which a word is faint
 CONTRAST = 0.1  # total variation below which a map is like those of the other words
 
-Finding = Literal["cut", "dropped", "unknown", "split", "sink", "faint", "no_contrast"]
+Finding = Literal["cut", "changed", "dropped", "unknown", "split", "sink", "faint", "no_contrast"]
+LOST: dict[str, Finding] = {  # a key of NO_MAP -> finding
+    "cut": "cut",
+    "older": "cut",
+    "changed": "changed",
+    "other text": "changed",
+    "dropped": "dropped",
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +41,12 @@ class WordDiagnosis:
 
     word: str  # with #1, #2, … if the prompt repeats it
     span: Span
-    tokens: tuple[Token, ...]  # that stand for it; none if it was cut
-    unknown_with: tuple[str, ...]  # other words whose tokens have the same id: the vocabulary has none of them
+    tokens: tuple[Token, ...]  # that stand for it; none if it was cut or changed
+    unknown_with: tuple[str, ...]  # other words that the vocabulary lacks, if it lacks this one
     split_with: tuple[str, ...]  # words with which it shares a token
     share: float | None  # None, as all below: it does not reach the denoiser
     peers: dict[str, float]  # other words of its class, such as nouns, or all if it has none -> share
-    sink: float | None  # share of special tokens, template and pads
+    sink: float | None  # share of special tokens, template and pads; None also if only some words were kept
     peak_step: int | None  # None also if only the sum over steps was kept
     peak_site: str | None
     peak_share: float | None  # at this step and site
@@ -47,32 +63,31 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
 
     The findings, in the order in which a word passes through the model:
     cut          no token stands for it: the prompt is too long for the text encoder
+    changed      no token stands for it: its text was changed before the encoder read it
     dropped      the denoiser does not get its tokens
-    unknown      its token has the same id as that of another word: the encoder reads <unk> for both
+    unknown      the vocabulary lacks it: the encoder reads <unk> in its place
     split        it shares a token with another word
     sink         special tokens and pads get more than SINK of the attention
     faint        its share is below FAINT of the median share of the other words of its class
     no_contrast  its map differs from the mean map of the other words by less than CONTRAST
 
-    Raises UnknownWord or AmbiguousWord; NotRecorded if the trace has no maps of it.
+    Raises UnknownWord or AmbiguousWord; NotRecorded if the trace has no maps of it, DamagedTrace if they hold NaN.
     """
     span, words, tokens = trace.span(word, branch), trace.words(branch), trace.tokens(branch)
-    asked = next((each for each in words if each.span == span), None) or Word(_text(trace, span, branch), *span)
+    asked = Word((trace.manifest.prompt_of(branch) or "")[slice(*span)], *span)
     word_tokens = tuple(token for token, share in zip(tokens, token_shares(tokens, span)) if share)
     labels = dict(zip(words, word_labels(words, words)))
     others = [other for other in words if other.end <= span[0] or span[1] <= other.start]
-    unknown = tuple(labels[other] for other in others if _has_same_id(tokens, word_tokens, other.span))
-    split = tuple(labels[other] for other in others if any(_overlaps(token, other.span) for token in word_tokens))
-    is_dropped = bool(word_tokens) and all(token.column is None for token in word_tokens)
-    checks: dict[Finding, bool] = {
-        "cut": not word_tokens,
-        "dropped": is_dropped,
-        "unknown": bool(unknown),
-        "split": bool(split),
-    }
+    is_unknown = bool(unknown_words([asked], tokens))
+    unknown = tuple(labels[other] for other in unknown_words(others, tokens)) if is_unknown else ()
+    split = tuple(labels[other] for other in others if token_shares(word_tokens, other.span).any())
     label = labels.get(asked, asked.text)
-    if not word_tokens or is_dropped:
-        found: tuple[Finding, ...] = tuple(finding for finding in checks if checks[finding])
+    checks: dict[Finding, bool] = {"unknown": is_unknown, "split": bool(split)}
+    if all(token.column is None for token in word_tokens):
+        found: tuple[Finding, ...] = (
+            LOST[why_no_map(trace.manifest, branch, span)],
+            *(name for name in checks if checks[name]),
+        )
         return WordDiagnosis(label, span, word_tokens, unknown, split, None, {}, None, None, None, None, None, found)
 
     heat = trace.heat_map(span, branch=branch)
@@ -82,46 +97,22 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
     share, shares = float(mass(heat.values)), {labels[other]: float(mass(maps[other])) for other in there}
     same_class = {labels[other] for other in there if word_class(other.text) == word_class(asked.text)}
     peers = {name: of_word for name, of_word in shares.items() if name in same_class} or shares
+    if not np.isfinite(share):
+        raise DamagedTrace(
+            f"{trace.folder}: the map of {label!r} holds NaN, so nothing can be said of it; record it again"
+        )
     masses = trace.mass(branch, sites=heat.attrs["sites"])
-    sink = float(sum(part for token, part in zip(places, masses.values) if token.kind != "text"))
+    is_whole = trace.manifest.branches[branch].covers_all_columns()
+    sink = sum(float(part) for token, part in zip(places, masses.values) if not token.is_text) if is_whole else None
     contrast = _contrast(heat.values, list(maps.values()))
     step, site, most = _peak(trace, span, branch)
-    checks["sink"] = sink > SINK
+    checks["sink"] = sink is not None and sink > SINK
     checks["faint"] = bool(peers) and share < FAINT * float(np.median(list(peers.values())))
     checks["no_contrast"] = contrast is not None and contrast < CONTRAST
-    found = tuple(finding for finding in checks if checks[finding])
+    found = tuple(name for name in checks if checks[name])
     return WordDiagnosis(
         label, span, word_tokens, unknown, split, share, peers, sink, step, site, most, contrast, found
     )
-
-
-def _text(trace: Trace, span: Span, branch: str) -> str:
-    return (trace.manifest.prompt_of(branch) or "")[slice(*span)]
-
-
-def _overlaps(token: Token, span: Span) -> bool:
-    return token.span is not None and token.span[0] < span[1] and span[0] < token.span[1]
-
-
-def _has_same_id(tokens: Sequence[Token], word_tokens: Sequence[Token], other: Span) -> bool:
-    """Whether one id stands for different texts in this word and in the other one, as <unk> does.
-
-    A byte of a character may have the id of a byte of another one, so tokens that share their span do not count.
-    """
-    spans = [(token.encoders, token.span) for token in tokens]
-    whole = [token for token in tokens if token.id is not None and spans.count((token.encoders, token.span)) == 1]
-    theirs = {(token.encoders, token.id): _plain(token.text) for token in whole if _overlaps(token, other)}
-    return any(
-        theirs.get((token.encoders, token.id), _plain(token.text)) != _plain(token.text)
-        for token in whole
-        if token in word_tokens
-    )
-
-
-def _plain(text: str) -> str:
-    """The text without case, accents, width and spaces, which some tokenizers do not see."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(c for c in decomposed if not unicodedata.combining(c) and not c.isspace())
 
 
 def _contrast(heat: np.ndarray, others: Sequence[np.ndarray]) -> float | None:

@@ -5,6 +5,8 @@ import pytest
 import xarray as xr
 
 from toushi.probe.analysis.map_measures import MEASURES, best_iou, gini, iou_at_mean, pixel_accuracy, score_maps
+from toushi.probe.analysis.maps import auc, correlation, mass_inside
+from toushi.probe.base.errors import ToushiError
 
 MASK = np.zeros((16, 16), bool)
 MASK[4:8, 4:12] = True  # an eighth of the picture
@@ -74,6 +76,21 @@ def test_labels_stay_and_grids_may_differ():
 def test_an_empty_mask_has_no_score():
     empty = score_maps(NOISE[0], np.zeros((16, 16)))
     assert all(np.isnan(empty[name]) for name in ("iou_at_mean", "best_iou", "average_precision", "auc"))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7])
+def test_no_pixel_of_a_flat_map_exceeds_its_mean_however_that_is_rounded(value):
+    for side in range(5, 15):
+        flat, mask = np.full((side, side), value), np.zeros((side, side))
+        assert pixel_accuracy(flat, mask) == 1 and np.isnan(correlation(flat, NOISE[0, :side, :side]))
+
+
+def test_nan_in_a_map_is_refused():
+    holed = np.where(MASK, np.nan, 1.0)
+    for measure in MEASURES.values():
+        if measure.category == "localisation" and measure.function not in (auc, mass_inside):
+            with pytest.raises(ToushiError, match="NaN came"):
+                measure.function(holed, MASK)
 
 
 def test_each_docstring_says_direction_and_category():

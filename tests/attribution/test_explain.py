@@ -22,6 +22,7 @@ from toushi.probe.attribution.gradients import integrated_gradients
 from toushi.probe.attribution.word_scores import WordScores, without
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import UnknownWord, Word
+from toushi.probe.text.word_changes import OverlappingWords
 
 MASKS = quadrant_masks().numpy()
 BOXES = [(0, 0, 4, 4), (0, 4, 4, 8), (4, 0, 8, 4), (4, 4, 8, 8)]
@@ -270,11 +271,17 @@ def test_an_explanation_leaves_the_model_as_it_was():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_mask_of_pixels_is_that_of_cells_and_one_word_needs_no_list():
+    values = explain_at(toy(), (MASKS[0] * 255).astype(np.uint8)[:, ::-1], "ablation", words="月亮")
+    assert values.values == pytest.approx([0.5], abs=0.01)
+
+
 def test_leaving_out_words():
     words = [Word("red", 2, 5), Word("cat", 6, 9)]
     assert without("a red cat", words, [False, True]) == "a cat"
     assert without("a red cat", words, [True, True]) == "a red cat"
     assert without("a red cat", words, [False, False]) == "a"
+    assert without("a red cat,\u3000two  dogs", words, [True, False]) == "a red ,\u3000two  dogs"
 
 
 REFUSALS = [
@@ -283,7 +290,10 @@ REFUSALS = [
     (dict(method="daam", target=(0, 0, 1, 1)), "daam takes no target"),
     (dict(method="ablation", target=(0, 0, 4, 9)), r"the box \(0, 0, 4, 9\) is empty or outside the picture"),
     (dict(method="ablation", target=(2, 2, 2, 4)), "is empty or outside the picture"),
+    (dict(method="ablation", target=(0.0, 0.0, 4.0, 4.0)), "expected a function of latents, a mask, or a box"),
     (dict(method="ablation", target=np.zeros((8, 8))), "there is no region to explain"),
+    (dict(method="ablation", target=np.full((8, 8), np.nan)), "there is no region to explain"),
+    (dict(method="ablation", target=np.eye(512)), "there is no region to explain"),
     (dict(method="ablation", target="left"), "expected a function of latents, a mask, or a box"),
     (dict(method="ablation", target=lambda denoised: denoised.mean()), "one number for each of"),
     (dict(method="shapley", target=lambda denoised: 1.0), "one number for each of"),
@@ -295,7 +305,12 @@ REFUSALS = [
         dict(method="gradient-attention", target=lambda d: d.detach().mean((1, 2, 3))),
         "no gradient of mini-unet reaches",
     ),
-    (dict(heads=[7]), "has the heads 0 to"),
+    (
+        dict(method="gradient-attention", target=lambda d: torch.ones(len(d), requires_grad=True)),
+        "does not depend on the attention",
+    ),
+    *((dict(heads=heads), "has the heads 0 to") for heads in ([7], [-1], [], 0, ["a"])),
+    (dict(method="gradient-attention", target=(0, 0, 4, 4), heads=[-1]), "has the heads 0 to"),
     (dict(sites="unet.*self_attention"), "have no attention of the image to the text"),
     (dict(method="other-word", words=["猫"]), "needs at least two words"),
 ]
@@ -322,3 +337,9 @@ def test_the_call_refuses_what_it_cannot_begin_from():
         explain_at(tiny("猫" * 80 + "，月亮"), words=["月亮"])
     with pytest.raises(CannotExplain, match="rollout needs image self-attention"):
         explain_at(toy(), method="rollout")
+    with pytest.raises(OverlappingWords, match="name each word once"):
+        explain_at(toy(), (0, 0, 4, 4), "shapley", words=["猫", "猫"])
+    with pytest.raises(CannotExplain, match=r"expected latents \[1, channel, y, x\]"):
+        explain(model, FOUR_WORDS, latents=LATENTS.repeat(3, 1, 1, 1))
+    with pytest.raises(CannotExplain, match="predicts NaN or infinity"):
+        explain(model, FOUR_WORDS, latents=LATENTS * np.nan)

@@ -94,3 +94,5 @@ def test_refusals(case):
         sufficiency(scores, true, top=5)
     with pytest.raises(CannotExplain, match="at least two explanations"):
         agreement([true])
+    with pytest.raises(CannotExplain, match="of one shape"):
+        agreement([true, true[:2]])

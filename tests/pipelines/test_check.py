@@ -44,10 +44,10 @@ def test_a_shifted_column_is_a_breach(tmp_path, capsys, monkeypatch):
         return [{key: np.roll(a, 1, -3) if a.ndim == 4 else a for key, a in of_one.items()} for of_one in arrays]
 
     monkeypatch.setattr(RunRecorder, "_step_arrays", shift)
-    assert main(["check", "mini-unet", "--size", "32", "--out", str(tmp_path / "row.json")]) == 1
+    assert main(["check", "mini-unet", "--size", "32", "--out", str(tmp_path / "rows" / "row.json")]) == 1
     table = capsys.readouterr().out
     (broken,) = [line for line in table.splitlines() if "BROKEN" in line]
-    (row,) = read_rows(tmp_path)
+    (row,) = read_rows(tmp_path / "rows")
     assert broken.startswith("maps equal an explicit softmax") and not row["holds"] and row["difference"] > 1e-3
 
 

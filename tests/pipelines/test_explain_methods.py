@@ -138,3 +138,11 @@ def test_quantised_weights_are_refused_where_they_must_be():
     assert explain(pipeline, PROMPT, BOX, "ablation", **options(pipeline)).shape == (3,)
     with pytest.raises(CannotExplain, match="the weights are quantised"), randomised_weights(pipeline):
         pass
+
+
+def test_an_option_that_the_call_does_not_name_is_refused():
+    """A Stable Diffusion pipeline takes any name, and ignores those that it does not know."""
+    pipeline = made("stable-diffusion")
+    for name in ("steps", "num_images_per_prompt", "generator"):
+        with pytest.raises(CannotExplain, match=f"{name} is no option here; expected .*num_inference_steps"):
+            explain(pipeline, PROMPT, **{**options(pipeline), name: 2})

@@ -9,6 +9,7 @@ from tests.pipelines.tiny import draw, made
 from toushi.cli.trace_summary import summarize_words
 from toushi.dashboards.heat_map.payload import picture_block
 from toushi.dashboards.heat_map.word_maps import read_word_maps
+from toushi.probe.editing.editing import Edit, edit
 from toushi.probe.figures.words_figure import words_figure
 from toushi.probe.pipelines.prompt_tokens import UnknownToEncoder, UnspelledPrompt
 from toushi.probe.recording.record import record
@@ -103,3 +104,16 @@ def test_a_word_without_a_map_says_the_true_reason(tmp_path):
         trace.heat_map("example")
     with pytest.raises(NotRecorded, match="too long"):
         trace.heat_map("left")
+
+
+def test_keep_only_takes_the_attention_from_unknown_words_too(trace):
+    pipeline, prompt, site = made("flux"), "月亮和鱼在山上，cat", "transformer.transformer_blocks.*"
+    others = [t.position for t in trace.tokens() if t.is_text and (t.span is None or t.span[1] <= prompt.index("cat"))]
+
+    def picture(*edits):
+        with edit(pipeline, edits):
+            return draw(pipeline, prompt, guidance=False, steps=1)[0]
+
+    expected = picture(*(Edit(site, "zero", token=position) for position in others))
+    assert len(others) == 3 and np.array_equal(picture(Edit(site, "keep_only", word="cat")), expected)
+    assert not np.array_equal(expected, draw(pipeline, prompt, guidance=False, steps=1)[0])

@@ -1,5 +1,6 @@
 """Concepts: what the image would attend to outside its prompt."""
 
+import diffusers
 import numpy as np
 import pytest
 
@@ -86,6 +87,21 @@ def test_joint_attention_is_refused_with_the_reason(tmp_path):
 @pytest.mark.parametrize(("concept", "reason"), [("", "a concept is"), ("鸟@一只猫", "鸟"), ("@ ", "a concept is")])
 def test_what_is_no_concept_is_refused(model, tmp_path, concept, reason):
     with pytest.raises(ToushiError, match=reason), record(model, tmp_path / "run", concepts=[concept]):
+        pass
+
+
+def test_concepts_need_sites_and_labels(model, tmp_path):
+    with (
+        pytest.raises(ToushiError, match="an attention of the image to the text"),
+        record(model, tmp_path / "run", concepts="dog", sites="encoder.*"),
+    ):
+        pass
+    parts = made("stable-diffusion").components
+    unknown = diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False)
+    with (
+        pytest.raises(ToushiError, match="not known here"),
+        record(unknown, tmp_path / "run", concepts="dog"),
+    ):
         pass
 
 

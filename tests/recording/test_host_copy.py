@@ -13,7 +13,7 @@ from tests.pipelines.tiny import PROMPT, draw, made
 from toushi.hooks import kernels
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.recording import run_recorder, step_maps
-from toushi.probe.recording.host_copy import GpuBatch, copy_to_host, pack
+from toushi.probe.recording.host_copy import GpuBatch, copy_to_host, pack, row_of
 from toushi.probe.recording.provenance import gpu_facts
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
@@ -48,7 +48,7 @@ def test_what_is_packed_comes_out_the_same():
         batch = GpuBatch(copy, start, tuple(tensor.shape), tensor.dtype)
         assert start % tensor.element_size() == 0
         for number, expected in enumerate(tensor.numpy()):
-            row, waited = batch.row(number), len(copy.threads)
+            row, waited = row_of(batch, number), len(copy.threads)
             assert (row.shape, row.dtype, row.nbytes) == (expected.shape, expected.dtype, expected.nbytes)
             assert len(copy.threads) == waited  # none of them needs the values
             np.testing.assert_array_equal(np.asarray(row), expected)
@@ -61,17 +61,17 @@ def test_a_row_has_its_own_places():
     packed, (start,) = pack([maps])
     batch = GpuBatch(Arrived(packed), start, tuple(maps.shape), maps.dtype)
     for places in ([0, 1, 2, 3], [1], [0, 3], [0, 1, 3]):
-        expected, row = maps[1][:, places].numpy(), batch.row(1, places)
+        expected, row = maps[1][:, places].numpy(), row_of(batch, 1, places)
         assert (row.shape, row.nbytes) == (expected.shape, expected.nbytes)
         np.testing.assert_array_equal(np.asarray(row), expected)
-        np.testing.assert_array_equal(copy_to_host([maps])[0].row(1, places), expected)
+        np.testing.assert_array_equal(row_of(copy_to_host([maps])[0], 1, places), expected)
 
 
 def test_a_cpu_shares_its_memory():
     tensor = torch.zeros(1, 3)
     (batch,) = copy_to_host([tensor])
     tensor += 1
-    assert batch.row(0).tolist() == [1, 1, 1] and copy_to_host([]) == []
+    assert row_of(batch, 0).tolist() == [1, 1, 1] and copy_to_host([]) == []
 
 
 @cuda
@@ -79,7 +79,7 @@ def test_a_gpu_copies_all_at_once():
     there = [tensor.cuda() for tensor in tensors()]
     for batch, tensor in zip(copy_to_host(there), tensors()):
         for number, expected in enumerate(tensor.numpy()):
-            np.testing.assert_array_equal(np.asarray(batch.row(number)), expected)
+            np.testing.assert_array_equal(np.asarray(row_of(batch, number)), expected)
 
 
 def test_only_the_writing_thread_waits(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """Why a word is ignored: `diagnose_word`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.trace.runs import Run
 from toushi.probe.text.alignment import AmbiguousWord, UnknownWord
 from toushi.probe.trace.open import open_trace
-from toushi.probe.trace.trace_errors import NotRecorded
+from toushi.probe.trace.trace_errors import DamagedTrace, NotRecorded
 from toushi.probe.trace.trace_format import map_key
 from toushi.probe.trace.word_diagnosis import diagnose_word
 from toushi.probe.trace.writer import TraceWriter
@@ -83,22 +85,33 @@ def test_a_word_that_was_cut_and_one_that_is_dropped(tmp_path):
     diagnosis = diagnose_word(written(tmp_path / "run", same_tokens, edit_manifest=without_tokens), "夜晚")
     assert diagnosis.findings == ("cut",) and diagnosis.share is None and not diagnosis.tokens
 
-
-def test_two_words_of_one_token_are_unknown_to_the_vocabulary(tmp_path):
-    def unknown(manifest):
-        cond = manifest["branches"]["cond"]
-        cond["tokens"] = list(cond["tokens"])
-        single = [i for i, token in enumerate(cond["tokens"]) if token.text in ("猫", "夜晚", "夜")]
-        for i in single:
-            token = cond["tokens"][i]
-            cond["tokens"][i] = type(token)(3, token.text, token.span, *list(vars(token).values())[3:])
-        assert len(single) >= 2
+    def replaced(manifest):
+        without_tokens(manifest)["branches"]["cond"]["cut"] = None
         return manifest
 
-    trace = written(tmp_path / "run", edit_manifest=unknown)
+    trace = written(tmp_path / "replaced", same_tokens, edit_manifest=replaced)
+    assert diagnose_word(trace, "夜晚").findings == ("changed",)
+
+
+def test_maps_of_nan_are_refused(tmp_path):
+    trace = written(tmp_path / "run", lambda step, key, columns, maps: maps * np.nan)
+    with pytest.raises(DamagedTrace, match="holds NaN"):
+        diagnose_word(trace, "猫")
+
+
+@pytest.mark.parametrize("others", [(), ("夜晚", "夜", "晚")])
+def test_words_that_the_vocabulary_lacks(tmp_path, others):
+    def unknown(manifest):
+        cond, lacking = manifest["branches"]["cond"], ("猫", *others)
+        cond["tokens"] = [replace(t, kind="unknown") if t.text in lacking else t for t in cond["tokens"]]
+        return manifest
+
+    trace = written(tmp_path / "run", lambda step, key, columns, maps: maps * 0 + 1, edit_manifest=unknown)
     diagnosis = diagnose_word(trace, "猫")
-    assert "unknown" in diagnosis.findings and diagnosis.unknown_with == ("夜晚",)
+    assert "unknown" in diagnosis.findings and diagnosis.unknown_with == ("夜晚",) * bool(others)
     assert "unknown" not in diagnose_word(trace, "月亮").findings
+    count = len(trace.places())  # every column gets as much
+    assert diagnosis.sink == pytest.approx(sum(token.kind == "special" for token in trace.places()) / count, abs=1e-3)
 
 
 def test_bytes_of_a_character_are_no_unknown_words(tmp_path):

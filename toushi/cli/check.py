@@ -58,6 +58,9 @@ attention kernel this was. Send it to the project, and docs/families.md lists it
         from toushi.probe.pipelines.load import load_model
 
         size = checked_size(self.size)
+        name = re.sub(r"[^\w.-]+", "-", Path(self.model).resolve().name)
+        path = self.out or Path(f"toushi-check-{name}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work
         model = load_model(self.model, self.checked_loading())
         size = small_size(model) if size is None else size
         check_arguments(model, size=size)
@@ -71,8 +74,6 @@ attention kernel this was. Send it to the project, and docs/families.md lists it
             row = check_row(model, checked)
         words = {True: "holds", False: "BROKEN", None: "not tried"}
         print(table([("law", "", "measured"), *((law.name, words[law.holds], law.detail) for law in checked.laws)]))
-        name = re.sub(r"[^\w.-]+", "-", Path(self.model).resolve().name)
-        path = self.out or Path(f"toushi-check-{name}.json")
         write_json(path, row)
         print(f"\nrow       {path}")
         print(

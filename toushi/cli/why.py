@@ -91,18 +91,21 @@ def describe_diagnosis(
     if diagnosis.share is not None:
         rows.append((say("share"), percent(diagnosis.share)))
         rows.append((say("peers"), ", ".join(f"{n} {percent(share)}" for n, share in diagnosis.peers.items()) or "–"))
-        rows.append((say("special"), percent(diagnosis.sink or 0)))
+        if diagnosis.sink is not None:
+            rows.append((say("special"), percent(diagnosis.sink)))
         values = {"share": percent(diagnosis.peak_share or 0), "site": diagnosis.peak_site, "step": diagnosis.peak_step}
         rows.append((say("peak"), say("peak_of_sum" if diagnosis.peak_step is None else "peak_at", **values)))
     if diagnosis.contrast is not None:
         rows.append((say("contrast"), say("contrast_is", value=f"{diagnosis.contrast:.2f}", limit=CONTRAST)))
 
     mark = "、" if language == "zh" else ", "
-    words = mark.join(diagnosis.unknown_with or diagnosis.split_with)
-    median = percent(diagnosis.median_of_peers or 0)
-    values = {"words": words, "limit": f"{SINK:.0%}", "median": median}
-    findings = [say(code, **values | ({"words": mark.join(diagnosis.split_with)} if code == "split" else {}))
-                for code in diagnosis.findings]  # fmt: skip
+    values = {
+        "unknown": mark.join((diagnosis.word, *diagnosis.unknown_with)),
+        "shared": mark.join(diagnosis.split_with),
+        "limit": f"{SINK:.0%}",
+        "median": percent(diagnosis.median_of_peers or 0),
+    }
+    findings = [say(code, **values) for code in diagnosis.findings]
     if comparison is not None:
         changed, difference = comparison.changed_pixels, comparison.mean_difference
         text = say("test_unknown")

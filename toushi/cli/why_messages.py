@@ -31,15 +31,19 @@ MESSAGES = Messages(
             "The prompt is too long: no token of the word is left, so the model never reads it.",
             "提示词过长：该词没有词元留下，模型读不到它。",
         ),
+        "changed": (
+            "No token spells the word: its text was changed or removed before the encoder read it.",
+            "没有词元拼出该词：它的文字在编码器读到之前被改动或删除。",
+        ),
         "dropped": (
             "The text encoder reads the word, but the denoiser does not get its tokens.",
             "文本编码器读到了该词，但它的词元不进入去噪网络。",
         ),
         "unknown": (
-            "The vocabulary lacks the word: it and {words} are the same token, <unk>.",
-            "词表里没有该词：它与{words}是同一个词元 <unk>。",
+            "The encoder reads <unk> in place of what its vocabulary lacks: {unknown}.",
+            "词表里没有以下的词，编码器读到的是 <unk>：{unknown}。",
         ),
-        "split": ("It shares a token with {words}.", "它与{words}共用一个词元。"),
+        "split": ("It shares a token with {shared}.", "它与{shared}共用一个词元。"),
         "sink": (
             "Special tokens and pads get more than {limit} of the attention, so little is left for any word.",
             "特殊词元与填充得到的注意力超过 {limit}，留给各词的很少。",
@@ -66,6 +70,10 @@ MESSAGES = Messages(
         ),
         # --- what to try
         "try_cut": ("Shorten the prompt, or move the word to the front.", "缩短提示词，或把该词移到前面。"),
+        "try_changed": (
+            "See which tokens the encoder got: toushi figure {folder} --kind tokens",
+            "查看编码器得到了哪些词元：toushi figure {folder} --kind tokens",
+        ),
         "try_dropped": (
             "Move the word, or see which tokens remain: toushi figure {folder} --kind tokens",
             "移动该词，或查看留下了哪些词元：toushi figure {folder} --kind tokens",

@@ -6,27 +6,20 @@ Image: the latents are cut into patches of 2 x 2; each patch is a query and a ke
 learned, are no text: attention to them is in `rest`.
 """
 
+from functools import partial
+
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
-from toushi.probe.pipelines.denoiser_inputs import PatchPipeline, patch_grid, patch_pixels
+from toushi.probe.pipelines.denoiser_inputs import patch_pixels, patches_behind_text
 from toushi.probe.pipelines.diffusers_family import diffusers_family, t5_encoder
-from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
-from toushi.probe.pipelines.prompt_tokens import BranchStates, PromptPart, prompts_in_one_call
+from toushi.probe.pipelines.family import EncodePromptCall
+from toushi.probe.pipelines.prompt_tokens import BranchStates, PromptPart, prompts_in_one_call, unmasked_states
 
 REGISTERS = 8  # the model has no argument for their number
 
 
-def read_inputs(pipeline: PatchPipeline, inputs: Arguments) -> DenoiserInputs:
-    """The text begins behind the registers, the image behind the text."""
-    text = inputs["encoder_hidden_states"]
-    layout = JointSequence(image=REGISTERS + text.shape[1], text=REGISTERS, columns=text.shape[1])
-    grid = patch_grid(pipeline, inputs["hidden_states"])
-    return DenoiserInputs(grid, (text,), lambda: list(text.unbind()), (layout,) * len(text))
-
-
 def states_of(call: EncodePromptCall) -> BranchStates:
     """All positions, padding too."""
-    positive, _, negative, _ = call.result
-    return positive.unbind(), None if negative is None else negative.unbind()
+    return unmasked_states(call._replace(result=call.result[::2]))
 
 
 AURAFLOW = diffusers_family(
@@ -34,7 +27,7 @@ AURAFLOW = diffusers_family(
     "AuraFlowPipeline",
     **prompts_in_one_call([PromptPart()], states_of),
     **t5_encoder("text_encoder"),
-    read_inputs=read_inputs,
+    read_inputs=partial(patches_behind_text, start=REGISTERS),
     cross_attention=("transformer.joint_transformer_blocks.*.attn", "transformer.single_transformer_blocks.*.attn"),
     joint=True,
     check=require_sdpa_processors("AuraFlowAttnProcessor2_0", "FusedAuraFlowAttnProcessor2_0"),

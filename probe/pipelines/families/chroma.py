@@ -9,13 +9,12 @@ from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import diffusers_family, t5_encoder
 from toushi.probe.pipelines.families.flux import PACKED
 from toushi.probe.pipelines.family import EncodePromptCall
-from toushi.probe.pipelines.prompt_tokens import BranchStates, PromptPart, prompts_in_one_call
+from toushi.probe.pipelines.prompt_tokens import BranchStates, PromptPart, prompts_in_one_call, unmasked_states
 
 
 def states_of(call: EncodePromptCall) -> BranchStates:
     """`encode_prompt` returns states, ids and mask of the prompt, then those of the negative prompt."""
-    positive, negative = call.result[0], call.result[3]
-    return positive.unbind(), None if negative is None else negative.unbind()
+    return unmasked_states(call._replace(result=call.result[::3]))
 
 
 CHROMA = diffusers_family(

@@ -25,17 +25,12 @@ from toushi.probe.pipelines.tensor_values import read_once
 
 ENCODER = "text_encoder"
 PROMPTS = prompts_in_two_calls([PromptPart()], lambda call: call.result)
-
-
-@read_once
-def text_lengths(lengths: Tensor) -> list[int]:
-    """Real tokens of each row."""
-    return lengths.tolist()
+read_lengths = read_once(Tensor.tolist)
 
 
 def read_inputs(pipeline: PatchPipeline, inputs: Arguments) -> DenoiserInputs:
     """The text begins behind the image cells; its padding is masked."""
-    text, lengths = inputs["text_bth"], text_lengths(inputs["text_lens"])
+    text, lengths = inputs["text_bth"], read_lengths(inputs["text_lens"])
     rows, columns = grid = patch_grid(pipeline, inputs["hidden_states"])
     joint = tuple(JointSequence(image=0, text=rows * columns, columns=length) for length in lengths)
     return DenoiserInputs(grid, (text,), lambda: [row[:length] for row, length in zip(text, lengths)], joint)

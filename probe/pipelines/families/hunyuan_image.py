@@ -18,7 +18,7 @@ from toushi.probe.pipelines.families.hunyuan_dit import concat_states
 from toushi.probe.pipelines.families.qwen_image import column_positions, template
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodedPrompt, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
-from toushi.probe.pipelines.tensor_values import read_once, real_columns
+from toushi.probe.pipelines.tensor_values import mask_lengths, real_columns
 from toushi.probe.text.alignment import Token
 
 PROMPTS = prompts_in_two_calls(
@@ -42,12 +42,6 @@ class TuplePipeline(Protocol):
     vae_scale_factor: int
 
 
-@read_once
-def lengths_of(mask: Tensor) -> list[int]:
-    """Real positions of each row."""
-    return mask.long().sum(1).tolist()
-
-
 def joined_states(text: Tensor, mask: Tensor, glyphs: Tensor | None, glyph_mask: Tensor | None) -> list[Tensor]:
     """Of each row the glyphs' states, then the text's, without padding."""
     rows = real_columns(text, mask)
@@ -63,10 +57,10 @@ def read_inputs(pipeline: TuplePipeline, inputs: Arguments) -> DenoiserInputs:
     glyphs, glyph_mask = inputs["encoder_hidden_states_2"], inputs["encoder_attention_mask_2"]
     height, width = inputs["hidden_states"].shape[-2:]
     grid = height // pipeline.transformer.config.patch_size[0], width // pipeline.transformer.config.patch_size[1]
-    counts = [0] * len(text) if glyph_mask is None else lengths_of(glyph_mask)
+    counts = [0] * len(text) if glyph_mask is None else mask_lengths(glyph_mask)
     joint = tuple(
         JointSequence(image=0, text=grid[0] * grid[1], columns=count + length)
-        for count, length in zip(counts, lengths_of(mask))
+        for count, length in zip(counts, mask_lengths(mask))
     )
     tensors = tuple(tensor for tensor in (text, mask, glyphs, glyph_mask) if tensor is not None)
     return DenoiserInputs(grid, tensors, lambda: joined_states(text, mask, glyphs, glyph_mask), joint)

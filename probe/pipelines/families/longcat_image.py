@@ -9,26 +9,13 @@ Image: as in FLUX.1.
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.diffusers_family import PICTURE_ONLY, diffusers_family
 from toushi.probe.pipelines.families.flux import PACKED, states_of
-from toushi.probe.pipelines.family import EncodedPrompt, EncodePromptCall, EncoderInputs, PromptTokens
+from toushi.probe.pipelines.family import EncodePromptCall, EncoderInputs
 from toushi.probe.pipelines.prompt_tokens import PromptPart, prompts_in_two_calls
 
 
 def token_count(call: EncodePromptCall, text: str) -> int:
     """Tokens of a part of the template."""
     return len(call.model.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-PROMPTS = prompts_in_two_calls(
-    [
-        PromptPart(
-            column_positions=lambda call, count: range(
-                token_count(call, call.model.prompt_template_encode_prefix), count
-            ),
-            template=lambda call, negative: (call.model.prompt_template_encode_prefix, ""),
-        )
-    ],
-    states_of,
-)
 
 
 def without_suffix(call: EncodePromptCall) -> EncodePromptCall:
@@ -47,19 +34,21 @@ def without_suffix(call: EncodePromptCall) -> EncodePromptCall:
     return call._replace(encoder_calls=encoder_calls)
 
 
-def encoded_prompts(call: EncodePromptCall) -> dict[str, list[EncodedPrompt]]:
-    return PROMPTS["encoded_prompts"](without_suffix(call))
+def column_positions(call: EncodePromptCall, count: int) -> range:
+    """All positions behind the first part of the template."""
+    return range(token_count(call, call.model.prompt_template_encode_prefix), count)
 
 
-def tokens_of_encoder_call(call: EncodePromptCall, index: int) -> tuple[str, list[PromptTokens]]:
-    return PROMPTS["tokens_of_encoder_call"](without_suffix(call), index)
+def template(call: EncodePromptCall, negative: bool) -> tuple[str, str]:
+    return call.model.prompt_template_encode_prefix, ""
 
 
 LONGCAT_IMAGE = diffusers_family(
     "longcat-image",
     "LongCatImagePipeline",
-    encoded_prompts=encoded_prompts,
-    tokens_of_encoder_call=tokens_of_encoder_call,
+    **prompts_in_two_calls(
+        [PromptPart(column_positions=column_positions, template=template)], states_of, as_read=without_suffix
+    ),
     embeddings="text_encoder.model.language_model.embed_tokens",
     layers="text_encoder.model.language_model.layers",
     check=require_sdpa_processors("LongCatImageAttnProcessor"),

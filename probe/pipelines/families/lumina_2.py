@@ -6,29 +6,21 @@ enter the sequence, so the image begins at another index in each row.
 Image: the latents are cut into patches of 2 x 2; each patch is a query and a key.
 """
 
-from torch import Tensor
-
 from toushi.probe.pipelines.attention_processors import require_sdpa_processors
 from toushi.probe.pipelines.denoiser_inputs import PatchPipeline, patch_grid
 from toushi.probe.pipelines.diffusers_family import diffusers_family
 from toushi.probe.pipelines.families.z_image_family import REFINERS
 from toushi.probe.pipelines.family import Arguments, DenoiserInputs, EncodePromptCall, JointSequence
 from toushi.probe.pipelines.prompt_tokens import PromptPart, masked_states, prompts_in_one_call
-from toushi.probe.pipelines.tensor_values import read_once, real_columns
+from toushi.probe.pipelines.tensor_values import mask_lengths, real_columns
 
 SYSTEM_PROMPT_TOKENS = 40
-
-
-@read_once
-def text_lengths(mask: Tensor) -> list[int]:
-    """Real tokens of each row."""
-    return mask.sum(1).tolist()
 
 
 def read_inputs(pipeline: PatchPipeline, inputs: Arguments) -> DenoiserInputs:
     """The image begins behind the last real token of each row."""
     text, mask = inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
-    joint = tuple(JointSequence(image=length, text=0, columns=length) for length in text_lengths(mask))
+    joint = tuple(JointSequence(image=length, text=0, columns=length) for length in mask_lengths(mask))
     grid = patch_grid(pipeline, inputs["hidden_states"])
     return DenoiserInputs(grid, (text, mask), lambda: real_columns(text, mask), joint)
 
