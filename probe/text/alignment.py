@@ -52,6 +52,11 @@ class Token:
     position: int  # in the encoder's sequence
     column: int | None  # in the denoiser's text keys; None when the pipeline drops the token
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it stands for text of the prompt, known to the vocabulary or not."""
+        return self.kind in ("text", "unknown")
+
 
 @dataclass(frozen=True)
 class Word:
@@ -169,7 +174,7 @@ def word_class(text: str) -> str:
     """The part of speech of a word in rjieba's dictionary: n noun, v verb, a adjective, …; e for every Latin word."""
     import rjieba
 
-    return rjieba.tag(text)[0][1][:1] if text else ""
+    return rjieba.tag(text.translate(_simplified_forms()))[0][1][:1] if text else ""
 
 
 # --- words by name --------------------------------------------------------------------------------------
@@ -270,17 +275,20 @@ def _why_unknown(prompt: str, words: Sequence[Word], text: str) -> str:
     )
 
 
-def word_labels(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[str]:
-    """The name of each word: its text, with #1, #2, … where several words of the prompt have that text."""
+def occurrences(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[int]:
+    """1, 2, … for each word of which the prompt has several; 0 for the others. Canonically equal text is equal."""
     places: dict[str, list[Span]] = {}
     for word in prompt_words:
         places.setdefault(unicodedata.normalize("NFC", word.text), []).append(word.span)
-    names = []
-    for word in words:
-        spans = places.get(unicodedata.normalize("NFC", word.text), [])
-        number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
-        names.append(word.text + number)
-    return names
+    same = [places.get(unicodedata.normalize("NFC", word.text), []) for word in words]
+    return [
+        spans.index(word.span) + 1 if len(spans) > 1 and word.span in spans else 0 for word, spans in zip(words, same)
+    ]
+
+
+def word_labels(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[str]:
+    """The name of each word: its text, with #1, #2, … where several words of the prompt have that text."""
+    return [word.text + f"#{number}" * (number > 0) for word, number in zip(words, occurrences(words, prompt_words))]
 
 
 # --- shares of tokens -----------------------------------------------------------------------------------
