@@ -33,6 +33,7 @@ from toushi.reports.build_report import report
 from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, format_cell
 from toushi.reports.html import rows
 from toushi.reports.pdf import contents, pdf
+from toushi.reports.trace_chapter import trace_command
 
 PROMPT = '左边是猫，<img src="http://x.y/z">右边是鸮 & 月亮'
 
@@ -374,3 +375,20 @@ def test_figures_of_a_trace_fit_a_page(house):
             assert figure.get_figwidth() <= PAGE, name
             said = [text.get_text() for text in figure.findobj(Text)]
             assert "注意力" in "".join(said) if language == "zh" else not any("注意力" in text for text in said), name
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, "--sampler euler"),
+        ({"sampler": "DDIMScheduler"}, "--guidance 3"),
+        ({"batch": 4}, ""),
+        ({"strength": 0.5}, ""),
+    ],
+)
+def test_a_command_is_given_only_if_it_makes_the_picture_again(house, tmp_path, fields, expected):
+    shutil.copytree(house / "runs" / "cat", tmp_path / "cat")
+    manifest = json.loads((tmp_path / "cat" / "manifest.json").read_text(encoding="utf-8"))
+    (tmp_path / "cat" / "manifest.json").write_text(json.dumps(manifest | fields), encoding="utf-8")
+    command = trace_command(open_trace(tmp_path / "cat"))
+    assert expected in command and bool(expected) == bool(command) and "DDIM" not in command
