@@ -98,11 +98,9 @@ def describe_diagnosis(
         rows.append((say("contrast"), say("contrast_is", value=f"{diagnosis.contrast:.2f}", limit=CONTRAST)))
 
     mark = "、" if language == "zh" else ", "
-    words = mark.join(diagnosis.unknown_with or diagnosis.split_with)
-    median = percent(diagnosis.median_of_peers or 0)
-    values = {"words": words, "limit": f"{SINK:.0%}", "median": median}
-    findings = [say(code, **values | ({"words": mark.join(diagnosis.split_with)} if code == "split" else {}))
-                for code in diagnosis.findings]  # fmt: skip
+    values = {"same": mark.join(diagnosis.unknown_with), "partners": mark.join(diagnosis.split_with)}
+    values |= {"limit": f"{SINK:.0%}", "median": percent(diagnosis.median_of_peers or 0)}
+    findings = [say(code, **values) for code in diagnosis.findings]
     if comparison is not None:
         changed, difference = comparison.changed_pixels, comparison.mean_difference
         text = say("test_unknown")

@@ -36,10 +36,10 @@ MESSAGES = Messages(
             "文本编码器读到了该词，但它的词元不进入去噪网络。",
         ),
         "unknown": (
-            "The vocabulary lacks the word: it and {words} are the same token, <unk>.",
-            "词表里没有该词：它与{words}是同一个词元 <unk>。",
+            "The vocabulary lacks the word: it and {same} are the same token, <unk>.",
+            "词表里没有该词：它与{same}是同一个词元 <unk>。",
         ),
-        "split": ("It shares a token with {words}.", "它与{words}共用一个词元。"),
+        "split": ("It shares a token with {partners}.", "它与{partners}共用一个词元。"),
         "sink": (
             "Special tokens and pads get more than {limit} of the attention, so little is left for any word.",
             "特殊词元与填充得到的注意力超过 {limit}，留给各词的很少。",
