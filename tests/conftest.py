@@ -4,6 +4,10 @@ A class or function is wrapped when its module is imported, so this file must co
 What tests start as a process of its own is not checked.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -11,3 +15,19 @@ install_import_hook(["toushi.hooks", "toushi.probe.models", "toushi.probe.analys
 
 settings.register_profile("toushi", deadline=None)  # a busy machine is no fault
 settings.load_profile("toushi")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """The folder of a mini-unet with random weights."""
+    from toushi.probe.models.mini_unet import MiniUNet
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    MiniUNet.tiny().save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def figures_in_this_process(monkeypatch):
+    """`toushi trace` draws its figures in this process: in another one matplotlib would be imported again and again."""
+    monkeypatch.setattr("toushi.cli.trace.figure_process", partial(ThreadPoolExecutor, 1))

@@ -20,6 +20,7 @@ from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
 
 PROMPT = "a red cat and 月亮"
+pytestmark = pytest.mark.usefixtures("figures_in_this_process")
 
 
 def options(name, folder):

@@ -17,16 +17,8 @@ from toushi.probe.encoders.encode_layers import encode_layers
 from toushi.probe.encoders.load_encoder import wrap_encoder
 from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
 from toushi.probe.figures.style import save
-from toushi.probe.models.mini_unet import MiniUNet
 
 BANK, MONEY = "我在河边的银行钓鱼，", "他去银行存钱了"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    MiniUNet.tiny().save(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
