@@ -11,14 +11,6 @@ from toushi.experiments.studies.disambiguation import Config, conclude, decide, 
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.style import save
-from toushi.probe.models.mini_unet import MiniUNet
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("tiny")
-    MiniUNet.tiny().save(folder)
-    return str(folder)
 
 
 def planted(by_layer: list[float], words: int = 24) -> pd.DataFrame:

@@ -10,7 +10,8 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from PIL import Image
 
 from tests.pipelines.diffusers_since import need
-from tests.pipelines.tiny import clip, made, scaled
+from tests.pipelines.tiny import made, scaled
+from tests.pipelines.tiny_parts import clip
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
