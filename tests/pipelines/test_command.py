@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.pipelines.tiny import COMMON, HIDDEN, MAKERS, families, made, scaled
+from tests.pipelines.tiny import COMMON, HIDDEN, QUICK, families, made, scaled
 from tests.pipelines.variants import variant
 from toushi import main
 from toushi.cli.sites import sites_from_configs
@@ -117,7 +117,7 @@ def test_edits_of_a_pipeline(name, tmp_path):
     assert np.array_equal(edited.latent(1), again.latent(1)) and not np.array_equal(edited.latent(1), plain.latent(1))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", families(QUICK))
 def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path):
     pipeline, size = made(name), scaled(made(name), (32, 48))
     pipeline.save_pretrained(tmp_path / "model")

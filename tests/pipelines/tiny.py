@@ -1,7 +1,7 @@
 """Tiny pipelines of diffusers' families, made from configs with random weights: no file, no network, no time."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -23,9 +23,9 @@ COMMON = {"stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux
 QUICK = COMMON | {"hunyuan-dit", "kolors", "lumina-2", "pixart"}
 
 
-def families(quick: set[str]) -> list:
-    """Parameters for all families; those that are not in `quick` are marked slow."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
+def families(quick: set[str], names: Iterable[str] = MAKERS) -> list:
+    """Parameters for all families, or for those of these names; those that are not in `quick` are marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 # Pipelines that take 8 pixels to a latent cell, or sizes in larger multiples, for granted.

@@ -38,7 +38,7 @@ def enforce():
 
 threading.Thread(target=enforce, daemon=True).start() if after else enforce()
 import toushi.cli.trace
-toushi.cli.trace.figure_process = partial(ThreadPoolExecutor, 1)  # no run comes to its figure: start no process for it
+toushi.cli.trace.figure_process = partial(ThreadPoolExecutor, 1)  # a process of its own would import matplotlib in vain
 sys.exit(toushi.main(sys.argv[4:]))
 """
 
