@@ -31,3 +31,19 @@ def tiny(tmp_path_factory) -> str:
 def figures_in_this_process(monkeypatch):
     """`toushi trace` draws its figures in this process: in another one matplotlib would be imported again and again."""
     monkeypatch.setattr("toushi.cli.trace.figure_process", partial(ThreadPoolExecutor, 1))
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(*arguments) -> the error, which is one line on stderr that begins with `toushi: `; exit code 2."""
+    from toushi import main
+
+    def run(*arguments) -> str:
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        errors = [line for line in said.err.splitlines() if line.strip() and not line.startswith("toushi: warning")]
+        errors = [line for line in errors if "?step/s" not in line]
+        assert code == 2 and len(errors) == 1 and errors[0].startswith("toushi: "), said
+        return errors[0]
+
+    return run

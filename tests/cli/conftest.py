@@ -6,27 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.shell import PROMPT, command
-from toushi import main
 
 
 @pytest.fixture(autouse=True)
 def drawing(figures_in_this_process):
     """Only `command` starts the process that draws figures."""
-
-
-@pytest.fixture
-def fails(capsys):
-    """fails(*arguments) -> the error, which is one line on stderr that begins with `toushi: `; exit code 2."""
-
-    def run(*arguments) -> str:
-        code = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        errors = [line for line in said.err.splitlines() if not line.startswith("toushi: warning")]
-        assert code == 2 and len(errors) == 1 and errors[0].startswith("toushi: "), said
-        assert "Traceback" not in said.err
-        return errors[0]
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_help_teaches(capsys):
     assert main([]) == 0 and main(["--help"]) == 0
     said = capsys.readouterr().out
     assert 'toushi trace "左边是猫，右边是月亮，夜晚"' in said
-    for name in ("demo", "trace", "view", "words", "sites", "info", "verify", "export"):
+    for name in ("demo", "trace", "view", "words", "layers", "sites", "info", "verify", "export"):
         assert main([name, "--help"]) == 0
         assert f"  toushi {name} " in capsys.readouterr().out and name in said
 

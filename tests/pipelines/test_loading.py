@@ -44,21 +44,6 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def fails(capsys):
-    """fails(*arguments) -> the one line that the command says; exit code 2."""
-
-    def run(*arguments) -> str:
-        code = main([str(argument) for argument in arguments])
-        said = capsys.readouterr().err
-        errors = [line for line in said.splitlines() if line.strip() and not line.startswith("toushi: warning")]
-        errors = [line for line in errors if "?step/s" not in line]
-        assert code == 2 and len(errors) == 1 and errors[0].startswith("toushi: "), said
-        return errors[0]
-
-    return run
-
-
 def recorded(folder: Path, tmp_path: Path, **options):
     """The trace of one picture of the model that was loaded so."""
     pipeline = load(str(folder), "cpu", **options)

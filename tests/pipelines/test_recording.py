@@ -297,8 +297,7 @@ ENCODERS = [(name, "text_encoder_2" if name == "flux" else "text_encoder") for n
 
 
 @pytest.mark.parametrize(
-    ("name", "encoder"),
-    [*ENCODERS, ("stable-diffusion-3", "text_encoder_3"), ("hunyuan-dit", "text_encoder_2")],
+    ("name", "encoder"), [*ENCODERS, ("stable-diffusion-3", "text_encoder_3"), ("hunyuan-dit", "text_encoder_2")]
 )
 def test_a_column_bears_the_name_of_the_token_that_makes_its_key(name, encoder, tmp_path):
     # These mix the caption among itself before their first layer; without that each key is one token's.

@@ -7,8 +7,8 @@ from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from tests.pipelines.diffusers_since import need
 from tests.pipelines.tiny_parts import (
-    FLOW,
     clip,
+    flow_parts,
     flow_scheduler,
     flux_2_components,
     flux_2_transformer,
@@ -48,8 +48,7 @@ def stable_diffusion_3(channels: int = 4):
             out_channels=channels,
             pos_embed_max_size=32,
         ),
-        scheduler=flow_scheduler(),
-        vae=vae(channels, **FLOW),
+        **flow_parts(channels),
         text_encoder=clip(first, 16, projection=16),
         tokenizer=first,
         text_encoder_2=clip(second, 16, projection=16),
@@ -62,8 +61,7 @@ def stable_diffusion_3(channels: int = 4):
 def flux(channels: int = 16):
     first, second = clip_tokenizer(), t5_tokenizer()
     return diffusers.FluxPipeline(
-        scheduler=flow_scheduler(),
-        vae=vae(4, **FLOW),
+        **flow_parts(),
         text_encoder=clip(first),
         tokenizer=first,
         text_encoder_2=t5(second),
@@ -86,8 +84,7 @@ def flux(channels: int = 16):
 def z_image(tokenizer=None, refiners: int = 1):
     tokenizer = tokenizer or qwen_tokenizer()
     pipeline = diffusers.ZImagePipeline(
-        scheduler=flow_scheduler(),
-        vae=vae(4, **FLOW),
+        **flow_parts(),
         text_encoder=qwen_3(tokenizer),
         tokenizer=tokenizer,
         transformer=diffusers.ZImageTransformer2DModel(
@@ -129,8 +126,7 @@ def lumina_2(refiners: int = 1):
             axes_lens=(512, 64, 64),
             cap_feat_dim=16,
         ),
-        scheduler=flow_scheduler(),
-        vae=vae(levels=4, **FLOW),
+        **flow_parts(levels=4),
         text_encoder=gemma(tokenizer),
         tokenizer=tokenizer,
     )
@@ -187,8 +183,7 @@ def longcat_image():
     need("LongCatImagePipeline")
     tokenizer = qwen_tokenizer()
     made = diffusers.LongCatImagePipeline(
-        scheduler=flow_scheduler(),
-        vae=vae(16, **FLOW),
+        **flow_parts(16),
         text_encoder=qwen_vl(tokenizer),
         tokenizer=tokenizer,
         text_processor=tokenizer,  # of which only its tokenizer is needed here
@@ -202,8 +197,7 @@ def ovis_image():
     tokenizer = qwen_tokenizer()
     text_encoder = qwen_3(tokenizer)
     made = diffusers.OvisImagePipeline(
-        scheduler=flow_scheduler(),
-        vae=vae(4, **FLOW),
+        **flow_parts(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=packed_transformer(diffusers.OvisImageTransformer2DModel, 16, out_channels=16),
@@ -242,7 +236,7 @@ def cogview_4():
     return diffusers.CogView4Pipeline(
         tokenizer=tokenizer,
         text_encoder=transformers.GlmModel(config),
-        vae=vae(4, **FLOW),
+        **flow_parts(),
         transformer=diffusers.CogView4Transformer2DModel(
             patch_size=2,
             in_channels=4,
@@ -257,15 +251,13 @@ def cogview_4():
             sample_size=16,
             rope_axes_dim=(16, 16),
         ),
-        scheduler=flow_scheduler(),
     )
 
 
 def chroma():
     tokenizer = t5_tokenizer()
     return diffusers.ChromaPipeline(
-        scheduler=flow_scheduler(),
-        vae=vae(4, **FLOW),
+        **flow_parts(),
         text_encoder=t5(tokenizer),
         tokenizer=tokenizer,
         transformer=packed_transformer(

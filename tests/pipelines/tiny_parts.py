@@ -110,6 +110,11 @@ def vae(channels: int = 4, levels: int = 2, **more):
 FLOW = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 
 
+def flow_parts(channels: int = 4, **more) -> dict:
+    """Scheduler and VAE of a family that matches flows."""
+    return {"scheduler": flow_scheduler(), "vae": vae(channels, **more, **FLOW)}
+
+
 def unet(text: int, channels: int = 4, **more):
     return diffusers.UNet2DConditionModel(
         sample_size=16,

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.experiments import coins
+from tests.experiments.in_process import Here
 from tests.figures.tiny_traces import made_trace
 from tests.reports.ink import is_wide, signs
 from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_study as runner
-from toushi.experiments.runner.executor import Outcome
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import PAGE, save, styled
@@ -36,25 +36,6 @@ from toushi.reports.pdf import contents, pdf
 from toushi.reports.trace_chapter import trace_command
 
 PROMPT = '左边是猫，<img src="http://x.y/z">右边是鸮 & 月亮'
-
-
-class Here:
-    def __init__(self):
-        self.calls = []
-
-    def submit(self, call):
-        self.calls.append(call)
-
-    def outcomes(self):
-        while self.calls:
-            call = self.calls.pop(0)
-            try:
-                yield Outcome(call.name, call.function(**call.arguments), seconds=1.0)
-            except ValueError as error:
-                yield Outcome(call.name, error=str(error))
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="module")
