@@ -242,7 +242,7 @@ def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
     if exact or not text:
         return exact
     if text not in prompt:
-        text = next((form for form in _canonical_forms(text) if form in prompt), text)
+        text = unicodedata.normalize("NFD" if wanted not in prompt else "NFC", text)
     spans, start = [], prompt.find(text)
     while start >= 0:
         end = start + len(text)
@@ -251,10 +251,6 @@ def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
             spans.append((start, end))
         start = prompt.find(text, end)
     return spans
-
-
-def _canonical_forms(text: str) -> list[str]:
-    return [unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
 
 
 def _why_unknown(prompt: str, words: Sequence[Word], text: str) -> str:

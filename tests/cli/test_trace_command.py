@@ -103,6 +103,7 @@ def test_edits_from_a_file_and_from_a_trace(tiny, tmp_path, capsys, fails):
     options = ["--model", tiny, "--steps", "2", "--size", "16", "--out"]
     assert main(["trace", PROMPT, *options, str(tmp_path / "free")]) == 0
     assert main(["trace", PROMPT, "--edits", str(edits), *options, str(tmp_path / "edited")]) == 0
+    assert "1 edit (each map is the attention before the edit at its site)" in capsys.readouterr().out
     assert main(["trace", PROMPT, "--edits", str(tmp_path / "edited"), *options, str(tmp_path / "again")]) == 0
     free, edited, again = (open_trace(tmp_path / name) for name in ("free", "edited", "again"))
     assert edited.manifest.edits[0]["word"] == "猫"
@@ -111,13 +112,6 @@ def test_edits_from_a_file_and_from_a_trace(tiny, tmp_path, capsys, fails):
     assert "holds no edit" in fails("trace", PROMPT, "--edits", tmp_path / "free", *options, tmp_path / "x")
     edits.write_text('[{"sites": "unet"}]', encoding="utf-8")
     assert "expected an edit such as" in fails("trace", PROMPT, "--edits", edits, *options, tmp_path / "y")
-
-
-def test_edits_are_told_where_the_maps_are(tiny, tmp_path, capsys):
-    (tmp_path / "edits.json").write_text('[{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}]')
-    options = ["--edits", str(tmp_path / "edits.json"), "--size", "16", "--steps", "1", "--out", str(tmp_path / "run")]
-    assert main(["trace", "猫", "--model", tiny, *options]) == 0
-    assert "1 edit (each map is the attention before the edit at its site)" in capsys.readouterr().out
 
 
 def test_prompts_from_a_file_make_one_trace_each(tiny, tmp_path, capsys):
@@ -149,16 +143,11 @@ def test_choices_reach_the_recorder(tiny, tmp_path, capsys):
     assert re.search(r"^steps +1 of 2 \(recorded: 1\)$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_the_empty_prompt_is_the_unconditional_picture(tiny, tmp_path, capsys):
-    assert main(["trace", "", "--model", tiny, "--steps", "1", "--size", "16", "--out", str(tmp_path / "run")]) == 0
-    said = capsys.readouterr()
-    assert "unconditional" in said.err and "no word" in said.out
-
-
 def test_a_blank_prompt_is_the_empty_one_and_a_line_break_stays_on_its_line(tiny, tmp_path, capsys):
     options = ["--model", tiny, "--steps", "1", "--size", "16", "--out"]
     assert main(["trace", " \t ", *options, str(tmp_path / "blank")]) == 0
-    assert "unconditional" in capsys.readouterr().err and open_trace(tmp_path / "blank").prompt == ""
+    said = capsys.readouterr()
+    assert "unconditional" in said.err and "no word" in said.out and open_trace(tmp_path / "blank").prompt == ""
     assert main(["trace", "a cat\na moon", *options, str(tmp_path / "lines")]) == 0
     assert capsys.readouterr().out.startswith("a cat\\na moon\n")
     assert main(["info", str(tmp_path)]) == 0 and "blank  1 of 1  (empty)\n" in capsys.readouterr().out

@@ -77,10 +77,8 @@ attention kernel this was. Send it to the project, and docs/families.md lists it
         print(table([("law", "", "measured"), *((law.name, words[law.holds], law.detail) for law in checked.laws)]))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, row)
-        print(f"\nrow       {path}")
-        print(
-            f"time      bare {checked.seconds['bare']:.1f} s, recorded {checked.seconds['recorded']:.1f} s (two steps)"
-        )
+        seconds = " and ".join(f"{name} {checked.seconds[name]:.1f} s" for name in ("bare", "recorded"))
+        print(f"\n{table([('row', str(path)), ('time', f'{seconds} (two steps)')])}")
         return 1 if checked.breaches else 0
 
 

@@ -127,7 +127,7 @@ def brief_value(value: object) -> str:
     """A value of the manifest as text. Of a tensor or a picture the type and the first characters of the checksum."""
     if isinstance(value, dict) and "type" in value:
         return " ".join(
-            str(value[key])[: 40 if key != "sha256" else 12] for key in ("type", "name", "sha256") if key in value
+            str(value[key])[:most] for key, most in (("type", 40), ("name", 40), ("sha256", 12)) if key in value
         )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -139,11 +139,10 @@ def component_rows(manifest: "Manifest") -> list[tuple[str, str]]:
         sample = part.weights_sample_sha256
         facts = [part.type, part.dtype, sample and f"weights {sample[:12]}", "compiled" if part.compiled else None]
         if part.settings is None and name == "scheduler":
-            facts += [
-                f"{key} {brief_value(value)}"
-                for key, value in (part.config or {}).items()
-                if value is not None and value is not False
-            ]
+            config = {
+                key: value for key, value in (part.config or {}).items() if value is not None and value is not False
+            }
+            facts += [f"{key} {brief_value(value)}" for key, value in config.items()]
         if part.settings is not None or name == "scheduler":
             rows.append((name, ", ".join(filter(None, facts))))
     return rows

@@ -1,7 +1,6 @@
 """The file that a command writes at its end. It is checked first, so that a mistake costs no work."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from toushi.probe.base.errors import ToushiError
@@ -9,11 +8,8 @@ from toushi.probe.base.extras import require
 from toushi.probe.base.path_error import checked_path
 
 
-def check_output_file(file: Path, option: str, endings: Sequence[str] = (), overwrite: bool = True) -> None:
-    """Raises ToushiError unless the file can be written: another ending, a file or folder in the way, a folder that
-    cannot be made. Creates nothing. `option` is the name of the option that chose the file."""
-    if endings and file.suffix.lower() not in endings:
-        raise ToushiError(f"{option} must end in {', '.join(endings)}, but {file} came")
+def check_output_file(file: Path, option: str, overwrite: bool = True) -> None:
+    """Raises ToushiError unless this file, which the option names, can be written. Creates nothing."""
     if checked_path(file).is_dir():
         raise ToushiError(f"{file} is a folder; choose another {option}")
     if file.exists() and not overwrite:
@@ -23,7 +19,9 @@ def check_output_file(file: Path, option: str, endings: Sequence[str] = (), over
 
 def check_figure_file(file: Path, option: str, overwrite: bool = True) -> None:
     """As `check_output_file`, for a figure. Raises MissingLibrary without matplotlib, too."""
-    check_output_file(file, option, (".pdf", ".svg", ".png"), overwrite)
+    if file.suffix.lower() not in (".pdf", ".svg", ".png"):
+        raise ToushiError(f"{option} must end in .pdf, .svg, .png, but {file} came")
+    check_output_file(file, option, overwrite)
     require("matplotlib")
 
 
