@@ -42,14 +42,8 @@ def test_why_lists_measures_findings_and_what_to_try(cat, capsys):
     assert main(["why", str(cat), "月亮"]) == 0
     said = capsys.readouterr().out
     labels = [re.split("  +", line)[0] for line in said.splitlines()]
-    assert labels[:6] == [
-        "word",
-        "tokens",
-        "share of attention",
-        "words of its class",
-        "special tokens and pads",
-        "peak",
-    ]
+    expected = ["word", "tokens", "share of attention", "words of its class", "special tokens and pads", "peak"]
+    assert labels[:6] == expected
     assert "finding" in labels and labels[-1] == "try next" and re.search("words of its class +猫 ", said)
     assert f"toushi why {cat} '月亮' --test" in said
     assert main(["why", str(cat), "是#2", "--language", "zh"]) == 0
