@@ -52,7 +52,7 @@ coverage: setup browser
 
 # The oldest and the newest versions that people may have beside their own pipelines, each in an environment of its
 # own. What depends on them is tested: hooks, models, pipelines, recording, text encoders, traces and figures.
-VERSIONED := $(addprefix tests/,analysis encoders figures hooks models pipelines recording text trace test_cli.py)
+VERSIONED := $(addprefix tests/,analysis encoders figures hooks models pipelines recording text trace cli)
 EXTRAS := pipelines,figures,app,reports,experiments,export
 TOOLS := pytest pytest-xdist hypothesis beartype pypdfium2
 

@@ -56,13 +56,10 @@ def report(
         if missing := [name for name in figures if name not in there]:
             raise ToushiError(f"there is no figure {missing[0]!r}; there are: {', '.join(there) or 'none'}")
         return files
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "index.html", page(chapters, out))
-        for language in LANGUAGES:
-            write_atomic(out / f"report.{language}.pdf", pdf(chapters, out, language))
-    except OSError as error:
-        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another -o") from None
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "index.html", page(chapters, out))
+    for language in LANGUAGES:
+        write_atomic(out / f"report.{language}.pdf", pdf(chapters, out, language))
     return [out / "index.html", *(out / f"report.{language}.pdf" for language in LANGUAGES), *files]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from toushi.probe.base.bilingual_text import Bilingual
-from toushi.probe.base.errors import ToushiError
 from toushi.probe.figures.style import PAGE, save
 from toushi.reports.chapter import LANGUAGES, Picture
 
@@ -40,12 +39,8 @@ def _save(figure: Figure, name: str, out: Path, place: str) -> str:
             f"The figure {name} is {_width(figure)} inches wide, but a page holds {PAGE}. It is made smaller there.",
             stacklevel=4,
         )
-    try:
-        (out / place).mkdir(parents=True, exist_ok=True)
-        for ending in ENDINGS:
-            save(figure, out / place / f"{name}{ending}")
-    except OSError as error:
-        raise ToushiError(f"cannot write to {out / place}: {error.strerror or error}; choose another -o") from None
+    for ending in ENDINGS:
+        save(figure, out / place / f"{name}{ending}")
     return f"{place}/{name}"
 
 

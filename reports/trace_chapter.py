@@ -15,7 +15,7 @@ from toushi.probe.figures.layers_figure import layers_figure
 from toushi.probe.figures.timeline_figure import timeline_figure
 from toushi.probe.figures.tokens_figure import tokens_figure
 from toushi.probe.figures.words_figure import words_figure, words_to_draw
-from toushi.probe.text.alignment import Word
+from toushi.probe.text.alignment import Word, word_labels
 from toushi.probe.trace.manifest import Manifest
 from toushi.probe.trace.picture_trace import Trace
 from toushi.reports import report_messages as messages
@@ -77,8 +77,8 @@ def figures_by_name(trace: Trace, recorded: Sequence[Word], words: Sequence[str]
         else:
             evenness = [float(entropy(heat.values)) for heat in maps()]
             asked, why = [recorded[int(np.argmin(np.nan_to_num(evenness, nan=np.inf)))]], messages.NARROWEST
-        for word in asked:
-            text = caption.format(word=word.text)
+        for word, label in zip(asked, word_labels(asked, trace.words())):
+            text = caption.format(word=label)
             name = "layers" if len(asked) == 1 else f"layers-{word.start}-{word.end}"
             figures[name] = (
                 Bilingual(en=f"{text.en} {why.en}".strip(), zh=text.zh + why.zh),
@@ -99,16 +99,18 @@ def _layers(trace: Trace, word: Word, language: str) -> Figure:
 
 
 def trace_command(trace: Trace) -> str:
-    """The command that makes and records the picture again; empty where the manifest does not know enough."""
+    """The command that makes and records the picture again; empty where the manifest does not know enough, and for
+    what the command cannot do: one picture of a batch, a run that began from an image or used a LoRA."""
     manifest = trace.manifest
     model, size = manifest.name_of_model, manifest.size
-    if model is None or manifest.prompt is None or manifest.seed is None or size is None:
+    if model is None or manifest.prompt is None or manifest.seed is None or size is None or manifest.guidance is None:
         return ""
-    if manifest.sampler is None or manifest.guidance is None:
+    if manifest.strength is not None or manifest.batch not in (None, 1) or manifest.loras:
         return ""
     parts = ["toushi", "trace", manifest.prompt, "--model", model, "--steps", str(manifest.steps.count)]
-    parts += ["--seed", str(manifest.seed), "--guidance", f"{manifest.guidance:g}"]
-    parts += ["--sampler", manifest.sampler, "--size", "x".join(map(str, size))]
+    parts += ["--seed", str(manifest.seed), "--guidance", f"{manifest.guidance:g}", "--size", "x".join(map(str, size))]
+    if manifest.sampler in ("euler", "heun"):  # a pipeline has its own scheduler
+        parts += ["--sampler", manifest.sampler]
     if manifest.negative_prompt:
         parts += ["--negative", manifest.negative_prompt]
     if manifest.edits:

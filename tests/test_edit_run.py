@@ -1,21 +1,16 @@
-"""`edit_run` and `toushi edit`: the same run with a change, a new trace that knows its parent, and what changed."""
+"""`edit_run`: the same run with a change, a new trace that knows its parent, and what changed."""
 
 import hashlib
 import json
-import re
 import shutil
 
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
-from PIL import Image
 
 from tests.pipelines.tiny import MAKERS
-from toushi import main
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.edit_run import CannotRepeat, edit_run
 from toushi.probe.editing.editing import BadEdit, Edit, edit
-from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.pipelines.load import load
 from toushi.probe.recording.record import record
 from toushi.probe.resume import resume
@@ -29,15 +24,8 @@ CROSS = "unet.*cross_attention"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    home = tmp_path_factory.mktemp("models") / "tiny"
-    MiniUNet.tiny().save(home)
-    return str(home)
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load(folder)
+def model(tiny):
+    return load(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -199,122 +187,3 @@ def test_the_run_of_a_pipeline_is_made_again(tmp_path):
     same = edit_run(tmp_path / "cat", tmp_path / "same", scale={"cat": 1}, model=pipeline)
     assert same.mean_difference == 0
     assert edit_run(tmp_path / "cat", tmp_path / "none", remove=["cat"], model=pipeline).mean_difference != 0
-
-
-# --- the command
-
-
-def test_the_command_says_what_changed_and_where_it_is(parent, folder, tmp_path, capsys):
-    out = tmp_path / "child"
-    arguments = ["edit", str(parent), "--remove", "猫", "--scale", "月亮=2", "--move", "夜晚=up", "--model", folder]
-    assert main([*arguments, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "mean difference" in said and "edits" in said and f"toushi view {out}" in said
-    edits = open_trace(out).manifest.edits
-    assert edits is not None and [one["kind"] for one in edits] == ["zero", "scale", "move"]
-    assert main(["info", str(out)]) == 0 and re.search(r"^parent +cat$", capsys.readouterr().out, re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ([], "nothing to change"),
-        (["--scale", "月亮"], "月亮=2"),
-        (["--scale", "月亮=much"], "no number"),
-        (["--swap", "猫="], "猫=狗"),
-        (["--move", "猫=north"], "left, right"),
-        (["--remove", "狗"], "狗"),
-        (["--remove", "猫"], "--model"),  # the shipped model has other weights
-    ],
-)
-def test_mistakes_get_one_line(parent, tmp_path, capsys, options, message):
-    assert main(["edit", str(parent), *options, "--out", str(tmp_path / "child")]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.startswith("toushi: ") and said.count("\n") == 1, said
-
-
-# --- toushi why
-
-
-def test_why_lists_measures_findings_and_what_to_try(parent, capsys):
-    assert main(["why", str(parent), "月亮"]) == 0
-    said = capsys.readouterr().out
-    labels = [re.split("  +", line)[0] for line in said.splitlines()]
-    assert labels[:6] == [
-        "word",
-        "tokens",
-        "share of attention",
-        "words of its class",
-        "special tokens and pads",
-        "peak",
-    ]
-    assert "finding" in labels and labels[-1] == "try next" and re.search("words of its class +猫 ", said)
-    assert f"toushi why {parent} '月亮' --test" in said
-    assert main(["why", str(parent), "是#2", "--language", "zh"]) == 0
-    said = capsys.readouterr().out
-    assert "注意力占比" in said and "share" not in said
-
-
-def test_why_tests_the_word_with_one_more_run(parent, folder, tmp_path, capsys):
-    before = sorted(parent.parent.iterdir())
-    assert main(["why", str(parent), "猫", "--test", "--model", folder]) == 0
-    said = capsys.readouterr().out
-    assert "of the pixels change" in said and "Without the word" in said and sorted(parent.parent.iterdir()) == before
-
-
-def test_why_of_an_unknown_word_is_one_line(parent, capsys):
-    assert main(["why", str(parent), "狗"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-# --- toushi figure, toushi env
-
-
-@pytest.mark.parametrize(
-    "kind, words, ending",
-    [("words", ["猫", "月亮"], "pdf"), ("layers", ["猫"], "png"), ("timeline", [], "svg"), ("tokens", [], "pdf")],
-)
-def test_a_figure_has_the_width_that_was_asked_for(parent, tmp_path, capsys, kind, words, ending):
-    file = tmp_path / f"figure.{ending}"
-    asked = ["--kind", kind, *(["--words", *words] if words else []), "--width", "84mm", "-o", str(file)]
-    assert main(["figure", str(parent), *asked]) == 0
-    said, inches = capsys.readouterr().out, 84 / 25.4
-    assert f"{inches:.2f} x " in said and len(said.strip().splitlines()[-1]) > 20  # the caption
-    if ending == "png":
-        assert Image.open(file).width == pytest.approx(inches * 200, abs=1)
-    else:
-        pattern = rb"/MediaBox \[ 0 0 ([\d.]+)" if ending == "pdf" else rb'<svg[^>]*? width="([\d.]+)pt"'
-        found = re.search(pattern, file.read_bytes())
-        assert found is not None and float(found[1]) == pytest.approx(inches * 72, abs=0.1)
-    assert main(["figure", str(parent), *asked]) == 2 and "--overwrite" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["-o", "a.jpg"], ".pdf, .svg, .png"),
-        (["-o", "a.pdf", "--width", "wide"], "3.3in"),
-        (["-o", "a.pdf", "--kind", "layers", "--words", "猫", "月亮"], "one word"),
-        (["-o", "a.pdf", "--words", "狗"], "狗"),
-        (["-o", "a.pdf", "--kind", "pie"], "pie"),
-    ],
-)
-def test_mistakes_in_a_figure_get_one_line(parent, tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.chdir(tmp_path)
-    assert main(["figure", str(parent), *options]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-def test_env_pins_the_packages_of_the_manifest(parent, tmp_path, capsys):
-    versions = open_trace(parent).manifest.versions
-    assert versions is not None and main(["env", str(parent)]) == 0
-    said = capsys.readouterr().out
-    lines = [Requirement(line.partition("#")[0]) for line in said.splitlines() if not line.startswith("#")]
-    pins = {line.name: str(line.specifier) for line in lines}
-    assert pins["torch"] == f"=={versions['torch'].partition('+')[0]}" and pins["numpy"] == f"=={versions['numpy']}"
-    assert "rjieba" in pins and not {"python", "toushi"} & set(pins)
-    assert f"# Python {versions['python']}\n" in said
-    file = tmp_path / "requirements.txt"
-    assert main(["env", str(parent), "-o", str(file)]) == 0 and file.read_text(encoding="utf-8") == said
-    assert main(["env", str(parent), "-o", str(file)]) == 2 and main(["env", str(tmp_path / "none")]) == 2

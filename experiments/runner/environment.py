@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -51,13 +52,21 @@ def source_files(module: ModuleType) -> dict[str, Path]:
         parent = name.rpartition(".")[0]
         package = name if file.name == "__init__.py" else parent
         waiting.append(parent)
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                origin = util.resolve_name("." * node.level + (node.module or ""), package)
-                waiting += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        waiting += imported_names(file.read_bytes(), package)
     return sources
+
+
+@cache
+def imported_names(code: bytes, package: str) -> list[str]:
+    """The modules that the code of a module in this package imports, and the names from them, at any depth."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = util.resolve_name("." * node.level + (node.module or ""), package)
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def hash_code(module: ModuleType) -> str:

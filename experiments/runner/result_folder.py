@@ -156,10 +156,7 @@ def prepare_output_dir(out: Path, manifest: ResultManifest, overwrite: bool) -> 
             (out / name).unlink(missing_ok=True)
     elif existing is not None and (differences := list_differences(existing, manifest)):
         raise ToushiError(f"{out} holds another result: {differences}. Choose another --out, or --overwrite it")
-    try:
-        (out / JOBS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
+    (out / JOBS).mkdir(parents=True, exist_ok=True)
 
 
 def _is_used(out: Path) -> bool:

@@ -163,10 +163,7 @@ def run_study(
     jobs = check_jobs(module.jobs(config))
     manifest = new_manifest(module, config, threads, len(jobs))
     code = {"git": manifest.git, "code_sha256": manifest.code_sha256}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToushiError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
+    out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
         prepare_output_dir(out, manifest, overwrite)
         missing = [job for job in jobs if read_record(out, job) is None]

@@ -182,11 +182,8 @@ def thing_onsets(by_thing: dict, config: Config) -> pd.DataFrame:
         low, high = bounds(onset(draws, config))
         most = np.nanmax(curve) if np.isfinite(curve).any() else 0.0
         first = {"onset": int(onset(curve, config)), "low": int(np.floor(low)), "high": int(np.ceil(high))}
-        table.append(
-            {"thing": thing}
-            | first
-            | {"most": round(float(most), 5), "last": round(float(np.nan_to_num(curve)[-1]), 5)}
-        )
+        shares = {"most": round(float(most), 5), "last": round(float(np.nan_to_num(curve)[-1]), 5)}
+        table.append({"thing": thing} | first | shares)
     return pd.DataFrame(table)
 
 

@@ -22,4 +22,4 @@ def public_text(text: str) -> str:
     for pattern in SECRETS:
         text = pattern.sub(lambda match: (match[1] if match.re.groups else "") + HIDDEN, text)
     home = str(Path.home())
-    return text if len(home) < 2 else re.sub(re.escape(home) + r"(?=[/\\]|$)", "~", text)
+    return text if len(home) < 2 else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w-]|\.\w)", "~", text)

@@ -72,12 +72,11 @@ def comparison_figure(comparison: Comparison, language: str = "en") -> StyledFig
     page.set(xlim=(0, size[0]), ylim=(size[1], 0))  # imshow set them to its own picture
     if maps:
         left = 3 * (SIDE + GAP) + GAP
-        for row, (lowest, largest, label, colours) in enumerate(
-            (
-                (0.0, top, PROBABILITY, overlay_colours()),
-                (-reach, reach, DIFFERENCE, matplotlib.colormaps[DIVERGING]),
-            )
-        ):
+        bars = [
+            (0.0, top, PROBABILITY, overlay_colours()),
+            (-reach, reach, DIFFERENCE, matplotlib.colormaps[DIVERGING]),
+        ]
+        for row, (lowest, largest, label, colours) in enumerate(bars):
             under = HEAD + (row + 1) * (tall + NAME)
             place = (left / size[0], 1 - under / size[1], 0.11 / size[0], tall / size[1])
             colour_bar(figure, place, largest, label.translate(language), colours, lowest).yaxis.label.set_fontsize(7)

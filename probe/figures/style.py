@@ -109,9 +109,14 @@ class StyledFigure(Figure):
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """The path, after any figure has been written there in this style: .png, .pdf or .svg by the name's ending."""
+    """The path, after any figure has been written there in this style: .png, .pdf or .svg by the name's ending.
+
+    Its folder is made if it is not there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(figure, path, None, None, {})
-    return Path(path)
+    return path
 
 
 def _write(figure: Figure, target: Target, format: str | None, metadata: dict | None, options: dict) -> None:

@@ -21,8 +21,6 @@ HEADS = (
 )
 SHARE, BAR = 2.38, 0.62  # inches to where the bars begin, and of the longest
 
-TEXT_KINDS = ("text", "unknown")
-
 
 @styled
 def tokens_figure(trace: Trace, *, branch: str = "cond", language: str = "en") -> StyledFigure:
@@ -46,7 +44,7 @@ def tokens_figure(trace: Trace, *, branch: str = "cond", language: str = "en") -
         for name, x, side in (*HEADS, (Bilingual(en="share of the attention", zh="注意力占比"), SHARE, "left")):
             axes.text(left + x, 0.22, name.translate(language), ha=side, va="center", size=7, color=FAINT)
         for row, token in enumerate(tokens[block * LONGEST : (block + 1) * LONGEST]):
-            y, colour = 0.22 + (row + 1) * ROW, "#222222" if token.kind in TEXT_KINDS else FAINT
+            y, colour = 0.22 + (row + 1) * ROW, "#222222" if token.is_text else FAINT
             inside = [w.text for w in words if token.span and w.start < token.span[1] and token.span[0] < w.end]
             shown = f"{token.text} <unk>" if token.kind == "unknown" and token.span else token.text
             cells = (
@@ -58,7 +56,7 @@ def tokens_figure(trace: Trace, *, branch: str = "cond", language: str = "en") -
             for (_, x, side), cell in zip(HEADS, cells):
                 axes.text(left + x, y, drawable(str(cell)), ha=side, va="center", size=8, color=colour)
             share = shares.get(token.column, 0.0)
-            fill = CATEGORIES[0] if token.kind in TEXT_KINDS else "#B0B0B0"
+            fill = CATEGORIES[0] if token.is_text else "#B0B0B0"
             axes.add_patch(Rectangle((left + SHARE, y - 0.06), share / top * BAR, 0.12, color=fill, lw=0))
             if token.column in shares:
                 note = percent(share)

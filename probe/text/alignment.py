@@ -57,7 +57,7 @@ class Token:
 
     @property
     def is_text(self) -> bool:
-        """Whether it stands for text of the prompt, which the vocabulary may lack."""
+        """Whether it stands for text of the prompt, known to the vocabulary or not."""
         return self.kind in ("text", "unknown")
 
 
@@ -177,7 +177,7 @@ def word_class(text: str) -> str:
     """The part of speech of a word in rjieba's dictionary: n noun, v verb, a adjective, …; e for every Latin word."""
     import rjieba
 
-    return rjieba.tag(text)[0][1][:1] if text else ""
+    return rjieba.tag(text.translate(_simplified_forms()))[0][1][:1] if text else ""
 
 
 # --- words by name --------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
     if exact or not text:
         return exact
     if text not in prompt:
-        text = next((form for form in _canonical_forms(text) if form in prompt), text)
+        text = unicodedata.normalize("NFD" if wanted not in prompt else "NFC", text)
     spans, start = [], prompt.find(text)
     while start >= 0:
         end = start + len(text)
@@ -262,10 +262,6 @@ def _occurrences(prompt: str, words: Sequence[Word], text: str) -> list[Span]:
             spans.append((start, end))
         start = prompt.find(text, end)
     return spans
-
-
-def _canonical_forms(text: str) -> list[str]:
-    return [unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)]
 
 
 def _why_unknown(prompt: str, words: Sequence[Word], text: str) -> str:
@@ -286,17 +282,20 @@ def _why_unknown(prompt: str, words: Sequence[Word], text: str) -> str:
     )
 
 
-def word_labels(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[str]:
-    """The name of each word: its text, with #1, #2, … where several words of the prompt have that text."""
+def occurrences(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[int]:
+    """1, 2, … for each word of which the prompt has several; 0 for the others. Canonically equal text is equal."""
     places: dict[str, list[Span]] = {}
     for word in prompt_words:
         places.setdefault(unicodedata.normalize("NFC", word.text), []).append(word.span)
-    names = []
-    for word in words:
-        spans = places.get(unicodedata.normalize("NFC", word.text), [])
-        number = f"#{spans.index(word.span) + 1}" if len(spans) > 1 and word.span in spans else ""
-        names.append(word.text + number)
-    return names
+    same = [places.get(unicodedata.normalize("NFC", word.text), []) for word in words]
+    return [
+        spans.index(word.span) + 1 if len(spans) > 1 and word.span in spans else 0 for word, spans in zip(words, same)
+    ]
+
+
+def word_labels(words: Sequence[Word], prompt_words: Sequence[Word]) -> list[str]:
+    """The name of each word: its text, with #1, #2, … where several words of the prompt have that text."""
+    return [word.text + f"#{number}" * (number > 0) for word, number in zip(words, occurrences(words, prompt_words))]
 
 
 # --- shares of tokens -----------------------------------------------------------------------------------

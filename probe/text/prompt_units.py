@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toushi.probe.text.alignment import Token, Word, same_unknown, token_shares
+from toushi.probe.text.alignment import Token, Word, occurrences, same_unknown, token_shares
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ def units_of(tokens: list[Token], words: list[Word], by_token: bool = False) -> 
     `by_token` is for a run whose prompt is unknown: each text token is then a unit.
     """
     units, weights = [], []
-    for word in words:
-        same = [other for other in words if other.text == word.text]
-        number = same.index(word) + 1 if len(same) > 1 else 0
+    for word, number in zip(words, occurrences(words, words)):
         unknown = tuple(other.text for other in same_unknown(words, tokens, word.span))
         units.append(Unit(word.text, "word", word.span, number, unknown))
         weights.append(token_shares(tokens, word.span))

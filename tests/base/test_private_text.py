@@ -14,6 +14,8 @@ from toushi.probe.base.private_text import is_secret_name, public_text
         ("https://hub.example/a?access_token=abc&size=64", "https://hub.example/a?access_token=(secret)&size=64"),
         ("use hf_abcdefghijklmnopqrstuv now", "use (secret) now"),
         (f"{Path.home()}/models/flux", "~/models/flux"),
+        (f"--cache {Path.home()} --out={Path.home()}/a", "--cache ~ --out=~/a"),
+        (f"/mnt{Path.home()}/models", f"/mnt{Path.home()}/models"),
         (f"{Path.home()}less/models", f"{Path.home()}less/models"),
         ("左边是猫，右边是月亮 @ 3 tokens?", "左边是猫，右边是月亮 @ 3 tokens?"),
     ],

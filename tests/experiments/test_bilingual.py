@@ -18,7 +18,6 @@ from toushi.experiments.studies.bilingual import (
     sentence,
 )
 from toushi.probe.figures.style import save
-from toushi.probe.models.mini_unet import MiniUNet
 
 
 def planted(trained: list[float], floor: float = 0.3, sentences: int = 80, seed: int = 0) -> pd.DataFrame:
@@ -89,9 +88,8 @@ def test_both_sides_of_a_pair_mean_the_same():
     assert len(phrases("parallel", 0, 0)) == 249
 
 
-def test_a_run_on_a_tiny_encoder_comes_through(tmp_path):
-    MiniUNet.tiny().save(tmp_path / "tiny")
-    config = Config(encoder=str(tmp_path / "tiny"), scenes=12, shuffles=5, resamples=50)
+def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
+    config = Config(encoder=tiny, scenes=12, shuffles=5, resamples=50)
     made = jobs(config)
     assert [job.name for job in made] == ["trained-scenes", "random-scenes"]
     assert [file.name for file in bilingual.weights(config)] == ["model.safetensors"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.experiments.test_runner import Here
+from tests.experiments.in_process import Here
 from toushi.experiments.measures import pictures
 from toushi.experiments.measures.pictures import fully_described_scenes, list_answers, sense_prompts
 from toushi.experiments.measures.statistics import interval, shares

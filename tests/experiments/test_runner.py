@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +18,12 @@ from pydantic import Field
 
 from tests.experiments import coins
 from tests.experiments.coins import Config
+from tests.experiments.in_process import Here
 from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_study as runner
 from toushi.experiments.runner.environment import hash_code, hash_json, source_files
-from toushi.experiments.runner.executor import Call, LocalPool, Outcome
+from toushi.experiments.runner.executor import Call, LocalPool
 from toushi.experiments.runner.result_folder import (
     NoResult,
     format_table,
@@ -42,29 +42,6 @@ from toushi.probe.base.errors import ToushiError
 
 HOUSE = Path(__file__).parents[2]
 NAME = "tests.experiments.coins"
-
-
-class Here:
-    """Another engine under the same experiment: this process, last call first."""
-
-    def __init__(self):
-        self.calls: list[Call] = []
-        self.done: list[str] = []
-
-    def submit(self, call: Call) -> None:
-        self.calls.append(call)
-
-    def outcomes(self):
-        while self.calls:
-            call = self.calls.pop()
-            self.done.append(call.name)
-            try:
-                yield Outcome(call.name, call.function(**call.arguments))
-            except Exception as error:
-                yield Outcome(call.name, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-
-    def close(self) -> None:
-        self.calls.clear()
 
 
 def ran(out: Path, config: Config | None = None, **options) -> tuple[runner.StudyResult, list[str]]:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.pipelines.tiny import COMMON, HIDDEN, MAKERS, families, made, scaled
+from tests.pipelines.tiny import COMMON, HIDDEN, QUICK, families, made, scaled
 from tests.pipelines.variants import variant
 from toushi import main
 from toushi.cli.sites import sites_from_configs
@@ -20,6 +20,7 @@ from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
 
 PROMPT = "a red cat and 月亮"
+pytestmark = pytest.mark.usefixtures("figures_in_this_process")
 
 
 def options(name, folder):
@@ -98,25 +99,7 @@ def test_the_size_of_the_pipeline_itself(tmp_path):
     assert np.array_equal(trace.manifest.size, trace.image().shape[:2])
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", pytest.param("stable-diffusion-3", marks=pytest.mark.slow)])
-def test_edits_of_a_pipeline(name, tmp_path):
-    """From a file, and again from the trace that they made."""
-    made(name).save_pretrained(tmp_path / "model")
-    site = "unet.*.attn2" if name == "stable-diffusion" else "transformer.*.attn"
-    (tmp_path / "edits.json").write_text(f'[{{"site": "{site}", "kind": "zero", "word": "cat"}}]')
-    options = ["--model", str(tmp_path / "model"), "--steps", "2", "--size", "32", "--guidance", "3"]
-    for out, more in (
-        ("plain", []),
-        ("edited", ["--edits", str(tmp_path / "edits.json")]),
-        ("again", ["--edits", str(tmp_path / "edited")]),
-    ):
-        assert main(["trace", PROMPT, *options, "--out", str(tmp_path / out), *more]) == 0
-    plain, edited, again = (open_trace(tmp_path / out) for out in ("plain", "edited", "again"))
-    assert edited.manifest.edits == again.manifest.edits and edited.manifest.edits[0]["word"] == "cat"
-    assert np.array_equal(edited.latent(1), again.latent(1)) and not np.array_equal(edited.latent(1), plain.latent(1))
-
-
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", families(QUICK))
 def test_sites_are_told_by_the_configs_alone_as_a_run_finds_them(name, tmp_path):
     pipeline, size = made(name), scaled(made(name), (32, 48))
     pipeline.save_pretrained(tmp_path / "model")

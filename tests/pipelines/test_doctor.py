@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipelines.tiny import MAKERS, draw, made
+from tests.pipelines.tiny import MAKERS, QUICK, draw, families, made
 from toushi import main
 from toushi.cli.doctor import ModelInfo
 from toushi.cli.language import language_of
@@ -37,7 +37,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "flux-2-klein"])
+@pytest.mark.parametrize("name", families(QUICK, [name for name in MAKERS if name != "flux-2-klein"]))
 def test_what_is_foreseen_is_what_comes(name, saved, tmp_path, monkeypatch):
     found, pipeline = read_pipeline_info(saved(name)), made(name)
     assert found.failures == {} and found.pipeline is not None

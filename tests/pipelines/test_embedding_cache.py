@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.pipelines.tiny import MAKERS, NEGATIVE, PROMPT, draw, made
+from tests.pipelines.tiny import NEGATIVE, PROMPT, QUICK, draw, families, made
 from toushi.probe.models.mini_unet import PromptCut
 from toushi.probe.pipelines.embedding_cache import NotCached, cache_encode_prompt
 from toushi.probe.pipelines.load import load
@@ -50,7 +50,7 @@ def cross(pipeline):
     return [name for name, site in family_of(pipeline).sites(pipeline).items() if site.kind == "cross"]
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", families(QUICK))
 def test_a_text_that_is_kept_changes_nothing(name, tmp_path):
     plain = made(name)
     with record(plain, tmp_path / "plain", sites=cross(plain), keep="mean"):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made, vae
+from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, made
+from tests.pipelines.tiny_parts import vae
 from toushi import main
 from toushi.hooks.attention import AttentionHook
 from toushi.probe.base.errors import ToushiError

@@ -38,7 +38,7 @@ def in_order(trace, name):
         assert all(np.abs(mass - 1).max() < 1e-3 for _, mass in masses(trace, branch))
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "z-image"])
+@pytest.mark.parametrize("name", ["stable-diffusion", pytest.param("z-image", marks=pytest.mark.slow)])
 def test_blocks_compiled_before_attaching(name, backend, tmp_path):
     plain = draw(made(name))[0]
     pipeline = made(name)
@@ -53,7 +53,7 @@ def test_blocks_compiled_before_attaching(name, backend, tmp_path):
     assert np.array_equal(draw(pipeline)[0], plain) and backend.graphs == graphs  # the compiled blocks serve again
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "z-image"])
+@pytest.mark.parametrize("name", ["stable-diffusion", pytest.param("z-image", marks=pytest.mark.slow)])
 def test_blocks_compiled_after_attaching(name, backend, tmp_path):
     pipeline = made(name)
     plain = draw(pipeline)[0]

@@ -11,7 +11,8 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from PIL import Image
 
 from tests.pipelines.diffusers_since import need
-from tests.pipelines.tiny import clip, made, qwen_vl, scaled, template_length
+from tests.pipelines.tiny import made, scaled
+from tests.pipelines.tiny_parts import clip, qwen_vl, template_length
 from tests.pipelines.vocabularies import picture_tokenizer
 
 

@@ -105,19 +105,9 @@ def test_concepts_need_sites_and_labels(model, tmp_path):
         pass
 
 
-def test_the_command_draws_them(tmp_path, capsys):
-    arguments = [
-        "trace",
-        "左边是猫",
-        "--steps",
-        "2",
-        "--concepts",
-        "dog",
-        "猫@左边是猫",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main(arguments) == 0
+def test_the_command_draws_them(tmp_path, capsys, figures_in_this_process):
+    options = ["--steps", "2", "--out", str(tmp_path / "run")]
+    assert main(["trace", "左边是猫", "--concepts", "dog", "猫@左边是猫", *options]) == 0
     out = capsys.readouterr().out
     assert "concept" in out and "猫@左边是猫" in out
     assert (tmp_path / "run" / "concepts.png").stat().st_size > 5000

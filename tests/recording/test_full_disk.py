@@ -23,6 +23,8 @@ HOUSE = Path(__file__).parents[2]
 # The limit holds from the beginning, or from the moment when so many steps are listed.
 LIMITED = """
 import resource, signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 limit, after, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -35,18 +37,10 @@ def enforce():
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 threading.Thread(target=enforce, daemon=True).start() if after else enforce()
-from toushi import main
-sys.exit(main(sys.argv[4:]))
+import toushi.cli.trace
+toushi.cli.trace.figure_process = partial(ThreadPoolExecutor, 1)  # a process of its own would import matplotlib in vain
+sys.exit(toushi.main(sys.argv[4:]))
 """
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    from toushi.probe.models.mini_unet import MiniUNet
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    MiniUNet.tiny().save(folder)
-    return str(folder)
 
 
 @pytest.fixture

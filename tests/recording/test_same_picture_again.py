@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from functools import cache
 
 import diffusers
 import numpy as np
@@ -105,15 +106,23 @@ def differences(one, other) -> dict[str, tuple]:
     return {name: (a, b) for name, a, b in facts.itertuples()}
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """unchanged(name) -> the picture without a change, and the folder of its trace."""
+    home = tmp_path_factory.mktemp("unchanged")
+    return cache(lambda name: (record_picture(name, None, home / name), home / name))
+
+
 @pytest.mark.parametrize(("name", "change", "cause"), CHANGES, ids=[f"{name}-{cause}" for name, _, cause in CHANGES])
 @pytest.mark.filterwarnings("ignore")
-def test_manifests_differ_where_pictures_do(name, change, cause, tmp_path):
+def test_manifests_differ_where_pictures_do(name, change, cause, unchanged, tmp_path):
     call = change if isinstance(change, dict) else {}
     before, after = change if isinstance(change, tuple) else (None, None if call else change)
-    one = record_picture(name, before, tmp_path / "one")
+    folder = tmp_path / "one"
+    one, folder = (record_picture(name, before, folder), folder) if before is not None else unchanged(name)
     other = record_picture(name, after, tmp_path / "other", **call)
     assert not np.array_equal(one, other)
-    assert cause in differences(tmp_path / "one", tmp_path / "other")
+    assert cause in differences(folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion-xl", "flux", "z-image"])

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.experiments import coins
+from tests.experiments.in_process import Here
 from tests.figures.tiny_traces import made_trace
 from tests.reports.ink import is_wide, signs
 from tests.write_file import write_file
 from toushi import main
 from toushi.experiments.runner import run_study as runner
-from toushi.experiments.runner.executor import Outcome
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.fonts import drawable
 from toushi.probe.figures.style import PAGE, save, styled
@@ -33,27 +33,9 @@ from toushi.reports.build_report import report
 from toushi.reports.chapter import LANGUAGES, Chapter, Sheet, format_cell
 from toushi.reports.html import rows
 from toushi.reports.pdf import contents, pdf
+from toushi.reports.trace_chapter import trace_command
 
 PROMPT = '左边是猫，<img src="http://x.y/z">右边是鸮 & 月亮'
-
-
-class Here:
-    def __init__(self):
-        self.calls = []
-
-    def submit(self, call):
-        self.calls.append(call)
-
-    def outcomes(self):
-        while self.calls:
-            call = self.calls.pop(0)
-            try:
-                yield Outcome(call.name, call.function(**call.arguments), seconds=1.0)
-            except ValueError as error:
-                yield Outcome(call.name, error=str(error))
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -374,3 +356,20 @@ def test_figures_of_a_trace_fit_a_page(house):
             assert figure.get_figwidth() <= PAGE, name
             said = [text.get_text() for text in figure.findobj(Text)]
             assert "注意力" in "".join(said) if language == "zh" else not any("注意力" in text for text in said), name
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, "--sampler euler"),
+        ({"sampler": "DDIMScheduler"}, "--guidance 3"),
+        ({"batch": 4}, ""),
+        ({"strength": 0.5}, ""),
+    ],
+)
+def test_a_command_is_given_only_if_it_makes_the_picture_again(house, tmp_path, fields, expected):
+    shutil.copytree(house / "runs" / "cat", tmp_path / "cat")
+    manifest = json.loads((tmp_path / "cat" / "manifest.json").read_text(encoding="utf-8"))
+    (tmp_path / "cat" / "manifest.json").write_text(json.dumps(manifest | fields), encoding="utf-8")
+    command = trace_command(open_trace(tmp_path / "cat"))
+    assert expected in command and bool(expected) == bool(command) and "DDIM" not in command

@@ -21,7 +21,10 @@ from toushi.probe.text.alignment import (
     segment,
     segmenter,
     token_shares,
+    word_class,
+    word_labels,
 )
+from toushi.probe.text.prompt_units import units_of
 
 
 def words_of(prompt):
@@ -212,3 +215,16 @@ def test_traditional_characters_are_words_as_the_simplified_are():
         assert [word.span for word in found] == [word.span for word in segment(simplified)]
         assert all(word.text == traditional[word.start : word.end] for word in found)
     assert not any(chr(character).encode("gb2312", "ignore") for character in _simplified_forms())
+
+
+def test_a_traditional_word_has_the_class_of_its_simplified_form():
+    for traditional, simplified in (("樹", "树"), ("飛", "飞"), ("銀行", "银行")):
+        assert word_class(traditional) == word_class(simplified) != ""
+
+
+def test_words_of_canonically_equal_text_are_numbered_in_labels_and_units():
+    words = segment(unicodedata.normalize("NFC", "café") + " " + unicodedata.normalize("NFD", "café"))
+    tokens = [Token(i, word.text, word.span, "text", (), i, i) for i, word in enumerate(words)]
+    names = [unicodedata.normalize("NFC", name) for name in word_labels(words, words)]
+    assert names == ["café#1", "café#2"]
+    assert [unicodedata.normalize("NFC", unit.name) for unit in units_of(tokens, words)[0]] == names

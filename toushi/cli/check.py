@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from toushi.cli.model_options import Loads
+from toushi.cli.output_file import check_output_file
 from toushi.cli.terminal import table
 from toushi.probe.base.atomic_io import write_json
 
@@ -60,7 +61,7 @@ attention kernel this was. Send it to the project, and docs/families.md lists it
         size = checked_size(self.size)
         name = re.sub(r"[^\w.-]+", "-", Path(self.model).resolve().name)
         path = self.out or Path(f"toushi-check-{name}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work
+        check_output_file(path, "--out")
         model = load_model(self.model, self.checked_loading())
         size = small_size(model) if size is None else size
         check_arguments(model, size=size)
@@ -74,11 +75,10 @@ attention kernel this was. Send it to the project, and docs/families.md lists it
             row = check_row(model, checked)
         words = {True: "holds", False: "BROKEN", None: "not tried"}
         print(table([("law", "", "measured"), *((law.name, words[law.holds], law.detail) for law in checked.laws)]))
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, row)
-        print(f"\nrow       {path}")
-        print(
-            f"time      bare {checked.seconds['bare']:.1f} s, recorded {checked.seconds['recorded']:.1f} s (two steps)"
-        )
+        seconds = " and ".join(f"{name} {checked.seconds[name]:.1f} s" for name in ("bare", "recorded"))
+        print(f"\n{table([('row', str(path)), ('time', f'{seconds} (two steps)')])}")
         return 1 if checked.breaches else 0
 
 

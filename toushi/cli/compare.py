@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from toushi.cli.language import language_of
+from toushi.cli.output_file import check_figure_file
 from toushi.cli.terminal import limit_length, table
 from toushi.cli.trace import Words
 from toushi.cli.trace_summary import name_place
 from toushi.probe.base.bilingual_text import Language
-from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import require
 
 if TYPE_CHECKING:
     from toushi.experiments.scene_world.recogniser import Detection
     from toushi.probe.trace.comparison import Comparison
     from toushi.probe.trace.picture_trace import Trace
-
-ENDINGS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,7 @@ overlap. A pixel has changed if one of its channels differs by more than 16 of 2
 
     def run(self) -> None:
         if self.out is not None:
-            if self.out.suffix.lower() not in ENDINGS:
-                raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {self.out} came")
-            require("matplotlib")
+            check_figure_file(self.out, "--out")
         from toushi.probe.trace.comparison import compare
 
         comparison = compare(self.a, self.b, words=self.words or None, branch=self.branch)
@@ -61,11 +56,7 @@ overlap. A pixel has changed if one of its channels differs by more than 16 of 2
             from toushi.probe.figures.comparison_figure import comparison_figure
             from toushi.probe.figures.style import save
 
-            try:
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                save(comparison_figure(comparison, language_of(self.language)), self.out)
-            except OSError as error:
-                raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
+            save(comparison_figure(comparison, language_of(self.language)), self.out)
             print(f"\n{table([('figure', str(self.out))])}")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from toushi.cli.output_file import check_output_file
 from toushi.probe.base.errors import ToushiError
 
 if TYPE_CHECKING:
@@ -41,13 +42,9 @@ index has only 2.9.0."""
         if self.out is None:
             print(text, end="")
             return
-        if self.out.exists() and not self.overwrite:
-            raise ToushiError(f"{self.out} exists already; choose another -o, or add --overwrite")
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
+        check_output_file(self.out, "-o", overwrite=self.overwrite)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(text, encoding="utf-8")
         print(f"requirements  {self.out}")
 
 

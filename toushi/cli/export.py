@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from toushi.cli.language import language_of
+from toushi.cli.output_file import check_output_file
 from toushi.cli.terminal import table
 from toushi.cli.trace import Words
 from toushi.cli.trace_listing import Folder
@@ -60,7 +61,10 @@ In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
         if self.words or self.tokens:
             raise ToushiError("a page shows all words and tokens that were kept: leave --words and --tokens out")
         file = self.out or self.folder.with_name(f"{self.folder.name}.html")
-        maps = write_page(open_trace(self.folder), file, language_of(self.language), overwrite=self.overwrite)
+        check_output_file(file, "--out", overwrite=self.overwrite)
+        trace = open_trace(self.folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        maps = write_page(trace, file, language_of(self.language), overwrite=self.overwrite)
         left_out = ["single heads"] * maps.heads_left_out + ["some steps"] * maps.steps_left_out
         if left_out:
             print(f"toushi: note: left out, to stay under 5 MB: {' and '.join(left_out)}", file=sys.stderr)

@@ -8,13 +8,12 @@ from typing import Annotated, Literal
 import tyro
 
 from toushi.cli.language import language_of
+from toushi.cli.output_file import check_figure_file
 from toushi.cli.terminal import table
 from toushi.cli.trace import Words
 from toushi.probe.base.bilingual_text import Language
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import require
 
-ENDINGS = (".pdf", ".svg", ".png")
 INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4}
 
 
@@ -49,14 +48,10 @@ trace gives the same bytes. toushi report writes all figures, in both languages.
     """Replace an existing file."""
 
     def run(self) -> None:
-        if self.out.suffix.lower() not in ENDINGS:
-            raise ToushiError(f"-o must end in {', '.join(ENDINGS)}, but {self.out} came")
-        if self.out.exists() and not self.overwrite:
-            raise ToushiError(f"{self.out} exists already; choose another -o, or add --overwrite")
+        check_figure_file(self.out, "-o", self.overwrite)
         width, language = inches(self.width), language_of(self.language)
         if self.kind == "layers" and len(self.words) > 1:
             raise ToushiError(f"--kind layers shows one word, but {len(self.words)} came: draw a figure of each")
-        require("matplotlib")
         from toushi.probe.figures.style import save, set_width
         from toushi.probe.figures.words_figure import words_figure, words_to_draw
         from toushi.probe.trace.open import open_trace
@@ -77,11 +72,7 @@ trace gives the same bytes. toushi report writes all figures, in both languages.
             figure = draw(language)
             if width is not None:
                 set_width(figure, width)
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            save(figure, self.out)
-        except OSError as error:
-            raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
+        save(figure, self.out)
         size = f"{figure.get_figwidth():.2f} x {figure.get_figheight():.2f} inches"
         print(table([("figure", f"{self.out}  ({size})")]))
         print(f"\n{caption.translate(language)}")

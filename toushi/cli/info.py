@@ -40,7 +40,7 @@ class Info:
         manifest = trace.manifest
         size = sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
         facts = [
-            ("prompt", "(not known)" if trace.prompt is None else trace.prompt or "(empty)"),
+            ("prompt", prompt_line(trace.prompt)),
             ("negative", manifest.negative_prompt),
             ("words", "  ".join(word.text for word in trace.words()) if "cond" in trace.branches else None),
             ("model", " ".join(filter(None, [manifest.name_of_model, manifest.model and manifest.model.revision]))),
@@ -87,7 +87,7 @@ def folder_row(folder: Path) -> tuple[str, str, str]:
         trace = open_trace(folder)
     except ToushiError as error:
         return str(folder), "damaged", str(error)
-    return str(folder), step_progress(trace), limit_length(trace.prompt or "(not known)")
+    return str(folder), step_progress(trace), limit_length(prompt_line(trace.prompt))
 
 
 def describe_texts(trace: "EncoderTrace") -> str:
@@ -109,13 +109,18 @@ def describe_texts(trace: "EncoderTrace") -> str:
     return f"{facts}\n\n{table(shown, right=(0, 1))}"
 
 
+def prompt_line(prompt: str | None) -> str:
+    return "(not known)" if prompt is None else prompt or "(empty)"
+
+
 def lora_line(lora: "Lora") -> str:
     return f"{lora.file or lora.name} x {lora.scale}{' (fused)' if lora.fused else '' if lora.on else ' (off)'}"
 
 
 def argument_line(arguments: Mapping[str, object]) -> str:
     """The arguments of the sampling call, each in a few characters. Prompts and seed have rows of their own."""
-    names = [name for name in arguments if name not in ("prompt", "negative_prompt", "negative", "generator", "seed")]
+    others = ("prompt", "negative_prompt", "negative", "generator", "seed", "callback", "callback_on_step_end")
+    names = [name for name in arguments if name not in others]
     return ", ".join(f"{name}={limit_length(brief_value(arguments[name]), 60)}" for name in names)
 
 
@@ -123,7 +128,7 @@ def brief_value(value: object) -> str:
     """A value of the manifest as text. Of a tensor or a picture the type and the first characters of the checksum."""
     if isinstance(value, dict) and "type" in value:
         return " ".join(
-            str(value[key])[: 40 if key != "sha256" else 12] for key in ("type", "name", "sha256") if key in value
+            str(value[key])[:most] for key, most in (("type", 40), ("name", 40), ("sha256", 12)) if key in value
         )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -135,11 +140,10 @@ def component_rows(manifest: "Manifest") -> list[tuple[str, str]]:
         sample = part.weights_sample_sha256
         facts = [part.type, part.dtype, sample and f"weights {sample[:12]}", "compiled" if part.compiled else None]
         if part.settings is None and name == "scheduler":
-            facts += [
-                f"{key} {brief_value(value)}"
-                for key, value in (part.config or {}).items()
-                if value not in (None, False)
-            ]
+            config = {
+                key: value for key, value in (part.config or {}).items() if value is not None and value is not False
+            }
+            facts += [f"{key} {brief_value(value)}" for key, value in config.items()]
         if part.settings is not None or name == "scheduler":
             rows.append((name, ", ".join(filter(None, facts))))
     return rows

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
+from toushi.cli.output_file import check_figure_file
 from toushi.cli.terminal import printable, table, terminal_width
 from toushi.cli.token_alignment import format_alignment
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.base.extras import require
 from toushi.probe.pipelines.load_options import check_threads
+from toushi.probe.trace.output_dir import check_output_dir
 
 if TYPE_CHECKING:
     from toushi.probe.trace.text_encoding import TextEncodings
 
 MAX_SENTENCES = 12
-ENDINGS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,7 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
             from toushi.probe.figures.layer_similarity_figure import layer_similarity_figure
             from toushi.probe.figures.style import save
 
-            try:
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                save(layer_similarity_figure(readings, self.layers or None), self.out)
-            except OSError as error:
-                raise ToushiError(f"cannot write {self.out}: {error.strerror or error}") from None
+            save(layer_similarity_figure(readings, self.layers or None), self.out)
             print(f"\n{table([('figure', str(self.out))])}")
         if self.save is not None:
             line = f"{self.save}  (open it with: toushi view {shlex.quote(str(self.save))})"
@@ -115,10 +111,10 @@ encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for meas
                 "takes any number"
             )
         check_threads(self.threads)
-        if self.out is not None and self.out.suffix not in ENDINGS:
-            raise ToushiError(f"--out must end in {', '.join(ENDINGS)}, but {str(self.out)!r} came")
         if self.out is not None:
-            require("matplotlib")
+            check_figure_file(self.out, "--out")
+        if self.save is not None:
+            check_output_dir(self.save, self.overwrite)
 
 
 def describe_encoder(readings: "TextEncodings") -> str:

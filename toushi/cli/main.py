@@ -1,6 +1,7 @@
 """Parses the arguments, runs the command, and prints every error as one line that says what to do."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -99,9 +100,11 @@ def run(argv: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:
-            return _fail_with_bug(error, debug)
-        return _fail(str(PathError(os.fsdecode(error.filename), error)), 2, debug)
+        if error.filename is not None:
+            return _fail(str(PathError(os.fsdecode(error.filename), error)), 2, debug)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # while a file was written
+            return _fail(f"cannot write the file: {error.strerror}. Free some space, or choose another disk", 2, debug)
+        return _fail_with_bug(error, debug)
     except Exception as error:
         return _fail_with_bug(error, debug)
 

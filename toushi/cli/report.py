@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from toushi.cli.output_file import check_can_create_in
 from toushi.cli.terminal import table
 from toushi.probe.base.errors import ToushiError
 
@@ -36,6 +37,7 @@ The page opens without a network. The same folders give the same bytes again."""
             raise ToushiError(
                 "give the folder of a result or of a trace, for example: toushi report runs/layer_semantics"
             )
+        check_can_create_in(self.out, "-o")
         from toushi.reports.build_report import report
 
         files = report(self.folders, self.out, figures=self.figures, words=self.words)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from toushi.cli.output_file import check_can_create_in
 from toushi.cli.terminal import table
 from toushi.probe.base.errors import ToushiError
 
@@ -61,6 +62,7 @@ If it was killed, the same command continues with the missing jobs, and tries fa
         config = study_config(module, self.config, sum(self.set, ()))
         suffix = f"-{Path(self.config).stem}" if self.config else ""
         out = self.out or Path("runs") / f"{short_name(module)}{suffix}"
+        check_can_create_in(out, "--out")
         processes = self.jobs or min(os.cpu_count() or 1, 8)
         try:
             result = run_study(module, config, out, processes=processes, threads=self.threads, overwrite=self.overwrite)

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -15,6 +14,7 @@ import tyro
 
 from toushi.cli.figure_process import figure_process
 from toushi.cli.model_options import Loads, checked_device
+from toushi.cli.output_file import check_can_create_in
 from toushi.cli.trace_summary import summarize_trace
 from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
@@ -363,14 +363,9 @@ def default_folder(prompts: list[str], file: Path | None, seed: int) -> Path:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises ToushiError, before the model is loaded, if the trace cannot be written there. Changes no file in it."""
+    """Raises ToushiError, before the model is loaded, if the trace cannot be written there. Creates nothing."""
     check_output_dir(folder, overwrite)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ToushiError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
+    check_can_create_in(folder, "--out")
 
 
 @contextmanager

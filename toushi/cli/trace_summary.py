@@ -27,7 +27,7 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
 
     trace = open_trace(folder)
     manifest = trace.manifest
-    has_maps = any(site.kind == "cross" for site in trace.sites.values())
+    has_maps = "cond" in trace.branches and any(site.kind == "cross" for site in trace.sites.values())
     tables, figures = [], {"words": folder / "words.png"} if has_maps else {}
     figures |= {CONCEPTS: folder / "concepts.png"} if CONCEPTS in trace.branches else {}
     figure = folder
@@ -59,26 +59,16 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
     blocked = manifest.safety == "blocked"
     picture = f"{folder / 'image.png'}{'  (blocked by the safety checker of the pipeline)' if blocked else ''}"
     files = [("picture", picture)]
-    none = {"words": "none: no attention of the picture to the text was recorded"}
+    none = {"words": "none: no attention of the picture to the prompt was recorded"}
     files += [(name, str(figure)) for name, figure in (figures or none).items()]
     files.append(("trace", f"{folder}  ({format_bytes(size)}; open it with: toushi view {shlex.quote(str(folder))})"))
     files.append(("kept", describe_keep(trace)))
     edits = len(manifest.edits or [])
     if edits:
         run += f", {edits} edit{'s' * (edits > 1)} (each map is the attention before the edit at its site)"
-    if not has_maps:
-        return f"{limit_length(printable(trace.prompt or '(no prompt)'))}\n{run}\n\n{table(files)}"
-    return "\n".join(
-        [
-            limit_length(printable("(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)")),
-            run,
-            "",
-            *tables,
-            summarize_others(trace),
-            "",
-            table(files),
-        ]
-    )
+    prompt = "(prompt not known)" if trace.prompt is None else trace.prompt or "(empty prompt)"
+    shares = [*tables, summarize_others(trace), ""] if has_maps else []
+    return "\n".join([limit_length(printable(prompt)), run, "", *shares, table(files)])
 
 
 def describe_keep(trace: "Trace") -> str:
@@ -124,10 +114,9 @@ def summarize_others(trace: "Trace") -> str:
     shares = trace.mass("cond", sites=trace.heat_map_rule()[0])
     words, besides = trace.words(), {}
     for token, share in zip(trace.places(), shares.values.tolist()):
-        is_text = token.kind in ("text", "unknown")
-        if is_text and token.span is None:
+        if token.is_text and token.span is None:
             name = "text of unknown place"
-        elif token.span is not None and is_text:
+        elif token.span is not None and token.is_text:
             start, end = token.span
             name = None if any(word.start < end and start < word.end for word in words) else "punctuation"
         else:

@@ -99,12 +99,8 @@ def describe_diagnosis(
         rows.append((say("contrast"), say("contrast_is", value=f"{diagnosis.contrast:.2f}", limit=CONTRAST)))
 
     mark = "、" if language == "zh" else ", "
-    values = {
-        "unknown": mark.join((diagnosis.word, *diagnosis.unknown_with)),
-        "shared": mark.join(diagnosis.split_with),
-        "limit": f"{SINK:.0%}",
-        "median": percent(diagnosis.median_of_peers or 0),
-    }
+    values = {"unknown": mark.join((diagnosis.word, *diagnosis.unknown_with)), "shared": mark.join(diagnosis.split_with)}
+    values |= {"limit": f"{SINK:.0%}", "median": percent(diagnosis.median_of_peers or 0)}
     findings = [say(code, **values) for code in diagnosis.findings]
     if comparison is not None:
         changed, difference = comparison.changed_pixels, comparison.mean_difference

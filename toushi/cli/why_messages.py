@@ -2,6 +2,10 @@
 
 from toushi.probe.base.bilingual_text import Messages
 
+SCALE = (
+    "Scale the attention to the word: toushi edit {folder} --scale {word}=3",
+    "放大对该词的注意力：toushi edit {folder} --scale {word}=3",
+)
 # key: (English, Chinese)
 MESSAGES = Messages(
     {
@@ -80,14 +84,8 @@ MESSAGES = Messages(
         ),
         "try_unknown": ("Use a synonym that the vocabulary has.", "换成词表里有的近义词。"),
         "try_split": ("Separate the word by a space or a comma.", "用空格或逗号把该词分开。"),
-        "try_sink": (
-            "Scale the attention to the word: toushi edit {folder} --scale {word}=3",
-            "放大对该词的注意力：toushi edit {folder} --scale {word}=3",
-        ),
-        "try_faint": (
-            "Scale the attention to the word: toushi edit {folder} --scale {word}=3",
-            "放大对该词的注意力：toushi edit {folder} --scale {word}=3",
-        ),
+        "try_sink": SCALE,
+        "try_faint": SCALE,
         "try_no_contrast": (
             "Name the place or a property of the thing in the prompt, or another seed.",
             "在提示词里写明位置或特征，或换一个种子。",

@@ -171,15 +171,16 @@ def test_captions_are_short():
 
 
 def test_the_two_readme_prompts_can_be_said():
-    def said(objects, time, text):
-        scene = Scene(objects, "plain", time, "flat", "row")
-        return any(describe(scene, "zh", seed).text == text for seed in range(60000))
+    def caption(objects, time, seed):
+        return describe(Scene(objects, "plain", time, "flat", "row"), "zh", seed).text
 
     def thing(kind, x, sense=None):
         return Object(kind, sense, None, "medium", x, 36, 27)
 
-    assert said((thing("cat", 17), thing("moon", 47)), "night", "左边是猫，右边是月亮，夜晚")
-    assert said((thing("riverbank", 17, "银行/riverbank"), thing("tree", 47)), "day", "河边的银行在左边，树在右边")
+    # The first seeds of these texts: search anew if the sampling of captions changes.
+    assert caption((thing("cat", 17), thing("moon", 47)), "night", 14997) == "左边是猫，右边是月亮，夜晚"
+    bank = thing("riverbank", 17, "银行/riverbank")
+    assert caption((bank, thing("tree", 47)), "day", 9439) == "河边的银行在左边，树在右边"
 
 
 def test_an_unknown_language_is_refused():
