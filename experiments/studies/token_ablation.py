@@ -50,7 +50,7 @@ from toushi.experiments.measures.token_variants import draw_variants, token_cate
 from toushi.experiments.runner.settings import Count, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.captions import Caption, describe
-from toushi.experiments.scene_world.recogniser import judge, recognise
+from toushi.experiments.scene_world.recogniser import Recognition, judge, recognise
 from toushi.experiments.scene_world.scenes import Scene, draw_scene
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.embedded_picture import embed_picture
@@ -133,13 +133,13 @@ def score_prompts(model: str, numbers: list[int], steps: int, guidance: float, s
         scene, caption = captioned_scene(number)
         variants = token_variants(caption, known.tokenizer, seed + number)
         pictures, attention = draw_variants(known, variants, seed + number, steps, guidance)
-        seen = {}  # pictures that are the same to the bit are recognised once
+        seen: dict[bytes, Recognition] = {}  # pictures that are the same to the bit are recognised once
         for variant, picture in zip(variants, pictures):
             pixels = np.asarray(picture)
-            recognition = seen.setdefault(pixels.tobytes(), None) or recognise(pixels)
-            seen[pixels.tobytes()] = recognition
+            if (same := pixels.tobytes()) not in seen:
+                seen[same] = recognise(pixels)
             about = dict(item=f"scene {number}", operation=variant.operation, category=variant.category)
-            for thing, answers in list_answers(scene, judge(scene, recognition, "zh")).items():
+            for thing, answers in list_answers(scene, judge(scene, seen[same], "zh")).items():
                 if answers and not conditional(thing):
                     rows.append(about | dict(part="answers", thing=thing, right=sum(answers), cases=len(answers)))
             if number == numbers[0]:
