@@ -38,9 +38,9 @@ It could fail to say anything: at late times the noisy latents show the object a
 rankings of small effects are noise. A word that is named twice has no effect when one of the two is removed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,7 @@ from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.example import Example
 from toushi.experiments.scene_world.recogniser import detected_masks
 from toushi.probe.analysis.map_measures import MEASURES, score_maps
+from toushi.probe.analysis.maps import resample
 from toushi.probe.attribution.denoising import Denoising, denoise_at
 from toushi.probe.attribution.explain import explain_at
 from toushi.probe.attribution.faithfulness import area
@@ -91,13 +92,14 @@ STUDY = Study(
     ),
 )
 PLAIN = "attention"
+GENERATED = 200  # the first scene that the model draws; noised ones come before
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, a folder
-    noised: Count = 40  # scenes
-    generated: Count = 20  # pictures
+    noised: Count = 30  # scenes
+    generated: Count = 15  # pictures, at the first of the times
     costly: Count = 6  # noised scenes that integrated gradients and Shapley values explain
     chunk: Count = 5  # scenes in a job
     times: tuple[Share, ...] = (0.8, 0.5)
@@ -111,19 +113,23 @@ def weights(config: Config) -> list[Path]:
 
 
 def jobs(config: Config) -> list[Job]:
+    """Of each kind in turn, so that a run that is stopped has some of all."""
     about = {"model": config.model, "times": list(config.times), "seed": config.seed}
-    made = []
-    for name, function, first, count, size in (
-        ("noised", score_noised, 0, config.noised, config.chunk),
-        ("generated", score_generated, config.noised, config.generated, config.chunk),  # other scenes
-        ("costly", score_costly, 0, config.costly, 1),
-    ):
-        for start in range(first, first + count, size):
-            call = about | {"start": start, "stop": min(start + size, first + count)}
-            made.append(
-                Job(f"{name}-{start:03}", function, call | ({"steps": config.steps} if name == "generated" else {}))
-            )
-    return made
+    drawn = about | {"times": list(config.times[:1]), "steps": config.steps}
+    kinds = (
+        _chunks("noised", score_noised, 0, config.noised, config.chunk, about),
+        _chunks("generated", score_generated, GENERATED, config.generated, config.chunk, drawn),
+        _chunks("costly", score_costly, 0, config.costly, 1, about),
+    )
+    return [job for round in zip_longest(*kinds) for job in round if job is not None]
+
+
+def _chunks(name: str, function: Callable, first: int, count: int, size: int, about: dict) -> list[Job]:
+    last = first + count
+    return [
+        Job(f"{name}-{start:03}", function, about | {"start": start, "stop": min(start + size, last)})
+        for start in range(first, last, size)
+    ]
 
 
 def noised_scenes(
@@ -169,7 +175,10 @@ def score_scene(denoising: Denoising, scene: Example, masks: dict[int, np.ndarra
         for index, one in enumerate(words):
             if one.role in ("object", "colour") and one.object in masks and method != "no place":
                 other = next((mask for thing, mask in masks.items() if thing != one.object), None)
-                scores = score_maps(found[index], masks[one.object], other)
+                mask = masks[one.object]
+                scores = (
+                    score_maps(found[index], mask, other) if ", head" not in method else score_head(found[index], mask)
+                )
                 followed = rank_correlation(found[index].ravel(), _like(changes["written"][index], found[index]))
                 about = {"part": "maps", "method": method, "role": one.role, "word": one.word.text}
                 yield (
@@ -183,9 +192,12 @@ def score_scene(denoising: Denoising, scene: Example, masks: dict[int, np.ndarra
                 yield region_row(method, removal, thing, words, values, effects_on(change, mask), maps[PLAIN], mask)
 
 
-def _like(change: np.ndarray, found: np.ndarray) -> np.ndarray:
-    from toushi.probe.analysis.maps import resample
+def score_head(found: np.ndarray, mask: np.ndarray) -> dict:
+    """The two measures that cost least: there are many heads."""
+    return {name: MEASURES[name].function(found, mask) for name in ("pointing_game", "mass_inside")}
 
+
+def _like(change: np.ndarray, found: np.ndarray) -> np.ndarray:
     return resample(change, found.shape).ravel()
 
 
