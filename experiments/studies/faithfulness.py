@@ -92,7 +92,7 @@ STUDY = Study(
     ),
 )
 PLAIN = "attention"
-GENERATED = 200  # the first scene that the model draws; noised ones come before
+GENERATED = 100  # the first scene that the model draws
 
 
 @dataclass(frozen=True)
