@@ -98,10 +98,10 @@ GENERATED = 100  # the first scene that the model draws
 @dataclass(frozen=True)
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, a folder
-    noised: Count = 30  # scenes
-    generated: Count = 15  # pictures, at the first of the times
-    costly: Count = 6  # noised scenes that integrated gradients and Shapley values explain
-    chunk: Count = 5  # scenes in a job
+    noised: Count = 15  # scenes
+    generated: Count = 9  # pictures, at the first of the times
+    costly: Count = 3  # noised scenes that integrated gradients and Shapley values explain
+    chunk: Count = 3  # scenes in a job
     times: tuple[Share, ...] = (0.8, 0.5)
     steps: Count = 8  # of a picture that the model draws
     resamples: Count = 2000

@@ -182,10 +182,10 @@ def paired_counts(answers: pd.DataFrame, operation: str, category: str, thing: s
 
 
 def ratios(counts: tuple[np.ndarray, ...], config: Config) -> np.ndarray:
-    """right / right in the untouched pictures, of each resample of prompts."""
+    """right / right in the untouched pictures, of each resample of prompts; NaN where the latter have none."""
     picks = resample_items(len(counts[0]), config.resamples, config.seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return counts[0][picks].sum(1) / counts[1][picks].sum(1)
+    right, clean = counts[0][picks].sum(1), counts[1][picks].sum(1)
+    return np.divide(right, clean, out=np.full(len(picks), np.nan), where=clean > 0)
 
 
 def kept_shares(answers: pd.DataFrame, config: Config):
