@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from toushi.experiments.scene_world.captions import Caption
 from toushi.probe.analysis.map_measures import mass_inside
@@ -94,4 +94,5 @@ def rank_correlation(values: np.ndarray, effects: np.ndarray) -> float:
     """Spearman's correlation, -1..1. Equal values foretell nothing: 0."""
     if np.ptp(values) == 0 or np.ptp(effects) == 0:
         return 0.0
-    return float(spearmanr(values, effects).statistic)
+    ranks = rankdata(values), rankdata(effects)
+    return float(np.corrcoef(*ranks)[0, 1])

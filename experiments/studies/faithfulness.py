@@ -290,7 +290,8 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         "curves": summarise(curves, ["method"], ["correlation", "deletion", "insertion"], config),
         "best": pd.DataFrame(list(best_rules(maps, judged, config))).round(5),
     }
-    plain = mean(*(judged.loc[judged.method == PLAIN, name] for name in ("correlation", "item")), config)
+    own = judged.loc[judged.method == PLAIN]
+    plain = mean(own["correlation"], own["item"], config)
     lead = mean(*difference(judged, PLAIN, "other-word", "correlation"), config)
     return Finding(decide(plain, lead), sentence(plain, lead, tables, config), tables)
 
@@ -298,12 +299,8 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 def difference(rows: pd.DataFrame, first: str, second: str, number: str) -> tuple[pd.Series, pd.Series]:
     """The number of one method minus that of the other for each map or region, and the scenes of these."""
     keys = [key for key in ("item", "time", "thing", "word") if key in rows and rows[key].notna().any()]
-    one, other = (
-        rows.loc[rows.method == name].set_index(keys)[number].astype(float).groupby(level=keys).mean()
-        for name in (first, second)
-    )
-    both = (one - other).dropna().rename("difference").reset_index()
-    return both["difference"], both["item"]
+    both = rows.loc[rows.method.isin((first, second))].pivot_table(number, keys, "method").dropna().reset_index()
+    return both[first] - both[second], both["item"]
 
 
 def best_rules(maps: pd.DataFrame, judged: pd.DataFrame, config: Config) -> Iterator[dict]:
@@ -313,7 +310,7 @@ def best_rules(maps: pd.DataFrame, judged: pd.DataFrame, config: Config) -> Iter
     for number, rows in (("average_precision", objects), ("correlation", judged)):
         rows = rows.loc[~rows.method.isin(BASELINES) & ~rows.method.str.contains(", head")]
         is_odd = rows["item"].astype(int) % 2 == 1
-        if is_odd.all() or not is_odd.any():
+        if is_odd.nunique() < 2:
             continue
         best = str(rows.loc[~is_odd].groupby("method", sort=False)[number].mean().idxmax())
         odd = rows.loc[is_odd]

@@ -36,6 +36,7 @@ It could fail to say anything: zeroed or replaced tokens are inputs that the ima
 from the strange input, not from the lost word. What is kept is kept for a reason; what is lost may be lost for another one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -188,7 +189,7 @@ def ratios(counts: tuple[np.ndarray, ...], config: Config) -> np.ndarray:
     return np.divide(right, clean, out=np.full(len(picks), np.nan), where=clean > 0)
 
 
-def kept_shares(answers: pd.DataFrame, config: Config):
+def kept_shares(answers: pd.DataFrame, config: Config) -> Iterator[dict]:
     for (operation, category, thing), _ in groups(answers, ["operation", "category", "thing"]):
         right, clean, cases = counts = paired_counts(answers, operation, category, thing)
         low, high = interval(ratios(counts, config), len(right))

@@ -1,6 +1,7 @@
 """What is still drawn when nobody attends to tokens of a category, when their states are replaced, or only they are left."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.figures.picture_figures import display_name, picture_grid
@@ -74,7 +75,7 @@ def kept_figure(kept: pd.DataFrame, language: str) -> StyledFigure:
     )
 
 
-def _panel(axes, kept: pd.DataFrame, operation: str, categories: list[str], language: str) -> None:
+def _panel(axes: Axes, kept: pd.DataFrame, operation: str, categories: list[str], language: str) -> None:
     for thing, colour, shift in zip(THINGS, CATEGORIES, (-0.24, -0.08, 0.08, 0.24)):
         for index, category in enumerate(categories):
             rows = rows_where(kept, operation=operation, category=category, thing=thing)

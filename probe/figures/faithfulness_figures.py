@@ -1,6 +1,7 @@
 """How well maps point, and how well they foretell what changes without a word."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from toushi.probe.base.bilingual_text import Bilingual, translate
 from toushi.probe.figures.style import (
@@ -93,7 +94,7 @@ def measures_figure(maps: pd.DataFrame, language: str) -> StyledFigure:
     )
 
 
-def _name_rows(axes, methods: list[str]) -> None:
+def _name_rows(axes: Axes, methods: list[str]) -> None:
     names = [method.removeprefix("unet.").replace("cross_attention", "cross") for method in methods]
     axes.set_yticks(range(len(methods)), names, fontsize=7)
     axes.set_ylim(len(methods) - 0.5, -0.5)
