@@ -98,9 +98,9 @@ GENERATED = 100  # the first scene that the model draws
 @dataclass(frozen=True)
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, a folder
-    noised: Count = 15  # scenes
-    generated: Count = 9  # pictures, at the first of the times
-    costly: Count = 3  # noised scenes that integrated gradients and Shapley values explain
+    noised: Count = 9  # scenes
+    generated: Count = 6  # pictures, at the first of the times
+    costly: Count = 2  # noised scenes that integrated gradients and Shapley values explain
     chunk: Count = 3  # scenes in a job
     times: tuple[Share, ...] = (0.8, 0.5)
     steps: Count = 8  # of a picture that the model draws
@@ -273,7 +273,7 @@ def summarise(rows: pd.DataFrame, keys: list[str], numbers: list[str], config: C
         for values, part in groups(rows, keys)
         for name in numbers
     ]
-    return pd.DataFrame(table).round(5)
+    return pd.DataFrame([row for row in table if row["cases"]]).round(5)
 
 
 def conclude(config: Config, rows: pd.DataFrame) -> Finding:

@@ -85,7 +85,7 @@ OWN = {
 @dataclass(frozen=True)
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, a folder
-    prompts: Count = 24
+    prompts: Count = 8
     chunk: Count = 4  # prompts in a job
     steps: Count = 8
     guidance: Annotated[float, Field(ge=0)] = 3.0
