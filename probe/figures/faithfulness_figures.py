@@ -49,7 +49,7 @@ def foretell_figure(regions: pd.DataFrame, language: str) -> StyledFigure:
         axes.set_title(f"{KINDS[kind].translate(language)}, t = {time:g}", loc="left", fontsize=8)
         _name_rows(axes, methods)
     grid[0].set_xlabel(translate(language, en="rank correlation", zh="秩相关"))
-    grid[-1].legend(fontsize=7, loc="lower right")
+    figure.legend(*grid[0].get_legend_handles_labels(), fontsize=7, loc="lower right", ncols=2)
     tall = figure.get_figheight()
     figure.subplots_adjust(left=0.25, right=0.99, bottom=0.45 / tall, top=1 - 0.3 / tall, wspace=0.08)
     return with_caption(
