@@ -39,7 +39,7 @@ def caption_words(caption: Caption) -> list[CaptionWord]:
     parts = [CaptionWord(Word(caption.text[p.start : p.end], p.start, p.end), p.role, p.object) for p in caption.parts]
     taken = {place for word, _, _ in parts for place in range(word.start, word.end)}
     others = [CaptionWord(word, "other", None) for word in segment(caption.text) if not taken & {*range(*word.span)}]
-    return sorted([*parts, *others], key=lambda one: one.word.start)
+    return sorted([*parts, *others], key=lambda entry: entry.word.start)
 
 
 def maps_by_method(denoising: Denoising, words: Sequence[Word], seed: int) -> dict[str, WordMaps]:

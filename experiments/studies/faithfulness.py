@@ -127,10 +127,10 @@ def jobs(config: Config) -> list[Job]:
     return [job for round in zip_longest(*kinds) for job in round if job is not None]
 
 
-def _chunks(name: str, function: Callable, first: int, count: int, size: int, about: dict) -> list[Job]:
+def _chunks(name: str, function: Callable, first: int, count: int, size: int, arguments: dict) -> list[Job]:
     last = first + count
     return [
-        Job(f"{name}-{start:03}", function, about | {"start": start, "stop": min(start + size, last)})
+        Job(f"{name}-{start:03}", function, arguments | {"start": start, "stop": min(start + size, last)})
         for start in range(first, last, size)
     ]
 
@@ -195,13 +195,13 @@ def score_scene(denoising: Denoising, scene: Example, masks: dict[int, np.ndarra
                 yield region_row(method, removal, thing, words, values, effects_on(change, mask), maps[PLAIN], mask)
 
 
-def score_head(found: np.ndarray, mask: np.ndarray) -> dict:
+def score_head(word_map: np.ndarray, mask: np.ndarray) -> dict:
     """The two measures that cost least: there are many heads."""
-    return {name: MEASURES[name].function(found, mask) for name in ("pointing_game", "mass_inside")}
+    return {name: MEASURES[name].function(word_map, mask) for name in ("pointing_game", "mass_inside")}
 
 
-def _like(change: np.ndarray, found: np.ndarray) -> np.ndarray:
-    return resample(change, found.shape).ravel()
+def _like(change: np.ndarray, word_map: np.ndarray) -> np.ndarray:
+    return resample(change, word_map.shape).ravel()
 
 
 def region_row(
@@ -340,8 +340,8 @@ def decide(plain: dict, lead: dict) -> Verdict:
 
 
 def sentence(plain: dict, lead: dict, tables: dict[str, pd.DataFrame], config: Config) -> Bilingual:
-    def numbers(found: dict | pd.Series) -> str:
-        return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    def numbers(row: dict | pd.Series) -> str:
+        return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
     table = tables["maps"]
     hits = table.loc[

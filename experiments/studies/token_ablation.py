@@ -214,9 +214,9 @@ def bounds_of_mean(values: np.ndarray, config: Config) -> dict:
     return {"low": low, "high": high, "prompts": len(values)}
 
 
-def find(kept: pd.DataFrame, operation: str, category: str, thing: str) -> pd.Series | None:
+def find(table: pd.DataFrame, operation: str, category: str, thing: str) -> pd.Series | None:
     """The row of the table, or None where no prompt has such a variant."""
-    some = kept.loc[(kept.operation == operation) & (kept.category == category) & (kept.thing == thing)]
+    some = table.loc[(table.operation == operation) & (table.category == category) & (table.thing == thing)]
     return some.iloc[0] if len(some) else None
 
 
@@ -229,17 +229,17 @@ def decide(objects: pd.Series | None, lead: dict) -> Verdict:
     return "supported" if objects.high < 0.5 and lead["low"] > 0 else "undecided"
 
 
-def sentence(kept: pd.DataFrame, lead: dict, config: Config) -> Bilingual:
+def sentence(table: pd.DataFrame, lead: dict, config: Config) -> Bilingual:
     from toushi.probe.figures.picture_figures import NAMES
 
     def numbers(row: pd.Series) -> str:
         return f"{row.kept:.0%} [{row.low:.0%}, {row.high:.0%}]"
 
-    own = {thing: find(kept, "zero", category, thing) for thing, category in OWN.items()}
+    own = {thing: find(table, "zero", category, thing) for thing, category in OWN.items()}
     zh = "；".join(f"{NAMES[thing].zh}保留 {numbers(row)}" for thing, row in own.items() if row is not None)
     en = "; ".join(f"{NAMES[thing].en} kept {numbers(row)}" for thing, row in own.items() if row is not None)
-    clean = find(kept, "clean", "none", "object")
-    control = find(kept, "zero", "random", "object")
+    clean = find(table, "clean", "none", "object")
+    control = find(table, "zero", "random", "object")
     right, count = (0.0, 0) if clean is None else (clean.clean, clean.prompts)
     beside_en = "" if control is None else f" With as many random tokens instead, objects kept {numbers(control)}."
     beside_zh = "" if control is None else f"改为同样多的随机词元时，物体保留 {numbers(control)}。"

@@ -41,25 +41,25 @@ def category_name(category: str, language: str) -> str:
 
 
 @styled
-def kept_figure(kept: pd.DataFrame, language: str) -> StyledFigure:
+def kept_figure(shares: pd.DataFrame, language: str) -> StyledFigure:
     """Share of what the untouched pictures have right that each variant keeps, by category of token.
 
-    `kept` has operation, category, thing, kept, low, high.
+    `shares` has operation, category, thing, kept, low, high.
     """
-    operations = [name for name in OPERATIONS if name in set(kept.operation)]
+    operations = [name for name in OPERATIONS if name in set(shares.operation)]
     beside = [name for name in operations if name in ("zero", "replace", "keep")]
     below = [name for name in operations if name not in beside]
-    categories = list(dict.fromkeys(kept.loc[kept.operation.isin(beside)].category))
+    categories = list(dict.fromkeys(shares.loc[shares.operation.isin(beside)].category))
     figure = StyledFigure(figsize=(PAGE, 0.3 * len(categories) + 2.2))
     grid = figure.subplots(2, 3, sharex=True, squeeze=False, height_ratios=(len(categories), 4))
     for axes in grid.flat[len(beside) : 3]:
         axes.set_axis_off()
     for axes, operation in zip(grid[0], beside):
-        _panel(axes, kept, operation, categories, language)
+        _panel(axes, shares, operation, categories, language)
     for axes in grid[0][1:]:
         axes.set_yticklabels([])
     for axes, operation in zip(grid[1], below):
-        _panel(axes, kept, operation, list(dict.fromkeys(rows_where(kept, operation=operation).category)), language)
+        _panel(axes, shares, operation, list(dict.fromkeys(rows_where(shares, operation=operation).category)), language)
     for axes in grid[1][len(below) :]:
         axes.set_axis_off()
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -75,10 +75,10 @@ def kept_figure(kept: pd.DataFrame, language: str) -> StyledFigure:
     )
 
 
-def _panel(axes: Axes, kept: pd.DataFrame, operation: str, categories: list[str], language: str) -> None:
+def _panel(axes: Axes, shares: pd.DataFrame, operation: str, categories: list[str], language: str) -> None:
     for thing, colour, shift in zip(THINGS, CATEGORIES, (-0.24, -0.08, 0.08, 0.24)):
         for index, category in enumerate(categories):
-            rows = rows_where(kept, operation=operation, category=category, thing=thing)
+            rows = rows_where(shares, operation=operation, category=category, thing=thing)
             label = display_name(thing, language) if index == 0 else None
             draw_intervals(axes, index + shift, rows.dropna(subset="kept"), "kept", colour, label, linewidth=1.2)
     axes.axvline(0.5, color=FAINT, linewidth=0.5)
