@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 import toushi
 from toushi import main
+from toushi.cli.main import COMMANDS
 from toushi.cli.terminal import table
 from toushi.cli.token_alignment import format_alignment
 from toushi.cli.trace import checked_size, default_folder
@@ -280,7 +282,10 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["trace", "猫", "--guidance", "nan"], "--guidance"),
         (["trace", "猫", "--guidance", "1", "--negative", "狗"], "a negative prompt needs guidance"),
         (["trace", "猫", "--steps", "5:11"], "--steps must be a whole number, but 5:11 came"),
-        (["trace", "猫", "--sampler", "eulr"], "euler"),
+        (["trace", "猫", "--sampler", "eulr"], "--sampler must be one of euler, heun, but eulr came"),
+        (["trace", "猫", "--guidance", "big"], "--guidance must be a number, but big came"),
+        (["trace", "a", "red", "cat"], "a text with spaces needs quotes"),
+        (["compare", "runs/cat"], "B is missing"),
         (["trace", "猫", "--words", "狗"], "Its words: 猫"),
         (["trace", "猫头鹰", "--words", "猫"], "part of 猫头鹰"),
         (["trace", "猫", "--device", "gpu"], "cpu"),
@@ -534,6 +539,19 @@ def test_help_teaches(capsys):
     for name in ("demo", "trace", "view", "words", "sites", "info", "verify", "export"):
         assert main([name, "--help"]) == 0
         assert f"  toushi {name} " in capsys.readouterr().out and name in said
+
+
+def test_help_is_wrapped_and_names_only_defaults_that_are_values(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, kind in COMMANDS.items():
+        assert main([name, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("usage: toushi ") and "\noptions:\n" in said
+        assert not re.search(r"None|\(default: *\)", said)
+        prose = [line for line in said.splitlines() if line not in kind.ABOUT]
+        assert prose and all(len(line) <= 80 for line in prose), name
+        options = [field.name for field in fields(kind) if field.type is bool]
+        assert all(f"\n  --{option.replace('_', '-')} " in said for option in options), name
 
 
 def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
