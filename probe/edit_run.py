@@ -112,9 +112,12 @@ def edit_run(
         raise ToushiError(f"{folder} is the trace that is edited; write the new one to another folder")
     check_output_dir(folder, overwrite)
     if head is not None and not knock_out:
-        raise ToushiError("head is of knock_out; name the site, such as unet.middle.cross_attention, too")
+        raise ToushiError("head needs knock_out: name the site of these heads, such as unet.middle.cross_attention")
     if not any((without, swap, remove, scale, move, keep_only, knock_out, edits)):
         raise ToushiError("there is nothing to change; name a change, such as remove")
+    for name, words in (("without", without), ("remove", remove), ("keep_only", keep_only)):
+        if isinstance(words, str):
+            raise ToushiError(f"{name} must be a list of words, but {words!r} came; write [{words!r}]")
     shifts = {word: _shift(direction) for word, direction in (move or {}).items()}
     assert manifest.prompt is not None and manifest.seed is not None  # checked before
     prompt = replace_words(manifest.prompt, [*((word, "") for word in without), *(swap or {}).items()])
@@ -204,7 +207,7 @@ def _check_words(prompt: str, names: Iterable[WordSpec], edits: Iterable[Edit]) 
 
 def _shift(direction: str) -> tuple[float, float]:
     if direction not in SHIFTS:
-        raise ToushiError(f"a word is moved {', '.join(SHIFTS)}; {direction!r} came")
+        raise ToushiError(f"move must be one of {', '.join(SHIFTS)}, but {direction!r} came")
     return SHIFTS[direction]
 
 

@@ -284,7 +284,7 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["trace", "猫", "--steps", "5:11"], "--steps must be a whole number, but 5:11 came"),
         (["trace", "猫", "--sampler", "eulr"], "--sampler must be one of euler, heun, but eulr came"),
         (["trace", "猫", "--guidance", "big"], "--guidance must be a number, but big came"),
-        (["trace", "a", "red", "cat"], "a text with spaces needs quotes"),
+        (["trace", "a", "red", "cat"], "put quotes around all of it"),
         (["compare", "runs/cat"], "B is missing"),
         (["trace", "猫", "--words", "狗"], "Its words: 猫"),
         (["trace", "猫头鹰", "--words", "猫"], "part of 猫头鹰"),

@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from os import PathLike
 from pathlib import Path
 
 from torch import nn
@@ -97,6 +98,8 @@ def record(
     Raises UnknownFamily; UnknownSite for a glob that matches nothing; UnreadableAttention or Unrecordable for attention
     that cannot be read; OverBudget; WriteFailed for a folder with other files.
     """
+    if not isinstance(folder, str | PathLike):
+        raise ToushiError(f"record(model, folder) expects a folder, but a {type(folder).__name__} came")
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
     if concepts and policy.branches is not None and "cond" not in policy.branches:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from toushi.probe.trace.picture_trace import Trace
 
 ENDINGS = (".png", ".pdf", ".svg")
+MOST_FACTS = 20  # rows of the table of facts that differ
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def describe_comparison(comparison: "Comparison") -> str:
     if changes := describe_objects(comparison.a, comparison.b):
         parts.append(changes)
     facts = [(str(name), *map(describe_fact, row)) for name, *row in comparison.facts.itertuples()]
+    if len(facts) > MOST_FACTS:
+        facts[MOST_FACTS:] = [(f"and {len(facts) - MOST_FACTS} more", "in Python: compare(A, B).facts", "")]
     parts.append(table([("differs", "A", "B"), *facts]) if facts else "no setting differs")
     if len(comparison.words):
         heads = ("word", "share A", "share B", "correlation", "total variation")

@@ -113,7 +113,7 @@ def _fail_with_bug(error: Exception, debug: bool) -> int:
 
 def parse(arguments: list[str]) -> Command:
     """The command with its options. Raises ToushiError for a mistake in them; --help prints and exits."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(format_overview())
         raise SystemExit(0)
     if arguments[0] == "--version":
@@ -121,7 +121,7 @@ def parse(arguments: list[str]) -> Command:
         raise SystemExit(0)
     name, *options = arguments
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
+        near = get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ToushiError(f"there is no command {name!r}; {hint}there are: {', '.join(COMMANDS)}")
     kind, usage, message = COMMANDS[name], io.StringIO(), io.StringIO()

@@ -5,7 +5,7 @@ from itertools import dropwhile, pairwise, takewhile
 
 # What tyro prints -> what a user reads.
 SENTENCES = {
-    r"Unrecognized options: ([^-].*)": r"these arguments are not known: \1; a text with spaces needs quotes around it",
+    r"Unrecognized options: ([^-].*)": r"these arguments are not known: \1; if they belong to a text, put quotes around all of it",
     r"Unrecognized options: (.*)": r"these arguments are not known: \1",
     r"Missing from .*?: (.*)": r"\1 is missing",
     r"Missing value for argument '(.*?)'.*": r"\1 needs a value",
