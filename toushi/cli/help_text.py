@@ -15,6 +15,7 @@ def format_help(about: str, arguments: str) -> str:
     usage, _, groups = arguments.partition("\n\n")
     lines = [_wrap(usage.removeprefix("usage: "), " " * 7, first="usage:"), "", _wrap_prose(about)]
     for title, name, meaning in _entries(groups):
+        name = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1 ...", name)
         meaning = UNSET.sub("", " ".join(meaning.split()))
         lines += ["", f"{title}:"] if title else [_wrap(meaning, " " * COLUMN, first=f"  {name}")]
     return "\n".join(lines)
