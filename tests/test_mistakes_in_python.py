@@ -41,5 +41,17 @@ def test_an_error_says_what_to_write(tiny, call, message):
     assert not (tiny.folder.parent / "new").exists()
 
 
+@pytest.mark.parametrize("choice", [{"words": "狗"}, {"budget": 5}, {"steps": 9}])
+def test_a_refused_recording_leaves_no_folder(tiny, choice):
+    folder = tiny.folder.parent / "refused"
+    with pytest.raises(ToushiError), record(tiny.model, folder, **choice):
+        tiny.model.sample("左边是猫", steps=1, size=16)
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(ToushiError), record(tiny.model, folder, **choice):
+        tiny.model.sample("左边是猫", steps=1, size=16)
+    folder.rmdir()  # a folder that was there stays, empty
+
+
 def test_a_word_can_be_diagnosed_in_a_folder(tiny):
     assert diagnose_word(tiny.folder, "猫") == diagnose_word(tiny.trace, "猫")
