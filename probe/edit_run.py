@@ -93,7 +93,7 @@ def edit_run(
         raise ToushiError(f"{folder} holds the trace that is edited; write the new one to another folder")
     check_output_dir(folder, overwrite)
     if head is not None and not knock_out:
-        raise ToushiError("head is of knock_out; name the site, such as unet.middle.cross_attention, too")
+        raise ToushiError("head needs knock_out: name the site of these heads, such as unet.middle.cross_attention")
     if not any((without, swap, remove, scale, move, keep_only, knock_out, edits)):
         raise ToushiError("there is nothing to change; name a change, such as remove")
     without, remove = list_words(without), list_words(remove)
@@ -187,7 +187,7 @@ def _check_words(prompt: str, names: Iterable[WordSpec], edits: Iterable[Edit]) 
 
 def _shift(direction: str) -> tuple[float, float]:
     if direction not in SHIFTS:
-        raise ToushiError(f"a word is moved {', '.join(SHIFTS)}; {direction!r} came")
+        raise ToushiError(f"move must be one of {', '.join(SHIFTS)}, but {direction!r} came")
     return SHIFTS[direction]
 
 

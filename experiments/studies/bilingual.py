@@ -53,15 +53,17 @@ from toushi.probe.base.errors import ToushiError
 STUDY = Study(
     title=Bilingual(en="One word in two languages", zh="同一个词，两种语言"),
     question=Bilingual(
-        en="Does the same word come to the same state in Chinese and English at deeper layers? If no layer pairs them better "
-        "than the embeddings do, no.",
+        en="Does the same word get the same state in Chinese and English at deeper layers? The claim is refuted if no "
+        "layer pairs the words better than the embeddings do.",
         zh="中英文里的同一个词，在更深的层会有相同的状态吗？若没有任何一层比词嵌入更能把二者配对，这一说法便被推翻。",
     ),
     method=Bilingual(
-        en="Aligned phrases in Chinese and English (for our encoder, words of two captions of one scene). At each layer the "
-        "partner is looked for by cosine among all phrases of the other language, each language's mean taken off; beside "
-        "it partners exchanged, and an untrained encoder of the same design. The layer is chosen on half of the sentences "
-        "and judged on the other half. Intervals in the figure resample sentences; those of the gain and the lead hold two, one of sentences, one of words.",
+        en="Phrases of parallel sentences in Chinese and English; for our encoder, words of two captions of one "
+        "scene. At each layer, the mean of each language is subtracted, and the partner of a phrase is searched by "
+        "cosine among all phrases of the other language. Two baselines: exchanged partners, and an untrained "
+        "encoder of the same design. The layer is chosen on half of the sentences and judged on the other half. "
+        "Intervals in the figure resample sentences. Those of the gain and the lead cover two resamplings, of "
+        "sentences and of words.",
         zh="中英对照的短语（我们的编码器用同一场景的两种描述里的词）。逐层在另一语言的全部短语中按余弦寻找对应者，先减去各语言的均值；"
         "对照：打乱配对、随机权重的同构编码器。在一半句子上选层，在另一半上评判。图中的区间由对句子重抽样得到；结论中增益与领先的区间同时容纳对句子与对词两种重抽样。",
     ),

@@ -61,18 +61,21 @@ from toushi.probe.pipelines.load import model_files, shipped_models
 STUDY = Study(
     title=Bilingual(en="Both directions or one: which resolves ambiguity", zh="双向与因果：谁能分清一词两义"),
     question=Bilingual(
-        en="“Bidirectional attention resolves Chinese ambiguity where a causal model fails”: with the context after the word, "
-        "does the bidirectional model draw the right sense more often, and is the causal one near chance? Hardly any "
-        "difference, or a causal model that is mostly right, refutes it.",
+        en="“Bidirectional attention resolves Chinese ambiguity where a causal model fails.” With the context after "
+        "the word, does the bidirectional model draw the right sense more often, and is the causal model near "
+        "chance? The claim is refuted if they hardly differ, or if the causal model is mostly right.",
         zh="“双向注意力能化解中文歧义，因果模型则不能”——当语境在词之后时，双向模型是否更常画对词义，而因果模型是否只有随机水平？"
         "若二者相差无几，或因果模型多半画对，便被推翻。",
     ),
     method=Bilingual(
-        en="Two small models begin with the same weights and see the same captions, pictures and noise in the same order; only "
-        "the mask of the text encoder's attention differs. From the same noise they draw held-out captions and minimal "
-        "pairs, judged by the recogniser; beside it the sense is read off the last token and off the word itself by nearest "
-        "centroids, no context on both sides of a split; the best layer that is told is chosen on one half of the words and judged on the other. A causal state cannot see what follows it, so the word's own state "
-        "is no criterion there. Beside it, how alike their layers are (debiased linear CKA), and where their heads look. Intervals resample scenes (words for the senses); differences are paired.",
+        en="Two small models start from the same weights and see the same captions, pictures and noise in the same "
+        "order. Only the attention mask of the text encoder differs. From the same noise they draw held-out "
+        "captions and minimal pairs, which the recogniser judges. The sense is also read from the last token and "
+        "from the word itself, by nearest centroids. No context is on both sides of a split. The best layer is "
+        "chosen on one half of the words and judged on the other half. A causal state cannot see what follows it, "
+        "so the word's own state does not count with the context after it. Also shown: how alike their layers are "
+        "(debiased linear CKA), and where their heads attend. Intervals resample scenes, or words for the senses; "
+        "differences are paired.",
         zh="两个小模型从同样的初始权重出发，以同样的次序见到同样的描述、图、噪声，只有文本编码器的注意力掩码不同。以同样的噪声画训练中"
         "未出现的描述与最小对句，由识别器判断；另从末词元与词自身的状态以最近质心读出词义，同一语境不分在两边；所报最佳层在一半词上选出，在另一半词上评判。因果状态看不到其后的"
         "内容，故语境在后时词自身的状态不作为判据。另比较二者各层的相似度（去偏线性 CKA）与各注意力头看向何处。区间由对场景（词义为词）重抽样得到，差值成对计算。",

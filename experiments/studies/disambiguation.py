@@ -67,17 +67,17 @@ from toushi.probe.encoders.encode_layers import encode_layers
 STUDY = Study(
     title=Bilingual(en="At which layer two senses part", zh="一词两义在哪一层分开"),
     question=Bilingual(
-        en="The sense of a word such as 苹果 or 银行 is told only by the rest of the sentence. Does it appear after the first "
-        "third of the layers? Senses that can be read off there as well refute it.",
+        en="Only the rest of the sentence decides the sense of a word such as 苹果 or 银行. Does the sense appear after "
+        "the first third of the layers? The claim is refuted if the senses can be read there just as well.",
         zh="苹果、银行这样的词，意思只由句中别的词决定。编码器是在前三分之一的层之后才分清词义吗？若前三分之一已分得一样清，"
         "这一说法便被推翻。",
     ),
     method=Bilingual(
-        en="Sentences in pairs are the same on one side of the word, and the other side decides its sense. At each layer the "
-        "sense is read off the word's own state by nearest centroids, each pair judged by the others; beside it senses "
-        "shuffled, an untrained encoder of the same design, the neighbour on the shared side, and a bag: the mean embedding of "
-        "the other tokens. Each other word is left "
-        "out in turn to see how much the word's state changes. Intervals resample words.",
+        en="The two sentences of a pair are the same on one side of the word; the other side decides its sense. At "
+        "each layer the sense is read from the word's own state by nearest centroids, which come from the other "
+        "pairs. Baselines: shuffled senses, an untrained encoder of the same design, the neighbour on the shared "
+        "side, and a bag, which is the mean embedding of the other tokens. Each other word is also left out in "
+        "turn, to see how much the word's state changes. Intervals resample words.",
         zh="成对的句子在词的一侧逐字相同，另一侧决定词义。逐层用最近质心从该词自身的状态读出词义，每一对由其余各对判断；"
         "对照：打乱词义、随机权重的同构编码器、相同一侧的邻字、其余各词嵌入的均值（词袋）。再逐个去掉别的词，看该词的状态变化多少。区间由对词重抽样得到。",
     ),

@@ -50,16 +50,17 @@ from toushi.probe.base.errors import ToushiError
 STUDY = Study(
     title=Bilingual(en="What the layers of a text encoder know", zh="文本编码器的各层懂什么"),
     question=Bilingual(
-        en="Do layers 1-4 know words, 5-8 phrases, deeper ones the whole prompt? A level that is complete at other layers "
-        "refutes it.",
+        en="Do layers 1-4 know words, layers 5-8 phrases, and deeper ones the whole prompt? The claim is refuted if a "
+        "level is complete at other layers.",
         zh="第 1-4 层懂词，第 5-8 层懂短语，更深的层懂整句意图吗？若某一级语义在别的层就已齐备，这一说法便被推翻。",
     ),
     method=Bilingual(
-        en="Linear probes at each layer, on Chinese and English captions of the scene world: which object a word is; a noun's "
-        "colour, a colour's noun; place, layout, style and number of the whole scene, read at one of its nouns. Nested "
-        "cross-validation grouped by the sentences' templates. Selectivity is accuracy minus that on control tasks "
-        "(Hewitt & Liang 2019). A level is there from the first layer with 80 % of its largest selectivity; intervals "
-        "resample templates. The floor is an untrained encoder of the same design.",
+        en="Linear probes at each layer, on Chinese and English captions of the scene world. They read which object a "
+        "word is, a noun's colour, a colour's noun, and place, layout, style and number of the whole scene, at one "
+        "of its nouns. Cross-validation is nested and grouped by sentence template. Selectivity is the accuracy "
+        "minus that on control tasks (Hewitt & Liang 2019). A level is there from the first layer with 80 % of its "
+        "largest selectivity; intervals resample templates. The baseline is an untrained encoder of the same "
+        "design.",
         zh="在场景世界的中英文描述上，逐层训练线性探针：词是哪个物体；名词的颜色、颜色的名词；整个场景的地点、布局、风格、数量"
         "（在一个名词处读取）。按句子模板分组嵌套交叉验证。选择性 = 准确率 − 控制任务的准确率（Hewitt & Liang 2019）。"
         "某一级从选择性达到其最大值 80% 的首层起算作“已懂”，区间由对模板重抽样得到。下限为未经训练的同构编码器。",

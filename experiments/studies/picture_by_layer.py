@@ -61,18 +61,20 @@ from toushi.probe.pipelines.load import model_files
 STUDY = Study(
     title=Bilingual(en="The picture from each layer", zh="由各层画出的图"),
     question=Bilingual(
-        en="With the image model conditioned on layer k's output instead of the last, when does the right picture appear? "
-        "Objects (words) first, then colours (phrases), then positions (whole prompt) would support the claim; "
-        "colours drawn within the first third of the layers, or positions within the first two, refute it.",
+        en="The image model gets the output of layer k instead of the last one. From which layer on is the picture "
+        "right? The claim is supported if objects (words) come first, then colours (phrases), then positions "
+        "(whole prompt). It is refuted if colours are right within the first third of the layers, or positions "
+        "within the first two thirds.",
         zh="让图像模型以第 k 层（而非末层）的输出为条件，正确的图何时出现？若先有物体（词），再有颜色（短语），最后有位置（整句），"
         "“浅层懂词、中层懂短语、深层懂整句”便得到支持；若颜色在前三分之一的层、或位置在前三分之二的层就已画对，便被推翻。",
     ),
     method=Bilingual(
-        en="The same Chinese captions, which ask a colour and a position of each object, are drawn from the same noise for every layer k, the encoder's state k (final norm "
-        "applied) being handed on; the recogniser says whether objects, colours, positions and places that were asked for "
-        "are right. Words with two meanings stand in minimal pairs of their own. A thing is there from the first layer with "
-        "80 % of the best layer's share; intervals resample scenes (words for the senses). The image model has seen only "
-        "last states: what it cannot draw may be known all the same.",
+        en="The same Chinese captions ask for a colour and a position of each object. Every layer k draws them from "
+        "the same noise: the image model gets state k of the encoder, after the final norm. The recogniser says "
+        "whether the objects, colours, positions and places of the caption are right. Words with two senses have "
+        "minimal pairs of their own. A thing is there from the first layer with 80 % of the best layer's share; "
+        "intervals resample scenes, or words for the senses. The image model was trained on last states only, so a "
+        "layer may know what the image model cannot draw.",
         zh="同一批中文场景描述（每个物体都说了颜色与位置），从同样的噪声出发，逐层取编码器第 k 层的输出（经末端归一化）作图，由识别器判断提示所要的物体、颜色、位置、"
         "地点是否正确；多义词另用最小对句。某事物从达到最佳层 80% 的首层起算作“已有”；区间由对场景（多义词为词）重抽样得到。"
         "图像模型只见过末层的状态：画不出不等于不知道。",

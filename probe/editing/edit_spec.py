@@ -44,6 +44,8 @@ class Edit:
     shift       (rows, columns) as shares of the picture: (0, 0.5) is half a picture to the right
     source      folder of the other trace
     source_word the word there; by default the same text
+
+    Raises BadEdit for values that contradict each other, such as keep_only without a word.
     """
 
     site: str

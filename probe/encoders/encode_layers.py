@@ -30,7 +30,8 @@ def encode_layers(
     *,
     attention: bool = True,
 ) -> TextEncodings:
-    """States of layers 0..n and attention of layers 1..n for each text, by token. `TextEncodings` pools them to words.
+    """The encoding of each text: `states` [layer, token, feature] of layers 0..n, where 0 is the embeddings, and
+    `attention` [layer, head, query, token] of layers 1..n, in probabilities. `TextEncodings` pools them to words.
 
     `encoder` is "mini-unet", a folder, a model of `load`, or what `load_pretrained` and `wrap_encoder` return. Texts
     with equally many tokens run together, so nothing is padded. Attention is read where the encoder calls

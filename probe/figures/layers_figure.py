@@ -40,6 +40,8 @@ def layers_figure(
     to the last. A trace that keeps only the sum over its steps has one column, their mean. All maps share one scale, in
     attention probability for each cell; behind them is the picture of that step where the trace has it, else the
     finished one. `language` of the labels: zh or en.
+
+    Raises UnknownWord or AmbiguousWord, and NotRecorded for a word or site that the trace does not have.
     """
     (asked,) = words_to_draw(trace, [word], branch)
     if not trace.steps:

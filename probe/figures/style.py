@@ -20,6 +20,7 @@ from matplotlib.text import Text
 
 from toushi.probe.analysis.maps import resample
 from toushi.probe.base.bilingual_text import Bilingual, translate
+from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.text_width import text_width
 from toushi.probe.figures.fonts import FAMILY, drawable, register_fonts
 from toushi.probe.figures.svg_fonts import embed_fonts
@@ -94,6 +95,10 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
 
     @wraps(function)
     def draw(*args: P.args, **kwargs: P.kwargs) -> F:
+        if args and isinstance(args[0], str | Path):
+            raise ToushiError(
+                f"expected an opened trace, but {str(args[0])!r} came; write open_trace({str(args[0])!r})"
+            )
         with matplotlib_style():
             return function(*args, **kwargs)
 

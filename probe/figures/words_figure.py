@@ -56,7 +56,12 @@ def words_figure(
     the attention of the image's cells. `maps` are the heat maps of these words, if they are known already.
     `width` is that of the figure in inches: 3.3 fits one column of a paper. By default it follows from the number of
     tiles. `picture=False` leaves the first tile out, the picture by itself. `language` of the labels: zh or en.
+
+    Raises ToushiError for a width that is too small, UnknownWord for a word that is not in the prompt, and NotRecorded
+    for a map that the trace does not have.
     """
+    if not isinstance(width, int | float | None):
+        raise ToushiError(f"width must be a number of inches, such as 3.3, but {width!r} came")
     asked = words_to_draw(trace, words, branch)
     if maps is None:
         maps = [trace.heat_map(word, branch=branch, steps=steps, sites=sites) for word in asked]

@@ -20,11 +20,12 @@ MAX_THREADS = 1024
 OFFLOADS = ("none", "model", "sequential", "group")
 OFFLOAD_ALIASES = {"medvram": "model", "lowvram": "sequential"}  # the names in other programs
 MODEL_ATTRIBUTE = "load_options"  # of a loaded model: its LoadOptions
+DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 INSTALL = {
-    "accelerate": f"offload needs the accelerate library: {install_command('accelerate')}, or leave the offload out",
-    "peft": f"a LoRA needs the peft library: {install_command('peft')}, or leave the LoRA out",
-    "bitsandbytes": "4-bit loading needs the bitsandbytes library: pip install bitsandbytes accelerate, or leave "
-    "quantize out (an offload saves memory too)",
+    "accelerate": f"Install what offload needs, {install_command('accelerate')}, or load without offload",
+    "peft": f"Install what a LoRA needs, {install_command('peft')}, or load without the LoRA",
+    "bitsandbytes": "Install what 4-bit loading needs, pip install bitsandbytes accelerate, or load without quantize "
+    "(offload saves memory, too)",
 }
 
 
@@ -60,6 +61,8 @@ class LoadOptions:
     def __post_init__(self):
         object.__setattr__(self, "dtype", None if self.dtype is None else _dtype(self.dtype))
         object.__setattr__(self, "device", None if self.device is None else str(self.device))
+        if self.device is not None and self.device.partition(":")[0] not in DEVICES:
+            raise BadOption(f"device must be one of {', '.join(DEVICES)}; {self.device!r} came")
         check_threads(self.threads)
         offload = OFFLOAD_ALIASES.get(self.offload, self.offload)
         if offload not in OFFLOADS:
@@ -83,7 +86,7 @@ class LoadOptions:
         needed = {"accelerate": self.offload != "none", "peft": bool(self.lora), "bitsandbytes": bool(self.quantize)}
         for library, is_needed in needed.items():
             if is_needed and find_spec(library) is None:
-                raise BadOption(f"{INSTALL[library]} ({library} is not installed)")
+                raise BadOption(f"{library} is not installed. {INSTALL[library]}")
 
     def lora_files(self) -> list[tuple[Path, float]]:
         """File and scale of each LoRA."""

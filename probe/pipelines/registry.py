@@ -103,9 +103,11 @@ def family_of(model: Model) -> Family:
             return with_encoder_paths(family, model)
     if (family := generic_family(model)) is not None:
         return family
-    known = ", ".join(family.name for family in families())
+    if isinstance(model, str):
+        raise UnknownFamily(f"expected a model, but the text {model!r} came; write load({model!r})")
+    known = "; ".join(family.name for family in families())
     raise UnknownFamily(
-        f"cannot record a {type(model).__name__}: expected a model of one of the families {known}. "
+        f"cannot record a {type(model).__name__}: expected a model of one of these families: {known}. "
         "Of diffusers these are text-to-image pipelines, whole, not their transformer alone. "
         "For a pipeline of your own write a Family and register it (docs/families.md)."
     )

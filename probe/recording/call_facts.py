@@ -12,11 +12,12 @@ from toushi.probe.pipelines.json_values import json_value, seed_of, tensor_bytes
 
 def describe_call(sample: Callable[..., object], arguments: Arguments) -> dict[str, object]:
     """Manifest fields: `arguments`; for a call that takes generators also `seed` and `generator_state`, as lists if it
-    got several.
+    got several. The commands' own callbacks, which only show the progress, are left out.
 
     Must be called before the sampling method `sample`, for the call takes numbers from its generators. `arguments` has
     the defaults, too.
     """
+    arguments = {name: None if _is_our_callback(value) else value for name, value in arguments.items()}
     given = {}
     for name, parameter in inspect.signature(sample).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -34,6 +35,10 @@ def describe_call(sample: Callable[..., object], arguments: Arguments) -> dict[s
         "seed": seeds if several else seeds[0],
         "generator_state": states if several else states[0],
     }
+
+
+def _is_our_callback(value: object) -> bool:
+    return inspect.isfunction(value) and value.__module__.startswith(("toushi.cli.", "toushi.probe."))
 
 
 def _generator_facts(generator: torch.Generator | None) -> tuple[int | None, str | None]:

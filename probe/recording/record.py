@@ -3,7 +3,8 @@
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
+from os import PathLike
 from pathlib import Path
 
 from torch import nn
@@ -98,6 +99,8 @@ def record(
     Raises UnknownFamily; UnknownSite for a glob that matches nothing; UnreadableAttention or Unrecordable for attention
     that cannot be read; OverBudget; WriteFailed for a folder with other files.
     """
+    if not isinstance(folder, str | PathLike):
+        raise ToushiError(f"record(model, folder) expects a folder, but a {type(folder).__name__} came")
     policy = Policy.from_arguments(keep, words, steps, branches, dtype, budget, pads)
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
     if concepts and policy.branches is not None and "cond" not in policy.branches:
@@ -148,6 +151,7 @@ class Recording(Subscriber):
         self.subscription = ExitStack()
         self.call: dict[str, object] = {}  # manifest fields of the latest sampling call
         self.has_warned = False  # that a picture cannot be made again
+        self.is_new_folder = False  # whether the recording made it, so that it is removed if it stays empty
         names = [name.removeprefix(f"{family.layers}.") for name in self.plan.site_names("encoder")]
         self.encoder_layers = [int(name.split(".")[0]) for name in names]
 
@@ -185,7 +189,9 @@ class Recording(Subscriber):
             message += "differ by rounding from a compiled one (by 2e-5 in the latents of a tiny pipeline in fp32)"
             warnings.warn(Uncompiled(message), stacklevel=3)
         if self.plan.resumed is None:
-            prepare_output_dir(self.plan.folders.root, self.overwrite)
+            root = self.plan.folders.root
+            self.is_new_folder = not root.exists()
+            prepare_output_dir(root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
         subscription.enter_context(subscribe(self.model, self))
 
@@ -194,6 +200,9 @@ class Recording(Subscriber):
             self._close(error=error)
         finally:
             self.subscription.close()
+            if self.is_new_folder and not self.traces:
+                with suppress(OSError):  # it holds what a killed writer left
+                    self.plan.folders.root.rmdir()
         if isinstance(error, HookError):
             raise Unrecordable(str(error)) from error
         if error is None and not self.traces:

@@ -44,7 +44,12 @@ _sessions: dict[int, "SamplingSession"] = {}  # by the id of the model
 
 @contextmanager
 def subscribe(model: Model, subscriber: Subscriber) -> Iterator["SamplingSession"]:
-    """A context manager that yields the session of the model. Inside, the subscriber gets the session's events."""
+    """A context manager that yields the session of the model. Inside, the subscriber gets the session's events.
+
+    Raises UnknownFamily for a model that no family describes, and ToushiError for anything but a Subscriber.
+    """
+    if not isinstance(subscriber, Subscriber):
+        raise ToushiError(f"expected an object of a class that inherits from Subscriber, but {subscriber!r} came")
     model = unwrap(model)
     session = _sessions.get(id(model)) or SamplingSession(model)
     with session, session.attach(subscriber):

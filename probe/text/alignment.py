@@ -240,9 +240,8 @@ def _find_text(prompt: str, words: Sequence[Word], text: str) -> Span:
         if 1 <= number <= len(spans):
             return spans[number - 1]
         if spans:
-            raise UnknownWord(
-                f"{plain!r} occurs {len(spans)} times in the prompt, so there is no {text!r}; expected {plain}#1 to {plain}#{len(spans)}."
-            )
+            most = f"The last one is {plain}#{len(spans)}." if len(spans) > 1 else f"It occurs once: write {plain!r}."
+            raise UnknownWord(f"There is no {text!r} in the prompt. {most}")
         text = plain
     raise UnknownWord(_why_unknown(prompt, words, text))
 

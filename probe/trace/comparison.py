@@ -57,6 +57,9 @@ def compare(
         if not trace.complete
     ]
     words = [words] if isinstance(words, str) else words
+    if first.manifest.edits != second.manifest.edits:
+        edited = " and ".join(name for name, trace in (("A", first), ("B", second)) if trace.manifest.edits)
+        notes.append(f"The maps of {edited} show the attention before each edit at its site, so an edit may not show.")
     difference, changed = _compare_pictures(first, second, notes)
     maps = _common_maps(first, second, words, branch, notes)
     columns = {
@@ -140,7 +143,15 @@ def _name(key: tuple[str, int], spans: Sequence[dict[tuple[str, int], Span]]) ->
 def _differing_facts(first: Manifest, second: Manifest) -> pd.DataFrame:
     """Fact -> a, b, where they differ. Parts of a fact are named versions.torch; None: the manifest does not have it."""
     one, other = _facts(first), _facts(second)
-    names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+
+    def is_default(name: str) -> bool:
+        """Whether one call gave an argument the value that the other call took by default."""
+        field = name.removeprefix("arguments.")
+        values = (None, one.get(field)) if field != name and one.get(field) == other.get(field) else ()
+        return one.get(name) in values and other.get(name) in values
+
+    differing = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    names = [name for name in differing if not is_default(name)]
     index = pd.Index(names, name="fact", dtype=object)
     return pd.DataFrame(
         {"a": [one.get(name) for name in names], "b": [other.get(name) for name in names]}, index, dtype=object

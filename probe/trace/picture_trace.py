@@ -69,7 +69,10 @@ class Trace:
         return self.manifest.tokens_of(check_branch(self.manifest, branch))
 
     def words(self, branch: str = "cond") -> list[Word]:
-        """The words of the branch's prompt, in order. `uncond` has those of the negative prompt."""
+        """The words of the branch's prompt, in order, each with `text`, `start` and `end` in characters.
+
+        `uncond` has those of the negative prompt. Raises NotRecorded for a branch that the trace does not have.
+        """
         return self.manifest.words_of(check_branch(self.manifest, branch))
 
     def unknown_words(self, branch: str = "cond") -> list[Word]:
@@ -82,7 +85,10 @@ class Trace:
         return self.manifest.branches[check_branch(self.manifest, branch)].places()
 
     def span(self, word: WordSpec, branch: str = "cond") -> Span:
-        """The characters that `word` means: text, "猫#2", a Word, or (start, end). See toushi.probe.text.alignment.find_word."""
+        """The characters [start, end) of the prompt that `word` means: text, "猫#2", a Word, or (start, end).
+
+        Raises UnknownWord if they are not in the prompt, AmbiguousWord if the text occurs several times.
+        """
         return selection.find_span(self.manifest, word, branch)
 
     # --- attention
@@ -109,6 +115,8 @@ class Trace:
 
         `sites`: globs of site names, by default every cross (image-to-text) site. `steps`: index, list or slice, by
         default all that have the branch. Image self-attention has `key` in place of `token`.
+
+        Raises UnknownWord or AmbiguousWord; NotRecorded for a word, site, step or branch that the trace does not have.
         """
         if grid not in ("finest", "native"):
             raise ToushiError(f'grid must be "finest" or "native"; {grid!r} came.')
@@ -122,6 +130,8 @@ class Trace:
 
         The mean over heads within a site, then over steps, then over sites, each equally. If the model's card names a
         better rule (manifest `heat_map`), its sites are the default. `attrs["rule"]` says which rule was used.
+
+        Raises what `attention` raises.
         """
         chosen, rule = self._sites_and_rule(sites)
         return selection.heat_map(AttentionQuery(self.files, word, branch, chosen, steps), rule)
@@ -154,7 +164,7 @@ class Trace:
         """Share of the attention that each text column gets: float64 [token], mean over heads, cells, steps, sites.
 
         Together with `attrs["rest"]`, the share of everything that is not text, it sums to 1, unless only some words were
-        kept.
+        kept. Raises NotRecorded for a site, step or branch that the trace does not have.
         """
         return selection.mass(AttentionQuery(self.files, None, branch, select_sites(self.manifest, sites), steps))
 
@@ -172,11 +182,17 @@ class Trace:
         return read_image(self.folder) if IMAGE in self.manifest.files else None
 
     def preview(self, step: int) -> np.ndarray | None:
-        """uint8 [y, x, 3]: a small picture of the final latents that the model predicts at this step. None if not kept."""
+        """uint8 [y, x, 3]: a small picture of the final latents that the model predicts at this step. None if not kept.
+
+        Raises NotRecorded for a step that the trace does not have.
+        """
         return self._extra(step, "preview")
 
     def latent(self, step: int) -> xr.DataArray | None:
-        """The latents after this step [channel, y, x], as the model has them; None if not kept."""
+        """The latents after this step [channel, y, x], as the model has them; None if not kept.
+
+        Raises NotRecorded for a step that the trace does not have.
+        """
         latent = self._extra(step, "latent")
         if latent is None:
             return None
@@ -197,7 +213,10 @@ class Trace:
         return self.files.named(ENCODER, entry.bytes)
 
     def encoder_states(self, branch: str = "cond") -> xr.DataArray:
-        """Hidden states of the text encoder [layer, token, feature]; layer 0 is the embeddings. `token`: position."""
+        """Hidden states of the text encoder [layer, token, feature]; layer 0 is the embeddings. `token`: position.
+
+        Raises NotRecorded if they were not kept.
+        """
         file = self.encoder_file()
         keys = self._numbered(file, "state", branch)
         states = [file.read(key) for key in keys.values()]
@@ -216,7 +235,10 @@ class Trace:
             return []
 
     def encoder_attention(self, layer: int, branch: str = "cond") -> xr.DataArray:
-        """Attention probabilities of one encoder layer [head, query, token]. Layers are numbered from 0, as in site names."""
+        """Attention probabilities of one encoder layer [head, query, token]. Layers are numbered from 0, as in site names.
+
+        Raises NotRecorded for a layer whose attention was not kept.
+        """
         file = self.encoder_file()
         keys = self._numbered(file, "attention", branch)
         if layer not in keys:

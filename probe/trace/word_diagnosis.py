@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from toushi.probe.text.alignment import (
     word_class,
     word_labels,
 )
+from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.picture_trace import Trace
 from toushi.probe.trace.selection import select_sites, why_no_map
 from toushi.probe.trace.trace_errors import DamagedTrace
@@ -58,8 +60,8 @@ class WordDiagnosis:
         return float(np.median(list(self.peers.values()))) if self.peers else None
 
 
-def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> WordDiagnosis:
-    """What the trace tells about a word that seems to be ignored.
+def diagnose_word(trace: Trace | str | Path, word: WordSpec, *, branch: str = "cond") -> WordDiagnosis:
+    """What a trace, which is given as a folder or opened, tells about a word that seems to be ignored.
 
     The findings, in the order in which a word passes through the model:
     cut          no token stands for it: the prompt is too long for the text encoder
@@ -73,6 +75,7 @@ def diagnose_word(trace: Trace, word: WordSpec, *, branch: str = "cond") -> Word
 
     Raises UnknownWord or AmbiguousWord; NotRecorded if the trace has no maps of it, DamagedTrace if they hold NaN.
     """
+    trace = trace if isinstance(trace, Trace) else open_trace(trace)
     span, words, tokens = trace.span(word, branch), trace.words(branch), trace.tokens(branch)
     asked = Word((trace.manifest.prompt_of(branch) or "")[slice(*span)], *span)
     word_tokens = tuple(token for token, share in zip(tokens, token_shares(tokens, span)) if share)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import toushi
 from tests.cli.shell import HOUSE, PROMPT, command
 from toushi import main
+from toushi.cli.main import COMMANDS
 from toushi.cli.terminal import table
 from toushi.cli.token_alignment import format_alignment
 from toushi.cli.trace import checked_size, default_folder
@@ -61,6 +63,19 @@ def test_help_teaches(capsys):
     for name in ("demo", "trace", "view", "words", "layers", "sites", "info", "verify", "export"):
         assert main([name, "--help"]) == 0
         assert f"  toushi {name} " in capsys.readouterr().out and name in said
+
+
+def test_help_is_wrapped_and_names_only_defaults_that_are_values(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, kind in COMMANDS.items():
+        assert main([name, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("usage: toushi ") and "\noptions:\n" in said
+        assert not re.search(r"None|\(default: *\)", said)
+        prose = [line for line in said.splitlines() if line not in kind.ABOUT]
+        assert prose and all(len(line) <= 80 for line in prose), name
+        options = [field.name for field in fields(kind) if field.type is bool]
+        assert all(f"\n  --{option.replace('_', '-')} " in said for option in options), name
 
 
 def test_the_front_door_needs_no_torch():

@@ -60,7 +60,18 @@ def test_pictures_maps_and_facts(a, tmp_path):
     assert row.correlation == pytest.approx(np.corrcoef(heats[0].ravel(), heats[1].ravel())[0, 1])
     p, q = (heat / heat.sum() for heat in heats)
     assert row.total_variation == pytest.approx(np.abs(p - q).sum() / 2)
+    assert result.notes == ("The maps of B show the attention before each edit at its site, so an edit may not show.",)
     assert isinstance(result.words, pd.DataFrame) and result.maps["月亮"][0].dims == ("y", "x")
+
+
+def test_a_default_that_one_call_names_is_no_difference(tmp_path):
+    a = write(tmp_path / "a", guidance=3.0, arguments={"steps": 3})
+    b = write(tmp_path / "b", guidance=3.0, arguments={"steps": 3, "guidance": 3.0})
+    assert compare(a, b).facts.empty
+    c = write(tmp_path / "c", guidance=3.0, arguments={"steps": 3, "guidance": 4.0})
+    assert list(compare(a, c).facts.index) == ["arguments.guidance"]
+    d = write(tmp_path / "d", guidance=4.0, arguments={"steps": 3, "guidance": 4.0})
+    assert list(compare(a, d).facts.index) == ["guidance", "arguments.guidance"]
 
 
 def test_words_can_be_chosen(a, tmp_path):

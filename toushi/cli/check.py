@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check(Loads):
-    ABOUT = """Proves on this machine that recording a model is exact: draws two steps, and checks each law.
+    ABOUT = """Checks on this machine that a model is recorded exactly: samples two steps, and tests each law.
 
   toushi check mini-unet
   toushi check models/z-image-turbo --dtype bf16
   toushi check stabilityai/stable-diffusion-xl-base-1.0 --size 512
 
-The two steps are drawn bare, recorded, and once more while queries and keys are captured by other code than
-the recorder's. Then a word, a cell of the latents and a text state are changed, to see what changes with them:
+The command samples the two steps three times: without recording, with recording, and while other code captures
+queries and keys. Then it changes a word, a cell of the latents and a state of the text, and checks what else changes:
 
-  picture        the recorded picture is the bare one, bit for bit
+  picture        the recorded picture equals the unrecorded one, bit for bit
   maps           each recorded map equals an explicit softmax of the captured queries and keys, in fp64
   sums           text columns and rest sum to 1
   word           a changed word changes the ids at the positions of its own columns, and no other
@@ -39,8 +39,9 @@ the recorder's. Then a word, a cell of the latents and a text state are changed,
   labels         the ids of the labels spell the prompt
   hooks          nothing is left in the model
 
-The exit code is 1 if a law is broken. The row that it writes says which model, weights, versions, device and
-attention kernel this was. Send it to the project, and docs/families.md lists it. It takes a minute or two on a GPU."""
+The exit code is 1 if a law is broken. The result is a row: a JSON file that names model, weights, versions, device and
+attention kernel. Send it to the project, which lists such rows in docs/families.md. The command takes a minute or two
+on a GPU."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder or hub id)."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from toushi.probe.trace.comparison import Comparison
     from toushi.probe.trace.picture_trace import Trace
 
+MOST_FACTS = 20  # rows of the table of facts that differ
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -27,10 +29,12 @@ class Compare:
   toushi compare runs/cat runs/edited
   toushi compare runs/cat runs/edited --words 月亮 --out difference.png
 
-Of two pictures of mini-unet or its twins, 64x64 pixels, it also says which objects the recogniser of the scene world
-sees: their colours, their places, and what changed. No other picture has a recogniser.
-correlation: of the two maps over cells, -1 to 1. total variation: 0 for maps of equal shape, 1 for maps that do not
-overlap. A pixel has changed if one of its channels differs by more than 16 of 255."""
+A pixel counts as changed if one of its channels differs by more than 16 of 255. Each word has two maps, one in each
+trace. correlation: that of the two maps over their cells, -1 to 1. total variation: 0 if both maps have the same
+shape, 1 if they do not overlap.
+
+For pictures of mini-unet or its twins, 64x64 pixels, a recogniser also names the objects in each picture, with colour
+and place, and what changed."""
 
     a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
     """The first trace."""
@@ -70,6 +74,8 @@ def describe_comparison(comparison: "Comparison") -> str:
     if changes := describe_objects(comparison.a, comparison.b):
         parts.append(changes)
     facts = [(str(name), *map(describe_fact, row)) for name, *row in comparison.facts.itertuples()]
+    if len(facts) > MOST_FACTS:
+        facts[MOST_FACTS:] = [(f"and {len(facts) - MOST_FACTS} more", "in Python: compare(A, B).facts", "")]
     parts.append(table([("differs", "A", "B"), *facts]) if facts else "no setting differs")
     if len(comparison.words):
         heads = ("word", "share A", "share B", "correlation", "total variation")

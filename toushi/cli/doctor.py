@@ -38,8 +38,9 @@ class Doctor(Loads):
   toushi doctor models/z-image-turbo --dtype bf16
   toushi doctor models/flux --size 1024 --steps 28 --language zh
 
-A folder with configs and index files is enough. For a hub id download them first
-(hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model"); no weights are needed."""
+A folder with configs and index files is enough; no weights are needed. For a hub id, download these files first:
+
+  hf download OWNER/NAME --include "*.json" --include "*.txt" --include "*.model" """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "mini-unet"
     """A shipped model, a folder with one, or a diffusers pipeline (folder, or hub id that was downloaded)."""

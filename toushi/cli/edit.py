@@ -36,9 +36,12 @@ class Edit:
 
 Model, prompt, seed, steps, guidance, sampler and size are those of the trace. The new trace notes its parent and its
 edits. In the output, A is the given trace and B the new one.
+
 --without and --swap change the text first, and all other options name words of the changed prompt. Words are named as
 everywhere: 猫, or 猫#2 for the second 猫. --remove, --scale, --move and --keep-only change the attention at every
-image-to-text site, and then make each sum 1 again. In Python: edit_run(trace, folder, remove=["猫"])."""
+image-to-text site, and then divide by the new sum, so that each sum is 1 again.
+
+In Python: edit_run(trace, folder, remove=["猫"])."""
 
     trace: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """The trace whose run is made again."""

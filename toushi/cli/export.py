@@ -26,10 +26,11 @@ class Export:
   toushi export runs/cat --to parquet --tokens         (special tokens and punctuation, too)
   toushi export runs/cat --to html                     (the explorer's page of this trace in one file)
 
-The page opens in any browser, without network or server. It has under 5 MB; if the maps of single heads
-or of all steps take more, it has fewer.
+The page (html) opens in any browser, without network or server. It takes less than 5 MB: if all heads and steps do
+not fit, it holds fewer of them.
 
-Axes of the others, in this order: step, branch, layer, head, word or token, y, x; values are probabilities.
+In npz, parquet and zarr, the axes are, in this order: step, branch, layer, head, word or token, y, x. Values are
+probabilities.
 In parquet, `y` and `x` count the cells of the layer's own grid, which the column `grid` names: 16x16.
 In an npz, `json.loads(str(data["about"]))` describes the axes of each array."""
 

@@ -35,8 +35,10 @@ class Layers:
 Layer 0 is the embeddings, layer k the output of the k-th block, which toushi sites names layers.(k-1). The tables
 have, for each layer, the cosine similarity of a word to its own embedding and to the words of the other sentences, and
 its attention (mean over heads).
-In many encoders all words are similar, so compare every cosine with the row "different words". In Python:
-encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for measures over many sentences."""
+
+In many encoders all words are similar, so compare every cosine with the row "different words".
+
+In Python: encode_layers(encoder, texts), and toushi.probe.analysis.layer_measures for measures over many sentences."""
 
     sentences: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SENTENCE ...")]
     """One or more; the first is compared with each of the others."""

@@ -4,13 +4,11 @@ import contextlib
 import errno
 import io
 import os
-import re
 import sys
 import traceback
 import warnings
 from difflib import get_close_matches
 from importlib import metadata
-from itertools import dropwhile, pairwise, takewhile
 from typing import Protocol
 
 import tyro
@@ -23,12 +21,14 @@ from toushi.cli.edit import Edit
 from toushi.cli.env import Env
 from toushi.cli.export import Export
 from toushi.cli.figure import Figure
+from toushi.cli.help_text import format_help
 from toushi.cli.info import Info
 from toushi.cli.layers import Layers
 from toushi.cli.report import Report
 from toushi.cli.run import Run
 from toushi.cli.sites import Sites
 from toushi.cli.trace import Trace
+from toushi.cli.usage_error import summarize_usage_error
 from toushi.cli.verify import Verify
 from toushi.cli.view import View
 from toushi.cli.why import Why
@@ -66,7 +66,7 @@ COMMANDS = {
     "run": Run,
     "report": Report,
 }
-CONFIG = (tyro.conf.FlagCreatePairsOff,)
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 
 
 class Command(Protocol):
@@ -116,7 +116,7 @@ def _fail_with_bug(error: Exception, debug: bool) -> int:
 
 def parse(arguments: list[str]) -> Command:
     """The command with its options. Raises ToushiError for a mistake in them; --help prints and exits."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(format_overview())
         raise SystemExit(0)
     if arguments[0] == "--version":
@@ -124,38 +124,23 @@ def parse(arguments: list[str]) -> Command:
         raise SystemExit(0)
     name, *options = arguments
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
+        near = get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ToushiError(f"there is no command {name!r}; {hint}there are: {', '.join(COMMANDS)}")
-    kind, message = COMMANDS[name], io.StringIO()
+    kind, usage, message = COMMANDS[name], io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(kind, prog=f"toushi {name}", description=kind.ABOUT, args=options, config=CONFIG)
+        with contextlib.redirect_stdout(usage), contextlib.redirect_stderr(message):
+            return tyro.cli(kind, prog=f"toushi {name}", description="", args=options, config=CONFIG)
     except SystemExit as stop:
         if stop.code in (0, None):
+            print(format_help(kind.ABOUT, usage.getvalue()))
             raise
-        raise ToushiError(f"{_summarize_usage_error(message.getvalue())} (see toushi {name} --help)") from None
+        raise ToushiError(f"{summarize_usage_error(message.getvalue())} (see toushi {name} --help)") from None
 
 
 def format_overview() -> str:
     lines = [f"  {name:8}{kind.ABOUT.splitlines()[0]}" for name, kind in COMMANDS.items()]
     return "\n".join([ABOUT, "", *lines, "", HELP])
-
-
-def _summarize_usage_error(box: str) -> str:
-    """One line from the box that tyro draws: what is wrong, and the nearest option."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [re.sub(r"^[│╭╰╮╯\s]+|[│╭╰╮╯\s]+$", "", line) for line in plain.splitlines()]
-    title, *rest = [line for line in lines if line] or ["wrong arguments"]
-
-    def is_rule(line: str) -> bool:
-        return set(line) <= set("─-")
-
-    body = list(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, rest)))
-    near = next((after for line, after in pairwise(rest) if line.startswith("Perhaps you meant")), "")
-    number = r"Error parsing (--[\w-]+): no type matching \{None\}\|INT could be instantiated from \['(.*?)'\]\.?"
-    summary = re.sub(number, r"\1 must be a whole number, but \2 came", " ".join(body[:2]))
-    return summary + (f"; did you mean {near}?" if near else "") if body else title
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

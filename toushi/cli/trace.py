@@ -53,9 +53,11 @@ The folder gets the trace, image.png, and words.png: the picture, then a heat ma
 word, all on one scale. `toushi view FOLDER` opens it in the browser, open_trace(FOLDER) reads
 it in Python.
 
-In the table, share is the part of all attention that a word gets. Positions are fractions of the picture's
-sides; 0, 0 is the top left corner. toushi trace makes pictures from text. For image-to-image, record the
-pipeline in Python: with record(pipeline, FOLDER)."""
+The command prints a table of the words. share: the part of all attention that the word gets. centre: the centre of
+mass of its map, where that is above its mean. peak: the cell with the largest value. Both are fractions of the
+picture's sides, y before x; 0, 0 is the top left corner.
+
+toushi trace makes pictures from text. For image-to-image, record the pipeline in Python: with record(pipeline, FOLDER)."""
 
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
     """The prompt, in Chinese or English. "" gives the unconditional picture."""
@@ -73,8 +75,8 @@ pipeline in Python: with record(pipeline, FOLDER)."""
     """Guidance scale; if not given, the model's default. mini-unet: 3, and 1 turns guidance off, which is twice as
     fast. Our own Z-Image: 0, which is off."""
     sampler: Literal["euler", "heun"] | None = None
-    """euler if not given. heun evaluates the model twice a step; the first evaluation is recorded.
-    Pipelines of diffusers have their own scheduler."""
+    """For mini-unet and its twins; euler if not given. heun evaluates the model twice in a step, and the maps are those
+    of the first evaluation. Pipelines of diffusers have their own scheduler."""
     size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
     """Pixels, multiples of 16: 64, or height x width such as 64x96; if not given, the model's default."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -92,8 +94,9 @@ pipeline in Python: with record(pipeline, FOLDER)."""
     branches: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Record only these branches: cond (the prompt), uncond (the negative prompt). If not given, all."""
     concepts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")] = ()
-    """Ask the picture about these texts, too, which are not in the prompt: dog, or 银行@河边的银行 for a word in another
-    text. Their maps are the branch "concepts". The picture stays the same. For models with cross-attention."""
+    """Texts that are not in the prompt, such as dog, or 银行@河边的银行 for a word in another text. The trace gets maps of
+    the attention that they would get, in the branch "concepts". The picture stays the same. For models with
+    cross-attention."""
     pads: bool = False
     """Keep each padding column, not only their sum."""
     budget: str | None = None

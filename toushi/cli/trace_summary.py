@@ -43,12 +43,13 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
         why = f"{reason(error)}. The trace is finished and can be read (toushi info {shlex.quote(str(folder))})"
         raise WriteFailed(f"Cannot draw {figure}: {why}; free some disk space before the next run.") from None
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    count = manifest.steps.count
     run = ", ".join(
         f"{name} {value}" if name else str(value)
         for name, value in (
             ("", manifest.name_of_model),
             ("", manifest.sampler),
-            ("steps", len(trace.steps)),
+            ("steps", count if len(trace.steps) == count else f"{len(trace.steps)} of {count}"),
             ("seed", manifest.seed),
             ("guidance", manifest.guidance),
             ("real guidance", manifest.true_guidance),

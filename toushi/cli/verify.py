@@ -9,7 +9,7 @@ from toushi.probe.base.errors import ToushiError
 
 @dataclass(frozen=True)
 class Verify:
-    ABOUT = """Checks a trace: format, checksums, sums of 1, completeness.
+    ABOUT = """Checks a trace: its format, its checksums, that attention sums to 1, and that the run is complete.
 
   toushi verify runs/cat
 

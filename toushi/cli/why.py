@@ -33,9 +33,15 @@ class Why:
   toushi why runs/cat 猫#2 --language zh
   toushi why runs/cat 猫 --test          (one more run: what changes without the word?)
 
-From the trace it reads: was the word cut from the prompt, does the vocabulary lack it, do special tokens take most of
-the attention, how much does the word get beside other words of its class (nouns beside nouns), at which step and
-layer most, and does its map differ from the maps of the other words.
+The command looks for these reasons in the trace:
+
+  the word was cut from the prompt, or the vocabulary lacks it
+  special tokens and pads take most of the attention
+  the word gets little attention, compared with words of its class (nouns with nouns)
+  its map does not differ from the maps of the other words
+
+It also says at which step and layer the word gets most attention.
+
 --test samples the same prompt without the word, as toushi edit --without does, and keeps no file.
 In Python: diagnose_word(trace, "猫")."""
 
@@ -99,7 +105,10 @@ def describe_diagnosis(
         rows.append((say("contrast"), say("contrast_is", value=f"{diagnosis.contrast:.2f}", limit=CONTRAST)))
 
     mark = "、" if language == "zh" else ", "
-    values = {"unknown": mark.join((diagnosis.word, *diagnosis.unknown_with)), "shared": mark.join(diagnosis.split_with)}
+    values = {
+        "unknown": mark.join((diagnosis.word, *diagnosis.unknown_with)),
+        "shared": mark.join(diagnosis.split_with),
+    }
     values |= {"limit": f"{SINK:.0%}", "median": percent(diagnosis.median_of_peers or 0)}
     findings = [say(code, **values) for code in diagnosis.findings]
     if comparison is not None:
