@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
     from toushi.probe.trace.picture_trace import Trace
     from toushi.probe.trace.word_diagnosis import diagnose_word
+    from toushi.probe.trace_picture import invert, trace_inversion, trace_picture
 
 __all__ = [
     "DenoiserInputs",
@@ -71,6 +72,7 @@ __all__ = [
     "encode_layers",
     "encoder_figure",
     "explain",
+    "invert",
     "layer_similarity_figure",
     "layers_figure",
     "load",
@@ -85,6 +87,8 @@ __all__ = [
     "subscribe",
     "timeline_figure",
     "tokens_figure",
+    "trace_inversion",
+    "trace_picture",
     "words_figure",
 ]
 
@@ -125,6 +129,7 @@ _NAMES = {
     "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
     "probe.trace.picture_trace": ["Trace"],
     "probe.trace.word_diagnosis": ["diagnose_word"],
+    "probe.trace_picture": ["invert", "trace_inversion", "trace_picture"],
 }
 _MODULES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 

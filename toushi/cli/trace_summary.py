@@ -51,6 +51,7 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
             ("steps", len(trace.steps)),
             ("seed", manifest.seed),
             ("guidance", manifest.guidance),
+            ("noised to", manifest.strength),
             ("real guidance", manifest.true_guidance),
             ("", "x".join(map(str, manifest.size or []))),
         )
