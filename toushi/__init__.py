@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.edit_run import edit_run
+    from toushi.probe.editing.denoiser_states import read_states
     from toushi.probe.editing.editing import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.encoders.record_texts import record_texts
@@ -80,6 +81,7 @@ __all__ = [
     "open_collection",
     "open_encoder_trace",
     "open_trace",
+    "read_states",
     "record",
     "record_texts",
     "register_family",
@@ -98,6 +100,7 @@ _NAMES = {
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.edit_run": ["edit_run"],
+    "probe.editing.denoiser_states": ["read_states"],
     "probe.editing.editing": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
     "probe.encoders.record_texts": ["record_texts"],
