@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toushi.probe.attribution.explain import explain
+    from toushi.probe.attribution.sweep import sweep
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.edit_run import edit_run
@@ -87,6 +88,7 @@ __all__ = [
     "register_family",
     "segment",
     "subscribe",
+    "sweep",
     "timeline_figure",
     "tokens_figure",
     "trace_inversion",
@@ -97,6 +99,7 @@ __all__ = [
 # Module below `toushi` -> the public names that are imported from it.
 _NAMES = {
     "probe.attribution.explain": ["explain"],
+    "probe.attribution.sweep": ["sweep"],
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.edit_run": ["edit_run"],

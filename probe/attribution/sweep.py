@@ -14,7 +14,7 @@ one. Each sweep measures both, and random sets of as many parts as a cell has: a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from toushi.hooks.attention import Call
 from toushi.hooks.torch_private import builtin_attention
 from toushi.probe.attribution.denoising import CannotExplain
-from toushi.probe.models.mini_unet import MiniUNet
+from toushi.probe.models.mini_unet import MiniUNet, to_images
 from toushi.probe.pipelines.family import EncodedPrompt, Model, unwrap
 from toushi.probe.pipelines.registry import family_of
+from toushi.probe.session.patching import patch_method
 from toushi.probe.session.sampling_session import subscribe
 from toushi.probe.session.subscriber import Run, Subscriber
 from toushi.probe.text.alignment import segment, token_shares, word_labels
@@ -83,12 +84,12 @@ class _Patcher(Subscriber):
         if self.columns is not None and copies:
             for row, source, parts in copies:
                 for columns, of_word in zip(self.columns, parts):
-                    index = np.ix_(of_word.nonzero()[0], columns)
+                    index = np.ix_(np.flatnonzero(of_word), np.array(columns))
                     key[row][index] = call.inputs.key[source][index]
                     value[row][index] = value[source][index]
             mixed = builtin_attention(call.inputs.query, key, value, call.inputs.mask, scale=call.inputs.scale)
         for row, source, parts in copies:
-            heads = parts.any(0).nonzero()[0]
+            heads = np.flatnonzero(parts.any(0))
             result[row, heads] = output[source, heads] if self.columns is None else mixed[row, heads]
         return result
 
@@ -132,9 +133,10 @@ def sweep(
     selected = {name: site for name, site in family.select_sites(model, sites).items() if site.kind != "encoder"}
     family.check(model, selected)
     patcher = _Patcher({name: site.module for name, site in selected.items()})
-    starts: list[Tensor] = []  # latents [clean and corrupt] before each step
+    starts: list[Tensor] = []  # latents of the clean and the corrupt row before each step
     with subscribe(model, patcher):
-        _draw(model, [clean, corrupt], seed, options, callback=lambda index, latents: starts.append(latents.clone()))
+        with patch_method(getattr(model, family.scheduler), "step", lambda step: _note_latents(step, starts)):
+            _draw(model, [clean, corrupt], seed, options)
         words = [""]
         if "word" in over:
             words, patcher.columns = _word_columns(*patcher.prompts)
@@ -148,10 +150,12 @@ def sweep(
         ends: dict[str, float] = {}
         for indices in _batches(rows, batch):
             begin = rows[indices[0]].begin
-            patcher.rows = [_Row(there & False, 0)] * 2 + [rows[index] for index in indices]
+            patcher.rows = [_Row(there & False, 0, begin)] * 2 + [rows[index] for index in indices]
             prompts = [clean, corrupt, *[corrupt] * len(indices)]
-            latents = starts[begin - 1][[0, 1, *[1] * len(indices)]] if begin else None
-            first, second, *pictures = _draw(model, prompts, seed, options, begin, latents)
+            if isinstance(model, MiniUNet) and rows[indices[-1]].begin:
+                first, second, *pictures = _draw_late(model, prompts, patcher.rows, starts, seed, options)
+            else:
+                first, second, *pictures = _draw(model, prompts, seed, options)
             measure = score or _share_made_up(first, second)
             values[indices] = [measure(picture) for picture in pictures]
             ends = ends or {"clean": measure(first), "corrupt": measure(second)}
@@ -182,13 +186,9 @@ def _random_rows(there: Parts, size: int, count: int, seed: int) -> Iterator[_Ro
 
 
 def _batches(rows: Sequence[_Row], size: int) -> Iterator[list[int]]:
-    """Indices of rows that begin at the same step, and change something."""
-    by_step: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        if row.parts.any():
-            by_step.setdefault(row.begin, []).append(index)
-    for indices in by_step.values():
-        yield from (indices[start : start + size] for start in range(0, len(indices), size))
+    """Indices of the rows that change something, those that begin early first."""
+    indices = sorted((i for i, row in enumerate(rows) if row.parts.any()), key=lambda i: rows[i].begin)
+    yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _word_columns(clean: EncodedPrompt, corrupt: EncodedPrompt) -> tuple[list[str], list[list[int]]]:
@@ -223,24 +223,57 @@ def _share_made_up(clean: Image.Image, corrupt: Image.Image) -> PictureScore:
     return score
 
 
-def _draw(
-    model: Model,
-    prompts: Sequence[str],
-    seed: int,
-    options: Mapping[str, object],
-    first_step: int = 0,
-    latents: Tensor | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
-) -> list[Image.Image]:
+def _draw(model: Model, prompts: Sequence[str], seed: int, options: Mapping[str, object]) -> list[Image.Image]:
     """A picture of each prompt, all from the same noise, in one batch."""
-    more = dict(options)
     if isinstance(model, MiniUNet):
-        more |= {"seed": seed, "first_step": first_step, "latents": latents, "callback": callback}
+        noise: dict[str, object] = {"seed": seed}
     else:
-        more["generator"] = [torch.Generator().manual_seed(seed) for _ in prompts]
+        noise = {"generator": [torch.Generator().manual_seed(seed) for _ in prompts]}
     family = family_of(model)
-    result = getattr(model, family.sample)(list(prompts), **more)
-    images = family.images(result)
+    images = family.images(getattr(model, family.sample)(list(prompts), **{**options, **noise}))
     if images is None:
         raise CannotExplain("a sweep scores pictures, but the model returned latents: leave output_type out")
     return images
+
+
+class _Stepped(Exception):
+    """Ends a run after a step, with the latents that it made."""
+
+    def __init__(self, latents: Tensor):
+        self.latents = latents
+
+
+def _draw_late(
+    model: MiniUNet,
+    prompts: Sequence[str],
+    rows: Sequence[_Row],
+    starts: Sequence[Tensor],
+    seed: int,
+    options: Mapping[str, object],
+) -> list[Image.Image]:
+    """`_draw` in which a row joins the batch at the step where it begins; before it, it is the corrupt run."""
+
+    def stop(index: int, latents: Tensor) -> None:
+        raise _Stepped(latents)
+
+    latents = starts[rows[0].begin]
+    for step in range(rows[0].begin, len(starts)):
+        count = sum(row.begin <= step for row in rows)
+        latents = torch.cat([latents, starts[step][1:].expand(count - len(latents), -1, -1, -1)])
+        given: dict[str, Any] = {**options, "latents": latents, "first_step": step, "seed": seed, "callback": stop}
+        try:
+            model.sample(list(prompts[:count]), **given)
+        except _Stepped as stepped:
+            latents = stepped.latents
+    return to_images(model.decode(latents))
+
+
+def _note_latents(step: Callable, starts: list[Tensor]) -> Callable:
+    """`step` of a scheduler of ours, which also notes the latents before it."""
+
+    def wrapper(*values: Any, **named: Any) -> object:
+        if len(values) > 1:
+            starts.append(values[1])
+        return step(*values, **named)
+
+    return wrapper

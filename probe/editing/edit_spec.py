@@ -17,7 +17,7 @@ from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
 from toushi.probe.session.subscriber import Subscriber
 from toushi.probe.text.alignment import Word, WordSpec, find_word, segment, token_shares
 
-KINDS = ("scale", "zero", "add", "keep_only", "move", "replace", "patch", "function")
+KINDS = ("scale", "zero", "keep_only", "move", "replace", "patch", "add", "function")
 
 
 class BadEdit(ToushiError):
