@@ -56,8 +56,8 @@ class DenoiserStates(Subscriber):
 
     def __init__(self, model: Model, globs: Sequence[str]):
         model = unwrap(model)
-        known = denoiser_states(family_of(model), model)
-        self.modules = {name: module for glob in globs for name, module in match_states(known, glob).items()}
+        states = denoiser_states(family_of(model), model)
+        self.modules = {name: module for glob in globs for name, module in match_states(states, glob).items()}
         self.values: dict[StateKey, Tensor] = {}
         self.count: int | None = None  # steps of the run
 
@@ -96,18 +96,18 @@ def heads_of(states: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {name.removesuffix(HEADS): module for name, module in states.items() if name.endswith(HEADS)}
 
 
-def match_states(known: Mapping[str, nn.Module], glob: str) -> dict[str, nn.Module]:
-    """Those that the glob matches. Raises UnknownSite if there is none, BadEdit if one is inside another."""
-    names = fnmatch.filter(known, glob)
+def match_states(states: Mapping[str, nn.Module], glob: str) -> dict[str, nn.Module]:
+    """Those that the glob matches. Raises UnstatesSite if there is none, BadEdit if one is inside another."""
+    names = fnmatch.filter(states, glob)
     if not names:
-        near = get_close_matches(glob, known, n=3, cutoff=0.3) or list(known)[:3]
-        raise UnknownSite(
+        near = get_close_matches(glob, states, n=3, cutoff=0.3) or list(states)[:3]
+        raise UnstatesSite(
             f"no state of the denoiser matches {glob!r}; expected a glob of names such as {', '.join(near)}"
         )
     for name in names:
         if inner := next((other for other in names if other.startswith(f"{name}.")), None):
             raise BadEdit(f"{glob!r} matches {name} and {inner}, which is inside it: name one of them")
-    return {name: known[name] for name in names}
+    return {name: states[name] for name in names}
 
 
 def edit_denoiser_state(plan: "EditPlan", session: Session, name: str, state: Tensor) -> Tensor:
