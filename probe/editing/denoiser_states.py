@@ -97,11 +97,11 @@ def heads_of(states: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def match_states(states: Mapping[str, nn.Module], glob: str) -> dict[str, nn.Module]:
-    """Those that the glob matches. Raises UnstatesSite if there is none, BadEdit if one is inside another."""
+    """Those that the glob matches. Raises UnknownSite if there is none, BadEdit if one is inside another."""
     names = fnmatch.filter(states, glob)
     if not names:
         near = get_close_matches(glob, states, n=3, cutoff=0.3) or list(states)[:3]
-        raise UnstatesSite(
+        raise UnknownSite(
             f"no state of the denoiser matches {glob!r}; expected a glob of names such as {', '.join(near)}"
         )
     for name in names:
