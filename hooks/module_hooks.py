@@ -15,28 +15,31 @@ Value = TypeVar("Value")  # of an argument
 
 @contextmanager
 def state_hooks(
-    modules: Mapping[str, nn.Module], on_state: Callable[[str, Tensor], Tensor | None], *, prepend: bool = False
+    modules: Mapping[str, nn.Module],
+    on_state: Callable[[str, Tensor], Tensor | None],
+    *,
+    prepend: bool = False,
+    place_of: Callable[[Sequence[object]], int] = lambda values: 0,
 ) -> Iterator[None]:
     """`with state_hooks({name: module}, on_state):` calls `on_state(name, state)` with the output of each module.
 
-    The state of a module that returns several values is the first one. A tensor that `on_state` returns replaces the
+    The state of a module that returns several values is the one at `place_of` them, by default the first. A tensor that `on_state` returns replaces the
     state. Hooks run in the order in which they were opened. Each gets the state that the previous one returned. With
     `prepend`, this one runs first. The state is the model's own tensor: copy it to keep it after the call. Raises
     HookError for a module that returns no tensor.
     """
 
     def after(name: str, output: object) -> object:
-        state = output[0] if isinstance(output, tuple | list) else output
+        place = place_of(output) if isinstance(output, tuple | list) else 0
+        state = output[place] if isinstance(output, tuple | list) else output
         if not isinstance(state, Tensor):
-            raise HookError(
-                f"{name}: expected a tensor or a tuple that begins with one, but {type(output).__name__} came"
-            )
+            raise HookError(f"{name}: expected a tensor or a tuple with one, but {type(output).__name__} came")
         changed = on_state(name, state)
         if changed is None or not isinstance(output, tuple | list):
             return changed
         # A named tuple takes its fields one by one.
         make: Callable[[Iterable[object]], object] = getattr(type(output), "_make", type(output))
-        return make((changed, *output[1:]))
+        return make((*output[:place], changed, *output[place + 1 :]))
 
     with ExitStack() as handles:
         for name, module in modules.items():

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toushi.probe.attribution.explain import explain
+    from toushi.probe.attribution.sweep import sweep
     from toushi.probe.base.errors import ToushiError
     from toushi.probe.base.extras import MissingLibrary
     from toushi.probe.edit_run import edit_run
+    from toushi.probe.editing.denoiser_states import read_states
     from toushi.probe.editing.editing import Edit, edit, edits_of_manifest
     from toushi.probe.encoders.encode_layers import encode_layers
     from toushi.probe.encoders.record_texts import record_texts
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from toushi.probe.trace.open import open_collection, open_encoder_trace, open_trace
     from toushi.probe.trace.picture_trace import Trace
     from toushi.probe.trace.word_diagnosis import diagnose_word
+    from toushi.probe.trace_picture import invert, trace_inversion, trace_picture
 
 __all__ = [
     "DenoiserInputs",
@@ -71,6 +74,7 @@ __all__ = [
     "encode_layers",
     "encoder_figure",
     "explain",
+    "invert",
     "layer_similarity_figure",
     "layers_figure",
     "load",
@@ -78,22 +82,28 @@ __all__ = [
     "open_collection",
     "open_encoder_trace",
     "open_trace",
+    "read_states",
     "record",
     "record_texts",
     "register_family",
     "segment",
     "subscribe",
+    "sweep",
     "timeline_figure",
     "tokens_figure",
+    "trace_inversion",
+    "trace_picture",
     "words_figure",
 ]
 
 # Module below `toushi` -> the public names that are imported from it.
 _NAMES = {
     "probe.attribution.explain": ["explain"],
+    "probe.attribution.sweep": ["sweep"],
     "probe.base.errors": ["ToushiError"],
     "probe.base.extras": ["MissingLibrary"],
     "probe.edit_run": ["edit_run"],
+    "probe.editing.denoiser_states": ["read_states"],
     "probe.editing.editing": ["Edit", "edit", "edits_of_manifest"],
     "probe.encoders.encode_layers": ["encode_layers"],
     "probe.encoders.record_texts": ["record_texts"],
@@ -125,6 +135,7 @@ _NAMES = {
     "probe.trace.open": ["open_collection", "open_encoder_trace", "open_trace"],
     "probe.trace.picture_trace": ["Trace"],
     "probe.trace.word_diagnosis": ["diagnose_word"],
+    "probe.trace_picture": ["invert", "trace_inversion", "trace_picture"],
 }
 _MODULES = {name: f"toushi.{module}" for module, names in _NAMES.items() for name in names}
 

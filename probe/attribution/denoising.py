@@ -123,7 +123,7 @@ def _latents_of_run(
     with patch_method(scheduler, "step", lambda step: lambda *values: states.append(values[1]) or step(*values)):
         getattr(model, family.sample)(prompt, seed=seed, **options)
     times = family.timesteps(scheduler)[: len(states)]
-    index = _nearest(times, time)
+    index = nearest(times, time)
     return states[index], times[index]
 
 
@@ -143,13 +143,10 @@ class _Stop(Exception):
 def _pipeline_denoising(
     pipeline: Model, family: Family, prompt: str, time: float, seed: int, options: Mapping[str, object]
 ) -> Denoising:
-    off = {"true_cfg_scale": 1.0, "guidance_scale": family.unguided}
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-    unguided = dict([(name, scale) for name, scale in off.items() if name in parameters][:1])
-    if not unguided:
-        raise CannotExplain(f"the call of {type(pipeline).__name__} has no argument that turns guidance off")
-    if wrong := sorted(options.keys() - (parameters.keys() - SET_HERE)):
-        raise CannotExplain(f"{wrong[0]} is no option here; expected {', '.join(sorted(parameters.keys() - SET_HERE))}")
+    unguided = guidance_off(pipeline, family)
+    allowed = inspect.signature(type(pipeline).__call__).parameters.keys() - SET_HERE
+    if wrong := sorted(options.keys() - allowed):
+        raise CannotExplain(f"{wrong[0]} is no option here; expected {', '.join(sorted(allowed))}")
     options = {"num_inference_steps": default_steps(pipeline), **options}
     scheduler, denoiser = getattr(pipeline, family.scheduler), submodule(pipeline, family.denoiser)
 
@@ -185,7 +182,17 @@ def _pipeline_denoising(
         clean = family.unpack_latents(clean, grid)
         return clean.squeeze(2) if clean.dim() == 5 else clean  # some have an axis of frames
 
-    return Denoising(pipeline, family, prompt, _level(scheduler, run.arguments["timestep"]), evaluate, sample)
+    return Denoising(pipeline, family, prompt, noise_level(scheduler, run.arguments["timestep"]), evaluate, sample)
+
+
+def guidance_off(pipeline: Model, family: Family) -> dict[str, float]:
+    """The argument of the pipeline's call that turns guidance off. Raises CannotExplain if there is none."""
+    off = {"true_cfg_scale": 1.0, "guidance_scale": family.unguided}
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    unguided = dict([(name, scale) for name, scale in off.items() if name in parameters][:1])
+    if not unguided:
+        raise CannotExplain(f"the call of {type(pipeline).__name__} has no argument that turns guidance off")
+    return unguided
 
 
 @contextmanager
@@ -198,7 +205,7 @@ def _stop_at(scheduler: DiffusersScheduler, time: float, skip: int = 0) -> Itera
         def wrapper(*args: object, **named: object) -> None:
             set_timesteps(*args, **named)
             scheduler.timesteps = scheduler.timesteps[skip:]
-            schedule[:] = [_level(scheduler, timestep) for timestep in scheduler.timesteps]
+            schedule[:] = [noise_level(scheduler, timestep) for timestep in scheduler.timesteps]
             taken[0] = skip
 
         return wrapper
@@ -207,7 +214,7 @@ def _stop_at(scheduler: DiffusersScheduler, time: float, skip: int = 0) -> Itera
         signature = inspect.signature(step)
 
         def wrapper(*args: object, **named: object) -> object:
-            if taken[0] - skip == _nearest(schedule, time):
+            if taken[0] - skip == nearest(schedule, time):
                 raise _Stop(signature.bind(*args, **named).arguments, taken[0])
             taken[0] += 1
             return step(*args, **named)
@@ -218,7 +225,7 @@ def _stop_at(scheduler: DiffusersScheduler, time: float, skip: int = 0) -> Itera
         yield
 
 
-def _level(scheduler: DiffusersScheduler, timestep: Tensor | float) -> float:
+def noise_level(scheduler: DiffusersScheduler, timestep: Tensor | float) -> float:
     """The timestep as a share of those that the model was trained with: 1 is noise."""
     return float(timestep) / scheduler.config["num_train_timesteps"]
 
@@ -250,5 +257,6 @@ def clean_latents(
     return (sample - (1 - alpha).sqrt() * output) / alpha.sqrt()
 
 
-def _nearest(times: Sequence[float], time: float) -> int:
+def nearest(times: Sequence[float], time: float) -> int:
+    """Index of the time that is nearest to this one; the first of two."""
     return min(range(len(times)), key=lambda index: abs(times[index] - time))

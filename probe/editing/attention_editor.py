@@ -81,8 +81,8 @@ def edit_attention(plan: EditPlan, session: Session, call: Call, value: Tensor, 
                     grid = grid_of(evaluation.inputs.grid, cells)
                     shift = round(edit.shift[0] * grid[0]), round(edit.shift[1] * grid[1])
                     moves.append(Move(row, edited_heads, columns, grid, shift))
-                elif edit.source is not None:
-                    trace = plan.sources[edit.source]
+                elif edit.folder is not None:
+                    trace = plan.sources[edit.folder]
                     maps = edit_source.read_attention(trace, edit, call, cells, branch, (step, count), len(columns))
                     replacements.append(Replacement(row, edited_heads, columns, maps))
                 else:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.step_slice import format_slice, parse_slice
 from toushi.probe.pipelines.family import EncodedPrompt, PromptTokens
+from toushi.probe.session.subscriber import Subscriber
 from toushi.probe.text.alignment import Word, WordSpec, find_word, segment, token_shares
 
-KINDS = ("scale", "zero", "keep_only", "move", "replace", "patch", "function")
+KINDS = ("scale", "zero", "keep_only", "move", "replace", "patch", "add", "function")
 
 
 class BadEdit(ToushiError):
@@ -27,13 +29,17 @@ class Edit:
     """One change at the sites that a glob matches.
 
     site        glob of attention sites as `toushi sites` lists them; or, if it matches none of them, of states of the
-                text encoder: `encoder.embed`, `text_encoder.layers.3` (what that layer returns)
+                text encoder: `encoder.embed`, `text_encoder.layers.3` (what that layer returns); or, if it matches
+                neither, of modules of the denoiser: `unet.middle`, `unet.*.feed_forward`, and of heads before they are
+                mixed: `unet.middle.cross_attention.heads`
     kind        "scale": attention to the word (or the head's whole output, or the state) times `factor`;
                 "zero": the same with factor 0, a knock-out;
+                "add": `vector` added to the state at each of its places;
                 "keep_only": attention to the text outside the word times 0. Special tokens and pads keep theirs;
                 "move": the map of the word shifted by `shift`. What leaves the picture comes in at the other side;
                 "replace": attention to the word as another trace recorded it at the same site and step;
-                "patch": the word's state as another trace recorded it at the same layer
+                "patch": the word's state as another trace recorded it at the same layer; or the state of the denoiser as
+                `read_states` read it at the same site, step and branch
     word        "猫", "猫#2", a span, or several texts ("猫", "月亮"); or `token`, a position in the encoder. Without
                 either, whole heads are scaled. If only a part of a token belongs to the word, "scale", "zero" and
                 "keep_only" change that part, the others the whole token
@@ -42,7 +48,8 @@ class Edit:
     branch      "cond", "uncond", or what the model's family declares; by default cond for words, both for heads
     renormalise divides by the new sum, so that other columns get what a word loses
     shift       (rows, columns) as shares of the picture: (0, 0.5) is half a picture to the right
-    source      folder of the other trace
+    source      folder of the other trace, or what `read_states` returned
+    vector      of "add": one number for each feature of the state, or of a head
     source_word the word there; by default the same text
 
     Raises BadEdit for values that contradict each other, such as keep_only without a word.
@@ -58,9 +65,10 @@ class Edit:
     factor: float = 0.0
     renormalise: bool = False
     shift: tuple[float, float] | None = None
-    source: str | Path | None = None
+    source: str | Path | Subscriber | None = None
     source_word: WordSpec | None = None
     function: Callable[[Tensor], Tensor] | None = None
+    vector: Sequence[float] | Tensor | None = None
 
     def __post_init__(self):
         for name, value in (("word", self.word), ("source_word", self.source_word)):
@@ -70,6 +78,8 @@ class Edit:
             object.__setattr__(self, "steps", format_slice(self.steps))
         if isinstance(self.source, Path):
             object.__setattr__(self, "source", str(self.source))
+        if self.vector is not None:
+            object.__setattr__(self, "vector", self._numbers(self.vector))
         for name in ("head", "steps", "token"):
             value = getattr(self, name)
             if value is not None and not (name == "steps" and isinstance(value, str)):
@@ -82,11 +92,19 @@ class Edit:
         need(self.kind in KINDS, f"kind must be one of {', '.join(KINDS[:-1])}; {self.kind!r} came")
         need(self.word is None or self.token is None, "name a word or a token, not both")
         needs_source = self.kind in ("replace", "patch")
+        of_word = self.kind in ("keep_only", "move", "replace") or (self.kind == "patch" and self.folder is not None)
         need(
             needs_source == (self.source is not None), "replace and patch, and only they, need source=FOLDER of a trace"
         )
-        need(self.kind in ("scale", "zero", "function") or self.word is not None, f"{self.kind} needs a word")
-        need(not needs_source or len(self.words) == 1, f"{self.kind} is of one word; {self.word!r} came")
+        need(
+            self.kind == "patch" or self.source is None or self.folder is not None,
+            "replace needs the folder of a trace",
+        )
+        need(not of_word or self.word is not None, f"{self.kind} needs a word")
+        need(self.folder is None or len(self.words) == 1, f"{self.kind} is of one word; {self.word!r} came")
+        need(
+            (self.kind == "add") == (self.vector is not None), "add, and only add, needs vector=, one number a feature"
+        )
         shift = self.shift if isinstance(self.shift, Sequence) and len(self.shift) == 2 else (None,)
         is_shift = all(isinstance(share, int | float) and math.isfinite(share) for share in shift)
         need((self.kind == "move") == (self.shift is not None), "move, and only move, needs shift=(rows, columns)")
@@ -94,7 +112,7 @@ class Edit:
         is_number = isinstance(self.factor, int | float) and math.isfinite(self.factor)
         need(is_number, f"factor must be a number; {self.factor!r} came")
         need(self.kind == "scale" or self.factor == 0, "only scale has a factor")
-        need(self.kind != "patch" or self.head is None, "a state has no heads")
+        need(self.kind != "patch" or self.folder is None or self.head is None, "a state has no heads")
         need((self.kind == "function") == (self.function is not None), "pass a function as edit(model, site, function)")
         need(
             self.function is None or (not self.has_columns and self.head is None and self.branch is None),
@@ -117,6 +135,20 @@ class Edit:
         except TypeError:
             expected = "a whole number" if name == "token" else "an index or several"
             raise BadEdit(f"edit of {self.site}: {name} must be {expected}; {value!r:.80} came") from None
+
+    def _numbers(self, vector: object) -> tuple[float, ...]:
+        try:
+            numbers = torch.as_tensor(vector, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            numbers = torch.empty(0)
+        if numbers.dim() != 1 or not len(numbers) or not numbers.isfinite().all():
+            raise BadEdit(f"edit of {self.site}: vector must be one number for each feature; {vector!r:.80} came")
+        return tuple(numbers.tolist())
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the other trace, if it is the source."""
+        return self.source if isinstance(self.source, str) else None
 
     @property
     def has_columns(self) -> bool:
@@ -183,6 +215,8 @@ class Edit:
         if self.function is not None:
             named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
             values["function"] = f"{named.__module__}.{named.__qualname__}"
+        if self.source is not None and self.folder is None:
+            values["source"] = None  # states in memory, which no file has
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
 
@@ -194,6 +228,8 @@ def edits_of_manifest(entries: Iterable[object]) -> list[Edit]:
             raise BadEdit(f"expected an edit such as {{site, kind, word, factor}}, but {entry!r:.120} came")
         if entry.get("kind") == "function":
             raise BadEdit(f"the edit of {entry['site']} is Python code ({entry.get('function')}): make it in Python")
+        if entry.get("kind") == "patch" and entry.get("source") is None:
+            raise BadEdit(f"the edit of {entry['site']} is a patch of states that were in memory: make it in Python")
         try:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
             edits.append(Edit(**values))

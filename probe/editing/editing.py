@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from toushi.hooks.attention import Call
 from toushi.probe.editing.attention_editor import edit_attention
+from toushi.probe.editing.denoiser_states import HEADS, edit_denoiser_state, heads_of
 from toushi.probe.editing.edit_plan import EditPlan
 from toushi.probe.editing.edit_spec import BadEdit, Edit, edits_of_manifest
 from toushi.probe.editing.state_editor import edit_states
@@ -41,8 +42,8 @@ def edit(model: Model, first: Edit | Iterable[Edit] | str, *more: Edit | Callabl
     Call it as `edit(model, Edit(...), Edit(...))`, with a list of edits, or as `edit(model, site, function)`. Give all
     edits of a model to one `edit`: scales multiply. If one edit renormalises, the result of all of them is renormalised.
 
-    A function gets attention probabilities [row, head, text column, cell] or an encoder state [row, position, feature],
-    and returns those that replace them.
+    A function gets attention probabilities [row, head, text column, cell], an encoder state [row, position, feature], or a
+    state of the denoiser as its module returns it, of heads [row, head, query, feature]. It returns what replaces it.
 
     Raises BadEdit for edits that contradict themselves or the model; UnknownSite for a glob that matches nothing;
     UnknownFamily.
@@ -75,7 +76,8 @@ class Editing(Subscriber):
             raise BadEdit("this model is being edited already: give all edits to one edit(model, Edit(...), Edit(...))")
         self.plan.reached.clear()
         self.is_step_made = False
-        self.family.check(self.model, {name: self.plan.sites[name] for name in self.plan.site_edits})
+        attention = self.plan.site_edits.keys() | heads_of(self.plan.denoiser)
+        self.family.check(self.model, {name: self.plan.sites[name] for name in attention})
         self.subscription.enter_context(subscribe(self.model, self))
         return self
 
@@ -90,7 +92,12 @@ class Editing(Subscriber):
             self._check_reached()
 
     def _check_reached(self) -> None:
-        """Raises BadEdit for an edit of the prompt in a text encoder that did not read it: it changed nothing."""
+        """Raises BadEdit for an edit of a module that did not run, or of the prompt in an encoder that did not read it."""
+        for name in self.plan.denoiser:
+            if name not in self.plan.reached:
+                raise BadEdit(
+                    f"the edit of {name} changed nothing: it did not run inside this edit; name another module"
+                )
         for name, edits in self.plan.encoder_edits().items():
             if name not in self.plan.reached and any("cond" in edit.branches for edit in edits):
                 raise BadEdit(
@@ -101,10 +108,12 @@ class Editing(Subscriber):
     # --- events of the session
 
     def attention_modules(self) -> Mapping[str, nn.Module]:
-        return {name: self.plan.sites[name].module for name in self.plan.site_edits}
+        attention = {name: self.plan.sites[name].module for name in self.plan.site_edits}
+        return attention | heads_of(self.plan.denoiser)
 
     def state_modules(self) -> Mapping[str, nn.Module]:
-        return {name: self.plan.states[name] for name in self.plan.state_edits}
+        denoiser = {name: module for name, module in self.plan.denoiser.items() if not name.endswith(HEADS)}
+        return {name: self.plan.states[name] for name in self.plan.state_edits} | denoiser
 
     def on_run_begin(self, run: Run) -> None:
         for edit in () if run.single else self.edits:
@@ -125,9 +134,14 @@ class Editing(Subscriber):
         _ = evaluation.rows  # matched before the model can change its inputs
 
     def on_attention_edit(self, call: Call, value: Tensor, output: Tensor) -> Tensor:
-        return edit_attention(self.plan, self.session, call, value, output)
+        if call.site in self.plan.site_edits:
+            output = edit_attention(self.plan, self.session, call, value, output)
+        heads = call.site + HEADS
+        return edit_denoiser_state(self.plan, self.session, heads, output) if heads in self.plan.denoiser else output
 
     def on_state_edit(self, name: str, state: Tensor) -> Tensor | None:
+        if name in self.plan.denoiser:
+            return edit_denoiser_state(self.plan, self.session, name, state)
         return edit_states(self.plan, self.session.encoder_batch, name, state)
 
     def on_step(self, run: Run, step: SchedulerStep) -> None:

@@ -31,8 +31,8 @@ def edit_states(plan: EditPlan, batch: EncoderBatch | None, name: str, state: Te
             if not share_at:
                 raise BadEdit(f"edit of {edit.site}: no token of {edit.word!r} reaches {name}: it was cut")
             positions = [start + position for position in share_at]
-            if edit.source is not None:
-                trace, number = plan.sources[edit.source], list(plan.states).index(name)
+            if edit.folder is not None:
+                trace, number = plan.sources[edit.folder], list(plan.states).index(name)
                 width = rows.shape[-1]
                 patch = edit_source.read_state(trace, edit, name, number, encoder, branch, len(share_at), width)
                 rows[row, positions] = patch.to(rows)

@@ -262,7 +262,7 @@ class MiniUNet(nn.Module):
             latents = self.scheduler.step(velocity_of, latents, index)
             if callback is not None:
                 callback(index, latents)
-        pictures = to_images(self.vae.decode(latents.to(self.dtype)))
+        pictures = to_images(self.decode(latents))
         return pictures[0] if isinstance(prompt, str) else pictures
 
     def noise(self, count: int, height: int, width: int, seed: int | Sequence[int]) -> Float[Tensor, "{count} c h w"]:
@@ -280,6 +280,11 @@ class MiniUNet(nn.Module):
         checked_size((image.height, image.width))
         pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         return self.vae.encode(pixels.to(self.device, self.dtype)).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in -1..1 (not clamped) from latents."""
+        return self.vae.decode(latents.to(self.device, self.dtype))
 
     @with_own_threads
     @torch.no_grad()

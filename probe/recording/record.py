@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
+from PIL import Image
 from torch import nn
 
 from toushi.hooks.attention import Call
@@ -48,6 +50,13 @@ class NotReproducible(UserWarning):
 
 class Uncompiled(UserWarning):
     """Compiled parts of the model compute uncompiled while they are recorded."""
+
+
+class SourcePicture(NamedTuple):
+    """A picture that is traced, not drawn."""
+
+    image: Image.Image | None  # becomes image.png; None: the picture of the run does
+    facts: Mapping[str, object]  # manifest fields
 
 
 class HiddenStatesOnly(UserWarning):
@@ -150,6 +159,7 @@ class Recording(Subscriber):
         self.capture: EncoderCapture | None = None  # while prompts are encoded
         self.subscription = ExitStack()
         self.call: dict[str, object] = {}  # manifest fields of the latest sampling call
+        self.source: SourcePicture | None = None  # set before the `with`, if a picture is traced
         self.has_warned = False  # that a picture cannot be made again
         self.is_new_folder = False  # whether the recording made it, so that it is removed if it stays empty
         names = [name.removeprefix(f"{family.layers}.") for name in self.plan.site_names("encoder")]
@@ -245,9 +255,14 @@ class Recording(Subscriber):
             return
         metadata = self.family.metadata(self.model, run.arguments) | (self.call if run.arguments else {})
         metadata |= {"components": describe_components(self.model, self.family, self.hash_weights)}
+        metadata |= {} if self.source is None else self.source.facts
         if run.arguments.get("latents") is not None and self.plan.resumed is None:
             metadata["seed"] = None  # the run begins from these latents, not from those of the seed
-        if not self.has_warned and (reason := not_reproducible_reason(run.arguments, metadata)) is not None:
+        if (
+            self.source is None
+            and not self.has_warned
+            and (reason := not_reproducible_reason(run.arguments, metadata)) is not None
+        ):
             self.has_warned = True
             warnings.warn(NotReproducible(f"this picture cannot be made again from its trace: {reason}"), stacklevel=2)
         self.attention_hook.reset_counts()
@@ -279,6 +294,8 @@ class Recording(Subscriber):
 
     def _close(self, images: Images = None, result: object = None, error: BaseException | None = None) -> None:
         recorder, self.recorder = self.recorder, None
+        if self.source is not None and self.source.image is not None:
+            images = [self.source.image]
         if recorder is not None and error is not None:
             recorder.abort(error)
         elif recorder is not None:

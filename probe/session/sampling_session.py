@@ -61,6 +61,12 @@ def session_of(model: Model) -> "SamplingSession | None":
     return _sessions.get(id(unwrap(model)))
 
 
+def image_place(values: Sequence[object]) -> int:
+    """Where the image is in what a block of joint attention returns: text and image [row, token, feature], or it alone."""
+    is_pair = len(values) == 2 and all(isinstance(value, Tensor) and value.dim() == 3 for value in values)
+    return int(is_pair)
+
+
 class SamplingSession:
     """Made by `subscribe`, and entered once for each subscriber. It patches the model once."""
 
@@ -107,7 +113,9 @@ class SamplingSession:
                 AttentionHook(subscriber.attention_modules(), subscriber.on_attention, subscriber.on_attention_edit)
             )
             if subscriber.on_state_edit is not None:
-                hooks.enter_context(state_hooks(subscriber.state_modules(), subscriber.on_state_edit, prepend=True))
+                place_of = image_place if self.family.joint else lambda values: 0
+                modules, on_state = subscriber.state_modules(), subscriber.on_state_edit
+                hooks.enter_context(state_hooks(modules, on_state, prepend=True, place_of=place_of))
             self.subscribers.append(subscriber)
             hooks.callback(self.subscribers.remove, subscriber)
             yield

@@ -196,10 +196,11 @@ class Manifest(TraceManifest):
     kept_evaluation: str | None = Field(None, description="The evaluation whose maps were kept.")
     guidance: Number | None = None
     true_guidance: Number | None = Field(None, description="Guidance by a negative prompt, if a model has two kinds.")
-    strength: Number | None = Field(None, description="Of image-to-image, if it was used.")
+    strength: Number | None = Field(None, description="Of image-to-image, or the noise of a picture that was traced.")
     denoising_start: Number | None = Field(None, description="Share of the schedule at which the run began, if given.")
     denoising_end: Number | None = Field(None, description="Share of the schedule at which the run ended, if given.")
     source_image_sha256: str | None = Field(None, description="Of the pixels of the source image, if there was one.")
+    inversion: dict[str, Number] | None = Field(None, description="Steps and PSNR (dB) of a picture that was inverted.")
     sampler: str | None = None
     seed: int | None = Field(None, description="null: not known, or not enough, for the generator was used before.")
     generator_state: str | None = Field(

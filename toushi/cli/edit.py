@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from toushi.cli.compare import describe_comparison
-from toushi.cli.terminal import table
-from toushi.cli.trace import Globs, Words, check_folder, progress
+from toushi.cli.terminal import progress, table
+from toushi.cli.trace import Globs, Words, check_folder
 from toushi.probe.base.errors import ToushiError
 
 Factors = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD=FACTOR ...")]

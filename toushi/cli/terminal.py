@@ -1,7 +1,8 @@
-"""Text for a terminal: visible characters in one line, and tables whose columns line up for Chinese, too."""
+"""For a terminal: visible characters in one line, tables whose columns line up for Chinese, too, and a bar of steps."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from toushi.probe.base.text_width import pad, text_width
 
@@ -34,3 +35,13 @@ def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 def terminal_width() -> int:
     return max(40, shutil.get_terminal_size((100, 24)).columns)
+
+
+@contextmanager
+def progress(steps: int, index: int, count: int) -> Iterator[Callable[..., object]]:
+    """A bar over the steps. Yields the callback that moves it."""
+    from tqdm import tqdm
+
+    name = "step" if count == 1 else f"{index + 1}/{count}"
+    with tqdm(total=steps, desc=name, unit="step", leave=False) as bar:
+        yield lambda *_: bar.update()

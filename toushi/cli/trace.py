@@ -3,23 +3,24 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from toushi.cli.edits_file import apply_edits, read_edits
 from toushi.cli.figure_process import figure_process
 from toushi.cli.model_options import Loads, checked_device
 from toushi.cli.output_file import check_can_create_in
+from toushi.cli.terminal import progress
 from toushi.cli.trace_summary import summarize_trace
 from toushi.probe.base.byte_sizes import parse_bytes
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.base.extras import require
-from toushi.probe.base.safe_read import read_regular_file
 from toushi.probe.base.step_slice import parse_slice
 from toushi.probe.pipelines.load_options import MAX_THREADS, LoadOptions
 from toushi.probe.trace.image_file import save_picture
@@ -28,7 +29,6 @@ from toushi.probe.trace.output_dir import check_output_dir, prepare_output_dir
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from toushi.probe.editing.editing import Edit
     from toushi.probe.pipelines.family import Model
 
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD ...")]
@@ -45,6 +45,8 @@ class Trace(Loads):
   toushi trace "河边的银行" --words 银行 --keep mean       (a small trace of one word)
   toushi trace "河边的银行" --words 银行 --record-steps 5:11 --branches cond    (and of six steps)
   toushi trace "左边是猫，右边是月亮" --edits edits.json   (what if nothing attends to 猫?)
+  toushi trace "左边是猫" --image cat.png --at 0.5          (a picture that you have, noised half-way)
+  toushi trace "左边是猫" --image cat.png --invert          (the run that draws this picture)
   toushi trace --resume runs/cat                          (finishes an interrupted run)
   toushi trace "a cat" --model FOLDER --dtype bf16 --offload group    (a model larger than the GPU)
   toushi trace "a cat" --model FOLDER --lora style.safetensors:0.8    (`toushi doctor FOLDER` shows what fits)
@@ -57,7 +59,7 @@ The command prints a table of the words. share: the part of all attention that t
 mass of its map, where that is above its mean. peak: the cell with the largest value. Both are fractions of the
 picture's sides, y before x; 0, 0 is the top left corner.
 
-toushi trace makes pictures from text. For image-to-image, record the pipeline in Python: with record(pipeline, FOLDER)."""
+For a whole image-to-image run, record the pipeline in Python: with record(pipeline, FOLDER)."""
 
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
     """The prompt, in Chinese or English. "" gives the unconditional picture."""
@@ -105,6 +107,14 @@ toushi trace makes pictures from text. For image-to-image, record the pipeline i
     """Edits of attention and states: a JSON list such as
     [{"site": "unet.*.cross_attention", "kind": "zero", "word": "猫"}],
     or the folder of a trace, whose edits are applied again."""
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A picture that you have, instead of one that is drawn. It is noised, the model evaluates it once with PROMPT, and
+    FOLDER/expected.png is what the model expects. Its sides must be sizes that the model draws."""
+    at: float | None = None
+    """With --image: how much noise, above 0 (the picture) to 1 (noise only). 0.5 if not given."""
+    invert: bool = False
+    """With --image: find the noise from which the model draws the picture, and record that run, without guidance.
+    For mini-unet and its twins."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Finish the interrupted run in this folder. The result is the same as without the interruption.
     For mini-unet and its twins. All other options come from the trace."""
@@ -126,6 +136,7 @@ toushi trace makes pictures from text. For image-to-image, record the pipeline i
         if self.budget is not None:
             parse_bytes(self.budget, "--budget")
         self.check_no_record()
+        self.check_image()
         folder = self.out or default_folder(prompts, self.prompts, self.seed)
         check_folder(folder, self.overwrite)
         self.check_words(prompts)
@@ -148,9 +159,15 @@ toushi trace makes pictures from text. For image-to-image, record the pipeline i
         edits = read_edits(self.edits)
         model = load_model(self.model, loading)
         loaded = time.perf_counter()
-        check_arguments(model, self.negative, self.guidance, self.sampler, size)
+        if self.image is None:
+            check_arguments(model, self.negative, self.guidance, self.sampler, size)
+        else:
+            from toushi.probe.trace_picture import image_pipeline
+
+            model = image_pipeline(model)
+        run = self.draw if figures is None else self.record if self.image is None else self.trace_image
         with apply_edits(model, edits):
-            paths = (self.draw if figures is None else self.record)(model, prompts, size, folder)
+            paths = run(model, prompts, size, folder)
         sampled = time.perf_counter()
         if figures is None:
             print("\n".join(f"picture   {file}" for file in paths))
@@ -220,15 +237,35 @@ toushi trace makes pictures from text. For image-to-image, record the pipeline i
         from toushi.probe.pipelines.generate import default_steps
         from toushi.probe.recording.record import record
 
-        choice = {"keep": self.keep, "words": list(self.words) or None, "sites": list(self.sites) or None}
-        choice |= {"steps": checked_steps(self.record_steps), "branches": self.branches or None, "pads": self.pads}
-        choice |= {"concepts": self.concepts}
-        choice |= {} if self.budget is None else {"budget": parse_bytes(self.budget, "--budget")}
-        with record(model, folder, overwrite=self.overwrite, **choice) as recording:
+        with record(model, folder, **self.recording_options()) as recording:
             for index, prompt in enumerate(prompts):
                 with progress(self.steps or default_steps(model), index, len(prompts)) as tick:
                     self.sample(model, prompt, size, tick)
         return list(recording.traces)
+
+    def recording_options(self) -> dict[str, Any]:
+        """The options of `record`."""
+        choice: dict[str, Any] = {"keep": self.keep, "words": list(self.words) or None}
+        choice |= {"sites": list(self.sites) or None, "overwrite": self.overwrite, "concepts": self.concepts}
+        choice |= {"steps": checked_steps(self.record_steps), "branches": self.branches or None, "pads": self.pads}
+        return choice | ({} if self.budget is None else {"budget": parse_bytes(self.budget, "--budget")})
+
+    def trace_image(self, model: "Model", prompts: list[str], size: object, folder: Path) -> list[Path]:
+        """The folder of the trace of a picture that exists."""
+        from toushi.probe.trace_picture import SOLVER_STEPS, trace_inversion, trace_picture
+
+        assert self.image is not None
+        image, prompt = self.image, prompts[0]
+        options = self.recording_options()
+        if self.invert:
+            count = self.steps or SOLVER_STEPS
+            _, inversion = trace_inversion(model, folder, prompt, image, solver_steps=count, **options)
+            quality = f"PSNR {inversion.psnr:.1f} dB; {inversion.vae_psnr:.1f} dB by the VAE alone"
+            print(f"inversion {image.name} to noise and back: {quality}\n")
+        else:
+            trace_picture(model, folder, prompt, image, 0.5 if self.at is None else self.at, seed=self.seed, **options)
+            print(f"expected  {folder / 'expected.png'}: what the model expects of {image.name} at this noise\n")
+        return [folder]
 
     def sample(self, model: "Model", prompt: str, size: tuple[int, int] | None, tick: Callable[..., object]) -> "Image":
         from toushi.probe.pipelines.generate import generate
@@ -291,6 +328,24 @@ toushi trace makes pictures from text. For image-to-image, record the pipeline i
         if self.no_record and options:
             raise ToushiError(f"--no-record keeps no map; remove {', '.join(options)}")
 
+    def check_image(self) -> None:
+        """Checks the picture before the model is loaded, and refuses options that do nothing with it, or without it."""
+        if self.image is None:
+            if self.at is not None or self.invert:
+                raise ToushiError("--at and --invert are of a picture: name it with --image cat.png")
+            return
+        if self.at is not None and not 0 < self.at <= 1:
+            raise ToushiError(f"--at must be above 0 (the picture) and at most 1 (noise), but {self.at} came")
+        names = ["prompts", "guidance", "negative", "sampler", "size", "no_record"]
+        names += ["at", "seed"] if self.invert else ["steps", "record_steps"]
+        default = Trace()
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != getattr(default, name)]
+        if given:
+            raise ToushiError(f"--image {'with --invert ' * self.invert}takes no {', '.join(given)}: leave it out")
+        from toushi.probe.trace_picture import read_picture
+
+        read_picture(self.image)
+
     def check_words(self, prompts: list[str]) -> None:
         if not self.words:
             return
@@ -300,37 +355,6 @@ toushi trace makes pictures from text. For image-to-image, record the pipeline i
             words = segment(prompt)
             for word in self.words:
                 find_word(prompt, words, word)
-
-
-def read_edits(source: Path | None) -> list:
-    """The edits in a JSON file, or of a trace."""
-    if source is None:
-        return []
-    from toushi.probe.editing.editing import edits_of_manifest
-    from toushi.probe.trace.open import open_trace
-    from toushi.probe.trace.trace_json import parse
-
-    if source.is_dir():
-        edits = edits_of_manifest(open_trace(source).manifest.edits or [])
-    else:
-        if not source.is_file():
-            raise ToushiError(f"cannot read the edits in {source}: there is no such file")
-        raw = parse(read_regular_file(source), str(source))
-        if not isinstance(raw, list):
-            raise ToushiError(f'{source} must hold a JSON list of edits, [{{"site": …, "kind": …}}, …]')
-        edits = edits_of_manifest(raw)
-    if not edits:
-        raise ToushiError(f"{source} holds no edit")
-    return edits
-
-
-def apply_edits(model: "Model", edits: "list[Edit]") -> AbstractContextManager[object]:
-    """A context in which the edits are active."""
-    if not edits:
-        return nullcontext()
-    from toushi.probe.editing.editing import edit
-
-    return edit(model, edits)
 
 
 def checked_steps(text: str | None) -> int | slice | None:
@@ -369,13 +393,3 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Raises ToushiError, before the model is loaded, if the trace cannot be written there. Creates nothing."""
     check_output_dir(folder, overwrite)
     check_can_create_in(folder, "--out")
-
-
-@contextmanager
-def progress(steps: int, index: int, count: int) -> Iterator[Callable[..., object]]:
-    """A bar over the steps. Yields the callback that moves it."""
-    from tqdm import tqdm
-
-    name = "step" if count == 1 else f"{index + 1}/{count}"
-    with tqdm(total=steps, desc=name, unit="step", leave=False) as bar:
-        yield lambda *_: bar.update()

@@ -52,6 +52,7 @@ def summarize_trace(folder: Path, words: Sequence[str] | None = None) -> str:
             ("steps", count if len(trace.steps) == count else f"{len(trace.steps)} of {count}"),
             ("seed", manifest.seed),
             ("guidance", manifest.guidance),
+            ("noised to", manifest.strength),
             ("real guidance", manifest.true_guidance),
             ("", "x".join(map(str, manifest.size or []))),
         )

@@ -12,8 +12,7 @@ import tyro
 
 from toushi.cli.compare import describe_objects
 from toushi.cli.language import language_of
-from toushi.cli.terminal import table
-from toushi.cli.trace import progress
+from toushi.cli.terminal import progress, table
 from toushi.cli.why_messages import MESSAGES
 from toushi.probe.base.bilingual_text import Language
 
