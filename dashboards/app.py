@@ -38,7 +38,8 @@ picture = page_of("picture", "image_search", default=folder is not None and not 
 compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
 layers = page_of("layers", "layers", default=texts)
-page = st.navigation([traces, picture, compare, encoder, layers], position="top")
+lessons = page_of("lessons", "school")
+page = st.navigation([traces, picture, compare, encoder, layers, lessons], position="top")
 
 st.html(STYLE)
 purpose = say("tagline") if page is traces else say("layers_intro") if page is layers else page.help

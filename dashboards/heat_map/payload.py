@@ -65,8 +65,10 @@ def colours(name: str = "inferno") -> np.ndarray:
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
-    """The block for `component.heat_map`."""
+def picture_block(
+    trace: Trace, maps: WordMaps, branch: str, language: str, lesson: dict[str, object] | None = None
+) -> bytes:
+    """The block for `component.heat_map`. A `lesson` names the parts to `hide` and the state at the `start`."""
     image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
@@ -81,7 +83,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
     _, rule = trace.heat_map_rule()
     ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
     header = {
-        "id": f"{trace.folder}#{branch}",
+        "id": f"{trace.folder}#{branch}" + (f"#{json.dumps(lesson)}" if lesson else ""),
         "folder": str(trace.folder),
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
@@ -96,6 +98,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "averaged": len(maps.steps) or len(trace.steps),
         "times": [None if math.isnan(times[step]) else times[step] for step in maps.steps],
         "layers": [_layer(layer, language, None if rule == PLAIN_MEAN else rule) for layer in maps.layers],
+        "lesson": lesson,
     }
     return pack(header, arrays)
 
@@ -228,8 +231,13 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) -> bytes:
-    """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention."""
+def encoder_block(
+    trace: Trace, matrices: Matrices, branch: str, language: str, lesson: dict[str, object] | None = None
+) -> bytes:
+    """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention.
+
+    A `lesson` names the parts to `hide`, and says whether the `bytes` of each character are shown.
+    """
     tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}
     for i, (number, heads) in enumerate(matrices.layers.items()):
@@ -251,5 +259,6 @@ def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) 
         "tokens": rows,
         "words": [{"text": word.text, "span": [word.start, word.end]} for word in trace.words(branch)],
         "layers": layers,
+        "lesson": lesson,
     }
     return pack(header, arrays)

@@ -1,0 +1,152 @@
+"""Every text of the lessons, in English and Chinese. The keys begin with the lesson's name, or with `frame`."""
+
+from toushi.probe.base.bilingual_text import Messages
+
+# key: (English, Chinese). Values replace the names in braces.
+LESSONS = Messages({
+    "frame_choose": ("Lesson", "课程"),
+    "frame_predict": ("Predict", "先猜"),
+    "frame_see": ("See", "再看"),
+    "frame_change": ("Change", "动手"),
+    "frame_question": ("Your question", "你的题目"),
+    "frame_hidden": ("Predict first. Then the model shows what happens.", "先猜一猜，再看模型怎么做。"),
+    "frame_guessed_right": ("Your prediction was right.", "猜对了。"),
+    "frame_guessed_wrong": ("It is otherwise: “{right}”.", "其实是：“{right}”。"),
+    "frame_change_first": ("Change something above. Then there is a question about it.",
+                           "在上面改一改，就会出现一道关于它的题。"),
+    "frame_no_question": ("There is no question about this text. Write at least {n} words.", "这段文字出不了题，请至少写 {n} 个词。"),
+    "frame_right": ("Right.", "答对了。"),
+    "frame_wrong": ("Not quite. The answer is: {right}.", "不对，答案是：{right}。"),
+    "frame_check": ("Check", "检查"),
+    "frame_draw": ("Go", "开始"),
+    "frame_running": ("The model is working…", "模型正在运行……"),
+    "frame_again": ("Start this lesson again", "重新上这一课"),
+    "frame_reset": ("Reset for the next class", "为下一个班清空"),
+    "frame_large": ("Large type", "大字"),
+    "frame_print": ("Print", "打印"),
+    "frame_prompt": ("Your text", "你的文字"),
+    "frame_seed": ("Noise (seed)", "噪声（种子）"),
+    "frame_guidance": ("Guidance", "引导强度"),
+    "frame_step": ("Step", "步"),
+    "frame_word": ("Forbidden word", "禁看的词"),
+    "frame_picture": ("Picture of “{prompt}”", "“{prompt}”的图像"),
+
+    "noise_title": ("From noise to a picture", "从噪声到图像"),
+    "noise_idea": ("A picture begins as pure noise. At each step the model guesses what the finished picture will be, and "
+                   "a little noise is taken away.",
+                   "图像从纯噪声开始。每一步，模型先猜完成后的图像是什么样，再去掉一点噪声。"),
+    "noise_prompt": ("a cat on the left, a moon on the right, at night", "左边是猫，右边是月亮，夜晚"),
+    "noise_predict": ("The model takes 12 steps. When does its guess change most?", "模型一共走 12 步。它的猜测什么时候变得最多？"),
+    "noise_guess_early": ("at the beginning (steps 1–4)", "开头（第 1–4 步）"),
+    "noise_guess_middle": ("in the middle (steps 5–8)", "中间（第 5–8 步）"),
+    "noise_guess_late": ("at the end (steps 9–12)", "最后（第 9–12 步）"),
+    "noise_verdict": ("Of all the change, {early} came at the beginning, {middle} in the middle, {late} at the end.",
+                      "全部变化中，开头占 {early}，中间占 {middle}，最后占 {late}。"),
+    "noise_see": ("“sees”: the noisy picture after each step. “expects”: what the model guesses. Move the slider.",
+                  "“看到”：每一步之后带噪声的图。“预期”：模型的猜测。拖动滑块看看。"),
+    "noise_change": ("Write another text, or take other noise. The same seed is always the same noise.",
+                     "换一段文字，或换一份噪声。种子相同，噪声就相同。"),
+    "noise_question": ("Look at “expects” of your picture. Between which two steps did it change most?",
+                       "看你这幅图的“预期”：哪两步之间变得最多？"),
+    "noise_why": ("From step {a} to {b} it changed by {most} grey levels per pixel (of 255), from {c} to {d} only by "
+                  "{least}. At step {a} the model sees {noise} noise, at step {c} only {rest}.",
+                  "从第 {a} 步到第 {b} 步，每个像素平均变了 {most} 级灰度（满分 255），从第 {c} 步到第 {d} 步只变了 {least}。"
+                  "第 {a} 步时模型看到的 {noise} 是噪声，第 {c} 步只剩 {rest}。"),
+
+    "tokens_title": ("Text becomes numbers", "文字变成数字"),
+    "tokens_idea": ("A computer stores each character as bytes: numbers from 0 to 255. The model joins bytes that often stand "
+                    "together into tokens, and reads only the tokens' numbers.",
+                    "计算机用字节存每个字符，字节是 0 到 255 的数。模型把常在一起的字节合成词元，只读词元的编号。"),
+    "tokens_prompt": ("猫 and 龘", "猫和龘"),
+    "tokens_predict": ("猫 (cat) and 龘 (flying dragons) are one character and 3 bytes each. 猫 is one token. How many is 龘?",
+                       "猫和龘都是一个字、3 个字节。猫是 1 个词元，龘是几个？"),
+    "tokens_guess_1": ("1", "1"),
+    "tokens_guess_2": ("2", "2"),
+    "tokens_guess_3": ("3", "3"),
+    "tokens_guess_6": ("6", "6"),
+    "tokens_verdict": ("The vocabulary has {size} entries. 猫 is one of them, 龘 is not: its bytes {bytes} stay {n} tokens.",
+                       "词表有 {size} 项。猫在里面，龘不在：它的字节 {bytes} 成了 {n} 个词元。"),
+    "tokens_see": ("Under each character are its bytes; under each token is its number, or its part of a character.",
+                   "字符下面是它的字节；词元下面是它的编号，或它是字符的第几部分。"),
+    "tokens_change": ("Write your name, an emoji, a rare character, a foreign word.", "写你的名字、表情符号、生僻字或外文。"),
+    "tokens_question": ("If nothing were joined, each byte would be a token. How many tokens does joining save in your text? "
+                        "Do not count <bos> and <eos>.",
+                        "如果什么都不合并，每个字节就是一个词元。你的文字靠合并省下了几个词元？<bos> 和 <eos> 不算。"),
+    "tokens_why": ("{bytes} bytes − {tokens} tokens = {saved}. A space is a byte, too; it often hides in the token behind it.",
+                   "{bytes} 个字节 − {tokens} 个词元 = {saved}。空格也是一个字节，常常藏在后面的词元里。"),
+
+    "attention_title": ("Who looks at what", "谁在看什么"),
+    "attention_idea": ("While it draws, each cell of the picture looks at the words of the text. The heat map of a word shows which "
+                       "cells looked at it: the brighter, the more. This is cross-attention.",
+                       "画画时，画面的每一格都在看文字里的词。一个词的热力图显示哪些格在看它，越亮看得越多。这叫交叉注意力。"),
+    "attention_prompt": ("a cat on the left, a moon on the right, at night", "左边是猫，右边是月亮，夜晚"),
+    "attention_word": ("moon", "月亮"),
+    "attention_predict": ("The text is “a cat on the left, a moon on the right, at night”. Where is the map of “moon” brightest?",
+                          "文字是“左边是猫，右边是月亮，夜晚”。“月亮”的热力图哪里最亮？"),
+    "attention_guess_left": ("in the left third", "左边三分之一"),
+    "attention_guess_middle": ("in the middle third", "中间三分之一"),
+    "attention_guess_right": ("in the right third", "右边三分之一"),
+    "attention_verdict": ("The cells give “{word}” this much of their attention: left {left}, middle {middle}, right {right}.",
+                          "各格给“{word}”的注意力：左边 {left}，中间 {middle}，右边 {right}。"),
+    "attention_see": ("Click a word. Move the slider through the steps. Drag a box over the picture to see what it looks at.",
+                      "点一个词；拖动滑块看各步；在画面上拖一个方框，看它在看哪些词。"),
+    "attention_change": ("Write another text: say where things are.", "换一段文字，说说东西在哪里。"),
+    "attention_question": ("Your picture: where is the map of “{word}” brightest on average (all steps)?",
+                           "你的图：“{word}”的热力图平均在哪里最亮（所有步）？"),
+    "attention_why": ("The cells give “{word}” this much: left {left}, middle {middle}, right {right}. All words and marks "
+                      "together get 100% in each cell.",
+                      "各格给“{word}”的注意力：左边 {left}，中间 {middle}，右边 {right}。每一格里，所有词和符号合计 100%。"),
+
+    "guidance_title": ("Guidance is a subtraction", "引导就是做减法"),
+    "guidance_idea": ("At each step the model guesses twice: with your words, and without any. The difference is what the words "
+                      "do. Guidance takes it several times: without + guidance × (with − without).",
+                      "每一步模型猜两次：一次看你的文字，一次不看。两者之差就是文字的作用。引导把这个差放大：不看 + 引导强度 ×（看 − 不看）。"),
+    "guidance_prompt": ("a red cat and a blue car", "红色的猫在左边，蓝色的汽车在右边"),
+    "guidance_predict": ("What is drawn if guidance is 0?", "如果引导强度是 0，会画出什么？"),
+    "guidance_guess_pale": ("the same things, but paler", "同样的东西，只是淡一些"),
+    "guidance_guess_any": ("a picture that ignores the words", "不理会文字的图"),
+    "guidance_guess_noise": ("only noise", "只有噪声"),
+    "guidance_verdict": ("0 × (with − without) is nothing. With guidance 0 the picture differs from that of an empty text by "
+                         "{empty} grey levels, from that with guidance 3 by {asked}.",
+                         "0 ×（看 − 不看）等于零。引导强度为 0 的图与空白文字的图相差 {empty} 级灰度，与强度为 3 的图相差 {asked}。"),
+    "guidance_see": ("Above: the guesses at one step of a run with guidance 3. Grey in the difference means: no difference.",
+                     "上面是一次运行（引导强度 3）中某一步的猜测。差值图里的灰色表示没有差别。"),
+    "guidance_change": ("Move guidance and the step, or write another text.", "拖动引导强度和步，或换一段文字。"),
+    "guidance_without": ("without words", "不看文字"),
+    "guidance_with": ("with words", "看文字"),
+    "guidance_difference": ("with − without", "看 − 不看"),
+    "guidance_result": ("without + {g} × difference", "不看 + {g} × 差"),
+    "guidance_final": ("The finished picture with guidance {g}", "引导强度 {g} 画完的图"),
+    "guidance_question": ("In the framed pixel, red is {without} without words and {with_} with words. What is it in the result, with "
+                          "guidance {g}? (A whole number; it may lie outside of 0 to 255.)",
+                          "框住的像素里，红色的值：不看文字是 {without}，看文字是 {with_}。引导强度为 {g} 时，结果是多少？（取整数，可以超出 0 到 255。）"),
+    "guidance_why": ("{without} + {g} × ({with_} − {without}) = {result}. The model itself does this with 8 numbers per cell "
+                     "instead of red, green and blue.",
+                     "{without} + {g} ×（{with_} − {without}）= {result}。模型自己算的不是红绿蓝，而是每格 8 个数，算法一样。"),
+
+    "cause_title": ("A map can mislead", "热力图也会骗人"),
+    "cause_idea": ("A bright map says: here the picture looked at this word. It does not say that the word mattered. A test: "
+                   "forbid the picture to look at the word, and draw again from the same noise.",
+                   "热力图亮，只说明画面在看这个词，不说明它重要。试一试：禁止画面看这个词，用同样的噪声再画一次。"),
+    "cause_prompt": ("a red cat and a blue car", "一只红色的猫和一辆蓝色的汽车"),
+    "cause_word": ("red", "猫"),
+    "cause_predict": ("“{most}” gets {most_share} of the attention, “{word}” only {share}. One of them is forbidden. When does the "
+                      "picture change more?",
+                      "“{most}”得到 {most_share} 的注意力，“{word}”只有 {share}。禁看其中一个，哪次画面变得更多？"),
+    "cause_guess_most": ("without the word that gets more attention", "禁看注意力多的词"),
+    "cause_guess_least": ("without the word that gets less", "禁看注意力少的词"),
+    "cause_guess_same": ("about the same", "差不多"),
+    "cause_verdict": ("Without “{most}” the picture changes by {most_change} grey levels per pixel, without “{word}” by {change}.",
+                      "禁看“{most}”，每个像素平均变 {most_change} 级灰度；禁看“{word}”，变 {change} 级。"),
+    "cause_see": ("A: as it was. B: drawn without a look at “{word}” ({change} grey levels of change). The maps are those before the "
+                  "ban. The brightest quarter of the map of “{word}” holds {inside} of the change; by chance it would be 25%.",
+                  "A：原来的图。B：禁看“{word}”后重画（变了 {change} 级灰度）。热力图是禁看之前的。“{word}”的热力图最亮的四分之一里有 "
+                  "{inside} 的变化；随便挑四分之一，平均是 25%。"),
+    "cause_change": ("Forbid another word, or write another text.", "禁看另一个词，或换一段文字。"),
+    "cause_question": ("In your text “{most}” gets the most attention of all words ({most_share}), “{least}” the least "
+                       "({least_share}). Which one changes the picture more if it is forbidden?",
+                       "在你的文字里，“{most}”得到的注意力最多（{most_share}），“{least}”最少（{least_share}）。禁看哪一个，画面变得更多？"),
+    "cause_why": ("Without “{most}”: {most_change} grey levels per pixel. Without “{least}”: {least_change}. Attention says "
+                  "where the model looked; only such a test says what it was good for.",
+                  "禁看“{most}”：每个像素变 {most_change} 级。禁看“{least}”：{least_change} 级。注意力说明模型看了哪里；有没有用，要这样试过才知道。"),
+})  # fmt: skip
