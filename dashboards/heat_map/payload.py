@@ -68,7 +68,7 @@ def colours(name: str = "inferno") -> np.ndarray:
 def picture_block(
     trace: Trace, maps: WordMaps, branch: str, language: str, lesson: dict[str, object] | None = None
 ) -> bytes:
-    """The block for `component.heat_map`. A `lesson` names the parts to `hide` and the state at the `start`."""
+    """The block for `component.heat_map`. A `lesson` has selectors of parts to `hide` and the state at the `start`."""
     image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
@@ -81,7 +81,7 @@ def picture_block(
     times = dict(zip(trace.steps, trace.times))
     size = image.shape[1::-1] if image is not None else maps.layers[0].grid[::-1]
     _, rule = trace.heat_map_rule()
-    ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
+    ordered = by_contrast(maps.units, maps.layers[0].maps[0, 0])
     header = {
         "id": f"{trace.folder}#{branch}" + (f"#{json.dumps(lesson)}" if lesson else ""),
         "folder": str(trace.folder),
@@ -112,7 +112,7 @@ def _one_line(prompt: str | None) -> str | None:
     return prompt and prompt.replace("\n", " ")
 
 
-def _by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
+def by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
     """The indices of the words in maps [unit, y, x], the largest contrast first: not 的 or 是."""
     words = [i for i, unit in enumerate(units) if unit.kind == "word"] or [0]
     return sorted(words, key=lambda i: -_contrast(maps[i]))
@@ -177,7 +177,7 @@ def _pair_block(
         ],
         "sides": sides,
         "units": [_unit(unit, n, language) for n, unit in enumerate(common.units)],
-        "first": _by_contrast(common.units, common.layers[0].maps[0, 0])[0],
+        "first": by_contrast(common.units, common.layers[0].maps[0, 0])[0],
         "steps": [list(steps) for steps in common.steps],
         "layers": [_layer(layer, language, None) for layer in common.layers],
     }
@@ -236,7 +236,7 @@ def encoder_block(
 ) -> bytes:
     """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention.
 
-    A `lesson` names the parts to `hide`, and says whether the `bytes` of each character are shown.
+    A `lesson` has selectors of parts to `hide`, and says whether the `bytes` of each character are shown.
     """
     tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}

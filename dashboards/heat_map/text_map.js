@@ -1,7 +1,7 @@
 // The prompt as the encoder meets it: characters, tokens and words on one grid, and who reads from whom.
 
 // The bytes of a character in UTF-8, as numbers.
-const bytesOf = (character) => [...new TextEncoder().encode(character)].join(' ')
+const bytesOf = (character) => [...new TextEncoder().encode(character)]
 
 // Three aligned lines. Each character is a column; what stands before and after the text has columns of its own.
 function makeLines(app) {
@@ -20,7 +20,7 @@ function makeLines(app) {
     lines.append(place(h('div', { className: 'head' }, ...name), row + 1, 1, 2)))
   characters.forEach((character, i) =>
     lines.append(place(h('div', { className: 'piece', title: `U+${character.codePointAt(0).toString(16).toUpperCase()}` },
-      character.trim() ? character : '␣', header.lesson?.bytes ? h('small', {}, bytesOf(character)) : null), 1, first + i, first + i + 1)))
+      character.trim() ? character : '␣', ...(header.lesson?.bytes ? bytesOf(character) : []).map((byte) => h('small', {}, byte))), 1, first + i, first + i + 1)))
   for (const { text, span } of header.words) {
     lines.append(place(h('div', { className: 'piece word' }, text), 3, first + span[0], first + span[1]))
   }

@@ -29,11 +29,11 @@ def verdict(values: Values) -> tuple[str, dict[str, object]]:
 def show(values: Values) -> Question | None:
     folder = _record(values)
     runs.show_picture(folder, [], background="final")
-    every = {word: thirds(folder, word) for word in runs.word_names(str(values["prompt"]))}
-    if not every:
+    words = runs.words_by_contrast(folder)
+    if not words:
         return None
-    word = max(every, key=lambda word: max(every[word].values()) / min(every[word].values()))
-    parts = every[word]
+    word = words[:2][-1]  # the map of the first one is shown already
+    parts = thirds(folder, word)
 
     def check(answer: Answer) -> tuple[bool, str, str]:
         third = THIRDS[choices.index(str(answer))]

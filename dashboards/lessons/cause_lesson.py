@@ -2,13 +2,16 @@
 
 import numpy as np
 import streamlit as st
+from jaxtyping import Float, UInt8
 
+from toushi.dashboards.heat_map.payload import colours
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
 from toushi.dashboards.lessons.lesson_state import percent, tell
 from toushi.probe.analysis.maps import resample
 
-CLOSE = 0.9  # a change that is nearly as large is right, too
+CLOSE = 0.9  # of two changes as close as this, either is the larger
+VISIBLE = 64  # grey levels that are shown as the brightest colour
 
 
 def change_without(folder: str, word: str) -> float:
@@ -44,38 +47,44 @@ def show(values: Values) -> Question | None:
     if len(attention) < 2:
         return None
     without = runs.record_without(folder, word)
-    runs.show_pair(folder, without)
-    change = change_without(folder, word)
-    st.caption(
-        tell("cause_see", word=word, change=f"{change:.1f}", inside=percent(change_inside(folder, without, word)))
-    )
-    most, least = _most(attention), min(attention, key=lambda word: attention[word])
+    heat = heat_of(folder, word)
+    changed = runs.difference(folder, without)
+    runs.show_pictures({
+        tell("cause_before"): runs.image_of(folder),
+        tell("cause_map", word=word): _coloured(heat / heat.max()),
+        tell("cause_after", word=word): runs.image_of(without),
+        tell("cause_changed"): _coloured(changed.mean(-1) / VISIBLE),
+    })  # fmt: skip
+    mine = f"{changed.mean():.1f}"
+    st.caption(tell("cause_shown", word=word, change=mine, inside=percent(change_inside(heat, changed.mean(-1)))))
+    other = _most(attention) if word != _most(attention) else min(attention, key=lambda one: attention[one])
+    more, less = tell("cause_more"), tell("cause_less")
 
     def check(answer: Answer) -> tuple[bool, str, str]:
-        changes = {one: change_without(folder, one) for one in (most, least)}
-        right = max(changes, key=lambda one: changes[one])
-        return (
-            changes[str(answer)] >= CLOSE * changes[right],
-            right,
-            tell(
-                "cause_why",
-                most=most,
-                least=least,
-                most_change=f"{changes[most]:.1f}",
-                least_change=f"{changes[least]:.1f}",
-            ),
-        )
+        ratio = change_without(folder, other) / max(float(changed.mean()), 1e-9)
+        right = more if ratio > 1 else less
+        is_close = CLOSE < ratio < 1 / CLOSE
+        theirs = f"{change_without(folder, other):.1f}"
+        return is_close or answer == right, right, tell("cause_why", word=word, change=mine, other=other, theirs=theirs)
 
-    numbers = {"most_share": percent(attention[most]), "least_share": percent(attention[least])}
-    return Question(tell("cause_question", most=most, least=least, **numbers), check, (most, least))
+    numbers = {"word": word, "change": mine, "other": other, "share": percent(attention[other])}
+    return Question(tell("cause_question", **numbers), check, (more, less))
 
 
-def change_inside(folder: str, without: str, word: str) -> float:
-    """The part of the picture's change that lies in the brightest quarter of the word's map."""
-    trace, other = runs.trace_of(folder), runs.trace_of(without)
-    change = np.abs(np.asarray(trace.image(), np.float32) - np.asarray(other.image(), np.float32)).mean(-1)
-    heat = resample(trace.heat_map(word).values[None], list(change.shape))[0]
+def heat_of(folder: str, word: str) -> Float[np.ndarray, "y x"]:
+    """The heat map of the word, as large as the picture."""
+    heat = runs.trace_of(folder).heat_map(word).values
+    return resample(heat[None], runs.image_of(folder).shape[:2])[0]
+
+
+def change_inside(heat: Float[np.ndarray, "y x"], change: Float[np.ndarray, "y x"]) -> float:
+    """The part of the picture's change that lies in the brightest quarter of a map."""
     return float(change[heat >= np.quantile(heat, 0.75)].sum() / max(change.sum(), 1e-9))
+
+
+def _coloured(values: Float[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
+    """Values from 0 to 1 in the colours of the heat maps."""
+    return colours()[(values.clip(0, 1) * 255).round().astype(int)]
 
 
 LESSON = Lesson(

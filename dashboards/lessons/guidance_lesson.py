@@ -1,15 +1,12 @@
 """Guidance: a subtraction that can be seen, and multiplied with a slider."""
 
 import numpy as np
-import streamlit as st
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
 from toushi.dashboards.lessons.lesson_state import tell
 
-SIDE, FRAME = 320, (255, 255, 255)  # pixels of a picture on the page; colour of the frame around the pixel
 Levels = Float[np.ndarray, "y x 3"]
 
 
@@ -41,23 +38,15 @@ def show(values: Values) -> Question:
     folder = runs.record(prompt)
     guesses = runs.guesses_at(folder, step - 1)
     y, x = loudest_pixel(guesses, guidance)
-    result = guide(guesses, guidance)
     pictures = {
         tell("guidance_without"): guesses.without_words,
         tell("guidance_with"): guesses.with_words,
         tell("guidance_difference"): 127.5 + (guesses.with_words - guesses.without_words) / 2,
-        tell("guidance_result", g=f"{guidance:g}"): result,
+        tell("guidance_result", g=f"{guidance:g}"): guide(guesses, guidance),
     }
-    finished = runs.record(prompt, guidance=guidance)
-    for row in (list(pictures.items())[:2], list(pictures.items())[2:]):
-        for column, (caption, levels) in zip(st.columns(2), row):
-            column.markdown(f"**{caption}**")
-            column.image(_framed(levels, y, x), width="stretch")
-    final = tell("guidance_final", g=f"{guidance:g}")
-    left, right = st.columns(2)
-    left.markdown(f"**{final}**")
-    left.image(_enlarged(np.asarray(runs.trace_of(finished).image())), width="stretch")
-    right.caption(tell("guidance_see"))
+    finished = runs.image_of(runs.record(prompt, guidance=guidance))
+    framed = {caption: _framed(levels, y, x) for caption, levels in pictures.items()}
+    runs.show_pictures(framed | {tell("guidance_final", g=f"{guidance:g}"): finished})
     without, with_words = (round(float(one[y, x, 0])) for one in guesses)
     exact = without + guidance * (with_words - without)
 
@@ -69,19 +58,14 @@ def show(values: Values) -> Question:
     return Question(text, check)
 
 
-def _enlarged(picture: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "Y X 3"]:
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.NEAREST))
-
-
 def _framed(levels: Levels, y: int, x: int) -> UInt8[np.ndarray, "Y X 3"]:
-    """The picture, enlarged, with a frame around one pixel."""
-    large = _enlarged(levels.clip(0, 255).round().astype(np.uint8)).copy()
-    size = SIDE // len(levels)
-    box = large[max(0, y * size - 2) : (y + 1) * size + 2, max(0, x * size - 2) : (x + 1) * size + 2]
-    inside = box[2:-2, 2:-2].copy()
-    box[:] = FRAME
-    box[1:-1, 1:-1] = 0
-    box[2:-2, 2:-2] = inside
+    """The picture, enlarged, with a frame around one pixel: white, and black inside."""
+    large = runs.enlarge(levels.clip(0, 255).round().astype(np.uint8)).copy()
+    size = len(large) // len(levels)
+    for margin, colour in ((2, 255), (1, 0)):
+        top, left = (max(0, n * size - margin) for n in (y, x))
+        large[top : (y + 1) * size + margin, left : (x + 1) * size + margin] = colour
+    large[y * size : (y + 1) * size, x * size : (x + 1) * size] = levels[y, x].clip(0, 255).round()
     return large
 
 

@@ -17,22 +17,23 @@ STYLE = Path(__file__).with_name("lessons.css")
 
 def show(lesson: Lesson) -> None:
     """Shows the lesson as far as the learner has come: before the prediction there is nothing to see."""
-    text, live = st.columns([2, 3], gap="large")
+    text, right = st.columns([2, 3], gap="large")
+    live = right.container(key="lesson_live")
     try:
-        with text:
-            st.subheader(tell(f"{lesson.name}_title"), anchor=False)
-            st.markdown(tell(f"{lesson.name}_idea"))
-            predicted = _predict(lesson)
-        if not predicted:
-            return live.info(tell("frame_hidden"), icon=":material/visibility_off:") and None
-        with text:
-            _see(lesson)
-            values = _change(lesson)
         with live, st.spinner(tell("frame_running")):
+            with text:
+                st.subheader(tell(f"{lesson.name}_title"), anchor=False)
+                st.markdown(tell(f"{lesson.name}_idea"))
+                predicted = _predict(lesson)
+            if not predicted:
+                st.info(tell("frame_hidden"), icon=":material/visibility_off:")
+                return
+            with text:
+                _see(lesson)
+                values = _change(lesson)
             question = lesson.show(values)
-        with text:
-            _heading("question", 4)
-            _ask(lesson, values, question)
+            with text:
+                _ask(lesson, values, question)
     except (ToushiError, OSError) as error:
         live.warning(escape_markdown(library.translate_error(error)), icon=":material/warning:")
 
@@ -43,33 +44,32 @@ def _heading(part: str, number: int) -> None:
 
 def _predict(lesson: Lesson) -> bool:
     """Asks for the prediction, once. Whether there is one."""
-    memory, guesses = memory_of(lesson.name), list(lesson.guesses)
-    labels = {guess: tell(f"{lesson.name}_guess_{guess}") for guess in guesses}
+    memory = memory_of(lesson.name)
+    labels = {guess: tell(f"{lesson.name}_guess_{guess}") for guess in lesson.guesses}
+    question = tell(f"{lesson.name}_predict", **lesson.predict_values(lesson.defaults(library.language())))
     _heading("predict", 1)
-    with st.spinner(tell("frame_running")):
-        numbers = lesson.predict_values(lesson.defaults(library.language()))
-    kept = memory.get("guess")
+    if "guess" in memory:
+        st.markdown(f"{question}  \n{tell('frame_guess', guess=labels[memory['guess']])}")
+        return True
     guess = st.radio(
-        tell(f"{lesson.name}_predict", **numbers), guesses, index=guesses.index(kept) if kept else None,
-        format_func=labels.__getitem__, disabled=kept is not None,
-        key=widget_key(lesson.name, f"guess {kept is None}"),
-    )  # fmt: skip
-    if guess is not None and kept is None:
+        question, list(labels), index=None, format_func=labels.__getitem__, key=widget_key(lesson.name, "guess")
+    )
+    if guess is not None:
         memory["guess"] = guess
         st.rerun()
-    return kept is not None
+    return False
 
 
 def _see(lesson: Lesson) -> None:
     _heading("see", 2)
-    with st.spinner(tell("frame_running")):
-        right, numbers = lesson.verdict(lesson.defaults(library.language()))
+    right, numbers = lesson.verdict(lesson.defaults(library.language()))
     is_right = memory_of(lesson.name).get("guess") == right
     judged = tell(
         "frame_guessed_right" if is_right else "frame_guessed_wrong", right=tell(f"{lesson.name}_guess_{right}")
     )
     verdict = f"**{judged}** {tell(f'{lesson.name}_verdict', **numbers)}"
     (st.success if is_right else st.info)(verdict)
+    st.markdown(tell(f"{lesson.name}_see"))
 
 
 def _change(lesson: Lesson) -> Values:
@@ -110,6 +110,7 @@ def _widget(lesson: Lesson, control: Control, values: Values) -> str | int | flo
 def _ask(lesson: Lesson, values: Values, question: Question | None) -> None:
     """The question about the learner's own input, its check, and why."""
     memory = memory_of(lesson.name)
+    _heading("question", 4)
     if not memory.get("changes"):
         st.caption(tell("frame_change_first"))
         return
@@ -122,7 +123,8 @@ def _ask(lesson: Lesson, values: Values, question: Question | None) -> None:
     with st.form(f"{key} form"):
         if question.choices:
             choices = list(question.choices)
-            answer = st.radio(question.text, choices, choices.index(kept) if kept in choices else None, key=key)
+            index = choices.index(kept) if kept in choices else None
+            answer = st.radio(question.text, choices, index, horizontal=True, key=key)
         else:
             answer = st.number_input(question.text, value=None if kept is None else int(kept), step=1, key=key)
         if st.form_submit_button(tell("frame_check"), icon=":material/check:") and answer is not None:

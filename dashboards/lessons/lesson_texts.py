@@ -10,6 +10,7 @@ LESSONS = Messages({
     "frame_change": ("Change", "动手"),
     "frame_question": ("Your question", "你的题目"),
     "frame_hidden": ("Predict first. Then the model shows what happens.", "先猜一猜，再看模型怎么做。"),
+    "frame_guess": ("You predicted: **{guess}**", "你猜的是：**{guess}**"),
     "frame_guessed_right": ("Your prediction was right.", "猜对了。"),
     "frame_guessed_wrong": ("It is otherwise: “{right}”.", "其实是：“{right}”。"),
     "frame_change_first": ("Change something above. Then there is a question about it.",
@@ -66,7 +67,7 @@ LESSONS = Messages({
     "tokens_guess_6": ("6", "6"),
     "tokens_verdict": ("The vocabulary has {size} entries. 猫 is one of them, 龘 is not: its bytes {bytes} stay {n} tokens.",
                        "词表有 {size} 项。猫在里面，龘不在：它的字节 {bytes} 成了 {n} 个词元。"),
-    "tokens_see": ("Under each character are its bytes; under each token is its number, or its part of a character.",
+    "tokens_see": ("Under each character are its bytes; under each token is its number, or which part of a character it is.",
                    "字符下面是它的字节；词元下面是它的编号，或它是字符的第几部分。"),
     "tokens_change": ("Write your name, an emoji, a rare character, a foreign word.", "写你的名字、表情符号、生僻字或外文。"),
     "tokens_question": ("If nothing were joined, each byte would be a token. How many tokens does joining save in your text? "
@@ -109,8 +110,9 @@ LESSONS = Messages({
     "guidance_verdict": ("0 × (with − without) is nothing. With guidance 0 the picture differs from that of an empty text by "
                          "{empty} grey levels, from that with guidance 3 by {asked}.",
                          "0 ×（看 − 不看）等于零。引导强度为 0 的图与空白文字的图相差 {empty} 级灰度，与强度为 3 的图相差 {asked}。"),
-    "guidance_see": ("Above: the guesses at one step of a run with guidance 3. Grey in the difference means: no difference.",
-                     "上面是一次运行（引导强度 3）中某一步的猜测。差值图里的灰色表示没有差别。"),
+    "guidance_see": ("Above: the guesses at one step of a run with guidance 3. Both see the noisy picture that your words have shaped so far. "
+                     "Grey in the difference means: no difference.",
+                     "上面是一次运行（引导强度 3）中某一步的猜测。两次都看着同一幅带噪声的图，它已经受了你的文字的影响。差值图里的灰色表示没有差别。"),
     "guidance_change": ("Move guidance and the step, or write another text.", "拖动引导强度和步，或换一段文字。"),
     "guidance_without": ("without words", "不看文字"),
     "guidance_with": ("with words", "看文字"),
@@ -138,15 +140,23 @@ LESSONS = Messages({
     "cause_guess_same": ("about the same", "差不多"),
     "cause_verdict": ("Without “{most}” the picture changes by {most_change} grey levels per pixel, without “{word}” by {change}.",
                       "禁看“{most}”，每个像素平均变 {most_change} 级灰度；禁看“{word}”，变 {change} 级。"),
-    "cause_see": ("A: as it was. B: drawn without a look at “{word}” ({change} grey levels of change). The maps are those before the "
-                  "ban. The brightest quarter of the map of “{word}” holds {inside} of the change; by chance it would be 25%.",
-                  "A：原来的图。B：禁看“{word}”后重画（变了 {change} 级灰度）。热力图是禁看之前的。“{word}”的热力图最亮的四分之一里有 "
-                  "{inside} 的变化；随便挑四分之一，平均是 25%。"),
+    "cause_see": ("The four pictures: as it was; where it looked at the word; drawn without a look at it; what changed.",
+                  "四幅图：原来的；它在哪里看这个词；禁看之后重画的；哪里变了。"),
+    "cause_before": ("as it was", "原来的图"),
+    "cause_map": ("map of “{word}”", "“{word}”的热力图"),
+    "cause_after": ("without a look at “{word}”", "禁看“{word}”"),
+    "cause_changed": ("what changed", "哪里变了"),
+    "cause_shown": ("Without “{word}” the picture changes by {change} grey levels per pixel (of 255). The brightest quarter of the map "
+                    "holds {inside} of the change; a quarter chosen by chance would hold 25% on average.",
+                    "禁看“{word}”，每个像素平均变 {change} 级灰度（满分 255）。热力图最亮的四分之一里有 {inside} 的变化；随便挑四分之一，平均是 25%。"),
     "cause_change": ("Forbid another word, or write another text.", "禁看另一个词，或换一段文字。"),
-    "cause_question": ("In your text “{most}” gets the most attention of all words ({most_share}), “{least}” the least "
-                       "({least_share}). Which one changes the picture more if it is forbidden?",
-                       "在你的文字里，“{most}”得到的注意力最多（{most_share}），“{least}”最少（{least_share}）。禁看哪一个，画面变得更多？"),
-    "cause_why": ("Without “{most}”: {most_change} grey levels per pixel. Without “{least}”: {least_change}. Attention says "
-                  "where the model looked; only such a test says what it was good for.",
-                  "禁看“{most}”：每个像素变 {most_change} 级。禁看“{least}”：{least_change} 级。注意力说明模型看了哪里；有没有用，要这样试过才知道。"),
+    "cause_more": ("more", "更多"),
+    "cause_less": ("less", "更少"),
+    "cause_question": ("You forbade “{word}”: {change} grey levels of change. “{other}” gets {share} of the attention. Does the picture "
+                       "change more or less if “{other}” is forbidden instead?",
+                       "你禁看了“{word}”，画面变了 {change} 级灰度。“{other}”得到 {share} 的注意力。如果改为禁看“{other}”，画面变得更多还是更少？"),
+    "cause_why": ("Without “{word}”: {change}. Without “{other}”: {theirs}. Attention says where the model looked; only such a "
+                  "test says what it was good for. Words read each other before, so another word may carry the same message.",
+                  "禁看“{word}”：{change} 级。禁看“{other}”：{theirs} 级。注意力说明模型看了哪里；有没有用，要这样试过才知道。"
+                  "词与词之前互相看过，所以别的词可能带着同样的信息。"),
 })  # fmt: skip

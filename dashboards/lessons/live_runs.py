@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
@@ -71,10 +72,19 @@ def trace_of(folder: str) -> Trace:
     return open_trace(folder)
 
 
+def image_of(folder: str) -> UInt8[np.ndarray, "y x 3"]:
+    """The finished picture of a run."""
+    return np.asarray(trace_of(folder).image())
+
+
+def difference(folder: str, other: str) -> Float[np.ndarray, "y x 3"]:
+    """How far two pictures differ at each pixel and colour: grey levels, 0 to 255."""
+    return np.abs(image_of(folder).astype(np.float32) - image_of(other))
+
+
 def change_between(folder: str, other: str) -> float:
     """How far two pictures differ: grey levels, 0 to 255, on average over pixels and colours."""
-    first, second = (np.asarray(trace_of(one).image(), np.float32) for one in (folder, other))
-    return float(np.abs(first - second).mean())
+    return float(difference(folder, other).mean())
 
 
 def previews(folder: str) -> Float[np.ndarray, "step y x 3"]:
@@ -133,16 +143,24 @@ def _picture(folder: str, language: str, lesson: dict) -> bytes:
     return payload.picture_block(trace_of(folder), maps, "cond", language, lesson)
 
 
-def show_picture(folder: str, hide: list[str], **start: object) -> None:
-    """The heat map component, without the parts of these CSS classes, in this state at the beginning."""
-    lesson = {"hide": [*hide, "settings", "pickers", "keys", "others"], "start": start}
+def show_picture(folder: str, hide: list[str], stacked: bool = False, **start: object) -> None:
+    """The heat map component without the parts of these selectors, in this state at the beginning. `stacked`: the films
+    below the picture."""
+    lesson = {"hide": [*hide, ".settings", ".pickers", ".keys", ".others"], "stacked": stacked, "start": start}
     component.heat_map(_picture(folder, library.language(), lesson), key="lesson_picture")
 
 
-def show_pair(folder: str, other: str) -> None:
-    """Two runs and the difference of their maps."""
-    versions = library.trace_version(folder), library.trace_version(other)
-    component.pair_map(library.pair_block((folder, other), versions, "cond", library.language()), key="lesson_pair")
+def show_pictures(pictures: dict[str, UInt8[np.ndarray, "y x 3"]]) -> None:
+    """Small pictures with their captions, two in a row, each pixel enlarged."""
+    for row in (list(pictures.items())[i : i + 2] for i in range(0, len(pictures), 2)):
+        for column, (caption, picture) in zip(st.columns(2), row):
+            column.markdown(f"**{library.escape_markdown(caption)}**")
+            column.image(enlarge(picture), width="stretch", output_format="PNG")
+
+
+def enlarge(picture: UInt8[np.ndarray, "y x 3"], side: int = 320) -> UInt8[np.ndarray, "side side 3"]:
+    """The picture with sharp pixels, `side` pixels wide and high."""
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
 
 
 def show_text(folder: str, *, bytes: bool) -> None:
@@ -150,7 +168,7 @@ def show_text(folder: str, *, bytes: bool) -> None:
     from toushi.dashboards.heat_map.matrices import read_matrices
 
     trace = trace_of(folder)
-    lesson = {"bytes": bytes, "hide": ["columns", "hint"] if bytes else ["keys"]}
+    lesson = {"bytes": bytes, "hide": [".columns", ".hint"] if bytes else [".keys"]}
     block = payload.encoder_block(trace, read_matrices(trace, "cond"), "cond", library.language(), lesson)
     component.text_map(block, key="lesson_text")
 
@@ -160,3 +178,10 @@ def shares(folder: str) -> dict[str, float]:
     maps = library.word_maps_of(folder, library.trace_version(folder), "cond")
     mean = maps.layers[0].shares[0, 0]
     return {unit.name: float(share) for unit, share in zip(maps.units, mean) if unit.kind == "word"}
+
+
+def words_by_contrast(folder: str) -> list[str]:
+    """The words of a run, the one whose map stands out most first."""
+    maps = library.word_maps_of(folder, library.trace_version(folder), "cond")
+    words = payload.by_contrast(maps.units, maps.layers[0].maps[0, 0])
+    return [maps.units[i].name for i in words if maps.units[i].kind == "word"]

@@ -7,6 +7,7 @@ from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
 from toushi.dashboards.lessons.lesson_state import percent, tell
 
+HIDE = [".chips", ".shares", ".scalerow", ".plot", ".timeline > .label", ".stage .title"]
 STEPS, CLOSE = 12, 0.9  # another interval that changed nearly as much is right, too
 
 
@@ -27,7 +28,7 @@ def verdict(values: Values) -> tuple[str, dict[str, object]]:
 
 def show(values: Values) -> Question:
     folder = _record(values)
-    runs.show_picture(folder, ["chips", "shares", "scalerow", "plot"], bare=True, background="seen", step=1)
+    runs.show_picture(folder, HIDE, stacked=True, bare=True, background="seen", step=1)
     by_step, times = changes(values), runs.trace_of(folder).times
     most, least = int(by_step.argmax()), int(by_step.argmin())
 
