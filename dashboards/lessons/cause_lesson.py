@@ -10,7 +10,7 @@ from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, 
 from toushi.dashboards.lessons.lesson_state import percent, tell
 from toushi.probe.analysis.maps import resample
 
-CLOSE = 0.9  # of two changes as close as this, either is the larger
+CLOSE = 0.98  # of two changes as close as this, either is the larger
 VISIBLE = 64  # grey levels that are shown as the brightest colour
 
 
@@ -54,7 +54,7 @@ def show(values: Values) -> Question | None:
         tell("cause_map", word=word): _coloured(heat / heat.max()),
         tell("cause_after", word=word): runs.image_of(without),
         tell("cause_changed"): _coloured(changed.mean(-1) / VISIBLE),
-    })  # fmt: skip
+    }, in_row=2)  # fmt: skip
     mine = f"{changed.mean():.1f}"
     st.caption(tell("cause_shown", word=word, change=mine, inside=percent(change_inside(heat, changed.mean(-1)))))
     other = _most(attention) if word != _most(attention) else min(attention, key=lambda one: attention[one])

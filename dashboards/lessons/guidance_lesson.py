@@ -46,7 +46,7 @@ def show(values: Values) -> Question:
     }
     finished = runs.image_of(runs.record(prompt, guidance=guidance))
     framed = {caption: _framed(levels, y, x) for caption, levels in pictures.items()}
-    runs.show_pictures(framed | {tell("guidance_final", g=f"{guidance:g}"): finished})
+    runs.show_pictures(framed | {tell("guidance_final", g=f"{guidance:g}"): finished}, in_row=3)
     without, with_words = (round(float(one[y, x, 0])) for one in guesses)
     exact = without + guidance * (with_words - without)
 

@@ -11,7 +11,7 @@ from toushi.dashboards.lessons.lesson_state import forget, memory_of, tell, widg
 from toushi.dashboards.trace_library import escape_markdown
 from toushi.probe.base.errors import ToushiError
 
-MAX_CHARACTERS = 60  # of a text: it is never cut
+MAX_CHARACTERS = 60  # of a text
 STYLE = Path(__file__).with_name("lessons.css")
 
 
@@ -81,8 +81,11 @@ def _change(lesson: Lesson) -> Values:
     typed = [control for control in lesson.controls if control.kind in ("prompt", "seed")]
     with st.form(widget_key(lesson.name, "form")):
         entered = {control.name: _widget(lesson, control, values) for control in typed}
-        if st.form_submit_button(tell("frame_draw"), icon=":material/play_arrow:"):
-            values |= {name: value for name, value in entered.items() if value != ""}
+        pressed = st.form_submit_button(tell("frame_draw"), icon=":material/play_arrow:")
+    if pressed and live_runs.tokenizer().encode(str(entered.get("prompt", ""))).lost:
+        st.warning(tell("frame_long", n=live_runs.tokenizer().length))
+    elif pressed:
+        values |= {name: value for name, value in entered.items() if value != ""}
     for control in lesson.controls:
         if control not in typed:
             values[control.name] = _widget(lesson, control, values)

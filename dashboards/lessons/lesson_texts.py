@@ -18,6 +18,7 @@ LESSONS = Messages({
     "frame_no_question": ("There is no question about this text. Write at least {n} words.", "这段文字出不了题，请至少写 {n} 个词。"),
     "frame_right": ("Right.", "答对了。"),
     "frame_wrong": ("Not quite. The answer is: {right}.", "不对，答案是：{right}。"),
+    "frame_long": ("This text has more than the {n} tokens that the model reads. Write less.", "这段文字超过模型能读的 {n} 个词元，请写短一些。"),
     "frame_check": ("Check", "检查"),
     "frame_draw": ("Go", "开始"),
     "frame_running": ("The model is working…", "模型正在运行……"),
@@ -102,7 +103,7 @@ LESSONS = Messages({
     "guidance_idea": ("At each step the model guesses twice: with your words, and without any. The difference is what the words "
                       "do. Guidance takes it several times: without + guidance × (with − without).",
                       "每一步模型猜两次：一次看你的文字，一次不看。两者之差就是文字的作用。引导把这个差放大：不看 + 引导强度 ×（看 − 不看）。"),
-    "guidance_prompt": ("a red cat and a blue car", "红色的猫在左边，蓝色的汽车在右边"),
+    "guidance_prompt": ("a red cat and blue car", "红色的猫在左边，蓝色的汽车在右边"),
     "guidance_predict": ("What is drawn if guidance is 0?", "如果引导强度是 0，会画出什么？"),
     "guidance_guess_pale": ("the same things, but paler", "同样的东西，只是淡一些"),
     "guidance_guess_any": ("a picture that ignores the words", "不理会文字的图"),
@@ -117,8 +118,8 @@ LESSONS = Messages({
     "guidance_without": ("without words", "不看文字"),
     "guidance_with": ("with words", "看文字"),
     "guidance_difference": ("with − without", "看 − 不看"),
-    "guidance_result": ("without + {g} × difference", "不看 + {g} × 差"),
-    "guidance_final": ("The finished picture with guidance {g}", "引导强度 {g} 画完的图"),
+    "guidance_result": ("result, guidance {g}", "结果，强度 {g}"),
+    "guidance_final": ("finished, guidance {g}", "画完的图，强度 {g}"),
     "guidance_question": ("In the framed pixel, red is {without} without words and {with_} with words. What is it in the result, with "
                           "guidance {g}? (A whole number; it may lie outside of 0 to 255.)",
                           "框住的像素里，红色的值：不看文字是 {without}，看文字是 {with_}。引导强度为 {g} 时，结果是多少？（取整数，可以超出 0 到 255。）"),
@@ -130,7 +131,7 @@ LESSONS = Messages({
     "cause_idea": ("A bright map says: here the picture looked at this word. It does not say that the word mattered. A test: "
                    "forbid the picture to look at the word, and draw again from the same noise.",
                    "热力图亮，只说明画面在看这个词，不说明它重要。试一试：禁止画面看这个词，用同样的噪声再画一次。"),
-    "cause_prompt": ("a red cat and a blue car", "一只红色的猫和一辆蓝色的汽车"),
+    "cause_prompt": ("a red cat and blue car", "一只红色的猫和一辆蓝色的汽车"),
     "cause_word": ("red", "猫"),
     "cause_predict": ("“{most}” gets {most_share} of the attention, “{word}” only {share}. One of them is forbidden. When does the "
                       "picture change more?",

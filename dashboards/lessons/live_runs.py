@@ -5,8 +5,9 @@ import tempfile
 import threading
 import time
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import streamlit as st
@@ -18,10 +19,13 @@ from toushi.dashboards import trace_library as library
 from toushi.dashboards.garbage_collection import freeze_loaded_objects
 from toushi.dashboards.heat_map import component, payload
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import segment
+from toushi.probe.text.bpe import Tokenizer
 from toushi.probe.trace.open import open_trace
 from toushi.probe.trace.picture_trace import Trace
+
+if TYPE_CHECKING:
+    from toushi.probe.models.mini_unet import MiniUNet
 
 STEPS, GUIDANCE = 8, 3.0  # of a lesson's run
 MAX_RUNS = 300  # about 1 MB each; the oldest are deleted
@@ -58,8 +62,15 @@ def record_without(folder: str, word: str) -> str:
 
 
 @st.cache_resource(show_spinner=False)
-def model() -> MiniUNet:
+def tokenizer() -> Tokenizer:
+    """That of the shipped model."""
+    return Tokenizer.load(str(files("toushi.probe.models") / "weights" / "mini-unet" / "tokenizer.json"))
+
+
+@st.cache_resource(show_spinner=False)
+def model() -> "MiniUNet":
     """The shipped model in this process, for what the worker does not compute."""
+    from toushi.probe.models.mini_unet import MiniUNet
     from toushi.probe.pipelines.load import load
 
     loaded = load("mini-unet")
@@ -150,10 +161,10 @@ def show_picture(folder: str, hide: list[str], stacked: bool = False, **start: o
     component.heat_map(_picture(folder, library.language(), lesson), key="lesson_picture")
 
 
-def show_pictures(pictures: dict[str, UInt8[np.ndarray, "y x 3"]]) -> None:
-    """Small pictures with their captions, two in a row, each pixel enlarged."""
-    for row in (list(pictures.items())[i : i + 2] for i in range(0, len(pictures), 2)):
-        for column, (caption, picture) in zip(st.columns(2), row):
+def show_pictures(pictures: dict[str, UInt8[np.ndarray, "y x 3"]], in_row: int) -> None:
+    """Small pictures with their captions, each pixel enlarged."""
+    for row in (list(pictures.items())[i : i + in_row] for i in range(0, len(pictures), in_row)):
+        for column, (caption, picture) in zip(st.columns(in_row), row):
             column.markdown(f"**{library.escape_markdown(caption)}**")
             column.image(enlarge(picture), width="stretch", output_format="PNG")
 

@@ -6,15 +6,14 @@ from toushi.dashboards.lessons.lesson_state import tell
 
 
 def verdict(values: Values) -> tuple[str, dict[str, object]]:
-    tokenizer = runs.model().tokenizer
     count = _tokens("龘")
     listed = " ".join(map(str, "龘".encode()))
-    return str(count), {"size": tokenizer.vocab_size, "bytes": listed, "n": count}
+    return str(count), {"size": runs.tokenizer().vocab_size, "bytes": listed, "n": count}
 
 
 def _tokens(text: str) -> int:
     """The tokens of a text that is not cut, without <bos> and <eos>."""
-    return len(runs.model().tokenizer.encode(text).ids) - 2
+    return len(runs.tokenizer().encode(text).ids) - 2
 
 
 def show(values: Values) -> Question:
