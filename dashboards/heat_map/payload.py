@@ -253,7 +253,7 @@ def encoder_block(
     if not seen_text and rows:  # an empty prompt: <bos> stands before the text that is not there
         rows[1:] = [{**row, "before": False} for row in rows[1:]]
     header = {
-        "id": f"{trace.folder}#{branch}#text",
+        "id": f"{trace.folder}#{branch}#text" + (f"#{json.dumps(lesson)}" if lesson else ""),
         "text": text.component_messages(language),
         "prompt": trace.manifest.prompt_of(branch),
         "tokens": rows,

@@ -147,7 +147,7 @@ function build(root, bytes) {
     state.head = Math.min(state.head, header.layers[state.layer].heads)
     if (state.token >= n) state.token = null
   }
-  const fresh = { layer: header.layers.length - 1, head: 0, token: null, key: null, scale: 'layer' }
+  const fresh = { layer: header.layers.length - 1, head: 0, token: null, key: null, scale: 'layer', ...header.lesson?.start }
   enliven(app, { fresh, passing: {}, clamp })
   const matrix = makeMatrix(app)
   const bar = colourBar(t('colour_bar'))

@@ -2,16 +2,14 @@
 
 import numpy as np
 import streamlit as st
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from toushi.dashboards.heat_map.payload import colours
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
 from toushi.dashboards.lessons.lesson_state import percent, tell
 from toushi.probe.analysis.maps import resample
 
 CLOSE = 0.98  # of two changes as close as this, either is the larger
-VISIBLE = 64  # grey levels that are shown as the brightest colour
 
 
 def change_without(folder: str, word: str) -> float:
@@ -51,9 +49,9 @@ def show(values: Values) -> Question | None:
     changed = runs.difference(folder, without)
     runs.show_pictures({
         tell("cause_before"): runs.image_of(folder),
-        tell("cause_map", word=word): _coloured(heat / heat.max()),
+        tell("cause_map", word=word): runs.colour_map(heat / heat.max()),
         tell("cause_after", word=word): runs.image_of(without),
-        tell("cause_changed"): _coloured(changed.mean(-1) / VISIBLE),
+        tell("cause_changed"): runs.colour_change(folder, without),
     }, in_row=2)  # fmt: skip
     mine = f"{changed.mean():.1f}"
     st.caption(tell("cause_shown", word=word, change=mine, inside=percent(change_inside(heat, changed.mean(-1)))))
@@ -80,11 +78,6 @@ def heat_of(folder: str, word: str) -> Float[np.ndarray, "y x"]:
 def change_inside(heat: Float[np.ndarray, "y x"], change: Float[np.ndarray, "y x"]) -> float:
     """The part of the picture's change that lies in the brightest quarter of a map."""
     return float(change[heat >= np.quantile(heat, 0.75)].sum() / max(change.sum(), 1e-9))
-
-
-def _coloured(values: Float[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
-    """Values from 0 to 1 in the colours of the heat maps."""
-    return colours()[(values.clip(0, 1) * 255).round().astype(int)]
 
 
 LESSON = Lesson(

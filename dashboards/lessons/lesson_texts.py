@@ -31,7 +31,8 @@ LESSONS = Messages({
     "frame_guidance": ("Guidance", "引导强度"),
     "frame_step": ("Step", "步"),
     "frame_word": ("Forbidden word", "禁看的词"),
-    "frame_picture": ("Picture of “{prompt}”", "“{prompt}”的图像"),
+    "frame_steps": ("Steps", "步数"),
+    "frame_layer": ("Layer of the text encoder", "文本编码器的层"),
 
     "noise_title": ("From noise to a picture", "从噪声到图像"),
     "noise_idea": ("A picture begins as pure noise. At each step the model guesses what the finished picture will be, and "
@@ -160,4 +161,71 @@ LESSONS = Messages({
                   "test says what it was good for. Words read each other before, so another word may carry the same message.",
                   "禁看“{word}”：{change} 级。禁看“{other}”：{theirs} 级。注意力说明模型看了哪里；有没有用，要这样试过才知道。"
                   "词与词之前互相看过，所以别的词可能带着同样的信息。"),
+
+    "context_title": ("Words read each other", "词与词互相看"),
+    "context_idea": ("Before the picture begins, the text encoder reads the text in 12 layers. In each layer every token looks at the "
+                     "others and takes something over. This is self-attention.",
+                     "画画之前，文本编码器用 12 层读这段文字。每一层里，每个词元都看别的词元，并从中取一些东西。这叫自注意力。"),
+    "context_prompt": ("a hot dog", "树袋熊"),
+    "context_predict": ("“dog” is a token of “a hot dog”. What will be drawn?",
+                        "“树袋熊”（考拉）被切成树、袋、熊几个词元。会画出什么？"),
+    "context_guess_part": ("a dog", "一头熊"),
+    "context_guess_both": ("a dog and something hot", "一棵树和一头熊"),
+    "context_guess_whole": ("a hot dog, the food", "考拉"),
+    "context_verdict": ("In layer {layer} “{token}” gives {others} of its attention to the other pieces of the text, and takes over something "
+                        "of what they say.",
+                        "在第 {layer} 层，“{token}”把 {others} 的注意力给了这段文字的其他部分，并从中取了一些东西。"),
+    "context_see": ("Point at a token: the colours show whom it looks at.", "指着一个词元，颜色表示它在看谁。"),
+    "context_change": ("Write another text, and move through the layers. 河马 (hippo) is one token: there is no 马 (horse) in it to be seen.",
+                       "换一段文字，再看各层。试试“河马”：它整个是一个词元，里面没有“马”。"),
+    "context_question": ("Your text, layer {layer}: which other piece does the last token, “{token}”, look at most? (<bos> and <eos> do "
+                         "not count.)",
+                         "你的文字，第 {layer} 层：最后一个词元“{token}”看哪个部分最多？（<bos> 和 <eos> 不算。）"),
+    "context_why": ("In layer {layer} “{token}” looks most at: {ranked}. The rest goes to other pieces, to itself, and to <bos> and <eos>.",
+                    "在第 {layer} 层，“{token}”看得最多的是：{ranked}。其余给了别的部分、它自己，以及 <bos> 和 <eos>。"),
+
+    "sense_title": ("One word, two meanings", "一个词，两个意思"),
+    "sense_idea": ("Some words mean two things; the words around them decide. In this model's world a “bank” is a house with money, or "
+                   "the side of a river.",
+                   "有的词有两个意思，由周围的词决定。在这个模型的世界里，“银行”可以是存钱的地方，也可以是河岸，就像英文的 bank。"),
+    "sense_prompt": ("a bank where people fish", "银行在左边，渔夫在那里垂钓"),
+    "sense_word": ("bank", "银行"),
+    "sense_text_money": ("a savings bank", "存钱的银行"),
+    "sense_text_river": ("a river bank", "河边的银行"),
+    "sense_predict": ("What will be drawn for “a bank where people fish”?", "“银行在左边，渔夫在那里垂钓”会画出什么？"),
+    "sense_guess_money": ("the bank with the money", "存钱的银行"),
+    "sense_guess_river": ("the bank of a river", "河岸"),
+    "sense_guess_both": ("both", "两个都有"),
+    "sense_verdict": ("After the encoder, the word's similarity to the bank of a river is {river}, to the bank with the money {money} "
+                      "(1 is the same).",
+                      "编码器读完以后，这个词与河岸的相似度是 {river}，与存钱的银行是 {money}（1 表示相同）。"),
+    "sense_see": ("First your text, then a text for each meaning.", "先是你的文字，然后是两个意思各一句。"),
+    "sense_change": ("Write another text with “bank”.", "再写一句带“银行”的话。"),
+    "sense_missing": ("Write a text in which “{word}” occurs once.", "请写一段“{word}”出现一次的文字。"),
+    "sense_question": ("After the encoder, which meaning is “{word}” in your text nearer to?", "编码器读完以后，你的文字里的“{word}”离哪个意思更近？"),
+    "sense_why": ("Similarity of “{word}” to the bank with the money: {money}; to the bank of a river: {river}. The word is the same in all "
+                  "three texts; the layers have mixed its neighbours into it.",
+                  "“{word}”与存钱的银行的相似度是 {money}，与河岸是 {river}。三句话里是同一个词，是各层把周围的词混了进去。"),
+
+    "steps_title": ("How many steps?", "要走多少步？"),
+    "steps_idea": ("Few steps are quick, many take longer. What do more steps change?", "步数少就快，步数多就慢。多走几步，图像会变多少？"),
+    "steps_prompt": ("a cat on the left, a moon on the right, at night", "左边是猫，右边是月亮，夜晚"),
+    "steps_predict": ("A picture was made in 40 steps. What changes it more: only 8 steps, or other noise?",
+                      "一幅图用了 40 步。哪一样让它变得更多：只走 8 步，还是换一份噪声？"),
+    "steps_guess_steps": ("8 steps instead of 40", "40 步改成 8 步"),
+    "steps_guess_seed": ("other noise (another seed)", "换一份噪声（另一个种子）"),
+    "steps_guess_same": ("about the same", "差不多"),
+    "steps_verdict": ("8 steps change it by {steps} grey levels per pixel (of 255), other noise by {seed}.",
+                      "改成 8 步，每个像素平均变 {steps} 级灰度（满分 255）；换一份噪声，变 {seed} 级。"),
+    "steps_see": ("Left: your number of steps. Middle: 40 steps from the same noise. Right: what differs.",
+                  "左：你选的步数。中：同样的噪声走 40 步。右：哪里不同。"),
+    "steps_change": ("Move the number of steps, or write another text.", "拖动步数，或换一段文字。"),
+    "steps_picture": ("{n} steps", "{n} 步"),
+    "steps_changed": ("what differs", "哪里不同"),
+    "steps_question": ("Your picture with {n} steps differs from 40 steps by {change} grey levels. With {twice} steps, will more than half of "
+                       "this difference be left?",
+                       "你的图走 {n} 步，与 40 步相差 {change} 级灰度。如果走 {twice} 步，剩下的差会超过一半吗？"),
+    "steps_yes": ("yes, more than half", "会，超过一半"),
+    "steps_no": ("no, half or less", "不会，一半或更少"),
+    "steps_why": ("{n} steps: {change} grey levels. {twice} steps: {rest}.", "{n} 步：{change} 级灰度。{twice} 步：{rest} 级。"),
 })  # fmt: skip

@@ -18,6 +18,7 @@ from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.garbage_collection import freeze_loaded_objects
 from toushi.dashboards.heat_map import component, payload
+from toushi.dashboards.heat_map.matrices import read_matrices
 from toushi.probe.base.errors import ToushiError
 from toushi.probe.text.alignment import segment
 from toushi.probe.text.bpe import Tokenizer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from toushi.probe.models.mini_unet import MiniUNet
 
 STEPS, GUIDANCE = 8, 3.0  # of a lesson's run
+VISIBLE = 64  # grey levels of change that are shown as the brightest colour
 MAX_RUNS = 300  # about 1 MB each; the oldest are deleted
 _one_at_a_time = threading.Lock()  # a model may not be recorded in two threads
 
@@ -174,14 +176,41 @@ def enlarge(picture: UInt8[np.ndarray, "y x 3"], side: int = 320) -> UInt8[np.nd
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
 
 
-def show_text(folder: str, *, bytes: bool) -> None:
-    """The text component: with the bytes of each character, or with the attention among the tokens."""
-    from toushi.dashboards.heat_map.matrices import read_matrices
+def colour_map(values: Float[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
+    """Values from 0 to 1 in the colours of the heat maps."""
+    return payload.colours()[(values.clip(0, 1) * 255).round().astype(int)]
 
+
+def colour_change(folder: str, other: str) -> UInt8[np.ndarray, "y x 3"]:
+    """Where two pictures differ; the brightest colour is for VISIBLE grey levels and more."""
+    return colour_map(difference(folder, other).mean(-1) / VISIBLE)
+
+
+def show_bytes(folder: str) -> None:
+    """The text component with the bytes of each character, without the attention among the tokens."""
+    component.text_map(_text(folder, {"bytes": True, "hide": [".columns", ".hint"]}), key="lesson_text")
+
+
+def show_encoder(folder: str, layer: int) -> None:
+    """The text component with the attention in this layer, from 1."""
+    start = {"layer": layer - 1, "scale": "text"}
+    component.text_map(_text(folder, {"hide": [".keys"], "start": start}), key="lesson_text")
+
+
+def _text(folder: str, lesson: dict) -> bytes:
     trace = trace_of(folder)
-    lesson = {"bytes": bytes, "hide": [".columns", ".hint"] if bytes else [".keys"]}
-    block = payload.encoder_block(trace, read_matrices(trace, "cond"), "cond", library.language(), lesson)
-    component.text_map(block, key="lesson_text")
+    return payload.encoder_block(trace, read_matrices(trace, "cond"), "cond", library.language(), lesson)
+
+
+@st.cache_data(max_entries=MAX_RUNS, show_spinner=False)
+def state_of(text: str, word: str) -> Float[np.ndarray, " feature"]:
+    """The word's state after the encoder's last layer, of length 1: the mean over its tokens."""
+    from toushi.probe.encoders.encode_layers import encode_layers
+
+    with _one_at_a_time:
+        (encoding,) = encode_layers(model(), [text])
+    state = encoding.word_states([word]).values[-1, 0]
+    return state / np.linalg.norm(state)
 
 
 def shares(folder: str) -> dict[str, float]:

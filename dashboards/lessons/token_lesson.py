@@ -18,7 +18,7 @@ def _tokens(text: str) -> int:
 
 def show(values: Values) -> Question:
     text = str(values["prompt"])
-    runs.show_text(runs.record(text, steps=1), bytes=True)
+    runs.show_bytes(runs.record(text, steps=1))
     size, tokens = len(text.encode()), _tokens(text)
 
     def check(answer: Answer) -> tuple[bool, str, str]:

@@ -8,16 +8,20 @@ import pytest
 from toushi.dashboards.lessons import (
     attention_lesson,
     cause_lesson,
+    context_lesson,
     guidance_lesson,
     live_runs,
     noise_lesson,
+    sense_lesson,
+    steps_lesson,
     token_lesson,
 )
 from toushi.dashboards.lessons.lesson_list import LESSONS
 from toushi.dashboards.lessons.lesson_texts import LESSONS as TEXTS
+from toushi.experiments.scene_world.recogniser import recognise
 
 PAGE = "app_pages/lessons_page.py"
-OWN = {"en": "a blue cat on the right, a red star on the left", "zh": "右边是蓝色的猫，左边是红色的星星"}
+OWN = {"en": "a blue cat by the bank on the right", "zh": "银行在右边，左边是红色的星星"}
 BY_NAME = {lesson.name: lesson for lesson in LESSONS}
 LANGUAGES = pytest.mark.parametrize("language", ["en", "zh"])
 
@@ -168,6 +172,39 @@ def test_without_guidance_the_words_do_not_count(language):
 def test_the_word_that_is_looked_at_most_is_not_the_one_that_matters_most(language):
     right, numbers = cause_lesson.verdict(BY_NAME["cause"].defaults(language))
     assert right == "least" and float(str(numbers["change"])) > 4 * float(str(numbers["most_change"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language, kind, part", [("en", "hot_dog", "dog"), ("zh", "koala", "熊")])
+def test_a_token_inside_another_word_is_not_drawn(language, kind, part):
+    values = BY_NAME["context"].defaults(language)
+    folder = live_runs.record(str(values["prompt"]))
+    right, numbers = context_lesson.verdict(values)
+    assert right == "whole" and numbers["token"] == part and recognised(folder) == {kind}
+    assert len(live_runs.model().encoder.layers) == 12
+    assert len(live_runs.tokenizer().encode("河马").ids) == 3, "one token, <bos> and <eos>"
+
+
+@pytest.mark.slow
+@LANGUAGES
+def test_the_context_decides_what_a_bank_is(language, monkeypatch):
+    monkeypatch.setattr(sense_lesson, "tell", lambda key, **values: TEXTS.translate(language, key, **values))
+    texts = {sense: TEXTS.translate(language, f"sense_text_{sense}") for sense in sense_lesson.SENSES}
+    drawn = {sense: recognised(live_runs.record(text)) for sense, text in texts.items()}
+    assert drawn == {"money": {"bank"}, "river": {"riverbank"}}
+    values = BY_NAME["sense"].defaults(language)
+    assert sense_lesson.verdict(values)[0] == "river"
+    assert recognised(live_runs.record(str(values["prompt"]))) == {"riverbank"}
+
+
+@pytest.mark.slow
+@LANGUAGES
+def test_other_noise_changes_more_than_fewer_steps(language):
+    assert steps_lesson.verdict(BY_NAME["steps"].defaults(language))[0] == "seed"
+
+
+def recognised(folder) -> set[str]:
+    return {thing.kind for thing in recognise(live_runs.image_of(folder)).objects}
 
 
 @pytest.mark.slow
