@@ -4,7 +4,7 @@ import numpy as np
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import percent, tell
+from toushi.dashboards.lessons.lesson_state import lesson_text, percent
 
 THIRDS = ("left", "middle", "right")
 CLOSE = 0.97  # another third that is nearly as bright is right, too
@@ -21,9 +21,9 @@ def _record(values: Values) -> str:
 
 
 def verdict(values: Values) -> tuple[str, dict[str, object]]:
-    word = tell("attention_word")
+    word = lesson_text("attention_word")
     parts = thirds(_record(values), word)
-    return _brightest(parts), {"word": word, **_shown(parts)}
+    return _brightest(parts), {"word": word, **_percentages(parts)}
 
 
 def show(values: Values) -> Question | None:
@@ -37,18 +37,22 @@ def show(values: Values) -> Question | None:
 
     def check(answer: Answer) -> tuple[bool, str, str]:
         third = THIRDS[choices.index(str(answer))]
-        right = tell(f"attention_guess_{_brightest(parts)}")
-        return parts[third] >= CLOSE * max(parts.values()), right, tell("attention_why", word=word, **_shown(parts))
+        right = lesson_text(f"attention_guess_{_brightest(parts)}")
+        return (
+            parts[third] >= CLOSE * max(parts.values()),
+            right,
+            lesson_text("attention_why", word=word, **_percentages(parts)),
+        )
 
-    choices = [tell(f"attention_guess_{third}") for third in THIRDS]
-    return Question(tell("attention_question", word=word), check, tuple(choices))
+    choices = [lesson_text(f"attention_guess_{third}") for third in THIRDS]
+    return Question(lesson_text("attention_question", word=word), check, tuple(choices))
 
 
 def _brightest(parts: dict[str, float]) -> str:
     return max(parts, key=lambda part: parts[part])
 
 
-def _shown(parts: dict[str, float]) -> dict[str, object]:
+def _percentages(parts: dict[str, float]) -> dict[str, object]:
     return {name: percent(part) for name, part in parts.items()}
 
 

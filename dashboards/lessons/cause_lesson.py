@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import percent, tell
+from toushi.dashboards.lessons.lesson_state import lesson_text, percent
 from toushi.probe.analysis.maps import resample
 
 CLOSE = 0.98  # of two changes as close as this, either is the larger
@@ -48,25 +48,31 @@ def show(values: Values) -> Question | None:
     heat = heat_of(folder, word)
     changed = runs.difference(folder, without)
     runs.show_pictures({
-        tell("cause_before"): runs.image_of(folder),
-        tell("cause_map", word=word): runs.colour_map(heat / heat.max()),
-        tell("cause_after", word=word): runs.image_of(without),
-        tell("cause_changed"): runs.colour_change(folder, without),
+        lesson_text("cause_before"): runs.image_of(folder),
+        lesson_text("cause_map", word=word): runs.colour_map(heat / heat.max()),
+        lesson_text("cause_after", word=word): runs.image_of(without),
+        lesson_text("cause_changed"): runs.colour_change(folder, without),
     }, in_row=2)  # fmt: skip
     mine = f"{changed.mean():.1f}"
-    st.caption(tell("cause_shown", word=word, change=mine, inside=percent(change_inside(heat, changed.mean(-1)))))
+    st.caption(
+        lesson_text("cause_shown", word=word, change=mine, inside=percent(change_inside(heat, changed.mean(-1))))
+    )
     other = _most(attention) if word != _most(attention) else min(attention, key=lambda one: attention[one])
-    more, less = tell("cause_more"), tell("cause_less")
+    more, less = lesson_text("cause_more"), lesson_text("cause_less")
 
     def check(answer: Answer) -> tuple[bool, str, str]:
         ratio = change_without(folder, other) / max(float(changed.mean()), 1e-9)
         right = more if ratio > 1 else less
         is_close = CLOSE < ratio < 1 / CLOSE
         theirs = f"{change_without(folder, other):.1f}"
-        return is_close or answer == right, right, tell("cause_why", word=word, change=mine, other=other, theirs=theirs)
+        return (
+            is_close or answer == right,
+            right,
+            lesson_text("cause_why", word=word, change=mine, other=other, theirs=theirs),
+        )
 
     numbers = {"word": word, "change": mine, "other": other, "share": percent(attention[other])}
-    return Question(tell("cause_question", **numbers), check, (more, less))
+    return Question(lesson_text("cause_question", **numbers), check, (more, less))
 
 
 def heat_of(folder: str, word: str) -> Float[np.ndarray, "y x"]:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import percent, tell
+from toushi.dashboards.lessons.lesson_state import lesson_text, percent
 
 CLOSE = 0.9  # a token that gets nearly as much is right, too
 
@@ -38,9 +38,9 @@ def show(values: Values) -> Question | None:
         most = int(others.argmax())
         ranked = "，".join(f"{names[i]} {percent(float(others[i]))}" for i in np.argsort(-others)[:3])
         is_right = others[names.index(str(answer))] >= CLOSE * others[most]
-        return bool(is_right), names[most], tell("context_why", token=tokens[-1], layer=layer, ranked=ranked)
+        return bool(is_right), names[most], lesson_text("context_why", token=tokens[-1], layer=layer, ranked=ranked)
 
-    return Question(tell("context_question", token=tokens[-1], layer=layer), check, tuple(names))
+    return Question(lesson_text("context_question", token=tokens[-1], layer=layer), check, tuple(names))
 
 
 LESSON = Lesson(

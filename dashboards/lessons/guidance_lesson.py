@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import tell
+from toushi.dashboards.lessons.lesson_state import lesson_text
 
 Levels = Float[np.ndarray, "y x 3"]
 
@@ -39,22 +39,22 @@ def show(values: Values) -> Question:
     guesses = runs.guesses_at(folder, step - 1)
     y, x = loudest_pixel(guesses, guidance)
     pictures = {
-        tell("guidance_without"): guesses.without_words,
-        tell("guidance_with"): guesses.with_words,
-        tell("guidance_difference"): 127.5 + (guesses.with_words - guesses.without_words) / 2,
-        tell("guidance_result", g=f"{guidance:g}"): guide(guesses, guidance),
+        lesson_text("guidance_without"): guesses.without_words,
+        lesson_text("guidance_with"): guesses.with_words,
+        lesson_text("guidance_difference"): 127.5 + (guesses.with_words - guesses.without_words) / 2,
+        lesson_text("guidance_result", g=f"{guidance:g}"): guide(guesses, guidance),
     }
     finished = runs.image_of(runs.record(prompt, guidance=guidance))
     framed = {caption: _framed(levels, y, x) for caption, levels in pictures.items()}
-    runs.show_pictures(framed | {tell("guidance_final", g=f"{guidance:g}"): finished}, in_row=3)
+    runs.show_pictures(framed | {lesson_text("guidance_final", g=f"{guidance:g}"): finished}, in_row=3)
     without, with_words = (round(float(one[y, x, 0])) for one in guesses)
     exact = without + guidance * (with_words - without)
 
     def check(answer: Answer) -> tuple[bool, str, str]:
-        why = tell("guidance_why", without=without, with_=with_words, g=f"{guidance:g}", result=f"{exact:g}")
+        why = lesson_text("guidance_why", without=without, with_=with_words, g=f"{guidance:g}", result=f"{exact:g}")
         return abs(float(answer) - exact) <= 0.5, f"{exact:g}", why
 
-    text = tell("guidance_question", without=without, with_=with_words, g=f"{guidance:g}")
+    text = lesson_text("guidance_question", without=without, with_=with_words, g=f"{guidance:g}")
     return Question(text, check)
 
 

@@ -7,7 +7,7 @@ import streamlit as st
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.lessons import live_runs
 from toushi.dashboards.lessons.lesson import Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import forget, memory_of, tell, widget_key
+from toushi.dashboards.lessons.lesson_state import forget, lesson_text, memory_of, widget_key
 from toushi.dashboards.trace_library import escape_markdown
 from toushi.probe.base.errors import ToushiError
 
@@ -20,13 +20,13 @@ def show(lesson: Lesson) -> None:
     text, right = st.columns([2, 3], gap="large")
     live = right.container(key="lesson_live")
     try:
-        with live, st.spinner(tell("frame_running")):
+        with live, st.spinner(lesson_text("frame_running")):
             with text:
-                st.subheader(tell(f"{lesson.name}_title"), anchor=False)
-                st.markdown(tell(f"{lesson.name}_idea"))
+                st.subheader(lesson_text(f"{lesson.name}_title"), anchor=False)
+                st.markdown(lesson_text(f"{lesson.name}_idea"))
                 predicted = _predict(lesson)
             if not predicted:
-                st.info(tell("frame_hidden"), icon=":material/visibility_off:")
+                st.info(lesson_text("frame_hidden"), icon=":material/visibility_off:")
                 return
             with text:
                 _see(lesson)
@@ -39,17 +39,17 @@ def show(lesson: Lesson) -> None:
 
 
 def _heading(part: str, number: int) -> None:
-    st.markdown(f"##### {number} · {tell(f'frame_{part}')}")
+    st.markdown(f"##### {number} · {lesson_text(f'frame_{part}')}")
 
 
 def _predict(lesson: Lesson) -> bool:
     """Asks for the prediction, once. Whether there is one."""
     memory = memory_of(lesson.name)
-    labels = {guess: tell(f"{lesson.name}_guess_{guess}") for guess in lesson.guesses}
-    question = tell(f"{lesson.name}_predict", **lesson.predict_values(lesson.defaults(library.language())))
+    labels = {guess: lesson_text(f"{lesson.name}_guess_{guess}") for guess in lesson.guesses}
+    question = lesson_text(f"{lesson.name}_predict", **lesson.predict_values(lesson.defaults(library.language())))
     _heading("predict", 1)
     if "guess" in memory:
-        st.markdown(f"{question}  \n{tell('frame_guess', guess=labels[memory['guess']])}")
+        st.markdown(f"{question}  \n{lesson_text('frame_guess', guess=labels[memory['guess']])}")
         return True
     guess = st.radio(
         question, list(labels), index=None, format_func=labels.__getitem__, key=widget_key(lesson.name, "guess")
@@ -64,12 +64,12 @@ def _see(lesson: Lesson) -> None:
     _heading("see", 2)
     right, numbers = lesson.verdict(lesson.defaults(library.language()))
     is_right = memory_of(lesson.name).get("guess") == right
-    judged = tell(
-        "frame_guessed_right" if is_right else "frame_guessed_wrong", right=tell(f"{lesson.name}_guess_{right}")
+    judged = lesson_text(
+        "frame_guessed_right" if is_right else "frame_guessed_wrong", right=lesson_text(f"{lesson.name}_guess_{right}")
     )
-    verdict = f"**{judged}** {tell(f'{lesson.name}_verdict', **numbers)}"
+    verdict = f"**{judged}** {lesson_text(f'{lesson.name}_verdict', **numbers)}"
     (st.success if is_right else st.info)(verdict)
-    st.markdown(tell(f"{lesson.name}_see"))
+    st.markdown(lesson_text(f"{lesson.name}_see"))
 
 
 def _change(lesson: Lesson) -> Values:
@@ -77,13 +77,13 @@ def _change(lesson: Lesson) -> Values:
     memory = memory_of(lesson.name)
     values = lesson.defaults(library.language()) | memory.get("changes", {})
     _heading("change", 3)
-    st.markdown(tell(f"{lesson.name}_change"))
+    st.markdown(lesson_text(f"{lesson.name}_change"))
     typed = [control for control in lesson.controls if control.kind in ("prompt", "seed")]
     with st.form(widget_key(lesson.name, "form")):
         entered = {control.name: _widget(lesson, control, values) for control in typed}
-        pressed = st.form_submit_button(tell("frame_draw"), icon=":material/play_arrow:")
+        pressed = st.form_submit_button(lesson_text("frame_draw"), icon=":material/play_arrow:")
     if pressed and live_runs.tokenizer().encode(str(entered.get("prompt", ""))).lost:
-        st.warning(tell("frame_long", n=live_runs.tokenizer().length))
+        st.warning(lesson_text("frame_long", n=live_runs.tokenizer().length))
     elif pressed:
         values |= {name: value for name, value in entered.items() if value != ""}
     for control in lesson.controls:
@@ -95,7 +95,11 @@ def _change(lesson: Lesson) -> Values:
 
 
 def _widget(lesson: Lesson, control: Control, values: Values) -> str | int | float:
-    label, key, value = tell(f"frame_{control.name}"), widget_key(lesson.name, control.name), values[control.name]
+    label, key, value = (
+        lesson_text(f"frame_{control.name}"),
+        widget_key(lesson.name, control.name),
+        values[control.name],
+    )
     if control.kind == "prompt":
         return st.text_input(label, str(value), max_chars=MAX_CHARACTERS, key=f"{key} {library.language()}").strip()
     if control.kind == "word":
@@ -115,10 +119,10 @@ def _ask(lesson: Lesson, values: Values, question: Question | None) -> None:
     memory = memory_of(lesson.name)
     _heading("question", 4)
     if not memory.get("changes"):
-        st.caption(tell("frame_change_first"))
+        st.caption(lesson_text("frame_change_first"))
         return
     if question is None:
-        st.caption(tell("frame_no_question", n=2))
+        st.caption(lesson_text("frame_no_question", n=2))
         return
     kept = memory.get("answer")
     kept = kept[1] if kept and kept[0] == dict(values) else None
@@ -130,15 +134,15 @@ def _ask(lesson: Lesson, values: Values, question: Question | None) -> None:
             answer = st.radio(question.text, choices, index, horizontal=True, key=key)
         else:
             answer = st.number_input(question.text, value=None if kept is None else int(kept), step=1, key=key)
-        if st.form_submit_button(tell("frame_check"), icon=":material/check:") and answer is not None:
+        if st.form_submit_button(lesson_text("frame_check"), icon=":material/check:") and answer is not None:
             memory["answer"] = dict(values), answer
             kept = answer
     if kept is None:
         return
-    with st.spinner(tell("frame_running")):
+    with st.spinner(lesson_text("frame_running")):
         is_right, right, why = question.check(kept)
     memory["done"] = True
-    judged = tell("frame_right") if is_right else tell("frame_wrong", right=right)
+    judged = lesson_text("frame_right") if is_right else lesson_text("frame_wrong", right=right)
     (st.success if is_right else st.info)(f"**{escape_markdown(judged)}** {escape_markdown(why)}")
 
 
@@ -149,20 +153,20 @@ def choose(lessons: tuple[Lesson, ...]) -> Lesson:
         st.session_state["lesson"] = lessons[0].name
 
     done = {name: " ✓" if memory_of(name).get("done") else "" for name in names}
-    labels = {name: f"{i} · {tell(f'{name}_title')}{done[name]}" for i, name in enumerate(names, 1)}
+    labels = {name: f"{i} · {lesson_text(f'{name}_title')}{done[name]}" for i, name in enumerate(names, 1)}
     with st.container(horizontal=True, vertical_alignment="center", key="lesson_menu"):
         name = st.selectbox(
-            tell("frame_choose"),
+            lesson_text("frame_choose"),
             list(names),
             format_func=labels.__getitem__,
             key="lesson",
             label_visibility="collapsed",
         )
-        st.toggle(tell("frame_large"), key="lesson_large")
-        if st.button(tell("frame_print"), icon=":material/print:"):
+        st.toggle(lesson_text("frame_large"), key="lesson_large")
+        if st.button(lesson_text("frame_print"), icon=":material/print:"):
             st.html("<script>setTimeout(() => window.print(), 300)</script>", unsafe_allow_javascript=True)
-        st.button(tell("frame_again"), icon=":material/replay:", on_click=forget, args=(name,))
-        st.button(tell("frame_reset"), icon=":material/restart_alt:", on_click=forget)
+        st.button(lesson_text("frame_again"), icon=":material/replay:", on_click=forget, args=(name,))
+        st.button(lesson_text("frame_reset"), icon=":material/restart_alt:", on_click=forget)
     large = "html { font-size: 150%; }" if st.session_state.get("lesson_large") else ""
     st.html(f"<style>{STYLE.read_text(encoding='utf-8')}{large}</style>")
     return names[name]

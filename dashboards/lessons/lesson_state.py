@@ -34,7 +34,7 @@ def forget(name: str | None = None) -> None:
     lessons.clear() if name is None else lessons.pop(name, None)
 
 
-def tell(key: str, **values: object) -> str:
+def lesson_text(key: str, **values: object) -> str:
     return LESSONS.translate(library.language(), key, **values)
 
 

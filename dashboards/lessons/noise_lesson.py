@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import percent, tell
+from toushi.dashboards.lessons.lesson_state import lesson_text, percent
 
 HIDE = [".chips", ".shares", ".scalerow", ".plot", ".timeline > .label", ".stage .title"]
 STEPS, CLOSE = 12, 0.9  # another interval that changed nearly as much is right, too
@@ -33,13 +33,13 @@ def show(values: Values) -> Question:
     most, least = int(by_step.argmax()), int(by_step.argmin())
 
     def check(answer: Answer) -> tuple[bool, str, str]:
-        return by_step[choices.index(str(answer))] >= CLOSE * by_step[most], choices[most], tell(
+        return by_step[choices.index(str(answer))] >= CLOSE * by_step[most], choices[most], lesson_text(
             "noise_why", a=most + 1, b=most + 2, c=least + 1, d=least + 2, most=f"{by_step[most]:.1f}",
             least=f"{by_step[least]:.1f}", noise=percent(times[most]), rest=percent(times[least]),
         )  # fmt: skip
 
     choices = [f"{i} → {i + 1}" for i in range(1, STEPS)]
-    return Question(tell("noise_question"), check, tuple(choices))
+    return Question(lesson_text("noise_question"), check, tuple(choices))
 
 
 LESSON = Lesson(

@@ -2,7 +2,7 @@
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import tell
+from toushi.dashboards.lessons.lesson_state import lesson_text
 
 MOST = 40  # steps of the run that the others are compared with
 
@@ -23,10 +23,10 @@ def show(values: Values) -> Question:
     few, many = runs.record(prompt, seed, steps), runs.record(prompt, seed, MOST)
     change = runs.change_between(few, many)
     runs.show_pictures({
-        tell("steps_picture", n=steps): runs.image_of(few), tell("steps_picture", n=MOST): runs.image_of(many),
-        tell("steps_changed"): runs.colour_change(few, many),
+        lesson_text("steps_picture", n=steps): runs.image_of(few), lesson_text("steps_picture", n=MOST): runs.image_of(many),
+        lesson_text("steps_changed"): runs.colour_change(few, many),
     }, in_row=3)  # fmt: skip
-    yes, no = tell("steps_yes"), tell("steps_no")
+    yes, no = lesson_text("steps_yes"), lesson_text("steps_no")
 
     def check(answer: Answer) -> tuple[bool, str, str]:
         rest = runs.change_between(runs.record(prompt, seed, 2 * steps), many)
@@ -34,10 +34,10 @@ def show(values: Values) -> Question:
         return (
             answer == right,
             right,
-            tell("steps_why", n=steps, change=f"{change:.2f}", twice=2 * steps, rest=f"{rest:.2f}"),
+            lesson_text("steps_why", n=steps, change=f"{change:.2f}", twice=2 * steps, rest=f"{rest:.2f}"),
         )
 
-    return Question(tell("steps_question", n=steps, change=f"{change:.2f}", twice=2 * steps), check, (yes, no))
+    return Question(lesson_text("steps_question", n=steps, change=f"{change:.2f}", twice=2 * steps), check, (yes, no))
 
 
 LESSON = Lesson(

@@ -2,7 +2,7 @@
 
 from toushi.dashboards.lessons import live_runs as runs
 from toushi.dashboards.lessons.lesson import Answer, Control, Lesson, Question, Values
-from toushi.dashboards.lessons.lesson_state import tell
+from toushi.dashboards.lessons.lesson_state import lesson_text
 
 
 def verdict(values: Values) -> tuple[str, dict[str, object]]:
@@ -23,9 +23,9 @@ def show(values: Values) -> Question:
 
     def check(answer: Answer) -> tuple[bool, str, str]:
         saved = size - tokens
-        return answer == saved, str(saved), tell("tokens_why", bytes=size, tokens=tokens, saved=saved)
+        return answer == saved, str(saved), lesson_text("tokens_why", bytes=size, tokens=tokens, saved=saved)
 
-    return Question(tell("tokens_question"), check)
+    return Question(lesson_text("tokens_question"), check)
 
 
 LESSON = Lesson("tokens", ("1", "2", "3", "6"), (Control("prompt", "prompt"),), verdict, show)

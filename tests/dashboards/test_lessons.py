@@ -188,7 +188,7 @@ def test_a_token_inside_another_word_is_not_drawn(language, kind, part):
 @pytest.mark.slow
 @LANGUAGES
 def test_the_context_decides_what_a_bank_is(language, monkeypatch):
-    monkeypatch.setattr(sense_lesson, "tell", lambda key, **values: TEXTS.translate(language, key, **values))
+    monkeypatch.setattr(sense_lesson, "lesson_text", lambda key, **values: TEXTS.translate(language, key, **values))
     texts = {sense: TEXTS.translate(language, f"sense_text_{sense}") for sense in sense_lesson.SENSES}
     drawn = {sense: recognised(live_runs.record(text)) for sense, text in texts.items()}
     assert drawn == {"money": {"bank"}, "river": {"riverbank"}}
