@@ -22,7 +22,7 @@ def verdict(values: Values) -> tuple[str, dict[str, object]]:
     most = _most(runs.shares(folder))
     changes = {"most": change_without(folder, most), "least": change_without(folder, word)}
     small, large = sorted(changes.values())
-    right = "same" if small > CLOSE * large else max(changes, key=lambda one: changes[one])
+    right = "same" if small > CLOSE * large else max(changes, key=lambda name: changes[name])
     return right, {
         **predict_values(values), "most_change": f"{changes['most']:.1f}", "change": f"{changes['least']:.1f}",
     }  # fmt: skip
@@ -57,7 +57,7 @@ def show(values: Values) -> Question | None:
     st.caption(
         lesson_text("cause_shown", word=word, change=mine, inside=percent(change_inside(heat, changed.mean(-1))))
     )
-    other = _most(attention) if word != _most(attention) else min(attention, key=lambda one: attention[one])
+    other = _most(attention) if word != _most(attention) else min(attention, key=lambda name: attention[name])
     more, less = lesson_text("cause_more"), lesson_text("cause_less")
 
     def check(answer: Answer) -> tuple[bool, str, str]:

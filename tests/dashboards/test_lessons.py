@@ -180,7 +180,7 @@ def test_a_token_inside_another_word_is_not_drawn(language, kind, part):
     values = BY_NAME["context"].defaults(language)
     folder = live_runs.record(str(values["prompt"]))
     right, numbers = context_lesson.verdict(values)
-    assert right == "whole" and numbers["token"] == part and recognised(folder) == {kind}
+    assert right == "whole" and numbers["token"] == part and kinds_in(folder) == {kind}
     assert len(live_runs.model().encoder.layers) == 12
     assert len(live_runs.tokenizer().encode("河马").ids) == 3, "one token, <bos> and <eos>"
 
@@ -190,11 +190,11 @@ def test_a_token_inside_another_word_is_not_drawn(language, kind, part):
 def test_the_context_decides_what_a_bank_is(language, monkeypatch):
     monkeypatch.setattr(sense_lesson, "lesson_text", lambda key, **values: TEXTS.translate(language, key, **values))
     texts = {sense: TEXTS.translate(language, f"sense_text_{sense}") for sense in sense_lesson.SENSES}
-    drawn = {sense: recognised(live_runs.record(text)) for sense, text in texts.items()}
+    drawn = {sense: kinds_in(live_runs.record(text)) for sense, text in texts.items()}
     assert drawn == {"money": {"bank"}, "river": {"riverbank"}}
     values = BY_NAME["sense"].defaults(language)
     assert sense_lesson.verdict(values)[0] == "river"
-    assert recognised(live_runs.record(str(values["prompt"]))) == {"riverbank"}
+    assert kinds_in(live_runs.record(str(values["prompt"]))) == {"riverbank"}
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_other_noise_changes_more_than_fewer_steps(language):
     assert steps_lesson.verdict(BY_NAME["steps"].defaults(language))[0] == "seed"
 
 
-def recognised(folder) -> set[str]:
+def kinds_in(folder) -> set[str]:
     return {thing.kind for thing in recognise(live_runs.image_of(folder)).objects}
 
 
