@@ -14,7 +14,7 @@ from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
 
 # In the query: in the session. The language comes first, for a warning about the others is in it.
-SESSION = {"lang": "language", "trace": "folder", "other": "other", "branch": "branch"}
+SESSION = {"lang": "language", "trace": "folder", "other": "other", "branch": "branch", "lesson": "lesson"}
 FOLDERS = ("trace", "other")
 LOCALES = {"en": "en", "zh": "zh-Hans"}
 

@@ -39,7 +39,8 @@ compare = page_of("compare", "compare")
 encoder = page_of("encoder", "translate")
 layers = page_of("layers", "layers", default=texts)
 findings = page_of("findings", "science")
-page = st.navigation([traces, picture, compare, encoder, layers, findings], position="top")
+lessons = page_of("lessons", "school")
+page = st.navigation([traces, picture, compare, encoder, layers, lessons, findings], position="top")
 
 st.html(STYLE)
 purpose = say("tagline") if page is traces else say("layers_intro") if page is layers else page.help

@@ -85,6 +85,12 @@ function h(tag, properties = {}, ...children) {
   return element
 }
 
+// A lesson shows only a part of a component: without the elements of the selectors that it names.
+function hideParts(root, { lesson }) {
+  root.classList.toggle('stacked', Boolean(lesson?.stacked))
+  for (const name of lesson?.hide ?? []) for (const part of root.querySelectorAll(name)) part.hidden = true
+}
+
 // A "?" that explains a term to who points at it or comes to it with the keyboard.
 function help(text) {
   return h('button', { type: 'button', className: 'help', 'aria-label': text, data: { text } }, '?')

@@ -65,8 +65,10 @@ def colours(name: str = "inferno") -> np.ndarray:
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
-    """The block for `component.heat_map`."""
+def picture_block(
+    trace: Trace, maps: WordMaps, branch: str, language: str, lesson: dict[str, object] | None = None
+) -> bytes:
+    """The block for `component.heat_map`. A `lesson` has selectors of parts to `hide` and the state at the `start`."""
     image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
@@ -79,10 +81,10 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
     times = dict(zip(trace.steps, trace.times))
     size = image.shape[1::-1] if image is not None else maps.layers[0].grid[::-1]
     _, rule = trace.heat_map_rule()
-    ordered = _by_contrast(maps.units, maps.layers[0].maps[0, 0])
+    ordered = by_contrast(maps.units, maps.layers[0].maps[0, 0])
     counts = {layer.name: trace.step_count(layer.name, branch) for layer in maps.layers if layer.name in trace.sites}
     header = {
-        "id": f"{trace.folder}#{branch}",
+        "id": f"{trace.folder}#{branch}" + (f"#{json.dumps(lesson)}" if lesson else ""),
         "folder": str(trace.folder),
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
@@ -102,6 +104,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
             }
             for layer in maps.layers
         ],
+        "lesson": lesson,
     }
     return pack(header, arrays)
 
@@ -115,7 +118,7 @@ def _one_line(prompt: str | None) -> str | None:
     return prompt and prompt.replace("\n", " ")
 
 
-def _by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
+def by_contrast(units: Sequence[Unit], maps: np.ndarray) -> list[int]:
     """The indices of the words in maps [unit, y, x], the largest contrast first: not 的 or 是."""
     words = [i for i, unit in enumerate(units) if unit.kind == "word"] or [0]
     return sorted(words, key=lambda i: -_contrast(maps[i]))
@@ -180,7 +183,7 @@ def _pair_block(
         ],
         "sides": sides,
         "units": [_unit(unit, n, language) for n, unit in enumerate(common.units)],
-        "first": _by_contrast(common.units, common.layers[0].maps[0, 0])[0],
+        "first": by_contrast(common.units, common.layers[0].maps[0, 0])[0],
         "steps": [list(steps) for steps in common.steps],
         "layers": [_layer(layer, language, None) for layer in common.layers],
     }
@@ -234,8 +237,13 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) -> bytes:
-    """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention."""
+def encoder_block(
+    trace: Trace, matrices: Matrices, branch: str, language: str, lesson: dict[str, object] | None = None
+) -> bytes:
+    """The block for `component.text_map`: tokens, words and, if the trace has it, the encoder's attention.
+
+    A `lesson` has selectors of parts to `hide`, and says whether the `bytes` of each character are shown.
+    """
     tokens = matrices.tokens
     layers, arrays = [], {"colours": colours()}
     for i, (number, heads) in enumerate(matrices.layers.items()):
@@ -251,11 +259,12 @@ def encoder_block(trace: Trace, matrices: Matrices, branch: str, language: str) 
     if not seen_text and rows:  # an empty prompt: <bos> stands before the text that is not there
         rows[1:] = [{**row, "before": False} for row in rows[1:]]
     header = {
-        "id": f"{trace.folder}#{branch}#text",
+        "id": f"{trace.folder}#{branch}#text" + (f"#{json.dumps(lesson)}" if lesson else ""),
         "text": text.component_messages(language),
         "prompt": trace.manifest.prompt_of(branch),
         "tokens": rows,
         "words": [{"text": word.text, "span": [word.start, word.end]} for word in trace.words(branch)],
         "layers": layers,
+        "lesson": lesson,
     }
     return pack(header, arrays)

@@ -69,10 +69,10 @@ function makeApp({ header, arrays }) {
     state.head = bound(state.head, layers[state.layer].heads)
     return state
   }
-  const address = { numbers: steps.map((step) => step + 1),
+  const address = header.lesson ? null : { numbers: steps.map((step) => step + 1),
     view: (state) => ({ ...state, words: state.compare ? state.units : [state.units[0]] }),
     state: ({ words, ...view }) => ({ ...view, units: [words[0], words[1] ?? header.first[1]], compare: words.length > 1, active: 0 }) }
-  enliven(app, { fresh: { ...FRESH, units: [...header.first] }, passing: { box: null }, clamp, steps: steps.length, address })
+  enliven(app, { fresh: { ...FRESH, units: [...header.first], ...header.lesson?.start }, passing: { box: null }, clamp, steps: steps.length, address })
   app.view = () => {
     const view = { ...app.state, ...app.peeked }
     if ('unit' in app.peeked) view.units = app.state.units.map((u, i) => (i === app.state.active ? app.peeked.unit : u))
@@ -143,6 +143,7 @@ function build(root, bytes) {
       h('div', { className: 'scalerow' }, bar.root, scale.root), settings),
     h('div', { className: 'right' }, timeline.root, h('div', { className: 'pickers' }, layerStrip.root, headHome), shares.root,
       h('div', { className: 'hint keys' }, t('keys')))))
+  hideParts(root, header)
 
   app.render = () => {
     const view = app.view()

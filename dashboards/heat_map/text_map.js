@@ -1,5 +1,8 @@
 // The prompt as the encoder meets it: characters, tokens and words on one grid, and who reads from whom.
 
+// The bytes of a character in UTF-8, as numbers.
+const bytesOf = (character) => [...new TextEncoder().encode(character)]
+
 // Three aligned lines. Each character is a column; what stands before and after the text has columns of its own.
 function makeLines(app) {
   const { header, t } = app
@@ -13,11 +16,11 @@ function makeLines(app) {
   }
   const lines = h('div', { className: 'lines', lang: 'zh' })
   lines.style.gridTemplateColumns = `max-content repeat(${before + characters.length + after}, minmax(max-content, auto)) 1fr`
-  ;[[t('characters')], [t('tokens'), help(t('help_token'))], [t('words_line')]].forEach((name, row) =>
+  ;[[t(header.lesson?.bytes ? 'characters_bytes' : 'characters')], [t('tokens'), help(t('help_token'))], [t('words_line')]].forEach((name, row) =>
     lines.append(place(h('div', { className: 'head' }, ...name), row + 1, 1, 2)))
   characters.forEach((character, i) =>
     lines.append(place(h('div', { className: 'piece', title: `U+${character.codePointAt(0).toString(16).toUpperCase()}` },
-      character.trim() ? character : '␣'), 1, first + i, first + i + 1)))
+      character.trim() ? character : '␣', ...(header.lesson?.bytes ? bytesOf(character) : []).map((byte) => h('small', {}, byte))), 1, first + i, first + i + 1)))
   for (const { text, span } of header.words) {
     lines.append(place(h('div', { className: 'piece word' }, text), 3, first + span[0], first + span[1]))
   }
@@ -144,7 +147,7 @@ function build(root, bytes) {
     state.head = Math.min(state.head, header.layers[state.layer].heads)
     if (state.token >= n) state.token = null
   }
-  const fresh = { layer: header.layers.length - 1, head: 0, token: null, key: null, scale: 'layer' }
+  const fresh = { layer: header.layers.length - 1, head: 0, token: null, key: null, scale: 'layer', ...header.lesson?.start }
   enliven(app, { fresh, passing: {}, clamp })
   const matrix = makeMatrix(app)
   const bar = colourBar(t('colour_bar'))
@@ -160,6 +163,7 @@ function build(root, bytes) {
     h('div', {}, h('div', { className: 'label' }, t('matrix'), details), matrix.root),
     h('div', { className: 'right' }, layers.root, ...homes.map((one) => one.root),
       h('div', { className: 'scalerow' }, bar.root, scale.root), h('div', { className: 'hint keys' }, t('text_keys')))))
+  hideParts(root, header)
 
   app.render = () => {
     const view = app.view()
