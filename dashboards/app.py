@@ -7,6 +7,7 @@ import streamlit as st
 from toushi.dashboards import address
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
+from toushi.dashboards.garbage_collection import freeze_loaded_objects
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
@@ -21,6 +22,7 @@ button[kind^=primary] { color: light-dark(#fff, #0d1b3e); }
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
 st.session_state.setdefault("language", language_of_locale(st.context.locale))
 address.restore()
+st.cache_resource(freeze_loaded_objects, show_spinner=False)()  # once, for all sessions
 
 pages = HERE / "app_pages"
 folder = library.given_trace()

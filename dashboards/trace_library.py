@@ -117,8 +117,8 @@ def delete(entry: Entry) -> None:
 
 def can_be_deleted(entry: Entry) -> bool:
     """Not a trace that is being written, and not a member of a collection, which lists it."""
-    busy = worker.running()
-    return not (os.path.isfile(entry.folder.parent / MEMBERS) or (busy and _same(busy.folder, entry.folder)))
+    is_written = any(_same(job.folder, entry.folder) for job in worker.running())
+    return not (is_written or os.path.isfile(entry.folder.parent / MEMBERS))
 
 
 def thumbnail(entry: Entry) -> bytes | None:
@@ -262,8 +262,13 @@ def translate_error(error: Exception) -> str:
     """The text of the error in the language of the page: all of it for folder names, else a sentence on its kind."""
     if isinstance(error, PathError):
         return error.message.translate(language())
-    kind = next((name for name in ERRORS if name in [base.__name__ for base in type(error).__mro__]), None)
-    return str(error) if kind is None else f"{say(f'error_{kind}')} {error}"
+    return explain_error([base.__name__ for base in type(error).__mro__], str(error))
+
+
+def explain_error(kinds: Iterable[str], message: str) -> str:
+    """The message of an error, behind a sentence on the first of its classes that has one."""
+    kind = next((name for name in ERRORS if name in kinds), None)
+    return message if kind is None else f"{say(f'error_{kind}')} {message}"
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.figure_png import png_data_url
-from toushi.dashboards.sampling_worker import freeze_loaded_objects
+from toushi.dashboards.garbage_collection import freeze_loaded_objects
 from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
 

@@ -12,8 +12,8 @@ from toushi.probe.base.errors import ToushiError
 
 row = library.toolbar(difference=True)
 trace, folder, version = library.read_open_trace()
-for one in st.session_state.pop("cut", []):
-    library.warn_cut("cut", one.lost, limit=one.limit)
+for limit, lost in st.session_state.pop("cut", []):
+    library.warn_cut("cut", lost, limit=limit)
 branch = library.chosen_branch(trace)
 library.explain_branch(trace)
 with row:
