@@ -191,7 +191,9 @@ def main(config: Config) -> None:
         print(pd.Series(found).to_string(float_format="{:.2f}".format))
     config.out.parent.mkdir(parents=True, exist_ok=True)
     load_average = os.getloadavg() if hasattr(os, "getloadavg") else None
-    config.out.write_text(json.dumps({"load_average": load_average, "crowds": rows, "latencies": found}, indent=1) + "\n")
+    config.out.write_text(
+        json.dumps({"load_average": load_average, "crowds": rows, "latencies": found}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ PAGE = Messages({
     "make_failed": ("The trace could not be recorded", "记录失败"),
     "busy": ("Too many traces are waiting. Try again in a minute.", "排队的记录太多了，请过一会儿再试。"),
     "one_at_a_time": ("Your last trace is not finished. Wait for it, or stop it.", "上一份记录还没有做完，请等它完成，或先停止。"),
+    "read_only": ("Traces are only shown here. Record your own with Toushi on your machine.",
+                  "这里只供观看。想自己作画并记录，请在自己的电脑上运行 Toushi。"),
     "nothing_open": ("No trace is open.", "还没有打开记录。"),
     "nothing_open_hint": ("Choose one on the page “Traces”, or record one there.",
                           "请到“记录”页选一份，或用提示词新做一份。"),

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from toushi.dashboards import messages as text
+from toushi.dashboards import permissions
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards.heat_map import matrices, payload, word_maps
 from toushi.dashboards.heat_map import trace_pair as pairs
@@ -117,6 +117,8 @@ def delete(entry: Entry) -> None:
 
 def can_be_deleted(entry: Entry) -> bool:
     """Not a trace that is being written, and not a member of a collection, which lists it."""
+    if permissions.is_read_only():
+        return False
     is_written = any(_same(job.folder, entry.folder) for job in worker.running())
     return not (is_written or os.path.isfile(entry.folder.parent / MEMBERS))
 
@@ -129,8 +131,9 @@ def thumbnail(entry: Entry) -> bytes | None:
 
 def argument() -> str | None:
     """FOLDER of `streamlit run dashboards/app.py -- FOLDER`: a trace, a collection, or a folder of traces."""
-    is_app = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has other arguments
-    return sys.argv[1] if is_app and len(sys.argv) > 1 else None
+    return next(
+        (one for one in permissions.arguments() if one not in (permissions.SHARED, permissions.READ_ONLY)), None
+    )
 
 
 def gallery() -> Path:

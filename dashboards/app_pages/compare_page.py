@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from toushi.dashboards import address
+from toushi.dashboards import address, permissions
 from toushi.dashboards import job_view as making
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
@@ -45,7 +45,7 @@ def again() -> None:
     manifest = trace.manifest
     if trace.prompt is None or manifest.name_of_model != worker.Order.model:
         return
-    if manifest.edits:
+    if manifest.edits or permissions.is_read_only():
         return  # the app draws without edits
     seed = (manifest.seed or 0) + 1
     if st.button(say("again", s=seed), icon=":material/casino:"):
