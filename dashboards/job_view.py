@@ -1,8 +1,6 @@
 """The view of a running job: progress, a button that stops it, and its error."""
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import streamlit as st
 from streamlit.runtime import get_instance
@@ -13,9 +11,12 @@ from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
 
+PICTURE_PAGE, COMPARE_PAGE = "app_pages/picture_page.py", "app_pages/compare_page.py"
 
-def submit(order: worker.Order | worker.EditOrder) -> None:
-    """Starts a job and makes it the job of this session. The job ends when the session's websocket is closed."""
+
+def submit(order: worker.Order | worker.EditOrder, compare_with: str | None = None) -> None:
+    """Starts a job and makes it the job of this session. Its trace is opened when it is done, beside another one if
+    that is named. The job ends when the session's websocket is closed."""
     job: worker.Job | None = st.session_state.get("job")
     context = get_script_run_ctx()
     if job is not None and job.running:
@@ -25,6 +26,7 @@ def submit(order: worker.Order | worker.EditOrder) -> None:
     is_wanted = partial(get_instance().is_active_session, context.session_id)
     try:
         st.session_state["job"] = worker.start(order, library.gallery(), is_wanted)
+        st.session_state["compare_with"] = compare_with
     except ToushiError:
         st.warning(say("busy"), icon=":material/hourglass_top:")
 
@@ -46,8 +48,8 @@ def watch(job: worker.Job) -> None:
         st.rerun()
 
 
-def follow(done: Callable[[Path], None]) -> None:
-    """Shows the session's job, if there is one. `done` gets the folder of its trace."""
+def follow() -> None:
+    """Shows the session's job, if there is one, and then its trace."""
     job: worker.Job | None = st.session_state.get("job")
     if job is None:
         return
@@ -56,7 +58,12 @@ def follow(done: Callable[[Path], None]) -> None:
     del st.session_state["job"]
     if job.state == "done":
         st.session_state["cut"] = job.cut
-        done(job.folder)
+        if first := st.session_state.pop("compare_with", None):
+            library.open_folder(first)
+            st.session_state["other"] = str(job.folder)
+            st.switch_page(COMPARE_PAGE)
+        library.open_folder(job.folder)
+        st.switch_page(PICTURE_PAGE)
     elif job.state == "stopped":
         st.info(escape_markdown(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
     elif job.state == "failed":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from toushi.dashboards import word_messages
 from toushi.probe.base.bilingual_text import Messages
 
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -214,6 +215,7 @@ PAGE = Messages({
     "kind_special_help": ("A special token: it stands for no text", "特殊词元：不代表任何文字"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
+    **word_messages.PAGE,
 })  # fmt: skip
 
 COMPONENT = Messages({
@@ -343,6 +345,7 @@ COMPONENT = Messages({
         "attention (probability), this layer, without special tokens",
         "注意力（概率），此层共用，不计特殊词元",
     ),
+    **word_messages.COMPONENT,
 })  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def card(entry: library.Entry) -> None:
 def record_form() -> None:
     st.markdown(f"##### {say('make_title')}")
     prompt_form.show()
-    making.follow(show)
+    making.follow()
 
 
 def open_form() -> None:

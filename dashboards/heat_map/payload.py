@@ -65,8 +65,8 @@ def colours(name: str = "inferno") -> np.ndarray:
     return (colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> bytes:
-    """The block for `component.heat_map`."""
+def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str, actions: Sequence[str] = ()) -> bytes:
+    """The block for `component.heat_map`. `actions` are the names of the buttons for a word."""
     image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
@@ -86,6 +86,7 @@ def picture_block(trace: Trace, maps: WordMaps, branch: str, language: str) -> b
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
         "prompt": _one_line(trace.manifest.prompt_of(branch)),
+        "actions": list(actions),
         "lost": [{"span": list(word.span), "title": _why_lost(trace, branch, word, language)} for word in maps.lost],
         "size": [int(n) for n in size],
         "films": {name: list(film.shape[1:3]) for name, film in frames.items()},
