@@ -55,6 +55,8 @@ SCRUB = """async (root, key) => {
 class Config:
     sessions: tuple[int, ...] = (1, 5, 20)
     """How many visitors come at once."""
+    steps: int = Order.steps
+    """Steps of each picture."""
     quick: bool = False
     """Two visitors and two steps: only whether it runs."""
     out: Path = Path("runs/benchmark-app.json")
@@ -123,7 +125,11 @@ async def crowd(port: int, prompts: list[str], steps: int) -> dict[str, float]:
     wrong = [(prompt, one.prompts, one.errors) for one, prompt in zip(visitors, prompts) if one.prompts != [prompt]]
     if wrong:
         raise RuntimeError(f"{len(wrong)} of {len(prompts)} visitors did not get their picture, such as {wrong[0]}")
-    return {"first_s": min(times), "last_s": max(times), "MB_each": np.mean([one.received for one in visitors]) / 1e6}
+    return {
+        "first_s": min(times),
+        "last_s": max(times),
+        "MB_each": sum(one.received for one in visitors) / len(visitors) / 1e6,
+    }
 
 
 async def leave_early(port: int) -> float:
@@ -172,7 +178,7 @@ def in_browser(port: int, trace: str) -> dict[str, float]:
 
 
 def main(config: Config) -> None:
-    sessions, steps = ((2,), 2) if config.quick else (config.sessions, Order.steps)
+    sessions, steps = ((2,), 2) if config.quick else (config.sessions, config.steps)
     rows = []
     with tempfile.TemporaryDirectory() as home, explorer(Path(home)) as (port, process):
         asyncio.run(crowd(port, ["a horse"], steps))  # loads the model
@@ -184,11 +190,11 @@ def main(config: Config) -> None:
             row |= {"recorded_again_s": again, "ratio": 2 * row["last_s"] / (row["recorded_s"] + again), "goal": GOAL}
             row |= {"server_MB": megabytes(process), "worker_MB": sum(map(megabytes, process.children()))}
             rows.append(row)
-            print(pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format), flush=True)
+            print(pd.DataFrame(rows).round(2).to_string(index=False), flush=True)
         found: dict[str, float] = {"freed_s": asyncio.run(leave_early(port))}
         trace = f"runs/{next(Path(home, 'runs').iterdir()).name}"
         found |= asyncio.run(opening(port, trace, 2 if config.quick else 10)) | in_browser(port, trace)
-        print(pd.Series(found).to_string(float_format="{:.2f}".format))
+        print(pd.Series(found).round(2).to_string())
     config.out.parent.mkdir(parents=True, exist_ok=True)
     load_average = os.getloadavg() if hasattr(os, "getloadavg") else None
     config.out.write_text(

@@ -12,6 +12,7 @@ from streamlit.proto.Element_pb2 import Element
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from toushi.dashboards.heat_map.payload import unpack_header
 
@@ -36,8 +37,8 @@ class Visitor:
     async def __aenter__(self) -> "Visitor":
         # Without `ping_interval`: a busy machine answers late.
         self.socket: ClientConnection = await connect(
-            self.address, subprotocols=["streamlit"], max_size=None, ping_interval=None
-        )  # type: ignore[list-item]
+            self.address, subprotocols=[Subprotocol("streamlit")], max_size=None, ping_interval=None
+        )
         self._reader = asyncio.create_task(self._read())
         return self
 
@@ -121,7 +122,7 @@ class Visitor:
                 timer.cancel()
 
     def _show(self, element: Element) -> None:
-        kind = element.WhichOneof("type")
+        kind = element.WhichOneof("type") or "empty"
         shown = getattr(element, kind)
         if kind in ("text_area", "number_input", "button"):
             self.fields[shown.label] = shown.id

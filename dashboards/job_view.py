@@ -1,8 +1,10 @@
 """The view of a running job: progress, a button that stops it, and its error."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 from streamlit.runtime import get_instance
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
@@ -10,8 +12,6 @@ from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
-
-PICTURE_PAGE, COMPARE_PAGE = "app_pages/picture_page.py", "app_pages/compare_page.py"
 
 
 def submit(order: worker.Order | worker.EditOrder, compare_with: str | None = None) -> None:
@@ -48,8 +48,20 @@ def watch(job: worker.Job) -> None:
         st.rerun()
 
 
+def lead(page: StreamlitPage, pages: Mapping[str, StreamlitPage]) -> None:
+    """Goes on to the page, picture or compare, that shows the trace of a finished job.
+
+    Until that page runs: a poll that is on its way brings the old page back.
+    """
+    wanted = pages.get(st.session_state.get("lead_to", ""))
+    if wanted is page:
+        del st.session_state["lead_to"]
+    elif wanted is not None:
+        st.switch_page(wanted)
+
+
 def follow() -> None:
-    """Shows the session's job, if there is one, and then its trace."""
+    """Shows the session's job, if there is one, and then leads to its trace."""
     job: worker.Job | None = st.session_state.get("job")
     if job is None:
         return
@@ -61,9 +73,10 @@ def follow() -> None:
         if first := st.session_state.pop("compare_with", None):
             library.open_folder(first)
             st.session_state["other"] = str(job.folder)
-            st.switch_page(COMPARE_PAGE)
-        library.open_folder(job.folder)
-        st.switch_page(PICTURE_PAGE)
+        else:
+            library.open_folder(job.folder)
+        st.session_state["lead_to"] = "compare" if first else "picture"
+        st.rerun()
     elif job.state == "stopped":
         st.info(escape_markdown(say("stopped", folder=job.folder)), icon=":material/stop_circle:")
     elif job.state == "failed":

@@ -18,7 +18,6 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-import toushi
 from toushi.probe.base.errors import ToushiError
 
 MAX_WAITING = 40
@@ -161,7 +160,7 @@ _processes: "list[subprocess.Popen[str]]" = []  # one at most
 def _process() -> "subprocess.Popen[str]":
     """The process that samples; a new one if it has ended."""
     if not _processes or _processes[0].poll() is not None:
-        root = str(Path(toushi.__file__).parents[1])
+        root = str(Path(__file__).parents[2])  # that holds the package
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         _processes[:] = [
             subprocess.Popen(

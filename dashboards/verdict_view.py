@@ -35,9 +35,9 @@ def _recognition(folder: str, version: tuple) -> Recognition:
         return recognise(image)
 
 
-def _toggle() -> bool:
+def _toggle(label: str) -> bool:
     """Whether somebody wants to know. The choice holds for the pages that follow."""
-    chosen = st.toggle(say("verdict"), st.session_state.get("judges", False), help=say("verdict_help"))
+    chosen = st.toggle(label, st.session_state.get("judges", False), help=say("verdict_help"))
     st.session_state["judges"] = chosen
     return chosen
 
@@ -47,7 +47,7 @@ def show_verdict(trace: Trace, folder: str, version: tuple) -> None:
     if not can_judge(trace):
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        wanted = _toggle()
+        wanted = _toggle(say("verdict"))
         with st.popover(say("known"), icon=":material/list:"):
             show_known()
     if not wanted:
@@ -68,7 +68,7 @@ def show_verdict(trace: Trace, folder: str, version: tuple) -> None:
 
 def show_changes(traces: tuple[Trace, Trace], folders: tuple[str, str], versions: tuple) -> None:
     """What became of each object, from the first picture to the second."""
-    if not all(map(can_judge, traces)) or not _toggle():
+    if not all(map(can_judge, traces)) or not _toggle(say("objects")):
         return
     with st.spinner(say("reading")):
         pairs = pair_objects(*(_recognition(*one) for one in zip(folders, versions)))

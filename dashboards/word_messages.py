@@ -32,6 +32,7 @@ PAGE = {
     "known_places": ("Places", "地点"),
     "known_times": ("Times", "时间"),
     "known_styles": ("Styles", "风格"),
+    "objects": ("Objects in both pictures", "两图中的物体"),
     "object_gone": ("gone", "消失"),
     "object_new": ("new", "新出现"),
     "object_same": ("same", "不变"),

@@ -3,7 +3,6 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from toushi.probe.base.bilingual_text import Language
 from toushi.probe.trace.diagnosis_messages import MESSAGES
 from toushi.probe.trace.word_diagnosis import CONTRAST, SINK, WordDiagnosis
 
@@ -14,7 +13,7 @@ NO_EFFECT = 0.01  # share of changed pixels below which a word has no effect
 
 
 def diagnosis_rows(
-    diagnosis: WordDiagnosis, folder: str, language: Language, comparison: "Comparison | None" = None
+    diagnosis: WordDiagnosis, folder: str, language: str, comparison: "Comparison | None" = None
 ) -> list[tuple[str, str]]:
     """(what, text). `comparison` is with a run without the word."""
 
