@@ -310,6 +310,7 @@ def test_the_demo_is_the_same_as_its_trace_command_and_replaces_only_its_own(tmp
         (["compare", "/nowhere", "/nowhere", "--out", "both.jpg"], "--out must end in .png, .pdf, .svg"),
         (["view", "/nowhere"], "/nowhere"),
         (["view", "--port", "0"], "65535"),
+        (["view", "--host", "192.0.2.7"], "--host must be an address of this machine"),
         (["export", "/nowhere", "--to", "npz"], "/nowhere"),
         (["export", "/nowhere"], "--to"),
         (["export", "/nowhere", "--to", "csv"], "npz"),
@@ -543,6 +544,26 @@ def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
     ((said, environment),) = calls
     assert said[-2:] == ["--", str(recorded[0])] and "8765" in said and Path(said[4]).is_file()
     assert str(HOUSE) in environment["PYTHONPATH"]
+
+
+@pytest.mark.parametrize("locale, who, may, look", [
+    ("C", "everybody who can reach this machine", "record, edit and delete", "only see"),
+    ("zh_CN.UTF-8", "网络上能连到这台机器的任何人", "新做、干预和删除", "只能观看"),
+])  # fmt: skip
+def test_view_says_who_can_come_and_what_they_may_do(recorded, monkeypatch, capsys, locale, who, may, look):
+    calls = []
+    monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append(command))
+    monkeypatch.setenv("LC_ALL", locale)
+    folder = str(recorded[0])
+    assert main(["view", folder]) == 0 and capsys.readouterr().out == "" and "--server.address" not in calls[-1]
+    assert main(["view", folder, "--host", "0.0.0.0"]) == 0
+    said, port = capsys.readouterr().out, calls[-1][calls[-1].index("--server.port") + 1]
+    assert re.search(rf"http://[\w.-]+:{port}\n", said) and who in said and may in said and "0.0.0.0" not in said
+    assert (
+        calls[-1][-3:] == ["--", "--shared", folder] and calls[-1][calls[-1].index("--server.address") + 1] == "0.0.0.0"
+    )
+    assert main(["view", folder, "--host", "0.0.0.0", "--read-only"]) == 0
+    assert look in capsys.readouterr().out and calls[-1][-3:] == ["--shared", "--read-only", folder]
 
 
 def test_what_layers_saved_can_be_viewed(tmp_path, monkeypatch, capsys):
