@@ -96,7 +96,7 @@ def test_what_was_not_kept_is_a_share_of_its_own(page, folder):
 
 
 def test_a_button_under_a_word_asks_the_server_once(page):
-    opened(page, "/picture?lang=en")
+    opened(page, "/?lang=en")
     choose(page, word="月亮")
     assert page.sent == []
     page.locator(".actions [data-action=why]").click()
