@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On Linux PyPI's torch brings CUDA along. For the small CPU build: make demo TORCH_FROM="--index-url <its address>"
 TORCH_FROM ?=
 
-.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench schema verified
+.PHONY: setup demo view browser lint test test-slow test-oldest test-newest coverage scores bench bench-app schema verified
 
 setup: .venv/ready
 
@@ -77,6 +77,10 @@ scores: setup
 # What recording costs: time, memory, exactness, reading. On an idle machine, or the ratios are noise.
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# The explorer with 1, 5 and 20 visitors at once: each its own picture, bytes, latencies.
+bench-app: setup browser
+	$(BIN)/python -m benchmarks.app
 
 # The published schema of a trace's manifest, after a change of probe/trace/manifest.py.
 schema: setup

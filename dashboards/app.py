@@ -4,9 +4,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from toushi.dashboards import address
+from toushi.dashboards import address, job_view
 from toushi.dashboards import messages as text
 from toushi.dashboards import trace_library as library
+from toushi.dashboards.garbage_collection import freeze_loaded_objects
 from toushi.dashboards.trace_library import say
 from toushi.probe.base.bilingual_text import language_of_locale
 from toushi.probe.base.errors import ToushiError
@@ -18,9 +19,17 @@ STYLE = """<style>
 button[kind^=primary] { color: light-dark(#fff, #0d1b3e); }
 </style>"""
 
+
+@st.cache_resource(show_spinner=False)
+def freeze_once() -> None:
+    """Once for all sessions."""
+    freeze_loaded_objects()
+
+
 st.set_page_config(page_title="Toushi 透视", page_icon=str(HERE / "icon.png"), layout="wide")
 st.session_state.setdefault("language", language_of_locale(st.context.locale))
 address.restore()
+freeze_once()
 
 pages = HERE / "app_pages"
 folder = library.given_trace()
@@ -41,6 +50,7 @@ layers = page_of("layers", "layers", default=texts)
 findings = page_of("findings", "science")
 lessons = page_of("lessons", "school")
 page = st.navigation([traces, picture, compare, encoder, layers, lessons, findings], position="top")
+job_view.lead(page, {"picture": picture, "compare": compare})
 
 st.html(STYLE)
 purpose = say("tagline") if page is traces else say("layers_intro") if page is layers else page.help

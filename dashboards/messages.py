@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from toushi.dashboards import word_messages
 from toushi.probe.base.bilingual_text import Messages
 
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -112,13 +113,16 @@ PAGE = Messages({
     "more_settings": ("More settings", "更多设置"),
     "make": ("Draw and record", "作画并记录"),
     "stop": ("Stop", "停止"),
-    "making_wait": ("Waiting for another trace…", "正在等另一份记录完成……"),
+    "making_wait": ("In the queue. Before yours: {n}", "正在排队，前面还有 {n} 份"),
     "making_load": ("Loading the model…", "正在载入模型……"),
     "making_step": ("Step {i} of {n}", "第 {i} 步，共 {n} 步"),
     "making_write": ("Finishing the trace…", "正在写完记录……"),
     "stopped": ("Stopped. The finished steps are in {folder}.", "已停止。已完成的步保存在 {folder}。"),
     "make_failed": ("The trace could not be recorded", "记录失败"),
-    "busy": ("Too many traces are waiting. Wait, or stop one.", "排队的记录太多了，请稍等，或停掉一份。"),
+    "busy": ("Too many traces are waiting. Try again in a minute.", "排队的记录太多了，请过一会儿再试。"),
+    "one_at_a_time": ("Your last trace is not finished. Wait for it, or stop it.", "上一份记录还没有做完，请等它完成，或先停止。"),
+    "read_only": ("Traces are only shown here. Record your own with Toushi on your machine.",
+                  "这里只供观看。想自己作画并记录，请在自己的电脑上运行 Toushi。"),
     "nothing_open": ("No trace is open.", "还没有打开记录。"),
     "nothing_open_hint": ("Choose one on the page “Traces”, or record one there.",
                           "请到“记录”页选一份，或用提示词新做一份。"),
@@ -246,6 +250,7 @@ PAGE = Messages({
     "kind_image_help": ("The source picture, as the text encoder reads it", "文本编码器读到的原图"),
     "kind_pad": ("padding", "填充"),
     "kind_pad_help": ("Padding tokens", "填充词元"),
+    **word_messages.PAGE,
 })  # fmt: skip
 
 COMPONENT = Messages({
@@ -376,6 +381,7 @@ COMPONENT = Messages({
         "attention (probability), this layer, without special tokens",
         "注意力（概率），此层共用，不计特殊词元",
     ),
+    **word_messages.COMPONENT,
 })  # fmt: skip
 
 

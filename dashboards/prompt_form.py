@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from toushi.dashboards import job_view
+from toushi.dashboards import job_view, permissions
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.sampling_worker import Order
 from toushi.dashboards.trace_library import say
@@ -72,6 +72,8 @@ def order_of(trace: Trace) -> Order:
 
 def change_prompt_button(trace: Trace) -> None:
     """Opens the form with the text and the settings of the trace."""
-    if trace.prompt is not None and st.button(say("change_prompt"), icon=":material/edit:"):
+    if trace.prompt is None or permissions.is_read_only():
+        return
+    if st.button(say("change_prompt"), icon=":material/edit:"):
         _keep(order_of(trace))
         st.switch_page(TRACES_PAGE)

@@ -1,30 +1,32 @@
-"""Records traces in a thread, one after the other. It does not use Streamlit; pages read the fields of a job.
+"""The queue of the traces that are recorded, one after the other, in a process of its own (sampling_process.py).
 
-This is the only part of the app that needs torch. It imports torch when the first job starts.
+It does not use Streamlit, and needs no torch; pages read the fields of a job. So the pages of many people, which rerun
+each second, and the garbage collection after each rerun, do not stop the model, and what it loads is not in their memory.
 """
 
-import gc
 import itertools
+import json
 import os
 import queue
+import subprocess
+import sys
 import threading
-import warnings
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from toushi.probe.base.errors import ToushiError
 
-MAX_WAITING = 8
+MAX_WAITING = 40
+LOOK = 0.5  # seconds between two looks at who is still there
+PATIENCE = 1.0  # seconds in which a stopped job must end; then its process is ended
 
 _active: "list[Job]" = []  # in the order in which they were asked for
 _orders: "queue.Queue[Job]" = queue.Queue()
 _lock = threading.Lock()
-
-
-class Stopped(Exception):
-    """The stop button was pressed."""
 
 
 class Busy(ToushiError):
@@ -33,6 +35,8 @@ class Busy(ToushiError):
 
 @dataclass(frozen=True)
 class Order:
+    """A new trace of a prompt."""
+
     prompt: str
     negative: str = ""
     steps: int = 20
@@ -43,16 +47,27 @@ class Order:
     size: tuple[int, int] = (64, 64)  # pixels, height and width
 
 
+@dataclass(frozen=True)
+class EditOrder:
+    """The run of a trace, made again with changes."""
+
+    trace: str  # its folder
+    changes: dict[str, object]  # the arguments of `edit_run`
+    steps: int
+    seed: int
+
+
 @dataclass
 class Job:
-    order: Order
+    order: Order | EditOrder
     folder: Path
+    is_wanted: Callable[[], bool]  # whether somebody waits for it
     state: str = "wait"  # wait, load, draw, write; then done, stopped or failed
     step: int = 0
     error: str = ""
-    failure: Exception | None = None  # whose text is `error`
-    cut: list[Warning] = field(default_factory=list)  # PromptCut, of the prompt and of the negative one
-    stop: threading.Event = field(default_factory=threading.Event)
+    error_kinds: list[str] = field(default_factory=list)  # the names of the error's classes
+    cut: list[tuple[int, list[str]]] = field(default_factory=list)  # of each text: limit of tokens, words that were cut
+    stopped_at: float | None = None  # time.monotonic()
 
     @property
     def running(self) -> bool:
@@ -60,100 +75,107 @@ class Job:
 
     def cancel(self) -> None:
         """Stops the job before it starts, or after the current step."""
-        self.stop.set()
         with _lock:
-            if self.state == "wait":
-                self.state = "stopped"
+            if self.stopped_at is None and self.running:
+                self.stopped_at = time.monotonic()
+                if self.state == "wait":
+                    self.state = "stopped"
+                else:
+                    _tell(_process(), "stop")
 
 
-@cache
-def _model(name: str):
-    from toushi.probe.pipelines.load import load
+def start(order: Order | EditOrder, runs: Path, is_wanted: Callable[[], bool] = lambda: True) -> Job:
+    """A job in a new folder of `runs`, which begins when those before it have ended. Raises Busy when many wait.
 
-    model = load(name)
-    freeze_loaded_objects()
-    return model
-
-
-def freeze_loaded_objects() -> None:
-    """Keeps what is loaded now (torch, the model) out of every later garbage collection.
-
-    Streamlit collects garbage after each rerun of each session. With torch loaded one collection takes 0.2 s, during
-    which the worker cannot compute.
+    It is stopped when `is_wanted` says no. That is asked in another thread.
     """
-    gc.collect()
-    gc.freeze()
-
-
-def start(order: Order, runs: Path) -> Job:
-    """A job in a new folder of `runs`, which begins when those before it have ended. Raises Busy when many wait."""
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}"
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{order.seed}" + "_edit" * isinstance(order, EditOrder)
     names = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))  # two within one second
     with _lock:
         _active[:] = [job for job in _active if job.running]
         if len(_active) > MAX_WAITING:
             raise Busy(f"{len(_active)} traces are running or waiting already; stop one, or wait")
         taken = {job.folder for job in _active}
-        job = Job(
-            order, next(runs / name for name in names if runs / name not in taken and not os.path.lexists(runs / name))
-        )
+        free = (runs / name for name in names if runs / name not in taken and not os.path.lexists(runs / name))
+        job = Job(order, next(free), is_wanted)
         _active.append(job)
         _orders.put(job)
-        _worker()
+        _start_threads()
     return job
 
 
-def running() -> Job | None:
-    """The job that runs, whichever page ordered it."""
-    return next((job for job in list(_active) if job.running), None)
+def running() -> list[Job]:
+    """The job that runs, and those that wait, in their order."""
+    return [job for job in list(_active) if job.running]
+
+
+def place(job: Job) -> int:
+    """How many jobs come before this one."""
+    return next((place for place, other in enumerate(running()) if other is job), 0)
 
 
 @cache
-def _worker() -> threading.Thread:
-    """The only thread that draws, because two would wait for each other."""
-
-    def serve() -> None:
-        while True:
-            job = _orders.get()
-            with _lock:
-                if job.state != "wait":
-                    continue
-                job.state = "load"
-            _work(job)
-
-    thread = threading.Thread(target=serve, daemon=True, name="traces")
-    thread.start()
-    return thread
+def _start_threads() -> None:
+    for target in (_serve, _look):
+        threading.Thread(target=target, daemon=True, name=target.__name__).start()
 
 
-def _work(job: Job) -> None:
-    order = job.order
+def _serve() -> None:
+    """Gives the jobs to the process, and takes its answers."""
+    while True:
+        job = _orders.get()
+        with _lock:
+            if job.state != "wait":
+                continue
+            job.state = "load"
+            process = _process()
+            _tell(process, json.dumps({**asdict(job.order), "folder": str(job.folder.absolute())}))
+        assert process.stdout is not None
+        while job.running and (line := process.stdout.readline()):
+            vars(job).update(json.loads(line))
+        if job.running:
+            process.wait()
+            job.error = f"The process that samples has ended: {process.returncode}"
+            job.state = "failed" if job.stopped_at is None else "stopped"
 
-    def after_step(index: int, latents: object) -> None:
-        job.step = index + 1
-        if job.stop.is_set():
-            raise Stopped
 
+def _look() -> None:
+    """Stops the jobs that nobody waits for, and the process if a stopped job does not end."""
+    unwanted: set[int] = set()
+    while True:
+        time.sleep(LOOK)
+        gone = [job for job in running() if not job.is_wanted()]
+        for job in gone:
+            if id(job) in unwanted:  # twice: a connection may be lost for a moment
+                job.cancel()
+        unwanted = {id(job) for job in gone}
+        for job in running():
+            if job.stopped_at is not None and time.monotonic() - job.stopped_at > PATIENCE:
+                _processes[0].kill()
+
+
+_processes: "list[subprocess.Popen[str]]" = []  # one at most
+
+
+def _process() -> "subprocess.Popen[str]":
+    """The process that samples; a new one if it has ended."""
+    if not _processes or _processes[0].poll() is not None:
+        root = str(Path(__file__).parents[2])  # that holds the package
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        _processes[:] = [
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "toushi.dashboards.sampling_process"], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, encoding="utf-8", env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for the explorer; this ends with its input
+            )
+        ]  # fmt: skip
+    return _processes[0]
+
+
+def _tell(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdin is not None
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            from toushi.probe.models.mini_unet import PromptCut
-            from toushi.probe.pipelines.generate import generate
-            from toushi.probe.recording.record import record
-
-            model = _model(order.model)  # after the imports: it freezes all that is loaded
-            job.state = "draw"
-            with record(model, job.folder):
-                generate(
-                    model, order.prompt, order.negative, steps=order.steps, seed=order.seed, guidance=order.guidance,
-                    sampler=order.sampler, size=order.size, callback=after_step,
-                )  # fmt: skip
-                job.state = "write"
-        job.cut = [one.message for one in caught if isinstance(one.message, PromptCut)]
-        job.state = "done"
-    except Stopped:
-        job.state = "stopped"
-    except Exception as error:  # shown on the page; the thread must go on
-        job.failure = error
-        job.error = str(error) if isinstance(error, ToushiError) else f"{type(error).__name__}: {error}"
-        job.state = "failed"
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    except OSError:
+        pass  # it has ended, which `_serve` sees

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from toushi.dashboards import messages as text
+from toushi.dashboards import permissions
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards.heat_map import matrices, payload, word_maps
 from toushi.dashboards.heat_map import trace_pair as pairs
@@ -117,8 +117,10 @@ def delete(entry: Entry) -> None:
 
 def can_be_deleted(entry: Entry) -> bool:
     """Not a trace that is being written, and not a member of a collection, which lists it."""
-    busy = worker.running()
-    return not (os.path.isfile(entry.folder.parent / MEMBERS) or (busy and _same(busy.folder, entry.folder)))
+    if permissions.is_read_only():
+        return False
+    is_written = any(_same(job.folder, entry.folder) for job in worker.running())
+    return not (is_written or os.path.isfile(entry.folder.parent / MEMBERS))
 
 
 def thumbnail(entry: Entry) -> bytes | None:
@@ -129,8 +131,9 @@ def thumbnail(entry: Entry) -> bytes | None:
 
 def argument() -> str | None:
     """FOLDER of `streamlit run dashboards/app.py -- FOLDER`: a trace, a collection, or a folder of traces."""
-    is_app = Path(sys.argv[0]).name == "app.py"  # a test that runs this script has other arguments
-    return sys.argv[1] if is_app and len(sys.argv) > 1 else None
+    return next(
+        (one for one in permissions.arguments() if one not in (permissions.SHARED, permissions.READ_ONLY)), None
+    )
 
 
 def gallery() -> Path:
@@ -195,8 +198,9 @@ def word_maps_of(folder: str, version: tuple, branch: str) -> word_maps.WordMaps
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def picture_block(folder: str, version: tuple, branch: str, language: str) -> bytes:
-    return payload.picture_block(_trace(folder, version), word_maps_of(folder, version, branch), branch, language)
+def picture_block(folder: str, version: tuple, branch: str, language: str, actions: tuple[str, ...]) -> bytes:
+    maps = word_maps_of(folder, version, branch)
+    return payload.picture_block(_trace(folder, version), maps, branch, language, actions=actions)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -262,8 +266,13 @@ def translate_error(error: Exception) -> str:
     """The text of the error in the language of the page: all of it for folder names, else a sentence on its kind."""
     if isinstance(error, PathError):
         return error.message.translate(language())
-    kind = next((name for name in ERRORS if name in [base.__name__ for base in type(error).__mro__]), None)
-    return str(error) if kind is None else f"{say(f'error_{kind}')} {error}"
+    return explain_error([base.__name__ for base in type(error).__mro__], str(error))
+
+
+def explain_error(kinds: Iterable[str], message: str) -> str:
+    """The message of an error, behind a sentence on the first of its classes that has one."""
+    kind = next((name for name in ERRORS if name in kinds), None)
+    return message if kind is None else f"{say(f'error_{kind}')} {message}"
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from toushi.dashboards import address
+from toushi.dashboards import address, permissions, verdict_view
 from toushi.dashboards import job_view as making
 from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
@@ -13,8 +13,9 @@ from toushi.dashboards.heat_map import component
 from toushi.dashboards.heat_map.trace_pair import NothingInCommon
 from toushi.dashboards.prompt_form import order_of
 from toushi.dashboards.run_metadata import differences
-from toushi.dashboards.trace_library import say
+from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
+from toushi.probe.trace.comparison import compare
 
 library.toolbar()
 trace, folder, version = library.read_open_trace()
@@ -35,9 +36,18 @@ def label(entry: library.Entry) -> str:
     return (say("same_prompt") if entry.prompt == trace.prompt else "") + f"{library.title(entry)} · {entry.folder}"
 
 
-def done(folder: Path) -> None:
-    st.session_state["other"] = str(folder)
-    st.rerun()
+@st.cache_data(max_entries=16, show_spinner=False)
+def changed_pixels(folders: tuple[str, str], versions: tuple) -> tuple[float | None, float | None]:
+    found = compare(*folders, words=[])
+    return found.changed_pixels, found.mean_difference
+
+
+def measured_change(folders: tuple[str, str], versions: tuple) -> str:
+    """How much the pictures differ."""
+    changed, difference = changed_pixels(folders, versions)
+    if changed is None or difference is None:
+        return say("change_none")
+    return escape_markdown(say("change", changed=f"{100 * changed:.1f} %", difference=f"{difference:.1f}"))
 
 
 def again() -> None:
@@ -45,12 +55,11 @@ def again() -> None:
     manifest = trace.manifest
     if trace.prompt is None or manifest.name_of_model != worker.Order.model:
         return
-    if manifest.edits:
+    if manifest.edits or permissions.is_read_only():
         return  # the app draws without edits
     seed = (manifest.seed or 0) + 1
     if st.button(say("again", s=seed), icon=":material/casino:"):
-        making.submit(replace(order_of(trace), seed=seed))
-    making.follow(done)
+        making.submit(replace(order_of(trace), seed=seed), compare_with=folder)
 
 
 found = {str(entry.folder): label(entry) for entry in candidates()}
@@ -66,6 +75,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     else:
         st.info(say("no_other"), icon=":material/compare:")
     again()
+making.follow()
 
 if found:
     address.write(compares=True)
@@ -82,7 +92,9 @@ if found:
     except ToushiError as error:
         library.stop_with_error(error)
     else:
+        st.markdown(measured_change((folder, other_folder), (version, other_version)))
         component.pair_map(block, key="pair_map")
+        verdict_view.show_changes((trace, other), (folder, other_folder), (version, other_version))
         if not any(differences(trace, other, library.language())):
             st.caption(say("same_run"))
         library.show_facts(trace)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from toushi.dashboards import layers_charts as charts
+from toushi.dashboards import permissions
 from toushi.dashboards import trace_library as library
-from toushi.dashboards.sampling_worker import freeze_loaded_objects
+from toushi.dashboards.garbage_collection import freeze_loaded_objects
 from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.analysis.layer_measures import cosine
 from toushi.probe.base.errors import ToushiError
@@ -119,10 +120,12 @@ def show_form() -> None:
         left, right = st.columns(2)
         first = left.text_input(say("layers_first"), BANK[0])
         second = right.text_input(say("layers_second"), BANK[1])
-        encoder = st.text_input(say("layers_encoder"), "mini-unet", help=say("layers_encoder_help"))
+        encoder = st.text_input(
+            say("layers_encoder"), "mini-unet", help=say("layers_encoder_help"), disabled=permissions.is_shared()
+        )
         if st.form_submit_button(say("layers_look"), type="primary", icon=":material/layers:"):
             st.session_state["sentences"] = (
-                encoder.strip(),
+                "mini-unet" if permissions.is_shared() else encoder.strip(),
                 tuple(text.strip() for text in (first, second) if text.strip()),
             )
     if "sentences" not in st.session_state:

@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from toushi.dashboards import job_view as making
-from toushi.dashboards import prompt_form
+from toushi.dashboards import permissions, prompt_form
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.trace_library import escape_markdown, say
 from toushi.probe.base.errors import ToushiError
@@ -58,17 +58,30 @@ def card(entry: library.Entry) -> None:
                 confirm_deletion(entry)
 
 
-new, old = st.columns(2, gap="large")
-with new:
+def record_form() -> None:
     st.markdown(f"##### {say('make_title')}")
     prompt_form.show()
-    making.follow(show)
-with old:
+    making.follow()
+
+
+def open_form() -> None:
     st.markdown(f"##### {say('open_title')}")
     with st.form("open"):
         folder = st.text_input(say("open_folder"), placeholder="runs/demo", help=say("open_folder_help"))
         if st.form_submit_button(say("open"), icon=":material/folder_open:") and folder.strip():
             show(folder.strip())
+
+
+if permissions.is_read_only():
+    st.info(say("read_only"), icon=":material/lock:")
+elif permissions.is_shared():
+    record_form()
+else:
+    new, old = st.columns(2, gap="large")
+    with new:
+        record_form()
+    with old:
+        open_form()
 
 gallery = escape_markdown(f"{library.gallery()}/")
 st.markdown(f"##### {say('below_runs', folder=gallery)}")

@@ -53,6 +53,30 @@ function makeChips(app) {
   }
 }
 
+// What can be done with the chosen word: each button sends {unit, action, text} to the server. Expects app.send.
+function makeActions(app) {
+  const { header, t } = app
+  const act = (action, text = '') => app.send({ unit: app.word(), action, text })
+  const label = h('span', { className: 'label' })
+  const button = (name) => h('button', { type: 'button', className: 'toggle', title: t(`action_${name}_help`), data: { action: name },
+    onclick: () => act(name) }, t(`action_${name}`))
+  const text = h('input', { type: 'text', className: 'swap', maxLength: 40, placeholder: t('action_swap'), 'aria-label': t('action_swap_help'),
+    title: t('action_swap_help'), onkeydown: (event) => {
+      event.stopPropagation() // the letters are no keys of the page
+      if (event.key === 'Enter' && text.value.trim()) act('swap', text.value.trim())
+    } })
+  const root = h('div', { className: 'actions', role: 'group' }, label,
+    ...header.actions.map((name) => (name === 'swap' ? text : button(name))))
+  return {
+    root,
+    update() {
+      const { kind, label: word } = header.units[app.word()]
+      root.hidden = kind !== 'word'
+      label.textContent = t('action_word', { word })
+    },
+  }
+}
+
 // The films that a payload has: what the model saw and what it expected, by name. `header.films`: their sizes.
 function filmsOf(app, { films }, frames, before = '') {
   return Object.fromEntries(Object.entries(films).map(([name, size]) => [name, { frames: frames(name), size,

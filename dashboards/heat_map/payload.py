@@ -66,9 +66,16 @@ def colours(name: str = "inferno") -> np.ndarray:
 
 
 def picture_block(
-    trace: Trace, maps: WordMaps, branch: str, language: str, lesson: dict[str, object] | None = None
+    trace: Trace,
+    maps: WordMaps,
+    branch: str,
+    language: str,
+    *,
+    actions: Sequence[str] = (),
+    lesson: dict[str, object] | None = None,
 ) -> bytes:
-    """The block for `component.heat_map`. A `lesson` has selectors of parts to `hide` and the state at the `start`."""
+    """The block for `component.heat_map`. `actions` are the names of the buttons for a word. A `lesson` has selectors of
+    parts to `hide` and the state at the `start`."""
     image = final_image(trace)
     arrays = {"colours": colours()}
     if image is not None:
@@ -89,6 +96,7 @@ def picture_block(
         "text": text.component_messages(language),
         "alt": text.say(language, "picture_alt", prompt=trace.prompt or ""),
         "prompt": _one_line(trace.manifest.prompt_of(branch)),
+        "actions": list(actions),
         "lost": [{"span": list(word.span), "title": _why_lost(trace, branch, word, language)} for word in maps.lost],
         "size": [int(n) for n in size],
         "films": {name: list(film.shape[1:3]) for name, film in frames.items()},

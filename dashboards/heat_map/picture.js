@@ -78,6 +78,7 @@ function makeApp({ header, arrays }) {
     if ('unit' in app.peeked) view.units = app.state.units.map((u, i) => (i === app.state.active ? app.peeked.unit : u))
     return clamp(view)
   }
+  app.word = () => app.state.units[app.state.compare ? app.state.active : 0]
   app.choose = (unit) => app.set({ units: app.state.units.map((u, i) => (i === app.state.active ? unit : u)) })
   app.activate = (active) => { if (app.state.compare && app.state.active !== active) app.set({ active }) }
   // The curves over the steps: the chosen words strong, the other words faint.
@@ -96,11 +97,13 @@ function makeApp({ header, arrays }) {
   return app
 }
 
-function build(root, bytes) {
+function build(root, bytes, send) {
   const app = makeApp(unpack(bytes))
+  app.send = send // not in a page without a server
   const { header, t } = app
   const stages = [makeStage(app, 0), makeStage(app, 1)]
   const chips = makeChips(app)
+  const actions = send && header.actions?.length ? makeActions(app) : null
   const timeline = makeTimeline(app)
   const shares = makeShares(app)
   const bar = colourBar(t('colour_bar'))
@@ -137,7 +140,7 @@ function build(root, bytes) {
     group(t('cells'), cells.root), Object.keys(app.films).length ? group(t('background'), ground.root) : null)
 
   root.style.setProperty('--fit', app.fit)
-  root.replaceChildren(chips.root, h('div', { className: 'columns' },
+  root.replaceChildren(chips.root, actions?.root ?? '', h('div', { className: 'columns' },
     h('div', { className: 'left' },
       h('div', { className: 'stages' }, stages[0].root, stages[1].root),
       h('div', { className: 'scalerow' }, bar.root, scale.root), settings),
@@ -162,6 +165,7 @@ function build(root, bytes) {
     bar.draw(range, view.fade ? app.tables.faded : app.tables.even, t(`scale_${view.scale}_caption`), clipped)
     bar.mark(over ? values[shown] : null, range)
     chips.update(view)
+    actions?.update()
     timeline.root.hidden = !header.steps.length
     if (header.steps.length) timeline.update(view, app.playing())
     const thumb = (at) => (i, canvas) => {

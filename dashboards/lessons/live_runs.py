@@ -153,7 +153,7 @@ def _preview_convolution():
 @st.cache_data(max_entries=16, show_spinner=False)
 def _picture(folder: str, language: str, lesson: dict) -> bytes:
     maps = library.word_maps_of(folder, library.trace_version(folder), "cond")
-    return payload.picture_block(trace_of(folder), maps, "cond", language, lesson)
+    return payload.picture_block(trace_of(folder), maps, "cond", language, lesson=lesson)
 
 
 def show_picture(folder: str, hide: list[str], stacked: bool = False, **start: object) -> None:

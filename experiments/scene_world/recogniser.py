@@ -143,7 +143,7 @@ def judge(scene: Scene, recognition: Recognition | np.ndarray, language: str | N
         colours=tuple(
             None
             if thing.colour is None or scene.style != "flat"
-            else detection is not None and _has(detection, thing.colour)
+            else detection is not None and has_colour(detection, thing.colour)
             for _, thing, detection in pairs
         ),
         senses=tuple(_means(scene, i, recognition, detection, language) for i, _, detection in pairs),
@@ -161,7 +161,7 @@ def match(scene: Scene, recognition: Recognition) -> tuple[Detection | None, ...
     def merit(way: tuple[Detection | None, ...]) -> tuple[int, int, int]:
         there = [(i, thing, detection) for i, (thing, detection) in enumerate(zip(scene.objects, way)) if detection]
         in_place = sum(_stands(scene, i, detection) for i, _, detection in there)
-        return len(there), in_place, sum(_has(detection, thing.colour) for _, thing, detection in there)
+        return len(there), in_place, sum(has_colour(detection, thing.colour) for _, thing, detection in there)
 
     return max(_ways(scene, recognition), key=merit)
 
@@ -210,7 +210,8 @@ def _stands(scene: Scene, index: int, detection: Detection) -> bool:
     return side(detection.x, detection.y) == side(thing.x, thing.y)
 
 
-def _has(detection: Detection, colour: str | None) -> bool:
+def has_colour(detection: Detection, colour: str | None) -> bool:
+    """Whether it has this colour, be it the icon's own. None is any."""
     return colour is None or (detection.colour or _own_colour(detection.kind)) == colour
 
 

@@ -60,6 +60,7 @@ from toushi import main
         (["compare", "/nowhere", "/nowhere", "--out", "both.jpg"], "--out must end in .pdf, .svg, .png"),
         (["view", "/nowhere"], "/nowhere"),
         (["view", "--port", "0"], "65535"),
+        (["view", "--host", "192.0.2.7"], "--host must be an address of this machine"),
         (["export", "/nowhere", "--to", "npz"], "/nowhere"),
         (["export", "/nowhere"], "--to"),
         (["export", "/nowhere", "--to", "csv"], "npz"),

@@ -108,6 +108,26 @@ def test_view_starts_the_explorer_on_the_folder(recorded, monkeypatch):
     assert str(HOUSE) in environment["PYTHONPATH"]
 
 
+@pytest.mark.parametrize("locale, who, may, look", [
+    ("C", "everybody who can reach this machine", "record, edit and delete", "only see"),
+    ("zh_CN.UTF-8", "网络上能连到这台机器的任何人", "新做、干预和删除", "只能观看"),
+])  # fmt: skip
+def test_view_says_who_can_come_and_what_they_may_do(recorded, monkeypatch, capsys, locale, who, may, look):
+    calls = []
+    monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append(command))
+    monkeypatch.setenv("LC_ALL", locale)
+    folder = str(recorded[0])
+    assert main(["view", folder]) == 0 and capsys.readouterr().out == "" and "--server.address" not in calls[-1]
+    assert main(["view", folder, "--host", "0.0.0.0"]) == 0
+    said, port = capsys.readouterr().out, calls[-1][calls[-1].index("--server.port") + 1]
+    assert re.search(rf"http://[\w.-]+:{port}\n", said) and who in said and may in said and "0.0.0.0" not in said
+    assert (
+        calls[-1][-3:] == ["--", "--shared", folder] and calls[-1][calls[-1].index("--server.address") + 1] == "0.0.0.0"
+    )
+    assert main(["view", folder, "--host", "0.0.0.0", "--read-only"]) == 0
+    assert look in capsys.readouterr().out and calls[-1][-3:] == ["--shared", "--read-only", folder]
+
+
 def test_what_layers_saved_can_be_viewed(tmp_path, monkeypatch, capsys):
     folder, calls = tmp_path / "bank", []
     monkeypatch.setattr("os.execve", lambda program, command, environment: calls.append(command))

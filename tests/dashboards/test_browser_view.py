@@ -93,3 +93,17 @@ def test_what_was_not_kept_is_a_share_of_its_own(page, folder):
     drawn(page)
     kept = float(open_trace(folder.parent / "one word").heat_map("猫").mean())
     assert float(page.locator(".row.rest").get_attribute("data-share")) == pytest.approx(1 - kept, abs=2e-3)
+
+
+def test_a_button_under_a_word_asks_the_server_once(page):
+    opened(page, "/?lang=en")
+    choose(page, word="月亮")
+    assert page.sent == []
+    page.locator(".actions [data-action=why]").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("share of attention").wait_for()
+    assert "月亮" in dialog.inner_text() and len(page.sent) == 1
+    page.keyboard.press("Escape")
+    field = page.locator(".actions .swap")
+    field.press("m")  # a key of the page elsewhere
+    assert field.input_value() == "m" and page.locator(".toggle.bare").get_attribute("aria-pressed") == "false"

@@ -10,7 +10,6 @@ from toushi.dashboards import sampling_worker as worker
 from toushi.dashboards import trace_library as library
 from toushi.dashboards.heat_map import payload
 from toushi.probe.base.errors import ToushiError
-from toushi.probe.models.mini_unet import MiniUNet
 
 PICTURE, COMPARE, TRACES = "app_pages/picture_page.py", "app_pages/compare_page.py", "app_pages/traces_page.py"
 
@@ -146,8 +145,7 @@ def test_an_example_fills_the_form(app):
     assert test.text_area[0].value == "a hippo"
 
 
-def test_the_prompt_of_a_trace_can_be_changed(app, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "_model", lambda name: MiniUNet.tiny())
+def test_the_prompt_of_a_trace_can_be_changed(app, tmp_path):
     folder = made_trace.write(tmp_path / "runs" / "cat", steps=2, negative="模糊", seed=5, guidance=7.0, sampler="heun")
     test = pressed(app(folder, PICTURE), "Change this prompt").switch_page(TRACES).run()
     fields = {

@@ -1,40 +1,52 @@
-"""The thread that makes a new trace, with a model of random weights."""
+"""The process that makes new traces, with a model of random weights."""
 
-import gc
+import os
+import signal
 import time
 
 import pytest
 
 from toushi.dashboards import sampling_worker as worker
-from toushi.probe.base.errors import ToushiError
 from toushi.probe.models.mini_unet import MiniUNet
-from toushi.probe.pipelines import generate as generate_module
 from toushi.probe.trace.open import open_trace
-
-LOAD = worker._model
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return MiniUNet.tiny()
+def tiny(tmp_path_factory):
+    """The folder of a model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    MiniUNet.tiny().save(folder)
+    return str(folder)
 
 
-@pytest.fixture(autouse=True)
-def no_weights_from_disk(tiny, monkeypatch):
-    monkeypatch.setattr(worker, "_model", lambda name: tiny)
+@pytest.fixture
+def start(tiny, tmp_path):
+    def start(prompt="猫", is_wanted=lambda: True, **settings):
+        return worker.start(worker.Order(prompt, model=tiny, **settings), tmp_path, is_wanted)
+
+    return start
+
+
+def wait_for(condition, seconds=60):
+    for _ in range(seconds * 50):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError([(job.state, job.step) for job in worker.running()])
 
 
 def finished(job):
-    for _ in range(600):
-        if not job.running:
-            return job
-        time.sleep(0.05)
-    raise AssertionError(f"still at {job.state}, step {job.step}")
+    wait_for(lambda: not job.running)
+    return job
 
 
-def test_a_new_trace_is_what_was_ordered(tmp_path):
-    order = worker.Order("左边是猫", negative="模糊", steps=3, guidance=2.0, seed=7, sampler="heun")
-    job = finished(worker.start(order, tmp_path))
+def sampling(job):
+    wait_for(lambda: job.step >= 2 or not job.running)
+    return job
+
+
+def test_a_new_trace_is_what_was_ordered(start):
+    job = finished(start("左边是猫", negative="模糊", steps=3, guidance=2.0, seed=7, sampler="heun"))
     assert (job.state, job.step, job.error, job.cut) == ("done", 3, "", [])
     trace = open_trace(job.folder)
     assert trace.complete and trace.prompt == "左边是猫" and trace.steps == [0, 1, 2]
@@ -43,66 +55,82 @@ def test_a_new_trace_is_what_was_ordered(tmp_path):
     assert trace.manifest.threads == 1
 
 
-def test_words_that_were_cut_are_named(tmp_path):
-    job = finished(worker.start(worker.Order("一只猫和" * 40, steps=1), tmp_path))
-    (cut,) = job.cut
-    assert job.state == "done" and cut.limit == 77 and "猫" in cut.lost
+def test_words_that_were_cut_are_named(start):
+    job = finished(start("一只猫和" * 40, steps=1))
+    ((limit, lost),) = job.cut
+    assert job.state == "done" and limit == 77 and "猫" in lost
 
 
-def test_the_picture_is_asked_for_as_everywhere(tmp_path, monkeypatch):
-    def refuse(model, prompt, negative, **settings):
-        raise ToushiError(f"{negative} with guidance {settings['guidance']}")
+def test_an_edited_trace(tmp_path):
+    first = finished(worker.start(worker.Order("左边是猫", steps=2), tmp_path))
+    order = worker.EditOrder(str(first.folder), {"remove": ["猫"]}, steps=2, seed=0)
+    job = finished(worker.start(order, tmp_path))
+    assert job.state == "done", job.error
+    edited = open_trace(job.folder).manifest
+    assert edited.edits and edited.parent and edited.parent.name == first.folder.name
 
-    monkeypatch.setattr(generate_module, "generate", refuse)
-    job = finished(worker.start(worker.Order("猫", negative="模糊", guidance=1.0), tmp_path))
-    assert (job.state, job.error) == ("failed", "模糊 with guidance 1.0")
 
-
-def test_stopping_leaves_the_finished_steps(tmp_path):
-    job = worker.start(worker.Order("猫", steps=200), tmp_path)
-    while job.step < 2 and job.running:
-        time.sleep(0.01)
+def test_stopping_leaves_the_finished_steps(start):
+    job = sampling(start(steps=2000))
     job.cancel()
     assert finished(job).state == "stopped"
     trace = open_trace(job.folder)
     assert not trace.complete and len(trace.steps) >= 2
-    assert finished(worker.start(worker.Order("狗", steps=1), tmp_path)).state == "done"
+    assert finished(start("狗", steps=1)).state == "done"
 
 
-def test_two_at_once_are_made_one_after_the_other(tmp_path):
-    first, second = (worker.start(worker.Order("猫", steps=steps), tmp_path) for steps in (300, 1))
-    assert first.folder != second.folder, "both were asked for within one second"
-    while first.state in ("wait", "load"):
-        time.sleep(0.01)
-    assert second.state == "wait" and worker.running() is first
+def test_one_after_the_other_and_each_knows_its_place(start):
+    first, second, third = (start(steps=steps) for steps in (2000, 1, 1))
+    assert len({first.folder, second.folder, third.folder}) == 3, "all were asked for within one second"
+    sampling(first)
+    assert [worker.place(job) for job in (first, second, third)] == [0, 1, 2] and second.state == "wait"
+    second.cancel()
+    assert worker.place(third) == 1
     first.cancel()
-    assert finished(second).state == "done" and first.state == "stopped"
-    assert open_trace(second.folder).complete and worker.running() is None
+    assert finished(third).state == "done" and first.state == second.state == "stopped"
+    assert not second.folder.exists() and worker.running() == []
 
 
-def test_what_waits_can_be_stopped_and_many_are_refused(tmp_path):
-    first, *others = (worker.start(worker.Order("猫", steps=2000), tmp_path) for _ in range(1 + worker.MAX_WAITING))
+def test_the_queue_is_bounded(start):
+    first, *others = (start(steps=2000) for _ in range(1 + worker.MAX_WAITING))
     with pytest.raises(worker.Busy, match="waiting already"):
-        worker.start(worker.Order("狗"), tmp_path)
+        start("狗")
     for job in (*others, first):
         job.cancel()
-    assert all(job.state == "stopped" and not job.folder.exists() for job in others)
-    assert finished(first).state == "stopped"
-    assert finished(worker.start(worker.Order("狗", steps=1), tmp_path)).state == "done"
+    assert finished(first).state == "stopped" and finished(start("狗", steps=1)).state == "done"
 
 
-def test_what_goes_wrong_is_told(tmp_path):
-    job = finished(worker.start(worker.Order("猫", sampler="nonsense"), tmp_path))
-    assert job.state == "failed" and "nonsense" in job.error
+def test_a_job_that_nobody_waits_for_ends(start):
+    away = set()
+    first, second, third = (start(is_wanted=lambda n=n: n not in away, steps=(2000, 2000, 1)[n]) for n in range(3))
+    sampling(first)
+    away.update([0, 1])
+    left = time.monotonic()
+    assert finished(third).state == "done" and first.state == second.state == "stopped"
+    assert time.monotonic() - left < 3 and not second.folder.exists()
 
 
-def test_no_garbage_collection_walks_what_is_loaded():
-    """Streamlit collects after each rerun of each session, and the worker waits for it."""
-    gc.unfreeze()
-    before = len(gc.get_objects())
-    try:
-        LOAD("mini-unet")
-        assert gc.get_freeze_count() > 0.9 * before and len(gc.get_objects()) < 0.1 * before
-    finally:
-        gc.unfreeze()
-        LOAD.cache_clear()
+@pytest.mark.slow  # two processes start
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_process_that_does_not_answer_is_replaced(start):
+    job = sampling(start(steps=2000))
+    process = worker._process()
+    process.send_signal(signal.SIGSTOP)
+    job.cancel()
+    assert finished(job).state == "stopped" and process.poll() is not None
+    job = sampling(start(steps=2000))
+    worker._process().kill()  # as the system does when memory is short
+    assert finished(job).state == "failed" and "has ended" in job.error
+    assert finished(start(steps=1)).state == "done"
+
+
+def test_what_goes_wrong_is_told(start):
+    job = finished(start(sampler="nonsense"))
+    assert job.state == "failed" and "nonsense" in job.error and "ToushiError" in job.error_kinds
+
+
+def test_the_process_ends_with_the_explorer():
+    process = worker._process()
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(20) == 0

@@ -1,6 +1,5 @@
 """`toushi why`: why a word of the prompt seems to be ignored."""
 
-import shlex
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,15 +12,12 @@ import tyro
 from toushi.cli.compare import describe_objects
 from toushi.cli.language import language_of
 from toushi.cli.terminal import progress, table
-from toushi.cli.why_messages import MESSAGES
 from toushi.probe.base.bilingual_text import Language
 
 if TYPE_CHECKING:
     from toushi.probe.trace.comparison import Comparison
     from toushi.probe.trace.picture_trace import Trace
     from toushi.probe.trace.word_diagnosis import WordDiagnosis
-
-NO_EFFECT = 0.01  # share of changed pixels below which a word has no effect
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,14 @@ In Python: diagnose_word(trace, "猫")."""
     """Language of the output. If not given, that of the system."""
 
     def run(self) -> None:
+        from toushi.probe.trace.diagnosis_rows import diagnosis_rows
         from toushi.probe.trace.open import open_trace
         from toushi.probe.trace.word_diagnosis import diagnose_word
 
         trace, language = open_trace(self.trace), language_of(self.language)
         diagnosis = diagnose_word(trace, self.word)
         comparison, changes = self.sample_without(trace, diagnosis) if self.test else (None, "")
-        print(describe_diagnosis(diagnosis, str(self.trace), language, comparison))
+        print(table(diagnosis_rows(diagnosis, str(self.trace), language, comparison)))
         if changes:
             print(f"\n{changes}")
 
@@ -80,53 +77,3 @@ In Python: diagnose_word(trace, "猫")."""
                 callback=lambda *_: bar()(),
             )
             return comparison, describe_objects(comparison.a, comparison.b)
-
-
-def describe_diagnosis(
-    diagnosis: "WordDiagnosis", folder: str, language: Language, comparison: "Comparison | None" = None
-) -> str:
-    """The diagnosis as a list: what was measured, findings, what to try."""
-    from toushi.probe.trace.word_diagnosis import CONTRAST, SINK
-
-    def say(key: str, **values: object) -> str:
-        return MESSAGES.translate(language, key, **values)
-
-    tokens = "  ".join(f"{token.text.strip() or '␣'} ({token.id})" for token in diagnosis.tokens)
-    rows = [(say("word"), diagnosis.word), (say("tokens"), tokens or "–")]
-    if diagnosis.share is not None:
-        rows.append((say("share"), percent(diagnosis.share)))
-        rows.append((say("peers"), ", ".join(f"{n} {percent(share)}" for n, share in diagnosis.peers.items()) or "–"))
-        if diagnosis.sink is not None:
-            rows.append((say("special"), percent(diagnosis.sink)))
-        values = {"share": percent(diagnosis.peak_share or 0), "site": diagnosis.peak_site, "step": diagnosis.peak_step}
-        rows.append((say("peak"), say("peak_of_sum" if diagnosis.peak_step is None else "peak_at", **values)))
-    if diagnosis.contrast is not None:
-        rows.append((say("contrast"), say("contrast_is", value=f"{diagnosis.contrast:.2f}", limit=CONTRAST)))
-
-    mark = "、" if language == "zh" else ", "
-    values = {
-        "unknown": mark.join((diagnosis.word, *diagnosis.unknown_with)),
-        "shared": mark.join(diagnosis.split_with),
-    }
-    values |= {"limit": f"{SINK:.0%}", "median": percent(diagnosis.median_of_peers or 0)}
-    findings = [say(code, **values) for code in diagnosis.findings]
-    if comparison is not None:
-        changed, difference = comparison.changed_pixels, comparison.mean_difference
-        text = say("test_unknown")
-        if changed is not None and difference is not None:
-            text = say("test_is", changed=percent(changed), difference=f"{difference:.1f}")
-        rows.append((say("test"), text))
-        if changed is not None:
-            findings.append(say("no_effect" if changed < NO_EFFECT else "has_effect", limit=f"{NO_EFFECT:.0%}"))
-    rows += [(say("finding"), finding) for finding in findings or [say("nothing")]]
-
-    advice = [f"try_{code}" for code in diagnosis.findings]
-    advice += ["try_test"] if comparison is None else []
-    advice += ["try_remove"] if diagnosis.share is not None else []
-    names = {"folder": shlex.quote(folder), "word": shlex.quote(diagnosis.word)}
-    rows += [(say("next"), text) for text in dict.fromkeys(say(key, **names) for key in advice)]
-    return table(rows)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
