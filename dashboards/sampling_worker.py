@@ -81,7 +81,7 @@ class Job:
                 if self.state == "wait":
                     self.state = "stopped"
                 else:
-                    _tell(_process(), "stop")
+                    _write_line(_process(), "stop")
 
 
 def start(order: Order | EditOrder, runs: Path, is_wanted: Callable[[], bool] = lambda: True) -> Job:
@@ -129,7 +129,7 @@ def _serve() -> None:
                 continue
             job.state = "load"
             process = _process()
-            _tell(process, json.dumps({**asdict(job.order), "folder": str(job.folder.absolute())}))
+            _write_line(process, json.dumps({**asdict(job.order), "folder": str(job.folder.absolute())}))
         assert process.stdout is not None
         while job.running and (line := process.stdout.readline()):
             vars(job).update(json.loads(line))
@@ -172,7 +172,7 @@ def _process() -> "subprocess.Popen[str]":
     return _processes[0]
 
 
-def _tell(process: "subprocess.Popen[str]", line: str) -> None:
+def _write_line(process: "subprocess.Popen[str]", line: str) -> None:
     assert process.stdin is not None
     try:
         process.stdin.write(line + "\n")

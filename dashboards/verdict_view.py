@@ -92,7 +92,7 @@ def describe_change(pair: ObjectPair) -> str:
 
 
 def _row(verdict: ObjectVerdict) -> tuple[str, str, str]:
-    asked, detection = verdict.asked, verdict.detection
+    asked, detection = verdict.request, verdict.detection
     thing = name_thing(asked.kinds[0] if detection is None else detection.kind, asked.colour)
     kinds = _list(map(name_kind, COLOURABLE))
     drawn = f"{'✓' if verdict.right else '✗'} {name_detection(detection)}"

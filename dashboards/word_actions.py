@@ -53,10 +53,10 @@ def explain(trace: Trace, word: str) -> None:
     """Shows what the trace tells about the word."""
     rows = diagnosis_rows(diagnose_word(trace, word), str(trace.folder), library.language())
     title = escape_markdown(say("why_title", word=word))
-    st.dialog(title, width="large")(lambda: st.table(_joined(rows), border="horizontal"))()
+    st.dialog(title, width="large")(lambda: st.table(_join_rows(rows), border="horizontal"))()
 
 
-def _joined(rows: list[tuple[str, str]]) -> dict[str, str]:
+def _join_rows(rows: list[tuple[str, str]]) -> dict[str, str]:
     """Each name once: texts of equal names stand in one row."""
     joined: dict[str, str] = {}
     for name, text in rows:

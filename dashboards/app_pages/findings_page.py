@@ -30,17 +30,17 @@ def read_result(folder: str, version: float) -> ResultManifest | None:
 
 def results(root: Path) -> dict[Path, ResultManifest]:
     """The finished results at most two folders below `root`."""
-    manifests = [path for depth in (1, 2) for path in sorted(root.glob("*/" * depth + MANIFEST))]
-    found = {path.parent: read_result(str(path.parent), os.path.getmtime(path)) for path in manifests}
-    return {folder: manifest for folder, manifest in found.items() if manifest is not None}
+    paths = [path for depth in (1, 2) for path in sorted(root.glob("*/" * depth + MANIFEST))]
+    manifests = {path.parent: read_result(str(path.parent), os.path.getmtime(path)) for path in paths}
+    return {folder: manifest for folder, manifest in manifests.items() if manifest is not None}
 
 
-def choose(found: dict[Path, ResultManifest]) -> Path:
+def choose(manifests: dict[Path, ResultManifest]) -> Path:
     """The study and then the model of it that was chosen."""
     language = library.language()
-    titles = {manifest.experiment: manifest.study.title.translate(language) for manifest in found.values()}
+    titles = {manifest.experiment: manifest.study.title.translate(language) for manifest in manifests.values()}
     study = st.selectbox(say("findings_study"), list(titles), format_func=titles.__getitem__)
-    folders = [folder for folder, manifest in found.items() if manifest.experiment == study]
+    folders = [folder for folder, manifest in manifests.items() if manifest.experiment == study]
     folders.sort(key=lambda folder: folder.name != "mini-unet")  # the model of the explorer first
     chosen = st.pills(say("findings_of"), folders, default=folders[0], format_func=lambda folder: folder.name,
                       required=True, key=f"findings_of_{study}")  # fmt: skip
@@ -101,6 +101,6 @@ def show(folder: Path, manifest: ResultManifest) -> None:
 
 
 st.caption(say("findings_how"))
-found = results(PACKAGED) | results(library.gallery())
-folder = choose(found)
-show(folder, found[folder])
+manifests = results(PACKAGED) | results(library.gallery())
+folder = choose(manifests)
+show(folder, manifests[folder])

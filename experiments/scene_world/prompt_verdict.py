@@ -44,7 +44,7 @@ class ObjectVerdict:
     chance           nothing of this: the model knows it, and often draws it with another seed
     """
 
-    asked: AskedObject
+    request: AskedObject
     detection: Detection | None
     right_colour: bool | None  # None if no colour was asked for, or the style has none
     reason: Reason
@@ -64,22 +64,22 @@ class PromptVerdict:
 def prompt_verdict(prompt: str, picture: np.ndarray | Recognition) -> PromptVerdict:
     """The verdict on a picture uint8 [64, 64, 3], or on its recognition."""
     recognition = picture if isinstance(picture, Recognition) else recognise(picture)
-    asked, left = asked_objects(prompt), list(recognition.objects)
+    requests, left = asked_objects(prompt), list(recognition.objects)
     matched: dict[int, Detection] = {}
     for needs_colour in (True, False):  # the blue cat goes to who asked for one
-        for i, one in enumerate(asked):
+        for i, one in enumerate(requests):
             fit = (thing for thing in left if thing.kind in one.kinds)
             fit = (thing for thing in fit if has_colour(thing, one.colour) or not needs_colour)
             if i not in matched and (thing := next(fit, None)) is not None:
                 matched[i] = thing
                 left.remove(thing)
     verdicts = []
-    for i, one in enumerate(asked):
+    for i, one in enumerate(requests):
         detection, colour = matched.get(i), None
         if one.colour is not None and recognition.style == "flat":
             colour = detection is not None and has_colour(detection, one.colour)
         right = detection is not None and colour is not False
-        verdicts.append(ObjectVerdict(one, detection, colour, "" if right else _reason(one, detection, asked)))
+        verdicts.append(ObjectVerdict(one, detection, colour, "" if right else _reason(one, detection, requests)))
     return PromptVerdict(tuple(verdicts), unknown_words(prompt), tuple(left))
 
 
@@ -117,13 +117,13 @@ def unknown_words(prompt: str) -> dict[str, tuple[str, ...]]:
     return unknown
 
 
-def _reason(asked: AskedObject, detection: Detection | None, everything: list[AskedObject]) -> Reason:
-    kinds = [KINDS[kind] for kind in asked.kinds]
-    if asked.colour is not None and not any(kind.colourable for kind in kinds):
+def _reason(request: AskedObject, detection: Detection | None, everything: list[AskedObject]) -> Reason:
+    kinds = [KINDS[kind] for kind in request.kinds]
+    if request.colour is not None and not any(kind.colourable for kind in kinds):
         return "colour"
-    if all(colour_is_held_out(asked.colour, kind.name) for kind in kinds):
+    if all(colour_is_held_out(request.colour, kind.name) for kind in kinds):
         return "held_out_colour"
-    pairs = (pair for pair in combinations(everything, 2) if asked in pair)
+    pairs = (pair for pair in combinations(everything, 2) if request in pair)
     if detection is None and any(pair_is_held_out(a.kinds[0], b.kinds[0]) for a, b in pairs):
         return "held_out_pair"
     return "chance"

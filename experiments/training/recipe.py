@@ -145,7 +145,7 @@ class Training:
 
 
 def train_denoiser(
-    training: Training, pool: Pool, held: Pool, out: Path, minutes: float, cooldown: float, hours: float
+    training: Training, pool: Pool, held_out: Pool, out: Path, minutes: float, cooldown: float, hours: float
 ) -> None:
     """Trains for so many minutes, the last share `cooldown` of them with a falling learning rate.
 
@@ -172,7 +172,7 @@ def train_denoiser(
             save_sheet(averaged, out / f"samples_{training.samples:08d}.png")
             row: dict = dict(samples=training.samples, hours=round(hours + spent / 3600, 3))
             row |= zip(LOSSES, np.mean(losses, axis=0).round(5).tolist())
-            row |= dict(held_out_loss=held_out_loss(averaged, held), lr=lr)
+            row |= dict(held_out_loss=held_out_loss(averaged, held_out), lr=lr)
             append_row(out / LOG, row)
             bar.set_postfix(samples=training.samples, loss=f"{row['held_out_loss']:.4f}")
             losses = []

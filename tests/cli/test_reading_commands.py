@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.cli.shell import HOUSE, PROMPT
 from toushi import main
