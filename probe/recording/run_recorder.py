@@ -206,8 +206,7 @@ class RunRecorder:
         asked = {row: (layout.CONCEPTS, picture) for row, (branch, picture) in keys.items() if branch == "cond"}
         if (concepts := self.plan.concepts) is not None and asked:
             for call in cross:
-                maps = concepts.maps(call, list(asked), mean, dtype)
-                yield Maps(call.site, list(asked.values()), None, maps, None)
+                yield Maps(call.site, list(asked.values()), None, concepts.maps(call, list(asked), mean, dtype), None)
 
     # --- size
 
@@ -340,8 +339,7 @@ class RunRecorder:
 
     def abort(self, error: BaseException) -> None:
         """Closes the traces of a run that an error ended. Finished steps stay readable; the manifest says "not complete"."""
-        is_refused = isinstance(error, ToushiError | HookError)
-        if not self.writers and self.site_entries and not is_refused:
+        if not self.writers and self.site_entries and not isinstance(error, ToushiError | HookError):
             self._open_writers()
         self._close_writers(complete=False)
 
