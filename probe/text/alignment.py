@@ -240,7 +240,9 @@ def _find_text(prompt: str, words: Sequence[Word], text: str) -> Span:
         if 1 <= number <= len(spans):
             return spans[number - 1]
         if spans:
-            most = f"The last one is {plain}#{len(spans)}." if len(spans) > 1 else f"It occurs once: write {plain!r}."
+            count = len(spans)
+            many = f"{plain!r} occurs {count} times: write {plain}#1 to {plain}#{count}."
+            most = many if count > 1 else f"It occurs once: write {plain!r}."
             raise UnknownWord(f"There is no {text!r} in the prompt. {most}")
         text = plain
     raise UnknownWord(_why_unknown(prompt, words, text))

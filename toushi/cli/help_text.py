@@ -10,10 +10,10 @@ UNSET = re.compile(r"\s*\(default:\s*(?:None|False|'')?\)")  # the text of such 
 COLUMN = 22  # where the meaning of an argument begins
 
 
-def format_help(intro: str, arguments: str) -> str:
-    """The whole help. `intro` is the `ABOUT` of the command, `arguments` the plain help that tyro prints for it."""
+def format_help(description: str, arguments: str) -> str:
+    """The whole help. `description` is its `ABOUT`, `arguments` the plain help that tyro prints for it."""
     usage, _, groups = arguments.partition("\n\n")
-    lines = [_wrap(usage.removeprefix("usage: "), " " * 7, first="usage:"), "", _wrap_prose(intro)]
+    lines = [_wrap(usage.removeprefix("usage: "), " " * 7, first="usage:"), "", _wrap_prose(description)]
     for title, name, meaning in _entries(groups):
         name = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1 ...", name)
         meaning = UNSET.sub("", " ".join(meaning.split()))
