@@ -5,7 +5,7 @@ Branches: with guidance the U-Net evaluates the text with the picture (`cond`), 
 and neither of them (`uncond`). `image` and `uncond` have the negative prompt, so their place tells them apart.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -44,6 +44,8 @@ def read_inputs(pipeline: GuidedPipeline, inputs: Arguments) -> DenoiserInputs:
     return read._replace(branches=tuple(name for name in names for _ in range(len(text) // len(names))))
 
 
+FIELDS: dict[str, Any] = {**UNET, "read_inputs": read_inputs}
+
 INSTRUCT_PIX2PIX = diffusers_family(
     "instruct-pix2pix",
     "StableDiffusionInstructPix2PixPipeline",
@@ -51,6 +53,6 @@ INSTRUCT_PIX2PIX = diffusers_family(
     encoded_prompts=encoded_prompts,
     tokens_of_encoder_call=PROMPTS["tokens_of_encoder_call"],
     branches=ROWS,
-    **UNET | {"read_inputs": read_inputs},
+    **FIELDS,
     **CLIP,
 )
