@@ -257,16 +257,16 @@ SHARES = ("pointing_game", "top", "own")  # shares of yes or no; the others are 
 
 def mean(values: pd.Series, items: pd.Series, config: Config, is_share: bool = False) -> dict:
     """The mean with its interval over scenes, and the number of values and of scenes."""
-    values, items = values.astype(float)[values.notna()], items[values.notna()]
-    counts = {"cases": len(values), "scenes": items.nunique()}
-    if values.empty:
+    table = pd.DataFrame({"value": values.to_numpy(float), "scene": items.to_numpy()}).dropna()
+    counts = {"cases": len(table), "scenes": table.scene.nunique()}
+    if table.empty:
         return {"mean": np.nan, "low": np.nan, "high": np.nan} | counts
     if is_share:
-        whole, low, high = share(values, items, config.resamples, config.seed)
+        whole, low, high = share(table.value, table.scene, config.resamples, config.seed)
     else:
-        by_item = values.groupby(items.to_numpy()).agg(["sum", "count"]).to_numpy()
+        by_item = table.value.groupby(table.scene).agg(["sum", "count"]).to_numpy()
         sums, number = by_item[resample_items(len(by_item), config.resamples, config.seed)].sum(1).T
-        whole, (low, high) = values.mean(), bounds(sums / number)
+        whole, (low, high) = table.value.mean(), bounds(sums / number)
     return {"mean": whole, "low": low, "high": high} | counts
 
 
@@ -293,7 +293,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
         "curves": summarise(curves, ["method"], ["correlation", "deletion", "insertion"], config),
         "best": pd.DataFrame(list(best_rules(maps, judged, config))).round(5),
     }
-    own = judged.loc[judged.method == PLAIN]
+    own = pd.DataFrame(judged.loc[judged.method == PLAIN])
     plain = mean(own["correlation"], own["item"], config)
     lead = mean(*difference(judged, PLAIN, "other-word", "correlation"), config)
     return Finding(decide(plain, lead), sentence(plain, lead, tables, config), tables)
@@ -312,8 +312,8 @@ def best_rules(maps: pd.DataFrame, judged: pd.DataFrame, config: Config) -> Iter
     objects = maps.loc[(maps.kind == "noised") & (maps.time == config.times[0]) & (maps.role == "object")]
     for number, rows in (("average_precision", objects), ("correlation", judged)):
         rows = rows.loc[~rows.method.isin(BASELINES) & ~rows.method.str.contains(", head")]
-        is_odd = rows["item"].astype(int) % 2 == 1
-        if is_odd.nunique() < 2:
+        is_odd = rows["item"].to_numpy(int) % 2 == 1
+        if is_odd.all() or not is_odd.any():
             continue
         best = str(rows.loc[~is_odd].groupby("method", sort=False)[number].mean().idxmax())
         odd = rows.loc[is_odd]
