@@ -80,7 +80,7 @@ bench: setup
 
 # The explorer with 1, 5 and 20 visitors at once: each its own picture, bytes, latencies.
 bench-app: setup browser
-	$(BIN)/python -m benchmarks.app
+	$(BIN)/python -m benchmarks.crowd
 
 # The published schema of a trace's manifest, after a change of probe/trace/manifest.py.
 schema: setup

@@ -1,7 +1,7 @@
 """The explorer with many visitors at once, and how fast it answers one.
 
-    python -m benchmarks.app            # about three minutes; make bench-app
-    python -m benchmarks.app --quick
+    python -m benchmarks.crowd            # about three minutes; make bench-app
+    python -m benchmarks.crowd --quick
 
 Each visitor orders another picture at the same moment, waits for it, and must get its own. `ratio` is the time until
 the last one has it, over the time of as many recorded samplings in a row in one process, before and after. On a busy
@@ -29,7 +29,7 @@ import pandas as pd
 import psutil
 import tyro
 
-from benchmarks.app_client import ENGLISH, Visitor
+from benchmarks.visitor import ENGLISH, Visitor
 from toushi.dashboards.sampling_worker import Order
 from toushi.probe.pipelines.generate import generate
 from toushi.probe.pipelines.load import load
