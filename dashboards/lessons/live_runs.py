@@ -48,7 +48,7 @@ def record(prompt: str, seed: int = 0, steps: int = STEPS, guidance: float = GUI
     while job.running:
         time.sleep(0.05)
     if job.state != "done":
-        raise job.failure or ToushiError(job.error or "The run was stopped.")
+        raise ToushiError(job.error or "The run was stopped.")
     return str(job.folder)
 
 
