@@ -198,7 +198,7 @@ def word_maps_of(folder: str, version: tuple, branch: str) -> word_maps.WordMaps
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def picture_block(folder: str, version: tuple, branch: str, language: str, actions: tuple[str, ...]) -> bytes:
+def picture_block(folder: str, version: tuple, branch: str, language: str, actions: tuple[str, ...] = ()) -> bytes:
     maps = word_maps_of(folder, version, branch)
     return payload.picture_block(_trace(folder, version), maps, branch, language, actions=actions)
 

@@ -27,6 +27,7 @@ from toushi.probe.models.samplers import heun, shifted_times
 from toushi.probe.pipelines.diffusers_family import source_image_sha256
 from toushi.probe.pipelines.family import Family, Model, unwrap
 from toushi.probe.pipelines.generate import check_size, default_steps
+from toushi.probe.pipelines.private_api import progress_bar_config
 from toushi.probe.pipelines.registry import family_of
 from toushi.probe.recording.record import SourcePicture, record
 from toushi.probe.session.patching import patch_method
@@ -187,7 +188,7 @@ def image_pipeline(model: Model) -> Model:
         raise ToushiError(
             f"this {name} is edited or followed, but its image-to-image pipeline computes: follow that one"
         )
-    pipeline.set_progress_bar_config(**getattr(model, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(**progress_bar_config(model))
     return pipeline
 
 

@@ -4,12 +4,17 @@ A class or function is wrapped when its module is imported, so this file must co
 What tests start as a process of its own is not checked.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # a model that is not here is refused at once; huggingface_hub reads it when imported
+)
 
 install_import_hook(["toushi.hooks", "toushi.probe.models", "toushi.probe.analysis"], "typechecker.typechecked")
 

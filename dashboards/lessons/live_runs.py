@@ -144,7 +144,7 @@ def _preview_convolution():
     from toushi.probe.models.preview import fit_convolution
 
     vae = model().vae
-    return fit_convolution(vae, vae.factor, vae.factor)
+    return fit_convolution(vae, vae.factor)
 
 
 # --- the live components

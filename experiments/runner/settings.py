@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # scikit-learn takes no larger one
 Share = Annotated[float, Field(ge=0, le=1)]
+NoiseTime = Annotated[float, Field(gt=0, le=1)]  # 1 is noise; at 0 there is none
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 _Schema = dict[str, Any]  # JSON schema of one field, as pydantic writes it

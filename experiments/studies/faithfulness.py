@@ -32,7 +32,7 @@ Three more answers are no part of the verdict:
 Controls: a centred blob, noise, the other word's map, and the mean attention without a place.
 
 On the first `costly` noised scenes, integrated gradients and Shapley values take part, and all methods are scored by
-deletion and insertion of their words (probe/attribution/faithfulness.py), beside words in random order.
+deletion and insertion of their words (probe/attribution/map_faithfulness.py), beside words in random order.
 
 The first run was planned with 15 scenes, 9 generated pictures and 3 costly scenes. It was stopped by the clock after 9, 6
 and 2; the rows of 6, 6 and 1 had been seen.
@@ -63,7 +63,7 @@ from toushi.experiments.measures.word_effects import (
     rank_correlation,
     values_in,
 )
-from toushi.experiments.runner.settings import Count, Seed, Share
+from toushi.experiments.runner.settings import Count, NoiseTime, Seed
 from toushi.experiments.runner.study import FEWEST, Finding, Job, Study, Verdict
 from toushi.experiments.scene_world.example import Example
 from toushi.experiments.scene_world.recogniser import detected_masks
@@ -71,7 +71,7 @@ from toushi.probe.analysis.map_measures import MEASURES, score_maps
 from toushi.probe.analysis.maps import resample
 from toushi.probe.attribution.denoising import Denoising, denoise_at
 from toushi.probe.attribution.explain import explain_at
-from toushi.probe.attribution.faithfulness import area
+from toushi.probe.attribution.map_faithfulness import area
 from toushi.probe.attribution.word_scores import WordScores
 from toushi.probe.base.bilingual_text import Bilingual
 from toushi.probe.pipelines.load import model_files
@@ -105,7 +105,7 @@ class Config:
     generated: Count = 6  # pictures, at the first of the times
     costly: Count = 2  # noised scenes that integrated gradients and Shapley values explain
     chunk: Count = 3  # scenes in a job
-    times: tuple[Share, ...] = (0.8, 0.5)
+    times: tuple[NoiseTime, ...] = (0.8, 0.5)
     steps: Count = 8  # of a picture that the model draws
     resamples: Count = 2000
     seed: Seed = 0

@@ -16,6 +16,7 @@ EXTRAS = {
     "jinja2": "reports",
     "matplotlib": "figures",
     "peft": "pipelines",
+    "plotly": "app",
     "pyarrow": "export",
     "scipy": "experiments",
     "sentencepiece": "pipelines",

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
+from inspect import signature
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -91,11 +92,12 @@ def matplotlib_style() -> Iterator[None]:
 
 
 def styled(function: Callable[P, F]) -> Callable[P, F]:
-    """A figure function that draws in this style."""
+    """A figure function that draws in this style. Raises ToushiError for a path in place of its trace."""
+    takes_trace = next(iter(signature(function).parameters), None) == "trace"
 
     @wraps(function)
     def draw(*args: P.args, **kwargs: P.kwargs) -> F:
-        if args and isinstance(args[0], str | Path):
+        if takes_trace and args and isinstance(args[0], str | Path):
             raise ToushiError(
                 f"expected an opened trace, but {str(args[0])!r} came; write open_trace({str(args[0])!r})"
             )

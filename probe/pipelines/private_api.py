@@ -26,6 +26,11 @@ def qwen_image_masks_text() -> bool:
     return (int(major), int(minor)) >= (0, 37)
 
 
+def progress_bar_config(pipeline: object) -> dict[str, object]:
+    """What `set_progress_bar_config` was called with."""
+    return getattr(pipeline, "_progress_bar_config", {})
+
+
 def execution_device(pipeline: object) -> torch.device | None:
     """Where a pipeline computes; with offload that is not where its weights wait. None for models of our own."""
     return getattr(pipeline, "_execution_device", None)

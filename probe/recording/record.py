@@ -1,5 +1,6 @@
 """`with record(model, folder):` writes a trace of every picture that the model samples inside."""
 
+import os
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,7 +201,7 @@ class Recording(Subscriber):
             warnings.warn(Uncompiled(message), stacklevel=3)
         if self.plan.resumed is None:
             root = self.plan.folders.root
-            self.is_new_folder = not root.exists()
+            self.is_new_folder = not os.path.exists(root)  # False for a name that the system refuses
             prepare_output_dir(root, self.overwrite)
         threading.Thread(target=git_commit, daemon=True).start()  # its answer is remembered for the manifest
         subscription.enter_context(subscribe(self.model, self))

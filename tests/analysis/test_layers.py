@@ -74,6 +74,7 @@ def test_separation_is_the_difference_of_mean_cosines():
     assert "separation_p" not in found
 
 
+@pytest.mark.slow
 def test_separation_of_shuffled_senses_is_zero_on_average():
     states, senses = planted([2.0])
     found = layers.sense_separation(states, senses, shuffles=400)

@@ -17,8 +17,8 @@ from toushi.probe.analysis.maps import auc, mass_inside
 from toushi.probe.attribution.attention_maps import ATTENTION_RULES, read_attention
 from toushi.probe.attribution.denoising import CannotExplain, clean_latents, denoise_at
 from toushi.probe.attribution.explain import METHODS, WORD_METHODS, explain_at
-from toushi.probe.attribution.faithfulness import randomised_weights
 from toushi.probe.attribution.gradients import integrated_gradients
+from toushi.probe.attribution.map_faithfulness import randomised_weights
 from toushi.probe.attribution.word_scores import WordScores, without
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.text.alignment import UnknownWord, Word

@@ -88,7 +88,18 @@ def test_every_function_that_takes_a_folder(model, home, name):
 
 
 @NAMES
-@pytest.mark.parametrize("command", ["info", "verify", "view", "export --to npz", "report", "trace 猫 --out", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "info",
+        "verify",
+        "view",
+        "export --to npz",
+        f"report -o {tempfile.gettempdir()}/none",
+        "trace 猫 --out",
+        "doctor",
+    ],
+)
 def test_every_command(home, name, command, capsys):
     before = sorted(home.iterdir())
     assert main([*command.split(), "full"]) == 2 and "full" in capsys.readouterr().err

@@ -60,6 +60,7 @@ def test_the_page(made):
     assert downloads.trace_page(made, "cond", "zh").startswith(b"<!doctype html>")
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_picture_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (

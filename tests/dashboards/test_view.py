@@ -135,6 +135,7 @@ def test_deleting_a_trace_spares_other_files(tmp_path):
     assert (owl / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_long_prompt_makes_no_long_card(app, tmp_path):
     made_trace.write(tmp_path / "runs" / "long", prompt="猫，" * 3000, steps=1)
     assert max(len(markdown.value) for markdown in app().markdown) < 200

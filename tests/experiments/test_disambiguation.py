@@ -91,6 +91,7 @@ def test_bad_sentences_are_refused():
         check_sentences(one)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_tiny_encoder_comes_through(tiny, tmp_path):
     config = Config(encoder=tiny, words=2, shuffles=1, left_out=1, resamples=50)
     made = jobs(config)

@@ -159,6 +159,7 @@ def test_a_picture_in_a_table_comes_back():
 # --- whole runs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_of_each_layer(model, blind, tmp_path):
     model.save(tmp_path / "tiny")
     config = layers.Config(model=str(tmp_path / "tiny"), scenes=3, contexts=1, words=2, steps=1, resamples=20)

@@ -39,6 +39,7 @@ def test_one_wrong_answer_more_never_raises_an_interval(scenes):
     assert ends[0] == (pytest.approx(binomtest(scenes, scenes).proportion_ci(method="wilson").low), 1.0)
 
 
+@pytest.mark.slow
 def test_a_scene_drawn_by_the_world_itself_is_right_and_another_is_not():
     rows = []
     for seed in range(4):

@@ -55,6 +55,7 @@ def test_a_few_steps_lower_both_losses():
     assert after[1] < 0.9 * before[1]
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_what_lies_where_from_captions_alone():
     model = MiniUNet.tiny(layers=2)
     scenes = [draw_scene(seed) for seed in range(4)]

@@ -55,6 +55,7 @@ EXTRA_COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_core_works_without_the_extras(tmp_path):
     """In one process: torch takes seconds to import."""
     (tmp_path / "pipeline/text_encoder").mkdir(parents=True)

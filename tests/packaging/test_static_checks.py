@@ -67,6 +67,7 @@ def test_ruff_finds_a_planted_undefined_name(planted, tmp_path):
     assert found == dict.fromkeys([*files, "tests/planted.py"], "Undefined name `missing`")
 
 
+@pytest.mark.slow
 def test_coverage_measures_the_linked_folders(tmp_path):
     """Lines of a linked folder count, under the name of the real one; so do files that never ran."""
     code = "import toushi.hooks.hook_error, toushi.probe.base.errors"

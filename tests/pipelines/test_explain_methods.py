@@ -12,7 +12,7 @@ from tests.pipelines.tiny import COMMON, LENGTHS, MAKERS, draw, families, made, 
 from toushi import explain, load
 from toushi.probe.attribution.denoising import CannotExplain, denoise_at
 from toushi.probe.attribution.explain import METHODS, TAKES_TARGET, explain_at
-from toushi.probe.attribution.faithfulness import randomised_weights, sensitivity
+from toushi.probe.attribution.map_faithfulness import randomised_weights, sensitivity
 from toushi.probe.models.mini_unet import MiniUNet
 from toushi.probe.models.z_image import ZImage
 

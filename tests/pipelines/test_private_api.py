@@ -43,6 +43,12 @@ def test_the_execution_device(sdxl):
     assert private_api.execution_device(nn.Linear(1, 1)) is None
 
 
+def test_the_progress_bar(sdxl):
+    lost = "the image-to-image pipeline of trace_picture shows a bar that was turned off"
+    sdxl.set_progress_bar_config(disable=True)
+    need(private_api.progress_bar_config(sdxl) == {"disable": True}, "diffusers", "pipeline._progress_bar_config", lost)
+
+
 def test_parts_without_offload(sdxl):
     lost = "load(offload='sequential') offloads parts that diffusers leaves on the device"
     need(

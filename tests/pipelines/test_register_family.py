@@ -153,6 +153,7 @@ def test_a_branch_of_its_own_is_recorded(folder):
     assert np.ptp(trace.attention(branch="perturbed", grid="native")[BLOCKS[0]].values, (-2, -1)).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_commands_know_an_installed_family(folder, python, tmp_path):
     command = ["-m", "toushi", "trace", PROMPT, "--negative", NEGATIVE, "--model", str(folder), "--steps", "2"]
     done = python(tmp_path, *command, "--out", "run")

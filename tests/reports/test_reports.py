@@ -117,6 +117,7 @@ def test_made_again_every_file_is_the_same(house, made):
     assert [name for name in before if before[name] != again[name]] == []
 
 
+@pytest.mark.slow
 def test_the_command_under_a_figure_makes_its_files_again(house, made, html, capsys):
     commands = re.findall(r'<code class="command">(toushi report .*?)</code>', html)
     assert len(commands) == 5
@@ -257,6 +258,7 @@ def test_a_run_of_several_versions_of_its_code_says_so(house, tmp_path):
     assert "computed with 2 versions of the code" in page and "<figure>" in page
 
 
+@pytest.mark.slow
 def test_a_trace_that_was_broken_off_says_so(tmp_path):
     picture = np.zeros((32, 32, 3), np.uint8)
     trace = made_trace(tmp_path / "run", "猫", picture, {}, steps=2)

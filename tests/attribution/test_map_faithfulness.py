@@ -7,7 +7,7 @@ import torch
 from tests.attribution.test_explain import BOXES, toy
 from toushi.probe.attribution.denoising import CannotExplain, denoise_at
 from toushi.probe.attribution.explain import explain_at
-from toushi.probe.attribution.faithfulness import (
+from toushi.probe.attribution.map_faithfulness import (
     FAITHFULNESS,
     agreement,
     area,
