@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from toushi.probe.base.bilingual_text import Bilingual
@@ -82,20 +83,20 @@ def estimates_of(table: pd.DataFrame) -> Estimates | None:
     for name in numbers:
         for low, high in ((f"{name}_low", f"{name}_high"), ("low", "high")):
             if low in numbers and high in numbers and name not in (low, high) and _inside(table, name, low, high):
-                keys = [key for key in table if key not in (*numbers, "layer") and table[key].nunique() > 1]
+                keys = [key for key in table if key not in (*numbers, "layer") and len(set(table[key])) > 1]
                 return Estimates(name, low, high, keys, [base for base in BASELINES if base in numbers])
     return None
 
 
 def _inside(table: pd.DataFrame, name: str, low: str, high: str) -> bool:
-    known = table.dropna(subset=[name, low, high])
-    return bool(len(known)) and bool(known[name].between(known[low] - 1e-4, known[high] + 1e-4).mean() > 0.9)
+    value, least, most = table[[name, low, high]].dropna().to_numpy(float).T
+    return len(value) > 0 and float(np.mean((least - 1e-4 <= value) & (value <= most + 1e-4))) > 0.9
 
 
 def colour_key(table: pd.DataFrame, estimates: Estimates) -> str | None:
     """The key whose values are told apart by colour: the one with most of them that still have a colour each."""
-    few = [key for key in estimates.keys if table[key].nunique() <= len(COLOURS)]
-    return max(few, key=lambda key: table[key].nunique(), default=None)
+    counts = {key: len(set(table[key])) for key in estimates.keys}
+    return max((key for key in counts if counts[key] <= len(COLOURS)), key=counts.__getitem__, default=None)
 
 
 def chart(table: pd.DataFrame, estimates: Estimates, language: str) -> "Figure":

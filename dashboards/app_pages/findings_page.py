@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
@@ -14,7 +15,8 @@ from toushi.experiments.runner.result_manifest import ResultManifest
 from toushi.probe.base.errors import ToushiError
 
 PACKAGED = Path(experiments.__file__).parent / "results"
-COLOURS = {"supported": "green", "refuted": "red", "undecided": "orange", "measured": "blue"}
+Colour = Literal["green", "red", "orange", "blue"]
+COLOURS: dict[str, Colour] = {"supported": "green", "refuted": "red", "undecided": "orange", "measured": "blue"}
 MAX_PICTURES = 26  # of one prompt: as many as an encoder has layers
 
 

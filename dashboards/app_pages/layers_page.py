@@ -67,8 +67,8 @@ def show(readings: "TextEncodings", key: tuple) -> None:
         st.markdown(f"**{say('layers_alike')}**", help=say("layers_how"))
         with st.container(horizontal=True):
             for number, other in enumerate(states[1:]):
-                words = [part["word"].values.tolist() for part in (states[0], other)]
-                matrix = charts.word_matrix(cosine(states[0].values, other.values), *words, say("layers_cosine"))
+                rows, columns = (part["word"].values.tolist() for part in (states[0], other))
+                matrix = charts.word_matrix(cosine(states[0].values, other.values), rows, columns, say("layers_cosine"))
                 st.plotly_chart(matrix, width="content", key=f"layers_alike_{number}")
     show_attention(readings, layer, name)
     st.download_button(

@@ -255,7 +255,9 @@ def score_costly(model: str, times: list[float], start: int, stop: int, seed: in
 SHARES = ("pointing_game", "top", "own")  # shares of yes or no; the others are means
 
 
-def mean(values: pd.Series, items: pd.Series, config: Config, is_share: bool = False) -> dict:
+def mean(
+    values: pd.Series | pd.DataFrame, items: pd.Series | pd.DataFrame, config: Config, is_share: bool = False
+) -> dict:
     """The mean with its interval over scenes, and the number of values and of scenes."""
     table = pd.DataFrame({"value": values.to_numpy(float), "scene": items.to_numpy()}).dropna()
     counts = {"cases": len(table), "scenes": table.scene.nunique()}
@@ -301,7 +303,7 @@ def conclude(config: Config, rows: pd.DataFrame) -> Finding:
 
 def difference(rows: pd.DataFrame, first: str, second: str, number: str) -> tuple[pd.Series, pd.Series]:
     """The number of one method minus that of the other for each map or region, and the scenes of these."""
-    keys = [key for key in ("item", "time", "thing", "word") if key in rows and rows[key].notna().any()]
+    keys = [key for key in ("item", "time", "thing", "word") if key in rows and rows[key].notna().to_numpy().any()]
     both = rows.loc[rows.method.isin((first, second))].pivot_table(number, keys, "method").dropna().reset_index()
     return both[first] - both[second], both["item"]
 

@@ -102,7 +102,7 @@ class MiniUNetConfig:
         unet = UNetConfig(**values["unet"] | {"widths": tuple(values["unet"]["widths"])})
         parts = {"text": TextEncoderConfig(**values["text"]), "unet": unet, "vae": VAEConfig(**values["vae"])}
         if values.get("dit") is not None:
-            parts["dit"] = DiTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values["dit"].items()})
+            parts["dit"] = DiTConfig.from_released(values["dit"])
         return cls(**values | parts)
 
 
