@@ -40,7 +40,7 @@ def test_the_address_opens_a_trace_in_a_branch_and_a_language(app, tmp_path):
 @pytest.mark.parametrize(
     "name", ["..", "../outside", "/etc", "runs/../../outside", "runs/link", "runs/a\0b", "x" * 5000]
 )
-@pytest.mark.parametrize("key", ["trace", "other"])
+@pytest.mark.parametrize("key", ["trace", pytest.param("other", marks=pytest.mark.slow)])
 def test_an_address_leads_nowhere_outside_the_gallery(app, tmp_path, key, name, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")

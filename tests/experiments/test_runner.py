@@ -88,6 +88,7 @@ def test_run_again_it_computes_no_job_and_gives_the_same_bytes(tmp_path):
     assert len(computed) == 4
 
 
+@pytest.mark.slow
 def test_the_pool_gives_the_same_whatever_the_number_of_processes(tmp_path):
     for processes in (1, 2):
         runner.run_study(coins, Config(coins=3), tmp_path / str(processes), processes=processes, quiet=True)

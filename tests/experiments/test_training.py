@@ -46,6 +46,7 @@ def test_resuming_changes_nothing(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_both_losses():
     training = Training(MiniUNet.tiny(layers=2), Config(naming_weight=3.0))
     before = steps(training, 0, 1)[0]

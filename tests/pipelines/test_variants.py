@@ -3,13 +3,24 @@
 import numpy as np
 import pytest
 
-from tests.pipelines.tiny import NEGATIVE, PROMPT, draw
+from tests.pipelines.tiny import NEGATIVE, PROMPT, draw, families
 from tests.pipelines.variants import VARIANTS, given, variant
 from toushi.probe.recording.record import record
 from toushi.probe.trace.open import open_trace
 
+# Those that `make test` draws: one of each kind.
+QUICK = {
+    "StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline", "FluxImg2ImgPipeline", "FluxFillPipeline", "FluxKontextPipeline",
+    "ZImageImg2ImgPipeline", "QwenImageEditPipeline",
+}  # fmt: skip
 
-@pytest.mark.parametrize("name", VARIANTS)
+
+def test_the_quick_ones_exist():
+    assert set(VARIANTS) >= QUICK
+
+
+@pytest.mark.parametrize("name", families(QUICK, VARIANTS))
 def test_the_picture_is_the_same_and_the_steps_have_their_own_numbers(name, tmp_path):
     pipeline = variant(name)
     images = given(name, pipeline, (32, 48))

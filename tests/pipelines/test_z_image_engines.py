@@ -62,7 +62,7 @@ def test_the_forecast_of_maps_and_rest_is_exact(folder, tmp_path, keep):
 
 
 @same_schedule
-@pytest.mark.parametrize("guidance", ["0", "3"])
+@pytest.mark.parametrize("guidance", [pytest.param("0", marks=pytest.mark.slow), "3"])
 def test_both_engines_are_recorded_alike(folder, tmp_path, guidance):
     own, theirs = (drawn(folder, engine, tmp_path / engine, guidance) for engine in ("own", "diffusers"))
     assert own.verify() == [] and theirs.verify() == []
@@ -129,7 +129,7 @@ def test_both_engines_are_edited_alike(folder, tmp_path):
 
 
 @same_schedule
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), pytest.param("bf16", 0.05, marks=pytest.mark.slow)])
 def test_how_far_apart_the_engines_are(folder, tmp_path, dtype, tolerance):
     """The latents after two steps. docs/performance says both numbers."""
     own, theirs = (drawn(folder, e, tmp_path / e, "3", "--dtype", dtype) for e in ("own", "diffusers"))

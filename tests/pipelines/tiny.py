@@ -20,7 +20,7 @@ NEGATIVE = "blue 猫"
 MAKERS: dict[str, Callable] = CROSS | JOINT
 # Those that `make test` draws; the others share their mechanisms, and are marked slow.
 COMMON = {"stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux", "z-image", "qwen-image"}
-QUICK = COMMON | {"hunyuan-dit", "kolors", "lumina-2", "pixart"}
+QUICK = COMMON | {"hunyuan-dit"}  # and one with two text encoders that share no column
 
 
 def families(quick: set[str], names: Iterable[str] = MAKERS) -> list:

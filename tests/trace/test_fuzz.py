@@ -30,7 +30,7 @@ from toushi.probe.trace import trace_format as layout
 from toushi.probe.trace.open import open_collection, open_trace
 from toushi.probe.trace.trace_errors import DamagedTrace
 
-COUNT, FAST = 640, 60
+COUNT, FAST = 640, 30
 SECONDS, MEMORY = 10, 3 * 2**28  # of one case: of the processor; bytes beyond what was there
 
 FILES = [layout.MANIFEST, layout.STEPS, "step_0000.safetensors", STEP, layout.ENCODER, layout.IMAGE]

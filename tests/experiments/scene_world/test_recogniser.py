@@ -39,6 +39,7 @@ def alone(kind: str, **more) -> Object:
     return thing(kind, 32, 33, pixels=38, **more)
 
 
+@pytest.mark.slow
 def test_real_scenes_are_seen_as_they_are():
     scenes = [draw_scene(seed, "test") for seed in range(12)]
     seen = [recognise(render(each)[0]) for each in scenes]
