@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from toushi.probe.models.z_image import ZImage
 
 Device = str | torch.device | None
-ShippedModel = Literal["mini-unet", "twins/bidirectional", "twins/causal"]
+ShippedModel = Literal["mini-unet", "mini-unet-turbo", "twins/bidirectional", "twins/causal"]
 
 
 class NoGain(UserWarning):
