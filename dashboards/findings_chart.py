@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BASELINES = ("chance", "control", "accuracy_shuffled", "retrieval_shuffled")  # what is reached without knowing anything
 # Without black, which the dark theme hides; then four of Paul Tol's "muted" colours.
+MAX_ROWS = 60  # of a chart without layers
 COLOURS = (*CATEGORIES[:-1], "#882255", "#44AA99", "#999933", "#888888")
 
 # Columns of the studies' tables, and texts in them. A name that is not here is shown as it is.
@@ -30,6 +31,11 @@ COLUMNS = {
     "where": Bilingual(en="read at", zh="读取位置"), "task": Bilingual(en="task", zh="任务"),
     "thing": Bilingual(en="what", zh="内容"), "place": Bilingual(en="context", zh="语境"),
     "side": Bilingual(en="left out", zh="去掉的部分"), "data": Bilingual(en="sentences", zh="句子"),
+    "kept": Bilingual(en="share kept of what the untouched pictures have right", zh="未改动时画对者保留的比例"),
+    "mean": Bilingual(en="mean", zh="均值"), "operation": Bilingual(en="operation", zh="改动"),
+    "category": Bilingual(en="tokens", zh="词元"), "method": Bilingual(en="method", zh="方法"),
+    "measure": Bilingual(en="measure", zh="度量"), "kind": Bilingual(en="pictures", zh="图像"),
+    "time": Bilingual(en="time (1: noise)", zh="时刻（1 为噪声）"), "removal": Bilingual(en="removal", zh="去掉的方式"),
     "model": Bilingual(en="model", zh="模型"), "part": Bilingual(en="part", zh="部分"), "which": Bilingual(en="which", zh="哪些"),
 }  # fmt: skip
 VALUES = {
@@ -78,9 +84,10 @@ def value_name(value: object, language: str) -> str:
 
 
 def estimates_of(table: pd.DataFrame) -> Estimates | None:
-    """The first value of a table that lies in an interval beside it; None if there is none."""
-    numbers = [name for name in table.select_dtypes("number") if name != "layer"]
-    for name in numbers:
+    """The value of a table that lies in an interval beside it; None if there is none. The one before `low` comes first."""
+    numbers = [name for name in table.select_dtypes("number") if name not in ("layer", "time")]
+    before = numbers[: numbers.index("low")][-1:] if "low" in numbers else []
+    for name in (*before, *numbers):
         for low, high in ((f"{name}_low", f"{name}_high"), ("low", "high")):
             if low in numbers and high in numbers and name not in (low, high) and _inside(table, name, low, high):
                 keys = [key for key in table if key not in (*numbers, "layer") and len(set(table[key])) > 1]
@@ -93,10 +100,11 @@ def _inside(table: pd.DataFrame, name: str, low: str, high: str) -> bool:
     return len(value) > 0 and float(np.mean((least - 1e-4 <= value) & (value <= most + 1e-4))) > 0.9
 
 
-def colour_key(table: pd.DataFrame, estimates: Estimates) -> str | None:
-    """The key whose values are told apart by colour: the one with most of them that still have a colour each."""
+def shown_key(table: pd.DataFrame, estimates: Estimates) -> str | None:
+    """The key whose values a chart shows together, by colour or, without layers, by row: that with most of them."""
+    most = len(COLOURS) if "layer" in table else MAX_ROWS
     counts = {key: len(set(table[key])) for key in estimates.keys}
-    return max((key for key in counts if counts[key] <= len(COLOURS)), key=counts.__getitem__, default=None)
+    return max((key for key in counts if counts[key] <= most), key=counts.__getitem__, default=None)
 
 
 def chart(table: pd.DataFrame, estimates: Estimates, language: str) -> "Figure":
@@ -117,7 +125,7 @@ def chart(table: pd.DataFrame, estimates: Estimates, language: str) -> "Figure":
         )  # fmt: skip
         figure.update_layout(yaxis=dict(autorange="reversed", automargin=True), height=max(200, 34 * len(table) + 80))
         return figure.update_xaxes(title=value)
-    key = colour_key(table, estimates)
+    key = shown_key(table, estimates)
     for colour, (name, part) in zip(COLOURS, [("", table)] if key is None else table.groupby(key, sort=False)):
         label, x = value_name(name, language), part.layer
         band = dict(x=[*x, *x[::-1]], y=[*part[estimates.high], *part[estimates.low][::-1]], fill="toself", mode="none")

@@ -23,8 +23,7 @@ PAGE = Messages({
     "findings_how": ("Each study tests a claim by a rule that was fixed before. Bands and bars are 95% intervals. Point at "
                      "a line for its values; drag to zoom, double-click to go back.",
                      "每项研究都按事先定好的规则检验一个说法。色带与误差线是 95% 区间。指向曲线可看数值；拖动放大，双击还原。"),
-    "findings_study": ("Study", "研究"),
-    "findings_of": ("Model", "模型"),
+    "findings_study": ("Study", "研究"), "findings_of": ("Model", "模型"),
     "findings_question": ("Question", "问题"),
     "findings_answer": ("Finding", "结论"),
     "findings_method": ("Method, and the command that makes it again", "方法，以及重新生成的命令"),

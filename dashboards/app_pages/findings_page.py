@@ -50,13 +50,13 @@ def choose(manifests: dict[Path, ResultManifest]) -> Path:
 
 
 def show_table(name: str, table, manifest: ResultManifest) -> None:
-    """The table's estimates as a chart, with a choice for each key that has no colour, and the table itself."""
+    """The table's estimates as a chart, with a choice for each key whose values it does not show together, and the table."""
     language, estimates = library.language(), charts.estimates_of(table)
     if estimates is not None:
-        coloured = charts.colour_key(table, estimates) if "layer" in table else None
-        for key in estimates.keys if "layer" in table else ():
+        together = charts.shown_key(table, estimates)
+        for key in estimates.keys:
             values = list(table[key].dropna().unique())
-            if key == coloured or len(values) < 2:
+            if key == together or len(values) < 2:
                 continue
             chosen = st.pills(
                 charts.column_name(key, language), values, default=values[0], required=True,

@@ -125,7 +125,7 @@ class MiniUNet(nn.Module):
         self.revision = "unsaved"
         self.weights_sha256: str | None = None
 
-    # --- what a model with another denoiser has otherwise ---
+    # --- the denoiser: what `MiniDiT` has otherwise ---
 
     def add_denoiser(self) -> None:
         self.unet = UNet(self.config.unet)
@@ -143,8 +143,6 @@ class MiniUNet(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """Noise minus picture, in latent units, from one evaluation. `times` are 1 at noise and 0 at the picture."""
         return self.unet(latents, times, text)
-
-    # ---
 
     @property
     def heat_map(self) -> HeatMapRule | None:
@@ -229,8 +227,9 @@ class MiniUNet(nn.Module):
 
         `negative` is the negative prompt. `seed` is for every picture, or one for each prompt. `latents`, in place of
         noise, are where the run begins at `first_step`. `size` is in pixels, one number or (height, width), multiples
-        of 16. Without `steps` and `guidance` the model's own are taken. `guidance` of 1 is none: the negative prompt is not evaluated. `callback(index, latents)` is called after
-        each step. Raises ToushiError for sizes, numbers and steps that do not fit.
+        of 16. Without `steps` and `guidance` the model's own are taken. `guidance` of 1 is none: the negative prompt is
+        not evaluated. `callback(index, latents)` is called after each step. Raises ToushiError for sizes, numbers and
+        steps that do not fit.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:

@@ -1,5 +1,6 @@
 """The page of findings: every packaged result opens, and its chart shows the table's numbers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,19 @@ def test_the_value_of_a_table_is_the_one_inside_the_interval():
     found = charts.estimates_of(table)
     assert found is not None and found.value == "accuracy" and found.keys == []
     assert charts.estimates_of(table.drop(columns="low")) is None
+    kept = pd.DataFrame(
+        dict(thing=["a", "b"], right=[0.5, 0.8], clean=[1.0, 1.0], kept=[0.5, 0.8], low=[0.4, 0.7], high=[0.6, 0.9])
+    )
+    found = charts.estimates_of(kept)
+    assert found is not None and found.value == "kept", "the interval is that of the column before it"
+
+
+def test_a_long_table_is_drawn_in_parts(app):
+    test = app(page=PAGE)
+    test.selectbox[0].set_value("faithfulness").run()
+    assert not test.exception
+    charts_shown = [json.loads(chart.proto.spec) for chart in test.get("plotly_chart")]
+    assert charts_shown and all(len(one["data"][0]["y"]) <= charts.MAX_ROWS for one in charts_shown)
 
 
 def test_the_page_opens_each_study_in_both_languages(app):
