@@ -17,6 +17,7 @@ from toushi.probe.base.errors import ToushiError
 PACKAGED = Path(experiments.__file__).parent / "results"
 Colour = Literal["green", "red", "orange", "blue"]
 COLOURS: dict[str, Colour] = {"supported": "green", "refuted": "red", "undecided": "orange", "measured": "blue"}
+NO_CAPTION = ("prompt", "picture", "layer")
 MAX_PICTURES = 26  # of one prompt: as many as an encoder has layers
 
 
@@ -77,8 +78,9 @@ def show_pictures(table) -> None:
     rows = table.loc[table["prompt"] == prompt].head(MAX_PICTURES)
     with st.container(horizontal=True):
         for _, row in rows.iterrows():
-            layer = say("findings_layer", n=row["layer"]) if "layer" in row else None
-            st.image(row["picture"], caption=layer or charts.value_name(row["model"], library.language()), width=96)
+            names = [charts.value_name(row[key], library.language()) for key in row.index if key not in NO_CAPTION]
+            layer = [say("findings_layer", n=row["layer"])] if "layer" in row else []
+            st.image(row["picture"], caption=" · ".join([*layer, *names]), width=96)
 
 
 def show(folder: Path, manifest: ResultManifest) -> None:

@@ -42,6 +42,13 @@ def test_the_value_of_a_table_is_the_one_inside_the_interval():
     assert found is not None and found.value == "kept", "the interval is that of the column before it"
 
 
+@pytest.mark.parametrize("study", sorted({path.parts[-3] for path in RESULTS}))
+def test_every_study_opens(app, study):
+    test = app(page=PAGE)
+    test.selectbox[0].set_value(study).run()
+    assert not test.exception and test.get("plotly_chart")
+
+
 def test_a_long_table_is_drawn_in_parts(app):
     test = app(page=PAGE)
     test.selectbox[0].set_value("faithfulness").run()
